@@ -1,0 +1,101 @@
+//! `incubate doctor`: can this node run that config? One line and one cure per finding.
+
+use crate::collective::mpi;
+use crate::config::Config;
+use crate::data;
+use crate::plan::Plan;
+use crate::plan::cost::cost;
+use crate::plan::phases::E2E;
+use crate::store::durable;
+use anyhow::{Result, anyhow};
+use serde::Serialize;
+use std::fmt::Write;
+use std::path::Path;
+
+/// One finding.
+#[derive(Debug, Serialize)]
+pub struct Finding {
+    pub subject: &'static str,
+    pub ok: bool,
+    /// What was found, and where it is not ok, the cure.
+    pub text: String,
+}
+
+/// Looks at the node, and with a config at its data and run directory.
+pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
+    let mut findings = vec![
+        finding("program", Ok(concat!("incubate ", env!("CARGO_PKG_VERSION")).to_string())),
+        finding("MPI", Ok(mpi::library_version())),
+        finding("HDF5", {
+            let (major, minor, patch) = hdf5::library_version();
+            Ok(format!("HDF5 {major}.{minor}.{patch}"))
+        }),
+        finding("libtorch", Ok("libtorch 2.11.0 (CPU)".to_string())),
+        finding("cores", cores(threads)),
+    ];
+    if let Some(config) = config {
+        findings.push(finding("data", readable(config)));
+        findings.push(finding("run directory", writable(config)));
+    }
+    findings
+}
+
+fn finding(subject: &'static str, found: Result<String>) -> Finding {
+    let ok = found.is_ok();
+    Finding { subject, ok, text: found.unwrap_or_else(|error| format!("{error:#}")) }
+}
+
+fn cores(threads: usize) -> Result<String> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let ranks = mpi::ranks_on_this_node();
+    if threads * ranks > cores {
+        return Err(anyhow!(
+            "{ranks} rank(s) of {threads} thread(s) share {cores} core(s); lower run.threads, or start fewer ranks; under \
+             mpirun give --bind-to none"
+        ));
+    }
+    Ok(format!("{cores} core(s) for this process, {threads} thread(s) per rank"))
+}
+
+fn readable(config: &Config) -> Result<String> {
+    let source = data::open(config)?;
+    Ok(format!("{} training and {} test images", source.train.len(), source.test.len()))
+}
+
+/// Makes, syncs and renames a file, and compares free space with what the artefacts and checkpoints need.
+fn writable(config: &Config) -> Result<String> {
+    let folder = &config.run.dir;
+    std::fs::create_dir_all(folder).map_err(|e| anyhow!("{}: {e}; choose another --run-dir", folder.display()))?;
+    let probe = folder.join("doctor-probe");
+    durable::replace_bytes(&probe, b"probe")?;
+    std::fs::remove_file(&probe)?;
+    let (free, needed) = (durable::free_space(folder)?, needed_space(config));
+    if free < needed {
+        return Err(anyhow!("{}: {} free, {} needed; free some or choose another --run-dir", shown(folder), size(free), size(needed)));
+    }
+    Ok(format!("{} is writable, {} free, {} needed", shown(folder), size(free), size(needed)))
+}
+
+/// Meta model, modules, assembled, final and end-to-end models, and checkpoints of three buffers each.
+fn needed_space(config: &Config) -> u64 {
+    let plan = Plan { config: config.clone(), train_images: usize::MAX / 1024 };
+    let whole = 4 * cost(&plan, &plan.phase(&E2E, None)).parameters;
+    whole * (5 + 3 * (config.run.keep_checkpoints as u64 + 1))
+}
+
+fn size(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// The findings for people.
+pub fn table(findings: &[Finding]) -> String {
+    let mut out = String::new();
+    for f in findings {
+        let _ = writeln!(out, "{} {:<14} {}", if f.ok { "ok " } else { "NOT" }, f.subject, f.text);
+    }
+    out
+}

@@ -1,0 +1,164 @@
+//! MPI through rsmpi. MPI is called from the main thread only.
+
+use super::{Collective, Solo};
+use crate::{require, usage};
+use anyhow::Result;
+use mpi::Threading;
+use mpi::collective::{CommunicatorCollectives, SystemOperation};
+use mpi::environment::Universe;
+use mpi::topology::{Color, Communicator, SimpleCommunicator};
+use std::cell::RefCell;
+use std::time::Duration;
+
+/// The world this process was started in. Dropping it finalises MPI, so it outlives every communicator.
+pub struct World {
+    universe: Option<Universe>,
+    whole: Box<dyn Collective>,
+}
+
+impl World {
+    /// Joins the world that mpirun or srun started, or a world of one without them. Refuses a launch that gives N
+    /// worlds of one, the commonest silent mistake on a cluster (open-mpi/ompi#13523).
+    pub fn join() -> Result<World> {
+        let Some(launched) = launched_size() else {
+            return Ok(World::alone());
+        };
+        let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)
+            .ok_or_else(|| usage!("MPI is initialised already"))?;
+        let comm = universe.world();
+        let size = comm.size() as usize;
+        require!(
+            size == launched.size,
+            "{} says {} ranks, but MPI sees a world of {size}: the launcher and this binary's MPI do not speak the same \
+             language. Start it with the mpirun of the MPI it was built with ({}), or with `srun --mpi=pmix`",
+            launched.variable,
+            launched.size,
+            library_version()
+        );
+        Ok(World { universe: Some(universe), whole: Box::new(Mpi::new(comm)) })
+    }
+
+    /// A world of one, without MPI.
+    pub fn alone() -> World {
+        World { universe: None, whole: Box::new(Solo) }
+    }
+
+    /// All ranks.
+    pub fn whole(&self) -> &dyn Collective {
+        self.whole.as_ref()
+    }
+
+    /// The ranks that name the same group. Collective over the world.
+    pub fn split(&self, group: usize) -> Box<dyn Collective> {
+        match &self.universe {
+            None => Box::new(Solo),
+            Some(universe) => {
+                let color = Color::with_value(group as i32);
+                let comm = universe.world().split_by_color(color).expect("a defined colour has a communicator");
+                Box::new(Mpi::new(comm))
+            }
+        }
+    }
+
+    /// Ends every rank of the world with this exit code, at once: nobody is left waiting in a collective call.
+    pub fn abort(&self, code: u8) -> ! {
+        if self.whole.size() > 1 {
+            World::abort_all(code);
+        }
+        std::process::exit(code.into())
+    }
+
+    /// As [`World::abort`], from a panic anywhere in the process.
+    pub fn abort_all(code: u8) {
+        if mpi::environment::is_initialized() {
+            SimpleCommunicator::world().abort(code.into());
+        }
+    }
+}
+
+/// The MPI library's own version line.
+pub fn library_version() -> String {
+    let version = mpi::environment::library_version().unwrap_or_default();
+    version.split(['\n', ',']).next().unwrap_or_default().trim().to_string()
+}
+
+struct Launched {
+    variable: &'static str,
+    size: usize,
+}
+
+/// What the launcher says, if there is one. Slurm's variables count only within a step: a batch script has them too.
+fn launched_size() -> Option<Launched> {
+    let number = |variable: &str| std::env::var(variable).ok()?.parse().ok();
+    let slurm_step = std::env::var_os("SLURM_STEP_ID").is_some() && std::env::var_os("SLURM_PROCID").is_some();
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]
+        .into_iter()
+        .filter(|&variable| variable != "SLURM_STEP_NUM_TASKS" || slurm_step)
+        .find_map(|variable| Some(Launched { variable, size: number(variable)? }))
+}
+
+/// This process's rank as the launcher says it, before MPI is up: for messages that one rank should print.
+pub fn launched_rank() -> usize {
+    ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]
+        .iter()
+        .find_map(|variable| std::env::var(variable).ok()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// How many ranks of this job share this node.
+pub fn ranks_on_this_node() -> usize {
+    std::env::var("OMPI_COMM_WORLD_LOCAL_SIZE")
+        .ok()
+        .or_else(|| std::env::var("SLURM_STEP_TASKS_PER_NODE").ok()?.split(['(', ',']).next().map(str::to_string))
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1)
+}
+
+struct Mpi {
+    comm: SimpleCommunicator,
+    /// MPI_IN_PLACE has no binding in rsmpi, so the input is copied.
+    scratch: RefCell<Vec<f32>>,
+}
+
+impl Mpi {
+    fn new(comm: SimpleCommunicator) -> Mpi {
+        Mpi { comm, scratch: RefCell::default() }
+    }
+}
+
+impl Collective for Mpi {
+    fn rank(&self) -> usize {
+        self.comm.rank() as usize
+    }
+
+    fn size(&self) -> usize {
+        self.comm.size() as usize
+    }
+
+    fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
+        if self.size() > 1 {
+            let mut scratch = self.scratch.borrow_mut();
+            scratch.clear();
+            scratch.extend_from_slice(values);
+            self.comm.all_reduce_into(&scratch[..], values, SystemOperation::sum());
+        }
+        Ok(())
+    }
+
+    fn all_reduce_f64(&self, values: &mut [f64]) -> Result<()> {
+        if self.size() > 1 {
+            let input = values.to_vec();
+            self.comm.all_reduce_into(&input[..], values, SystemOperation::sum());
+        }
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<()> {
+        let mut request = self.comm.immediate_barrier();
+        while let Err(pending) = request.test() {
+            request = pending;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}

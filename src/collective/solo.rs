@@ -1,0 +1,25 @@
+//! A world of one.
+
+use super::Collective;
+use anyhow::Result;
+
+/// One rank alone: nothing to exchange.
+pub struct Solo;
+
+impl Collective for Solo {
+    fn rank(&self) -> usize {
+        0
+    }
+    fn size(&self) -> usize {
+        1
+    }
+    fn all_reduce(&self, _values: &mut [f32]) -> Result<()> {
+        Ok(())
+    }
+    fn all_reduce_f64(&self, _values: &mut [f64]) -> Result<()> {
+        Ok(())
+    }
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+}

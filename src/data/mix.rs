@@ -1,0 +1,118 @@
+//! Mixup and CutMix on a batch, and the smoothed targets (timm 1.0: `mixup.py`, mode batch). λ and the box are drawn
+//! once per step for the whole global batch; partners are the neighbours (2j, 2j + 1), see [`super::sampler`].
+
+use crate::config::Data;
+use crate::random::Random;
+
+/// What one step does to its samples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mix {
+    /// Share of a sample's own label; the partner has the rest.
+    pub lambda: f64,
+    /// CutMix's box (rows, columns); none is Mixup, or nothing where λ = 1.
+    pub region: Option<(std::ops::Range<usize>, std::ops::Range<usize>)>,
+}
+
+impl Mix {
+    /// Draws a step's mix; `key` names the step.
+    pub fn draw(data: &Data, size: usize, key: &[u64]) -> Mix {
+        let mut random = Random::new(key);
+        let cut = match (data.mixup > 0.0, data.cutmix > 0.0) {
+            (false, false) => return Mix { lambda: 1.0, region: None },
+            (true, true) => random.uniform() < data.switch_probability,
+            (_, cut) => cut,
+        };
+        if !cut {
+            return Mix { lambda: random.beta(data.mixup), region: None };
+        }
+        let lambda = random.beta(data.cutmix);
+        let side = (size as f64 * (1.0 - lambda).sqrt()) as usize;
+        let mut span = || {
+            let centre = random.below(size);
+            centre.saturating_sub(side / 2)..(centre + side / 2).min(size)
+        };
+        let (rows, columns) = (span(), span());
+        // The label follows the area that was really pasted.
+        let lambda = 1.0 - (rows.len() * columns.len()) as f64 / (size * size) as f64;
+        Mix { lambda, region: Some((rows, columns)) }
+    }
+
+    /// Mixes neighbouring images in place; `batch` holds an even number of them.
+    pub fn images(&self, batch: &mut [f32], channels: usize, size: usize) {
+        let image = channels * size * size;
+        for pair in batch.chunks_exact_mut(2 * image) {
+            let (a, b) = pair.split_at_mut(image);
+            match &self.region {
+                Some((rows, columns)) => {
+                    for plane in 0..channels {
+                        for row in rows.clone() {
+                            let start = (plane * size + row) * size;
+                            let line = start + columns.start..start + columns.end;
+                            a[line.clone()].swap_with_slice(&mut b[line]);
+                        }
+                    }
+                }
+                None if self.lambda < 1.0 => {
+                    let own = self.lambda as f32;
+                    for (a, b) in a.iter_mut().zip(b) {
+                        (*a, *b) = (own * *a + (1.0 - own) * *b, own * *b + (1.0 - own) * *a);
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The target distributions (sample, class) of labels in the same order as the images.
+    pub fn targets(&self, labels: &[u32], classes: usize, smoothing: f64) -> Vec<f32> {
+        let off = smoothing / classes as f64;
+        let mut targets = vec![off as f32; labels.len() * classes];
+        for (i, row) in targets.chunks_exact_mut(classes).enumerate() {
+            row[labels[i] as usize] += (self.lambda * (1.0 - smoothing)) as f32;
+            if let Some(&partner) = labels.get(i ^ 1) {
+                row[partner as usize] += ((1.0 - self.lambda) * (1.0 - smoothing)) as f32;
+            }
+        }
+        targets
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn draw(mixup: f64, cutmix: f64, key: u64) -> Mix {
+        let data = Data { mixup, cutmix, ..Config::parse("", &[]).unwrap().data };
+        Mix::draw(&data, 8, &[key])
+    }
+
+    #[test]
+    fn cutmix_gives_the_partner_exactly_the_label_share_of_its_pixels() {
+        for key in 0..200 {
+            let mix = draw(0.0, 1.0, key);
+            let mut batch = [vec![1.0; 64], vec![0.0; 64]].concat();
+            mix.images(&mut batch, 1, 8);
+            let own = batch[..64].iter().sum::<f32>() / 64.0;
+            assert!((f64::from(own) - mix.lambda).abs() < 1e-6);
+            let targets = mix.targets(&[0, 1], 2, 0.0);
+            assert!((targets[0] - own).abs() < 1e-6 && (targets[3] - own).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn mixup_blends_pixels_and_labels_alike_and_targets_sum_to_one() {
+        let mix = draw(0.8, 0.0, 5);
+        let mut batch = [vec![1.0; 64], vec![0.0; 64]].concat();
+        mix.images(&mut batch, 1, 8);
+        assert!((f64::from(batch[0]) - mix.lambda).abs() < 1e-6 && (f64::from(batch[64]) - (1.0 - mix.lambda)).abs() < 1e-6);
+        for row in mix.targets(&[2, 0, 1, 1], 3, 0.1).chunks(3) {
+            assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn without_both_nothing_is_mixed() {
+        assert_eq!(draw(0.0, 0.0, 1), Mix { lambda: 1.0, region: None });
+    }
+}

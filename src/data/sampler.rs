@@ -1,0 +1,84 @@
+//! Which image stands at which position of which step's global batch.
+//!
+//! Repeated augmentation as in the official RASampler: shuffle, repeat each image in a row, keep an epoch's worth.
+//! Positions are laid out so that mixing partners (2j, 2j + 1) are images from the two halves of the batch: partners
+//! are then different images, and any cut of the batch at even positions, over ranks or micro-batches, keeps pairs
+//! together. So the stream is the same for any number of ranks and workers.
+
+use crate::random::Random;
+
+/// The order of images for one phase.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    pub images: usize,
+    pub repeats: usize,
+    pub global_batch: usize,
+    pub steps_per_epoch: u64,
+    pub seed: u64,
+}
+
+/// One epoch's order, computed once.
+#[derive(Debug)]
+pub struct Epoch {
+    order: Vec<u32>,
+    repeats: usize,
+}
+
+impl Sampler {
+    /// The order of an epoch.
+    pub fn epoch(&self, epoch: u64) -> Epoch {
+        let mut order: Vec<u32> = (0..self.images as u32).collect();
+        Random::new(&[self.seed, ORDER, epoch]).shuffle(&mut order);
+        Epoch { order, repeats: self.repeats }
+    }
+
+    /// Where a position of a step's global batch lies in the epoch's sequence of samples.
+    fn slot(&self, step: u64, position: usize) -> usize {
+        let half = position % 2 * (self.global_batch / 2);
+        (step % self.steps_per_epoch) as usize * self.global_batch + half + position / 2
+    }
+
+    /// The image at a position, and the key of everything random about this sample.
+    pub fn sample(&self, epoch: &Epoch, step: u64, position: usize) -> (usize, [u64; 4]) {
+        let slot = self.slot(step, position);
+        let image = epoch.order[slot / epoch.repeats % epoch.order.len()] as usize;
+        (image, [self.seed, SAMPLE, step / self.steps_per_epoch, slot as u64])
+    }
+}
+
+const ORDER: u64 = 1;
+const SAMPLE: u64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn epoch_images(sampler: &Sampler, epoch: u64) -> Vec<usize> {
+        let order = sampler.epoch(epoch);
+        (0..sampler.steps_per_epoch)
+            .flat_map(|step| (0..sampler.global_batch).map(move |position| (step, position)))
+            .map(|(step, position)| sampler.sample(&order, epoch * sampler.steps_per_epoch + step, position).0)
+            .collect()
+    }
+
+    #[test]
+    fn without_repeats_an_epoch_shows_every_image_once() {
+        let sampler = Sampler { images: 64, repeats: 1, global_batch: 16, steps_per_epoch: 4, seed: 3 };
+        let mut first = epoch_images(&sampler, 0);
+        assert_ne!(first, epoch_images(&sampler, 1));
+        first.sort_unstable();
+        assert_eq!(first, (0..64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn with_three_repeats_a_third_of_the_images_is_shown_thrice_and_never_mixed_with_itself() {
+        let sampler = Sampler { images: 768, repeats: 3, global_batch: 64, steps_per_epoch: 12, seed: 3 };
+        let images = epoch_images(&sampler, 0);
+        let mut counts = HashMap::new();
+        images.iter().for_each(|i| *counts.entry(i).or_insert(0) += 1);
+        assert_eq!(counts.len(), 256);
+        assert!(counts.values().all(|&n| n == 3));
+        assert!(images.chunks(2).all(|pair| pair[0] != pair[1]));
+    }
+}

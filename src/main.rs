@@ -1,0 +1,93 @@
+//! Parses, logs, runs, exits.
+
+use clap::Parser;
+use incubate::cli::{Cli, dispatch};
+use incubate::collective::mpi::{World, launched_rank};
+use incubate::error::{Failure, exit_code};
+use incubate::pipeline::bars::{LogTarget, on_a_terminal};
+use incubate::train::STOP;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Files are never opened for update, so HDF5's locks protect nothing, and on Lustre and NFS they fail.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("HDF5_USE_FILE_LOCKING", "FALSE") };
+    start_logging(&cli);
+    hdf5::silence_errors(true);
+    tch::set_num_interop_threads(1);
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR2] {
+        // SAFETY: storing to an atomic is all the handler does.
+        unsafe { signal_hook::low_level::register(signal, || STOP.store(true, Ordering::Relaxed)) }
+            .expect("these signals can be caught");
+    }
+    let world = match if cli.command.trains() { World::join() } else { Ok(World::alone()) } {
+        Ok(world) => world,
+        Err(error) => return finish(&error, None),
+    };
+    abort_on_panic();
+    match dispatch(&cli.command, &world) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => finish(&error, Some(&world)),
+    }
+}
+
+/// Prints the error once in the whole world, and takes the world down unless it stops in order.
+fn finish(error: &anyhow::Error, world: Option<&World>) -> ExitCode {
+    let code = exit_code(error);
+    let failure = error.chain().find_map(|e| e.downcast_ref::<Failure>());
+    match (failure, world) {
+        (Some(Failure::Elsewhere { code: 75 } | Failure::Stopped { .. }), _) => {
+            log::warn!("{error:#}");
+            return ExitCode::from(code);
+        }
+        // The rank that failed says why and ends this one.
+        (Some(Failure::Elsewhere { .. }), _) => std::thread::sleep(Duration::from_secs(5)),
+        (_, None) if launched_rank() > 0 => {}
+        _ => log::error!("{error:#}"),
+    }
+    match world {
+        Some(world) => world.abort(code),
+        None => ExitCode::from(code),
+    }
+}
+
+/// Without this a rank that panics would finalise MPI while unwinding, and the others would wait for it for ever.
+fn abort_on_panic() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        default(info);
+        World::abort_all(101);
+    }));
+}
+
+/// Lines on standard error: the time, the level, and under MPI the rank. On a terminal, where rank zero draws bars for
+/// everybody, step lines would only scroll, and the other ranks stay silent unless something is wrong.
+fn start_logging(cli: &Cli) {
+    use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
+    let rank = launched_rank();
+    let base = if on_a_terminal() && rank > 0 { Warn } else { Info };
+    let level = match i16::from(cli.verbose) - i16::from(cli.quiet) {
+        0 => base,
+        1 => Debug,
+        2.. => Trace,
+        -1 => Warn,
+        -2 => Error,
+        _ => Off,
+    };
+    let many = std::env::var_os("OMPI_COMM_WORLD_SIZE").is_some() || std::env::var_os("SLURM_PROCID").is_some();
+    env_logger::Builder::new()
+        .filter_level(Warn)
+        .filter_module("incubate", level)
+        .parse_env("INCUBATE_LOG")
+        .target(env_logger::Target::Pipe(Box::new(LogTarget)))
+        .format(move |out, record| {
+            use std::io::Write;
+            let tag = if many { format!(" [{rank}]") } else { String::new() };
+            let time = out.timestamp_seconds();
+            writeln!(out, "{time} {}{tag} {}", record.level(), record.args())
+        })
+        .init();
+}

@@ -1,0 +1,100 @@
+//! Trained parameters as views of one flat buffer: one all-reduce, one norm, one optimiser pass and one write per
+//! buffer in place of hundreds.
+
+use crate::plan::parameters::Parameter;
+use crate::weights::{Weights, floats_mut};
+use anyhow::{Context, Result};
+use tch::Tensor;
+
+/// The flat buffer and its parts. Parameters with weight decay come first.
+pub struct FlatParameters {
+    buffer: Tensor,
+    /// Leaf tensors that share the buffer's memory and require gradients.
+    views: Vec<Tensor>,
+    /// Of each view: stage, name, first number.
+    parts: Vec<(usize, String, usize)>,
+    decayed: usize,
+}
+
+impl FlatParameters {
+    /// Copies the given parameters' weights into a new buffer.
+    pub fn new<'a>(parameters: impl Iterator<Item = &'a Parameter>, weights: &Weights) -> Result<FlatParameters> {
+        let (mut ordered, plain): (Vec<_>, Vec<_>) = parameters.partition(|p| p.decays());
+        let decayed = ordered.iter().map(|p| p.count()).sum();
+        ordered.extend(plain);
+        let total: usize = ordered.iter().map(|p| p.count()).sum();
+        let buffer = Tensor::zeros([total as i64], super::OPTIONS);
+        let (mut views, mut parts, mut start) = (Vec::new(), Vec::new(), 0);
+        for parameter in ordered {
+            let weight = weights
+                .get(&(parameter.stage, parameter.name.clone()))
+                .with_context(|| format!("stage {} has no {}", parameter.stage, parameter.name))?;
+            anyhow::ensure!(
+                weight.size() == parameter.shape,
+                "stage {} {} has shape {:?}, expected {:?}",
+                parameter.stage,
+                parameter.name,
+                weight.size(),
+                parameter.shape
+            );
+            let mut view = buffer.narrow(0, start as i64, parameter.count() as i64).view(&parameter.shape[..]);
+            view.copy_(weight);
+            views.push(view.detach().set_requires_grad(true));
+            parts.push((parameter.stage, parameter.name.clone(), start));
+            start += parameter.count();
+        }
+        Ok(FlatParameters { buffer, views, parts, decayed })
+    }
+
+    /// Numbers in the buffer.
+    pub fn len(&self) -> usize {
+        self.buffer.numel()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many of them, from the start, have weight decay.
+    pub fn decayed(&self) -> usize {
+        self.decayed
+    }
+
+    /// The leaf tensors, in the order of the buffer.
+    pub fn views(&self) -> &[Tensor] {
+        &self.views
+    }
+
+    /// The buffer itself.
+    pub fn buffer(&self) -> &Tensor {
+        &self.buffer
+    }
+
+    /// The buffer's numbers, for the optimiser. No autograd graph over the views is alive between two steps.
+    pub fn numbers_mut(&mut self) -> &mut [f32] {
+        floats_mut(&mut self.buffer)
+    }
+
+    /// Copies another buffer of this layout in.
+    pub fn set(&mut self, numbers: &Tensor) {
+        self.buffer.copy_(numbers);
+    }
+
+    /// The view of one parameter.
+    pub fn get(&self, stage: usize, name: &str) -> Option<Tensor> {
+        let at = self.parts.iter().position(|(s, n, _)| *s == stage && n == name)?;
+        Some(self.views[at].shallow_clone())
+    }
+
+    /// Copies of the parameters by name, read from any buffer of this layout (the weights, or their average).
+    pub fn named(&self, buffer: &Tensor) -> Weights {
+        self.parts
+            .iter()
+            .zip(&self.views)
+            .map(|((stage, name, start), view)| {
+                let part = buffer.narrow(0, *start as i64, view.numel() as i64).view(&view.size()[..]).copy();
+                ((*stage, name.clone()), part)
+            })
+            .collect()
+    }
+}

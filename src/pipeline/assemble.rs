@@ -1,0 +1,64 @@
+//! The target from K modules: no training, but every module must have grown in the same meta model by the same recipe.
+
+use super::{Job, is_done};
+use crate::collective::Solo;
+use crate::error::Failure;
+use crate::model::Network;
+use crate::plan::phases::{ASSEMBLED, META, MODULE};
+use crate::store::{Header, artefact};
+use crate::train::evaluate;
+use crate::usage;
+use crate::weights::Weights;
+use anyhow::Result;
+
+/// Reads all modules, checks that they belong together, and writes the assembled target with its evaluation.
+pub fn assemble(job: &Job) -> Result<()> {
+    let (plan, run) = (&job.plan, &job.run);
+    let model = &plan.config.model;
+    let path = run.file(ASSEMBLED);
+    let recipe = plan.recipe(MODULE.recipe);
+    if is_done(&path, &recipe)? {
+        log::info!("assemble: done already ({})", path.display());
+        return Ok(());
+    }
+    let (_, meta) = artefact::read_header(&run.file(META.writes))?;
+    let mut weights = Weights::new();
+    for index in 0..model.stages() {
+        let phase = plan.phase(&MODULE, Some(index));
+        let file = run.file(&phase.file);
+        if !file.exists() {
+            return Err(usage!("{}: missing; train it with `incubate module CONFIG --index {index}`", file.display()));
+        }
+        let module = artefact::read(&file)?;
+        let foreign = |what: String| Failure::Damaged { path: file.clone(), what: format!("{what}; train module {index} again") };
+        let header = &module.header;
+        if header.index != Some(index) {
+            return Err(foreign(format!("holds module {:?}, not {index}", header.index)).into());
+        }
+        if header.depths != phase.depths {
+            return Err(foreign(format!("has depths {:?}, expected {:?}", header.depths, phase.depths)).into());
+        }
+        if header.recipe != recipe {
+            return Err(foreign("was trained by another recipe".into()).into());
+        }
+        if header.meta.as_deref() != Some(&meta) {
+            return Err(foreign("grew in another meta model than this run's meta.h5".into()).into());
+        }
+        weights.extend(module.weights);
+    }
+    let network = Network::new(model, &model.depths, 0..0, &weights)?;
+    let metrics = evaluate::evaluate(&network, &job.source, &plan.config, &Solo)?;
+    log::info!("assemble: test top-1 {:.2} %, top-5 {:.2} %", metrics["top1"], metrics["top5"]);
+    let header = Header {
+        phase: "assemble".into(),
+        index: None,
+        depths: model.depths.clone(),
+        step: 0,
+        recipe,
+        meta: Some(meta),
+        model: model.clone(),
+        metrics,
+    };
+    artefact::write(&path, &header, &weights, &[])?;
+    Ok(())
+}

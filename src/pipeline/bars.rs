@@ -1,0 +1,161 @@
+//! Progress bars on a terminal, one per phase that is running anywhere in the world, drawn from the heartbeats in the
+//! run directory: so rank zero shows every rank's module, whatever node it is on.
+
+use crate::plan::Plan;
+use crate::plan::phases::{MODULE, PHASES};
+use crate::store::RunDir;
+use crate::store::progress::{Progress, State, duration, unix_time};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
+use std::collections::HashMap;
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+static SCREEN: OnceLock<MultiProgress> = OnceLock::new();
+
+/// Whether a person is looking: standard error is a terminal, or it is the pipe of an mpirun that was itself started
+/// on one.
+pub fn on_a_terminal() -> bool {
+    io::stderr().is_terminal() || std::env::var_os("OMPI_COMM_WORLD_SIZE").is_some() && parent_is_on_a_terminal()
+}
+
+fn parent_is_on_a_terminal() -> bool {
+    // SAFETY: getppid has no arguments, no memory and no failure.
+    let parent = unsafe { libc::getppid() };
+    let link = std::fs::read_link(format!("/proc/{parent}/fd/2"));
+    link.is_ok_and(|target| target.starts_with("/dev/pts") || target.starts_with("/dev/tty"))
+}
+
+/// Standard error for log lines: above the bars while there are any.
+pub struct LogTarget;
+
+impl Write for LogTarget {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        match SCREEN.get() {
+            Some(screen) => screen.suspend(|| io::stderr().write_all(text))?,
+            None => io::stderr().write_all(text)?,
+        }
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// Draws until dropped.
+pub struct Bars {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Bars {
+    /// Starts drawing the phases of a plan; nothing where nobody looks.
+    pub fn start(plan: &Plan, run: &RunDir) -> Option<Bars> {
+        if !on_a_terminal() {
+            return None;
+        }
+        let screen = SCREEN.get_or_init(|| MultiProgress::with_draw_target(ProgressDrawTarget::term_like(Box::new(Screen))));
+        let stop = Arc::new(AtomicBool::new(false));
+        let phases: Vec<(String, usize)> = phase_names(plan);
+        let (run, stopped, began) = (run.path.clone(), stop.clone(), unix_time());
+        let thread = std::thread::spawn(move || {
+            let mut bars = HashMap::new();
+            while !stopped.load(Ordering::Relaxed) {
+                for (phase, global_batch) in &phases {
+                    if let Some(progress) = Progress::read(&run, phase).filter(|p| p.updated >= began - 1.0) {
+                        draw(screen, &mut bars, &progress, *global_batch);
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        Some(Bars { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        if let Some(screen) = SCREEN.get() {
+            let _ = screen.clear();
+        }
+    }
+}
+
+/// Every phase by name, with its global batch.
+pub(super) fn phase_names(plan: &Plan) -> Vec<(String, usize)> {
+    let stages = plan.config.model.stages();
+    PHASES
+        .iter()
+        .flat_map(|phase| {
+            let indices: Vec<Option<usize>> =
+                if phase.name == MODULE.name { (0..stages).map(Some).collect() } else { vec![None] };
+            indices.into_iter().map(move |index| plan.phase(phase, index))
+        })
+        .map(|phase| (phase.name, phase.training.global_batch))
+        .collect()
+}
+
+fn draw(screen: &MultiProgress, bars: &mut HashMap<String, ProgressBar>, progress: &Progress, global_batch: usize) {
+    if progress.state == State::Done {
+        // Its log line says how it ended.
+        if let Some(bar) = bars.remove(&progress.phase) {
+            bar.finish_and_clear();
+        }
+        return;
+    }
+    let bar = bars.entry(progress.phase.clone()).or_insert_with(|| {
+        let style = ProgressStyle::with_template("{prefix:>10} [{bar:30}] {pos}/{len} {msg}").expect("a valid template");
+        screen.add(ProgressBar::new(progress.steps).with_style(style).with_prefix(progress.phase.clone()))
+    });
+    bar.set_position(progress.step);
+    let eta = progress.eta(global_batch).map_or("?".into(), duration);
+    let loss = progress.loss.map_or("?".into(), |loss| format!("{loss:.4}"));
+    bar.set_message(format!("loss {loss}  {:.0} images/s  ETA {eta}", progress.images_per_s));
+}
+
+/// Standard error as a terminal even behind mpirun's pipe, which passes control sequences on.
+#[derive(Debug)]
+struct Screen;
+
+impl Screen {
+    fn control(&self, count: usize, letter: char) -> io::Result<()> {
+        if count > 0 { write!(io::stderr(), "\x1b[{count}{letter}") } else { Ok(()) }
+    }
+}
+
+impl TermLike for Screen {
+    fn width(&self) -> u16 {
+        std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(100)
+    }
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'A')
+    }
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'B')
+    }
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'C')
+    }
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'D')
+    }
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        writeln!(io::stderr(), "{text}")
+    }
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        write!(io::stderr(), "{text}")
+    }
+    fn clear_line(&self) -> io::Result<()> {
+        write!(io::stderr(), "\r\x1b[2K")
+    }
+    fn flush(&self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}

@@ -1,0 +1,148 @@
+//! The whole job: walks the table of phases, assembles, evaluates, reports.
+
+pub mod assemble;
+pub mod bars;
+pub mod evaluate;
+pub mod plan_report;
+pub mod report;
+pub mod summary;
+
+use crate::collective::mpi::World;
+use crate::collective::{Collective, Solo, agree, on_zero, zero_says};
+use crate::config::{Config, Ranks};
+use crate::data::{self, Source};
+use crate::error::Failure;
+use crate::model::fresh;
+use crate::plan::groups::assignment;
+use crate::plan::phases::{ASSEMBLED, E2E, FINETUNE, META, MODULE, Phase, Start};
+use crate::plan::{PhasePlan, Plan};
+use crate::store::{RunDir, artefact};
+use crate::train::{self, Setting};
+use crate::usage;
+use crate::weights::Weights;
+use anyhow::Result;
+use std::path::Path;
+
+/// One config on one world of ranks.
+pub struct Job<'a> {
+    pub plan: Plan,
+    pub run: RunDir,
+    pub source: Source,
+    pub world: &'a World,
+}
+
+impl<'a> Job<'a> {
+    /// Opens the data on every rank and the run directory; all ranks fail together if one does.
+    pub fn open(config: Config, world: &'a World) -> Result<Job<'a>> {
+        let whole = world.whole();
+        let source = agree(whole, data::open(&config))?;
+        let plan = agree(whole, Plan::new(config, source.train.len()))?;
+        on_zero(whole, || RunDir::open(&plan.config))?;
+        let run = RunDir { path: plan.config.run.dir.clone() };
+        Ok(Job { plan, run, source, world })
+    }
+
+    /// Everything, in order. What is done already is verified and skipped.
+    pub fn run(&self) -> Result<()> {
+        self.phase(&META)?;
+        self.modules(None)?;
+        self.assemble()?;
+        self.phase(&FINETUNE)?;
+        if self.plan.config.run.e2e {
+            self.phase(&E2E)?;
+        }
+        Ok(())
+    }
+
+    /// One phase of the whole network.
+    pub fn phase(&self, phase: &Phase) -> Result<()> {
+        let plan = self.plan.phase(phase, None);
+        match plan.training.on {
+            Ranks::Zero => self.on_zero(|group| self.train(&plan, group)),
+            Ranks::World | Ranks::Group => agree(self.world.whole(), self.train(&plan, self.world.whole())),
+        }
+    }
+
+    /// All modules, or one: each trained by its group of ranks, the groups independent of each other.
+    pub fn modules(&self, only: Option<usize>) -> Result<()> {
+        let whole = self.world.whole();
+        let stages = self.plan.config.model.stages();
+        if let Some(index) = only {
+            if index >= stages {
+                return Err(usage!("module {index}: the model has stages 0 to {}", stages - 1));
+            }
+            let plan = self.plan.phase(&MODULE, Some(index));
+            return agree(whole, self.train(&plan, whole));
+        }
+        let part = assignment(whole.rank(), whole.size(), stages);
+        let group = self.world.split(part.group.start);
+        let train = |index: &usize| self.train(&self.plan.phase(&MODULE, Some(*index)), group.as_ref());
+        let trained = part.modules.iter().try_for_each(train);
+        if trained.as_ref().err().is_some_and(|e| !e.chain().any(|c| matches!(c.downcast_ref(), Some(Failure::Stopped { .. })))) {
+            // The other groups may train for hours: a failure is told now, not when they are done.
+            return trained;
+        }
+        whole.barrier()?;
+        agree(whole, trained)
+    }
+
+    /// Assembles the target from the modules and evaluates it.
+    pub fn assemble(&self) -> Result<()> {
+        self.on_zero(|_| assemble::assemble(self))
+    }
+
+    /// Rank zero acts alone while the others wait.
+    fn on_zero(&self, act: impl FnOnce(&dyn Collective) -> Result<()>) -> Result<()> {
+        on_zero(self.world.whole(), || act(&Solo)).map(|_| ())
+    }
+
+    /// Trains a phase on a group of ranks, unless its artefact is there.
+    fn train(&self, phase: &PhasePlan, group: &dyn Collective) -> Result<()> {
+        if zero_says(group, || is_done(&self.run.file(&phase.file), &phase.recipe))? {
+            if group.is_zero() {
+                log::info!("{}: done already ({})", phase.name, self.run.file(&phase.file).display());
+            }
+            return Ok(());
+        }
+        let (start, meta) = agree(group, self.start(phase))?;
+        let setting = Setting { plan: &self.plan, run: &self.run, source: &self.source, group };
+        train::run(&setting, phase, &start, meta.as_deref())
+    }
+
+    /// Every weight at step 0, and the content hash of the meta model it derives from.
+    fn start(&self, phase: &PhasePlan) -> Result<(Weights, Option<String>)> {
+        let mut weights = fresh(phase.parameters(&self.plan).iter(), phase.seed);
+        let (file, recipe) = match phase.start {
+            Start::Fresh => return Ok((weights, None)),
+            Start::Meta => (META.writes, self.plan.recipe(META.recipe)),
+            Start::Assembled => (ASSEMBLED, self.plan.recipe(MODULE.recipe)),
+        };
+        let path = self.run.file(file);
+        if !path.exists() {
+            return Err(usage!("{}: phase {} starts from it; run the phases before it first", path.display(), phase.name));
+        }
+        let from = artefact::read(&path)?;
+        if from.header.recipe != recipe {
+            let what = "written by another recipe; delete it and run its phase again".into();
+            return Err(Failure::Damaged { path, what }.into());
+        }
+        // A module's own stage stays fresh: there every stage but the one that trains comes from the meta model.
+        let own = |stage: usize| phase.index == Some(stage);
+        weights.extend(from.weights.into_iter().filter(|((stage, _), _)| !own(*stage)));
+        let meta = if phase.start == Start::Meta { Some(from.hash) } else { from.header.meta };
+        Ok((weights, meta))
+    }
+}
+
+/// Whether the artefact is there; it then must verify and be of this recipe.
+fn is_done(path: &Path, recipe: &str) -> Result<bool> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    let (header, _) = artefact::read_header(path)?;
+    if header.recipe == recipe {
+        return Ok(true);
+    }
+    let what = "written by another recipe; delete it, or choose another --run-dir".into();
+    Err(Failure::Damaged { path: path.into(), what }.into())
+}

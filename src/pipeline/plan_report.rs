@@ -1,0 +1,155 @@
+//! What `incubate plan` prints: parameters per stage, steps, learning rates, memory, cost, and each rank's part.
+
+use crate::config::Ranks;
+use crate::plan::cost::cost;
+use crate::plan::groups::{assignment, micro_batches, share};
+use crate::plan::parameters::parameters;
+use crate::plan::phases::{MODULE, PHASES};
+use crate::plan::{PhasePlan, Plan};
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// Every phase of a plan on a world of `ranks` at `rate` operations per second and rank.
+pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
+    let model = &plan.config.model;
+    let stages = model.stages();
+    let per_stage: Vec<usize> = (0..stages)
+        .map(|s| parameters(model, &model.depths).iter().filter(|p| p.stage == s).map(|p| p.count()).sum())
+        .collect();
+    let mut phases = Vec::new();
+    for phase in PHASES.iter().filter(|p| p.name != "e2e" || plan.config.run.e2e) {
+        if phase.name == MODULE.name {
+            phases.extend((0..stages).map(|i| phase_report(plan, &plan.phase(phase, Some(i)), ranks, rate)));
+        } else {
+            phases.push(phase_report(plan, &plan.phase(phase, None), ranks, rate));
+        }
+    }
+    let parts: Vec<Value> = (0..ranks)
+        .map(|rank| {
+            let part = assignment(rank, ranks, stages);
+            json!({"rank": rank, "modules": part.modules, "group": part.group.collect::<Vec<_>>()})
+        })
+        .collect();
+    json!({
+        "name": plan.config.run.name,
+        "train_images": plan.train_images,
+        "parameters": per_stage.iter().sum::<usize>(),
+        "parameters_per_stage": per_stage,
+        "depths": model.depths,
+        "flops_per_s": rate,
+        "phases": phases,
+        "ranks": parts,
+    })
+}
+
+fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64) -> Value {
+    let cost = cost(plan, phase);
+    let replicas = match (phase.training.on, phase.index) {
+        (Ranks::World, _) => ranks,
+        (Ranks::Zero, _) => 1,
+        (Ranks::Group, index) => {
+            let stages = plan.config.model.stages();
+            (0..ranks)
+                .map(|rank| assignment(rank, ranks, stages))
+                .find(|part| part.modules.contains(&index.unwrap_or(0)))
+                .map_or(1, |part| part.group.len())
+        }
+    };
+    let global_batch = phase.training.global_batch;
+    let largest = share(global_batch, 0, replicas);
+    let passes = micro_batches(largest.clone(), plan.config.run.micro_batch).len();
+    let warmup = phase.training.warmup_epochs as u64 * phase.steps_per_epoch;
+    let device_hours = cost.flops / rate / 3600.0;
+    json!({
+        "phase": phase.name,
+        "depths": phase.depths,
+        "parameters": cost.parameters,
+        "trained_parameters": cost.trained_parameters,
+        "epochs": phase.training.epochs,
+        "steps": phase.steps,
+        "steps_per_epoch": phase.steps_per_epoch,
+        "global_batch": global_batch,
+        "replicas": replicas,
+        "forward_passes_per_step": passes,
+        "lr_first": phase.lr(0),
+        "lr_peak": (0..phase.training.epochs as u64 + 1)
+            .map(|e| phase.lr((e * phase.steps_per_epoch).min(phase.steps - 1)))
+            .fold(phase.lr(warmup.min(phase.steps - 1)), f64::max),
+        "lr_last": phase.lr(phase.steps - 1),
+        "images": cost.images,
+        "flops": cost.flops,
+        "memory_bytes_per_device": cost.memory,
+        "device_hours": device_hours,
+        "hours": device_hours / replicas as f64,
+        "file": phase.file,
+    })
+}
+
+/// The report for people.
+pub fn text(report: &Value, measured: bool) -> String {
+    let number = |value: &Value| value.as_f64().unwrap_or(0.0);
+    let list = |value: &Value| {
+        let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        items.iter().map(Value::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{}: {} parameters in {} stages of {} blocks ({} parameters), {} training images",
+        report["name"].as_str().unwrap_or_default(),
+        report["parameters"],
+        report["depths"].as_array().map_or(0, Vec::len),
+        list(&report["depths"]),
+        list(&report["parameters_per_stage"]),
+        report["train_images"]
+    );
+    let _ = writeln!(
+        out,
+        "{:<10} {:>12} {:>12} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>12} {:>9}",
+        "phase", "parameters", "trained", "steps", "batch", "lr first", "lr peak", "lr last", "GiB/dev", "FLOPs", "device-hours", "hours"
+    );
+    for phase in report["phases"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            out,
+            "{:<10} {:>12} {:>12} {:>8} {:>6} {:>9.2e} {:>9.2e} {:>9.2e} {:>9.2} {:>9.2e} {:>12.2} {:>9.2}",
+            phase["phase"].as_str().unwrap_or_default(),
+            phase["parameters"],
+            phase["trained_parameters"],
+            phase["steps"],
+            phase["global_batch"],
+            number(&phase["lr_first"]),
+            number(&phase["lr_peak"]),
+            number(&phase["lr_last"]),
+            number(&phase["memory_bytes_per_device"]) / (1u64 << 30) as f64,
+            number(&phase["flops"]),
+            number(&phase["device_hours"]),
+            number(&phase["hours"])
+        );
+    }
+    let origin = if measured {
+        "this machine's fp32 matrix product, measured now; a real step reaches a part of it"
+    } else {
+        "as given by --rate"
+    };
+    let _ = writeln!(out, "hours at {:.3} TFLOP/s per device ({origin})", number(&report["flops_per_s"]) / 1e12);
+    for part in report["ranks"].as_array().into_iter().flatten() {
+        let _ = writeln!(out, "rank {}: modules {} with ranks {}", part["rank"], list(&part["modules"]), list(&part["group"]));
+    }
+    out
+}
+
+/// Operations per second of this process's fp32 matrix product.
+pub fn measured_rate() -> f64 {
+    let n = 1024;
+    let a = Tensor::ones([n, n], (Kind::Float, Device::Cpu));
+    let once = || {
+        let start = Instant::now();
+        let _ = a.matmul(&a);
+        start.elapsed().as_secs_f64()
+    };
+    once();
+    let best = (0..8).map(|_| once()).fold(f64::INFINITY, f64::min);
+    2.0 * (n as f64).powi(3) / best
+}

@@ -1,0 +1,125 @@
+//! What a phase costs: parameters, floating-point operations and memory. Estimates by formula, for `plan` and reports.
+
+use super::{PhasePlan, Plan};
+use crate::config::Model;
+
+/// Cost of one phase.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Cost {
+    pub parameters: u64,
+    pub trained_parameters: u64,
+    /// Samples that pass through the network in training.
+    pub images: u64,
+    /// Floating-point operations of the whole phase (a multiply-add counts as two).
+    pub flops: f64,
+    /// Peak memory of one replica in bytes: weights, gradients, moments and activations of a micro-batch, in fp32.
+    pub memory: u64,
+}
+
+/// The cost of a phase.
+pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
+    let model = &plan.config.model;
+    let parameters = phase.parameters(plan);
+    let count = |filter: &dyn Fn(usize) -> bool| -> u64 {
+        parameters.iter().filter(|p| filter(p.stage)).map(|p| p.count() as u64).sum()
+    };
+    let (all, trained) = (count(&|_| true), count(&|stage| phase.trained.contains(&stage)));
+    let images = phase.steps * phase.training.global_batch as u64;
+    let micro = plan.config.run.micro_batch.min(phase.training.global_batch) as f64;
+    // Weights of every stage; gradient, its flat copy and two moments of the trained ones.
+    let memory = 4.0 * (all as f64 + 4.0 * trained as f64) + micro * activation_bytes(model, phase);
+    Cost {
+        parameters: all,
+        trained_parameters: trained,
+        images,
+        flops: images as f64 * training_flops(model, phase),
+        memory: memory as u64,
+    }
+}
+
+/// Forward passes of one block on one sample: four width² and two width·hidden products per token, and attention.
+fn block_flops(model: &Model) -> f64 {
+    let (n, d, h) = (model.tokens() as f64, model.width as f64, model.hidden() as f64);
+    2.0 * n * (4.0 * d * d + 2.0 * d * h) + 4.0 * n * n * d
+}
+
+/// The patch projection (stage 0) and head (last stage) of one sample.
+fn end_flops(model: &Model, stage: usize, stages: usize) -> f64 {
+    let d = model.width as f64;
+    let patch = 2.0 * (model.tokens() - 1) as f64 * d * (model.channels * model.patch_size.pow(2)) as f64;
+    let head = 2.0 * d * model.classes as f64;
+    let at = |own: usize, flops: f64| if stage == own { flops } else { 0.0 };
+    at(0, patch) + at(stages - 1, head)
+}
+
+/// Operations of one forward pass on one sample through the network with these stage depths.
+pub fn forward_flops(model: &Model, depths: &[usize]) -> f64 {
+    (0..depths.len()).map(|s| stage_flops(model, depths, s)).sum()
+}
+
+fn stage_flops(model: &Model, depths: &[usize], stage: usize) -> f64 {
+    depths[stage] as f64 * block_flops(model) + end_flops(model, stage, depths.len())
+}
+
+/// Operations of training on one sample: a frozen prefix runs forward only; trained stages compute activation and
+/// weight gradients as well; a frozen suffix passes activation gradients and computes no weight gradients.
+pub fn training_flops(model: &Model, phase: &PhasePlan) -> f64 {
+    (0..phase.depths.len())
+        .map(|stage| {
+            let passes = match stage {
+                s if s < phase.trained.start => 1.0,
+                s if s < phase.trained.end => 3.0,
+                _ => 2.0,
+            };
+            passes * stage_flops(model, &phase.depths, stage)
+        })
+        .sum()
+}
+
+/// Activations that autograd keeps for one sample, from the first trained stage on.
+fn activation_bytes(model: &Model, phase: &PhasePlan) -> f64 {
+    let (n, d, h) = (model.tokens() as f64, model.width as f64, model.hidden() as f64);
+    let blocks = |stages: std::ops::Range<usize>| phase.depths[stages].iter().sum::<usize>() as f64;
+    let trained = blocks(phase.trained.clone()) * n * (9.0 * d + 2.0 * h);
+    let suffix = blocks(phase.trained.end..phase.depths.len()) * n * (6.0 * d + h);
+    let passing = n * (6.0 * d + 2.0 * h);
+    4.0 * (trained + suffix + passing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::plan::phases::{E2E, MODULE};
+
+    fn plan(model: &str) -> Plan {
+        Plan::new(Config::parse(model, &[]).unwrap(), 1_281_167).unwrap()
+    }
+
+    #[test]
+    fn vit_b_and_vit_l_have_the_published_parameter_counts() {
+        let count = |text: &str| {
+            let plan = plan(text);
+            cost(&plan, &plan.phase(&E2E, None)).parameters
+        };
+        assert_eq!(count(""), 86_567_656);
+        assert_eq!(count("[model]\nwidth = 1024\nheads = 16\ndepths = [6, 6, 6, 6]"), 304_326_632);
+    }
+
+    #[test]
+    fn vit_b_forward_is_17_6_gflop_per_image_by_multiply_adds() {
+        let plan = plan("");
+        let flops = forward_flops(&plan.config.model, &plan.config.model.depths);
+        // timm counts 17.58 G multiply-adds for vit_base_patch16_224 including attention.
+        assert!((flops / 2.0 / 17.58e9 - 1.0).abs() < 0.01, "{flops}");
+    }
+
+    #[test]
+    fn a_module_costs_less_than_end_to_end_and_later_stages_cost_less_than_earlier_ones() {
+        let plan = plan("");
+        let of = |phase: &PhasePlan| training_flops(&plan.config.model, phase);
+        let modules: Vec<f64> = (0..4).map(|i| of(&plan.phase(&MODULE, Some(i)))).collect();
+        assert!(modules.windows(2).all(|w| w[1] < w[0]));
+        assert!(modules[0] < 0.5 * of(&plan.phase(&E2E, None)));
+    }
+}

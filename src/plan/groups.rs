@@ -1,0 +1,75 @@
+//! Which ranks train which module, and which samples of a step each rank takes.
+
+use std::ops::Range;
+
+/// A rank's part in the module phases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// The modules this rank's group trains, one after another.
+    pub modules: Vec<usize>,
+    /// The ranks of the group; they train each module data-parallel.
+    pub group: Range<usize>,
+}
+
+/// K modules over R ranks. R ≤ K: every rank alone, taking its share in turn. R > K: a group of ranks per module, of
+/// neighbouring ranks, so that a group stays on as few nodes as it can.
+pub fn assignment(rank: usize, ranks: usize, modules: usize) -> Assignment {
+    if ranks <= modules {
+        Assignment { modules: (rank..modules).step_by(ranks).collect(), group: rank..rank + 1 }
+    } else {
+        let module = (0..modules).find(|&m| members(m, ranks, modules).contains(&rank)).expect("groups cover all ranks");
+        Assignment { modules: vec![module], group: members(module, ranks, modules) }
+    }
+}
+
+fn members(module: usize, ranks: usize, modules: usize) -> Range<usize> {
+    module * ranks / modules..(module + 1) * ranks / modules
+}
+
+/// The positions of a global batch that one replica takes: as even as pairs of samples allow. The loss is normalised
+/// by the global batch, so that shares of different size are still exact.
+pub fn share(global_batch: usize, replica: usize, replicas: usize) -> Range<usize> {
+    let pairs = global_batch / 2;
+    2 * (pairs * replica / replicas)..2 * (pairs * (replica + 1) / replicas)
+}
+
+/// Cuts a share into forward passes of at most `micro_batch` samples.
+pub fn micro_batches(share: Range<usize>, micro_batch: usize) -> Vec<Range<usize>> {
+    share.clone().step_by(micro_batch).map(|start| start..(start + micro_batch).min(share.end)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_module_is_trained_by_exactly_one_group() {
+        for modules in 1..9 {
+            for ranks in 1..20 {
+                let mut trained = vec![None; modules];
+                for rank in 0..ranks {
+                    let assignment = assignment(rank, ranks, modules);
+                    assert!(assignment.group.contains(&rank));
+                    for module in assignment.modules {
+                        let group = trained[module].get_or_insert(assignment.group.clone());
+                        assert_eq!(*group, assignment.group, "two groups train module {module}");
+                    }
+                }
+                assert!(trained.iter().all(Option::is_some), "{ranks} ranks leave out a module of {modules}");
+            }
+        }
+    }
+
+    #[test]
+    fn shares_cover_the_batch_in_even_pieces() {
+        for replicas in 1..9 {
+            let shares: Vec<_> = (0..replicas).map(|r| share(130, r, replicas)).collect();
+            assert_eq!(shares[0].start, 0);
+            assert_eq!(shares[replicas - 1].end, 130);
+            assert!(shares.windows(2).all(|w| w[0].end == w[1].start));
+            let micro: Vec<_> = shares.iter().flat_map(|s| micro_batches(s.clone(), 8)).collect();
+            assert!(micro.iter().all(|m| m.len() % 2 == 0 && m.len() <= 8));
+            assert_eq!(micro.iter().map(|m| m.len()).sum::<usize>(), 130);
+        }
+    }
+}

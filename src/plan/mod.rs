@@ -1,0 +1,131 @@
+//! Everything derived from the config: phases, steps, learning rates, groups, file names, cost. Pure arithmetic.
+//! Training code reads only this, never the config's meaning anew.
+
+pub mod cost;
+pub mod groups;
+pub mod parameters;
+pub mod phases;
+pub mod schedule;
+
+use crate::config::{Config, Training};
+use crate::random::key_of_text;
+use crate::require;
+use anyhow::Result;
+use parameters::{Parameter, parameters};
+use phases::{Depths, Phase, Start, Trains};
+use std::ops::Range;
+
+/// The config plus the one number that only the data knows.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub config: Config,
+    /// Training images after `data.train_fraction`.
+    pub train_images: usize,
+}
+
+/// One phase, fully decided: what every rank of its group needs to know to train it.
+#[derive(Debug, Clone)]
+pub struct PhasePlan {
+    /// `meta`, `module-2`, `finetune`, `e2e`: the name of logs, checkpoints and heartbeats.
+    pub name: String,
+    /// The finished artefact's file name in the run directory.
+    pub file: String,
+    /// The stage that a module phase trains.
+    pub index: Option<usize>,
+    /// Blocks of each stage of the network that runs.
+    pub depths: Vec<usize>,
+    /// The stages that train.
+    pub trained: Range<usize>,
+    pub start: Start,
+    pub training: Training,
+    pub steps_per_epoch: u64,
+    pub steps: u64,
+    /// Key of everything random in this phase.
+    pub seed: u64,
+    /// Hash over every config key that changes what this phase computes.
+    pub recipe: String,
+}
+
+impl Plan {
+    /// Decides all phases; refuses a data set that is too small for one step.
+    pub fn new(config: Config, train_images: usize) -> Result<Plan> {
+        let plan = Plan { config, train_images };
+        for (name, training) in plan.config.phases() {
+            require!(
+                plan.steps_per_epoch(training) >= 1,
+                "{name}.global_batch = {} exceeds the {} samples of an epoch; lower it to at most {}",
+                training.global_batch,
+                plan.epoch_samples(),
+                plan.epoch_samples() / 2 * 2
+            );
+        }
+        Ok(plan)
+    }
+
+    /// The phase of that name; `index` is the stage of a module phase.
+    pub fn phase(&self, phase: &Phase, index: Option<usize>) -> PhasePlan {
+        let model = &self.config.model;
+        let training = (phase.training)(&self.config).clone();
+        let thin = vec![model.meta_depth; model.stages()];
+        let depths = match (phase.depths, index) {
+            (Depths::Deep, _) => model.depths.clone(),
+            (Depths::DeepAtModule, Some(i)) => {
+                let mut depths = thin;
+                depths[i] = model.depths[i];
+                depths
+            }
+            (Depths::Thin | Depths::DeepAtModule, _) => thin,
+        };
+        let trained = match (phase.trains, index) {
+            (Trains::Module, Some(i)) => i..i + 1,
+            _ => 0..model.stages(),
+        };
+        let name = index.map_or(phase.name.to_string(), |i| format!("{}-{i}", phase.name));
+        let steps_per_epoch = self.steps_per_epoch(&training);
+        PhasePlan {
+            file: index.map_or(phase.writes.to_string(), |i| format!("{}-{i}.h5", phase.name)),
+            index,
+            depths,
+            trained,
+            start: phase.start,
+            steps_per_epoch,
+            steps: steps_per_epoch * training.epochs as u64,
+            seed: crate::random::key(&[self.config.run.seed, key_of_text(&name)]),
+            recipe: self.recipe(phase.recipe),
+            training,
+            name,
+        }
+    }
+
+    /// Hash of the config keys in `tables` that change what is computed, as hexadecimal.
+    pub fn recipe(&self, tables: &[&str]) -> String {
+        let text = format!("seed = {}\n{}", self.config.run.seed, self.config.recipe(tables));
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+
+    /// Samples of one epoch: with repeated augmentation the official sampler keeps whole blocks of 256.
+    pub fn epoch_samples(&self) -> usize {
+        match (self.config.data.repeats, self.train_images) {
+            (1, n) => n,
+            (_, n) if n < 256 => n,
+            (_, n) => n / 256 * 256,
+        }
+    }
+
+    /// The last, incomplete batch of an epoch is dropped, as in the official code.
+    fn steps_per_epoch(&self, training: &Training) -> u64 {
+        (self.epoch_samples() / training.global_batch) as u64
+    }
+}
+
+impl PhasePlan {
+    /// The parameters of the network that runs, in timm's order.
+    pub fn parameters(&self, plan: &Plan) -> Vec<Parameter> {
+        parameters(&plan.config.model, &self.depths)
+    }
+
+    /// The learning rate of an optimiser step, counted from 0.
+    pub fn lr(&self, step: u64) -> f64 {
+        schedule::learning_rate(&self.training, step, self.steps_per_epoch)
+    }
+}

@@ -1,0 +1,74 @@
+//! The learning rate of each optimiser step.
+
+use crate::config::{Schedule, Training};
+use std::f64::consts::PI;
+
+/// `deit`: the official code's per-epoch schedule exactly. It steps timm's scheduler after each epoch with that epoch's
+/// number, so epoch 0 trains at the initial value and epoch e at f(e − 1). `cosine`: linear warm-up, then a cosine over
+/// the remaining steps, per step.
+pub fn learning_rate(training: &Training, step: u64, steps_per_epoch: u64) -> f64 {
+    let peak = training.base_lr * training.global_batch as f64 / 512.0;
+    match training.schedule {
+        Schedule::Deit => deit(training, peak, step / steps_per_epoch),
+        Schedule::Cosine => {
+            let warmup = training.warmup_epochs as u64 * steps_per_epoch;
+            let total = training.epochs as u64 * steps_per_epoch;
+            if step < warmup {
+                training.warmup_lr + (peak - training.warmup_lr) * (step + 1) as f64 / warmup as f64
+            } else {
+                cosine(peak, training.min_lr, (step - warmup) as f64 / (total - warmup) as f64)
+            }
+        }
+    }
+}
+
+fn deit(training: &Training, peak: f64, epoch: u64) -> f64 {
+    let warmup = training.warmup_epochs as f64;
+    let Some(t) = epoch.checked_sub(1).map(|t| t as f64) else {
+        return if warmup > 0.0 { training.warmup_lr } else { peak };
+    };
+    if t < warmup {
+        training.warmup_lr + t * (peak - training.warmup_lr) / warmup
+    } else {
+        // The cosine is not shifted by the warm-up.
+        cosine(peak, training.min_lr, t / training.epochs as f64)
+    }
+}
+
+fn cosine(peak: f64, floor: f64, progress: f64) -> f64 {
+    floor + 0.5 * (peak - floor) * (1.0 + (PI * progress).cos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn paper() -> Training {
+        Config::parse("", &[]).unwrap().meta
+    }
+
+    #[test]
+    fn deit_schedule_is_one_epoch_late_and_unshifted() {
+        let meta = paper();
+        let peak = 5e-4 * 2048.0 / 512.0;
+        let lr = |epoch: u64| learning_rate(&meta, epoch * 625 + 624, 625);
+        assert_eq!(lr(0), 1e-6);
+        assert_eq!(lr(1), 1e-6);
+        assert!((lr(2) - (1e-6 + (peak - 1e-6) / 20.0)).abs() < 1e-15);
+        // Epoch 21 is f(20), the first after the warm-up, already 20 epochs into the cosine.
+        let expected = 1e-5 + 0.5 * (peak - 1e-5) * (1.0 + (PI * 20.0 / 300.0).cos());
+        assert!((lr(21) - expected).abs() < 1e-15);
+    }
+
+    #[test]
+    fn cosine_schedule_rises_to_the_peak_and_falls_to_the_floor() {
+        let meta = Training { schedule: Schedule::Cosine, ..paper() };
+        let peak = 5e-4 * 2048.0 / 512.0;
+        let lr = |step: u64| learning_rate(&meta, step, 10);
+        assert!(lr(0) < peak / 100.0);
+        assert!((lr(199) - peak).abs() < 1e-12 && (lr(200) - peak).abs() < 1e-12);
+        assert!(lr(2999) < 2e-5 && lr(2999) > 1e-5);
+        assert!((201..3000).all(|step| lr(step) < lr(step - 1)));
+    }
+}

@@ -1,0 +1,298 @@
+//! Artefacts and checkpoints: one HDF5 file each, written durably and verified on reading.
+//!
+//! # Layout, format version 1
+//! ```text
+//! bytes 0–511     user block, text: «incubate artefact, format 1», the file's length, and the BLAKE3 hash of every
+//!                 byte from 512 on; so damage is found before a byte is parsed. That hash names the file's content:
+//!                 a module records the hash of the meta model that it grew in.
+//! from byte 512   HDF5 (libver earliest; h5py, h5dump and HDFView open it as it is)
+//!   attributes of /   format_version, software, phase, index (modules only), depths, step, recipe, meta (if there is
+//!                     one), model (JSON: the config's [model]), metrics (JSON: top1, top5, loss, images, …)
+//!   /stage/{i}/{parameter}   fp32, contiguous; the official `model_stages[i]` names, blocks numbered from 0 within
+//!                            the stage; stage 0 holds patch_embed.proj.*, cls_token and pos_embed, the last stage
+//!                            norm.* and head.*
+//!   /state/{name}            checkpoints only: flat buffers over all trained parameters, decayed ones first, each
+//!                            part in the order of the parameter table: exp_avg, exp_avg_sq, and with an EMA `ema`
+//!   every dataset has the attribute blake3: the hash of its little-endian bytes
+//! ```
+//! A finished phase of module i holds stage i alone, at `depths[i]` blocks; every other artefact holds all stages.
+
+use super::durable;
+use crate::config::Model;
+use crate::error::Failure;
+use crate::plan::parameters::{Parameter, parameters};
+use crate::weights::{Weights, floats, floats_mut};
+use anyhow::{Context, Result};
+use hdf5::types::VarLenUnicode;
+use hdf5::{File, Group};
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::str::FromStr;
+use tch::{Kind, Tensor};
+
+const FORMAT_VERSION: i32 = 1;
+const USER_BLOCK: u64 = 512;
+const MAGIC: &str = "incubate artefact, format ";
+
+/// Everything about an artefact but its tensors.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Header {
+    /// `meta`, `module`, `assemble`, `finetune` or `e2e`.
+    pub phase: String,
+    /// The stage of a module phase: its artefact holds that stage alone.
+    pub index: Option<usize>,
+    pub depths: Vec<usize>,
+    pub step: u64,
+    pub recipe: String,
+    /// Content hash of the meta model that the weights derive from.
+    pub meta: Option<String>,
+    pub model: Model,
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// A file's content in memory.
+#[derive(Debug)]
+pub struct Artefact {
+    pub header: Header,
+    pub weights: Weights,
+    /// A checkpoint's flat optimiser buffers by name; empty in a finished artefact.
+    pub state: BTreeMap<String, Tensor>,
+    /// The content hash of the file it was read from.
+    pub hash: String,
+}
+
+impl Header {
+    /// The parameters that the file holds.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let all = parameters(&self.model, &self.depths);
+        all.into_iter().filter(|p| self.index.is_none_or(|i| p.stage == i)).collect()
+    }
+}
+
+/// Writes an artefact durably; returns its content hash.
+pub fn write(path: &Path, header: &Header, weights: &Weights, state: &[(&str, &Tensor)]) -> Result<String> {
+    let numbers: usize = weights.values().chain(state.iter().map(|(_, t)| *t)).map(Tensor::numel).sum();
+    durable::require_space(path, 4 * numbers as u64 + (64 << 10))?;
+    let mut hash = String::new();
+    durable::replace(path, |beside| {
+        let file = File::with_options().with_fcpl(|p| p.userblock(USER_BLOCK)).create(beside)?;
+        fill(&file, header, weights, state)?;
+        file.close()?;
+        hash = seal(beside)?;
+        Ok(())
+    })?;
+    Ok(hash)
+}
+
+fn fill(file: &File, header: &Header, weights: &Weights, state: &[(&str, &Tensor)]) -> Result<()> {
+    file.new_attr::<i32>().create("format_version")?.write_scalar(&FORMAT_VERSION)?;
+    file.new_attr::<u64>().create("step")?.write_scalar(&header.step)?;
+    if let Some(index) = header.index {
+        file.new_attr::<u64>().create("index")?.write_scalar(&(index as u64))?;
+    }
+    let depths: Vec<u64> = header.depths.iter().map(|&d| d as u64).collect();
+    file.new_attr::<u64>().shape(depths.len()).create("depths")?.write_raw(&depths)?;
+    text_attribute(file, "software", concat!("incubate ", env!("CARGO_PKG_VERSION")))?;
+    text_attribute(file, "phase", &header.phase)?;
+    text_attribute(file, "recipe", &header.recipe)?;
+    if let Some(meta) = &header.meta {
+        text_attribute(file, "meta", meta)?;
+    }
+    text_attribute(file, "model", &serde_json::to_string(&header.model)?)?;
+    text_attribute(file, "metrics", &serde_json::to_string(&header.metrics)?)?;
+    let stages = file.create_group("stage")?;
+    let mut group: Option<(usize, Group)> = None;
+    for ((stage, name), tensor) in weights {
+        if group.as_ref().is_none_or(|(s, _)| s != stage) {
+            group = Some((*stage, stages.create_group(&stage.to_string())?));
+        }
+        let (_, group) = group.as_ref().expect("set above");
+        dataset(group, name, tensor)?;
+    }
+    if !state.is_empty() {
+        let group = file.create_group("state")?;
+        for (name, tensor) in state {
+            dataset(&group, name, tensor)?;
+        }
+    }
+    Ok(())
+}
+
+fn dataset(group: &Group, name: &str, tensor: &Tensor) -> Result<()> {
+    let numbers = floats(tensor);
+    let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
+    // Without time stamps the same content is the same bytes.
+    let dataset = group.new_dataset::<f32>().obj_track_times(false).shape(shape).create(name)?;
+    dataset.write_raw(numbers)?;
+    text_attribute(&dataset, "blake3", &hash_of(numbers))
+}
+
+fn text_attribute(object: &hdf5::Location, name: &str, text: &str) -> Result<()> {
+    let text = VarLenUnicode::from_str(text).with_context(|| format!("attribute {name} holds a NUL"))?;
+    Ok(object.new_attr::<VarLenUnicode>().create(name)?.write_scalar(&text)?)
+}
+
+/// Hash of the little-endian bytes.
+fn hash_of(numbers: &[f32]) -> String {
+    const { assert!(cfg!(target_endian = "little"), "the byte order of memory is the file's") };
+    // SAFETY: any initialised memory may be read as bytes; the length is that of the slice.
+    let bytes = unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) };
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+/// Writes the user block over the finished HDF5 part.
+fn seal(path: &Path) -> Result<String> {
+    let mut file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    file.seek(SeekFrom::Start(USER_BLOCK))?;
+    let hash = hash_rest(&mut file)?;
+    let mut block = user_block(file.metadata()?.len(), &hash).into_bytes();
+    block.resize(USER_BLOCK as usize, 0);
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&block)?;
+    Ok(hash)
+}
+
+fn user_block(length: u64, hash: &str) -> String {
+    format!(
+        "{MAGIC}{FORMAT_VERSION}\nlength {length}\nblake3 {hash}\n\
+         An HDF5 file behind a user block of {USER_BLOCK} bytes; open it with h5py, h5dump or HDFView.\n"
+    )
+}
+
+fn hash_rest(file: &mut std::fs::File) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finalize().to_hex().to_string()),
+            n => hasher.update(&buffer[..n]),
+        };
+    }
+}
+
+/// Verifies the whole file against its user block and returns its content hash. Nothing is parsed before that.
+pub fn verify_bytes(path: &Path) -> Result<String> {
+    let damaged = |what: String| Failure::Damaged { path: path.into(), what };
+    let mut file = std::fs::File::open(path).map_err(|e| damaged(format!("cannot be read: {e}")))?;
+    let length = file.metadata()?.len();
+    let mut block = vec![0; USER_BLOCK as usize];
+    let short = |_| damaged(format!("truncated: only {length} bytes are left; {CURE}"));
+    file.read_exact(&mut block).map_err(short)?;
+    let text = String::from_utf8_lossy(&block);
+    let mut lines = text.lines();
+    let version = lines.next().and_then(|line| line.strip_prefix(MAGIC));
+    let version = version.ok_or_else(|| damaged(format!("not an artefact of incubate (its first bytes differ); {CURE}")))?;
+    if version != FORMAT_VERSION.to_string() {
+        return Err(damaged(format!("format {version}, but this incubate reads format {FORMAT_VERSION}")).into());
+    }
+    let field = |line: Option<&str>, name: &str| {
+        line.and_then(|l| l.strip_prefix(name)).map(|v| v.trim().to_string()).unwrap_or_default()
+    };
+    let (stored_length, stored_hash) = (field(lines.next(), "length "), field(lines.next(), "blake3 "));
+    if stored_length != length.to_string() {
+        return Err(damaged(format!("{length} bytes long, but {stored_length} were written; {CURE}")).into());
+    }
+    let hash = hash_rest(&mut file).map_err(|e| damaged(format!("cannot be read: {e}")))?;
+    // The block is compared whole, so that no bit of it can change unseen.
+    if hash != stored_hash || block[..] != padded(user_block(length, &hash))[..] {
+        return Err(damaged(format!("its bytes have changed since it was written; {CURE}")).into());
+    }
+    Ok(hash)
+}
+
+const CURE: &str = "delete it and start the phase again, or restore it from a copy";
+
+fn padded(text: String) -> Vec<u8> {
+    let mut bytes = text.into_bytes();
+    bytes.resize(USER_BLOCK as usize, 0);
+    bytes
+}
+
+/// Reads and verifies a whole artefact.
+///
+/// # Errors
+/// [`Failure::Damaged`] if anything in it differs from what was written, or is not what its attributes promise.
+pub fn read(path: &Path) -> Result<Artefact> {
+    let hash = verify_bytes(path)?;
+    parse(path, hash).map_err(|error| match error.downcast::<Failure>() {
+        Ok(failure) => failure.into(),
+        Err(error) => Failure::Damaged { path: path.into(), what: format!("{error:#}") }.into(),
+    })
+}
+
+/// Reads and verifies the attributes alone (after hashing the whole file).
+pub fn read_header(path: &Path) -> Result<(Header, String)> {
+    let hash = verify_bytes(path)?;
+    let header = File::open(path).map_err(anyhow::Error::from).and_then(|file| parse_header(&file));
+    header.map(|header| (header, hash)).map_err(|error| Failure::Damaged { path: path.into(), what: format!("{error:#}") }.into())
+}
+
+fn parse(path: &Path, hash: String) -> Result<Artefact> {
+    let file = File::open(path)?;
+    let header = parse_header(&file)?;
+    let length = std::fs::metadata(path)?.len();
+    let mut weights = Weights::new();
+    for parameter in header.parameters() {
+        let name = format!("stage/{}/{}", parameter.stage, parameter.name);
+        let tensor = read_dataset(&file, &name, Some(&parameter.shape), length)?;
+        weights.insert((parameter.stage, parameter.name), tensor);
+    }
+    let stored: usize = file.group("stage")?.groups()?.iter().map(|g| g.len() as usize).sum();
+    anyhow::ensure!(stored == weights.len(), "{stored} parameters are stored, but its depths promise {}", weights.len());
+    let mut state = BTreeMap::new();
+    if file.link_exists("state") {
+        for name in file.group("state")?.member_names()? {
+            let tensor = read_dataset(&file, &format!("state/{name}"), None, length)?;
+            state.insert(name, tensor);
+        }
+    }
+    Ok(Artefact { header, weights, state, hash })
+}
+
+fn parse_header(file: &File) -> Result<Header> {
+    let number = |name: &str| -> Result<u64> { Ok(file.attr(name)?.read_scalar()?) };
+    let depths: Vec<u64> = file.attr("depths")?.read_raw()?;
+    let model: Model = serde_json::from_str(&read_text(file, "model")?)?;
+    model.validate()?;
+    let header = Header {
+        phase: read_text(file, "phase")?,
+        index: if has_attribute(file, "index") { Some(number("index")? as usize) } else { None },
+        depths: depths.into_iter().map(|d| d as usize).collect(),
+        step: number("step")?,
+        recipe: read_text(file, "recipe")?,
+        meta: if has_attribute(file, "meta") { Some(read_text(file, "meta")?) } else { None },
+        model,
+        metrics: serde_json::from_str(&read_text(file, "metrics")?)?,
+    };
+    let stages = header.model.stages();
+    anyhow::ensure!(header.depths.len() == stages, "{} depths for {stages} stages", header.depths.len());
+    anyhow::ensure!(header.depths.iter().all(|&d| (1..=10_000).contains(&d)), "depths {:?}", header.depths);
+    anyhow::ensure!(header.index.is_none_or(|i| i < stages), "module {:?} of {stages} stages", header.index);
+    Ok(header)
+}
+
+fn has_attribute(file: &File, name: &str) -> bool {
+    file.attr_names().is_ok_and(|names| names.iter().any(|n| n == name))
+}
+
+fn read_text(object: &hdf5::Location, name: &str) -> Result<String> {
+    let text: VarLenUnicode = object.attr(name)?.read_scalar().with_context(|| format!("attribute {name}"))?;
+    Ok(text.to_string())
+}
+
+/// Checks shape and size before memory is taken, and the content after reading.
+fn read_dataset(file: &File, name: &str, shape: Option<&[i64]>, length: u64) -> Result<Tensor> {
+    let dataset = file.dataset(name).map_err(|_| anyhow::anyhow!("{name} is missing"))?;
+    let stored: Vec<i64> = dataset.shape().iter().map(|&n| n as i64).collect();
+    if let Some(shape) = shape {
+        anyhow::ensure!(stored == shape, "{name} has shape {stored:?}, but {shape:?} is expected");
+    }
+    let numbers: u64 = stored.iter().map(|&n| n as u64).product();
+    anyhow::ensure!(numbers.saturating_mul(4) <= length, "{name} claims {numbers} numbers in a file of {length} bytes");
+    let mut tensor = Tensor::zeros(&stored, (Kind::Float, tch::Device::Cpu));
+    dataset.read_into_raw(floats_mut(&mut tensor)).with_context(|| format!("reading {name}"))?;
+    let (stored, found) = (read_text(&dataset, "blake3")?, hash_of(floats(&tensor)));
+    anyhow::ensure!(stored == found, "{name} does not match its checksum");
+    Ok(tensor)
+}

@@ -1,0 +1,101 @@
+//! Durable writing: beside, fsync, rename, fsync the folder. A reader sees the whole old file or the whole new one,
+//! also after a kill or a power cut.
+
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// Has `write` fill a file beside `path`, then moves it into place.
+pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let beside = beside(path)?;
+    let done = write(&beside).and_then(|()| Ok(File::open(&beside)?.sync_all()?)).and_then(|()| {
+        fs::rename(&beside, path)?;
+        File::open(folder(path))?.sync_all()?;
+        Ok(())
+    });
+    if done.is_err() {
+        // The first error is the one to tell; what is left beside is swept by the next write.
+        let _ = fs::remove_file(&beside);
+    }
+    done.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// As [`replace`], from bytes.
+pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, |beside| Ok(fs::write(beside, bytes)?))
+}
+
+/// Refuses to start a write that the file system has no room for.
+pub fn require_space(path: &Path, bytes: u64) -> Result<()> {
+    let free = free_space(folder(path))?;
+    if free < bytes {
+        bail!(
+            "not enough space for {}: it needs {:.1} MB and {:.1} MB are free; free some, or choose another --run-dir",
+            path.display(),
+            bytes as f64 / 1e6,
+            free as f64 / 1e6
+        );
+    }
+    Ok(())
+}
+
+/// Free bytes of the file system that holds `folder`.
+pub fn free_space(folder: &Path) -> Result<u64> {
+    let name = std::ffi::CString::new(folder.as_os_str().as_encoded_bytes())?;
+    // SAFETY: statvfs only writes into the zeroed struct of its own type, and the name is NUL-terminated.
+    let stat = unsafe {
+        let mut stat: libc::statvfs = std::mem::zeroed();
+        if libc::statvfs(name.as_ptr(), &mut stat) != 0 {
+            return Err(std::io::Error::last_os_error()).with_context(|| format!("{}", folder.display()));
+        }
+        stat
+    };
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A name beside `path` for this process; sweeps what killed processes left there under such names.
+fn beside(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().context("a file name is needed")?.to_string_lossy().into_owned();
+    let prefix = format!(".{name}.partial-");
+    for entry in fs::read_dir(folder(path)).with_context(|| format!("cannot write {}", path.display()))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(path.with_file_name(format!("{prefix}{}", std::process::id())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_file_and_nothing_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        replace_bytes(&path, b"old").unwrap();
+        let failed = replace(&path, |beside| {
+            fs::write(beside, b"half")?;
+            bail!("interrupted")
+        });
+        assert!(format!("{:#}", failed.unwrap_err()).contains("interrupted"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_swept_by_the_next_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        fs::write(folder.path().join(".a.txt.partial-1"), b"torn").unwrap();
+        replace_bytes(&path, b"new").unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,11 @@
+//! What survives: the run directory, HDF5 artefacts, metrics, heartbeats.
+
+pub mod artefact;
+pub mod durable;
+pub mod metrics;
+pub mod progress;
+pub mod run_dir;
+mod tensorboard;
+
+pub use artefact::{Artefact, Header};
+pub use run_dir::RunDir;

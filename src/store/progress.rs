@@ -1,0 +1,80 @@
+//! Heartbeats: one small JSON file per phase, replaced every second or so by the first rank of its group. `status` and
+//! the progress bars read them, so they work over any number of nodes with nothing but the run directory.
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Where a phase stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    pub phase: String,
+    pub state: State,
+    pub step: u64,
+    pub steps: u64,
+    /// Training images per second, all ranks of the group, lately.
+    pub images_per_s: f64,
+    pub loss: Option<f64>,
+    /// Seconds spent on the phase, over all restarts.
+    pub seconds: f64,
+    /// Ranks that train the phase.
+    pub ranks: usize,
+    pub host: String,
+    pub pid: u32,
+    /// Unix time of this heartbeat.
+    pub updated: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Running,
+    Stopped,
+    Failed,
+    Done,
+}
+
+impl Progress {
+    /// Replaces the phase's heartbeat. Not fsynced: losing one costs nothing.
+    pub fn write(&self, run: &Path) -> Result<()> {
+        let path = run.join("progress").join(format!("{}.json", self.phase));
+        let beside = path.with_extension(format!("{}.partial", std::process::id()));
+        std::fs::write(&beside, serde_json::to_vec(self)?)
+            .and_then(|()| std::fs::rename(&beside, &path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The phase's last heartbeat, if there is one.
+    pub fn read(run: &Path, phase: &str) -> Option<Progress> {
+        let bytes = std::fs::read(run.join("progress").join(format!("{phase}.json"))).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Seconds until the phase ends at the present rate; none before the first measurement.
+    pub fn eta(&self, global_batch: usize) -> Option<f64> {
+        let left = (self.steps - self.step.min(self.steps)) as f64 * global_batch as f64;
+        (self.images_per_s > 0.0).then(|| left / self.images_per_s)
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// This node's name.
+pub fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or("?".into(), |name| name.trim().to_string())
+}
+
+/// A duration such as `1h02m` or `3m05s`, for people.
+pub fn duration(seconds: f64) -> String {
+    let s = seconds.max(0.0).round() as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        3600..86400 => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d{:02}h", s / 86400, s % 86400 / 3600),
+    }
+}

@@ -1,0 +1,164 @@
+//! What the outside sees of a running phase: log lines, metrics, heartbeats. Written by the first rank of the group.
+
+use super::step::Outcome;
+use crate::collective::Collective;
+use crate::plan::PhasePlan;
+use crate::store::RunDir;
+use crate::store::metrics::Metrics;
+use crate::store::progress::{Progress, State, duration, host, unix_time};
+use anyhow::Result;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// The open logs; silent on all ranks but the group's first.
+pub struct Logging<'a> {
+    run: &'a RunDir,
+    global_batch: usize,
+    open: Option<Open>,
+}
+
+struct Open {
+    metrics: Metrics,
+    progress: Progress,
+    /// Seconds of earlier starts.
+    before: f64,
+    started: Instant,
+    heartbeat: Instant,
+    /// Since the last log line.
+    window: Window,
+}
+
+struct Window {
+    since: Instant,
+    step: u64,
+    loss: f64,
+    waited: Duration,
+}
+
+impl Window {
+    fn from(step: u64) -> Window {
+        Window { since: Instant::now(), step, loss: 0.0, waited: Duration::ZERO }
+    }
+}
+
+const HEARTBEAT: Duration = Duration::from_millis(500);
+
+impl<'a> Logging<'a> {
+    /// Opens the logs of a phase that goes on after `step`.
+    pub fn open(run: &'a RunDir, phase: &PhasePlan, group: &dyn Collective, step: u64) -> Result<Logging<'a>> {
+        let mut logging = Logging { run, global_batch: phase.training.global_batch, open: None };
+        if group.is_zero() {
+            let before = Progress::read(&run.path, &phase.name).map_or(0.0, |p| p.seconds);
+            let progress = Progress {
+                phase: phase.name.clone(),
+                state: State::Running,
+                step,
+                steps: phase.steps,
+                images_per_s: 0.0,
+                loss: None,
+                seconds: before,
+                ranks: group.size(),
+                host: host(),
+                pid: std::process::id(),
+                updated: unix_time(),
+            };
+            log::info!(
+                "{}: {} steps of {} samples on {} rank(s), {} blocks per stage, training stages {:?}",
+                phase.name,
+                phase.steps,
+                phase.training.global_batch,
+                group.size(),
+                phase.depths.iter().map(usize::to_string).collect::<Vec<_>>().join("+"),
+                phase.trained.clone().collect::<Vec<_>>()
+            );
+            progress.write(&run.path)?;
+            let metrics = Metrics::open(&run.logs(&phase.name), step)?;
+            let now = Instant::now();
+            logging.open = Some(Open { metrics, progress, before, started: now, heartbeat: now, window: Window::from(step) });
+        }
+        Ok(logging)
+    }
+
+    /// After every step.
+    pub fn step(&mut self, step: u64, lr: f64, outcome: &Outcome, log_steps: u64) -> Result<()> {
+        let (global_batch, run) = (self.global_batch, self.run);
+        let Some(open) = &mut self.open else { return Ok(()) };
+        open.window.loss += outcome.loss;
+        open.window.waited += outcome.waited;
+        open.progress.step = step;
+        if step % log_steps == 0 || step == open.progress.steps {
+            open.line(step, lr, global_batch)?;
+        }
+        if open.heartbeat.elapsed() >= HEARTBEAT {
+            open.beat(run, State::Running)?;
+        }
+        Ok(())
+    }
+
+    /// After an evaluation.
+    pub fn evaluation(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        log::info!(
+            "{}: step {step}: test top-1 {:.2} %, top-5 {:.2} %, loss {:.4}",
+            open.progress.phase,
+            metrics["top1"],
+            metrics["top5"],
+            metrics["loss"]
+        );
+        let named: Vec<(String, f64)> =
+            metrics.iter().filter(|(k, _)| *k != "images").map(|(k, v)| (format!("test/{k}"), *v)).collect();
+        let values: Vec<(&str, f64)> = named.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+        open.metrics.log(step, &values)?;
+        // The time of an evaluation is no training time.
+        open.window = Window::from(step);
+        Ok(())
+    }
+
+    /// The phase stops at a checkpoint.
+    pub fn stopped(&mut self, step: u64) -> Result<()> {
+        let run = self.run;
+        let Some(open) = &mut self.open else { return Ok(()) };
+        log::warn!("{}: stopped by a signal; checkpoint written at step {step}", open.progress.phase);
+        open.beat(run, State::Stopped)
+    }
+
+    /// The artefact is written.
+    pub fn done(&mut self, step: u64) -> Result<()> {
+        let run = self.run;
+        let Some(open) = &mut self.open else { return Ok(()) };
+        open.progress.step = step;
+        open.beat(run, State::Done)?;
+        log::info!("{}: done in {}", open.progress.phase, duration(open.progress.seconds));
+        Ok(())
+    }
+}
+
+impl Open {
+    fn line(&mut self, step: u64, lr: f64, global_batch: usize) -> Result<()> {
+        let steps = (step - self.window.step).max(1) as f64;
+        let seconds = self.window.since.elapsed().as_secs_f64().max(1e-9);
+        self.progress.images_per_s = steps * global_batch as f64 / seconds;
+        let loss = self.window.loss / steps;
+        self.progress.loss = Some(loss);
+        let rate = self.progress.images_per_s;
+        let waiting = self.window.waited.as_secs_f64() / seconds;
+        log::info!(
+            "{}: step {step}/{} loss {loss:.4} lr {lr:.2e} {rate:.0} images/s, waiting for data {:.0} %, ETA {}",
+            self.progress.phase,
+            self.progress.steps,
+            100.0 * waiting,
+            self.progress.eta(global_batch).map_or("?".into(), duration)
+        );
+        self.metrics.log(step, &[("loss", loss), ("lr", lr), ("images_per_s", rate), ("data_wait", waiting)])?;
+        self.window = Window::from(step);
+        Ok(())
+    }
+
+    fn beat(&mut self, run: &RunDir, state: State) -> Result<()> {
+        self.progress.state = state;
+        self.progress.seconds = self.before + self.started.elapsed().as_secs_f64();
+        self.progress.updated = unix_time();
+        self.heartbeat = Instant::now();
+        self.progress.write(&run.path)
+    }
+}

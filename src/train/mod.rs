@@ -1,0 +1,169 @@
+//! The loop that trains every phase. Read this first; one optimiser step is `step.rs`.
+
+mod adamw;
+pub mod evaluate;
+mod logging;
+pub mod step;
+
+use crate::collective::Collective;
+use crate::data::Source;
+use crate::data::loader::Loader;
+use crate::error::Failure;
+use crate::model::Network;
+use crate::plan::{PhasePlan, Plan};
+use crate::store::{Artefact, Header, RunDir, artefact};
+use crate::weights::Weights;
+use adamw::AdamW;
+use anyhow::{Context, Result, bail};
+use logging::Logging;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use step::Stepper;
+use tch::Tensor;
+
+/// Set by a signal handler; the ranks of a group agree on it at every step boundary.
+pub static STOP: AtomicBool = AtomicBool::new(false);
+
+/// What one phase needs beside its plan.
+pub struct Setting<'a> {
+    pub plan: &'a Plan,
+    pub run: &'a RunDir,
+    pub source: &'a Source,
+    /// The ranks that train the phase together.
+    pub group: &'a dyn Collective,
+}
+
+/// Weights and optimiser of a phase, as they stand after some step.
+struct Trainer {
+    network: Network,
+    optimiser: AdamW,
+    step: u64,
+}
+
+/// Trains a phase to its end, from its newest checkpoint if there is one, and writes its artefact.
+///
+/// `start` holds every parameter at step 0; `meta` is the content hash of the meta model it derives from.
+///
+/// # Errors
+/// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.
+pub fn run(setting: &Setting, phase: &PhasePlan, start: &Weights, meta: Option<&str>) -> Result<()> {
+    let Setting { plan, run, source, group } = *setting;
+    let mut trainer = Trainer::resume(plan, run, phase, start)?;
+    let mut logging = Logging::open(run, phase, group, trainer.step)?;
+    let mut stepper = Stepper::new(plan, phase, group, &trainer.network);
+    let mut loader = Loader::start(plan, phase, source, group.rank(), group.size(), trainer.step);
+    let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
+
+    while trainer.step < phase.steps {
+        let lr = phase.lr(trainer.step);
+        let outcome = stepper.step(&mut trainer.network, &mut trainer.optimiser, &mut loader, trainer.step, lr)?;
+        trainer.step += 1;
+        if !outcome.loss.is_finite() {
+            bail!(not_finite(run, phase, trainer.step, lr));
+        }
+        logging.step(trainer.step, lr, &outcome, plan.config.run.log_steps)?;
+        let finished = trainer.step == phase.steps;
+        if eval_steps > 0 && trainer.step % eval_steps == 0 && !finished {
+            let metrics = trainer.evaluate(setting)?;
+            logging.evaluation(trainer.step, &metrics)?;
+        }
+        if outcome.stop && !finished {
+            trainer.checkpoint(setting, phase, meta)?;
+            logging.stopped(trainer.step)?;
+            return Err(Failure::Stopped { phase: phase.name.clone(), step: trainer.step }.into());
+        }
+        let every = plan.config.run.checkpoint_steps;
+        if every > 0 && trainer.step % every == 0 && !finished {
+            trainer.checkpoint(setting, phase, meta)?;
+        }
+    }
+    let metrics = trainer.evaluate(setting)?;
+    logging.evaluation(trainer.step, &metrics)?;
+    if group.is_zero() {
+        let header = trainer.header(plan, phase, meta, metrics);
+        artefact::write(&run.file(&phase.file), &header, &trainer.evaluated_weights(), &[])?;
+        run.prune_checkpoints(&phase.name, 0)?;
+    }
+    logging.done(trainer.step)?;
+    group.barrier()
+}
+
+fn not_finite(run: &RunDir, phase: &PhasePlan, step: u64, lr: f64) -> String {
+    let good = run.checkpoints(&phase.name).first().map_or("none".into(), |(_, path)| path.display().to_string());
+    format!(
+        "{}: the loss is no longer finite at step {step} (learning rate {lr:.3e}); last good checkpoint: {good}. Lower \
+         base_lr, lengthen warmup_epochs or set clip_grad, in another --run-dir",
+        phase.name
+    )
+}
+
+impl Trainer {
+    /// From the newest checkpoint that verifies, else from `start`.
+    fn resume(plan: &Plan, run: &RunDir, phase: &PhasePlan, start: &Weights) -> Result<Trainer> {
+        let model = &plan.config.model;
+        let network = |weights: &Weights| Network::new(model, &phase.depths, phase.trained.clone(), weights);
+        let Some(checkpoint) = run.newest_checkpoint(&phase.name, &phase.recipe) else {
+            let network = network(start)?;
+            let optimiser = AdamW::new(&phase.training, network.flat());
+            return Ok(Trainer { network, optimiser, step: 0 });
+        };
+        let Artefact { header, weights, state, .. } = checkpoint;
+        log::info!("{}: resuming at step {} of {}", phase.name, header.step, phase.steps);
+        // A module's checkpoint holds its own stage; the frozen ones are the start's.
+        let mut all: Weights = start.iter().map(|(key, tensor)| (key.clone(), tensor.shallow_clone())).collect();
+        all.extend(weights);
+        let network = network(&all)?;
+        let optimiser = AdamW::resume(&phase.training, network.flat(), state, header.step)
+            .with_context(|| format!("{}: checkpoint of step {}", phase.name, header.step))?;
+        Ok(Trainer { network, optimiser, step: header.step })
+    }
+
+    fn header(&self, plan: &Plan, phase: &PhasePlan, meta: Option<&str>, metrics: BTreeMap<String, f64>) -> Header {
+        Header {
+            phase: phase.name.split('-').next().unwrap_or_default().to_string(),
+            index: phase.index,
+            depths: phase.depths.clone(),
+            step: self.step,
+            recipe: phase.recipe.clone(),
+            meta: meta.map(str::to_string),
+            model: plan.config.model.clone(),
+            metrics,
+        }
+    }
+
+    /// The group's first rank writes; the others go on.
+    fn checkpoint(&self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>) -> Result<()> {
+        if !setting.group.is_zero() {
+            return Ok(());
+        }
+        let header = self.header(setting.plan, phase, meta, BTreeMap::new());
+        let weights = self.network.flat().named(self.network.flat().buffer());
+        let path = setting.run.checkpoint(&phase.name, self.step);
+        artefact::write(&path, &header, &weights, &self.optimiser.state())?;
+        setting.run.prune_checkpoints(&phase.name, setting.plan.config.run.keep_checkpoints)
+    }
+
+    /// What gets evaluated and written: the moving average where there is one, else the weights.
+    fn evaluated_weights(&self) -> Weights {
+        let flat = self.network.flat();
+        flat.named(self.optimiser.average().unwrap_or(flat.buffer()))
+    }
+
+    fn evaluate(&mut self, setting: &Setting) -> Result<BTreeMap<String, f64>> {
+        let weights: Option<Tensor> = self.optimiser.average().map(|average| {
+            let kept = self.network.flat().buffer().copy();
+            self.network.flat_mut().set(average);
+            kept
+        });
+        let metrics = evaluate::evaluate(&self.network, setting.source, &setting.plan.config, setting.group);
+        if let Some(weights) = weights {
+            self.network.flat_mut().set(&weights);
+        }
+        metrics
+    }
+}
+
+/// Whether a signal asked this process to stop.
+pub fn stop_requested() -> bool {
+    STOP.load(Ordering::Relaxed)
+}

@@ -1,0 +1,29 @@
+//! What the rooms exchange: tensors by stage and name, and their numbers as slices.
+
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// Parameters by (stage, `model_stages[stage]` name).
+pub type Weights = BTreeMap<(usize, String), Tensor>;
+
+/// The numbers of a contiguous fp32 CPU tensor.
+pub fn floats(tensor: &Tensor) -> &[f32] {
+    check(tensor);
+    // SAFETY: `check` has seen that `numel` fp32 values lie in a row in host memory, and the tensor, borrowed for as
+    // long as the slice, keeps them alive.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+/// As [`floats`], to write through. Views share memory: the caller lets no other slice of the same storage live.
+pub fn floats_mut(tensor: &mut Tensor) -> &mut [f32] {
+    check(tensor);
+    // SAFETY: as in `floats`; the exclusive borrow of the tensor is the caller's promise about its views.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+fn check(tensor: &Tensor) {
+    assert!(
+        tensor.kind() == Kind::Float && tensor.device() == Device::Cpu && tensor.is_contiguous(),
+        "expected a contiguous fp32 tensor in host memory, got {tensor:?}"
+    );
+}
