@@ -223,7 +223,12 @@ impl Command {
     pub fn trains(&self) -> bool {
         matches!(
             self,
-            Command::Run(_) | Command::Meta(_) | Command::Module { .. } | Command::Assemble(_) | Command::Finetune(_) | Command::E2e(_)
+            Command::Run(_)
+                | Command::Meta(_)
+                | Command::Module { .. }
+                | Command::Assemble(_)
+                | Command::Finetune(_)
+                | Command::E2e(_)
         )
     }
 }
@@ -303,7 +308,8 @@ fn artefacts_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let run = RunDir { path: folder.into() };
     let in_folder = |path: &Path| -> Vec<PathBuf> {
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-        let mut found: Vec<PathBuf> = entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "h5")).collect();
+        let mut found: Vec<PathBuf> =
+            entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "h5")).collect();
         found.sort();
         found
     };
@@ -313,4 +319,3 @@ fn artefacts_in(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     Ok(files)
 }
-

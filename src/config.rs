@@ -148,8 +148,8 @@ pub enum Schedule {
 impl Config {
     /// Reads a config file, lays `--set key=value` over it and checks everything that can be checked without data.
     pub fn load(path: &Path, sets: &[String]) -> Result<Config> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| usage!("{}: cannot read the config: {e}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|e| usage!("{}: cannot read the config: {e}", path.display()))?;
         Self::parse(&text, sets).with_context(|| format!("in config {}", path.display()))
     }
 
@@ -220,7 +220,10 @@ impl Config {
             (run.micro_batch + 1).max(2)
         );
         require!(run.log_steps >= 1, "run.log_steps = 0: set at least 1");
-        require!(run.keep_checkpoints >= 1, "run.keep_checkpoints = 0: at least one must be kept to resume from; set 2");
+        require!(
+            run.keep_checkpoints >= 1,
+            "run.keep_checkpoints = 0: at least one must be kept to resume from; set 2"
+        );
         require!(
             !run.name.is_empty() && !run.name.contains(['/', '\0', '\n']),
             "run.name = {:?}: give a name without slashes or line breaks",
@@ -382,9 +385,8 @@ fn probability(key: &str, value: f64) -> Result<()> {
 
 /// `key.path=value` as a nested table; the value is TOML, or else a string.
 fn parse_set(set: &str) -> Result<Table> {
-    let (key, text) = set
-        .split_once('=')
-        .ok_or_else(|| usage!("--set {set}: write key=value, such as --set module.epochs=10"))?;
+    let (key, text) =
+        set.split_once('=').ok_or_else(|| usage!("--set {set}: write key=value, such as --set module.epochs=10"))?;
     let value = format!("v = {text}")
         .parse::<Table>()
         .ok()
@@ -421,7 +423,8 @@ fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
             return Err(usage!("`{name}` is a table: write [{name}] and its keys below it"));
         };
         // A phase table may set any key of [train].
-        let known = if PHASE_TABLES.contains(&name.as_str()) { &defaults["train"] } else { &Value::Table(known.clone()) };
+        let known =
+            if PHASE_TABLES.contains(&name.as_str()) { &defaults["train"] } else { &Value::Table(known.clone()) };
         let known = known.as_table().expect("[train] is a table");
         for (key, value) in table {
             let Some(default) = known.get(key) else {

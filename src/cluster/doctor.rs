@@ -71,7 +71,12 @@ fn writable(config: &Config) -> Result<String> {
     std::fs::remove_file(&probe)?;
     let (free, needed) = (durable::free_space(folder)?, needed_space(config));
     if free < needed {
-        return Err(anyhow!("{}: {} free, {} needed; free some or choose another --run-dir", shown(folder), size(free), size(needed)));
+        return Err(anyhow!(
+            "{}: {} free, {} needed; free some or choose another --run-dir",
+            shown(folder),
+            size(free),
+            size(needed)
+        ));
     }
     Ok(format!("{} is writable, {} free, {} needed", shown(folder), size(free), size(needed)))
 }

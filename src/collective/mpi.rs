@@ -20,11 +20,11 @@ impl World {
     /// Joins the world that mpirun or srun started, or a world of one without them. Refuses a launch that gives N
     /// worlds of one, the commonest silent mistake on a cluster (open-mpi/ompi#13523).
     pub fn join() -> Result<World> {
-        let Some(launched) = launched_size() else {
+        let Some(launched) = launched_size()? else {
             return Ok(World::alone());
         };
-        let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)
-            .ok_or_else(|| usage!("MPI is initialised already"))?;
+        let (universe, _) =
+            mpi::initialize_with_threading(Threading::Funneled).ok_or_else(|| usage!("MPI is initialised already"))?;
         let comm = universe.world();
         let size = comm.size() as usize;
         require!(
@@ -87,14 +87,24 @@ struct Launched {
     size: usize,
 }
 
-/// What the launcher says, if there is one. Slurm's variables count only within a step: a batch script has them too.
-fn launched_size() -> Option<Launched> {
-    let number = |variable: &str| std::env::var(variable).ok()?.parse().ok();
-    let slurm_step = std::env::var_os("SLURM_STEP_ID").is_some() && std::env::var_os("SLURM_PROCID").is_some();
-    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]
-        .into_iter()
-        .filter(|&variable| variable != "SLURM_STEP_NUM_TASKS" || slurm_step)
-        .find_map(|variable| Some(Launched { variable, size: number(variable)? }))
+/// What the launcher says, if there is one.
+///
+/// A Slurm step without PMI is refused here, as Open MPI would abort in its own words or start N worlds of one. Slurm's
+/// variables count only within a step: a batch script has most of them too.
+fn launched_size() -> Result<Option<Launched>> {
+    let number = |variable: &str| -> Option<usize> { std::env::var(variable).ok()?.parse().ok() };
+    let by_mpi = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"].into_iter();
+    if let Some(launched) = by_mpi.filter_map(|variable| Some(Launched { variable, size: number(variable)? })).next() {
+        return Ok(Some(launched));
+    }
+    let variable = "SLURM_STEP_NUM_TASKS";
+    let (Some(size), true) = (number(variable), std::env::var_os("SLURM_STEP_ID").is_some()) else { return Ok(None) };
+    let pmix = std::env::var_os("PMIX_RANK").is_some();
+    require!(
+        pmix || size == 1,
+        "srun started {size} tasks without PMIx, so each would be a world of one; start them with `srun --mpi=pmix`"
+    );
+    Ok(pmix.then_some(Launched { variable, size }))
 }
 
 /// This process's rank as the launcher says it, before MPI is up: for messages that one rank should print.

@@ -29,8 +29,9 @@ fn read(folder: &Path, names: &[String], variant: Variant) -> Result<Images> {
     let mut images = Images { pixels: Vec::new(), labels: Vec::new(), channels: 3, size: 32 };
     for name in names {
         let path = folder.join(name);
-        let bytes = std::fs::read(&path)
-            .map_err(|e| usage!("{}: {e}; data.path = {:?} must hold {}", path.display(), folder.display(), names.join(", ")))?;
+        let bytes = std::fs::read(&path).map_err(|e| {
+            usage!("{}: {e}; data.path = {:?} must hold {}", path.display(), folder.display(), names.join(", "))
+        })?;
         if bytes.is_empty() || bytes.len() % record != 0 {
             return Err(usage!(
                 "{}: {} bytes are not whole records of {record}; the file is damaged, fetch it again",

@@ -49,7 +49,14 @@ const AHEAD: usize = 3;
 
 impl Loader {
     /// Starts the workers of one replica for a phase that goes on at `first_step`.
-    pub fn start(plan: &Plan, phase: &PhasePlan, source: &Source, replica: usize, replicas: usize, first_step: u64) -> Loader {
+    pub fn start(
+        plan: &Plan,
+        phase: &PhasePlan,
+        source: &Source,
+        replica: usize,
+        replicas: usize,
+        first_step: u64,
+    ) -> Loader {
         let config = &plan.config;
         let global_batch = phase.training.global_batch;
         let job = Arc::new(Job {

@@ -105,7 +105,9 @@ mod tests {
         let mix = draw(0.8, 0.0, 5);
         let mut batch = [vec![1.0; 64], vec![0.0; 64]].concat();
         mix.images(&mut batch, 1, 8);
-        assert!((f64::from(batch[0]) - mix.lambda).abs() < 1e-6 && (f64::from(batch[64]) - (1.0 - mix.lambda)).abs() < 1e-6);
+        assert!(
+            (f64::from(batch[0]) - mix.lambda).abs() < 1e-6 && (f64::from(batch[64]) - (1.0 - mix.lambda)).abs() < 1e-6
+        );
         for row in mix.targets(&[2, 0, 1, 1], 3, 0.1).chunks(3) {
             assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
         }

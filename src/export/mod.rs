@@ -10,7 +10,11 @@ use std::path::{Path, PathBuf};
 
 /// Writes `weights` (a whole target) in a format into a folder of its own; returns the folder.
 pub fn export(config: &Config, weights: &Path, format: ExportFormat, into: &Path) -> Result<PathBuf> {
-    require!(weights.exists(), "{}: missing; run the phases that write it first, or give --weights FILE", weights.display());
+    require!(
+        weights.exists(),
+        "{}: missing; run the phases that write it first, or give --weights FILE",
+        weights.display()
+    );
     let artefact = artefact::read(weights)?;
     require!(
         artefact.header.index.is_none(),

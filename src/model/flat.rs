@@ -65,6 +65,11 @@ impl FlatParameters {
         &self.views
     }
 
+    /// Stage and name of each view.
+    pub fn names(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.parts.iter().map(|(stage, name, _)| (*stage, name.as_str()))
+    }
+
     /// The buffer itself.
     pub fn buffer(&self) -> &Tensor {
         &self.buffer

@@ -92,7 +92,12 @@ impl Network {
 }
 
 impl Stage {
-    fn new(model: &Model, depths: &[usize], index: usize, get: &dyn Fn(usize, &str) -> Result<Tensor>) -> Result<Stage> {
+    fn new(
+        model: &Model,
+        depths: &[usize],
+        index: usize,
+        get: &dyn Fn(usize, &str) -> Result<Tensor>,
+    ) -> Result<Stage> {
         let get = |name: &str| get(index, name);
         let embed = if index == 0 {
             Some(Embed {
@@ -137,10 +142,11 @@ impl Stage {
 /// p becomes one matrix product.
 fn patches(images_bchw: &Tensor, p: i64) -> Tensor {
     let (b, c, height, width) = images_bchw.size4().expect("images are (b, c, h, w)");
-    images_bchw
-        .view([b, c, height / p, p, width / p, p])
-        .permute([0, 2, 4, 1, 3, 5])
-        .reshape([b, (height / p) * (width / p), c * p * p])
+    images_bchw.view([b, c, height / p, p, width / p, p]).permute([0, 2, 4, 1, 3, 5]).reshape([
+        b,
+        (height / p) * (width / p),
+        c * p * p,
+    ])
 }
 
 impl Embed {

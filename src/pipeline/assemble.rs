@@ -30,7 +30,8 @@ pub fn assemble(job: &Job) -> Result<()> {
             return Err(usage!("{}: missing; train it with `incubate module CONFIG --index {index}`", file.display()));
         }
         let module = artefact::read(&file)?;
-        let foreign = |what: String| Failure::Damaged { path: file.clone(), what: format!("{what}; train module {index} again") };
+        let foreign =
+            |what: String| Failure::Damaged { path: file.clone(), what: format!("{what}; train module {index} again") };
         let header = &module.header;
         if header.index != Some(index) {
             return Err(foreign(format!("holds module {:?}, not {index}", header.index)).into());

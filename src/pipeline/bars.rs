@@ -57,7 +57,8 @@ impl Bars {
         if !on_a_terminal() {
             return None;
         }
-        let screen = SCREEN.get_or_init(|| MultiProgress::with_draw_target(ProgressDrawTarget::term_like(Box::new(Screen))));
+        let screen =
+            SCREEN.get_or_init(|| MultiProgress::with_draw_target(ProgressDrawTarget::term_like(Box::new(Screen))));
         let stop = Arc::new(AtomicBool::new(false));
         let phases: Vec<(String, usize)> = phase_names(plan);
         let (run, stopped, began) = (run.path.clone(), stop.clone(), unix_time());
@@ -111,7 +112,8 @@ fn draw(screen: &MultiProgress, bars: &mut HashMap<String, ProgressBar>, progres
         return;
     }
     let bar = bars.entry(progress.phase.clone()).or_insert_with(|| {
-        let style = ProgressStyle::with_template("{prefix:>10} [{bar:30}] {pos}/{len} {msg}").expect("a valid template");
+        let style =
+            ProgressStyle::with_template("{prefix:>10} [{bar:30}] {pos}/{len} {msg}").expect("a valid template");
         screen.add(ProgressBar::new(progress.steps).with_style(style).with_prefix(progress.phase.clone()))
     });
     bar.set_position(progress.step);

@@ -17,7 +17,8 @@ pub fn evaluate(config: &Config, weights: &Path) -> Result<BTreeMap<String, f64>
     let source = data::open(config)?;
     let artefact = artefact::read(weights)?;
     if artefact.header.model != config.model {
-        let what = "its model differs from the config's [model]; evaluate it with the config it was trained with".into();
+        let what =
+            "its model differs from the config's [model]; evaluate it with the config it was trained with".into();
         return Err(Failure::Damaged { path: weights.into(), what }.into());
     }
     let artefact = as_network(artefact, weights, &config.run.dir)?;

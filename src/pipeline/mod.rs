@@ -78,7 +78,11 @@ impl<'a> Job<'a> {
         let group = self.world.split(part.group.start);
         let train = |index: &usize| self.train(&self.plan.phase(&MODULE, Some(*index)), group.as_ref());
         let trained = part.modules.iter().try_for_each(train);
-        if trained.as_ref().err().is_some_and(|e| !e.chain().any(|c| matches!(c.downcast_ref(), Some(Failure::Stopped { .. })))) {
+        if trained
+            .as_ref()
+            .err()
+            .is_some_and(|e| !e.chain().any(|c| matches!(c.downcast_ref(), Some(Failure::Stopped { .. }))))
+        {
             // The other groups may train for hours: a failure is told now, not when they are done.
             return trained;
         }
@@ -119,7 +123,11 @@ impl<'a> Job<'a> {
         };
         let path = self.run.file(file);
         if !path.exists() {
-            return Err(usage!("{}: phase {} starts from it; run the phases before it first", path.display(), phase.name));
+            return Err(usage!(
+                "{}: phase {} starts from it; run the phases before it first",
+                path.display(),
+                phase.name
+            ));
         }
         let from = artefact::read(&path)?;
         if from.header.recipe != recipe {

@@ -108,7 +108,18 @@ pub fn text(report: &Value, measured: bool) -> String {
     let _ = writeln!(
         out,
         "{:<10} {:>12} {:>12} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>12} {:>9}",
-        "phase", "parameters", "trained", "steps", "batch", "lr first", "lr peak", "lr last", "GiB/dev", "FLOPs", "device-hours", "hours"
+        "phase",
+        "parameters",
+        "trained",
+        "steps",
+        "batch",
+        "lr first",
+        "lr peak",
+        "lr last",
+        "GiB/dev",
+        "FLOPs",
+        "device-hours",
+        "hours"
     );
     for phase in report["phases"].as_array().into_iter().flatten() {
         let _ = writeln!(
@@ -135,7 +146,13 @@ pub fn text(report: &Value, measured: bool) -> String {
     };
     let _ = writeln!(out, "hours at {:.3} TFLOP/s per device ({origin})", number(&report["flops_per_s"]) / 1e12);
     for part in report["ranks"].as_array().into_iter().flatten() {
-        let _ = writeln!(out, "rank {}: modules {} with ranks {}", part["rank"], list(&part["modules"]), list(&part["group"]));
+        let _ = writeln!(
+            out,
+            "rank {}: modules {} with ranks {}",
+            part["rank"],
+            list(&part["modules"]),
+            list(&part["group"])
+        );
     }
     out
 }

@@ -20,7 +20,8 @@ pub fn write(plan: &Plan, run: &RunDir, rows: &[Row]) -> Result<()> {
          td:first-child,th:first-child{{text-align:left}}svg{{background:#fafafa;margin:.3em}}</style><h1>{name}</h1>",
         name = escape(&plan.config.run.name)
     );
-    html += "<h2>Models</h2><table><tr><th>model<th>top-1 %<th>top-5 %<th>training images<th>FLOPs<th>device-hours</tr>";
+    html +=
+        "<h2>Models</h2><table><tr><th>model<th>top-1 %<th>top-5 %<th>training images<th>FLOPs<th>device-hours</tr>";
     for row in rows {
         let percent = |v: Option<f64>| v.map_or("–".into(), |v| format!("{v:.2}"));
         let _ = write!(

@@ -17,7 +17,8 @@ pub fn assignment(rank: usize, ranks: usize, modules: usize) -> Assignment {
     if ranks <= modules {
         Assignment { modules: (rank..modules).step_by(ranks).collect(), group: rank..rank + 1 }
     } else {
-        let module = (0..modules).find(|&m| members(m, ranks, modules).contains(&rank)).expect("groups cover all ranks");
+        let module =
+            (0..modules).find(|&m| members(m, ranks, modules).contains(&rank)).expect("groups cover all ranks");
         Assignment { modules: vec![module], group: members(module, ranks, modules) }
     }
 }

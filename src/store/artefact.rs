@@ -182,7 +182,8 @@ pub fn verify_bytes(path: &Path) -> Result<String> {
     let text = String::from_utf8_lossy(&block);
     let mut lines = text.lines();
     let version = lines.next().and_then(|line| line.strip_prefix(MAGIC));
-    let version = version.ok_or_else(|| damaged(format!("not an artefact of incubate (its first bytes differ); {CURE}")))?;
+    let version =
+        version.ok_or_else(|| damaged(format!("not an artefact of incubate (its first bytes differ); {CURE}")))?;
     if version != FORMAT_VERSION.to_string() {
         return Err(damaged(format!("format {version}, but this incubate reads format {FORMAT_VERSION}")).into());
     }
@@ -225,7 +226,9 @@ pub fn read(path: &Path) -> Result<Artefact> {
 pub fn read_header(path: &Path) -> Result<(Header, String)> {
     let hash = verify_bytes(path)?;
     let header = File::open(path).map_err(anyhow::Error::from).and_then(|file| parse_header(&file));
-    header.map(|header| (header, hash)).map_err(|error| Failure::Damaged { path: path.into(), what: format!("{error:#}") }.into())
+    header
+        .map(|header| (header, hash))
+        .map_err(|error| Failure::Damaged { path: path.into(), what: format!("{error:#}") }.into())
 }
 
 fn parse(path: &Path, hash: String) -> Result<Artefact> {
@@ -239,7 +242,11 @@ fn parse(path: &Path, hash: String) -> Result<Artefact> {
         weights.insert((parameter.stage, parameter.name), tensor);
     }
     let stored: usize = file.group("stage")?.groups()?.iter().map(|g| g.len() as usize).sum();
-    anyhow::ensure!(stored == weights.len(), "{stored} parameters are stored, but its depths promise {}", weights.len());
+    anyhow::ensure!(
+        stored == weights.len(),
+        "{stored} parameters are stored, but its depths promise {}",
+        weights.len()
+    );
     let mut state = BTreeMap::new();
     if file.link_exists("state") {
         for name in file.group("state")?.member_names()? {

@@ -30,8 +30,9 @@ impl RunDir {
     pub fn open(config: &Config) -> Result<RunDir> {
         let run = RunDir { path: config.run.dir.clone() };
         for folder in ["checkpoints", "progress", "logs"] {
-            fs::create_dir_all(run.path.join(folder))
-                .map_err(|e| usage!("{}: cannot make the run directory: {e}; choose another --run-dir", run.path.display()))?;
+            fs::create_dir_all(run.path.join(folder)).map_err(|e| {
+                usage!("{}: cannot make the run directory: {e}; choose another --run-dir", run.path.display())
+            })?;
         }
         let file = run.config_file();
         if file.exists() {

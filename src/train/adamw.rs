@@ -46,7 +46,12 @@ impl AdamW {
     }
 
     /// Goes on from a checkpoint's buffers, taken after `steps` updates.
-    pub fn resume(training: &Training, flat: &FlatParameters, mut state: BTreeMap<String, Tensor>, steps: u64) -> Result<AdamW> {
+    pub fn resume(
+        training: &Training,
+        flat: &FlatParameters,
+        mut state: BTreeMap<String, Tensor>,
+        steps: u64,
+    ) -> Result<AdamW> {
         let mut take = |name: &str| -> Result<Tensor> {
             let tensor = state.remove(name).with_context(|| format!("state/{name} is missing"))?;
             anyhow::ensure!(tensor.size() == flat.buffer().size(), "state/{name} has shape {:?}", tensor.size());

@@ -11,7 +11,12 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 /// `top1` and `top5` in percent, `loss` (cross entropy), `images`.
-pub fn evaluate(network: &Network, source: &Source, config: &Config, group: &dyn Collective) -> Result<BTreeMap<String, f64>> {
+pub fn evaluate(
+    network: &Network,
+    source: &Source,
+    config: &Config,
+    group: &dyn Collective,
+) -> Result<BTreeMap<String, f64>> {
     let images = &source.test;
     let transform = Transform::evaluation(config);
     let (rank, size) = (group.rank(), group.size());

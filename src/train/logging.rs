@@ -74,7 +74,8 @@ impl<'a> Logging<'a> {
             progress.write(&run.path)?;
             let metrics = Metrics::open(&run.logs(&phase.name), step)?;
             let now = Instant::now();
-            logging.open = Some(Open { metrics, progress, before, started: now, heartbeat: now, window: Window::from(step) });
+            logging.open =
+                Some(Open { metrics, progress, before, started: now, heartbeat: now, window: Window::from(step) });
         }
         Ok(logging)
     }

@@ -1,6 +1,6 @@
 //! The loop that trains every phase. Read this first; one optimiser step is `step.rs`.
 
-mod adamw;
+pub mod adamw;
 pub mod evaluate;
 mod logging;
 pub mod step;
@@ -56,7 +56,8 @@ pub fn run(setting: &Setting, phase: &PhasePlan, start: &Weights, meta: Option<&
 
     while trainer.step < phase.steps {
         let lr = phase.lr(trainer.step);
-        let outcome = stepper.step(&mut trainer.network, &mut trainer.optimiser, &mut loader, trainer.step, lr)?;
+        let outcome =
+            stepper.step(&mut trainer.network, &mut trainer.optimiser, &mut || loader.next(), trainer.step, lr)?;
         trainer.step += 1;
         if !outcome.loss.is_finite() {
             bail!(not_finite(run, phase, trainer.step, lr));

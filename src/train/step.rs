@@ -2,7 +2,7 @@
 
 use super::adamw::AdamW;
 use crate::collective::Collective;
-use crate::data::loader::{Batch, Loader};
+use crate::data::loader::Batch;
 use crate::model::{DropPath, Network};
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
@@ -49,11 +49,7 @@ impl<'a> Stepper<'a> {
             global_batch: global_batch as f64,
             micro_batches: micro_batches(share, plan.config.run.micro_batch).len(),
             clip: phase.training.clip_grad,
-            drop: DropPathRule {
-                rate: phase.training.drop_path,
-                blocks: phase.depths.iter().sum(),
-                seed: phase.seed,
-            },
+            drop: DropPathRule { rate: phase.training.drop_path, blocks: phase.depths.iter().sum(), seed: phase.seed },
             dropout: plan.config.model.dropout > 0.0,
             seed: phase.seed,
             gradients: Tensor::zeros([numbers + EXTRAS], (Kind::Float, Device::Cpu)),
@@ -61,8 +57,15 @@ impl<'a> Stepper<'a> {
         }
     }
 
-    /// Trains on one global batch.
-    pub fn step(&mut self, network: &mut Network, optimiser: &mut AdamW, loader: &mut Loader, step: u64, lr: f64) -> Result<Outcome> {
+    /// Trains on one global batch, this replica's share of which comes from `next` in micro-batches.
+    pub fn step(
+        &mut self,
+        network: &mut Network,
+        optimiser: &mut AdamW,
+        next: &mut dyn FnMut() -> Batch,
+        step: u64,
+        lr: f64,
+    ) -> Result<Outcome> {
         let mut waited = Duration::ZERO;
         let _ = self.gradients.zero_();
         if self.dropout {
@@ -71,7 +74,7 @@ impl<'a> Stepper<'a> {
         }
         for _ in 0..self.micro_batches {
             let asked = Instant::now();
-            let batch = loader.next();
+            let batch = next();
             waited += asked.elapsed();
             self.accumulate(network, &batch, step);
         }
@@ -166,7 +169,11 @@ mod tests {
         let whole = rule.draw(7, 0..4000).scale.unwrap();
         let mean = whole.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
         assert!((&mean - 1.0).abs().max().double_value(&[]) < 0.06, "{mean}");
-        assert_eq!(whole.get(5).eq(0.0).sum(Kind::Int64).int64_value(&[]) / 100, 20, "half of the last branch is dropped");
+        assert_eq!(
+            whole.get(5).eq(0.0).sum(Kind::Int64).int64_value(&[]) / 100,
+            20,
+            "half of the last branch is dropped"
+        );
         let cut = rule.draw(7, 1000..1002).scale.unwrap();
         assert_eq!(whole.narrow(1, 1000, 2), cut);
     }

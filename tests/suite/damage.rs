@@ -1,0 +1,159 @@
+//! Every way an artefact or its place can be damaged: one clear error, the right exit code.
+
+use crate::incubate::{Incubate, flip, plain};
+use incubate::store::artefact;
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// A finished small run that the tests copy files from.
+fn finished() -> &'static Incubate {
+    static RUN: OnceLock<Incubate> = OnceLock::new();
+    RUN.get_or_init(|| {
+        let run = Incubate::new();
+        run.ok(&["meta"]);
+        run.ok(&["module"]);
+        run
+    })
+}
+
+const ALL: [&str; 6] = ["config.toml", "meta.h5", "module-0.h5", "module-1.h5", "module-2.h5", "module-3.h5"];
+
+fn verify(path: &Path) -> crate::incubate::Ended {
+    crate::incubate::ended(plain(&["verify", path.to_str().unwrap()]).output().unwrap())
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_found_before_anything_is_parsed() {
+    let run = finished().fork(&ALL);
+    let original = run.bytes("module-1.h5");
+    let path = run.file("module-1.h5");
+    let places = (0..original.len()).step_by(original.len() / 60).chain([0, 511, 512, original.len() - 1]);
+    for byte in places {
+        flip(&path, byte);
+        assert!(artefact::read(&path).is_err(), "byte {byte}");
+        std::fs::write(&path, &original).unwrap();
+    }
+    flip(&path, original.len() / 2);
+    run.incubate(&["assemble"]).fails(3, &["module-1.h5", "its bytes have changed", "delete it"]);
+    verify(&path).fails(3, &["module-1.h5"]);
+}
+
+#[test]
+fn a_truncated_artefact_is_refused() {
+    let run = finished().fork(&ALL);
+    let bytes = run.bytes("meta.h5");
+    for keep in [0, 100, 600, bytes.len() - 1] {
+        std::fs::write(run.file("meta.h5"), &bytes[..keep]).unwrap();
+        run.incubate(&["finetune"]).fails(2, &["assembled.h5"]);
+        verify(&run.file("meta.h5")).fails(3, &["meta.h5"]);
+    }
+}
+
+#[test]
+fn a_checkpoint_that_does_not_verify_falls_back_to_the_one_before() {
+    let whole = Incubate::new();
+    whole.ok(&["meta"]);
+    let run = Incubate::new();
+    let mut child = run.command(&["meta"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let checkpoints = run.file("checkpoints");
+    let count = || {
+        std::fs::read_dir(&checkpoints)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|e| e.path().extension().is_some_and(|x| x == "h5"))
+            .count()
+    };
+    while count() < 2 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before two checkpoints were seen");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut files: Vec<_> = std::fs::read_dir(&checkpoints)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|x| x == "h5"))
+        .collect();
+    files.sort();
+    flip(files.last().unwrap(), 5000);
+    let again = run.ok(&["meta"]);
+    assert!(
+        again.err.contains("trying the checkpoint before it") && again.err.contains("resuming at step"),
+        "{}",
+        again.err
+    );
+    assert!(whole.bytes("meta.h5") == run.bytes("meta.h5"));
+}
+
+#[test]
+fn assembly_refuses_a_mixture() {
+    let run = finished().fork(&ALL);
+    // Modules in the wrong place.
+    std::fs::copy(run.file("module-2.h5"), run.file("module-1.h5")).unwrap();
+    run.incubate(&["assemble"]).fails(3, &["module-1.h5", "holds module Some(2)"]);
+    // A missing one.
+    std::fs::remove_file(run.file("module-1.h5")).unwrap();
+    run.incubate(&["assemble"]).fails(2, &["module-1.h5", "missing", "--index 1"]);
+    // Of another run: same recipe but another meta model cannot be made by the seed, so by hand.
+    let foreign = rewritten(&finished().file("module-1.h5"), |header| header.meta = Some("0".repeat(64)));
+    std::fs::write(run.file("module-1.h5"), foreign).unwrap();
+    run.incubate(&["assemble"]).fails(3, &["module-1.h5", "another meta model"]);
+    // Of another recipe.
+    let foreign = rewritten(&finished().file("module-1.h5"), |header| header.recipe = "0".repeat(64));
+    std::fs::write(run.file("module-1.h5"), foreign).unwrap();
+    run.incubate(&["assemble"]).fails(3, &["module-1.h5", "another recipe"]);
+}
+
+/// An artefact's bytes after a change of its header, sealed anew.
+fn rewritten(path: &Path, change: impl FnOnce(&mut incubate::store::Header)) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut artefact = artefact::read(path).unwrap();
+    change(&mut artefact.header);
+    let to = folder.path().join("a.h5");
+    artefact::write(&to, &artefact.header, &artefact.weights, &[]).unwrap();
+    std::fs::read(to).unwrap()
+}
+
+#[test]
+fn a_missing_stage_and_a_wrong_shape_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("a.h5");
+    let meta = artefact::read(&finished().file("meta.h5")).unwrap();
+
+    let mut weights = artefact::read(&finished().file("meta.h5")).unwrap().weights;
+    weights.retain(|(stage, _), _| *stage != 2);
+    artefact::write(&to, &meta.header, &weights, &[]).unwrap();
+    verify(&to).fails(3, &["a.h5", "stage/2/", "is missing"]);
+
+    let mut weights = artefact::read(&finished().file("meta.h5")).unwrap().weights;
+    weights.insert((3, "head.bias".into()), tch::Tensor::zeros([5], incubate::model::OPTIONS));
+    artefact::write(&to, &meta.header, &weights, &[]).unwrap();
+    verify(&to).fails(3, &["stage/3/head.bias", "[5]", "[4]"]);
+}
+
+#[test]
+fn a_full_disk_fails_the_write_with_one_error_and_keeps_what_was_there() {
+    let run = Incubate::new();
+    run.ok(&["meta"]);
+    std::fs::remove_file(run.file("meta.h5")).unwrap();
+    std::fs::write(run.file("meta.h5.kept"), b"old").unwrap();
+    // A limit on file size, with its signal ignored, fails a write in the middle as a full disk does.
+    let script =
+        format!("trap '' XFSZ; ulimit -f 20; exec \"$0\" meta config.toml --run-dir '{}'", run.run_dir.display());
+    let output = std::process::Command::new("bash")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_incubate")])
+        .current_dir(&run.folder)
+        .output()
+        .unwrap();
+    crate::incubate::ended(output).fails(1, &["cannot write", "checkpoints/meta-"]);
+    let left: Vec<_> = std::fs::read_dir(run.file("checkpoints")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn an_unwritable_folder_is_named() {
+    let run = Incubate::new();
+    // A file where the folder should be: refused also for root.
+    std::fs::write(&run.run_dir, b"a file").unwrap();
+    run.incubate(&["meta"]).fails(2, &["run", "cannot make the run directory", "--run-dir"]);
+}

@@ -1,0 +1,64 @@
+//! The floors: a file imports only from lower floors, and rooms on one floor do not see each other.
+
+use std::path::{Path, PathBuf};
+
+/// Floor and room of a module.
+fn place(module: &str) -> (u32, &str) {
+    let floor = match module {
+        "main" | "cli" => 5,
+        "pipeline" | "export" | "cluster" => 4,
+        "train" => 3,
+        "data" | "model" | "collective" | "store" => 2,
+        "plan" | "random" | "weights" => 1,
+        "config" | "error" => 0,
+        other => panic!("which floor is {other} on? Say it here and in the documentation of lib.rs"),
+    };
+    (floor, module)
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+}
+
+fn module_of(path: &Path, root: &Path) -> String {
+    let first = path.strip_prefix(root).unwrap().components().next().unwrap();
+    Path::new(&first).file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+#[test]
+fn a_file_imports_only_from_lower_floors() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for path in sources(&root).iter().filter(|p| !p.ends_with("lib.rs")) {
+        let own = module_of(path, &root);
+        let (floor, _) = place(&own);
+        let text = std::fs::read_to_string(path).unwrap();
+        for import in text.split("crate::").skip(1) {
+            let used: String = import.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let followed = import[used.len()..].starts_with("::");
+            if !followed || used == own {
+                continue;
+            }
+            let (below, _) = place(&used);
+            // Floors 0 and 1 hold several words each that may use one another.
+            let same_base = floor == below && floor <= 1;
+            assert!(below < floor || same_base, "{}: imports crate::{used}", path.display());
+        }
+    }
+}
+
+#[test]
+fn heavy_dependencies_have_one_room_each() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for (needle, rooms) in [
+        ("use mpi::", &["collective/mpi.rs"][..]),
+        ("hdf5::", &["store/artefact.rs", "main.rs", "cluster/doctor.rs"]),
+        ("clap::", &["cli.rs", "main.rs"]),
+        ("indicatif::", &["pipeline/bars.rs"]),
+    ] {
+        for path in sources(&root) {
+            let inside = std::fs::read_to_string(&path).unwrap().contains(needle);
+            assert!(!inside || rooms.iter().any(|room| path.ends_with(room)), "{needle} in {}", path.display());
+        }
+    }
+}

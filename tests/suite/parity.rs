@@ -1,0 +1,199 @@
+//! Equality with the real timm and torch, through what `tools/golden.py` wrote with them. `INCUBATE_GOLDEN` names
+//! another folder of its output, to compare with the versions installed here.
+
+use incubate::collective::Solo;
+use incubate::config::{Config, Schedule};
+use incubate::data::loader::Batch;
+use incubate::model::Network;
+use incubate::plan::parameters::parameters;
+use incubate::plan::phases::{E2E, MODULE};
+use incubate::plan::{PhasePlan, Plan};
+use incubate::train::adamw::AdamW;
+use incubate::train::step::{Stepper, soft_cross_entropy};
+use incubate::weights::{Weights, floats};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tch::Tensor;
+
+const BATCH: usize = 6;
+const STEPS: usize = 20;
+
+/// As `SHAPES` in tools/golden.py.
+fn plan(shape: &str) -> Plan {
+    let model = match shape {
+        "gray" => {
+            "image_size = 28\npatch_size = 7\nchannels = 1\nclasses = 10\nwidth = 24\nheads = 4\ndepths = [2, 2, 2, 2]"
+        }
+        "color" => {
+            "image_size = 16\npatch_size = 4\nchannels = 3\nclasses = 7\nwidth = 32\nheads = 2\ndepths = [1, 2, 3]\n\
+             qkv_bias = false\nlayer_norm_eps = 1e-5"
+        }
+        _ => "image_size = 24\npatch_size = 8\nchannels = 3\nclasses = 5\nwidth = 40\nheads = 5\ndepths = [3, 1]",
+    };
+    let channels = if shape == "gray" { 1 } else { 3 };
+    let list = vec!["0.5"; channels].join(", ");
+    let text = format!(
+        "[model]\n{model}\n[data]\nmean = [{list}]\nstd = [{list}]\nrepeats = 1\n[train]\nglobal_batch = {BATCH}\n\
+         base_lr = {}\nwarmup_epochs = 3\nepochs = {STEPS}\n[module]\nepochs = {STEPS}\ndrop_path = 0\n[e2e]\ndrop_path = 0\n\
+         [finetune]\nepochs = {STEPS}",
+        1e-3 * 512.0 / BATCH as f64
+    );
+    let mut plan = Plan::new(Config::parse(&text, &[]).unwrap(), BATCH).unwrap();
+    plan.config.run.micro_batch = 4; // so that gradients accumulate over two forward passes of different size
+    plan
+}
+
+/// The networks that have golden results: the target, and each hybrid.
+fn cases() -> Vec<(String, Plan, PhasePlan)> {
+    let mut cases = Vec::new();
+    for shape in ["gray", "color", "wide"] {
+        let plan = plan(shape);
+        cases.push((format!("{shape}-target"), plan.clone(), plan.phase(&E2E, None)));
+        for i in 0..plan.config.model.stages() {
+            cases.push((format!("{shape}-hybrid-{i}"), plan.clone(), plan.phase(&MODULE, Some(i))));
+        }
+    }
+    cases
+}
+
+fn golden(name: &str) -> PathBuf {
+    let folder = std::env::var("INCUBATE_GOLDEN").unwrap_or(format!("{}/tests/golden", env!("CARGO_MANIFEST_DIR")));
+    PathBuf::from(folder).join(name)
+}
+
+fn wave(count: usize, phase: f64) -> impl Iterator<Item = f64> {
+    (0..count).map(move |k| (0.37 * k as f64 + phase).sin())
+}
+
+fn weights(plan: &Plan, depths: &[usize]) -> Weights {
+    let weight = |p: incubate::plan::parameters::Parameter| {
+        let name = p.timm_name(depths);
+        let one = if name.contains("norm") && name.ends_with("weight") { 1.0 } else { 0.0 };
+        let phase = name.bytes().map(f64::from).sum();
+        let values: Vec<f32> = wave(p.count(), phase).map(|w| (one + 0.1 * w) as f32).collect();
+        ((p.stage, p.name), Tensor::from_slice(&values).view(&p.shape[..]))
+    };
+    parameters(&plan.config.model, depths).into_iter().map(weight).collect()
+}
+
+fn batch(plan: &Plan, step: usize) -> (Tensor, Tensor) {
+    let model = &plan.config.model;
+    let (size, channels, classes) = (model.image_size, model.channels, model.classes);
+    let images: Vec<f32> = wave(BATCH * channels * size * size, 1000.0 + step as f64).map(|v| v as f32).collect();
+    let raw: Vec<f64> = wave(BATCH * classes, 2000.0 + step as f64).map(|v| (1.0 + v).powi(2)).collect();
+    let targets: Vec<f32> =
+        raw.chunks(classes).flat_map(|row| row.iter().map(|v| (v / row.iter().sum::<f64>()) as f32)).collect();
+    let side = size as i64;
+    (
+        Tensor::from_slice(&images).view([BATCH as i64, channels as i64, side, side]),
+        Tensor::from_slice(&targets).view([BATCH as i64, classes as i64]),
+    )
+}
+
+fn network(plan: &Plan, phase: &PhasePlan) -> Network {
+    Network::new(&plan.config.model, &phase.depths, phase.trained.clone(), &weights(plan, &phase.depths)).unwrap()
+}
+
+/// The largest difference, relative to the golden tensor's largest magnitude.
+fn difference(ours: &Tensor, golden: &Tensor) -> f64 {
+    assert_eq!(ours.size(), golden.size());
+    let largest = golden.abs().max().double_value(&[]).max(1e-12);
+    (ours - golden).abs().max().double_value(&[]) / largest
+}
+
+#[test]
+fn logits_loss_and_every_gradient_equal_timms_and_frozen_stages_have_none() {
+    for (case, plan, phase) in cases() {
+        let golden: BTreeMap<String, Tensor> =
+            Tensor::read_safetensors(golden(&format!("{case}.safetensors"))).unwrap().into_iter().collect();
+        let network = network(&plan, &phase);
+        let (images, targets) = batch(&plan, 0);
+        let logits = network.forward(&images, None);
+        let loss = soft_cross_entropy(&logits, &targets) / BATCH as f64;
+        assert!(difference(&logits.detach(), &golden["logits"]) < 1e-5, "{case}: logits");
+        assert!(difference(&loss.detach().reshape([1]), &golden["loss"]) < 1e-5, "{case}: loss");
+
+        let gradients = network.gradients(&loss);
+        let names: Vec<String> =
+            network.flat().names().map(|(stage, name)| timm_name(&plan, &phase, stage, name)).collect();
+        assert_eq!(names.len() + 2, golden.len(), "{case}: exactly the trained parameters have gradients");
+        for (name, gradient) in names.iter().zip(&gradients) {
+            let d = difference(gradient, &golden[&format!("grad.{name}")]);
+            assert!(d < 1e-5, "{case}: gradient of {name} differs by {d:e}");
+        }
+    }
+}
+
+fn timm_name(plan: &Plan, phase: &PhasePlan, stage: usize, name: &str) -> String {
+    let table = parameters(&plan.config.model, &phase.depths);
+    table.iter().find(|p| p.stage == stage && p.name == name).unwrap().timm_name(&phase.depths)
+}
+
+#[test]
+fn twenty_adamw_steps_with_the_official_schedule_give_torchs_loss_curve() {
+    let curves: Value = serde_json::from_slice(&std::fs::read(golden("curves.json")).unwrap()).unwrap();
+    for (case, plan, phase) in cases() {
+        let mut network = network(&plan, &phase);
+        let mut optimiser = AdamW::new(&phase.training, network.flat());
+        let mut stepper = Stepper::new(&plan, &phase, &Solo, &network);
+        let curve = curves["curves"][&case].as_array().unwrap();
+        assert_eq!((curve.len(), phase.steps), (STEPS, STEPS as u64));
+        for (step, golden) in curve.iter().enumerate() {
+            let lr = phase.lr(step as u64);
+            assert!((lr / golden[1].as_f64().unwrap() - 1.0).abs() < 1e-9, "{case}: learning rate of step {step}");
+            let (images, targets) = batch(&plan, step);
+            let mut parts = [0..4, 4..6].into_iter();
+            let mut next = || {
+                let part = parts.next().unwrap();
+                let cut = |t: &Tensor| t.narrow(0, part.start as i64, part.len() as i64);
+                Batch { images_bchw: cut(&images), targets_bc: cut(&targets), positions: part.clone() }
+            };
+            let loss = stepper.step(&mut network, &mut optimiser, &mut next, step as u64, lr).unwrap().loss;
+            let expected = golden[0].as_f64().unwrap();
+            assert!((loss / expected - 1.0).abs() < 1e-4, "{case}: step {step} loss {loss}, torch {expected}");
+        }
+        let first = curve[0][0].as_f64().unwrap();
+        assert!(curve[STEPS - 1][0].as_f64().unwrap() < first, "{case}: the curve is one of learning");
+    }
+}
+
+#[test]
+fn the_deit_schedule_equals_timms_scheduler_stepped_as_the_official_code_steps_it() {
+    let curves: Value = serde_json::from_slice(&std::fs::read(golden("curves.json")).unwrap()).unwrap();
+    let meta = Config::parse("", &[]).unwrap().meta;
+    assert_eq!(meta.schedule, Schedule::Deit);
+    for (epoch, golden) in curves["deit_schedule"].as_array().unwrap().iter().enumerate() {
+        let lr = incubate::plan::schedule::learning_rate(&meta, epoch as u64 * 625, 625);
+        assert!((lr / golden.as_f64().unwrap() - 1.0).abs() < 1e-9, "epoch {epoch}: {lr} and {golden}");
+    }
+}
+
+#[test]
+fn clipping_bounds_what_the_optimiser_sees() {
+    // One step from zero moments with and without clipping: AdamW's first update does not depend on the gradient's
+    // scale, its moments do.
+    let (_, plan, phase) = cases().remove(0);
+    let second_moment = |clip: f64| {
+        let mut phase = phase.clone();
+        phase.training.clip_grad = clip;
+        let mut network = network(&plan, &phase);
+        let mut optimiser = AdamW::new(&phase.training, network.flat());
+        let mut stepper = Stepper::new(&plan, &phase, &Solo, &network);
+        let (images, targets) = batch(&plan, 0);
+        let mut parts = [0..4, 4..6].into_iter();
+        let mut next = || {
+            let part = parts.next().unwrap();
+            let cut = |t: &Tensor| t.narrow(0, part.start as i64, part.len() as i64);
+            Batch { images_bchw: cut(&images), targets_bc: cut(&targets), positions: part.clone() }
+        };
+        stepper.step(&mut network, &mut optimiser, &mut next, 0, 1e-3).unwrap();
+        // exp_avg = 0.1 · gradient after the first step.
+        let norm = floats(optimiser.state()[0].1).iter().map(|m| f64::from(m / 0.1).powi(2)).sum::<f64>().sqrt();
+        norm
+    };
+    let free = second_moment(0.0);
+    let limit = free / 3.0;
+    assert!((second_moment(limit) / limit - 1.0).abs() < 1e-3);
+    assert!((second_moment(10.0 * free) / free - 1.0).abs() < 1e-3);
+}

@@ -1,0 +1,151 @@
+//! Whole runs: what is written, that ranks agree, that stopped runs resume.
+
+use crate::incubate::{Incubate, TINY, plain};
+use incubate::store::artefact;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_run_trains_every_phase_exports_and_prints_the_table() {
+    let run = Incubate::new().set("run.e2e=true");
+    let ended = run.mpirun(2, &["run"]).ok();
+    for model in ["meta model", "hybrid 0", "hybrid 3", "assembled", "fine-tuned", "end to end"] {
+        assert!(ended.out.contains(model), "{model} in {}", ended.out);
+    }
+    for file in ["final.h5", "e2e.h5", "export/timm/model.safetensors", "report.html", "logs/meta/metrics.jsonl"] {
+        assert!(run.file(file).exists(), "{file}");
+    }
+    let rows: Vec<Value> = serde_json::from_slice(&run.bytes("summary.json")).unwrap();
+    let final_top1 = rows[6]["top1"].as_f64().unwrap();
+    assert!(final_top1 > 60.0, "four classes of drawn shapes are learned: {final_top1} %");
+
+    // Evaluating the artefact anew gives what the run wrote into it.
+    let json = run.ok(&["evaluate", "--json"]).out;
+    let metrics: BTreeMap<String, f64> = serde_json::from_str(&json).unwrap();
+    assert_eq!(metrics["images"], 128.0);
+    let stored = artefact::read(&run.file("final.h5")).unwrap().header.metrics;
+    assert!((metrics["top1"] - stored["top1"]).abs() < 1e-9 && (metrics["loss"] / stored["loss"] - 1.0).abs() < 1e-5);
+    // A module is evaluated as its hybrid.
+    let module = run.file("module-2.h5");
+    let json = run.ok(&["evaluate", "--json", "--weights", module.to_str().unwrap()]).out;
+    let metrics: BTreeMap<String, f64> = serde_json::from_str(&json).unwrap();
+    assert_eq!(metrics["top1"], artefact::read(&module).unwrap().header.metrics["top1"]);
+
+    let again = run.ok(&["run"]);
+    assert!(again.err.matches("done already").count() >= 7 && !again.err.contains(" step 1/"), "{}", again.err);
+    let status = plain(&["status", run.run_dir.to_str().unwrap(), "--json"]).output().unwrap();
+    let lines: Vec<Value> = serde_json::from_slice(&status.stdout).unwrap();
+    assert!(lines.iter().all(|line| line["state"] == "done"), "{lines:?}");
+    plain(&["verify", run.run_dir.to_str().unwrap()]).status().unwrap().success().then_some(()).unwrap();
+}
+
+#[test]
+fn modules_have_the_same_bits_for_one_two_and_four_ranks() {
+    let one = Incubate::new();
+    one.ok(&["meta"]);
+    let forks = [2, 4].map(|ranks| (ranks, one.fork(&["meta.h5", "config.toml"])));
+    one.ok(&["module"]);
+    for (ranks, fork) in forks {
+        fork.mpirun(ranks, &["module"]).ok();
+        for i in 0..4 {
+            let file = format!("module-{i}.h5");
+            assert!(one.bytes(&file) == fork.bytes(&file), "{file} differs with {ranks} ranks");
+        }
+    }
+}
+
+#[test]
+fn a_group_of_ranks_has_the_loss_curve_of_one_rank_with_the_same_global_batch() {
+    let one = Incubate::with(&TINY.replace("micro_batch = 32", "micro_batch = 16"))
+        .set("module.drop_path=0.3")
+        .set("data.mixup=0.8")
+        .set("data.repeats=3");
+    one.ok(&["meta"]);
+    let eight = one.fork(&["meta.h5", "config.toml"]);
+    one.ok(&["module"]);
+    eight.mpirun(8, &["module"]).ok();
+    for i in 0..4 {
+        let (a, b) = (one.losses(&format!("module-{i}")), eight.losses(&format!("module-{i}")));
+        assert_eq!((a.len(), b.len()), (16, 16));
+        for (step, (a, b)) in a.iter().zip(&b).enumerate() {
+            assert!((a / b - 1.0).abs() < 1e-4, "module {i} step {step}: {a} alone, {b} in a group");
+        }
+    }
+}
+
+#[test]
+fn the_number_of_data_workers_changes_nothing() {
+    let one = Incubate::new();
+    one.ok(&["meta"]);
+    let seven = Incubate::new().set("run.workers=7");
+    seven.ok(&["meta"]);
+    assert!(one.bytes("meta.h5") == seven.bytes("meta.h5"));
+}
+
+#[test]
+fn an_average_of_the_weights_is_what_gets_written_and_survives_a_stop() {
+    let whole = Incubate::new().set("train.ema=0.9");
+    whole.ok(&["meta"]);
+    let plain = Incubate::new();
+    plain.ok(&["meta"]);
+    assert!(whole.bytes("meta.h5") != plain.bytes("meta.h5"));
+    let stopped = Incubate::new().set("train.ema=0.9");
+    stop_after_a_checkpoint(&stopped, &["meta"]);
+    stopped.ok(&["meta"]);
+    assert!(whole.bytes("meta.h5") == stopped.bytes("meta.h5"));
+}
+
+#[test]
+fn dropout_draws_the_same_masks_after_a_stop() {
+    let whole = Incubate::new().set("model.dropout=0.2");
+    whole.ok(&["meta"]);
+    let stopped = Incubate::new().set("model.dropout=0.2");
+    stop_after_a_checkpoint(&stopped, &["meta"]);
+    stopped.ok(&["meta"]);
+    assert!(whole.bytes("meta.h5") == stopped.bytes("meta.h5"));
+}
+
+/// Starts, waits for the first checkpoint, and stops it with SIGTERM, which it answers with exit code 75.
+fn stop_after_a_checkpoint(run: &Incubate, arguments: &[&str]) {
+    let mut child = run.command(arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let checkpoints = run.file("checkpoints");
+    while std::fs::read_dir(&checkpoints).map_or(0, |entries| entries.count()) == 0 {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "no checkpoint was seen");
+        std::thread::yield_now();
+    }
+    // SAFETY: the child is ours and has not been waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+}
+
+#[test]
+fn a_rank_that_fails_takes_the_job_down_with_its_message() {
+    // Rank 1 finds a damaged artefact of its module; rank 0 would train on for an hour.
+    let run = Incubate::new().set("module.epochs=100000");
+    run.ok(&["meta"]);
+    std::fs::write(run.file("module-1.h5"), b"no artefact").unwrap();
+    let start = Instant::now();
+    let ended = run.mpirun(2, &["module"]);
+    assert!(start.elapsed() < Duration::from_secs(30));
+    ended.fails(3, &["module-1.h5", "truncated"]);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint() {
+    let run = Incubate::new().set("train.base_lr=1e30").set("train.weight_decay=0");
+    run.incubate(&["meta"]).fails(1, &["no longer finite at step", "learning rate", "last good checkpoint"]);
+}
+
+#[test]
+fn worlds_of_one_are_refused_with_the_cure() {
+    let run = Incubate::new();
+    let start = Instant::now();
+    let slurm = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "4")];
+    let output = run.command(&["run"]).envs(slurm).output().unwrap();
+    crate::incubate::ended(output).fails(2, &["4 tasks", "srun --mpi=pmix"]);
+    let output = run.command(&["run"]).envs([("PMI_SIZE", "2"), ("PMI_RANK", "0")]).output().unwrap();
+    crate::incubate::ended(output).fails(2, &["PMI_SIZE says 2 ranks", "mpirun of the MPI it was built with"]);
+    assert!(start.elapsed() < Duration::from_secs(10));
+}

@@ -1,0 +1,130 @@
+//! Mistakes of every kind end in one error that names the key or file and the cure, with exit code 2; and what the
+//! commands that only report print.
+
+use crate::incubate::{Incubate, TINY, ended, plain};
+use incubate::config::Config;
+use serde_json::Value;
+use std::path::Path;
+
+#[test]
+fn mistakes_in_a_config_are_named_with_their_cure() {
+    for (set, words) in [
+        ("train.epoch=3", &["train.epoch", "did you mean `epochs`"][..]),
+        ("modle.width=3", &["`modle`", "did you mean `model`"]),
+        ("model.width=\"wide\"", &["model.width", "string", "integer"]),
+        ("model.width=18", &["model.width = 18", "model.heads = 4", "try width = 20"]),
+        ("model.image_size=15", &["model.image_size = 15", "patch_size = 4", "try image_size = 16"]),
+        ("model.depths=[2, 0]", &["model.depths", "between 1 and"]),
+        ("model.depths=[]", &["model.depths is empty"]),
+        ("data.mean=[0.1, 0.2]", &["data.mean has 2 values", "model.channels = 1"]),
+        ("data.flip=1.5", &["data.flip = 1.5", "between 0 and 1"]),
+        ("data.train_fraction=0.0", &["data.train_fraction = 0", "(0, 1]"]),
+        ("train.global_batch=63", &["global_batch = 63", "even", "try 64"]),
+        ("train.global_batch=1024", &["meta.global_batch = 1024", "512 samples"]),
+        ("meta.warmup_epochs=5", &["meta.warmup_epochs = 5", "meta.epochs = 3"]),
+        ("module.on=world", &["module.on", "group"]),
+        ("finetune.on=everywhere", &["everywhere", "world"]),
+        ("run.micro_batch=7", &["run.micro_batch = 7", "try 8"]),
+        ("run.log_steps=-1", &["-1"]),
+        ("run", &["--set run", "key=value"]),
+    ] {
+        let run = Incubate::with(&TINY.replace("heads = 2", "heads = 4")).set(set);
+        run.incubate(&["meta"]).fails(2, words);
+        assert!(!run.run_dir.exists(), "{set}: refused before anything is written");
+    }
+}
+
+#[test]
+fn a_config_that_is_missing_or_no_toml_is_named() {
+    ended(plain(&["run", "nowhere.toml"]).output().unwrap()).fails(2, &["nowhere.toml", "No such file"]);
+    Incubate::with("[run\n").incubate(&["run"]).fails(2, &["config.toml", "not valid TOML"]);
+}
+
+#[test]
+fn another_config_in_the_same_run_directory_is_refused_naming_the_keys() {
+    let run = Incubate::new();
+    run.ok(&["meta"]);
+    let other = run.fork(&["config.toml"]).set("meta.base_lr=1e-3").set("run.log_steps=7");
+    let ended = other.incubate(&["meta"]).fails(2, &["meta.base_lr (0.008 there, 0.001 here)", "--run-dir"]);
+    assert!(!ended.err.contains("log_steps"), "how often it logs may change");
+}
+
+#[test]
+fn missing_and_malformed_data_are_named() {
+    let text =
+        TINY.replace("format = \"shapes\"", "format = \"idx\"").replace("train_images = 512\ntest_images = 128\n", "");
+    let run = Incubate::with(&text).set("data.path=images");
+    run.incubate(&["meta"]).fails(2, &["images/train-images-idx3-ubyte", "data.path"]);
+    let folder = run.folder.path().join("images");
+    std::fs::create_dir(&folder).unwrap();
+    // A gzip stream that breaks off.
+    std::fs::write(folder.join("train-images-idx3-ubyte.gz"), [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0x63]).unwrap();
+    run.incubate(&["meta"]).fails(2, &["train-images-idx3-ubyte.gz", "cannot be read"]);
+    for (format, file) in [("cifar10", "data_batch_1.bin"), ("cifar100", "train.bin")] {
+        let text = TINY.replace("format = \"shapes\"", &format!("format = \"{format}\""));
+        Incubate::with(&text).set("data.path=nowhere").incubate(&["meta"]).fails(2, &[file]);
+    }
+    let wrong_size = Incubate::new().set("data.train_images=0");
+    wrong_size.incubate(&["meta"]).fails(2, &["data.train_images"]);
+}
+
+fn configs() -> Vec<std::path::PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "toml"))
+        .collect()
+}
+
+#[test]
+fn every_shipped_config_loads_and_opens_with_the_command_that_runs_it() {
+    assert!(configs().len() >= 8);
+    for path in configs() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with('#'), "{}", path.display());
+        Config::load(&path, &[]).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
+    }
+}
+
+#[test]
+fn plan_prints_the_papers_models_steps_and_costs() {
+    let config = |name: &str| format!("{}/configs/{name}", env!("CARGO_MANIFEST_DIR"));
+    for (name, parameters, depths, steps) in [
+        ("imagenet-vit-b.toml", 86_567_656u64, [3, 3, 3, 3], 625 * 300),
+        ("imagenet-vit-l.toml", 304_326_632, [6, 6, 6, 6], 625 * 300),
+        ("imagenet-vit-h.toml", 632_045_800 - 32 * 3 * 1280, [8, 8, 8, 8], 625 * 300),
+    ] {
+        let output = plain(&["plan", &config(name), "--ranks", "8", "--rate", "100", "--json"]).output().unwrap();
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(plan["parameters"], parameters, "{name}");
+        assert_eq!(plan["depths"], serde_json::json!(depths), "{name}");
+        assert_eq!(plan["phases"][0]["steps"], steps, "{name}: 1,281,024 samples in steps of 2048");
+        assert_eq!(plan["phases"][0]["lr_peak"].as_f64(), Some(2e-3), "{name}");
+        let device_hours = |i: usize| plan["phases"][i]["device_hours"].as_f64().unwrap();
+        assert!(device_hours(1) > device_hours(4), "{name}: stage 0 costs more than stage 3");
+        assert_eq!(plan["ranks"][5], serde_json::json!({"rank": 5, "modules": [2], "group": [4, 5]}), "{name}");
+    }
+}
+
+#[test]
+fn doctor_finds_a_run_directory_that_cannot_be_made() {
+    let run = Incubate::new();
+    run.ok(&["doctor"]);
+    std::fs::write(&run.run_dir, b"a file").unwrap();
+    let ended = run.incubate(&["doctor"]);
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.out.contains("NOT run directory"), "{}", ended.out);
+}
+
+#[test]
+fn help_completions_and_man_pages_are_there() {
+    for arguments in [&["--help"][..], &["run", "--help"], &["completions", "bash"]] {
+        let output = plain(arguments).output().unwrap();
+        assert!(output.status.success() && output.stdout.len() > 300, "{arguments:?}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    assert!(plain(&["man", folder.path().to_str().unwrap()]).status().unwrap().success());
+    assert!(folder.path().join("incubate-run.1").exists());
+    assert_eq!(plain(&["fly"]).output().unwrap().status.code(), Some(2));
+}

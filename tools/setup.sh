@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Installs what building and running incubate needs; quick when nothing is missing, safe to run again.
+#   tools/setup.sh [--print]     --print shows every command without running it
+# Already have them, from Spack or modules? Point at yours and the rest is skipped:
+#   LIBTORCH=/path/to/libtorch-2.11.0   MPICC=/path/to/mpicc   HDF5_DIR=/path/to/hdf5
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TORCH=2.11.0
+RUST=1.88
+cache=${INCUBATE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/incubate}
+torch_home=$cache/libtorch-$TORCH
+print=false
+case "${1:-}" in
+  --print) print=true ;;
+  '') ;;
+  *) echo "usage: tools/setup.sh [--print]" >&2; exit 2 ;;
+esac
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 2; }
+run() { if $print; then printf '%q ' "$@"; echo; else "$@"; fi; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Rust is the one thing presupposed.
+have cargo || [ ! -x "$HOME/.cargo/bin/cargo" ] || PATH=$HOME/.cargo/bin:$PATH
+have cargo || fail "Rust is missing. Install it with rustup (https://rustup.rs), at least $RUST, and start again."
+rust=$(rustc --version | cut -d' ' -f2)
+[ "$(printf '%s\n' "$RUST" "${rust%%-*}" | sort -V | head -n 1)" = "$RUST" ] ||
+  fail "Rust $rust is older than $RUST. Run: rustup update stable"
+
+# What Debian and Ubuntu package: each need, and whether it is there already.
+packages=()
+need() { packages+=("$@"); }
+have g++ || need g++
+have pkg-config || need pkg-config
+# The MPI bindings are generated with libclang.
+ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib*/libclang*.so* >/dev/null 2>&1 || [ -n "${LIBCLANG_PATH:-}" ] || need libclang-dev clang
+[ -n "${MPICC:-}" ] || have mpicc || need libopenmpi-dev
+[ -n "${MPICC:-}" ] || have mpirun || need openmpi-bin
+[ -n "${HDF5_DIR:-}" ] || pkg-config --exists hdf5 2>/dev/null || need libhdf5-dev
+[ -d /usr/share/datasets/fashion-mnist ] || need dataset-fashion-mnist
+if [ -z "${LIBTORCH:-}" ] && [ ! -e "$torch_home/complete" ]; then
+  have python3 || need python3
+  python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv
+fi
+if [ ${#packages[@]} -gt 0 ]; then
+  have apt-get || fail "there is no apt-get here. Missing, by Debian's names: ${packages[*]}. Install them your system's
+way, or load your site's modules and set LIBTORCH, MPICC and HDF5_DIR (the images may lie anywhere: --set data.path=DIR)."
+  sudo=()
+  if [ "$(id -u)" != 0 ]; then
+    have sudo || fail "not root and no sudo. Ask for these packages: ${packages[*]}"
+    sudo=(sudo)
+  fi
+  say "installing ${packages[*]}"
+  run "${sudo[@]}" apt-get update -qq
+  run "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+fi
+
+# libtorch from the torch wheel, without the CUDA libraries that a CPU does not need: two small ones make it load.
+# The wheel of one Python holds the libtorch of all, so any Python with venv can fetch it.
+if [ -n "${LIBTORCH:-}" ]; then
+  [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] || fail "LIBTORCH=$LIBTORCH holds no lib/libtorch_cpu.so"
+  torch=$LIBTORCH
+else
+  torch=$torch_home/torch
+  if [ ! -e "$torch_home/complete" ]; then
+    say "fetching libtorch $TORCH (about 600 MB) into $torch_home"
+    work=$cache/fetch.$$
+    $print || trap 'rm -rf "$work"' EXIT
+    run mkdir -p "$cache"
+    run python3 -m venv "$work/venv"
+    platforms=()
+    for glibc in 2_28 2_27 2_24 2_17 2_5 2_12; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
+    run "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+      --implementation cp --python-version 3.12 --abi cp312 --abi none "${platforms[@]}" --platform manylinux2014_x86_64 \
+      --target "$work/libtorch" "torch==$TORCH" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85
+    run touch "$work/libtorch/complete"
+    run rm -rf "$torch_home"
+    run mv "$work/libtorch" "$torch_home"
+  fi
+fi
+run mkdir -p .deps
+[ "$(readlink .deps/torch 2>/dev/null)" = "$torch" ] || run ln -sfn "$torch" .deps/torch
+$print || say "ready: a plain \`cargo build\` works here now"

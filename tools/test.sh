@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Passes the tests: installs what is missing, builds, and runs the whole suite. Arguments go to the test runner.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools/setup.sh
+PATH=$HOME/.cargo/bin:$PATH
+if cargo nextest --version >/dev/null 2>&1; then
+  exec cargo nextest run --release --locked "$@"
+fi
+exec cargo test --release --locked "$@"
