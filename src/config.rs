@@ -214,7 +214,7 @@ impl Config {
         let run = &self.run;
         require!(run.workers >= 1, "run.workers = 0: at least one data worker is needed; set 1");
         require!(
-            run.micro_batch >= 2 && run.micro_batch % 2 == 0,
+            run.micro_batch >= 2 && run.micro_batch.is_multiple_of(2),
             "run.micro_batch = {}: it must be even (samples are mixed in pairs); try {}",
             run.micro_batch,
             (run.micro_batch + 1).max(2)
@@ -257,14 +257,14 @@ impl Model {
             require!(value <= 1 << 20, "model.{key} = {value}: larger than any model this program can train");
         }
         require!(
-            self.image_size % self.patch_size == 0,
+            self.image_size.is_multiple_of(self.patch_size),
             "model.image_size = {} is not a multiple of model.patch_size = {}; try image_size = {}",
             self.image_size,
             self.patch_size,
             self.image_size.div_ceil(self.patch_size) * self.patch_size
         );
         require!(
-            self.width % self.heads == 0,
+            self.width.is_multiple_of(self.heads),
             "model.width = {} is not divisible by model.heads = {}; try width = {}",
             self.width,
             self.heads,
@@ -348,7 +348,7 @@ impl Training {
             format!("{:?}", self.on).to_lowercase()
         );
         require!(
-            self.global_batch >= 2 && self.global_batch % 2 == 0,
+            self.global_batch >= 2 && self.global_batch.is_multiple_of(2),
             "{phase}.global_batch = {}: it must be even (samples are mixed in pairs); try {}",
             self.global_batch,
             (self.global_batch + 1).max(2)

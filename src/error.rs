@@ -29,6 +29,11 @@ impl Failure {
             Failure::Elsewhere { code } => *code,
         }
     }
+
+    /// Whether an error is an orderly stop after a signal.
+    pub fn is_stop(error: &anyhow::Error) -> bool {
+        exit_code(error) == 75
+    }
 }
 
 /// The exit code of any error: that of the first [`Failure`] in its chain, else 1.
@@ -45,5 +50,5 @@ macro_rules! usage {
 /// Returns early with a [`Failure::Usage`] unless the condition holds.
 #[macro_export]
 macro_rules! require {
-    ($condition:expr, $($arg:tt)*) => { if !$condition { return Err($crate::usage!($($arg)*)); } };
+    ($condition:expr, $($arg:tt)*) => { if $condition {} else { return Err($crate::usage!($($arg)*)); } };
 }

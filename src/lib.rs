@@ -1,4 +1,49 @@
-//! Deep Incubation (arXiv 2212.04129) for clusters.
+//! Deep Incubation (arXiv 2212.04129) for clusters: trains a large Vision Transformer module by module over MPI.
+//!
+//! # The idea in four lines
+//! Cut the **target** network into K **stages**. Train a **meta model** in which every stage is thin. Then train each
+//! **module** (one stage at target depth) on its own, inside the frozen meta model: that network is its **hybrid**.
+//! Assemble the modules into the target and fine-tune it. Modules need nothing of each other, so they train at the same
+//! time, on different ranks.
+//!
+//! # The map: a file imports only from lower floors
+//! ```text
+//! 5  main, cli          the door: commands, exit codes
+//! 4  pipeline           walks the phases; assembly, evaluation, reports, progress bars
+//! 4  export             one small file per target format
+//! 4  cluster            status, doctor
+//! 3  train              THE LOOP (read this first), one optimiser step, AdamW, evaluation
+//! 2  data               sources (IDX, CIFAR, drawn shapes), augmentation, sampler, loader
+//! 2  model              the staged Vision Transformer, flat parameters, initialisation
+//! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi
+//! 2  store              run directory, HDF5 artefacts, durable write, metrics, heartbeats
+//! 1  plan               all that follows from the config: the PHASES table, schedules, groups, parameters, cost
+//! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
+//! 0  config, error      exactly what the TOML says; failures and their exit codes
+//! ```
+//! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`, HDF5 in
+//! `store/artefact.rs`, `clap` in `cli.rs`.
+//!
+//! # From `main` to one optimiser step in five hops
+//! 1. `main.rs` parses, sets up logging and signals, joins the world of ranks, and turns any error into an exit code.
+//! 2. [`cli::dispatch`] loads the config and opens a [`pipeline::Job`]: plan, data, run directory, world.
+//! 3. [`pipeline::Job::run`] reads like the paper: meta, modules, assemble, fine-tune. Each is a row of
+//!    [`plan::phases::PHASES`] turned into a [`plan::PhasePlan`]; no training code asks which phase it is in.
+//! 4. [`train::run`] is the loop: step, log, evaluate, checkpoint, stop if told to, write the artefact.
+//! 5. [`train::step::Stepper::step`] is one optimiser step: forward, backward, all-reduce, clip, AdamW.
+//!
+//! # Invariants
+//! - Everything random is a pure function of a key such as (seed, epoch, sample) ([`random`]); there is no generator
+//!   state to save. A resumed run has the bits of an uninterrupted one, and the stream of samples is the same for any
+//!   number of ranks and workers.
+//! - A phase's trained parameters, gradients and moments are flat buffers ([`model::FlatParameters`]): one all-reduce
+//!   and one optimiser pass per step. Frozen stages before them have no autograd graph, those after no weight gradients.
+//! - A file is written beside its place, synced and renamed ([`store::durable`]); an artefact is verified whole before a
+//!   byte of it is parsed ([`store::artefact`]). Nothing read from disk is executed.
+//! - All ranks of a collective call make it, or none: what can fail on one rank alone is first agreed upon
+//!   ([`collective::agree`]), and everything else ends the whole world ([`collective::mpi::World::abort`]).
+//!
+//! Deliberately absent: a plug-in system, a second way to write a config, any state outside the run directory.
 
 pub mod cli;
 pub mod cluster;

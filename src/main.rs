@@ -37,12 +37,12 @@ fn main() -> ExitCode {
 /// Prints the error once in the whole world, and takes the world down unless it stops in order.
 fn finish(error: &anyhow::Error, world: Option<&World>) -> ExitCode {
     let code = exit_code(error);
+    if Failure::is_stop(error) {
+        log::warn!("{error:#}");
+        return ExitCode::from(code);
+    }
     let failure = error.chain().find_map(|e| e.downcast_ref::<Failure>());
     match (failure, world) {
-        (Some(Failure::Elsewhere { code: 75 } | Failure::Stopped { .. }), _) => {
-            log::warn!("{error:#}");
-            return ExitCode::from(code);
-        }
         // The rank that failed says why and ends this one.
         (Some(Failure::Elsewhere { .. }), _) => std::thread::sleep(Duration::from_secs(5)),
         (_, None) if launched_rank() > 0 => {}

@@ -71,7 +71,8 @@ else
     run mkdir -p "$cache"
     run python3 -m venv "$work/venv"
     platforms=()
-    for glibc in 2_28 2_27 2_24 2_17 2_5 2_12; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
+    # pip matches a wheel's glibc exactly, so every one up to the wheel's own is named.
+    for glibc in {28..17}; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
     run "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
       --implementation cp --python-version 3.12 --abi cp312 --abi none "${platforms[@]}" --platform manylinux2014_x86_64 \
       --target "$work/libtorch" "torch==$TORCH" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85

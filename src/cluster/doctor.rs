@@ -69,7 +69,9 @@ fn writable(config: &Config) -> Result<String> {
     let probe = folder.join("doctor-probe");
     durable::replace_bytes(&probe, b"probe")?;
     std::fs::remove_file(&probe)?;
+    // Looking leaves nothing behind: the folder goes if it is empty.
     let (free, needed) = (durable::free_space(folder)?, needed_space(config));
+    let _ = std::fs::remove_dir(folder);
     if free < needed {
         return Err(anyhow!(
             "{}: {} free, {} needed; free some or choose another --run-dir",

@@ -87,12 +87,16 @@ impl Loader {
             .collect();
         Loader { workers, next: 0 }
     }
+}
 
-    /// The next micro-batch; waits for it if it is not ready.
-    pub fn next(&mut self) -> Batch {
+impl Iterator for Loader {
+    type Item = Batch;
+
+    /// The next micro-batch; waits for it if it is not ready. There is always one.
+    fn next(&mut self) -> Option<Batch> {
         let batch = self.workers[self.next].recv().expect("workers run until the loader is dropped");
         self.next = (self.next + 1) % self.workers.len();
-        batch
+        Some(batch)
     }
 }
 

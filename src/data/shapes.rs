@@ -29,7 +29,7 @@ fn draw_one(pixels: &mut Vec<u8>, mut random: Random, class: usize, channels: us
     let (x0, y0) = (random.between(-0.2, 0.2), random.between(-0.2, 0.2));
     let radius = random.between(0.45, 0.75);
     let (direction, frequency) = (class / 5 % 2, 2.0 + 2.0 * (class / 10) as f64);
-    let phase = random.between(0.0, 6.28);
+    let phase = random.between(0.0, std::f64::consts::TAU);
     let tint: Vec<f64> = (0..channels).map(|_| random.between(0.6, 1.0)).collect();
     for tint in tint {
         for row in 0..size {

@@ -59,7 +59,7 @@ impl<'a> Job<'a> {
         let plan = self.plan.phase(phase, None);
         match plan.training.on {
             Ranks::Zero => self.on_zero(|group| self.train(&plan, group)),
-            Ranks::World | Ranks::Group => agree(self.world.whole(), self.train(&plan, self.world.whole())),
+            Ranks::World | Ranks::Group => self.train(&plan, self.world.whole()),
         }
     }
 
@@ -72,17 +72,13 @@ impl<'a> Job<'a> {
                 return Err(usage!("module {index}: the model has stages 0 to {}", stages - 1));
             }
             let plan = self.plan.phase(&MODULE, Some(index));
-            return agree(whole, self.train(&plan, whole));
+            return self.train(&plan, whole);
         }
         let part = assignment(whole.rank(), whole.size(), stages);
         let group = self.world.split(part.group.start);
         let train = |index: &usize| self.train(&self.plan.phase(&MODULE, Some(*index)), group.as_ref());
         let trained = part.modules.iter().try_for_each(train);
-        if trained
-            .as_ref()
-            .err()
-            .is_some_and(|e| !e.chain().any(|c| matches!(c.downcast_ref(), Some(Failure::Stopped { .. }))))
-        {
+        if trained.as_ref().is_err_and(|error| !Failure::is_stop(error)) {
             // The other groups may train for hours: a failure is told now, not when they are done.
             return trained;
         }
@@ -100,7 +96,8 @@ impl<'a> Job<'a> {
         on_zero(self.world.whole(), || act(&Solo)).map(|_| ())
     }
 
-    /// Trains a phase on a group of ranks, unless its artefact is there.
+    /// Trains a phase on a group of ranks, unless its artefact is there. An error of one rank alone is returned at once,
+    /// to end the world: the others may be waiting for it in a collective call.
     fn train(&self, phase: &PhasePlan, group: &dyn Collective) -> Result<()> {
         if zero_says(group, || is_done(&self.run.file(&phase.file), &phase.recipe))? {
             if group.is_zero() {

@@ -28,6 +28,8 @@ pub struct Plan {
 pub struct PhasePlan {
     /// `meta`, `module-2`, `finetune`, `e2e`: the name of logs, checkpoints and heartbeats.
     pub name: String,
+    /// The row of the table: `meta`, `module`, `finetune` or `e2e`.
+    pub row: &'static str,
     /// The finished artefact's file name in the run directory.
     pub file: String,
     /// The stage that a module phase trains.
@@ -83,6 +85,7 @@ impl Plan {
         let name = index.map_or(phase.name.to_string(), |i| format!("{}-{i}", phase.name));
         let steps_per_epoch = self.steps_per_epoch(&training);
         PhasePlan {
+            row: phase.name,
             file: index.map_or(phase.writes.to_string(), |i| format!("{}-{i}.h5", phase.name)),
             index,
             depths,

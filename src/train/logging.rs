@@ -87,7 +87,7 @@ impl<'a> Logging<'a> {
         open.window.loss += outcome.loss;
         open.window.waited += outcome.waited;
         open.progress.step = step;
-        if step % log_steps == 0 || step == open.progress.steps {
+        if step.is_multiple_of(log_steps) || step == open.progress.steps {
             open.line(step, lr, global_batch)?;
         }
         if open.heartbeat.elapsed() >= HEARTBEAT {
@@ -121,6 +121,14 @@ impl<'a> Logging<'a> {
         let Some(open) = &mut self.open else { return Ok(()) };
         log::warn!("{}: stopped by a signal; checkpoint written at step {step}", open.progress.phase);
         open.beat(run, State::Stopped)
+    }
+
+    /// The phase failed; its error follows.
+    pub fn failed(&mut self, step: u64) -> Result<()> {
+        let run = self.run;
+        let Some(open) = &mut self.open else { return Ok(()) };
+        open.progress.step = step;
+        open.beat(run, State::Failed)
     }
 
     /// The artefact is written.

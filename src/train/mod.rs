@@ -14,7 +14,7 @@ use crate::plan::{PhasePlan, Plan};
 use crate::store::{Artefact, Header, RunDir, artefact};
 use crate::weights::Weights;
 use adamw::AdamW;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use logging::Logging;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,51 +47,20 @@ struct Trainer {
 /// # Errors
 /// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.
 pub fn run(setting: &Setting, phase: &PhasePlan, start: &Weights, meta: Option<&str>) -> Result<()> {
-    let Setting { plan, run, source, group } = *setting;
-    let mut trainer = Trainer::resume(plan, run, phase, start)?;
-    let mut logging = Logging::open(run, phase, group, trainer.step)?;
-    let mut stepper = Stepper::new(plan, phase, group, &trainer.network);
-    let mut loader = Loader::start(plan, phase, source, group.rank(), group.size(), trainer.step);
-    let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
-
-    while trainer.step < phase.steps {
-        let lr = phase.lr(trainer.step);
-        let outcome =
-            stepper.step(&mut trainer.network, &mut trainer.optimiser, &mut || loader.next(), trainer.step, lr)?;
-        trainer.step += 1;
-        if !outcome.loss.is_finite() {
-            bail!(not_finite(run, phase, trainer.step, lr));
-        }
-        logging.step(trainer.step, lr, &outcome, plan.config.run.log_steps)?;
-        let finished = trainer.step == phase.steps;
-        if eval_steps > 0 && trainer.step % eval_steps == 0 && !finished {
-            let metrics = trainer.evaluate(setting)?;
-            logging.evaluation(trainer.step, &metrics)?;
-        }
-        if outcome.stop && !finished {
-            trainer.checkpoint(setting, phase, meta)?;
-            logging.stopped(trainer.step)?;
-            return Err(Failure::Stopped { phase: phase.name.clone(), step: trainer.step }.into());
-        }
-        let every = plan.config.run.checkpoint_steps;
-        if every > 0 && trainer.step % every == 0 && !finished {
-            trainer.checkpoint(setting, phase, meta)?;
-        }
+    let mut trainer = Trainer::resume(setting.plan, setting.run, phase, start)?;
+    let mut logging = Logging::open(setting.run, phase, setting.group, trainer.step)?;
+    let result = trainer.train(setting, phase, meta, &mut logging);
+    match &result {
+        Ok(()) => logging.done(trainer.step)?,
+        Err(error) if Failure::is_stop(error) => logging.stopped(trainer.step)?,
+        Err(_) => logging.failed(trainer.step)?,
     }
-    let metrics = trainer.evaluate(setting)?;
-    logging.evaluation(trainer.step, &metrics)?;
-    if group.is_zero() {
-        let header = trainer.header(plan, phase, meta, metrics);
-        artefact::write(&run.file(&phase.file), &header, &trainer.evaluated_weights(), &[])?;
-        run.prune_checkpoints(&phase.name, 0)?;
-    }
-    logging.done(trainer.step)?;
-    group.barrier()
+    result
 }
 
-fn not_finite(run: &RunDir, phase: &PhasePlan, step: u64, lr: f64) -> String {
+fn not_finite(run: &RunDir, phase: &PhasePlan, step: u64, lr: f64) -> anyhow::Error {
     let good = run.checkpoints(&phase.name).first().map_or("none".into(), |(_, path)| path.display().to_string());
-    format!(
+    anyhow!(
         "{}: the loss is no longer finite at step {step} (learning rate {lr:.3e}); last good checkpoint: {good}. Lower \
          base_lr, lengthen warmup_epochs or set clip_grad, in another --run-dir",
         phase.name
@@ -119,9 +88,52 @@ impl Trainer {
         Ok(Trainer { network, optimiser, step: header.step })
     }
 
+    fn train(&mut self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>, logging: &mut Logging) -> Result<()> {
+        let Setting { plan, run, source, group } = *setting;
+        let mut stepper = Stepper::new(plan, phase, group, &self.network);
+        let mut loader = Loader::start(plan, phase, source, group.rank(), group.size(), self.step);
+        let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
+        let every = |steps: u64, step: u64| steps > 0 && step.is_multiple_of(steps);
+
+        while self.step < phase.steps {
+            let lr = phase.lr(self.step);
+            let outcome = stepper.step(&mut self.network, &mut self.optimiser, &mut loader, self.step, lr)?;
+            self.step += 1;
+            if !outcome.loss.is_finite() {
+                // Every rank has seen the same loss; one of them says so.
+                return Err(if group.is_zero() {
+                    not_finite(run, phase, self.step, lr)
+                } else {
+                    Failure::Elsewhere { code: 1 }.into()
+                });
+            }
+            logging.step(self.step, lr, &outcome, plan.config.run.log_steps)?;
+            if self.step == phase.steps {
+                break;
+            }
+            if every(eval_steps, self.step) {
+                logging.evaluation(self.step, &self.evaluate(setting)?)?;
+            }
+            if outcome.stop || every(plan.config.run.checkpoint_steps, self.step) {
+                self.checkpoint(setting, phase, meta)?;
+            }
+            if outcome.stop {
+                return Err(Failure::Stopped { phase: phase.name.clone(), step: self.step }.into());
+            }
+        }
+        let metrics = self.evaluate(setting)?;
+        logging.evaluation(self.step, &metrics)?;
+        if group.is_zero() {
+            let header = self.header(plan, phase, meta, metrics);
+            artefact::write(&run.file(&phase.file), &header, &self.evaluated_weights(), &[])?;
+            run.prune_checkpoints(&phase.name, 0)?;
+        }
+        group.barrier()
+    }
+
     fn header(&self, plan: &Plan, phase: &PhasePlan, meta: Option<&str>, metrics: BTreeMap<String, f64>) -> Header {
         Header {
-            phase: phase.name.split('-').next().unwrap_or_default().to_string(),
+            phase: phase.row.to_string(),
             index: phase.index,
             depths: phase.depths.clone(),
             step: self.step,

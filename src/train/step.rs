@@ -57,12 +57,12 @@ impl<'a> Stepper<'a> {
         }
     }
 
-    /// Trains on one global batch, this replica's share of which comes from `next` in micro-batches.
+    /// Trains on one global batch, this replica's share of the next of `batches`, in micro-batches.
     pub fn step(
         &mut self,
         network: &mut Network,
         optimiser: &mut AdamW,
-        next: &mut dyn FnMut() -> Batch,
+        batches: &mut dyn Iterator<Item = Batch>,
         step: u64,
         lr: f64,
     ) -> Result<Outcome> {
@@ -74,7 +74,7 @@ impl<'a> Stepper<'a> {
         }
         for _ in 0..self.micro_batches {
             let asked = Instant::now();
-            let batch = next();
+            let batch = batches.next().expect("a loader has no end");
             waited += asked.elapsed();
             self.accumulate(network, &batch, step);
         }

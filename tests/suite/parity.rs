@@ -91,6 +91,15 @@ fn batch(plan: &Plan, step: usize) -> (Tensor, Tensor) {
     )
 }
 
+/// The batch of a step as a loader gives it: in two micro-batches.
+fn micro_batches(plan: &Plan, step: usize) -> impl Iterator<Item = Batch> + use<> {
+    let (images, targets) = batch(plan, step);
+    [0..4, 4..6].into_iter().map(move |positions| {
+        let cut = |t: &Tensor| t.narrow(0, positions.start as i64, positions.len() as i64);
+        Batch { images_bchw: cut(&images), targets_bc: cut(&targets), positions: positions.clone() }
+    })
+}
+
 fn network(plan: &Plan, phase: &PhasePlan) -> Network {
     Network::new(&plan.config.model, &phase.depths, phase.trained.clone(), &weights(plan, &phase.depths)).unwrap()
 }
@@ -142,14 +151,10 @@ fn twenty_adamw_steps_with_the_official_schedule_give_torchs_loss_curve() {
         for (step, golden) in curve.iter().enumerate() {
             let lr = phase.lr(step as u64);
             assert!((lr / golden[1].as_f64().unwrap() - 1.0).abs() < 1e-9, "{case}: learning rate of step {step}");
-            let (images, targets) = batch(&plan, step);
-            let mut parts = [0..4, 4..6].into_iter();
-            let mut next = || {
-                let part = parts.next().unwrap();
-                let cut = |t: &Tensor| t.narrow(0, part.start as i64, part.len() as i64);
-                Batch { images_bchw: cut(&images), targets_bc: cut(&targets), positions: part.clone() }
-            };
-            let loss = stepper.step(&mut network, &mut optimiser, &mut next, step as u64, lr).unwrap().loss;
+            let loss = stepper
+                .step(&mut network, &mut optimiser, &mut micro_batches(&plan, step), step as u64, lr)
+                .unwrap()
+                .loss;
             let expected = golden[0].as_f64().unwrap();
             assert!((loss / expected - 1.0).abs() < 1e-4, "{case}: step {step} loss {loss}, torch {expected}");
         }
@@ -174,26 +179,18 @@ fn clipping_bounds_what_the_optimiser_sees() {
     // One step from zero moments with and without clipping: AdamW's first update does not depend on the gradient's
     // scale, its moments do.
     let (_, plan, phase) = cases().remove(0);
-    let second_moment = |clip: f64| {
+    let gradient_norm = |clip: f64| {
         let mut phase = phase.clone();
         phase.training.clip_grad = clip;
         let mut network = network(&plan, &phase);
         let mut optimiser = AdamW::new(&phase.training, network.flat());
         let mut stepper = Stepper::new(&plan, &phase, &Solo, &network);
-        let (images, targets) = batch(&plan, 0);
-        let mut parts = [0..4, 4..6].into_iter();
-        let mut next = || {
-            let part = parts.next().unwrap();
-            let cut = |t: &Tensor| t.narrow(0, part.start as i64, part.len() as i64);
-            Batch { images_bchw: cut(&images), targets_bc: cut(&targets), positions: part.clone() }
-        };
-        stepper.step(&mut network, &mut optimiser, &mut next, 0, 1e-3).unwrap();
+        stepper.step(&mut network, &mut optimiser, &mut micro_batches(&plan, 0), 0, 1e-3).unwrap();
         // exp_avg = 0.1 · gradient after the first step.
-        let norm = floats(optimiser.state()[0].1).iter().map(|m| f64::from(m / 0.1).powi(2)).sum::<f64>().sqrt();
-        norm
+        floats(optimiser.state()[0].1).iter().map(|m| f64::from(m / 0.1).powi(2)).sum::<f64>().sqrt()
     };
-    let free = second_moment(0.0);
+    let free = gradient_norm(0.0);
     let limit = free / 3.0;
-    assert!((second_moment(limit) / limit - 1.0).abs() < 1e-3);
-    assert!((second_moment(10.0 * free) / free - 1.0).abs() < 1e-3);
+    assert!((gradient_norm(limit) / limit - 1.0).abs() < 1e-3);
+    assert!((gradient_norm(10.0 * free) / free - 1.0).abs() < 1e-3);
 }

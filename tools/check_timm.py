@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""Loads an exported timm folder with the real timm and evaluates it on the MNIST-family test images that it was trained
+for, with the preprocessing that its own config describes.
+
+  tools/check_timm.py RUN_DIR/export/timm IMAGE_FOLDER        (needs torch, timm)
+
+Prints one JSON line: top1 and loss, to compare with `incubate evaluate --json`.
+"""
+import gzip, json, os, sys
+import numpy as np
+import timm, torch
+import torch.nn.functional as F
+
+
+def read(folder, name, header):
+    path = os.path.join(folder, name)
+    opened = gzip.open(path + ".gz") if os.path.exists(path + ".gz") else open(path, "rb")
+    with opened as f:
+        return np.frombuffer(f.read()[header:], np.uint8)
+
+
+folder, images = sys.argv[1:3]
+model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+cfg = model.pretrained_cfg
+channels, size, _ = cfg["input_size"]
+pixels = read(images, "t10k-images-idx3-ubyte", 16).reshape(-1, channels, size, size)
+labels = torch.from_numpy(read(images, "t10k-labels-idx1-ubyte", 8).astype(np.int64))
+mean, std = (torch.tensor(cfg[k]).view(1, -1, 1, 1) for k in ("mean", "std"))
+with torch.no_grad():
+    logits = torch.cat([model((torch.from_numpy(p.astype(np.float32)) / 255 - mean) / std) for p in np.array_split(pixels, 50)])
+print(json.dumps({"top1": 100 * (logits.argmax(1) == labels).double().mean().item(),
+                  "loss": F.cross_entropy(logits, labels).item(), "images": len(labels)}))
