@@ -147,9 +147,9 @@ fn a_full_disk_fails_the_write_with_one_error_and_keeps_what_was_there() {
         .unwrap();
     crate::incubate::ended(output).fails(1, &["cannot write", "checkpoints/meta-"]);
     // In a world of two the other rank waits for the first in an all-reduce: it must not wait for ever.
-    let mpirun = "mpirun --allow-run-as-root --oversubscribe --bind-to none -n 2 \"$0\"";
-    let output = std::process::Command::new("bash")
-        .args(["-c", &script.replace("exec \"$0\"", mpirun), env!("CARGO_BIN_EXE_incubate")])
+    let output = std::process::Command::new("mpirun")
+        .args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"])
+        .args(["bash", "-c", &script, env!("CARGO_BIN_EXE_incubate")])
         .current_dir(&run.folder)
         .output()
         .unwrap();
