@@ -1,6 +1,6 @@
 //! The door: commands, their arguments, and what each prints.
 
-use crate::cluster::{doctor, status};
+use crate::cluster::{doctor, status, submit};
 use crate::collective::mpi::{World, ranks_on_this_node};
 use crate::config::{Config, ExportFormat};
 use crate::error::Failure;
@@ -82,6 +82,17 @@ pub enum Command {
         /// Sustained TFLOP/s of one rank's device [default: this machine's matrix product, measured]
         #[arg(long, value_name = "TFLOPS")]
         rate: Option<f64>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Submit a run to Slurm: the meta model, an array of modules, the rest. What is done is not submitted again
+    Submit {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Write the scripts and check them with sbatch --test-only, but submit nothing
+        #[arg(long)]
+        dry_run: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -194,6 +205,13 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             let flops = rate.map_or_else(plan_report::measured_rate, |tera| tera * 1e12);
             let report = plan_report::report(&plan, *ranks as usize, flops);
             print_either(*json, &report, || plan_report::text(&report, rate.is_none()))
+        }
+        Command::Submit { config, dry_run, json } => {
+            let config = config.load()?;
+            let images = data::train_images(&config)?;
+            let binary = std::env::current_exe().context("this program's own path")?;
+            let jobs = submit::submit(&Plan::new(config, images)?, &binary, *dry_run)?;
+            print_either(*json, &jobs, || submit::table(&jobs))
         }
         Command::Status { run_dir, json } => {
             let lines = status::status(run_dir)?;

@@ -1,4 +1,6 @@
-//! What a cluster's user asks from outside a job: where a run stands, and whether a node can do it.
+//! What a cluster's user asks from outside a job: submit it, see where it stands, know whether a node can do it.
 
 pub mod doctor;
+pub mod slurm;
 pub mod status;
+pub mod submit;

@@ -140,3 +140,24 @@ pub fn train_images(config: &Config) -> Result<usize> {
     }
     Ok(open(config)?.train.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fraction_keeps_that_share_of_every_class_and_depends_on_the_seed() {
+        let images = || Images {
+            pixels: (0..=199).collect(),
+            labels: (0..200).map(|i| u32::from(i >= 160) + u32::from(i >= 190)).collect(),
+            channels: 1,
+            size: 1,
+        };
+        let kept = images().subset(0.25, 1);
+        let count = |class: u32| kept.labels.iter().filter(|&&l| l == class).count();
+        assert_eq!([count(0), count(1), count(2)], [40, 8, 3]);
+        assert!((0..kept.len()).all(|i| images().labels[kept.image(i)[0] as usize] == kept.labels[i]));
+        assert_ne!(kept.pixels, images().subset(0.25, 2).pixels);
+        assert_eq!(kept.pixels, images().subset(0.25, 1).pixels);
+    }
+}

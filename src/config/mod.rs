@@ -1,0 +1,269 @@
+//! Exactly what the TOML says, validated. What it means is `plan.rs`.
+//!
+//! `configs/default.toml` holds every key with its default and comment; a user's file and `--set` are laid over it, so
+//! a key or type that the defaults do not have is a mistake and is refused by name. Phase tables inherit `[train]`.
+
+mod overlay;
+mod validate;
+
+use crate::usage;
+use anyhow::{Context, Result};
+use overlay::{check_keys, flatten, lay_over, parse_set};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// The commented list of every key with its default.
+pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
+/// The tables that inherit every key of `[train]`.
+pub const PHASE_TABLES: [&str; 4] = ["meta", "module", "finetune", "e2e"];
+
+/// Keys that do not change what is computed (beyond rounding): they may differ when a run is started again.
+fn changes_nothing(key: &str) -> bool {
+    EXECUTION_KEYS.contains(&key) || key.starts_with("slurm.")
+}
+
+const EXECUTION_KEYS: [&str; 9] = [
+    "run.name",
+    "run.dir",
+    "run.threads",
+    "run.workers",
+    "run.micro_batch",
+    "run.checkpoint_steps",
+    "run.keep_checkpoints",
+    "run.log_steps",
+    "data.path",
+];
+
+/// One validated config file. Every key is documented in `configs/default.toml`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub run: Run,
+    pub model: Model,
+    pub data: Data,
+    pub meta: Training,
+    pub module: Training,
+    pub finetune: Training,
+    pub e2e: Training,
+    pub slurm: Slurm,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    pub name: String,
+    pub dir: PathBuf,
+    pub seed: u64,
+    pub e2e: bool,
+    pub threads: usize,
+    pub workers: usize,
+    pub micro_batch: usize,
+    pub checkpoint_steps: u64,
+    pub keep_checkpoints: usize,
+    pub log_steps: u64,
+    pub export: Vec<ExportFormat>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportFormat {
+    Timm,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    pub image_size: usize,
+    pub channels: usize,
+    pub classes: usize,
+    pub patch_size: usize,
+    pub width: usize,
+    pub heads: usize,
+    pub mlp_ratio: f64,
+    pub depths: Vec<usize>,
+    pub meta_depth: usize,
+    pub qkv_bias: bool,
+    pub layer_norm_eps: f64,
+    pub dropout: f64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    pub format: Format,
+    pub path: PathBuf,
+    pub train_images: usize,
+    pub test_images: usize,
+    pub train_fraction: f64,
+    pub mean: Vec<f64>,
+    pub std: Vec<f64>,
+    pub crop_padding: usize,
+    pub flip: f64,
+    pub erase: f64,
+    pub repeats: usize,
+    pub mixup: f64,
+    pub cutmix: f64,
+    pub switch_probability: f64,
+    pub label_smoothing: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    Idx,
+    Cifar10,
+    Cifar100,
+    Shapes,
+    Folder,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    pub on: Ranks,
+    pub epochs: usize,
+    pub global_batch: usize,
+    pub base_lr: f64,
+    pub min_lr: f64,
+    pub warmup_lr: f64,
+    pub warmup_epochs: usize,
+    pub schedule: Schedule,
+    pub weight_decay: f64,
+    pub betas: [f64; 2],
+    pub eps: f64,
+    pub clip_grad: f64,
+    pub drop_path: f64,
+    pub ema: f64,
+    pub eval_epochs: usize,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slurm {
+    pub mode: SlurmMode,
+    pub partition: String,
+    pub account: String,
+    pub qos: String,
+    pub constraint: String,
+    pub time: String,
+    pub nodes: usize,
+    pub ranks: usize,
+    pub cpus_per_rank: usize,
+    pub gpus_per_node: usize,
+    pub array_limit: usize,
+    pub signal: String,
+    pub signal_lead: u64,
+    pub max_requeues: u64,
+    pub setup: Vec<String>,
+    pub options: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SlurmMode {
+    Array,
+    Allocation,
+}
+
+/// Which ranks train a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ranks {
+    World,
+    Group,
+    Zero,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    Deit,
+    Cosine,
+}
+
+impl Config {
+    /// Reads a config file, lays `--set key=value` over it and checks everything that can be checked without data.
+    pub fn load(path: &Path, sets: &[String]) -> Result<Config> {
+        let text =
+            std::fs::read_to_string(path).map_err(|e| usage!("{}: cannot read the config: {e}", path.display()))?;
+        Self::parse(&text, sets).with_context(|| format!("in config {}", path.display()))
+    }
+
+    /// As [`Config::load`], from text.
+    pub fn parse(text: &str, sets: &[String]) -> Result<Config> {
+        let defaults: Table = DEFAULTS.parse().expect("the embedded defaults are TOML");
+        let mut user: Table = text.parse().map_err(|e| usage!("not valid TOML: {e}"))?;
+        for set in sets {
+            lay_over(&mut user, parse_set(set)?);
+        }
+        check_keys(&user, &defaults)?;
+        let mut all = defaults;
+        lay_over(&mut all, user);
+        let Some(Value::Table(train)) = all.remove("train") else {
+            unreachable!("the defaults have [train], and check_keys refuses another type");
+        };
+        for phase in PHASE_TABLES {
+            let own = all.insert(phase.into(), Value::Table(train.clone()));
+            if let (Some(Value::Table(own)), Some(Value::Table(merged))) = (own, all.get_mut(phase)) {
+                lay_over(merged, own);
+            }
+        }
+        let config: Config = Value::Table(all).try_into().map_err(|e| usage!("{e}"))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The resolved config as TOML, as it is kept in the run directory.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a config is plain data")
+    }
+
+    /// The keys in which `self` and `other` differ, of those that change what is computed.
+    pub fn differences(&self, other: &Config) -> Vec<String> {
+        let (ours, theirs) = (flatten(self), flatten(other));
+        ours.iter()
+            .zip(&theirs)
+            .filter(|((key, a), (_, b))| a != b && !changes_nothing(key))
+            .map(|((key, a), (_, b))| format!("{key} ({b} there, {a} here)"))
+            .collect()
+    }
+
+    /// The `key = value` lines of the given tables that change what is computed: what a recipe hash is made of.
+    pub fn recipe(&self, tables: &[&str]) -> String {
+        flatten(self)
+            .into_iter()
+            .filter(|(key, _)| {
+                let table = key.split('.').next().unwrap_or_default();
+                // `on` is where a phase runs; run.e2e and run.export choose phases, not what one computes.
+                tables.contains(&table)
+                    && !changes_nothing(key)
+                    && !["run.e2e", "run.export"].contains(&key.as_str())
+                    && !key.ends_with(".on")
+            })
+            .map(|(key, value)| format!("{key} = {value}\n"))
+            .collect()
+    }
+
+    /// The four phase tables with their names.
+    pub fn phases(&self) -> [(&'static str, &Training); 4] {
+        [("meta", &self.meta), ("module", &self.module), ("finetune", &self.finetune), ("e2e", &self.e2e)]
+    }
+}
+
+impl Model {
+    /// Hidden units of the MLP.
+    pub fn hidden(&self) -> usize {
+        (self.width as f64 * self.mlp_ratio) as usize
+    }
+
+    /// Patches plus the class token.
+    pub fn tokens(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2) + 1
+    }
+
+    /// K, the number of stages.
+    pub fn stages(&self) -> usize {
+        self.depths.len()
+    }
+}

@@ -1,0 +1,100 @@
+//! Tables over tables: `--set` over the user's file over the defaults, refusing what the defaults do not have.
+
+use super::{Config, PHASE_TABLES};
+use crate::{require, usage};
+use anyhow::Result;
+use toml::{Table, Value};
+
+/// `key.path=value` as a nested table; the value is TOML, or else a string.
+pub(super) fn parse_set(set: &str) -> Result<Table> {
+    let (key, text) =
+        set.split_once('=').ok_or_else(|| usage!("--set {set}: write key=value, such as --set module.epochs=10"))?;
+    let value = format!("v = {text}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| Value::String(text.into()));
+    Ok(key.trim().rsplit('.').fold(value, |inner, part| Value::Table(Table::from_iter([(part.to_string(), inner)]))))
+        .and_then(|v| match v {
+            Value::Table(table) => Ok(table),
+            _ => Err(usage!("--set {set}: the key is missing")),
+        })
+}
+
+/// Lays `over` on `base`: tables merge, everything else replaces.
+pub(super) fn lay_over(base: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(inner)), Value::Table(value)) => lay_over(inner, value),
+            // `lr = 1` is a float wherever the default is one.
+            (Some(Value::Float(slot)), Value::Integer(value)) => *slot = value as f64,
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Refuses keys and types that the defaults do not have.
+pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
+    for (name, value) in user {
+        let Some(known) = defaults.get(name).and_then(Value::as_table) else {
+            return Err(usage!("unknown key `{name}`{}", suggestion(name, defaults.keys())));
+        };
+        let Some(table) = value.as_table() else {
+            return Err(usage!("`{name}` is a table: write [{name}] and its keys below it"));
+        };
+        // A phase table may set any key of [train].
+        let known =
+            if PHASE_TABLES.contains(&name.as_str()) { &defaults["train"] } else { &Value::Table(known.clone()) };
+        let known = known.as_table().expect("[train] is a table");
+        for (key, value) in table {
+            let Some(default) = known.get(key) else {
+                return Err(usage!("unknown key `{name}.{key}`{}", suggestion(key, known.keys())));
+            };
+            let same = default.type_str() == value.type_str() || (default.is_float() && value.is_integer());
+            require!(
+                same,
+                "`{name}.{key} = {value}` is a {}, but a {} is expected, such as {default}",
+                value.type_str(),
+                default.type_str()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// «; did you mean `epochs`?» for the nearest known key, or the list of known keys.
+fn suggestion<'a>(wrong: &str, known: impl Iterator<Item = &'a String>) -> String {
+    let known: Vec<&String> = known.collect();
+    match known.iter().map(|k| (distance(wrong, k), k)).min() {
+        Some((d, key)) if d <= 2.max(wrong.len() / 3) => format!("; did you mean `{key}`?"),
+        _ => format!("; known here: {}", known.iter().map(|k| k.as_str()).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, &cb) in b.iter().enumerate() {
+            let next = (diagonal + usize::from(ca != cb)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], next);
+        }
+    }
+    row[b.len()]
+}
+
+pub(super) fn flatten(config: &Config) -> Vec<(String, String)> {
+    let value = Value::try_from(config).expect("a config is plain data");
+    let tables = value.as_table().expect("a config is a table");
+    tables
+        .iter()
+        .flat_map(|(name, table)| {
+            let table = table.as_table().expect("a config is a table of tables");
+            table.iter().map(move |(key, value)| (format!("{name}.{key}"), value.to_string()))
+        })
+        .collect()
+}
