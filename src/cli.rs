@@ -172,7 +172,10 @@ fn threads(config: &Config) -> usize {
 /// Does what the command says, without MPI where it needs none.
 pub fn dispatch(command: &Command, world: &World) -> Result<()> {
     match command {
-        Command::Run(args) => train(world, args, |job| job.run()),
+        Command::Run(args) => train(world, args, |job| {
+            job.run()?;
+            if world.whole().is_zero() { conclude(job) } else { Ok(()) }
+        }),
         Command::Meta(args) => train(world, args, |job| job.phase(&META)),
         Command::Module { config, index } => train(world, config, |job| job.modules(*index)),
         Command::Assemble(args) => train(world, args, |job| job.assemble()),
@@ -251,7 +254,7 @@ impl Command {
     }
 }
 
-/// Opens the job, trains, and on rank zero says what came out.
+/// Opens the job and trains, with progress bars where somebody looks.
 fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
     let config = args.load()?;
     let whole = world.whole();
@@ -260,7 +263,7 @@ fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>)
     let bars = whole.is_zero().then(|| Bars::start(&job.plan, &job.run)).flatten();
     act(&job)?;
     drop(bars);
-    if whole.is_zero() { conclude(&job) } else { Ok(()) }
+    Ok(())
 }
 
 /// Exports what the config asks for, if the final model is there, and prints the table.

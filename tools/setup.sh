@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and running incubate needs; quick when nothing is missing, safe to run again.
-#   tools/setup.sh [--print]     --print shows every command without running it
+#   tools/setup.sh [--tests] [--print]     --tests adds what only the tests need: a Slurm
+#                                          --print shows every command without running it
 # Already have them, from Spack or modules? Point at yours and the rest is skipped:
 #   LIBTORCH=/path/to/libtorch-2.11.0   MPICC=/path/to/mpicc   HDF5_DIR=/path/to/hdf5
 set -euo pipefail
@@ -10,16 +11,19 @@ TORCH=2.11.0
 RUST=1.88
 cache=${INCUBATE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/incubate}
 torch_home=$cache/libtorch-$TORCH
-print=false
-case "${1:-}" in
-  --print) print=true ;;
-  '') ;;
-  *) echo "usage: tools/setup.sh [--print]" >&2; exit 2 ;;
-esac
+print=false tests=false
+for argument in "$@"; do
+  case "$argument" in
+    --print) print=true ;;
+    --tests) tests=true ;;
+    *) echo "usage: tools/setup.sh [--tests] [--print]" >&2; exit 2 ;;
+  esac
+done
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 2; }
 run() { if $print; then printf '%q ' "$@"; echo; else "$@"; fi; }
+there() { local glob; for glob in "$@"; do compgen -G "$glob" >/dev/null && return; done; false; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # Rust is the one thing presupposed.
@@ -35,11 +39,15 @@ need() { packages+=("$@"); }
 have g++ || need g++
 have pkg-config || need pkg-config
 # The MPI bindings are generated with libclang.
-ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib*/libclang*.so* >/dev/null 2>&1 || [ -n "${LIBCLANG_PATH:-}" ] || need libclang-dev clang
+[ -n "${LIBCLANG_PATH:-}" ] || there '/usr/lib/llvm-*/lib/libclang*.so*' '/usr/lib*/libclang*.so*' || need libclang-dev clang
 [ -n "${MPICC:-}" ] || have mpicc || need libopenmpi-dev
 [ -n "${MPICC:-}" ] || have mpirun || need openmpi-bin
 [ -n "${HDF5_DIR:-}" ] || pkg-config --exists hdf5 2>/dev/null || need libhdf5-dev
 [ -d /usr/share/datasets/fashion-mnist ] || need dataset-fashion-mnist
+if $tests; then
+  have slurmctld || [ -x /usr/sbin/slurmctld ] || need slurm-wlm
+  have munged || [ -x /usr/sbin/munged ] || need munge
+fi
 if [ -z "${LIBTORCH:-}" ] && [ ! -e "$torch_home/complete" ]; then
   have python3 || need python3
   python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv

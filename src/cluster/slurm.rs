@@ -150,7 +150,8 @@ mod tests {
     #[test]
     fn an_array_run_is_meta_then_modules_then_the_rest_and_skips_what_is_done() {
         let plan = plan("[slurm]\npartition = \"gpu\"\narray_limit = 2\n");
-        let names = |done: &Done| jobs(&plan, places(), done).iter().map(|j| (j.name, j.array.clone())).collect::<Vec<_>>();
+        let names =
+            |done: &Done| jobs(&plan, places(), done).iter().map(|j| (j.name, j.array.clone())).collect::<Vec<_>>();
         let none: Vec<usize> = vec![];
         assert_eq!(
             names(&Done::default()),

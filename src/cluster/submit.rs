@@ -34,7 +34,8 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Submitted
         let script = folder.join(format!("{}.sh", job.name));
         durable::replace_bytes(&script, job.script.as_bytes())?;
         let before = submitted.last().and_then(|job| job.id.clone());
-        let (id, check) = if dry_run { (None, test_only(&script)) } else { (Some(sbatch(&script, before.as_deref())?), None) };
+        let (id, check) =
+            if dry_run { (None, test_only(&script)) } else { (Some(sbatch(&script, before.as_deref())?), None) };
         let Job { name, array, .. } = job;
         submitted.push(Submitted { name: name.into(), modules: array, script, id, check });
     }

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Has `write` fill a file beside `path`, then moves it into place.
 pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
@@ -60,12 +61,16 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
+/// What nobody has written to for this long was left by a killed process; anything younger may be another's at work.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
 /// A name beside `path` for this process; sweeps what killed processes left there under such names.
 fn beside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().context("a file name is needed")?.to_string_lossy().into_owned();
     let prefix = format!(".{name}.partial-");
     for entry in fs::read_dir(folder(path)).with_context(|| format!("cannot write {}", path.display()))?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if entry.file_name().to_string_lossy().starts_with(&prefix) && age().is_some_and(|age| age > ABANDONED) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -91,11 +96,15 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_writer_left_is_swept_by_the_next_write() {
+    fn what_a_killed_writer_left_is_swept_later_but_never_what_another_is_writing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.txt");
-        fs::write(folder.path().join(".a.txt.partial-1"), b"torn").unwrap();
+        let [left, at_work] = [1, 2].map(|pid| folder.path().join(format!(".a.txt.partial-{pid}")));
+        fs::write(&at_work, b"half").unwrap();
+        fs::write(&left, b"torn").unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * ABANDONED;
+        File::options().write(true).open(&left).unwrap().set_modified(long_ago).unwrap();
         replace_bytes(&path, b"new").unwrap();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(!left.exists() && at_work.exists());
     }
 }

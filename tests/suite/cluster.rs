@@ -1,0 +1,209 @@
+//! A private, throw-away Slurm of three virtual nodes on this machine: real daemons, no fake of sbatch. Its files lie in
+//! one folder, its daemons end with it.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub struct Cluster {
+    folder: tempfile::TempDir,
+    daemons: Vec<Child>,
+}
+
+const NODES: usize = 3;
+
+impl Cluster {
+    pub fn start() -> Cluster {
+        // PMIx puts its sockets below it, so the path must be short; munged wants to get to it as anybody.
+        let folder = tempfile::Builder::new().prefix("slurm-").tempdir_in("/tmp").unwrap();
+        open_to_all(folder.path(), 0o755);
+        let mut cluster = Cluster { folder, daemons: Vec::new() };
+        let d = cluster.folder.path().to_path_buf();
+        for name in ["munge", "state", "log", "run", "fakegpu"] {
+            fs::create_dir(d.join(name)).unwrap();
+        }
+        for i in 1..=NODES {
+            fs::create_dir_all(d.join(format!("spool/n{i}"))).unwrap();
+            fs::create_dir_all(d.join(format!("tmp/n{i}"))).unwrap();
+            open_to_all(&d.join(format!("tmp/n{i}")), 0o1777);
+        }
+        let base = free_ports();
+        fs::write(d.join("slurm.conf"), configuration(&d, base)).unwrap();
+        fs::write(d.join("cgroup.conf"), "CgroupPlugin=cgroup/v1\n").unwrap();
+        let prolog = d.join("taskprolog.sh");
+        let d_text = d.display();
+        fs::write(
+            &prolog,
+            format!("#!/bin/sh\necho export OMPI_MCA_btl_vader_backing_directory={d_text}/tmp/$SLURMD_NODENAME\n"),
+        )
+        .unwrap();
+        open_to_all(&prolog, 0o755);
+
+        let munge = |name: &str| d.join("munge").join(name).display().to_string();
+        fs::write(munge("key"), [7u8; 1024]).unwrap();
+        open_to_all(Path::new(&munge("key")), 0o600);
+        open_to_all(&d.join("munge"), 0o755);
+        let file = |option: &str, name: &str| format!("--{option}={}", munge(name));
+        cluster.daemon(
+            "munged",
+            &[
+                "-F",
+                &file("key-file", "key"),
+                &file("socket", "sock"),
+                &file("pid-file", "pid"),
+                &file("log-file", "log"),
+                &file("seed-file", "seed"),
+            ],
+        );
+        cluster.until("munged's socket", || Path::new(&munge("sock")).exists());
+        let conf = d.join("slurm.conf").display().to_string();
+        cluster.daemon("slurmctld", &["-D", "-i", "-f", &conf]);
+        cluster.until("slurmctld", || std::net::TcpStream::connect(("127.0.0.1", base)).is_ok());
+        for i in 1..=NODES {
+            cluster.daemon("slurmd", &["-D", "-N", &format!("n{i}"), "-f", &conf]);
+        }
+        cluster.until("idle nodes", || {
+            cluster.output("sinfo", &["-h", "-N", "-o", "%T"]).matches("idle").count() >= NODES
+        });
+        cluster
+    }
+
+    fn daemon(&mut self, program: &str, arguments: &[&str]) {
+        let log =
+            fs::File::create(self.folder.path().join("log").join(format!("{program}-{}", self.daemons.len()))).unwrap();
+        let child = Command::new(program)
+            .args(arguments)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{program}: {e}; `tools/setup.sh --tests` installs it"));
+        self.daemons.push(child);
+    }
+
+    /// Makes a command a client of this cluster.
+    pub fn client<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env("SLURM_CONF", self.folder.path().join("slurm.conf"))
+    }
+
+    /// What a Slurm command prints.
+    pub fn output(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.client(Command::new(program).args(arguments)).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Polls until it holds; fails with the daemons' logs.
+    pub fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(180);
+        while !holds() {
+            assert!(Instant::now() < deadline, "waited in vain for {what}:\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn logs(&self) -> String {
+        let mut text = self.output("squeue", &["-t", "all"]);
+        for entry in fs::read_dir(self.folder.path().join("log")).into_iter().flatten().flatten() {
+            let log = fs::read_to_string(entry.path()).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(8).collect();
+            text +=
+                &format!("{}:\n{}\n", entry.path().display(), tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        text
+    }
+
+    /// A job's state; an array's states in one line.
+    pub fn state(&self, job: &str) -> String {
+        self.output("squeue", &["-h", "-t", "all", "-j", job, "-o", "%T"]).replace('\n', " ").trim().to_string()
+    }
+
+    /// Waits until a job has completed.
+    pub fn until_completed(&self, job: &str) {
+        self.until(&format!("job {job} to complete"), || {
+            let state = self.state(job);
+            assert!(
+                !["FAILED", "CANCELLED", "TIMEOUT"].iter().any(|bad| state.contains(bad)),
+                "{state}\n{}",
+                self.logs()
+            );
+            !state.is_empty() && state.split(' ').all(|s| s == "COMPLETED")
+        });
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.output("scancel", &["--full", "-u", &user()]);
+        let mine = format!("SLURM_CONF={}", self.folder.path().join("slurm.conf").display());
+        for daemon in self.daemons.iter_mut().rev() {
+            // SAFETY: the daemon is our child and has not been waited for.
+            unsafe { libc::kill(daemon.id() as i32, libc::SIGTERM) };
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        for daemon in &mut self.daemons {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        // Step daemons outlive slurmd; they are known by their environment.
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            let ours = environment.split(|&b| b == 0).any(|line| line == mine.as_bytes());
+            if let (true, true, Ok(pid)) =
+                (ours, command.starts_with("slurmstepd"), entry.file_name().to_string_lossy().parse())
+            {
+                // SAFETY: a step daemon of this cluster, which nobody needs any more.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        }
+    }
+}
+
+fn open_to_all(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// The first of four free ports below the range that the system gives out.
+fn free_ports() -> u16 {
+    let first = 20_000 + (std::process::id() % 10_000) as u16;
+    (first..32_000)
+        .step_by(4)
+        .find(|&base| (base..base + 4).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()))
+        .expect("four free ports")
+}
+
+fn user() -> String {
+    let output = Command::new("id").arg("-un").output().unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().to_string()
+}
+
+fn configuration(d: &Path, base: u16) -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_string();
+    let (d, user) = (d.display(), user());
+    let mut text = format!(
+        "ClusterName=test\nSlurmctldHost={host}(127.0.0.1)\nSlurmctldPort={base}\nSlurmUser={user}\nSlurmdUser={user}\n\
+         AuthType=auth/munge\nAuthInfo=socket={d}/munge/sock,cred_expire=5\nCredType=cred/munge\n\
+         StateSaveLocation={d}/state\nSlurmdSpoolDir={d}/spool/%n\nTmpFS={d}/tmp/%n\n\
+         SlurmctldPidFile={d}/run/slurmctld.pid\nSlurmdPidFile={d}/run/slurmd.%n.pid\n\
+         SlurmctldLogFile={d}/log/slurmctld.log\nSlurmdLogFile={d}/log/slurmd.%n.log\nMailProg=/bin/true\n\
+         ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nJobAcctGatherType=jobacct_gather/none\n\
+         AccountingStorageType=accounting_storage/none\nJobCompType=jobcomp/filetxt\nJobCompLoc={d}/log/jobcomp.txt\n\
+         SwitchType=switch/none\nMpiDefault=pmix\nTaskProlog={d}/taskprolog.sh\nSelectType=select/cons_tres\n\
+         SelectTypeParameters=CR_Core\nSchedulerType=sched/backfill\n\
+         SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=1,batch_sched_delay=0\n\
+         SlurmdParameters=config_overrides\nSlurmctldTimeout=10\nSlurmdTimeout=5\nMessageTimeout=5\nTCPTimeout=1\n\
+         KillWait=5\nInactiveLimit=0\nReturnToService=2\nMinJobAge=3600\nJobRequeue=1\n\
+         PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\nSlurmctldParameters=preempt_send_user_signal\n"
+    );
+    for i in 1..=NODES {
+        let port = base + i as u16;
+        text += &format!(
+            "NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=2000 State=UNKNOWN\n"
+        );
+    }
+    text + "PartitionName=main Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=5\n\
+            PartitionName=high Nodes=n[1-3] MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF\n"
+}
