@@ -68,7 +68,8 @@ fn abort_on_panic() {
 fn start_logging(cli: &Cli) {
     use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
     let rank = launched_rank();
-    let base = if on_a_terminal() && rank > 0 { Warn } else { Info };
+    let terminal = on_a_terminal();
+    let base = if terminal && rank > 0 { Warn } else { Info };
     let level = match i16::from(cli.verbose) - i16::from(cli.quiet) {
         0 => base,
         1 => Debug,
@@ -81,6 +82,7 @@ fn start_logging(cli: &Cli) {
     env_logger::Builder::new()
         .filter_level(Warn)
         .filter_module("incubate", level)
+        .filter_module("incubate::steps", if terminal && level == Info { Warn } else { level })
         .parse_env("INCUBATE_LOG")
         .target(env_logger::Target::Pipe(Box::new(LogTarget)))
         .format(move |out, record| {

@@ -7,7 +7,9 @@ use crate::store::RunDir;
 use crate::store::progress::{Progress, State, duration, unix_time};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -18,14 +20,28 @@ static SCREEN: OnceLock<MultiProgress> = OnceLock::new();
 /// Whether a person is looking: standard error is a terminal, or it is the pipe of an mpirun that was itself started
 /// on one.
 pub fn on_a_terminal() -> bool {
-    io::stderr().is_terminal() || std::env::var_os("OMPI_COMM_WORLD_SIZE").is_some() && parent_is_on_a_terminal()
+    terminal().is_some()
 }
 
-fn parent_is_on_a_terminal() -> bool {
+fn terminal() -> Option<File> {
+    if io::stderr().is_terminal() {
+        return File::open("/proc/self/fd/2").ok();
+    }
+    std::env::var_os("OMPI_COMM_WORLD_SIZE")?;
     // SAFETY: getppid has no arguments, no memory and no failure.
     let parent = unsafe { libc::getppid() };
-    let link = std::fs::read_link(format!("/proc/{parent}/fd/2"));
-    link.is_ok_and(|target| target.starts_with("/dev/pts") || target.starts_with("/dev/tty"))
+    File::open(format!("/proc/{parent}/fd/2")).ok().filter(IsTerminal::is_terminal)
+}
+
+/// Columns of the terminal; its lines must be counted right for bars to stay in place.
+fn columns() -> Option<u16> {
+    let terminal = terminal()?;
+    // SAFETY: TIOCGWINSZ writes a winsize into the zeroed one, and the file is open.
+    let size = unsafe {
+        let mut size: libc::winsize = std::mem::zeroed();
+        (libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &mut size) == 0).then_some(size)
+    };
+    size.map(|size| size.ws_col).filter(|&columns| columns > 0)
 }
 
 /// Standard error for log lines: above the bars while there are any.
@@ -112,8 +128,9 @@ fn draw(screen: &MultiProgress, bars: &mut HashMap<String, ProgressBar>, progres
         return;
     }
     let bar = bars.entry(progress.phase.clone()).or_insert_with(|| {
-        let style =
-            ProgressStyle::with_template("{prefix:>10} [{bar:30}] {pos}/{len} {msg}").expect("a valid template");
+        let style = ProgressStyle::with_template("{prefix:>10} [{bar:30}] {pos}/{len} {msg}")
+            .expect("a valid template")
+            .progress_chars("=> ");
         screen.add(ProgressBar::new(progress.steps).with_style(style).with_prefix(progress.phase.clone()))
     });
     bar.set_position(progress.step);
@@ -134,7 +151,7 @@ impl Screen {
 
 impl TermLike for Screen {
     fn width(&self) -> u16 {
-        std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(100)
+        columns().unwrap_or(100)
     }
     fn move_cursor_up(&self, n: usize) -> io::Result<()> {
         self.control(n, 'A')

@@ -55,8 +55,9 @@ impl RunDir {
     pub fn config_of(path: &Path) -> Result<Config> {
         let file = path.join("config.toml");
         let text = fs::read_to_string(&file).map_err(|e| usage!("{}: not a run directory: {e}", path.display()))?;
-        let config: Config =
-            toml::from_str(&text).map_err(|e| Failure::Damaged { path: file, what: format!("not a config: {e}") })?;
+        // Laid over today's defaults, so that a run directory outlives a new key.
+        let config = Config::parse(&text, &[])
+            .map_err(|e| Failure::Damaged { path: file, what: format!("not a config: {e:#}") })?;
         Ok(config)
     }
 

@@ -152,6 +152,7 @@ impl Open {
         let rate = self.progress.images_per_s;
         let waiting = self.window.waited.as_secs_f64() / seconds;
         log::info!(
+            target: "incubate::steps",
             "{}: step {step}/{} loss {loss:.4} lr {lr:.2e} {rate:.0} images/s, waiting for data {:.0} %, ETA {}",
             self.progress.phase,
             self.progress.steps,
