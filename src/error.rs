@@ -14,8 +14,8 @@ pub enum Failure {
     /// Stopped by a signal after writing a checkpoint: starting again resumes at the same step.
     #[error("stopped by a signal in phase {phase} at step {step}; start the same command again to resume")]
     Stopped { phase: String, step: u64 },
-    /// Another rank of the world failed and has said why.
-    #[error("another rank failed")]
+    /// Another rank of the world ended with this exit code and has said why.
+    #[error("another rank ended with exit code {code}")]
     Elsewhere { code: u8 },
 }
 

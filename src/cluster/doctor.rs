@@ -85,7 +85,8 @@ fn writable(config: &Config) -> Result<String> {
 
 /// Meta model, modules, assembled, final and end-to-end models, and checkpoints of three buffers each.
 fn needed_space(config: &Config) -> u64 {
-    let plan = Plan { config: config.clone(), train_images: usize::MAX / 1024 };
+    // Only the parameters are asked for, which do not depend on the data.
+    let plan = Plan { config: config.clone(), train_images: 0 };
     let whole = 4 * cost(&plan, &plan.phase(&E2E, None)).parameters;
     whole * (5 + 3 * (config.run.keep_checkpoints as u64 + 1))
 }

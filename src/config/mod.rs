@@ -18,22 +18,25 @@ pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 /// The tables that inherit every key of `[train]`.
 pub const PHASE_TABLES: [&str; 4] = ["meta", "module", "finetune", "e2e"];
 
-/// Keys that do not change what is computed (beyond rounding): they may differ when a run is started again.
-fn changes_nothing(key: &str) -> bool {
-    EXECUTION_KEYS.contains(&key) || key.starts_with("slurm.")
-}
-
-const EXECUTION_KEYS: [&str; 9] = [
+/// Keys of `[run]` and `[data]` that say how, where or which phases to run.
+const EXECUTION_KEYS: [&str; 11] = [
     "run.name",
     "run.dir",
+    "run.e2e",
     "run.threads",
     "run.workers",
     "run.micro_batch",
     "run.checkpoint_steps",
     "run.keep_checkpoints",
     "run.log_steps",
+    "run.export",
     "data.path",
 ];
+
+/// Whether a key leaves what a phase computes as it is (beyond rounding): it may differ when a run is started again.
+fn changes_nothing(key: &str) -> bool {
+    EXECUTION_KEYS.contains(&key) || key.starts_with("slurm.") || key.ends_with(".on")
+}
 
 /// One validated config file. Every key is documented in `configs/default.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -233,14 +236,7 @@ impl Config {
     pub fn recipe(&self, tables: &[&str]) -> String {
         flatten(self)
             .into_iter()
-            .filter(|(key, _)| {
-                let table = key.split('.').next().unwrap_or_default();
-                // `on` is where a phase runs; run.e2e and run.export choose phases, not what one computes.
-                tables.contains(&table)
-                    && !changes_nothing(key)
-                    && !["run.e2e", "run.export"].contains(&key.as_str())
-                    && !key.ends_with(".on")
-            })
+            .filter(|(key, _)| tables.contains(&key.split('.').next().unwrap_or_default()) && !changes_nothing(key))
             .map(|(key, value)| format!("{key} = {value}\n"))
             .collect()
     }
