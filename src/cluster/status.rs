@@ -47,9 +47,7 @@ fn entries(plan: &Plan) -> Vec<(String, String, usize)> {
     let config: &Config = &plan.config;
     let mut entries = Vec::new();
     for phase in PHASES.iter().filter(|p| p.name != "e2e" || config.run.e2e) {
-        let indices: Vec<Option<usize>> =
-            if phase.name == MODULE.name { (0..config.model.stages()).map(Some).collect() } else { vec![None] };
-        for phase in indices.into_iter().map(|index| plan.phase(phase, index)) {
+        for phase in plan.phases(phase) {
             entries.push((phase.name, phase.file, phase.training.global_batch));
         }
         if phase.name == MODULE.name {

@@ -2,7 +2,7 @@
 //! run directory: so rank zero shows every rank's module, whatever node it is on.
 
 use crate::plan::Plan;
-use crate::plan::phases::{MODULE, PHASES};
+use crate::plan::phases::PHASES;
 use crate::store::RunDir;
 use crate::store::progress::{Progress, State, duration, unix_time};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
@@ -107,16 +107,7 @@ impl Drop for Bars {
 
 /// Every phase by name, with its global batch.
 pub(super) fn phase_names(plan: &Plan) -> Vec<(String, usize)> {
-    let stages = plan.config.model.stages();
-    PHASES
-        .iter()
-        .flat_map(|phase| {
-            let indices: Vec<Option<usize>> =
-                if phase.name == MODULE.name { (0..stages).map(Some).collect() } else { vec![None] };
-            indices.into_iter().map(move |index| plan.phase(phase, index))
-        })
-        .map(|phase| (phase.name, phase.training.global_batch))
-        .collect()
+    PHASES.iter().flat_map(|phase| plan.phases(phase)).map(|phase| (phase.name, phase.training.global_batch)).collect()
 }
 
 fn draw(screen: &MultiProgress, bars: &mut HashMap<String, ProgressBar>, progress: &Progress, global_batch: usize) {

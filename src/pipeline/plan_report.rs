@@ -4,7 +4,7 @@ use crate::config::Ranks;
 use crate::plan::cost::cost;
 use crate::plan::groups::{assignment, micro_batches, share};
 use crate::plan::parameters::parameters;
-use crate::plan::phases::{MODULE, PHASES};
+use crate::plan::phases::PHASES;
 use crate::plan::{PhasePlan, Plan};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -20,11 +20,7 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
         .collect();
     let mut phases = Vec::new();
     for phase in PHASES.iter().filter(|p| p.name != "e2e" || plan.config.run.e2e) {
-        if phase.name == MODULE.name {
-            phases.extend((0..stages).map(|i| phase_report(plan, &plan.phase(phase, Some(i)), ranks, rate)));
-        } else {
-            phases.push(phase_report(plan, &plan.phase(phase, None), ranks, rate));
-        }
+        phases.extend(plan.phases(phase).iter().map(|phase| phase_report(plan, phase, ranks, rate)));
     }
     let parts: Vec<Value> = (0..ranks)
         .map(|rank| {

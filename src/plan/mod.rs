@@ -100,6 +100,14 @@ impl Plan {
         }
     }
 
+    /// A row of the table as it runs: one phase, or one for each module.
+    pub fn phases(&self, phase: &Phase) -> Vec<PhasePlan> {
+        match phase.trains {
+            Trains::Module => (0..self.config.model.stages()).map(|i| self.phase(phase, Some(i))).collect(),
+            Trains::Everything => vec![self.phase(phase, None)],
+        }
+    }
+
     /// Hash of the config keys in `tables` that change what is computed, as hexadecimal.
     pub fn recipe(&self, tables: &[&str]) -> String {
         let text = format!("seed = {}\n{}", self.config.run.seed, self.config.recipe(tables));
