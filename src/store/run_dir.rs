@@ -91,8 +91,15 @@ impl RunDir {
         self.path.join("checkpoints").join(format!("{phase}-{step:010}.h5"))
     }
 
-    /// Removes all but the newest `keep` checkpoints of a phase.
+    /// Removes all but the newest `keep` checkpoints of a phase, and what killed writers left half written: the caller is
+    /// the phase's one writer, and has none in the making.
     pub fn prune_checkpoints(&self, phase: &str, keep: usize) -> Result<()> {
+        for entry in fs::read_dir(self.path.join("checkpoints")).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&format!(".{phase}-")) && name.contains(".h5.partial-") {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
         for (_, path) in self.checkpoints(phase).into_iter().skip(keep) {
             fs::remove_file(&path).with_context(|| format!("{}", path.display()))?;
         }
