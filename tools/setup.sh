@@ -39,7 +39,9 @@ need() { packages+=("$@"); }
 have g++ || need g++
 have pkg-config || need pkg-config
 # The MPI bindings are generated with libclang.
-[ -n "${LIBCLANG_PATH:-}" ] || there '/usr/lib/llvm-*/lib/libclang*.so*' '/usr/lib*/libclang*.so*' || need libclang-dev clang
+# (libclang-cpp, which other packages bring, is another library.)
+[ -n "${LIBCLANG_PATH:-}" ] || there /usr/lib{/llvm-*/lib,64,,/*-linux-gnu}/libclang{,-[0-9]*}.so* ||
+  need libclang-dev clang
 [ -n "${MPICC:-}" ] || have mpicc || need libopenmpi-dev
 [ -n "${MPICC:-}" ] || have mpirun || need openmpi-bin
 [ -n "${HDF5_DIR:-}" ] || pkg-config --exists hdf5 2>/dev/null || need libhdf5-dev
