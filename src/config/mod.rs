@@ -3,11 +3,13 @@
 //! `configs/default.toml` holds every key with its default and comment; a user's file and `--set` are laid over it, so
 //! a key or type that the defaults do not have is a mistake and is refused by name. Phase tables inherit `[train]`.
 
+mod interval;
 mod overlay;
 mod validate;
 
 use crate::usage;
 use anyhow::{Context, Result};
+pub use interval::Interval;
 use overlay::{check_keys, flatten, lay_over, parse_set};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -26,7 +28,7 @@ const EXECUTION_KEYS: [&str; 11] = [
     "run.threads",
     "run.workers",
     "run.micro_batch",
-    "run.checkpoint_steps",
+    "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.log_steps",
     "run.export",
@@ -62,7 +64,7 @@ pub struct Run {
     pub threads: usize,
     pub workers: usize,
     pub micro_batch: usize,
-    pub checkpoint_steps: u64,
+    pub checkpoint_every: Interval,
     pub keep_checkpoints: usize,
     pub log_steps: u64,
     pub export: Vec<ExportFormat>,

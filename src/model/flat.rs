@@ -4,6 +4,7 @@
 use crate::plan::parameters::Parameter;
 use crate::weights::{Weights, floats_mut};
 use anyhow::{Context, Result};
+use std::sync::Arc;
 use tch::Tensor;
 
 /// The flat buffer and its parts. Parameters with weight decay come first.
@@ -11,9 +12,23 @@ pub struct FlatParameters {
     buffer: Tensor,
     /// Leaf tensors that share the buffer's memory and require gradients.
     views: Vec<Tensor>,
-    /// Of each view: stage, name, first number.
-    parts: Vec<(usize, String, usize)>,
+    layout: Arc<Layout>,
     decayed: usize,
+}
+
+/// What lies where in a flat buffer.
+#[derive(Debug)]
+pub struct Layout {
+    parts: Vec<Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    stage: usize,
+    name: String,
+    shape: Vec<i64>,
+    /// The first number.
+    start: usize,
 }
 
 impl FlatParameters {
@@ -40,10 +55,12 @@ impl FlatParameters {
             let mut view = buffer.narrow(0, start as i64, parameter.count() as i64).view(&parameter.shape[..]);
             view.copy_(weight);
             views.push(view.detach().set_requires_grad(true));
-            parts.push((parameter.stage, parameter.name.clone(), start));
+            let (name, shape) = (parameter.name.clone(), parameter.shape.clone());
+            parts.push(Part { stage: parameter.stage, name, shape, start });
             start += parameter.count();
         }
-        Ok(FlatParameters { buffer, views, parts, decayed })
+        let layout = Arc::new(Layout { parts });
+        Ok(FlatParameters { buffer, views, layout, decayed })
     }
 
     /// Numbers in the buffer.
@@ -67,7 +84,7 @@ impl FlatParameters {
 
     /// Stage and name of each view.
     pub fn names(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.parts.iter().map(|(stage, name, _)| (*stage, name.as_str()))
+        self.layout.parts.iter().map(|part| (part.stage, part.name.as_str()))
     }
 
     /// The buffer itself.
@@ -87,19 +104,23 @@ impl FlatParameters {
 
     /// The view of one parameter.
     pub fn get(&self, stage: usize, name: &str) -> Option<Tensor> {
-        let at = self.parts.iter().position(|(s, n, _)| *s == stage && n == name)?;
+        let at = self.layout.parts.iter().position(|part| part.stage == stage && part.name == name)?;
         Some(self.views[at].shallow_clone())
     }
 
-    /// Copies of the parameters by name, read from any buffer of this layout (the weights, or their average).
+    /// What lies where in the buffer.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+}
+
+impl Layout {
+    /// Views of the parameters by name, in any buffer of this layout (the weights, or their average).
     pub fn named(&self, buffer: &Tensor) -> Weights {
-        self.parts
-            .iter()
-            .zip(&self.views)
-            .map(|((stage, name, start), view)| {
-                let part = buffer.narrow(0, *start as i64, view.numel() as i64).view(&view.size()[..]).copy();
-                ((*stage, name.clone()), part)
-            })
-            .collect()
+        let view = |part: &Part| {
+            let numbers = part.shape.iter().product();
+            buffer.narrow(0, part.start as i64, numbers).view(&part.shape[..])
+        };
+        self.parts.iter().map(|part| ((part.stage, part.name.clone()), view(part))).collect()
     }
 }

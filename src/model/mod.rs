@@ -7,7 +7,7 @@ mod flat;
 mod init;
 
 pub use block::DropPath;
-pub use flat::FlatParameters;
+pub use flat::{FlatParameters, Layout};
 pub use init::fresh;
 
 use crate::config::Model;

@@ -5,8 +5,9 @@ use crate::collective::Solo;
 use crate::error::Failure;
 use crate::model::Network;
 use crate::plan::phases::{ASSEMBLED, META, MODULE};
+use crate::store::lease::Lease;
 use crate::store::{Header, artefact};
-use crate::train::evaluate;
+use crate::train::{evaluate, stop_requested};
 use crate::usage;
 use crate::weights::Weights;
 use anyhow::Result;
@@ -17,6 +18,7 @@ pub fn assemble(job: &Job) -> Result<()> {
     let model = &plan.config.model;
     let path = run.file(ASSEMBLED);
     let recipe = plan.recipe(MODULE.recipe);
+    let lease = Lease::take(run, "assemble", stop_requested)?;
     if is_done(&path, &recipe)? {
         log::info!("assemble: done already ({})", path.display());
         return Ok(());
@@ -60,6 +62,6 @@ pub fn assemble(job: &Job) -> Result<()> {
         model: model.clone(),
         metrics,
     };
-    artefact::write(&path, &header, &weights, &[])?;
+    artefact::write(&path, &header, &weights, &[], Some(lease.fence()))?;
     Ok(())
 }

@@ -16,6 +16,7 @@ use crate::model::fresh;
 use crate::plan::groups::assignment;
 use crate::plan::phases::{ASSEMBLED, E2E, FINETUNE, META, MODULE, Phase, Start};
 use crate::plan::{PhasePlan, Plan};
+use crate::store::lease::Lease;
 use crate::store::{RunDir, artefact};
 use crate::train::{self, Setting};
 use crate::usage;
@@ -105,8 +106,13 @@ impl<'a> Job<'a> {
             }
             return Ok(());
         }
+        let lease = on_zero(group, || Lease::take(&self.run, &phase.name, train::stop_requested))?;
+        // While this one waited, the holder may have finished it.
+        if zero_says(group, || is_done(&self.run.file(&phase.file), &phase.recipe))? {
+            return Ok(());
+        }
         let (start, meta) = agree(group, self.start(phase))?;
-        let setting = Setting { plan: &self.plan, run: &self.run, source: &self.source, group };
+        let setting = Setting { plan: &self.plan, run: &self.run, source: &self.source, group, lease: lease.as_ref() };
         train::run(&setting, phase, &start, meta.as_deref())
     }
 

@@ -18,6 +18,7 @@
 //! A finished phase of module i holds stage i alone, at `depths[i]` blocks; every other artefact holds all stages.
 
 use super::durable;
+use super::lease::Fence;
 use crate::config::Model;
 use crate::error::Failure;
 use crate::plan::parameters::{Parameter, parameters};
@@ -70,8 +71,14 @@ impl Header {
     }
 }
 
-/// Writes an artefact durably; returns its content hash.
-pub fn write(path: &Path, header: &Header, weights: &Weights, state: &[(&str, &Tensor)]) -> Result<String> {
+/// Writes an artefact durably, if the fence still holds when it is done; returns its content hash.
+pub fn write(
+    path: &Path,
+    header: &Header,
+    weights: &Weights,
+    state: &[(&str, &Tensor)],
+    fence: Option<&Fence>,
+) -> Result<String> {
     let numbers: usize = weights.values().chain(state.iter().map(|(_, t)| *t)).map(Tensor::numel).sum();
     durable::require_space(path, 4 * numbers as u64 + (64 << 10))?;
     let mut hash = String::new();
@@ -80,7 +87,7 @@ pub fn write(path: &Path, header: &Header, weights: &Weights, state: &[(&str, &T
         fill(&file, header, weights, state)?;
         file.close()?;
         hash = seal(beside)?;
-        Ok(())
+        fence.map_or(Ok(()), Fence::check)
     })?;
     Ok(hash)
 }

@@ -2,6 +2,7 @@
 
 pub mod artefact;
 pub mod durable;
+pub mod lease;
 pub mod metrics;
 pub mod progress;
 pub mod run_dir;

@@ -18,6 +18,18 @@ pub struct Progress {
     pub loss: Option<f64>,
     /// Seconds spent on the phase, over all restarts.
     pub seconds: f64,
+    /// Of these, seconds in training steps whose result still counts: not start-up, evaluation, or steps done again.
+    #[serde(default)]
+    pub useful_s: f64,
+    /// How often the phase was started again.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Seconds that the last checkpoint took to be written.
+    #[serde(default)]
+    pub save_s: Option<f64>,
+    /// The Slurm job that trains it, as `squeue` names it.
+    #[serde(default)]
+    pub job: Option<String>,
     /// Ranks that train the phase.
     pub ranks: usize,
     pub host: String,

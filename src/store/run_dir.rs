@@ -3,6 +3,7 @@
 //! config.toml                     the resolved config; a different one is refused
 //! meta.h5 module-{i}.h5 assembled.h5 final.h5 e2e.h5     artefacts
 //! checkpoints/{phase}-{step}.h5   the newest of a phase that is not done
+//! leases/{phase}.{generation}.json  who may write a phase
 //! progress/{phase}.json           heartbeats
 //! logs/{phase}/                   metrics.jsonl and TensorBoard events
 //! export/{format}/                exported models
@@ -29,7 +30,7 @@ impl RunDir {
     /// Rank zero does this before the others use the folder.
     pub fn open(config: &Config) -> Result<RunDir> {
         let run = RunDir { path: config.run.dir.clone() };
-        for folder in ["checkpoints", "progress", "logs"] {
+        for folder in ["checkpoints", "leases", "progress", "logs"] {
             fs::create_dir_all(run.path.join(folder)).map_err(|e| {
                 usage!("{}: cannot make the run directory: {e}; choose another --run-dir", run.path.display())
             })?;

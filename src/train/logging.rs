@@ -4,6 +4,7 @@ use super::step::Outcome;
 use crate::collective::Collective;
 use crate::plan::PhasePlan;
 use crate::store::RunDir;
+use crate::store::lease::slurm_job;
 use crate::store::metrics::Metrics;
 use crate::store::progress::{Progress, State, duration, host, unix_time};
 use anyhow::Result;
@@ -23,6 +24,8 @@ struct Open {
     /// Seconds of earlier starts.
     before: f64,
     started: Instant,
+    /// Since the last step ended, or what came after it.
+    step_began: Instant,
     heartbeat: Instant,
     /// Since the last log line.
     window: Window,
@@ -48,7 +51,10 @@ impl<'a> Logging<'a> {
     pub fn open(run: &'a RunDir, phase: &PhasePlan, group: &dyn Collective, step: u64) -> Result<Logging<'a>> {
         let mut logging = Logging { run, global_batch: phase.training.global_batch, open: None };
         if group.is_zero() {
-            let before = Progress::read(&run.path, &phase.name).map_or(0.0, |p| p.seconds);
+            let earlier = Progress::read(&run.path, &phase.name);
+            let before = earlier.as_ref().map_or(0.0, |p| p.seconds);
+            // The time of steps after the checkpoint is lost: they are done again.
+            let kept = |p: &Progress| p.useful_s * (step as f64 / p.step.max(1) as f64).min(1.0);
             let progress = Progress {
                 phase: phase.name.clone(),
                 state: State::Running,
@@ -57,6 +63,10 @@ impl<'a> Logging<'a> {
                 images_per_s: 0.0,
                 loss: None,
                 seconds: before,
+                useful_s: earlier.as_ref().map_or(0.0, kept),
+                restarts: earlier.as_ref().map_or(0, |p| p.restarts + 1),
+                save_s: earlier.and_then(|p| p.save_s),
+                job: slurm_job(),
                 ranks: group.size(),
                 host: host(),
                 pid: std::process::id(),
@@ -74,8 +84,15 @@ impl<'a> Logging<'a> {
             progress.write(&run.path)?;
             let metrics = Metrics::open(&run.logs(&phase.name), step)?;
             let now = Instant::now();
-            logging.open =
-                Some(Open { metrics, progress, before, started: now, heartbeat: now, window: Window::from(step) });
+            logging.open = Some(Open {
+                metrics,
+                progress,
+                before,
+                started: now,
+                step_began: now,
+                heartbeat: now,
+                window: Window::from(step),
+            });
         }
         Ok(logging)
     }
@@ -87,6 +104,8 @@ impl<'a> Logging<'a> {
         open.window.loss += outcome.loss;
         open.window.waited += outcome.waited;
         open.progress.step = step;
+        open.progress.useful_s += open.step_began.elapsed().as_secs_f64();
+        open.step_began = Instant::now();
         if step.is_multiple_of(log_steps) || step == open.progress.steps {
             open.line(step, lr, global_batch)?;
         }
@@ -112,7 +131,15 @@ impl<'a> Logging<'a> {
         open.metrics.log(step, &values)?;
         // The time of an evaluation is no training time.
         open.window = Window::from(step);
+        open.step_began = Instant::now();
         Ok(())
+    }
+
+    /// After a checkpoint was begun, or might have been: what the last one took.
+    pub fn saved(&mut self, save_s: Option<f64>) {
+        let Some(open) = &mut self.open else { return };
+        open.progress.save_s = save_s.or(open.progress.save_s);
+        open.step_began = Instant::now();
     }
 
     /// The phase stops at a checkpoint.

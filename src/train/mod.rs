@@ -1,6 +1,7 @@
 //! The loop that trains every phase. Read this first; one optimiser step is `step.rs`.
 
 pub mod adamw;
+mod checkpoints;
 pub mod evaluate;
 mod logging;
 pub mod step;
@@ -11,10 +12,12 @@ use crate::data::loader::Loader;
 use crate::error::Failure;
 use crate::model::Network;
 use crate::plan::{PhasePlan, Plan};
+use crate::store::lease::Lease;
 use crate::store::{Artefact, Header, RunDir, artefact};
 use crate::weights::Weights;
 use adamw::AdamW;
 use anyhow::{Context, Result, anyhow};
+use checkpoints::Checkpoints;
 use logging::Logging;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +34,8 @@ pub struct Setting<'a> {
     pub source: &'a Source,
     /// The ranks that train the phase together.
     pub group: &'a dyn Collective,
+    /// The right to write the phase; the group's first rank has it.
+    pub lease: Option<&'a Lease>,
 }
 
 /// Weights and optimiser of a phase, as they stand after some step.
@@ -90,11 +95,12 @@ impl Trainer {
     }
 
     fn train(&mut self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>, logging: &mut Logging) -> Result<()> {
-        let Setting { plan, run, source, group } = *setting;
+        let Setting { plan, run, source, group, lease } = *setting;
         let mut stepper = Stepper::new(plan, phase, group, &self.network);
         let mut loader = Loader::start(plan, phase, source, group.rank(), group.size(), self.step);
         let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
-        let every = |steps: u64, step: u64| steps > 0 && step.is_multiple_of(steps);
+        let header = self.header(plan, phase, meta, BTreeMap::new());
+        let mut checkpoints = group.is_zero().then(|| Checkpoints::start(setting, phase, header, self));
 
         while self.step < phase.steps {
             let lr = phase.lr(self.step);
@@ -112,11 +118,19 @@ impl Trainer {
             if self.step == phase.steps {
                 break;
             }
-            if every(eval_steps, self.step) {
+            if eval_steps > 0 && self.step.is_multiple_of(eval_steps) {
                 logging.evaluation(self.step, &self.evaluate(setting)?)?;
             }
-            if outcome.stop || every(plan.config.run.checkpoint_steps, self.step) {
-                self.checkpoint(setting, phase, meta)?;
+            if let Some(lease) = lease.filter(|lease| lease.is_lost()) {
+                lease.fence().check()?;
+            }
+            if let Some(checkpoints) = &mut checkpoints {
+                if outcome.stop {
+                    checkpoints.save_now(self)?
+                } else {
+                    checkpoints.after_step(self)?
+                }
+                logging.saved(checkpoints.save_s());
             }
             if outcome.stop {
                 return Err(Failure::Stopped { phase: phase.name.clone(), step: self.step }.into());
@@ -124,9 +138,11 @@ impl Trainer {
         }
         let metrics = self.evaluate(setting)?;
         logging.evaluation(self.step, &metrics)?;
-        if group.is_zero() {
+        if let Some(mut checkpoints) = checkpoints {
+            checkpoints.finish()?;
             let header = self.header(plan, phase, meta, metrics);
-            artefact::write(&run.file(&phase.file), &header, &self.evaluated_weights(), &[])?;
+            let weights = self.network.flat().layout().named(self.evaluated_weights());
+            artefact::write(&run.file(&phase.file), &header, &weights, &[], lease.map(Lease::fence))?;
             run.prune_checkpoints(&phase.name, 0)?;
         }
         group.barrier()
@@ -145,22 +161,9 @@ impl Trainer {
         }
     }
 
-    /// The group's first rank writes; the others go on.
-    fn checkpoint(&self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>) -> Result<()> {
-        if !setting.group.is_zero() {
-            return Ok(());
-        }
-        let header = self.header(setting.plan, phase, meta, BTreeMap::new());
-        let weights = self.network.flat().named(self.network.flat().buffer());
-        let path = setting.run.checkpoint(&phase.name, self.step);
-        artefact::write(&path, &header, &weights, &self.optimiser.state())?;
-        setting.run.prune_checkpoints(&phase.name, setting.plan.config.run.keep_checkpoints)
-    }
-
     /// What gets evaluated and written: the moving average where there is one, else the weights.
-    fn evaluated_weights(&self) -> Weights {
-        let flat = self.network.flat();
-        flat.named(self.optimiser.average().unwrap_or(flat.buffer()))
+    fn evaluated_weights(&self) -> &Tensor {
+        self.optimiser.average().unwrap_or(self.network.flat().buffer())
     }
 
     fn evaluate(&mut self, setting: &Setting) -> Result<BTreeMap<String, f64>> {

@@ -9,7 +9,7 @@ pub const TINY: &str = r#"
 [run]
 threads = 1
 micro_batch = 32
-checkpoint_steps = 5
+checkpoint_every = "5 steps"
 log_steps = 1
 [model]
 image_size = 16

@@ -5,6 +5,7 @@ mod damage;
 mod house;
 mod incubate;
 mod kills;
+mod leases;
 mod parity;
 mod runs;
 mod slurm;

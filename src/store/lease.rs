@@ -1,0 +1,330 @@
+//! One writer per phase, whatever jobs were started on the run directory.
+//!
+//! `leases/{phase}.{generation}.json` names the holder, who renews it every second. The highest generation holds the
+//! phase. Whoever finds it released or its holder dead creates the next generation, which only one of them can
+//! (exclusive creation, atomic on local disks, NFS and Lustre). A holder that finds a higher generation than its own has
+//! lost the phase: it checks before every step, and again right before a file is moved into place.
+//!
+//! A holder is dead if its process is gone from this machine, if Slurm has restarted its job, or if it has not renewed for
+//! half a minute of the finder's own clock: clocks of nodes need not agree.
+
+use super::RunDir;
+use super::progress::{host, unix_time};
+use crate::error::Failure;
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const RENEWAL: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(200);
+
+/// Who holds a phase.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Holder {
+    pub host: String,
+    pub pid: u32,
+    /// When the process started, in clock ticks since boot: a process number alone is used again.
+    started: u64,
+    /// Boot and process-number namespace: whose process numbers these are.
+    machine: String,
+    /// The Slurm job, as `squeue` names it.
+    pub job: Option<String>,
+    /// How often Slurm has restarted that job.
+    restarts: u64,
+    released: bool,
+    /// Unix time of the last renewal, for people.
+    pub renewed: f64,
+}
+
+/// The right to write a phase, renewed until dropped.
+pub struct Lease {
+    fence: Fence,
+    holder: Holder,
+    lost: Arc<AtomicBool>,
+    renewing: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+/// Tells whether a lease still holds; travels with what writes in the background.
+#[derive(Debug, Clone)]
+pub struct Fence {
+    folder: PathBuf,
+    phase: String,
+    generation: u64,
+}
+
+impl Lease {
+    /// Takes a phase, waiting while a living holder has it.
+    ///
+    /// # Errors
+    /// [`Failure::Stopped`] if `stop` says so while it waits.
+    pub fn take(run: &RunDir, phase: &str, stop: impl Fn() -> bool) -> Result<Lease> {
+        let folder = run.file("leases");
+        let holder = Holder::this_process();
+        let mut watched: Option<(u64, Option<Holder>, Instant)> = None;
+        loop {
+            let newest = newest(&folder, phase);
+            let free =
+                newest.as_ref().is_none_or(|(_, other)| other.as_ref().is_some_and(|other| holder.may_follow(other)));
+            let silent = watched.as_ref().is_some_and(|(.., since)| since.elapsed() >= SILENCE);
+            if free || silent {
+                let generation = newest.as_ref().map_or(0, |(generation, _)| *generation) + 1;
+                let fence = Fence { folder: folder.clone(), phase: phase.into(), generation };
+                if fence.create(&holder)? {
+                    if silent {
+                        log::warn!("{phase}: taken over from a holder that was silent for {} s", SILENCE.as_secs());
+                    }
+                    return Ok(Lease::renew(fence, holder));
+                }
+            }
+            let changed = |(generation, holder): &(u64, Option<Holder>)| {
+                watched.as_ref().is_none_or(|(g, h, _)| g != generation || h != holder)
+            };
+            if let Some((generation, other)) = newest.filter(changed) {
+                if watched.is_none() {
+                    let who = other.as_ref().map_or("another process".into(), Holder::name);
+                    log::warn!(
+                        "{phase}: {who} is writing it; waiting until it is done, or silent for {} s",
+                        SILENCE.as_secs()
+                    );
+                }
+                watched = Some((generation, other, Instant::now()));
+            }
+            if stop() {
+                return Err(Failure::Stopped { phase: phase.into(), step: 0 }.into());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn renew(fence: Fence, holder: Holder) -> Lease {
+        for (generation, path) in generations(&fence.folder, &fence.phase) {
+            if generation < fence.generation {
+                let _ = fs::remove_file(path);
+            }
+        }
+        let lost = Arc::new(AtomicBool::new(false));
+        let (stop, stopped) = channel::<()>();
+        let (own, mut renewed, flag) = (fence.clone(), holder.clone(), lost.clone());
+        let thread = std::thread::spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RENEWAL) {
+                if own.check().is_err() {
+                    flag.store(true, Ordering::Relaxed);
+                    return;
+                }
+                renewed.renewed = unix_time();
+                if let Err(error) = own.write(&renewed) {
+                    log::warn!("{}: the lease cannot be renewed: {error:#}", own.phase);
+                }
+            }
+        });
+        Lease { fence, holder, lost, renewing: Some((stop, thread)) }
+    }
+
+    /// Whether another has taken the phase, as of the last renewal. Costs nothing.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// The check to make right before a file is moved into place.
+    pub fn fence(&self) -> &Fence {
+        &self.fence
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.renewing.take() {
+            drop(stop);
+            let _ = thread.join();
+        }
+        if self.fence.check().is_ok() {
+            let released = Holder { released: true, renewed: unix_time(), ..self.holder.clone() };
+            let _ = self.fence.write(&released);
+        }
+    }
+}
+
+impl Fence {
+    /// Fails if a higher generation holds the phase.
+    pub fn check(&self) -> Result<()> {
+        match newest(&self.folder, &self.phase) {
+            Some((generation, holder)) if generation > self.generation => {
+                let who = holder.as_ref().map_or("another process".into(), Holder::name);
+                bail!("{}: {who} has taken it over; this process stops without writing", self.phase)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.join(format!("{}.{:06}.json", self.phase, self.generation))
+    }
+
+    /// Creates this generation; false if somebody else was first.
+    fn create(&self, holder: &Holder) -> Result<bool> {
+        match File::options().write(true).create_new(true).open(self.path()) {
+            Ok(mut file) => {
+                file.write_all(&serde_json::to_vec(holder)?).with_context(|| format!("{}", self.path().display()))?;
+                Ok(true)
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("cannot write {}", self.path().display())),
+        }
+    }
+
+    /// Replaces this generation's file. Not fsynced: after a power cut nobody holds anything.
+    fn write(&self, holder: &Holder) -> Result<()> {
+        let beside = self.path().with_extension(format!("{}.partial", std::process::id()));
+        fs::write(&beside, serde_json::to_vec(holder)?)?;
+        Ok(fs::rename(&beside, self.path())?)
+    }
+}
+
+impl Holder {
+    fn this_process() -> Holder {
+        let pid = std::process::id();
+        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+        Holder {
+            host: host(),
+            pid,
+            started: process_start(pid).unwrap_or_default(),
+            machine: machine(),
+            job: slurm_job(),
+            restarts: number("SLURM_RESTART_COUNT").unwrap_or(0),
+            released: false,
+            renewed: unix_time(),
+        }
+    }
+
+    /// Whether this one may take what `other` held, without waiting for its silence.
+    fn may_follow(&self, other: &Holder) -> bool {
+        let restarted = self.job.is_some() && self.job == other.job && self.restarts > other.restarts;
+        let gone = self.machine == other.machine && process_start(other.pid) != Some(other.started);
+        other.released || restarted || gone
+    }
+
+    fn name(&self) -> String {
+        let job = self.job.as_ref().map_or(String::new(), |job| format!("job {job}, "));
+        format!("{job}process {} on {}", self.pid, self.host)
+    }
+}
+
+/// The holder of a phase, if somebody holds it.
+pub fn holder(run: &RunDir, phase: &str) -> Option<Holder> {
+    newest(&run.file("leases"), phase)?.1.filter(|holder| !holder.released)
+}
+
+/// This process's Slurm job as `squeue` names it: `17`, or `17_2` for a task of an array.
+pub fn slurm_job() -> Option<String> {
+    let variable = |name: &str| std::env::var(name).ok();
+    match (variable("SLURM_ARRAY_JOB_ID"), variable("SLURM_ARRAY_TASK_ID")) {
+        (Some(array), Some(task)) => Some(format!("{array}_{task}")),
+        _ => variable("SLURM_JOB_ID"),
+    }
+}
+
+/// Clock ticks from boot to the start of a living process (proc(5), `stat`, field 22).
+fn process_start(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may hold spaces, in parentheses.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    if state == "Z" { None } else { fields.nth(18)?.parse().ok() }
+}
+
+fn machine() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{} {}", boot.trim(), namespace.display())
+}
+
+fn generations(folder: &Path, phase: &str) -> Vec<(u64, PathBuf)> {
+    let generation = |path: &Path| -> Option<u64> {
+        path.file_name()?.to_str()?.strip_prefix(phase)?.strip_prefix('.')?.strip_suffix(".json")?.parse().ok()
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some((generation(&entry.path())?, entry.path()))).collect()
+}
+
+/// The highest generation, and its holder if the file can be read (it cannot while it is being created).
+fn newest(folder: &Path, phase: &str) -> Option<(u64, Option<Holder>)> {
+    let (generation, path) = generations(folder, phase).into_iter().max()?;
+    Some((generation, fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_dir() -> (tempfile::TempDir, RunDir) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("leases")).unwrap();
+        let run = RunDir { path: folder.path().into() };
+        (folder, run)
+    }
+
+    #[test]
+    fn of_many_that_want_a_phase_one_has_it_at_a_time() {
+        let (_folder, run) = run_dir();
+        let inside = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let lease = Lease::take(&run, "meta", || false).unwrap();
+                    assert!(!inside.swap(true, Ordering::SeqCst), "two hold it");
+                    std::thread::yield_now();
+                    inside.store(false, Ordering::SeqCst);
+                    drop(lease);
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(run.file("leases")).unwrap().count(), 1, "what is over is swept");
+    }
+
+    #[test]
+    fn a_restarted_job_takes_its_phase_from_its_own_ghost_which_then_may_not_write() {
+        let (_folder, run) = run_dir();
+        let ghost = Lease::take(&run, "meta", || false).unwrap();
+        let mut before = ghost.holder.clone();
+        (before.job, before.machine) = (Some("17_2".into()), "another".into());
+        let mut after = Holder { restarts: 1, machine: "here".into(), ..before.clone() };
+        assert!(after.may_follow(&before));
+        after.job = Some("18".into());
+        assert!(!after.may_follow(&before), "another job waits");
+        assert!(ghost.fence().check().is_ok());
+        let fence = Fence { generation: 2, ..ghost.fence().clone() };
+        assert!(fence.create(&after).unwrap() && !fence.create(&after).unwrap());
+        let refused = ghost.fence().check().unwrap_err().to_string();
+        assert!(refused.contains("job 18, process") && refused.contains("without writing"), "{refused}");
+        drop(ghost);
+        assert_eq!(newest(&run.file("leases"), "meta").unwrap().0, 2, "the ghost's end releases nothing");
+    }
+
+    #[test]
+    fn a_process_that_is_gone_from_this_machine_holds_nothing() {
+        let this = Holder::this_process();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let started = process_start(child.id()).unwrap_or(1);
+        child.wait().unwrap();
+        let gone = Holder { pid: child.id(), started, ..this.clone() };
+        assert!(this.may_follow(&gone) && !this.may_follow(&this));
+        let elsewhere = Holder { machine: "another".into(), ..gone };
+        assert!(!this.may_follow(&elsewhere), "its silence must show it");
+    }
+
+    #[test]
+    fn waiting_ends_with_a_signal() {
+        let (_folder, run) = run_dir();
+        let _held = Lease::take(&run, "meta", || false).unwrap();
+        let error = Lease::take(&run, "meta", || true).err().unwrap();
+        assert!(Failure::is_stop(&error), "{error:#}");
+    }
+}

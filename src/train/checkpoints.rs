@@ -1,0 +1,236 @@
+//! Checkpoints beside the training: a step waits only while the flat buffers are copied, a thread writes the file.
+
+use super::{Setting, Trainer};
+use crate::config::Interval;
+use crate::model::Layout;
+use crate::plan::PhasePlan;
+use crate::store::lease::Fence;
+use crate::store::{Header, RunDir, artefact};
+use anyhow::{Result, anyhow};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tch::Tensor;
+
+/// Writes a phase's checkpoints. Only the group's first rank has one.
+pub struct Checkpoints {
+    due: Due,
+    header: Header,
+    /// Copies to fill; none while the writer has them.
+    spare: Option<Buffers>,
+    to_writer: Option<Sender<Snapshot>>,
+    written: Receiver<Result<Written>>,
+    thread: Option<JoinHandle<()>>,
+    /// The seconds that the last save took.
+    save_s: Option<f64>,
+}
+
+/// Weights and optimiser state, in the order of [`Layout`].
+struct Buffers {
+    weights: Tensor,
+    state: Vec<(&'static str, Tensor)>,
+}
+
+struct Snapshot {
+    header: Header,
+    buffers: Buffers,
+}
+
+struct Written {
+    buffers: Buffers,
+    took: Duration,
+}
+
+/// Where and how the writer writes.
+struct Writer {
+    run: RunDir,
+    phase: String,
+    keep: usize,
+    layout: Arc<Layout>,
+    fence: Option<Fence>,
+}
+
+impl Checkpoints {
+    /// Starts the writer of a phase; `header` is what its checkpoints say beside their step.
+    pub fn start(setting: &Setting, phase: &PhasePlan, header: Header, trainer: &Trainer) -> Checkpoints {
+        let config = &setting.plan.config.run;
+        let writer = Writer {
+            run: setting.run.clone(),
+            phase: phase.name.clone(),
+            keep: config.keep_checkpoints,
+            layout: trainer.network.flat().layout().clone(),
+            fence: setting.lease.map(|lease| lease.fence().clone()),
+        };
+        let (to_writer, snapshots) = channel();
+        let (done, written) = channel();
+        let thread = std::thread::spawn(move || writer.write_all(&snapshots, &done));
+        Checkpoints {
+            due: Due::new(config.checkpoint_every, phase.steps_per_epoch, header.step),
+            header,
+            spare: Some(Buffers::like(trainer)),
+            to_writer: Some(to_writer),
+            written,
+            thread: Some(thread),
+            save_s: None,
+        }
+    }
+
+    /// After a step: begins a checkpoint if one is due, unless the one before is still being written.
+    ///
+    /// # Errors
+    /// What went wrong with an earlier one.
+    pub fn after_step(&mut self, trainer: &Trainer) -> Result<()> {
+        match self.written.try_recv() {
+            Ok(written) => self.take_back(written?),
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => return Err(anyhow!("the checkpoint writer has died")),
+        }
+        if self.spare.is_some() && self.due.is_now(trainer.step, self.save_s) {
+            self.begin(trainer)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint of this very step and waits until it is on disk.
+    pub fn save_now(&mut self, trainer: &Trainer) -> Result<()> {
+        self.finish()?;
+        self.begin(trainer)?;
+        self.finish()
+    }
+
+    /// Waits for what is being written.
+    pub fn finish(&mut self) -> Result<()> {
+        if self.spare.is_none() {
+            let written = self.written.recv().map_err(|_| anyhow!("the checkpoint writer has died"))?;
+            self.take_back(written?);
+        }
+        Ok(())
+    }
+
+    /// The seconds that the last save took, from the copy to the file in its place.
+    pub fn save_s(&self) -> Option<f64> {
+        self.save_s
+    }
+
+    fn take_back(&mut self, written: Written) {
+        self.save_s = Some(written.took.as_secs_f64());
+        self.spare = Some(written.buffers);
+    }
+
+    fn begin(&mut self, trainer: &Trainer) -> Result<()> {
+        let mut buffers = self.spare.take().expect("the writer has given the copies back");
+        buffers.copy(trainer);
+        let header = Header { step: trainer.step, ..self.header.clone() };
+        let writer = self.to_writer.as_ref().expect("only dropping closes the channel");
+        writer.send(Snapshot { header, buffers }).map_err(|_| anyhow!("the checkpoint writer has died"))?;
+        self.due.begun(trainer.step);
+        Ok(())
+    }
+}
+
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        // What has begun is worth finishing, also where the phase fails.
+        self.to_writer = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Buffers {
+    fn like(trainer: &Trainer) -> Buffers {
+        let state = trainer.optimiser.state().into_iter().map(|(name, tensor)| (name, tensor.empty_like())).collect();
+        Buffers { weights: trainer.network.flat().buffer().empty_like(), state }
+    }
+
+    fn copy(&mut self, trainer: &Trainer) {
+        self.weights.copy_(trainer.network.flat().buffer());
+        for ((_, copy), (_, tensor)) in self.state.iter_mut().zip(trainer.optimiser.state()) {
+            copy.copy_(tensor);
+        }
+    }
+}
+
+impl Writer {
+    fn write_all(&self, snapshots: &Receiver<Snapshot>, done: &Sender<Result<Written>>) {
+        for Snapshot { header, buffers } in snapshots {
+            let began = Instant::now();
+            let written = self.write(&header, &buffers).map(|()| Written { buffers, took: began.elapsed() });
+            if done.send(written).is_err() {
+                break;
+            }
+        }
+    }
+
+    fn write(&self, header: &Header, buffers: &Buffers) -> Result<()> {
+        let state: Vec<(&str, &Tensor)> = buffers.state.iter().map(|(name, tensor)| (*name, tensor)).collect();
+        let path = self.run.checkpoint(&self.phase, header.step);
+        artefact::write(&path, header, &self.layout.named(&buffers.weights), &state, self.fence.as_ref())?;
+        self.run.prune_checkpoints(&self.phase, self.keep)
+    }
+}
+
+/// Mean time between failures of one job, in seconds. The interval goes with its root, so the order of magnitude will do:
+/// a day is what large jobs on large machines report.
+const BETWEEN_FAILURES: f64 = 86_400.0;
+/// The first checkpoint of `auto`, which measures the time to save; and the bounds of those after it.
+const FIRST: Duration = Duration::from_secs(60);
+const SHORTEST: f64 = 10.0;
+const LONGEST: f64 = 3600.0;
+
+/// When the next checkpoint is due.
+struct Due {
+    every: Interval,
+    steps_per_epoch: u64,
+    last_step: u64,
+    last: Instant,
+}
+
+impl Due {
+    fn new(every: Interval, steps_per_epoch: u64, step: u64) -> Due {
+        Due { every, steps_per_epoch, last_step: step, last: Instant::now() }
+    }
+
+    fn begun(&mut self, step: u64) {
+        (self.last_step, self.last) = (step, Instant::now());
+    }
+
+    fn is_now(&self, step: u64, save_s: Option<f64>) -> bool {
+        // By multiples of n, and not n steps after the last: a resumed run keeps the rhythm.
+        let passed = |n: u64| step / n > self.last_step / n;
+        match self.every {
+            Interval::Never => false,
+            Interval::Steps(n) => passed(n),
+            Interval::Epochs(n) => passed(n * self.steps_per_epoch),
+            Interval::Minutes(n) => self.last.elapsed().as_secs_f64() >= 60.0 * n,
+            Interval::Auto => self.last.elapsed() >= save_s.map_or(FIRST, young_daly),
+        }
+    }
+}
+
+/// The interval that loses least to saving and to failures together: √(2 · time to save · time between failures)
+/// (Young 1974, doi:10.1145/361147.361115; to first order also Daly 2006).
+fn young_daly(save_s: f64) -> Duration {
+    Duration::from_secs_f64((2.0 * save_s * BETWEEN_FAILURES).sqrt().clamp(SHORTEST, LONGEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_fall_due_by_steps_epochs_and_time() {
+        let due = |every, step| Due::new(every, 10, 3).is_now(step, None);
+        assert!(!due(Interval::Steps(5), 4) && due(Interval::Steps(5), 5) && due(Interval::Steps(5), 7));
+        assert!(!due(Interval::Epochs(2), 19) && due(Interval::Epochs(2), 20));
+        assert!(!due(Interval::Never, 1_000_000) && !due(Interval::Auto, 1_000_000));
+        let long_ago = Instant::now() - Duration::from_secs(61);
+        let waited = |every, save_s| Due { last: long_ago, ..Due::new(every, 10, 3) }.is_now(4, save_s);
+        assert!(waited(Interval::Minutes(1.0), None) && !waited(Interval::Minutes(1.1), None));
+        assert!(waited(Interval::Auto, None), "the first measures the time to save");
+        // √(2 · 0.01 s · 86,400 s) = 42 s; a save of a tenth of a second asks for 131 s.
+        assert!(waited(Interval::Auto, Some(0.01)) && !waited(Interval::Auto, Some(0.1)));
+    }
+}

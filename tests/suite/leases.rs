@@ -1,0 +1,59 @@
+//! Two jobs on one run directory: never two writers, and the same bits as one.
+
+use crate::incubate::{Incubate, ended};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+fn start(run: &Incubate, arguments: &[&str]) -> Child {
+    run.command(arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn a_second_job_waits_for_what_the_first_is_writing_and_both_end_well() {
+    let build = || Incubate::new().set("meta.epochs=60");
+    let alone = build();
+    alone.ok(&["run"]);
+    let run = build();
+    let jobs = [start(&run, &["run"]), start(&run, &["run"])];
+    let [first, second] = jobs.map(|job| ended(job.wait_with_output().unwrap()).ok().err);
+    let both = format!("{first}{second}");
+    assert!(both.contains("is writing it; waiting"), "{both}");
+    for phase in ["meta", "module-0", "module-3", "finetune"] {
+        assert_eq!(both.matches(&format!("{phase}: done in")).count(), 1, "{phase} was trained once: {both}");
+    }
+    assert!(alone.bytes("final.h5") == run.bytes("final.h5"));
+}
+
+#[test]
+fn a_job_that_was_silent_too_long_loses_its_phase_and_writes_nothing_more() {
+    let build = || Incubate::new().set("meta.epochs=60");
+    let alone = build();
+    alone.ok(&["meta"]);
+    let run = build();
+    let first = start(&run, &["meta"]);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let written = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("meta-");
+    while !std::fs::read_dir(run.file("checkpoints"))
+        .is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(|e| written(&e.file_name()))))
+    {
+        assert!(Instant::now() < deadline, "no checkpoint was seen");
+        std::thread::yield_now();
+    }
+    let signal = |number| {
+        // SAFETY: the child is ours and has not been waited for.
+        unsafe { libc::kill(first.id() as i32, number) };
+    };
+    signal(libc::SIGSTOP);
+    let second = start(&run, &["meta"]);
+    let taken = run.file("leases/meta.000002.json");
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while !taken.exists() {
+        assert!(Instant::now() < deadline, "nobody took it over");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    signal(libc::SIGCONT);
+    ended(first.wait_with_output().unwrap()).fails(1, &["has taken it over", "without writing"]);
+    let second = ended(second.wait_with_output().unwrap()).ok().err;
+    assert!(second.contains("silent for 30 s") && second.contains("resuming at step"), "{second}");
+    assert!(alone.bytes("meta.h5") == run.bytes("meta.h5"));
+}
