@@ -1,6 +1,6 @@
 //! The door: commands, their arguments, and what each prints.
 
-use crate::cluster::{doctor, status, submit};
+use crate::cluster::{doctor, queue, status, submit};
 use crate::collective::mpi::{World, ranks_on_this_node};
 use crate::config::{Config, ExportFormat};
 use crate::error::Failure;
@@ -9,10 +9,13 @@ use crate::pipeline::{Job, evaluate, plan_report, report, summary};
 use crate::plan::Plan;
 use crate::plan::phases::{E2E, FINETUNE, META};
 use crate::store::{RunDir, artefact};
+use crate::train::stop_requested;
 use crate::{data, export, usage};
 use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Train a large Vision Transformer module by module (Deep Incubation, arXiv 2212.04129), on any number of MPI ranks.
 ///
@@ -97,13 +100,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show where each phase of a run stands
+    /// Show where each phase of a run stands, and with Slurm what it waits for
     Status {
         run_dir: PathBuf,
+        /// Show it anew every two seconds until everything is done
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
+    /// Cancel what is queued or running of a submitted run
+    Cancel { run_dir: PathBuf },
     /// Verify one artefact, or every artefact and checkpoint of a run directory
     Verify {
         path: PathBuf,
@@ -216,9 +224,19 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             let jobs = submit::submit(&Plan::new(config, images)?, &binary, *dry_run)?;
             print_either(*json, &jobs, || submit::table(&jobs))
         }
-        Command::Status { run_dir, json } => {
+        Command::Status { run_dir, watch: true, .. } => watch(run_dir),
+        Command::Status { run_dir, json, .. } => {
             let lines = status::status(run_dir)?;
             print_either(*json, &lines, || status::table(&lines))
+        }
+        Command::Cancel { run_dir } => {
+            RunDir::config_of(run_dir)?;
+            let ids = queue::cancel(&RunDir { path: run_dir.clone() })?;
+            println!(
+                "{}",
+                if ids.is_empty() { "nothing to cancel".into() } else { format!("cancelled {}", ids.join(", ")) }
+            );
+            Ok(())
         }
         Command::Verify { path, json } => verify(path, *json),
         Command::Doctor { config, over, json } => {
@@ -254,11 +272,27 @@ impl Command {
     }
 }
 
+/// The status, again and again, in place on a terminal.
+fn watch(run_dir: &Path) -> Result<()> {
+    while !stop_requested() {
+        let lines = status::status(run_dir)?;
+        let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+        print!("{clear}{}", status::table(&lines));
+        std::io::stdout().flush()?;
+        if status::is_over(&lines) {
+            break;
+        }
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    Ok(())
+}
+
 /// Opens the job and trains, with progress bars where somebody looks.
 fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
     let config = args.load()?;
     let whole = world.whole();
     log::info!("{}: {} rank(s), {} thread(s) per rank", config.run.name, whole.size(), tch::get_num_threads());
+    doctor::warn_of_trouble(&config, threads(&config), whole.is_zero());
     let job = Job::open(config, world)?;
     let bars = whole.is_zero().then(|| Bars::start(&job.plan, &job.run)).flatten();
     act(&job)?;

@@ -6,16 +6,19 @@
 set -u
 {setup}
 
-incubate={binary}
+program=({program})
 config={config}
 run_dir={run_dir}
 max_requeues={max_requeues}
 
 # One child at a time; a signal to this shell goes on to it, so that it writes a checkpoint and ends with 75.
-child=
-for signal in {signal} TERM INT; do trap "[ -z \"\$child\" ] || kill -$signal \"\$child\" 2>/dev/null" "$signal"; done
+child= ended_by_slurm=
+pass_on() { [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null; }
+trap 'pass_on {signal}' {signal}
+# scancel, preemption and requeueing send TERM: whether the job comes back is Slurm's to say then, not this script's.
+trap 'ended_by_slurm=1; pass_on TERM' TERM INT
 step() {
-  {launch} "$incubate" "$@" --run-dir "$run_dir" &
+  {launch} "${program[@]}" "$@" --run-dir "$run_dir" &
   child=$!
   # `wait` also returns when a trap has run: wait again until the child is gone.
   while true; do
@@ -34,7 +37,7 @@ before=$(gained)
 code=0
 {steps}
 
-if [ "$code" = 75 ]; then
+if [ "$code" = 75 ] && [ -z "$ended_by_slurm" ]; then
   count=${SLURM_RESTART_COUNT:-0}
   if [ "$count" -ge "$max_requeues" ]; then
     echo "incubate: stopped, and requeued $count times already: giving up" >&2

@@ -31,6 +31,7 @@ pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
             Ok(format!("HDF5 {major}.{minor}.{patch}"))
         }),
         finding("libtorch", Ok("libtorch 2.11.0 (CPU)".to_string())),
+        finding("ranks", Ok(mpi::launch())),
         finding("cores", cores(threads)),
     ];
     if let Some(config) = config {
@@ -38,6 +39,18 @@ pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
         findings.push(finding("run directory", writable(config)));
     }
     findings
+}
+
+/// What a job looks at in its first seconds, on every rank: the cores it really has, and on the first the run directory.
+/// It goes on whatever it finds: a warning costs nothing, an allocation does.
+pub fn warn_of_trouble(config: &Config, threads: usize, is_zero: bool) {
+    let mut findings = vec![finding("cores", cores(threads))];
+    if is_zero {
+        findings.push(finding("run directory", writable(config)));
+    }
+    for trouble in findings.into_iter().filter(|finding| !finding.ok) {
+        log::warn!("{}: {}", trouble.subject, trouble.text);
+    }
 }
 
 fn finding(subject: &'static str, found: Result<String>) -> Finding {
@@ -62,13 +75,18 @@ fn readable(config: &Config) -> Result<String> {
     Ok(format!("{} training and {} test images", source.train.len(), source.test.len()))
 }
 
-/// Makes, syncs and renames a file, and compares free space with what the artefacts and checkpoints need.
+/// Makes, syncs and renames a file, has exclusive creation refuse a second one (leases rest on it), and compares free
+/// space with what the artefacts and checkpoints need.
 fn writable(config: &Config) -> Result<String> {
     let folder = &config.run.dir;
     std::fs::create_dir_all(folder).map_err(|e| anyhow!("{}: {e}; choose another --run-dir", folder.display()))?;
-    let probe = folder.join("doctor-probe");
+    let probe = folder.join(format!("doctor-probe-{}", std::process::id()));
     durable::replace_bytes(&probe, b"probe")?;
+    let again = std::fs::File::options().write(true).create_new(true).open(&probe);
     std::fs::remove_file(&probe)?;
+    if again.is_ok() {
+        return Err(anyhow!("{}: two processes can create one file; choose a --run-dir elsewhere", folder.display()));
+    }
     // Looking leaves nothing behind: the folder goes if it is empty.
     let (free, needed) = (durable::free_space(folder)?, needed_space(config));
     let _ = std::fs::remove_dir(folder);

@@ -1,5 +1,6 @@
-//! `incubate status RUN_DIR`: where each phase stands, from heartbeats and artefacts alone.
+//! `incubate status RUN_DIR`: where each phase stands, from heartbeats, artefacts and, where there is one, the queue.
 
+use super::queue::{self, Queued};
 use crate::config::Config;
 use crate::plan::Plan;
 use crate::plan::phases::{ASSEMBLED, MODULE, PHASES};
@@ -17,13 +18,21 @@ const STALE: f64 = 60.0;
 #[derive(Debug, Serialize)]
 pub struct Line {
     pub phase: String,
-    /// `waiting`, `running`, `stalled`, `stopped`, `failed`, `done` or `damaged`.
+    /// `waiting`, `queued`, `running`, `stalled`, `stopped`, `failed`, `done` or `damaged`.
     pub state: &'static str,
+    /// Why: the queue's reason, or the error that it failed with.
+    pub why: Option<String>,
+    /// Its Slurm job, as `squeue` names it.
+    pub job: Option<String>,
     pub step: u64,
     pub steps: u64,
     pub images_per_s: f64,
     pub eta_s: Option<f64>,
+    /// Over all starts.
     pub seconds: f64,
+    pub restarts: u32,
+    /// Time in steps that count over all time spent, of 1.
+    pub goodput: Option<f64>,
     pub host: Option<String>,
     /// Seconds since the last heartbeat.
     pub heartbeat_s: Option<f64>,
@@ -36,11 +45,14 @@ pub fn status(path: &Path) -> Result<Vec<Line>> {
     let run = RunDir { path: path.into() };
     // Steps come from the heartbeats: the data need not be reachable here.
     let plan = Plan { config, train_images: 0 };
-    let mut lines = Vec::new();
-    for (name, file, global_batch) in entries(&plan) {
-        lines.push(line(&run, &name, &file, global_batch));
-    }
-    Ok(lines)
+    let entries = entries(&plan);
+    let phases: Vec<String> = entries.iter().map(|(name, ..)| name.clone()).collect();
+    let jobs = queue::submitted(&run);
+    let queued = queue::ask(&jobs);
+    let by_phase = queue::by_phase(&jobs, &queued, &phases);
+    let line =
+        |(name, file, batch): &(String, String, usize)| line(&run, name, file, *batch, by_phase.get(name).copied());
+    Ok(entries.iter().map(line).collect())
 }
 
 fn entries(plan: &Plan) -> Vec<(String, String, usize)> {
@@ -57,57 +69,98 @@ fn entries(plan: &Plan) -> Vec<(String, String, usize)> {
     entries
 }
 
-fn line(run: &RunDir, name: &str, file: &str, global_batch: usize) -> Line {
+fn line(run: &RunDir, name: &str, file: &str, global_batch: usize, queued: Option<&Queued>) -> Line {
     let progress = Progress::read(&run.path, name);
     let finished = run.file(file).exists().then(|| artefact::read_header(&run.file(file)));
     let age = progress.as_ref().map(|p| (unix_time() - p.updated).max(0.0));
-    let state = match (&finished, &progress) {
-        (Some(Ok(_)), _) => "done",
-        (Some(Err(_)), _) => "damaged",
-        (None, None) => "waiting",
-        (None, Some(p)) => match p.state {
-            State::Stopped => "stopped",
-            State::Failed => "failed",
-            _ if age.is_some_and(|age| age > STALE) => "stalled",
-            _ => "running",
-        },
+    let (state, why) = match (&finished, &progress) {
+        (Some(Ok(_)), _) => ("done", None),
+        (Some(Err(error)), _) => ("damaged", Some(format!("{error:#}"))),
+        (None, progress) => stands(progress.as_ref(), age, queued),
     };
     let running = progress.as_ref().filter(|_| state == "running");
+    let began = progress.as_ref();
     Line {
         phase: name.into(),
         state,
-        step: progress.as_ref().map_or(0, |p| p.step),
-        steps: progress.as_ref().map_or(0, |p| p.steps),
+        why,
+        job: queued.map(|q| q.id.clone()).or_else(|| began.and_then(|p| p.job.clone())),
+        step: began.map_or(0, |p| p.step),
+        steps: began.map_or(0, |p| p.steps),
         images_per_s: running.map_or(0.0, |p| p.images_per_s),
         eta_s: running.and_then(|p| p.eta(global_batch)),
-        seconds: progress.as_ref().map_or(0.0, |p| p.seconds),
+        seconds: began.map_or(0.0, |p| p.seconds),
+        restarts: began.map_or(0, |p| p.restarts),
+        goodput: began.filter(|p| p.seconds > 0.0 && p.steps > 0).map(|p| (p.useful_s / p.seconds).min(1.0)),
         host: running.map(|p| p.host.clone()),
-        heartbeat_s: age,
+        heartbeat_s: age.filter(|_| state != "done"),
         top1: finished.and_then(Result::ok).and_then(|(header, _)| header.metrics.get("top1").copied()),
+    }
+}
+
+/// How an unfinished phase stands, and why.
+fn stands(progress: Option<&Progress>, age: Option<f64>, queued: Option<&Queued>) -> (&'static str, Option<String>) {
+    let fresh = age.is_some_and(|age| age <= STALE);
+    // A job that waits, whatever its earlier starts left behind; and one that ended without saying why.
+    if let Some(q) = queued {
+        if q.state == "PENDING" || q.state == "REQUEUED" {
+            return ("queued", Some(q.reason.clone()));
+        }
+        let said = progress.is_some_and(|p| p.state != State::Running);
+        if !q.is_alive() && q.state != "COMPLETED" && !said {
+            return ("failed", Some(format!("{} ({})", q.state, q.reason)));
+        }
+    }
+    match progress.map(|p| (p.state, p)) {
+        None => ("waiting", None),
+        Some((State::Stopped, _)) => ("stopped", Some("start it again to resume".into())),
+        Some((State::Failed, p)) => ("failed", p.error.clone()),
+        Some(_) if fresh => ("running", None),
+        Some(_) => ("stalled", Some("no heartbeat; if its process is gone, start it again".into())),
     }
 }
 
 /// The status for people.
 pub fn table(lines: &[Line]) -> String {
     let mut out = format!(
-        "{:<10} {:<8} {:>15} {:>10} {:>9} {:>9} {:>10} {:>8}  {}\n",
-        "phase", "state", "step", "images/s", "ETA", "time", "heartbeat", "top-1 %", "host"
+        "{:<10} {:<8} {:>15} {:>9} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8}  {:<10} {}\n",
+        "phase",
+        "state",
+        "step",
+        "images/s",
+        "ETA",
+        "time",
+        "restarts",
+        "goodput",
+        "beat",
+        "top-1 %",
+        "job",
+        "where, why"
     );
     for l in lines {
         let time = |s: Option<f64>| s.map_or("-".into(), duration);
+        let percent = |p: Option<f64>| p.map_or("-".into(), |p| format!("{:.0} %", 100.0 * p));
         let _ = writeln!(
             out,
-            "{:<10} {:<8} {:>15} {:>10.0} {:>9} {:>9} {:>10} {:>8}  {}",
+            "{:<10} {:<8} {:>15} {:>9.0} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8}  {:<10} {}",
             l.phase,
             l.state,
             format!("{}/{}", l.step, l.steps),
             l.images_per_s,
             time(l.eta_s),
             duration(l.seconds),
+            l.restarts,
+            percent(l.goodput),
             time(l.heartbeat_s),
             l.top1.map_or("-".into(), |t| format!("{t:.2}")),
-            l.host.as_deref().unwrap_or("-")
+            l.job.as_deref().unwrap_or("-"),
+            l.host.as_deref().or(l.why.as_deref()).unwrap_or("-")
         );
     }
     out
+}
+
+/// Whether nothing of the run is left to do.
+pub fn is_over(lines: &[Line]) -> bool {
+    lines.iter().all(|line| line.state == "done")
 }

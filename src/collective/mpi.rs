@@ -107,6 +107,21 @@ fn launched_size() -> Result<Option<Launched>> {
     Ok(pmix.then_some(Launched { variable, size }))
 }
 
+/// How this process was started, against what Slurm has given the job.
+pub fn launch() -> String {
+    let tasks = std::env::var("SLURM_NTASKS").ok().and_then(|text| text.parse::<usize>().ok()).unwrap_or(1);
+    match launched_size() {
+        Ok(Some(launched)) => format!("a world of {} ({})", launched.size, launched.variable),
+        Ok(None) if tasks > 1 => {
+            format!(
+                "a world of one in a job of {tasks} tasks; to train on all start it with `srun --mpi=pmix`, or mpirun"
+            )
+        }
+        Ok(None) => "a world of one; mpirun or `srun --mpi=pmix` starts more".into(),
+        Err(error) => format!("{error:#}"),
+    }
+}
+
 /// This process's rank as the launcher says it, before MPI is up: for messages that one rank should print.
 pub fn launched_rank() -> usize {
     ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]

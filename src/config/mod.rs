@@ -152,6 +152,8 @@ pub struct Slurm {
     pub qos: String,
     pub constraint: String,
     pub time: String,
+    pub time_meta: String,
+    pub time_finalize: String,
     pub nodes: usize,
     pub ranks: usize,
     pub cpus_per_rank: usize,
@@ -160,6 +162,7 @@ pub struct Slurm {
     pub signal: String,
     pub signal_lead: u64,
     pub max_requeues: u64,
+    pub container: String,
     pub setup: Vec<String>,
     pub options: Vec<String>,
 }

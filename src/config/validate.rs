@@ -46,11 +46,19 @@ impl Slurm {
             self.nodes
         );
         require!(
-            ["USR1", "USR2", "TERM"].contains(&self.signal.as_str()),
-            "slurm.signal = {:?}: give USR2, TERM or USR1 (which NCCL may use)",
+            ["USR1", "USR2"].contains(&self.signal.as_str()),
+            "slurm.signal = {:?}: give USR2, or USR1 (which NCCL may use); TERM is how Slurm cancels",
             self.signal
         );
-        let words = [&self.partition, &self.account, &self.qos, &self.constraint, &self.time];
+        let words = [
+            &self.partition,
+            &self.account,
+            &self.qos,
+            &self.constraint,
+            &self.time,
+            &self.time_meta,
+            &self.time_finalize,
+        ];
         require!(
             !words.into_iter().chain(&self.options).any(|word| word.contains(['\n', '\r', '\0'])),
             "slurm: a line break in an option of sbatch; write each option in one line"

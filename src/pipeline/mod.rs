@@ -17,6 +17,7 @@ use crate::plan::groups::assignment;
 use crate::plan::phases::{ASSEMBLED, E2E, FINETUNE, META, MODULE, Phase, Start};
 use crate::plan::{PhasePlan, Plan};
 use crate::store::lease::Lease;
+use crate::store::progress::Progress;
 use crate::store::{RunDir, artefact};
 use crate::train::{self, Setting};
 use crate::usage;
@@ -89,7 +90,15 @@ impl<'a> Job<'a> {
 
     /// Assembles the target from the modules and evaluates it.
     pub fn assemble(&self) -> Result<()> {
-        self.on_zero(|_| assemble::assemble(self))
+        self.on_zero(|_| assemble::assemble(self).inspect_err(|error| self.note_failure("assemble", error)))
+    }
+
+    /// For `status`. The phase's own error is the one to tell, not that it could not be noted either.
+    fn note_failure(&self, phase: &str, error: &anyhow::Error) {
+        if !Failure::is_stop(error) {
+            let noted = Progress::fail(&self.run.path, phase, &format!("{error:#}"));
+            noted.unwrap_or_else(|error| log::warn!("{error:#}"));
+        }
     }
 
     /// Rank zero acts alone while the others wait.
@@ -111,8 +120,18 @@ impl<'a> Job<'a> {
         if zero_says(group, || is_done(&self.run.file(&phase.file), &phase.recipe))? {
             return Ok(());
         }
+        let trained = self.train_on(phase, group, lease.as_ref());
+        if let (Err(error), Some(lease)) = (&trained, &lease)
+            && lease.fence().check().is_ok()
+        {
+            self.note_failure(&phase.name, error);
+        }
+        trained
+    }
+
+    fn train_on(&self, phase: &PhasePlan, group: &dyn Collective, lease: Option<&Lease>) -> Result<()> {
         let (start, meta) = agree(group, self.start(phase))?;
-        let setting = Setting { plan: &self.plan, run: &self.run, source: &self.source, group, lease: lease.as_ref() };
+        let setting = Setting { plan: &self.plan, run: &self.run, source: &self.source, group, lease };
         train::run(&setting, phase, &start, meta.as_deref())
     }
 

@@ -1,6 +1,7 @@
 //! Heartbeats: one small JSON file per phase, replaced every second or so by the first rank of its group. `status` and
 //! the progress bars read them, so they work over any number of nodes with nothing but the run directory.
 
+use super::lease::slurm_job;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -30,6 +31,9 @@ pub struct Progress {
     /// The Slurm job that trains it, as `squeue` names it.
     #[serde(default)]
     pub job: Option<String>,
+    /// Why it failed, if it did.
+    #[serde(default)]
+    pub error: Option<String>,
     /// Ranks that train the phase.
     pub ranks: usize,
     pub host: String,
@@ -55,6 +59,35 @@ impl Progress {
         std::fs::write(&beside, serde_json::to_vec(self)?)
             .and_then(|()| std::fs::rename(&beside, &path))
             .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Marks a phase as failed, also one that had not begun.
+    pub fn fail(run: &Path, phase: &str, error: &str) -> Result<()> {
+        let began = Progress::read(run, phase).unwrap_or_else(|| Progress::begun(phase));
+        let (host, pid, updated) = (host(), std::process::id(), unix_time());
+        Progress { state: State::Failed, error: Some(error.into()), host, pid, updated, ..began }.write(run)
+    }
+
+    /// A phase that starts on this process, with nothing done.
+    pub fn begun(phase: &str) -> Progress {
+        Progress {
+            phase: phase.into(),
+            state: State::Running,
+            step: 0,
+            steps: 0,
+            images_per_s: 0.0,
+            loss: None,
+            seconds: 0.0,
+            useful_s: 0.0,
+            restarts: 0,
+            save_s: None,
+            job: slurm_job(),
+            error: None,
+            ranks: 1,
+            host: host(),
+            pid: std::process::id(),
+            updated: unix_time(),
+        }
     }
 
     /// The phase's last heartbeat, if there is one.

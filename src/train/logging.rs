@@ -4,9 +4,8 @@ use super::step::Outcome;
 use crate::collective::Collective;
 use crate::plan::PhasePlan;
 use crate::store::RunDir;
-use crate::store::lease::slurm_job;
 use crate::store::metrics::Metrics;
-use crate::store::progress::{Progress, State, duration, host, unix_time};
+use crate::store::progress::{Progress, State, duration, unix_time};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -56,21 +55,14 @@ impl<'a> Logging<'a> {
             // The time of steps after the checkpoint is lost: they are done again.
             let kept = |p: &Progress| p.useful_s * (step as f64 / p.step.max(1) as f64).min(1.0);
             let progress = Progress {
-                phase: phase.name.clone(),
-                state: State::Running,
                 step,
                 steps: phase.steps,
-                images_per_s: 0.0,
-                loss: None,
                 seconds: before,
                 useful_s: earlier.as_ref().map_or(0.0, kept),
                 restarts: earlier.as_ref().map_or(0, |p| p.restarts + 1),
                 save_s: earlier.and_then(|p| p.save_s),
-                job: slurm_job(),
                 ranks: group.size(),
-                host: host(),
-                pid: std::process::id(),
-                updated: unix_time(),
+                ..Progress::begun(&phase.name)
             };
             log::info!(
                 "{}: {} steps of {} samples on {} rank(s), {} blocks per stage, training stages {:?}",
@@ -148,14 +140,6 @@ impl<'a> Logging<'a> {
         let Some(open) = &mut self.open else { return Ok(()) };
         log::warn!("{}: stopped by a signal; checkpoint written at step {step}", open.progress.phase);
         open.beat(run, State::Stopped)
-    }
-
-    /// The phase failed; its error follows.
-    pub fn failed(&mut self, step: u64) -> Result<()> {
-        let run = self.run;
-        let Some(open) = &mut self.open else { return Ok(()) };
-        open.progress.step = step;
-        open.beat(run, State::Failed)
     }
 
     /// The artefact is written.

@@ -58,8 +58,8 @@ pub fn run(setting: &Setting, phase: &PhasePlan, start: &Weights, meta: Option<&
     match &result {
         Ok(()) => logging.done(trainer.step)?,
         Err(error) if Failure::is_stop(error) => logging.stopped(trainer.step)?,
-        // The phase's own error is the one to tell, not that its heartbeat could not be written either.
-        Err(_) => logging.failed(trainer.step).unwrap_or_else(|error| log::warn!("{error:#}")),
+        // The caller tells.
+        Err(_) => {}
     }
     result
 }

@@ -33,6 +33,10 @@ impl Cluster {
         let base = free_ports();
         fs::write(d.join("slurm.conf"), configuration(&d, base)).unwrap();
         fs::write(d.join("cgroup.conf"), "CgroupPlugin=cgroup/v1\n").unwrap();
+        // Any character device will do for a GPU that nobody computes on.
+        (0..4).for_each(|i| std::os::unix::fs::symlink("/dev/null", d.join(format!("fakegpu/gpu{i}"))).unwrap());
+        fs::write(d.join("gres.conf"), format!("AutoDetect=off\nName=gpu File={}/fakegpu/gpu[0-3]\n", d.display()))
+            .unwrap();
         let prolog = d.join("taskprolog.sh");
         let d_text = d.display();
         fs::write(
@@ -120,6 +124,41 @@ impl Cluster {
         self.output("squeue", &["-h", "-t", "all", "-j", job, "-o", "%T"]).replace('\n', " ").trim().to_string()
     }
 
+    /// The node, counted from 1, that a job runs on.
+    pub fn node_of(&self, job: &str) -> usize {
+        let node = self.output("squeue", &["-h", "-j", job, "-o", "%N"]);
+        node.trim().strip_prefix('n').and_then(|number| number.parse().ok()).expect("the job runs on one node")
+    }
+
+    /// Kills the daemon of a node, and with `all` everything that runs on any of them; then tells Slurm.
+    pub fn lose_node(&mut self, node: usize, all: bool) {
+        let slurmd = &mut self.daemons[1 + node];
+        slurmd.kill().unwrap();
+        slurmd.wait().unwrap();
+        if all {
+            for (pid, _) in self.processes() {
+                // SAFETY: a process of this cluster's jobs.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        }
+        let name = format!("NodeName=n{node}");
+        self.output("scontrol", &["update", &name, "State=DOWN", "Reason=test"]);
+    }
+
+    /// Process numbers and commands of everything that jobs have started, by the environment they inherit.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        let mine = format!("SLURM_CONF={}", self.folder.path().join("slurm.conf").display());
+        let of = |entry: fs::DirEntry| -> Option<(i32, String)> {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let environment = fs::read(entry.path().join("environ")).ok()?;
+            let command = fs::read_to_string(entry.path().join("comm")).ok()?.trim().to_string();
+            let daemon = self.daemons.iter().any(|daemon| daemon.id() as i32 == pid);
+            let ours = environment.split(|&b| b == 0).any(|line| line == mine.as_bytes());
+            (ours && !daemon).then_some((pid, command))
+        };
+        fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(of).collect()
+    }
+
     /// Waits until a job has completed.
     pub fn until_completed(&self, job: &str) {
         self.until(&format!("job {job} to complete"), || {
@@ -147,17 +186,10 @@ impl Drop for Cluster {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
-        // Step daemons outlive slurmd; they are known by their environment.
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-            let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            let ours = environment.split(|&b| b == 0).any(|line| line == mine.as_bytes());
-            if let (true, true, Ok(pid)) =
-                (ours, command.starts_with("slurmstepd"), entry.file_name().to_string_lossy().parse())
-            {
-                // SAFETY: a step daemon of this cluster, which nobody needs any more.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
-            }
+        // Step daemons outlive slurmd.
+        for (pid, _) in self.processes() {
+            // SAFETY: a process of this cluster's jobs, which nobody needs any more.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
         }
     }
 }
@@ -166,9 +198,9 @@ fn open_to_all(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// The first of four free ports below the range that the system gives out.
+/// The first of four free ports below the range that the system gives out, far from those of tests started beside this one.
 fn free_ports() -> u16 {
-    let first = 20_000 + (std::process::id() % 10_000) as u16;
+    let first = 20_000 + 4 * (std::process::id() % 2_500) as u16;
     (first..32_000)
         .step_by(4)
         .find(|&base| (base..base + 4).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()))
@@ -196,12 +228,13 @@ fn configuration(d: &Path, base: u16) -> String {
          SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=1,batch_sched_delay=0\n\
          SlurmdParameters=config_overrides\nSlurmctldTimeout=10\nSlurmdTimeout=5\nMessageTimeout=5\nTCPTimeout=1\n\
          KillWait=5\nInactiveLimit=0\nReturnToService=2\nMinJobAge=3600\nJobRequeue=1\n\
-         PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\nSlurmctldParameters=preempt_send_user_signal\n"
+         PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\nSlurmctldParameters=preempt_send_user_signal\n\
+         GresTypes=gpu\n"
     );
     for i in 1..=NODES {
         let port = base + i as u16;
         text += &format!(
-            "NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=2000 State=UNKNOWN\n"
+            "NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=2000 Gres=gpu:4 State=UNKNOWN\n"
         );
     }
     text + "PartitionName=main Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=5\n\

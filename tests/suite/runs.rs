@@ -76,6 +76,14 @@ fn a_group_of_ranks_has_the_loss_curve_of_one_rank_with_the_same_global_batch() 
 }
 
 #[test]
+fn thirty_two_ranks_incubate_thirty_two_modules_on_whatever_cores_there_are() {
+    let depths = vec!["1"; 32].join(", ");
+    let config = TINY.replace("depths = [2, 2, 2, 2]", &format!("depths = [{depths}]"));
+    let run = Incubate::with(&config).set("meta.on=\"zero\"").set("train.epochs=1").set("module.epochs=1");
+    run.set("meta.epochs=1").set("finetune.epochs=1").mpirun(32, &["run"]).ok();
+}
+
+#[test]
 fn the_number_of_data_workers_changes_nothing() {
     let one = Incubate::new();
     one.ok(&["meta"]);
