@@ -11,12 +11,12 @@
 //! 5  main, cli          the door: commands, exit codes
 //! 4  pipeline           walks the phases; assembly, evaluation, reports, progress bars
 //! 4  export             one small file per target format
-//! 4  cluster            status, doctor
+//! 4  cluster            Slurm scripts and submission, status, doctor
 //! 3  train              THE LOOP (read this first), one optimiser step, AdamW, evaluation
 //! 2  data               sources (IDX, CIFAR, drawn shapes), augmentation, sampler, loader
 //! 2  model              the staged Vision Transformer, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi
-//! 2  store              run directory, HDF5 artefacts, durable write, metrics, heartbeats
+//! 2  store              run directory, HDF5 artefacts, durable write, leases, metrics, heartbeats
 //! 1  plan               all that follows from the config: the PHASES table, schedules, groups, parameters, cost
 //! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
 //! 0  config, error      exactly what the TOML says; failures and their exit codes

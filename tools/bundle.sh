@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Makes a tarball that runs on nodes of the same processor family without installing anything: the program, its MPI and
+# HDF5 with their plug-ins, and a launcher. Build once, unpack on the shared file system, run everywhere.
+#   tools/bundle.sh [--with-libtorch] [FILE]          default: target/incubate-VERSION-ARCH.tar.gz
+# Without libtorch inside (about 500 MB), set LIBTORCH on the nodes to a libtorch 2.11.0, or to the folder `torch` of a
+# Python that has it. To use a site's own Open MPI 4 in place of the bundled one, set MPI_LIB to its lib folder.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+libtorch=false file=
+for argument in "$@"; do
+  case "$argument" in
+    --with-libtorch) libtorch=true ;;
+    -*) echo "usage: tools/bundle.sh [--with-libtorch] [FILE]" >&2; exit 2 ;;
+    *) file=$argument ;;
+  esac
+done
+tools/setup.sh
+PATH=$HOME/.cargo/bin:$PATH
+cargo build --release --locked
+name=incubate-$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)-$(uname -m)
+file=${file:-target/$name.tar.gz}
+torch=$(readlink -f "${LIBTORCH:-.deps/torch}")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+root=$work/$name
+mkdir -p "$root/bin" "$root/lib/openmpi" "$root/lib/pmix"
+cp target/release/incubate "$root/bin/"
+strip --strip-debug "$root/bin/incubate"
+cp -r configs slurm LICENSE README.md "$root/"
+
+# Everything that it and MPI's plug-ins load, but for the C library, which belongs to the system, and libtorch.
+plugins() { find "$1" -name '*.so' 2>/dev/null || true; }
+mpi=$(ldd target/release/incubate | awk '$1 ~ /^libmpi/ {print $3}')
+mpi=$(dirname "$(readlink -f "$mpi")")
+for folder in "$mpi" "$mpi"/../.. "$mpi"/../../..; do
+  [ -d "$folder/openmpi" ] || [ -d "$folder/openmpi3" ] || continue
+  plugins "$folder" | grep '/mca_' | xargs -r -I{} cp -n {} "$root/lib/openmpi/"
+  break
+done
+for folder in /usr/lib/*/pmix*/lib/pmix "$mpi/pmix"; do plugins "$folder" | xargs -r -I{} cp -n {} "$root/lib/pmix/"; done
+ldd target/release/incubate "$root"/lib/*/*.so 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u |
+  grep -vE "^$torch|/nvidia/|/lib(c|m|dl|rt|pthread|util|resolv|gomp)\.so|/ld-linux" | xargs -I{} cp -nL {} "$root/lib/"
+if $libtorch; then
+  # As it lies, so that its own search paths hold; without the headers and what only Python needs.
+  mkdir -p "$root/libtorch"
+  (cd "$torch/.." && tar -ch --exclude=torch/include --exclude='libtorch_python*' --exclude='*.py' \
+    torch/lib $(test -d nvidia && echo nvidia)) | tar -x -C "$root/libtorch"
+fi
+
+cat >"$root/incubate" <<'LAUNCHER'
+#!/bin/sh
+# Starts the program with the libraries beside it.
+here=$(dirname "$(readlink -f "$0")")
+torch=${LIBTORCH:-$here/libtorch/torch}
+if [ ! -e "$torch/lib/libtorch_cpu.so" ]; then
+  echo "incubate: no lib/libtorch_cpu.so in $torch; set LIBTORCH to a libtorch 2.11.0" >&2
+  exit 2
+fi
+export LD_LIBRARY_PATH="${MPI_LIB:+$MPI_LIB:}$here/lib:$torch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+if [ -z "${MPI_LIB:-}" ]; then
+  export OMPI_MCA_mca_base_component_path="$here/lib/openmpi"
+  export PMIX_MCA_mca_base_component_path="$here/lib/pmix"
+fi
+exec "$here/bin/incubate" "$@"
+LAUNCHER
+chmod +x "$root/incubate"
+tar -czf "$file" -C "$work" "$name"
+echo "$file: $(du -h "$file" | cut -f1), $(find "$root" -name '*.so*' | wc -l) libraries"
