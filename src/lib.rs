@@ -10,19 +10,25 @@
 //! ```text
 //! 5  main, cli          the door: commands, exit codes
 //! 4  pipeline           walks the phases; assembly, evaluation, reports, progress bars
-//! 4  export             one small file per target format
+//! 4  pack               any source into HDF5 shards
+//! 4  bench              performance claims as commands
+//! 4  export, import      one small file per format of other programs
+//! 4  downstream         the official figures of COCO and ADE20K results
 //! 4  cluster            Slurm scripts and submission, status, doctor
 //! 3  train              THE LOOP (read this first), one optimiser step, AdamW, evaluation
-//! 2  data               sources (IDX, CIFAR, drawn shapes), augmentation, sampler, loader
+//! 2  data               sources (IDX, CIFAR, drawn shapes, image folders), augmentation, sampler, loader
 //! 2  model              the staged Vision Transformer, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi
+//! 2  device             CUDA loaded at run time, this rank's GPUs, cores near them
 //! 2  store              run directory, HDF5 artefacts, durable write, leases, metrics, heartbeats
 //! 1  plan               all that follows from the config: the PHASES table, schedules, groups, parameters, cost
 //! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
+//! 1  resample           position embeddings and patch kernels at another size
+//! 1  seal               what finds damage before a byte of an HDF5 file is parsed
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
 //! ```
 //! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`, HDF5 in
-//! `store/artefact.rs`, `clap` in `cli.rs`.
+//! `store/artefact.rs` and `data/shard.rs`, `clap` in `cli.rs`.
 //!
 //! # From `main` to one optimiser step in five hops
 //! 1. `main.rs` parses, sets up logging and signals, joins the world of ranks, and turns any error into an exit code.
@@ -36,8 +42,9 @@
 //! - Everything random is a pure function of a key such as (seed, epoch, sample) ([`random`]); there is no generator
 //!   state to save. A resumed run has the bits of an uninterrupted one, and the stream of samples is the same for any
 //!   number of ranks and workers.
+//! - The backward pass is written out ([`model`]), not autograd's: a test compares every gradient with timm's.
 //! - A phase's trained parameters, gradients and moments are flat buffers ([`model::FlatParameters`]): one all-reduce
-//!   and one optimiser pass per step. Frozen stages before them have no autograd graph, those after no weight gradients.
+//!   and one optimiser pass per step. Of frozen stages before them nothing is kept; those after have no weight gradients.
 //! - A file is written beside its place, synced and renamed ([`store::durable`]); an artefact is verified whole before a
 //!   byte of it is parsed ([`store::artefact`]). Nothing read from disk is executed.
 //! - All ranks of a collective call make it, or none: what can fail on one rank alone is first agreed upon
@@ -45,17 +52,24 @@
 //!
 //! Deliberately absent: a plug-in system, a second way to write a config, any state outside the run directory.
 
+pub mod bench;
 pub mod cli;
 pub mod cluster;
 pub mod collective;
 pub mod config;
 pub mod data;
+pub mod device;
+pub mod downstream;
 pub mod error;
 pub mod export;
+pub mod import;
 pub mod model;
+pub mod pack;
 pub mod pipeline;
 pub mod plan;
 pub mod random;
+pub mod resample;
+pub mod seal;
 pub mod store;
 pub mod train;
 pub mod weights;

@@ -6,12 +6,25 @@ use tch::{Device, Kind, Tensor};
 /// Parameters by (stage, `model_stages[stage]` name).
 pub type Weights = BTreeMap<(usize, String), Tensor>;
 
+/// The same weights on a device; no copy where they are there already.
+pub fn on_device(weights: &Weights, device: Device) -> Weights {
+    weights.iter().map(|(key, tensor)| (key.clone(), tensor.to_device(device))).collect()
+}
+
 /// The numbers of a contiguous fp32 CPU tensor.
 pub fn floats(tensor: &Tensor) -> &[f32] {
     check(tensor);
     // SAFETY: `check` has seen that `numel` fp32 values lie in a row in host memory, and the tensor, borrowed for as
     // long as the slice, keeps them alive.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+/// As [`floats`], as the little-endian bytes that every file format here keeps.
+pub fn bytes(tensor: &Tensor) -> &[u8] {
+    const { assert!(cfg!(target_endian = "little"), "the byte order of memory is the files'") };
+    let numbers = floats(tensor);
+    // SAFETY: any initialised memory may be read as bytes; the length is that of the slice.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) }
 }
 
 /// As [`floats`], to write through. Views share memory: the caller lets no other slice of the same storage live.

@@ -27,6 +27,8 @@ mkdir -p "$root/bin" "$root/lib/openmpi" "$root/lib/pmix"
 cp target/release/incubate "$root/bin/"
 strip --strip-debug "$root/bin/incubate"
 cp -r configs slurm LICENSE README.md "$root/"
+mkdir "$root/tools"
+cp tools/*.py "$root/tools/"
 
 # Everything that it and MPI's plug-ins load, but for the C library, which belongs to the system, and libtorch.
 plugins() { find "$1" -name '*.so' 2>/dev/null || true; }

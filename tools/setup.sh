@@ -38,6 +38,9 @@ packages=()
 need() { packages+=("$@"); }
 have g++ || need g++
 have pkg-config || need pkg-config
+# libjpeg-turbo is built from source, with its assembly.
+have cmake || need cmake
+have nasm || need nasm
 # The MPI bindings are generated with libclang.
 # (libclang-cpp, which other packages bring, is another library.)
 [ -n "${LIBCLANG_PATH:-}" ] || there /usr/lib{/llvm-*/lib,64,,/*-linux-gnu}/libclang{,-[0-9]*}.so* ||

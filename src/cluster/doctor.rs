@@ -1,13 +1,15 @@
 //! `incubate doctor`: can this node run that config? One line and one cure per finding.
 
+use super::gpus;
 use crate::collective::mpi;
-use crate::config::Config;
+use crate::config::{Config, DeviceChoice, Precision};
 use crate::data;
+use crate::device::loaded_library;
 use crate::plan::Plan;
 use crate::plan::cost::cost;
 use crate::plan::phases::E2E;
 use crate::store::durable;
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
@@ -30,11 +32,13 @@ pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
             let (major, minor, patch) = hdf5::library_version();
             Ok(format!("HDF5 {major}.{minor}.{patch}"))
         }),
-        finding("libtorch", Ok("libtorch 2.11.0 (CPU)".to_string())),
+        finding("libtorch", libtorch()),
         finding("ranks", Ok(mpi::launch())),
         finding("cores", cores(threads)),
     ];
+    findings.extend(gpus::examine(config.map_or(DeviceChoice::Auto, |config| config.run.device)));
     if let Some(config) = config {
+        findings.push(finding("precision", precision(config)));
         findings.push(finding("data", readable(config)));
         findings.push(finding("run directory", writable(config)));
     }
@@ -44,7 +48,7 @@ pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
 /// What a job looks at in its first seconds, on every rank: the cores it really has, and on the first the run directory.
 /// It goes on whatever it finds: a warning costs nothing, an allocation does.
 pub fn warn_of_trouble(config: &Config, threads: usize, is_zero: bool) {
-    let mut findings = vec![finding("cores", cores(threads))];
+    let mut findings = vec![finding("cores", cores(threads)), finding("precision", precision(config))];
     if is_zero {
         findings.push(finding("run directory", writable(config)));
     }
@@ -53,9 +57,14 @@ pub fn warn_of_trouble(config: &Config, threads: usize, is_zero: bool) {
     }
 }
 
-fn finding(subject: &'static str, found: Result<String>) -> Finding {
+pub(super) fn finding(subject: &'static str, found: Result<String>) -> Finding {
     let ok = found.is_ok();
     Finding { subject, ok, text: found.unwrap_or_else(|error| format!("{error:#}")) }
+}
+
+fn libtorch() -> Result<String> {
+    let path = loaded_library("libtorch_cpu.so").context("libtorch is linked into this program")?;
+    Ok(format!("libtorch 2.11.0 ({})", path.display()))
 }
 
 fn cores(threads: usize) -> Result<String> {
@@ -68,6 +77,29 @@ fn cores(threads: usize) -> Result<String> {
         ));
     }
     Ok(format!("{cores} core(s) for this process, {threads} thread(s) per rank"))
+}
+
+/// Whether the CPU multiplies in the number type that is asked for; GPUs that libtorch 2.11 runs on do.
+fn precision(config: &Config) -> Result<String> {
+    let on_cpu = config.run.device == DeviceChoice::Cpu || crate::device::cuda().is_err();
+    Ok(match config.run.precision {
+        Precision::Fp32 => "fp32".into(),
+        Precision::Tf32 if on_cpu => "tf32, which on a CPU is fp32".into(),
+        Precision::Tf32 => "tf32".into(),
+        Precision::Bf16 if on_cpu && !cpu_has_bf16() => {
+            return Err(anyhow!(
+                "bf16, but this CPU has no AVX512-BF16 and so computes it more slowly than fp32; set run.precision = \"fp32\""
+            ));
+        }
+        Precision::Bf16 => "bf16".into(),
+    })
+}
+
+fn cpu_has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 fn readable(config: &Config) -> Result<String> {

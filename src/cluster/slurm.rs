@@ -2,6 +2,7 @@
 
 use crate::config::{Slurm, SlurmMode};
 use crate::plan::Plan;
+use crate::plan::groups::ranges;
 use crate::plan::phases::{META, MODULE, PHASES};
 use std::path::Path;
 
@@ -10,7 +11,8 @@ const TEMPLATE: &str = include_str!("../../slurm/templates/job.sh");
 /// One job of the graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
-    /// `meta`, `modules` (`modules-1`, … where they exceed an array's size) or `finalize`; `run` in one allocation.
+    /// `pack`, `meta`, `modules` (`modules-1`, … where they exceed an array's size) or `finalize`; `run` in one allocation;
+    /// `downstream-NAME` for the user's own scripts after them.
     pub name: String,
     /// The modules of an array job.
     pub modules: Vec<usize>,
@@ -19,6 +21,17 @@ pub struct Job {
     /// The jobs that it waits for, by their place in the list.
     pub after: Vec<usize>,
     pub script: String,
+    /// What the script is given.
+    pub arguments: Vec<String>,
+}
+
+impl Job {
+    /// A script of the user's that waits for the jobs before it, and is given the folder of the exported models.
+    pub fn downstream(path: &Path, script: String, before: usize, exported: &Path) -> Job {
+        let name = format!("downstream-{}", path.file_stem().unwrap_or_default().to_string_lossy());
+        let arguments = vec![exported.to_string_lossy().into_owned()];
+        Job { name, modules: vec![], first: 0, after: vec![before], script, arguments }
+    }
 }
 
 /// Where the scripts find things.
@@ -33,6 +46,8 @@ pub struct Places<'a> {
 /// What the graph depends on beside the plan.
 #[derive(Debug, Clone)]
 pub struct Situation {
+    /// Whether the data is as the run reads it, or there is nothing to pack it from.
+    pub packed: bool,
     pub meta_done: bool,
     pub modules_done: Vec<usize>,
     /// Slurm's MaxArraySize: an array's largest index plus one.
@@ -44,7 +59,7 @@ pub struct Situation {
 impl Default for Situation {
     /// Nothing done, and Slurm's own default.
     fn default() -> Situation {
-        Situation { meta_done: false, modules_done: Vec::new(), max_array_size: 1001, save_s: 0.0 }
+        Situation { packed: true, meta_done: false, modules_done: Vec::new(), max_array_size: 1001, save_s: 0.0 }
     }
 }
 
@@ -52,12 +67,17 @@ impl Default for Situation {
 pub fn jobs(plan: &Plan, places: Places, situation: &Situation) -> Vec<Job> {
     let graph = Graph { plan, places, lead: lead(&plan.config.slurm, situation) };
     let all = "step run \"$config\" || code=$?";
-    if plan.config.slurm.mode == SlurmMode::Allocation {
-        return vec![graph.job("run", &[], 0, vec![], all)];
-    }
     let mut jobs = Vec::new();
+    if !situation.packed {
+        jobs.push(graph.job("pack", &[], 0, vec![], "step pack \"$config\" || code=$?"));
+    }
+    let before: Vec<usize> = (0..jobs.len()).collect();
+    if plan.config.slurm.mode == SlurmMode::Allocation {
+        jobs.push(graph.job("run", &[], 0, before, all));
+        return jobs;
+    }
     if !situation.meta_done {
-        jobs.push(graph.job("meta", &[], 0, vec![], "step meta \"$config\" || code=$?"));
+        jobs.push(graph.job("meta", &[], 0, before, "step meta \"$config\" || code=$?"));
     }
     let before: Vec<usize> = (0..jobs.len()).collect();
     let stages: Vec<usize> = (0..plan.config.model.stages()).collect();
@@ -84,6 +104,14 @@ fn lead(slurm: &Slurm, situation: &Situation) -> u64 {
     }
 }
 
+/// What a job asks for: nodes, ranks, cores of each rank, GPUs of each node.
+struct Size {
+    nodes: usize,
+    ranks: usize,
+    cpus: usize,
+    gpus: usize,
+}
+
 struct Graph<'a> {
     plan: &'a Plan,
     places: Places<'a>,
@@ -98,11 +126,13 @@ impl Graph<'_> {
         let options: Vec<String> =
             self.options(name, modules, first).iter().map(|option| format!("#SBATCH {}", quoted(option))).collect();
         // One rank needs no launcher; more are started by the MPI plug-in that Open MPI speaks.
-        let launch = match slurm.ranks {
+        let Size { ranks, cpus, .. } = self.size(name);
+        let launch = match ranks {
             1 => String::new(),
-            ranks => format!("srun --mpi=pmix --ntasks={ranks} --cpus-per-task={} ", slurm.cpus_per_rank),
+            ranks => format!("srun --mpi=pmix --ntasks={ranks} --cpus-per-task={cpus} "),
         };
         let watched = match name {
+            "pack" => name.into(),
             "meta" => META.name.into(),
             _ if !modules.is_empty() => format!("{}-\"$(({first} + SLURM_ARRAY_TASK_ID))\"", MODULE.name),
             _ => PHASES.map(|phase| format!("{}*", phase.name)).join(".json "),
@@ -120,7 +150,17 @@ impl Graph<'_> {
             .replace("{run_dir}", &path(self.places.run_dir))
             .replace("{setup}", &slurm.setup.join("\n"))
             .replace("{options}", &options.join("\n"));
-        Job { name: name.into(), modules: modules.to_vec(), first, after, script }
+        Job { name: name.into(), modules: modules.to_vec(), first, after, script, arguments: vec![] }
+    }
+
+    /// Packing is one process with the cores that the ranks of a node have together.
+    fn size(&self, name: &str) -> Size {
+        let slurm = &self.plan.config.slurm;
+        let (nodes, ranks, cpus) = (slurm.nodes, slurm.ranks, slurm.cpus_per_rank);
+        match name {
+            "pack" => Size { nodes: 1, ranks: 1, cpus: ranks.div_ceil(nodes) * cpus, gpus: 0 },
+            _ => Size { nodes, ranks, cpus, gpus: slurm.gpus_per_node },
+        }
     }
 
     /// The words that start this program, within the container if there is one.
@@ -130,7 +170,10 @@ impl Graph<'_> {
             return quoted(&self.places.binary.to_string_lossy());
         }
         let mut words = vec!["apptainer".to_string(), "exec".into()];
-        for folder in [self.places.run_dir, &config.data.path].into_iter().filter(|f| !f.as_os_str().is_empty()) {
+        for folder in [self.places.run_dir, &config.data.path, &config.data.pack_from]
+            .into_iter()
+            .filter(|f| !f.as_os_str().is_empty())
+        {
             words.extend(["--bind".into(), folder.to_string_lossy().into_owned()]);
         }
         if slurm.gpus_per_node > 0 {
@@ -142,6 +185,7 @@ impl Graph<'_> {
 
     fn options(&self, name: &str, modules: &[usize], first: usize) -> Vec<String> {
         let slurm: &Slurm = &self.plan.config.slurm;
+        let size = self.size(name);
         let pattern = if modules.is_empty() { "%j" } else { "%A_%a" };
         // Slurm expands % in file names; a literal one is doubled.
         let logs = self.places.run_dir.join("slurm").to_string_lossy().replace('%', "%%");
@@ -156,17 +200,18 @@ impl Graph<'_> {
             "--open-mode=append".into(),
             "--requeue".into(),
             format!("--signal=B:{}@{}", slurm.signal, self.lead),
-            format!("--nodes={}", slurm.nodes),
-            format!("--ntasks={}", slurm.ranks),
-            format!("--cpus-per-task={}", slurm.cpus_per_rank),
+            format!("--nodes={}", size.nodes),
+            format!("--ntasks={}", size.ranks),
+            format!("--cpus-per-task={}", size.cpus),
         ];
         if !modules.is_empty() {
             let limit = if slurm.array_limit > 0 { format!("%{}", slurm.array_limit) } else { String::new() };
-            options.push(format!("--array={}{limit}", ranges(modules, first)));
+            let tasks: Vec<usize> = modules.iter().map(|module| module - first).collect();
+            options.push(format!("--array={}{limit}", ranges(&tasks)));
         }
-        if slurm.gpus_per_node > 0 {
+        if size.gpus > 0 {
             // All GPUs of a node to all its ranks: binding one to each task breaks peer-to-peer copies.
-            options.push(format!("--gres=gpu:{}", slurm.gpus_per_node));
+            options.push(format!("--gres=gpu:{}", size.gpus));
         }
         for (key, value) in [
             ("time", if own_time.is_empty() { &slurm.time } else { own_time }),
@@ -182,19 +227,6 @@ impl Graph<'_> {
         options.extend(slurm.options.clone());
         options
     }
-}
-
-/// Task numbers as sbatch takes them, such as `0-3,7`: a thousand of them are one short word.
-fn ranges(modules: &[usize], first: usize) -> String {
-    let mut runs: Vec<(usize, usize)> = Vec::new();
-    for task in modules.iter().map(|module| module - first) {
-        match runs.last_mut() {
-            Some((_, last)) if *last + 1 == task => *last = task,
-            _ => runs.push((task, task)),
-        }
-    }
-    let run = |&(from, to): &(usize, usize)| if from == to { from.to_string() } else { format!("{from}-{to}") };
-    runs.iter().map(run).collect::<Vec<_>>().join(",")
 }
 
 /// A word that a shell, and sbatch in its #SBATCH lines, takes as it is.
@@ -243,6 +275,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_packed_yet_is_packed_first_by_one_process_with_a_nodes_cores() {
+        let text = "[slurm]\nnodes = 2\nranks = 8\ncpus_per_rank = 3\ngpus_per_node = 4\n";
+        let situation = Situation { packed: false, ..Situation::default() };
+        let array = jobs(&plan(text), places(), &situation);
+        assert_eq!(
+            array.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(),
+            ["pack", "meta", "modules", "finalize"]
+        );
+        assert_eq!((&array[1].after[..], &array[2].after[..]), (&[0][..], &[0, 1][..]));
+        let pack = &array[0].script;
+        for line in ["#SBATCH --nodes=1\n", "--ntasks=1\n", "--cpus-per-task=12\n", "step pack \"$config\""] {
+            assert!(pack.contains(line), "{line} in {pack}");
+        }
+        assert!(!pack.contains("srun") && !pack.contains("--gres"), "{pack}");
+        let one = jobs(&plan(&format!("{text}mode = \"allocation\"\n")), places(), &situation);
+        assert_eq!(one.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(), ["pack", "run"]);
+    }
+
+    #[test]
     fn modules_beyond_the_largest_array_go_into_further_arrays() {
         let depths = vec!["1"; 25].join(", ");
         let plan = plan(&format!("[model]\ndepths = [{depths}]\n"));
@@ -281,5 +332,37 @@ mod tests {
             assert_eq!(lines.next(), None);
             assert!(job.script.contains("srun --mpi=pmix --ntasks=2") && !job.script.contains("{options}"));
         }
+    }
+
+    /// Runs the meta job's script, its program and scontrol replaced, as its second start; its exit code and words.
+    fn second_start(program: &str) -> (Option<i32>, String) {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        std::fs::create_dir(folder.path().join("progress")).unwrap();
+        file("progress/meta.json", r#"{"step":5}"#);
+        file("scontrol", "#!/bin/sh\necho \"$@\"\n");
+        let binary = file("program", &format!("#!/bin/sh\ncd {}\n{program}\n", folder.path().display()));
+        let places = Places { binary: &binary, run_dir: folder.path(), ..places() };
+        let script = file("job.sh", &jobs(&plan(""), places, &Situation::default())[0].script);
+        let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+        let mut bash = std::process::Command::new("bash");
+        bash.arg(script).env("PATH", path).env("SLURM_RESTART_COUNT", "1").env("SLURM_JOB_ID", "17");
+        let ended = bash.output().unwrap();
+        (ended.status.code(), String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap())
+    }
+
+    #[test]
+    fn a_stopped_job_is_requeued_only_if_its_start_gained_a_step() {
+        let gained = second_start(r#"echo '{"step":6}' > progress/meta.json; exit 75"#);
+        assert_eq!(gained, (Some(0), "requeue 17\n".into()));
+        let (code, words) = second_start("exit 75");
+        assert!(code == Some(1) && words.contains("without a step gained") && !words.contains("requeue 17"), "{words}");
+        assert_eq!(second_start("exit 3"), (Some(3), String::new()), "only 75 is resumable");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::queue::{self, Submitted};
 use super::slurm::{Job, Places, Situation, jobs};
+use crate::data::packed;
 use crate::plan::cost::cost;
 use crate::plan::phases::{META, MODULE, PHASES};
 use crate::plan::{PhasePlan, Plan};
@@ -43,12 +44,19 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
     std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
     let places = Places { binary, config: &config, run_dir: &run_dir };
     let mut written: Vec<Written> = Vec::new();
-    for job in jobs(plan, places, &situation(plan, &run)?) {
+    let mut graph = jobs(plan, places, &situation(plan, &run)?);
+    let last = graph.len() - 1;
+    for path in &plan.config.slurm.downstream {
+        let script =
+            std::fs::read_to_string(path).map_err(|e| usage!("{}: {e}; correct slurm.downstream", path.display()))?;
+        graph.push(Job::downstream(path, script, last, &run_dir.join("export")));
+    }
+    for job in graph {
         let script = folder.join(format!("{}.sh", job.name));
         durable::replace_bytes(&script, job.script.as_bytes())?;
         let before: Vec<&Submitted> = job.after.iter().map(|&place| &written[place].job).collect();
         let ids: Vec<&str> = before.iter().filter_map(|job| job.id.as_deref()).collect();
-        let id = if dry_run { None } else { Some(sbatch(&script, &ids)?) };
+        let id = if dry_run { None } else { Some(sbatch(&script, &job.arguments, &ids)?) };
         let after = before.iter().map(|job| job.name.clone()).collect();
         let flops = flops(plan, &job);
         let check = if dry_run { test_only(&script) } else { None };
@@ -89,7 +97,9 @@ fn situation(plan: &Plan, run: &RunDir) -> Result<Situation> {
     }
     let progress = PHASES.iter().flat_map(|row| plan.phases(row)).filter_map(|p| Progress::read(&run.path, &p.name));
     let default = Situation::default();
+    let data = &plan.config.data;
     Ok(Situation {
+        packed: data.pack_from.as_os_str().is_empty() || packed::open(&data.path).is_ok(),
         meta_done: is_done(&plan.phase(&META, None))?,
         modules_done,
         max_array_size: queue::max_array_size().unwrap_or(default.max_array_size),
@@ -110,14 +120,14 @@ fn flops(plan: &Plan, job: &Job) -> f64 {
 }
 
 /// Submits one script; returns the job's number.
-fn sbatch(script: &Path, after: &[&str]) -> Result<String> {
+fn sbatch(script: &Path, arguments: &[String], after: &[&str]) -> Result<String> {
     let mut command = Command::new("sbatch");
     command.arg("--parsable");
     if !after.is_empty() {
         // Without --kill-on-invalid-dep a job behind a failed one would wait for ever.
         command.args([&format!("--dependency=afterok:{}", after.join(":")), "--kill-on-invalid-dep=yes"]);
     }
-    let output = command.arg(script).output().map_err(|e| {
+    let output = command.arg(script).args(arguments).output().map_err(|e| {
         usage!("sbatch cannot be started: {e}; submit from a machine of the cluster, or look at it with --dry-run")
     })?;
     let text = String::from_utf8_lossy(&output.stdout);

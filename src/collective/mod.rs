@@ -1,25 +1,28 @@
-//! How ranks speak to each other: a one-page trait with a stand-in for a world of one.
+//! How ranks, and the replicas inside them, speak to each other: a one-page trait with a stand-in for a world of one.
 
 pub mod mpi;
+pub mod nccl;
+pub mod replicas;
 mod solo;
 
 pub use solo::Solo;
 
 use crate::error::{Failure, exit_code};
 use anyhow::Result;
+use tch::Tensor;
 
-/// A set of ranks that act together. Every method but `rank` and `size` is collective: all ranks call it, in the same
-/// order, with the same lengths.
+/// A set of ranks, or of their replicas, that act together. Every method but `rank` and `size` is collective: all
+/// members call it, in the same order, with the same lengths.
 pub trait Collective {
-    /// This rank's number, from 0.
+    /// This member's number, from 0.
     fn rank(&self) -> usize;
-    /// How many ranks there are.
+    /// How many there are.
     fn size(&self) -> usize;
-    /// Sums element-wise over all ranks, in place.
-    fn all_reduce(&self, values: &mut [f32]) -> Result<()>;
+    /// Sums element-wise over all members, in place: contiguous fp32, on this member's device.
+    fn all_reduce(&self, values: &mut Tensor) -> Result<()>;
     /// As [`Collective::all_reduce`], in double precision (counts and losses of an evaluation).
     fn all_reduce_f64(&self, values: &mut [f64]) -> Result<()>;
-    /// Waits for all ranks without burning the core that another rank may be computing on.
+    /// Waits for all members without burning the core that another may be computing on.
     fn barrier(&self) -> Result<()>;
 
     /// Rank zero writes files, logs and reports.
@@ -45,6 +48,13 @@ pub fn on_zero<T>(group: &dyn Collective, act: impl FnOnce() -> Result<T>) -> Re
     let done = if group.is_zero() { act().map(Some) } else { Ok(None) };
     group.barrier()?;
     agree(group, done)
+}
+
+/// Gives everybody rank zero's bytes; meant for a few of them.
+pub fn from_zero<const N: usize>(group: &dyn Collective, own: [u8; N]) -> Result<[u8; N]> {
+    let mut values = own.map(|byte| if group.is_zero() { f64::from(byte) } else { 0.0 });
+    group.all_reduce_f64(&mut values)?;
+    Ok(values.map(|value| value as u8))
 }
 
 /// Whether rank zero says yes.

@@ -1,6 +1,7 @@
 //! MPI through rsmpi. MPI is called from the main thread only.
 
 use super::{Collective, Solo};
+use crate::weights::floats_mut;
 use crate::{require, usage};
 use anyhow::Result;
 use mpi::Threading;
@@ -9,6 +10,7 @@ use mpi::environment::Universe;
 use mpi::topology::{Color, Communicator, SimpleCommunicator};
 use std::cell::RefCell;
 use std::time::Duration;
+use tch::Tensor;
 
 /// The world this process was started in. Dropping it finalises MPI, so it outlives every communicator.
 pub struct World {
@@ -58,6 +60,15 @@ impl World {
                 Box::new(Mpi::new(comm))
             }
         }
+    }
+
+    /// The ranks of rank zero's node, for those. Collective over the world.
+    pub fn node_of_zero(&self) -> Result<Option<Box<dyn Collective>>> {
+        let Some(universe) = &self.universe else { return Ok(Some(Box::new(Solo))) };
+        let node = Mpi::new(universe.world().split_shared(self.whole.rank() as i32));
+        let mut zeros = [f64::from(u8::from(self.whole.is_zero()))];
+        node.all_reduce_f64(&mut zeros)?;
+        Ok(if zeros[0] > 0.0 { Some(Box::new(node)) } else { None })
     }
 
     /// Ends every rank of the world with this exit code, at once: nobody is left waiting in a collective call.
@@ -130,10 +141,19 @@ pub fn launched_rank() -> usize {
         .unwrap_or(0)
 }
 
+/// This process's rank among those of its node.
+pub fn rank_on_this_node() -> usize {
+    ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"]
+        .iter()
+        .find_map(|variable| std::env::var(variable).ok()?.parse().ok())
+        .unwrap_or(0)
+}
+
 /// How many ranks of this job share this node.
 pub fn ranks_on_this_node() -> usize {
-    std::env::var("OMPI_COMM_WORLD_LOCAL_SIZE")
-        .ok()
+    ["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE", "PALS_LOCAL_SIZE"]
+        .iter()
+        .find_map(|variable| std::env::var(variable).ok())
         .or_else(|| std::env::var("SLURM_STEP_TASKS_PER_NODE").ok()?.split(['(', ',']).next().map(str::to_string))
         .and_then(|text| text.parse().ok())
         .unwrap_or(1)
@@ -160,8 +180,9 @@ impl Collective for Mpi {
         self.comm.size() as usize
     }
 
-    fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
+    fn all_reduce(&self, values: &mut Tensor) -> Result<()> {
         if self.size() > 1 {
+            let values = floats_mut(values);
             let mut scratch = self.scratch.borrow_mut();
             scratch.clear();
             scratch.extend_from_slice(values);

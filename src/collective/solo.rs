@@ -2,6 +2,7 @@
 
 use super::Collective;
 use anyhow::Result;
+use tch::Tensor;
 
 /// One rank alone: nothing to exchange.
 pub struct Solo;
@@ -13,7 +14,7 @@ impl Collective for Solo {
     fn size(&self) -> usize {
         1
     }
-    fn all_reduce(&self, _values: &mut [f32]) -> Result<()> {
+    fn all_reduce(&self, _values: &mut Tensor) -> Result<()> {
         Ok(())
     }
     fn all_reduce_f64(&self, _values: &mut [f64]) -> Result<()> {

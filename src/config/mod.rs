@@ -21,18 +21,23 @@ pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 pub const PHASE_TABLES: [&str; 4] = ["meta", "module", "finetune", "e2e"];
 
 /// Keys of `[run]` and `[data]` that say how, where or which phases to run.
-const EXECUTION_KEYS: [&str; 11] = [
+const EXECUTION_KEYS: [&str; 16] = [
     "run.name",
     "run.dir",
     "run.e2e",
+    "run.device",
+    "run.replicas",
     "run.threads",
     "run.workers",
     "run.micro_batch",
+    "run.precision",
+    "run.activation_checkpointing",
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.log_steps",
     "run.export",
     "data.path",
+    "data.pack_from",
 ];
 
 /// Whether a key leaves what a phase computes as it is (beyond rounding): it may differ when a run is started again.
@@ -61,19 +66,58 @@ pub struct Run {
     pub dir: PathBuf,
     pub seed: u64,
     pub e2e: bool,
+    pub device: DeviceChoice,
+    pub replicas: usize,
     pub threads: usize,
     pub workers: usize,
     pub micro_batch: usize,
+    pub precision: Precision,
+    pub activation_checkpointing: bool,
     pub checkpoint_every: Interval,
     pub keep_checkpoints: usize,
     pub log_steps: u64,
     pub export: Vec<ExportFormat>,
 }
 
+/// The number types of the computation. Weights, gradients' sums and moments are fp32 in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    Fp32,
+    Bf16,
+    Tf32,
+}
+
+/// What a rank computes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// The node's GPUs where it has any, else its CPU.
+    Auto,
+    Cpu,
+    Cuda,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExportFormat {
     Timm,
+    Hf,
+    Detectron2,
+    Mmdet,
+    Mmseg,
+    Safetensors,
+    Pth,
+    All,
+}
+
+impl std::str::FromStr for ExportFormat {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<ExportFormat> {
+        ExportFormat::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text))
+            .map_err(|e| usage!("{e}"))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,12 +142,20 @@ pub struct Model {
 pub struct Data {
     pub format: Format,
     pub path: PathBuf,
+    pub pack_from: PathBuf,
     pub train_images: usize,
     pub test_images: usize,
     pub train_fraction: f64,
     pub mean: Vec<f64>,
     pub std: Vec<f64>,
     pub crop_padding: usize,
+    pub crop_scale: [f64; 2],
+    pub crop_ratio: [f64; 2],
+    pub auto_augment: String,
+    pub color_jitter: f64,
+    pub crop_percent: f64,
+    pub reduced_decode: bool,
+    pub bad_images: usize,
     pub flip: f64,
     pub erase: f64,
     pub repeats: usize,
@@ -121,6 +173,8 @@ pub enum Format {
     Cifar100,
     Shapes,
     Folder,
+    Tar,
+    Packed,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -164,6 +218,7 @@ pub struct Slurm {
     pub max_requeues: u64,
     pub container: String,
     pub setup: Vec<String>,
+    pub downstream: Vec<PathBuf>,
     pub options: Vec<String>,
 }
 

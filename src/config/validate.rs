@@ -130,6 +130,20 @@ impl Data {
             "data.train_fraction = {}: give a share in (0, 1]",
             self.train_fraction
         );
+        for (key, [low, high], most) in
+            [("crop_scale", self.crop_scale, 1.0), ("crop_ratio", self.crop_ratio, f64::MAX)]
+        {
+            require!(
+                low > 0.0 && low <= high && high <= most,
+                "data.{key} = [{low}, {high}]: give a range of positive numbers, the smaller one first"
+            );
+        }
+        require!(
+            self.crop_percent > 0.0 && self.crop_percent <= 1.0,
+            "data.crop_percent = {}: give a share in (0, 1], such as 0.875",
+            self.crop_percent
+        );
+        probability("data.color_jitter", self.color_jitter)?;
         require!(self.repeats >= 1, "data.repeats = 0: 1 turns repeated augmentation off");
         for (key, value) in [("mixup", self.mixup), ("cutmix", self.cutmix)] {
             require!(value >= 0.0 && value.is_finite(), "data.{key} = {value}: give 0 (off) or a positive number");
@@ -142,6 +156,11 @@ impl Data {
         ] {
             probability(&format!("data.{key}"), value)?;
         }
+        require!(
+            self.pack_from.as_os_str().is_empty() || (self.format == Format::Packed && self.train_images > 0),
+            "data.pack_from = {:?} needs data.format = \"packed\" and data.train_images: how many it will hold",
+            self.pack_from.display()
+        );
         require!(
             self.format != Format::Shapes || (self.train_images > 0 && self.test_images > 0),
             "data.format = \"shapes\" needs data.train_images and data.test_images: how many to draw, such as 6000 and 1000"

@@ -1,7 +1,7 @@
 //! The small-image DeiT recipe on one image: random crop with zero padding, horizontal flip, normalisation,
-//! RandomErasing (timm 1.0: `random_erasing.py`, mode pixel, one box).
+//! RandomErasing. Large images have [`super::recipe`].
 
-use super::Images;
+use super::{Images, erase};
 use crate::config::Config;
 use crate::random::Random;
 
@@ -19,7 +19,7 @@ impl Transform {
     /// The training transform of a config.
     pub fn training(config: &Config) -> Transform {
         let data = &config.data;
-        // Inputs over 32 pixels take another crop, which comes with the readers of large images.
+        // Images of more than 32 pixels that are all of the model's size are not cropped.
         let padding = if config.model.image_size <= 32 { data.crop_padding } else { 0 };
         Transform { padding, flip: data.flip, erase: data.erase, ..Self::evaluation(config) }
     }
@@ -56,28 +56,12 @@ impl Transform {
                 }
             }
         }
-        if self.erase > 0.0 && random.uniform() < self.erase {
-            erase(out, size, &mut random);
+        if self.erase > 0.0
+            && random.uniform() < self.erase
+            && let Some(region) = erase::rectangle(size, &mut random)
+        {
+            erase::fill(out, size, region, |row| row.fill_with(|| random.normal() as f32));
         }
-    }
-}
-
-/// Fills one rectangle (2–33 % of the area, log-uniform aspect ratio 0.3–1/0.3) with normal noise.
-fn erase(out: &mut [f32], size: usize, random: &mut Random) {
-    for _attempt in 0..10 {
-        let area = random.between(0.02, 1.0 / 3.0) * (size * size) as f64;
-        let ratio = random.between(0.3f64.ln(), (1.0 / 0.3f64).ln()).exp();
-        let (height, width) = ((area * ratio).sqrt().round() as usize, (area / ratio).sqrt().round() as usize);
-        if height >= size || width >= size {
-            continue;
-        }
-        let (top, left) = (random.below(size - height + 1), random.below(size - width + 1));
-        for plane in out.chunks_exact_mut(size * size) {
-            for row in plane[top * size..(top + height) * size].chunks_exact_mut(size) {
-                row[left..left + width].fill_with(|| random.normal() as f32);
-            }
-        }
-        return;
     }
 }
 

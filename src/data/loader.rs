@@ -1,18 +1,19 @@
-//! Batches ahead of the step: worker threads decode and augment whole micro-batches. Worker w of W makes every W-th
-//! micro-batch and the consumer takes them in turn, so that their number changes nothing but the speed.
+//! Batches ahead of the step: worker threads read and augment whole micro-batches.
 
-use super::augment::Transform;
+use super::Source;
+use super::ahead::Ahead;
 use super::mix::Mix;
-use super::sampler::Sampler;
-use super::{Images, Source};
-use crate::config::Data;
+use super::reader::{Reader, Reading};
+use super::sampler::{Epoch, Sampler};
+use crate::config::{Config, Data};
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
+use crate::weights::floats_mut;
+use anyhow::Result;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// One micro-batch.
 #[derive(Debug)]
@@ -26,26 +27,29 @@ pub struct Batch {
 }
 
 /// An endless stream of micro-batches from some step on.
-pub struct Loader {
-    workers: Vec<Receiver<Batch>>,
-    next: usize,
-}
+pub struct Loader(Ahead<Result<Batch>>);
 
-/// What a worker needs; shared by all.
+/// What the workers of one replica share.
 struct Job {
-    images: Arc<Images>,
-    transform: Transform,
+    reading: Arc<Reading>,
     sampler: Sampler,
     data: Data,
     classes: usize,
+    channels: usize,
+    size: usize,
     /// This replica's micro-batches of each step.
     micro: Vec<Range<usize>>,
     first_step: u64,
 }
 
+/// One worker: its reader, and the order of the epoch it is in.
+struct Worker {
+    job: Arc<Job>,
+    reader: Reader,
+    epoch: Option<(u64, Epoch)>,
+}
+
 const MIX: u64 = 3;
-/// Micro-batches that each worker keeps ready.
-const AHEAD: usize = 3;
 
 impl Loader {
     /// Starts the workers of one replica for a phase that goes on at `first_step`.
@@ -60,8 +64,7 @@ impl Loader {
         let config = &plan.config;
         let global_batch = phase.training.global_batch;
         let job = Arc::new(Job {
-            images: source.train.clone(),
-            transform: Transform::training(config),
+            reading: Reading::training(config, &source.train, &source.bad),
             sampler: Sampler {
                 images: source.train.len(),
                 repeats: config.data.repeats,
@@ -71,84 +74,98 @@ impl Loader {
             },
             data: config.data.clone(),
             classes: config.model.classes,
+            channels: config.model.channels,
+            size: config.model.image_size,
             micro: micro_batches(share(global_batch, replica, replicas), config.run.micro_batch),
             first_step,
         });
-        let workers = (0..config.run.workers)
-            .map(|worker| {
-                let (sender, receiver) = sync_channel(AHEAD);
-                let (job, workers) = (job.clone(), config.run.workers);
-                std::thread::Builder::new()
-                    .name(format!("data-{worker}"))
-                    .spawn(move || job.work(worker, workers, &sender))
-                    .expect("a thread can be started");
-                receiver
-            })
-            .collect();
-        Loader { workers, next: 0 }
+        Loader(Ahead::start(config.run.workers, || {
+            let mut worker = Worker { job: job.clone(), reader: job.reading.reader(), epoch: None };
+            move |number| Some(worker.make(number))
+        }))
     }
 }
 
 impl Iterator for Loader {
-    type Item = Batch;
+    type Item = Result<Batch>;
 
-    /// The next micro-batch; waits for it if it is not ready. There is always one.
-    fn next(&mut self) -> Option<Batch> {
-        let batch = self.workers[self.next].recv().expect("workers run until the loader is dropped");
-        self.next = (self.next + 1) % self.workers.len();
-        Some(batch)
+    /// The next micro-batch; waits for it if it is not ready. There is always one, or an error that names an image.
+    fn next(&mut self) -> Option<Result<Batch>> {
+        Some(self.0.next().expect("workers run until the loader is dropped"))
     }
 }
 
-impl Job {
-    /// Makes every `workers`-th micro-batch until nobody takes them any more.
-    fn work(&self, worker: usize, workers: usize, sender: &SyncSender<Batch>) {
-        let mut epoch = (u64::MAX, None);
-        for number in (worker..).step_by(workers) {
-            let step = self.first_step + (number / self.micro.len()) as u64;
-            let wanted = step / self.sampler.steps_per_epoch;
-            if epoch.0 != wanted {
-                epoch = (wanted, Some(self.sampler.epoch(wanted)));
-            }
-            let order = epoch.1.as_ref().expect("set above");
-            let batch = self.make(order, step, self.micro[number % self.micro.len()].clone());
-            if sender.send(batch).is_err() {
-                return;
-            }
-        }
-    }
-
-    fn make(&self, order: &super::sampler::Epoch, step: u64, positions: Range<usize>) -> Batch {
-        let (channels, size) = (self.images.channels, self.images.size);
-        let image = channels * size * size;
-        let mut pixels = vec![0.0; positions.len() * image];
+impl Worker {
+    fn make(&mut self, number: usize) -> Result<Batch> {
+        let job = self.job.clone();
+        let step = job.first_step + (number / job.micro.len()) as u64;
+        let positions = job.micro[number % job.micro.len()].clone();
+        let wanted = step / job.sampler.steps_per_epoch;
+        let (_, order) = match self.epoch.take() {
+            Some(epoch) if epoch.0 == wanted => self.epoch.insert(epoch),
+            _ => self.epoch.insert((wanted, job.sampler.epoch(wanted))),
+        };
+        let (mut images_bchw, image) = empty(positions.len(), job.channels, job.size);
+        let pixels = floats_mut(&mut images_bchw);
         let mut labels = Vec::with_capacity(positions.len());
         for (position, out) in positions.clone().zip(pixels.chunks_exact_mut(image)) {
-            let (index, key) = self.sampler.sample(order, step, position);
-            self.transform.apply(&self.images, index, Random::new(&key), out);
-            labels.push(self.images.labels[index]);
+            let (index, key) = job.sampler.sample(order, step, position);
+            labels.push(self.reader.read(index, &Random::new(&key), out)?);
         }
-        let mix = Mix::draw(&self.data, size, &[self.sampler.seed, MIX, step]);
-        mix.images(&mut pixels, channels, size);
-        let targets = mix.targets(&labels, self.classes, self.data.label_smoothing);
-        let (batch, side) = (positions.len() as i64, size as i64);
-        Batch {
-            images_bchw: Tensor::from_slice(&pixels).view([batch, channels as i64, side, side]),
-            targets_bc: Tensor::from_slice(&targets).view([batch, self.classes as i64]),
-            positions,
-        }
+        let mix = Mix::draw(&job.data, job.size, &[job.sampler.seed, MIX, step]);
+        mix.images(pixels, job.channels, job.size);
+        let targets = mix.targets(&labels, job.classes, job.data.label_smoothing);
+        let shape = [positions.len() as i64, job.classes as i64];
+        Ok(Batch { images_bchw, targets_bc: Tensor::from_slice(&targets).view(shape), positions })
     }
 }
 
-/// A batch of test images without augmentation: (images, labels).
-pub fn test_batch(images: &Images, transform: &Transform, range: Range<usize>) -> (Tensor, Tensor) {
-    let image = images.channels * images.size * images.size;
-    let mut pixels = vec![0.0; range.len() * image];
-    for (index, out) in range.clone().zip(pixels.chunks_exact_mut(image)) {
-        transform.apply(images, index, Random::new(&[]), out);
+/// Test images without augmentation.
+pub struct TestBatch {
+    /// (batch, channel, row, column), normalised.
+    pub images_bchw: Tensor,
+    /// The class of each.
+    pub labels_b: Tensor,
+}
+
+/// The test images of `range` in batches of `size` at most, in order; unreadable ones are left out.
+pub fn test_batches(
+    config: &Config,
+    source: &Source,
+    range: Range<usize>,
+    size: usize,
+) -> impl Iterator<Item = Result<TestBatch>> + use<> {
+    let reading = Reading::evaluation(config, &source.test, &source.bad);
+    let (channels, side) = (config.model.channels, config.model.image_size);
+    let batches = range.len().div_ceil(size);
+    Ahead::start(config.run.workers, move || {
+        let (mut reader, range) = (reading.reader(), range.clone());
+        move |number| {
+            let start = range.start + number * size;
+            let batch = start..(start + size).min(range.end);
+            (number < batches).then(|| test_batch(&mut reader, channels, side, batch))
+        }
+    })
+}
+
+fn test_batch(reader: &mut Reader, channels: usize, size: usize, range: Range<usize>) -> Result<TestBatch> {
+    let (mut images_bchw, image) = empty(range.len(), channels, size);
+    let mut labels: Vec<i64> = Vec::with_capacity(range.len());
+    let mut places = floats_mut(&mut images_bchw).chunks_exact_mut(image);
+    let mut place = places.next();
+    for index in range {
+        let Some(out) = place.as_deref_mut() else { break };
+        if let Some(label) = reader.read_this(index, &Random::new(&[]), out)? {
+            labels.push(label.into());
+            place = places.next();
+        }
     }
-    let labels: Vec<i64> = images.labels[range.clone()].iter().map(|&l| l.into()).collect();
-    let side = images.size as i64;
-    let images_bchw = Tensor::from_slice(&pixels).view([range.len() as i64, images.channels as i64, side, side]);
-    (images_bchw, Tensor::from_slice(&labels))
+    let images_bchw = images_bchw.narrow(0, 0, labels.len() as i64);
+    Ok(TestBatch { images_bchw, labels_b: Tensor::from_slice(&labels) })
+}
+
+/// Memory for a batch, and how many numbers an image has.
+fn empty(batch: usize, channels: usize, size: usize) -> (Tensor, usize) {
+    let shape = [batch as i64, channels as i64, size as i64, size as i64];
+    (Tensor::empty(shape, (Kind::Float, Device::Cpu)), channels * size * size)
 }

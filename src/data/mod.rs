@@ -1,17 +1,38 @@
-//! Images in, batches out: sources, the small-image DeiT augmentation, the sampler and the loader.
+//! Images in, batches out: sources, augmentation, the sampler and the loader. A source's images are either of the model's
+//! size and in memory ([`Images`]: IDX, CIFAR, shapes) or stored and of any size ([`samples::Samples`]: folders).
 
+mod ahead;
 pub mod augment;
+mod bad;
 mod cifar;
+pub mod crop;
+pub mod decode;
+pub mod erase;
+pub mod folder;
 mod idx;
+pub mod index;
 pub mod loader;
 pub mod mix;
+pub mod normalise;
+pub mod packed;
+pub mod pixels;
+mod place;
+pub mod randaugment;
+mod reader;
+pub mod recipe;
+pub mod resize;
 pub mod sampler;
+pub mod samples;
 mod shapes;
+pub mod shard;
+mod tar;
 
 use crate::config::{Config, Format};
-use crate::random::Random;
 use crate::{require, usage};
 use anyhow::Result;
+pub use bad::BadImages;
+use samples::{Samples, Split};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Images of one split, decoded, in memory.
@@ -26,10 +47,12 @@ pub struct Images {
 }
 
 /// Training and test images of a config's source.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Source {
-    pub train: Arc<Images>,
-    pub test: Arc<Images>,
+    pub train: Split,
+    pub test: Split,
+    /// Those met so far, in both splits.
+    pub bad: Arc<BadImages>,
 }
 
 impl Images {
@@ -47,89 +70,102 @@ impl Images {
         &self.pixels[index * bytes..(index + 1) * bytes]
     }
 
-    /// Keeps a share of each class, chosen by the seed (the paper's experiments with 50 % and 25 % of the data).
-    fn subset(self, fraction: f64, seed: u64) -> Images {
-        if fraction >= 1.0 {
-            return self;
-        }
-        let classes = self.labels.iter().max().map_or(0, |&l| l as usize + 1);
-        let mut by_class = vec![Vec::new(); classes];
-        for (index, &label) in self.labels.iter().enumerate() {
-            by_class[label as usize].push(index);
-        }
-        let mut kept: Vec<usize> = Vec::new();
-        for (class, mut members) in by_class.into_iter().enumerate() {
-            Random::new(&[seed, SUBSET, class as u64]).shuffle(&mut members);
-            members.truncate((members.len() as f64 * fraction).ceil() as usize);
-            kept.extend(members);
-        }
-        kept.sort_unstable();
+    /// Keeps these images.
+    fn select(&self, kept: &[u32]) -> Images {
         Images {
-            pixels: kept.iter().flat_map(|&i| self.image(i)).copied().collect(),
-            labels: kept.iter().map(|&i| self.labels[i]).collect(),
-            ..self
+            pixels: kept.iter().flat_map(|&i| self.image(i as usize)).copied().collect(),
+            labels: kept.iter().map(|&i| self.labels[i as usize]).collect(),
+            ..*self
         }
-    }
-
-    fn check(&self, split: &str, config: &Config) -> Result<()> {
-        let (model, data) = (&config.model, &config.data);
-        require!(!self.is_empty(), "{}: the {split} split holds no images", data.path.display());
-        require!(
-            (self.channels, self.size) == (model.channels, model.image_size),
-            "{}: {split} images are {}×{}×{} (channels × height × width), but the model takes {}×{}×{}; set \
-             model.channels = {} and model.image_size = {}",
-            data.path.display(),
-            self.channels,
-            self.size,
-            self.size,
-            model.channels,
-            model.image_size,
-            model.image_size,
-            self.channels,
-            self.size
-        );
-        if let Some((index, label)) = self.labels.iter().enumerate().find(|(_, l)| **l as usize >= model.classes) {
-            return Err(usage!(
-                "{}: {split} image {index} has label {label}, but model.classes = {}; set model.classes to at least {}",
-                data.path.display(),
-                model.classes,
-                label + 1
-            ));
-        }
-        let expected = if split == "train" { data.train_images } else { data.test_images };
-        require!(
-            expected == 0 || expected == self.len(),
-            "{}: the {split} split holds {} images, but data.{split}_images = {expected}; correct the key or the path",
-            data.path.display(),
-            self.len()
-        );
-        Ok(())
     }
 }
-
-const SUBSET: u64 = 0x5b5e7;
 
 /// Opens the config's source.
 ///
 /// # Errors
 /// A usage error that names the file if anything is missing, malformed or does not fit the model.
 pub fn open(config: &Config) -> Result<Source> {
+    let source = open_unchecked(config)?;
+    check(&source.train, "train", config)?;
+    check(&source.test, "test", config)?;
+    Ok(Source { train: source.train.subset(config.data.train_fraction, config.run.seed), ..source })
+}
+
+/// As [`open`], whole and whatever model the config describes.
+pub fn open_unchecked(config: &Config) -> Result<Source> {
     let data = &config.data;
+    let run = &config.run.dir;
+    let cache = (!run.as_os_str().is_empty()).then(|| run.join(CACHE));
+    let cache = cache.as_deref();
     let (train, test) = match data.format {
-        Format::Idx => idx::open(&data.path)?,
-        Format::Cifar10 => cifar::open(&data.path, cifar::Variant::Ten)?,
-        Format::Cifar100 => cifar::open(&data.path, cifar::Variant::Hundred)?,
-        Format::Shapes => shapes::draw(config),
-        Format::Folder => {
-            return Err(usage!(
-                "data.format = \"folder\": this version plans such a run but cannot read image folders yet; use idx, \
-                 cifar10, cifar100 or shapes"
-            ));
-        }
+        Format::Idx => small(idx::open(&data.path)?),
+        Format::Cifar10 => small(cifar::open(&data.path, cifar::Variant::Ten)?),
+        Format::Cifar100 => small(cifar::open(&data.path, cifar::Variant::Hundred)?),
+        Format::Shapes => small(shapes::draw(config)),
+        Format::Folder => stored(folder::open(&data.path, cache)?),
+        Format::Tar => stored(tar::open(&data.path, cache)?),
+        Format::Packed => stored(packed::open(&data.path)?),
     };
-    train.check("train", config)?;
-    test.check("test", config)?;
-    Ok(Source { train: Arc::new(train.subset(data.train_fraction, config.run.seed)), test: Arc::new(test) })
+    let bad = Arc::new(BadImages::new(data.bad_images));
+    Ok(Source { train, test, bad })
+}
+
+/// The folder of the run directory where indexes of large sources are kept.
+const CACHE: &str = "index";
+
+/// The format of the stored images in a folder, if they are of one that is known by its names.
+pub fn format_of(folder: &Path) -> Option<Format> {
+    if packed::files(folder, "train").is_ok_and(|shards| !shards.is_empty()) {
+        return Some(Format::Packed);
+    }
+    if tar::is_there(folder) {
+        return Some(Format::Tar);
+    }
+    folder.join("train").is_dir().then_some(Format::Folder)
+}
+
+fn small((train, test): (Images, Images)) -> (Split, Split) {
+    (Split::Small(Arc::new(train)), Split::Small(Arc::new(test)))
+}
+
+fn stored<S: Samples + 'static>((train, test): (S, S)) -> (Split, Split) {
+    (Split::Stored(Arc::new(train)), Split::Stored(Arc::new(test)))
+}
+
+fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
+    let (model, data) = (&config.model, &config.data);
+    let path = data.path.display();
+    require!(!split.is_empty(), "{path}: the {name} split holds no images");
+    let (channels, size) = match split {
+        Split::Small(images) => (images.channels, images.size),
+        // Decoded to RGB and resized to what the model takes.
+        Split::Stored(_) => (3, model.image_size),
+    };
+    require!(
+        (channels, size) == (model.channels, model.image_size),
+        "{path}: {name} images are {channels}×{size}×{size} (channels × height × width), but the model takes {}×{}×{}; set \
+         model.channels = {channels} and model.image_size = {size}",
+        model.channels,
+        model.image_size,
+        model.image_size,
+    );
+    let beyond = (0..split.len()).find(|&index| split.label(index) as usize >= model.classes);
+    if let Some(index) = beyond {
+        return Err(usage!(
+            "{path}: {name} {} has label {}, but model.classes = {}; set model.classes to at least {}",
+            split.name(index),
+            split.label(index),
+            model.classes,
+            split.label(index) + 1
+        ));
+    }
+    let expected = if name == "train" { data.train_images } else { data.test_images };
+    require!(
+        expected == 0 || expected == split.len(),
+        "{path}: the {name} split holds {} images, but data.{name}_images = {expected}; correct the key or the path",
+        split.len()
+    );
+    Ok(())
 }
 
 /// How many training images a run will use, without the data where the config says it.
@@ -139,25 +175,4 @@ pub fn train_images(config: &Config) -> Result<usize> {
         return Ok((data.train_images as f64 * data.train_fraction).round() as usize);
     }
     Ok(open(config)?.train.len())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_fraction_keeps_that_share_of_every_class_and_depends_on_the_seed() {
-        let images = || Images {
-            pixels: (0..=199).collect(),
-            labels: (0..200).map(|i| u32::from(i >= 160) + u32::from(i >= 190)).collect(),
-            channels: 1,
-            size: 1,
-        };
-        let kept = images().subset(0.25, 1);
-        let count = |class: u32| kept.labels.iter().filter(|&&l| l == class).count();
-        assert_eq!([count(0), count(1), count(2)], [40, 8, 3]);
-        assert!((0..kept.len()).all(|i| images().labels[kept.image(i)[0] as usize] == kept.labels[i]));
-        assert_ne!(kept.pixels, images().subset(0.25, 2).pixels);
-        assert_eq!(kept.pixels, images().subset(0.25, 1).pixels);
-    }
 }

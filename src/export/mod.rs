@@ -1,15 +1,49 @@
-//! Exported models, one small file per format.
+//! Exported models, one small file per format over one table of names.
+//!
+//! No reader takes every file: each format writes the container, the names and the config that its reader wants, into a
+//! folder of its own with a README that holds the one command to go on with. The weights are read once, and every format
+//! names views of them, so that memory holds one copy of the model.
 
-pub mod timm;
+mod detectron2;
+mod hf;
+mod mmdet;
+mod mmseg;
+mod names;
+mod pth;
+mod safetensors;
+mod timm;
+mod torch_file;
+mod vitdet;
 
-use crate::config::{Config, ExportFormat};
-use crate::store::artefact;
+use crate::config::{Config, ExportFormat, Model};
+use crate::model::OPTIONS;
+use crate::store::{Artefact, artefact, durable};
 use crate::{require, usage};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
+use tch::Tensor;
 
-/// Writes `weights` (a whole target) in a format into a folder of its own; returns the folder.
-pub fn export(config: &Config, weights: &Path, format: ExportFormat, into: &Path) -> Result<PathBuf> {
+/// A tensor under the name that some reader has for it.
+pub struct Named {
+    pub name: String,
+    pub tensor: Tensor,
+}
+
+/// A whole model as the formats take it.
+struct Whole<'a> {
+    config: &'a Config,
+    model: Model,
+    /// Blocks of the network.
+    depth: usize,
+    /// timm's names in timm's order; the qkv biases are always there.
+    tensors: Vec<Named>,
+}
+
+/// Writes `weights` (a whole model) in each format into a folder of its own; returns the folders.
+///
+/// # Errors
+/// A usage error if the artefact is missing, a single module, or a folder cannot be made.
+pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &Path) -> Result<Vec<PathBuf>> {
     require!(
         weights.exists(),
         "{}: missing; run the phases that write it first, or give --weights FILE",
@@ -21,12 +55,99 @@ pub fn export(config: &Config, weights: &Path, format: ExportFormat, into: &Path
         "{}: a single module cannot be exported; give a whole model, such as final.h5",
         weights.display()
     );
-    let folder = match format {
-        ExportFormat::Timm => into.join("timm"),
-    };
-    std::fs::create_dir_all(&folder).map_err(|e| usage!("{}: {e}", folder.display()))?;
-    match format {
-        ExportFormat::Timm => timm::write(config, &artefact, &folder)?,
+    let whole = Whole::new(config, artefact);
+    let mut folders = Vec::new();
+    for (format, name, write) in FORMATS {
+        if formats.contains(&format) || formats.contains(&ExportFormat::All) {
+            let folder = into.join(name);
+            std::fs::create_dir_all(&folder).map_err(|e| usage!("{}: {e}", folder.display()))?;
+            write(&whole, &folder)?;
+            folders.push(folder);
+        }
     }
-    Ok(folder)
+    Ok(folders)
+}
+
+type Write = fn(&Whole, &Path) -> Result<()>;
+
+/// Every format, the folder it writes and how.
+const FORMATS: [(ExportFormat, &str, Write); 7] = [
+    (ExportFormat::Timm, "timm", timm::write),
+    (ExportFormat::Hf, "hf", hf::write),
+    (ExportFormat::Detectron2, "detectron2", detectron2::write),
+    (ExportFormat::Mmdet, "mmdet", mmdet::write),
+    (ExportFormat::Mmseg, "mmseg", mmseg::write),
+    (ExportFormat::Safetensors, "safetensors", safetensors::write),
+    (ExportFormat::Pth, "pth", pth::write),
+];
+
+impl Whole<'_> {
+    fn new(config: &Config, artefact: Artefact) -> Whole<'_> {
+        let header = artefact.header;
+        let mut weights = artefact.weights;
+        let mut tensors = Vec::new();
+        for parameter in header.parameters() {
+            let name = parameter.timm_name(&header.depths);
+            // A model without qkv biases is exactly one with biases of zero, which is what every reader expects.
+            let bias = name.strip_suffix("qkv.weight").filter(|_| !header.model.qkv_bias).map(|block| Named {
+                name: format!("{block}qkv.bias"),
+                tensor: Tensor::zeros([parameter.shape[0]], OPTIONS),
+            });
+            let tensor = weights.remove(&(parameter.stage, parameter.name)).expect("an artefact has been checked");
+            tensors.push(Named { name, tensor });
+            tensors.extend(bias);
+        }
+        let depth = header.depths.iter().sum();
+        Whole { config, model: header.model, depth, tensors }
+    }
+
+    /// The share of the resized image that evaluation crops: small images are evaluated as they are, others resized to
+    /// 256/224 of the size and cropped.
+    fn crop(&self) -> f64 {
+        if self.model.image_size <= 32 { 1.0 } else { 0.875 }
+    }
+
+    /// The last block of each quarter, from 0: where segmentation heads tap the network and where ViTDet attends globally.
+    fn quarter_ends(&self) -> Vec<usize> {
+        let mut ends: Vec<usize> = (1..=4).map(|quarter| (self.depth * quarter / 4).saturating_sub(1)).collect();
+        ends.dedup();
+        ends
+    }
+
+    /// The value that detection and segmentation recipes choose by depth: for ViT-B, L or H.
+    fn by_depth(&self, values: [f64; 3]) -> f64 {
+        values[match self.depth {
+            0..=12 => 0,
+            13..=24 => 1,
+            _ => 2,
+        }]
+    }
+
+    /// Mean or deviation of pixels from 0 to 255.
+    fn of_bytes(values: &[f64]) -> Vec<f64> {
+        values.iter().map(|value| (value * 255.0 * 1e6).round() / 1e6).collect()
+    }
+}
+
+/// Python lines `name = value`, for a framework's config file to begin with.
+fn assignments(values: &[(&str, serde_json::Value)]) -> String {
+    values.iter().map(|(name, value)| format!("{name} = {value}\n")).collect()
+}
+
+/// A whole number without the point that would make it a float in Python.
+fn number(value: f64) -> serde_json::Value {
+    if value.fract() == 0.0 { (value as i64).into() } else { value.into() }
+}
+
+fn write_text(folder: &Path, name: &str, text: &str) -> Result<()> {
+    durable::replace_bytes(&folder.join(name), text.as_bytes())
+}
+
+fn write_json(folder: &Path, name: &str, value: &serde_json::Value) -> Result<()> {
+    durable::replace_bytes(&folder.join(name), &serde_json::to_vec_pretty(value)?)
+}
+
+/// Writes `model.pth`.
+fn write_torch(folder: &Path, tensors: &[Named], wrapped: Option<&str>) -> Result<()> {
+    durable::replace(&folder.join("model.pth"), |beside| torch_file::write(beside, tensors, wrapped))
 }

@@ -1,31 +1,14 @@
 //! One transformer block, as timm's `Block`: x + drop(attn(norm1(x))), then x + drop(mlp(norm2(x))).
+//!
+//! The backward pass is written out instead of left to autograd: it keeps only what it needs (of frozen blocks much
+//! less), adds gradients straight into the flat buffer, and recomputes a block where activations are not kept.
 
+use super::attention;
+use super::flat::Weight;
+use super::layers::{Linear, Norm, Statistics, gelu, gelu_backward};
 use crate::config::Model;
 use anyhow::Result;
 use tch::Tensor;
-
-pub struct Linear {
-    pub weight: Tensor,
-    pub bias: Option<Tensor>,
-}
-
-impl Linear {
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
-    }
-}
-
-pub struct Norm {
-    pub weight: Tensor,
-    pub bias: Tensor,
-    pub eps: f64,
-}
-
-impl Norm {
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
-    }
-}
 
 /// Stochastic depth masks of one forward pass: 0, or 1 / keep probability, for each residual branch and sample.
 pub struct DropPath {
@@ -33,14 +16,13 @@ pub struct DropPath {
     pub scale: Option<Tensor>,
 }
 
-impl DropPath {
-    fn apply(&self, branch_bnd: Tensor, number: usize) -> Tensor {
-        match &self.scale {
-            // The first block's rate is always zero.
-            Some(scale) if number > 1 => branch_bnd * scale.get(number as i64),
-            _ => branch_bnd,
-        }
-    }
+/// What is random in one block and one pass: drawn once, so that a block can be computed again.
+pub struct Masks {
+    n: i64,
+    /// (b, 1, 1) for either branch.
+    branches: [Option<Tensor>; 2],
+    /// 0 or 1 / keep probability: after the attention, inside the MLP and after it.
+    dropout: Option<[Tensor; 3]>,
 }
 
 pub struct Block {
@@ -53,15 +35,30 @@ pub struct Block {
     heads: i64,
 }
 
+/// What the backward pass needs of the forward pass.
+pub struct Kept {
+    x_md: Tensor,
+    statistics1: Statistics,
+    normed1_md: Option<Tensor>,
+    attention: attention::Kept,
+    mixed_md: Option<Tensor>,
+    middle_md: Tensor,
+    statistics2: Statistics,
+    normed2_md: Option<Tensor>,
+    hidden_mh: Tensor,
+    active_mh: Option<Tensor>,
+}
+
 impl Block {
-    pub fn new(model: &Model, get: &dyn Fn(&str) -> Result<Tensor>) -> Result<Block> {
+    /// `get` gives a parameter by name; with true as fp32.
+    pub fn new(model: &Model, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Block> {
         let linear = |name: &str, bias: bool| -> Result<Linear> {
-            let bias = if bias { Some(get(&format!("{name}.bias"))?) } else { None };
-            Ok(Linear { weight: get(&format!("{name}.weight"))?, bias })
+            let bias = if bias { Some(get(&format!("{name}.bias"), false)?) } else { None };
+            Ok(Linear { weight: get(&format!("{name}.weight"), false)?, bias })
         };
         let norm = |name: &str| -> Result<Norm> {
             let eps = model.layer_norm_eps;
-            Ok(Norm { weight: get(&format!("{name}.weight"))?, bias: get(&format!("{name}.bias"))?, eps })
+            Ok(Norm { weight: get(&format!("{name}.weight"), true)?, bias: get(&format!("{name}.bias"), true)?, eps })
         };
         Ok(Block {
             norm1: norm("norm1")?,
@@ -74,29 +71,82 @@ impl Block {
         })
     }
 
-    /// `number` counts the blocks of the whole network, from 0.
-    pub fn forward(&self, x_bnd: &Tensor, drop: Option<&DropPath>, number: usize, dropout: f64) -> Tensor {
-        let dropped = |branch: Tensor, half: usize| match drop {
-            Some(drop) => drop.apply(branch, 2 * number + half),
-            None => branch,
+    /// (m, d) to (m, d) with m = b · n tokens.
+    pub fn forward(&self, x_md: &Tensor, masks: &Masks) -> (Tensor, Kept) {
+        let (normed1_md, statistics1) = self.norm1.forward(x_md);
+        let qkv_m3d = self.qkv.forward(&normed1_md);
+        let (mixed_md, attention) = attention::forward(&qkv_m3d, masks.n, self.heads);
+        let middle_md = masks.join(x_md, masks.dropped(self.proj.forward(&mixed_md), 0), 0);
+        let (normed2_md, statistics2) = self.norm2.forward(&middle_md);
+        let hidden_mh = self.fc1.forward(&normed2_md);
+        let active_mh = masks.dropped(gelu(&hidden_mh), 1);
+        let out_md = masks.join(&middle_md, masks.dropped(self.fc2.forward(&active_mh), 2), 1);
+        let kept = Kept {
+            x_md: x_md.shallow_clone(),
+            statistics1,
+            normed1_md: self.qkv.keep(normed1_md),
+            attention,
+            mixed_md: self.proj.keep(mixed_md),
+            middle_md,
+            statistics2,
+            normed2_md: self.fc1.keep(normed2_md),
+            hidden_mh,
+            active_mh: self.fc2.keep(active_mh),
         };
-        let x_bnd = x_bnd + dropped(self.attention(&self.norm1.forward(x_bnd), dropout), 0);
-        let mlp = self.mlp(&self.norm2.forward(&x_bnd), dropout);
-        x_bnd + dropped(mlp, 1)
+        (out_md, kept)
     }
 
-    fn attention(&self, x_bnd: &Tensor, dropout: f64) -> Tensor {
+    /// The gradient of the input from that of the output; adds those of trained parameters.
+    pub fn backward(&self, gradient_md: Tensor, kept: Kept, masks: &Masks) -> Tensor {
+        let branch_md = masks.dropped(masks.branch(&gradient_md, 1), 2);
+        let active_mh = masks.dropped(self.fc2.backward(&branch_md, &kept.active_mh), 1);
+        let hidden_mh = gelu_backward(active_mh, &kept.hidden_mh);
+        let normed_md = self.fc1.backward(&hidden_mh, &kept.normed2_md);
+        let gradient_md = self.norm2.backward(gradient_md, &normed_md, &kept.middle_md, &kept.statistics2);
+
+        let branch_md = masks.dropped(masks.branch(&gradient_md, 0), 0);
+        let mixed_md = self.proj.backward(&branch_md, &kept.mixed_md);
+        let qkv_m3d = attention::backward(&mixed_md, kept.attention, masks.n, self.heads);
+        let normed_md = self.qkv.backward(&qkv_m3d, &kept.normed1_md);
+        self.norm1.backward(gradient_md, &normed_md, &kept.x_md, &kept.statistics1)
+    }
+}
+
+impl Masks {
+    /// Of block `number` of the whole network; dropout with probability `dropout` on tensors like `x_bnd`.
+    pub fn new(x_bnd: &Tensor, hidden: i64, drop: Option<&DropPath>, number: usize, dropout: f64) -> Masks {
         let (b, n, d) = x_bnd.size3().expect("tokens are (b, n, d)");
-        let qkv = self.qkv.forward(x_bnd).view([b, n, 3, self.heads, d / self.heads]).permute([2, 0, 3, 1, 4]);
-        let (q_bhne, k_bhne, v_bhne) = (qkv.get(0), qkv.get(1), qkv.get(2));
-        let mixed_bhne =
-            Tensor::scaled_dot_product_attention(&q_bhne, &k_bhne, &v_bhne, None::<&Tensor>, 0.0, false, None, false);
-        let mixed_bnd = mixed_bhne.transpose(1, 2).reshape([b, n, d]);
-        self.proj.forward(&mixed_bnd).dropout(dropout, dropout > 0.0)
+        // The first block's rate is always zero.
+        let scale = drop.and_then(|drop| drop.scale.as_ref()).filter(|_| number > 0);
+        let branch = |half| Some(scale?.get((2 * number + half) as i64).to_kind(x_bnd.kind()));
+        let mask = |width: i64| x_bnd.new_ones([b * n, width], (x_bnd.kind(), x_bnd.device())).dropout(dropout, true);
+        let dropout = (dropout > 0.0).then(|| [mask(d), mask(hidden), mask(d)]);
+        Masks { n, branches: [branch(0), branch(1)], dropout }
     }
 
-    fn mlp(&self, x_bnd: &Tensor, dropout: f64) -> Tensor {
-        let hidden = self.fc1.forward(x_bnd).gelu("none").dropout(dropout, dropout > 0.0);
-        self.fc2.forward(&hidden).dropout(dropout, dropout > 0.0)
+    fn dropped(&self, x: Tensor, which: usize) -> Tensor {
+        match &self.dropout {
+            Some(masks) => x * &masks[which],
+            None => x,
+        }
+    }
+
+    /// x + branch · scale.
+    fn join(&self, x_md: &Tensor, mut branch_md: Tensor, which: usize) -> Tensor {
+        match &self.branches[which] {
+            Some(scale) => {
+                let shape = [-1, self.n, x_md.size()[1]];
+                x_md.view(shape).addcmul(&branch_md.view(shape), scale).view_as(x_md)
+            }
+            None => branch_md.g_add_(x_md),
+        }
+    }
+
+    /// The gradient of a branch from that of the sum.
+    fn branch(&self, gradient_md: &Tensor, which: usize) -> Tensor {
+        match &self.branches[which] {
+            Some(scale) => (gradient_md.view([-1, self.n, gradient_md.size()[1]]) * scale).view_as(gradient_md),
+            None => gradient_md.shallow_clone(),
+        }
     }
 }

@@ -2,18 +2,32 @@
 //! buffer in place of hundreds.
 
 use crate::plan::parameters::Parameter;
-use crate::weights::{Weights, floats_mut};
+use crate::weights::{Weights, floats, floats_mut};
 use anyhow::{Context, Result};
 use std::sync::Arc;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
-/// The flat buffer and its parts. Parameters with weight decay come first.
+/// The flat buffers and their parts. Parameters with weight decay come first.
 pub struct FlatParameters {
+    /// The fp32 weights, which the optimiser changes.
     buffer: Tensor,
-    /// Leaf tensors that share the buffer's memory and require gradients.
-    views: Vec<Tensor>,
+    /// Their copy in the number type that the network computes in, where that is another.
+    compute: Option<Tensor>,
+    /// Gradients in the order of the buffer, then [`EXTRAS`] numbers that travel with them.
+    gradients: Tensor,
     layout: Arc<Layout>,
     decayed: usize,
+}
+
+/// Numbers behind the gradients for the step's own use.
+pub const EXTRAS: usize = 2;
+
+/// One parameter as a layer uses it.
+pub struct Weight {
+    /// In the compute type; a trained one is a view of a flat buffer.
+    pub value: Tensor,
+    /// Where its gradient is summed up, in fp32; frozen parameters have none.
+    pub gradient: Option<Tensor>,
 }
 
 /// What lies where in a flat buffer.
@@ -32,14 +46,19 @@ struct Part {
 }
 
 impl FlatParameters {
-    /// Copies the given parameters' weights into a new buffer.
-    pub fn new<'a>(parameters: impl Iterator<Item = &'a Parameter>, weights: &Weights) -> Result<FlatParameters> {
+    /// Copies the given parameters' weights into a new buffer on their device, to compute in `kind`.
+    pub fn new<'a>(
+        parameters: impl Iterator<Item = &'a Parameter>,
+        weights: &Weights,
+        kind: Kind,
+    ) -> Result<FlatParameters> {
         let (mut ordered, plain): (Vec<_>, Vec<_>) = parameters.partition(|p| p.decays());
         let decayed = ordered.iter().map(|p| p.count()).sum();
         ordered.extend(plain);
         let total: usize = ordered.iter().map(|p| p.count()).sum();
-        let buffer = Tensor::zeros([total as i64], super::OPTIONS);
-        let (mut views, mut parts, mut start) = (Vec::new(), Vec::new(), 0);
+        let device = weights.values().next().map_or(Device::Cpu, Tensor::device);
+        let buffer = Tensor::zeros([total as i64], (Kind::Float, device));
+        let (mut parts, mut start) = (Vec::new(), 0);
         for parameter in ordered {
             let weight = weights
                 .get(&(parameter.stage, parameter.name.clone()))
@@ -52,15 +71,16 @@ impl FlatParameters {
                 weight.size(),
                 parameter.shape
             );
-            let mut view = buffer.narrow(0, start as i64, parameter.count() as i64).view(&parameter.shape[..]);
-            view.copy_(weight);
-            views.push(view.detach().set_requires_grad(true));
             let (name, shape) = (parameter.name.clone(), parameter.shape.clone());
-            parts.push(Part { stage: parameter.stage, name, shape, start });
+            let part = Part { stage: parameter.stage, name, shape, start };
+            part.of(&buffer).copy_(weight);
+            parts.push(part);
             start += parameter.count();
         }
         let layout = Arc::new(Layout { parts });
-        Ok(FlatParameters { buffer, views, layout, decayed })
+        let compute = (kind != Kind::Float).then(|| buffer.to_kind(kind));
+        let gradients = Tensor::zeros([(total + EXTRAS) as i64], (Kind::Float, device));
+        Ok(FlatParameters { buffer, compute, gradients, layout, decayed })
     }
 
     /// Numbers in the buffer.
@@ -77,35 +97,46 @@ impl FlatParameters {
         self.decayed
     }
 
-    /// The leaf tensors, in the order of the buffer.
-    pub fn views(&self) -> &[Tensor] {
-        &self.views
-    }
-
-    /// Stage and name of each view.
-    pub fn names(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.layout.parts.iter().map(|part| (part.stage, part.name.as_str()))
-    }
-
     /// The buffer itself.
     pub fn buffer(&self) -> &Tensor {
         &self.buffer
     }
 
-    /// The buffer's numbers, for the optimiser. No autograd graph over the views is alive between two steps.
-    pub fn numbers_mut(&mut self) -> &mut [f32] {
-        floats_mut(&mut self.buffer)
+    /// The gradients and what travels with them.
+    pub fn gradients(&self) -> &Tensor {
+        &self.gradients
+    }
+
+    pub fn gradients_mut(&mut self) -> &mut Tensor {
+        &mut self.gradients
+    }
+
+    /// Has the optimiser change weights in host memory: `update` is given them and the gradients.
+    pub fn update(&mut self, update: impl FnOnce(&mut [f32], &[f32])) {
+        let numbers = self.len();
+        update(floats_mut(&mut self.buffer), &floats(&self.gradients)[..numbers]);
+        self.refresh();
     }
 
     /// Copies another buffer of this layout in.
     pub fn set(&mut self, numbers: &Tensor) {
         self.buffer.copy_(numbers);
+        self.refresh();
     }
 
-    /// The view of one parameter.
-    pub fn get(&self, stage: usize, name: &str) -> Option<Tensor> {
-        let at = self.layout.parts.iter().position(|part| part.stage == stage && part.name == name)?;
-        Some(self.views[at].shallow_clone())
+    /// Brings the compute copy up to the weights.
+    pub fn refresh(&mut self) {
+        if let Some(compute) = &mut self.compute {
+            compute.copy_(&self.buffer);
+        }
+    }
+
+    /// One parameter in the compute type, or with `exact` in fp32.
+    pub fn get(&self, stage: usize, name: &str, exact: bool) -> Option<Weight> {
+        let part = self.layout.parts.iter().find(|part| part.stage == stage && part.name == name)?;
+        let compute = self.compute.as_ref().filter(|_| !exact);
+        let value = part.of(compute.unwrap_or(&self.buffer));
+        Some(Weight { value, gradient: Some(part.of(&self.gradients)) })
     }
 
     /// What lies where in the buffer.
@@ -115,12 +146,23 @@ impl FlatParameters {
 }
 
 impl Layout {
-    /// Views of the parameters by name, in any buffer of this layout (the weights, or their average).
+    /// Views of the parameters by name, in any buffer of this layout (the weights, their average, the gradients).
     pub fn named(&self, buffer: &Tensor) -> Weights {
-        let view = |part: &Part| {
-            let numbers = part.shape.iter().product();
-            buffer.narrow(0, part.start as i64, numbers).view(&part.shape[..])
-        };
-        self.parts.iter().map(|part| ((part.stage, part.name.clone()), view(part))).collect()
+        self.parts.iter().map(|part| ((part.stage, part.name.clone()), part.of(buffer))).collect()
+    }
+}
+
+impl Part {
+    fn of(&self, buffer: &Tensor) -> Tensor {
+        buffer.narrow(0, self.start as i64, self.shape.iter().product()).view(&self.shape[..])
+    }
+}
+
+impl Weight {
+    /// Adds to the gradient of a trained parameter.
+    pub fn accumulate(&self, gradient: impl FnOnce() -> Tensor) {
+        if let Some(sum) = &self.gradient {
+            let _ = sum.shallow_clone().g_add_(&gradient().view_as(sum));
+        }
     }
 }

@@ -2,61 +2,85 @@
 //!
 //! Shape suffixes: b = batch, n = tokens, d = width, c = channels or classes, p = patch side, h = heads, e = head width.
 
+mod attention;
 mod block;
+mod cpu;
 mod flat;
 mod init;
+mod layers;
+mod rate;
+mod stage;
 
 pub use block::DropPath;
-pub use flat::{FlatParameters, Layout};
+pub use cpu::threads;
+pub use flat::{EXTRAS, FlatParameters, Layout, Weight};
 pub use init::fresh;
+pub use rate::matrix_product_rate;
 
-use crate::config::Model;
+use crate::config::{Config, Model, Precision};
 use crate::plan::parameters::parameters;
 use crate::weights::Weights;
 use anyhow::{Context, Result};
-use block::{Block, Linear, Norm};
+use block::Masks;
+use stage::{KeptEmbed, KeptHead, Stage};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
-/// A network whose stages in `trained` have their parameters in one flat buffer and require gradients; all other
-/// stages are frozen.
+/// A network whose stages in `trained` have their parameters in one flat buffer and can be trained; all other stages
+/// are frozen.
 pub struct Network {
     model: Model,
     trained: Range<usize>,
     stages: Vec<Stage>,
     flat: FlatParameters,
+    kind: Kind,
+    checkpointing: bool,
 }
 
-/// One stage: its blocks, and what only the first or last stage has.
-struct Stage {
-    embed: Option<Embed>,
-    blocks: Vec<Block>,
-    head: Option<(Norm, Linear)>,
+/// What the backward pass needs of a forward pass: of the trained stages and those after them.
+pub struct Tape {
+    embed: Option<KeptEmbed>,
+    blocks: Vec<KeptBlock>,
+    head: KeptHead,
 }
 
-struct Embed {
-    cls_token: Tensor,
-    pos_embed: Tensor,
-    proj_weight: Tensor,
-    proj_bias: Tensor,
+struct KeptBlock {
+    stage: usize,
+    block: usize,
+    masks: Masks,
+    kept: Activations,
+}
+
+/// Of one block.
+enum Activations {
+    Kept(block::Kept),
+    /// To be computed again from the block's input (Chen et al., arXiv 1604.06174).
+    Input(Tensor),
 }
 
 impl Network {
-    /// Builds a network from copies of `weights`, which must hold every parameter of these stage depths.
-    pub fn new(model: &Model, depths: &[usize], trained: Range<usize>, weights: &Weights) -> Result<Network> {
+    /// Builds a network from copies of `weights`, which must hold every parameter of these stage depths, to compute as
+    /// `config.run` says.
+    pub fn new(config: &Config, depths: &[usize], trained: Range<usize>, weights: &Weights) -> Result<Network> {
+        let model = &config.model;
+        let kind = match config.run.precision {
+            Precision::Bf16 => Kind::BFloat16,
+            // TF32 is fp32 whose products the device may round.
+            Precision::Fp32 | Precision::Tf32 => Kind::Float,
+        };
         let table = parameters(model, depths);
-        let flat = FlatParameters::new(table.iter().filter(|p| trained.contains(&p.stage)), weights)?;
-        let get = |stage: usize, name: &str| -> Result<Tensor> {
-            match flat.get(stage, name) {
-                Some(view) => Ok(view),
-                None => {
-                    let tensor = weights.get(&(stage, name.to_string()));
-                    Ok(tensor.with_context(|| format!("stage {stage} has no {name}"))?.shallow_clone())
-                }
+        let flat = FlatParameters::new(table.iter().filter(|p| trained.contains(&p.stage)), weights, kind)?;
+        let get = |stage: usize, name: &str, exact: bool| -> Result<Weight> {
+            if let Some(weight) = flat.get(stage, name, exact) {
+                return Ok(weight);
             }
+            let tensor = weights.get(&(stage, name.to_string()));
+            let tensor = tensor.with_context(|| format!("stage {stage} has no {name}"))?;
+            Ok(Weight { value: tensor.to_kind(if exact { Kind::Float } else { kind }), gradient: None })
         };
         let stages = (0..depths.len()).map(|s| Stage::new(model, depths, s, &get)).collect::<Result<_>>()?;
-        Ok(Network { model: model.clone(), trained, stages, flat })
+        let checkpointing = config.run.activation_checkpointing;
+        Ok(Network { model: model.clone(), trained, stages, flat, kind, checkpointing })
     }
 
     /// The trained parameters.
@@ -68,95 +92,62 @@ impl Network {
         &mut self.flat
     }
 
-    /// Logits (b, classes) of images (b, channels, rows, columns).
-    ///
-    /// Stages before the trained ones run without an autograd graph; stages after them pass activation gradients back
-    /// and, as their parameters require none, compute no weight gradients. `drop` is off for evaluation.
-    pub fn forward(&self, images_bchw: &Tensor, drop: Option<&DropPath>) -> Tensor {
-        let mut x_bnd = tch::no_grad(|| patches(images_bchw, self.model.patch_size as i64));
-        let dropout = if drop.is_some() { self.model.dropout } else { 0.0 };
-        let mut depth = 0;
-        for (s, stage) in self.stages.iter().enumerate() {
-            let frozen_prefix = s < self.trained.start;
-            let run = |x: &Tensor| stage.forward(x, drop, depth, dropout);
-            x_bnd = if frozen_prefix { tch::no_grad(|| run(&x_bnd)) } else { run(&x_bnd) };
-            depth += stage.blocks.len();
+    /// The number type and device of the computation: the device is that of the weights that it was built from.
+    pub fn options(&self) -> (Kind, Device) {
+        (self.kind, self.flat.buffer().device())
+    }
+
+    /// Logits (b, classes) in fp32 of images (b, channels, rows, columns), for evaluation.
+    pub fn forward(&self, images_bchw: &Tensor) -> Tensor {
+        tch::no_grad(|| self.pass(images_bchw, None, 0.0, false).0)
+    }
+
+    /// Logits in fp32, and what [`Network::backward`] needs. Of stages before the trained ones nothing is kept.
+    pub fn train(&self, images_bchw: &Tensor, drop: &DropPath) -> (Tensor, Tape) {
+        let (logits_bc, tape) = tch::no_grad(|| self.pass(images_bchw, Some(drop), self.model.dropout, true));
+        (logits_bc, tape.expect("it was asked for"))
+    }
+
+    fn pass(&self, images_bchw: &Tensor, drop: Option<&DropPath>, dropout: f64, keep: bool) -> (Tensor, Option<Tape>) {
+        let (mut x_bnd, embed) = self.stages[0].embed(&images_bchw.to_kind(self.kind), dropout);
+        let embed = embed.filter(|_| keep);
+        let (b, n, d) = x_bnd.size3().expect("tokens are (b, n, d)");
+        let mut blocks = Vec::new();
+        let numbered = self.stages.iter().enumerate();
+        let numbered = numbered.flat_map(|(s, stage)| (0..stage.blocks.len()).map(move |block| (s, stage, block)));
+        for (number, (stage, of, block)) in numbered.enumerate() {
+            let masks = Masks::new(&x_bnd, self.model.hidden() as i64, drop, number, dropout);
+            let x_md = x_bnd.view([b * n, d]);
+            let (out_md, kept) = of.blocks[block].forward(&x_md, &masks);
+            if keep && stage >= self.trained.start {
+                let kept = if self.checkpointing { Activations::Input(x_md) } else { Activations::Kept(kept) };
+                blocks.push(KeptBlock { stage, block, masks, kept });
+            }
+            x_bnd = out_md.view([b, n, d]);
         }
-        x_bnd
+        let (logits_bc, head) = self.stages[self.stages.len() - 1].head(&x_bnd);
+        (logits_bc, keep.then_some(Tape { embed, blocks, head }))
     }
 
-    /// Gradients of the trained parameters, in the order of the flat buffer.
-    pub fn gradients(&self, loss: &Tensor) -> Vec<Tensor> {
-        Tensor::run_backward(&[loss], self.flat.views(), false, false)
-    }
-}
-
-impl Stage {
-    fn new(
-        model: &Model,
-        depths: &[usize],
-        index: usize,
-        get: &dyn Fn(usize, &str) -> Result<Tensor>,
-    ) -> Result<Stage> {
-        let get = |name: &str| get(index, name);
-        let embed = if index == 0 {
-            Some(Embed {
-                cls_token: get("cls_token")?,
-                pos_embed: get("pos_embed")?,
-                proj_weight: get("patch_embed.proj.weight")?,
-                proj_bias: get("patch_embed.proj.bias")?,
-            })
-        } else {
-            None
-        };
-        let blocks = (0..depths[index])
-            .map(|block| Block::new(model, &|name| get(&format!("blocks.{block}.{name}"))))
-            .collect::<Result<_>>()?;
-        let head = if index + 1 == depths.len() {
-            let norm = Norm { weight: get("norm.weight")?, bias: get("norm.bias")?, eps: model.layer_norm_eps };
-            Some((norm, Linear { weight: get("head.weight")?, bias: Some(get("head.bias")?) }))
-        } else {
-            None
-        };
-        Ok(Stage { embed, blocks, head })
-    }
-
-    /// From patches (stage 0) or tokens to tokens, or to logits (last stage). `depth` counts the blocks before.
-    fn forward(&self, x: &Tensor, drop: Option<&DropPath>, depth: usize, dropout: f64) -> Tensor {
-        let mut x_bnd = match &self.embed {
-            Some(embed) => embed.forward(x).dropout(dropout, dropout > 0.0),
-            None => x.shallow_clone(),
-        };
-        for (i, block) in self.blocks.iter().enumerate() {
-            x_bnd = block.forward(&x_bnd, drop, depth + i, dropout);
-        }
-        match &self.head {
-            // Only the class token reaches the head, so only it is normalised.
-            Some((norm, head)) => head.forward(&norm.forward(&x_bnd.select(1, 0))),
-            None => x_bnd,
-        }
+    /// Adds the gradients of the trained parameters to the flat buffer's, from that of the logits. Stages after the
+    /// trained ones pass activation gradients back and compute no weight gradients.
+    pub fn backward(&self, tape: Tape, gradient_bc: &Tensor) {
+        tch::no_grad(|| {
+            let mut gradient_md = self.stages[self.stages.len() - 1].head_backward(gradient_bc, tape.head);
+            for KeptBlock { stage, block, masks, kept } in tape.blocks.into_iter().rev() {
+                let block = &self.stages[stage].blocks[block];
+                let kept = match kept {
+                    Activations::Kept(kept) => kept,
+                    Activations::Input(x_md) => block.forward(&x_md, &masks).1,
+                };
+                gradient_md = block.backward(gradient_md, kept, &masks);
+            }
+            if let Some(kept) = tape.embed {
+                self.stages[0].embed_backward(&gradient_md, kept);
+            }
+        });
     }
 }
 
-/// Cuts (b, c, H, W) into rows of pixels (b, n, c·p·p), in the order of the patch kernel: the convolution with stride
-/// p becomes one matrix product.
-fn patches(images_bchw: &Tensor, p: i64) -> Tensor {
-    let (b, c, height, width) = images_bchw.size4().expect("images are (b, c, h, w)");
-    images_bchw.view([b, c, height / p, p, width / p, p]).permute([0, 2, 4, 1, 3, 5]).reshape([
-        b,
-        (height / p) * (width / p),
-        c * p * p,
-    ])
-}
-
-impl Embed {
-    fn forward(&self, patches_bnp: &Tensor) -> Tensor {
-        let (b, _, pixels) = patches_bnp.size3().expect("patches are (b, n, pixels)");
-        let tokens_bnd = patches_bnp.linear(&self.proj_weight.view([-1, pixels]), Some(&self.proj_bias));
-        let class_b1d = self.cls_token.expand([b, -1, -1], false);
-        Tensor::cat(&[class_b1d, tokens_bnd], 1) + &self.pos_embed
-    }
-}
-
-/// The device and number type of every parameter.
+/// The number type of every parameter as it is trained and kept, and where weights are read and written.
 pub const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);

@@ -9,7 +9,7 @@ use crate::store::lease::Lease;
 use crate::store::{Header, artefact};
 use crate::train::{evaluate, stop_requested};
 use crate::usage;
-use crate::weights::Weights;
+use crate::weights::{Weights, on_device};
 use anyhow::Result;
 
 /// Reads all modules, checks that they belong together, and writes the assembled target with its evaluation.
@@ -49,7 +49,7 @@ pub fn assemble(job: &Job) -> Result<()> {
         }
         weights.extend(module.weights);
     }
-    let network = Network::new(model, &model.depths, 0..0, &weights)?;
+    let network = Network::new(&plan.config, &model.depths, 0..0, &on_device(&weights, job.devices.device(0)))?;
     let metrics = evaluate::evaluate(&network, &job.source, &plan.config, &Solo)?;
     log::info!("assemble: test top-1 {:.2} %, top-5 {:.2} %", metrics["top1"], metrics["top5"]);
     let header = Header {

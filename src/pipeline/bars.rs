@@ -73,8 +73,7 @@ impl Bars {
         if !on_a_terminal() {
             return None;
         }
-        let screen =
-            SCREEN.get_or_init(|| MultiProgress::with_draw_target(ProgressDrawTarget::term_like(Box::new(Screen))));
+        let screen = screen();
         let stop = Arc::new(AtomicBool::new(false));
         let phases: Vec<(String, usize)> = phase_names(plan);
         let (run, stopped, began) = (run.path.clone(), stop.clone(), unix_time());
@@ -108,6 +107,19 @@ impl Drop for Bars {
 /// Every phase by name, with its global batch.
 pub(super) fn phase_names(plan: &Plan) -> Vec<(String, usize)> {
     PHASES.iter().flat_map(|phase| plan.phases(phase)).map(|phase| (phase.name, phase.training.global_batch)).collect()
+}
+
+/// A bar that counts `what` up to `total`; nothing where nobody looks.
+pub fn counting(what: &'static str, total: usize) -> Option<ProgressBar> {
+    let style = ProgressStyle::with_template("{prefix:>10} [{bar:30}] {pos}/{len} {per_sec}  ETA {eta}")
+        .expect("a valid template")
+        .progress_chars("=> ");
+    let bar = || screen().add(ProgressBar::new(total as u64).with_style(style).with_prefix(what));
+    on_a_terminal().then(bar)
+}
+
+fn screen() -> &'static MultiProgress {
+    SCREEN.get_or_init(|| MultiProgress::with_draw_target(ProgressDrawTarget::term_like(Box::new(Screen))))
 }
 
 fn draw(screen: &MultiProgress, bars: &mut HashMap<String, ProgressBar>, progress: &Progress, global_batch: usize) {

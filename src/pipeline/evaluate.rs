@@ -3,18 +3,49 @@
 use crate::collective::Solo;
 use crate::config::Config;
 use crate::data;
+use crate::data::loader::test_batches;
 use crate::error::Failure;
 use crate::model::Network;
 use crate::plan::phases::META;
 use crate::store::artefact::{self, Artefact};
+use crate::store::durable;
 use crate::train::evaluate;
+use crate::weights::on_device;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::path::Path;
+use tch::{Device, Tensor};
 
-/// The metrics of `weights` under `config`'s data.
-pub fn evaluate(config: &Config, weights: &Path) -> Result<BTreeMap<String, f64>> {
+/// How many inputs [`outputs`] keeps.
+const INPUTS: usize = 16;
+
+/// The metrics of `weights` under `config`'s data, computed on a device.
+pub fn evaluate(config: &Config, weights: &Path, device: Device) -> Result<BTreeMap<String, f64>> {
     let source = data::open(config)?;
+    evaluate::evaluate(&network(config, weights, device)?, &source, config, &Solo)
+}
+
+/// Writes what another program's results can be compared with, as safetensors: `logits` (images, classes) and `labels` of
+/// every test image, and `inputs` (16, channels, rows, columns), the first of them as the network sees them.
+pub fn outputs(config: &Config, weights: &Path, device: Device, into: &Path) -> Result<()> {
+    let source = data::open(config)?;
+    let network = network(config, weights, device)?;
+    let (mut inputs, mut logits, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+    for batch in test_batches(config, &source, 0..source.test.len(), config.run.micro_batch) {
+        let batch = batch?;
+        logits.push(network.forward(&batch.images_bchw.to_device(device)).to_device(Device::Cpu));
+        labels.push(batch.labels_b);
+        if inputs.len() * config.run.micro_batch < INPUTS {
+            inputs.push(batch.images_bchw);
+        }
+    }
+    let inputs = Tensor::cat(&inputs, 0);
+    let inputs = inputs.narrow(0, 0, inputs.size()[0].min(INPUTS as i64)).contiguous();
+    let all = [("logits", Tensor::cat(&logits, 0)), ("labels", Tensor::cat(&labels, 0)), ("inputs", inputs)];
+    durable::replace(into, |beside| Ok(Tensor::write_safetensors(&all, beside)?))
+}
+
+fn network(config: &Config, weights: &Path, device: Device) -> Result<Network> {
     let artefact = artefact::read(weights)?;
     if artefact.header.model != config.model {
         let what =
@@ -22,8 +53,8 @@ pub fn evaluate(config: &Config, weights: &Path) -> Result<BTreeMap<String, f64>
         return Err(Failure::Damaged { path: weights.into(), what }.into());
     }
     let artefact = as_network(artefact, weights, &config.run.dir)?;
-    let network = Network::new(&config.model, &artefact.header.depths, 0..0, &artefact.weights)?;
-    evaluate::evaluate(&network, &source, config, &Solo)
+    let weights = on_device(&artefact.weights, device);
+    Network::new(config, &artefact.header.depths, 0..0, &weights)
 }
 
 /// Completes a module with the frozen stages of the meta model that it grew in, beside it or in the run directory.

@@ -8,11 +8,15 @@ pub mod report;
 pub mod summary;
 
 use crate::collective::mpi::World;
+use crate::collective::replicas::on_replicas;
 use crate::collective::{Collective, Solo, agree, on_zero, zero_says};
 use crate::config::{Config, Ranks};
 use crate::data::{self, Source};
+use crate::device::memory::{self, OutOfMemory};
+use crate::device::{self, Devices};
 use crate::error::Failure;
 use crate::model::fresh;
+use crate::plan::cost::fitting_micro_batch;
 use crate::plan::groups::assignment;
 use crate::plan::phases::{ASSEMBLED, E2E, FINETUNE, META, MODULE, Phase, Start};
 use crate::plan::{PhasePlan, Plan};
@@ -20,10 +24,12 @@ use crate::store::lease::Lease;
 use crate::store::progress::Progress;
 use crate::store::{RunDir, artefact};
 use crate::train::{self, Setting};
-use crate::usage;
-use crate::weights::Weights;
+use crate::weights::{Weights, on_device};
+use crate::{require, usage};
 use anyhow::Result;
 use std::path::Path;
+use std::sync::Mutex;
+use tch::Device;
 
 /// One config on one world of ranks.
 pub struct Job<'a> {
@@ -31,17 +37,21 @@ pub struct Job<'a> {
     pub run: RunDir,
     pub source: Source,
     pub world: &'a World,
+    /// This rank's.
+    pub devices: Devices,
 }
 
 impl<'a> Job<'a> {
     /// Opens the data on every rank and the run directory; all ranks fail together if one does.
-    pub fn open(config: Config, world: &'a World) -> Result<Job<'a>> {
+    pub fn open(config: Config, world: &'a World, devices: Devices) -> Result<Job<'a>> {
         let whole = world.whole();
-        let source = agree(whole, data::open(&config))?;
+        // The first rank lists a large source and keeps the list, which the others then read.
+        let first = on_zero(whole, || data::open(&config))?;
+        let source = agree(whole, first.map_or_else(|| data::open(&config), Ok))?;
         let plan = agree(whole, Plan::new(config, source.train.len()))?;
         on_zero(whole, || RunDir::open(&plan.config))?;
         let run = RunDir { path: plan.config.run.dir.clone() };
-        Ok(Job { plan, run, source, world })
+        Ok(Job { plan, run, source, world, devices })
     }
 
     /// Everything, in order. What is done already is verified and skipped.
@@ -60,7 +70,7 @@ impl<'a> Job<'a> {
     pub fn phase(&self, phase: &Phase) -> Result<()> {
         let plan = self.plan.phase(phase, None);
         match plan.training.on {
-            Ranks::Zero => self.on_zero(|group| self.train(&plan, group)),
+            Ranks::Zero => self.train_on_zero(&plan),
             Ranks::World | Ranks::Group => self.train(&plan, self.world.whole()),
         }
     }
@@ -80,17 +90,33 @@ impl<'a> Job<'a> {
         let group = self.world.split(part.group.start);
         let train = |index: &usize| self.train(&self.plan.phase(&MODULE, Some(*index)), group.as_ref());
         let trained = part.modules.iter().try_for_each(train);
+        self.rejoin(trained)
+    }
+
+    /// Rank zero trains a phase alone, or on GPUs with the ranks of its node: each of them has its own part of these.
+    fn train_on_zero(&self, phase: &PhasePlan) -> Result<()> {
+        let group: Option<Box<dyn Collective>> = match self.world.node_of_zero()? {
+            Some(node) if self.devices.are_gpus() => Some(node),
+            Some(_) if self.world.whole().is_zero() => Some(Box::new(Solo)),
+            _ => None,
+        };
+        self.rejoin(group.map_or(Ok(()), |group| self.train(phase, group.as_ref())))
+    }
+
+    /// The ranks leave what they did in groups together. A failure is told at once, not when the other groups are done:
+    /// they may train for hours.
+    fn rejoin(&self, trained: Result<()>) -> Result<()> {
         if trained.as_ref().is_err_and(|error| !Failure::is_stop(error)) {
-            // The other groups may train for hours: a failure is told now, not when they are done.
             return trained;
         }
-        whole.barrier()?;
-        agree(whole, trained)
+        self.world.whole().barrier()?;
+        agree(self.world.whole(), trained)
     }
 
     /// Assembles the target from the modules and evaluates it.
     pub fn assemble(&self) -> Result<()> {
-        self.on_zero(|_| assemble::assemble(self).inspect_err(|error| self.note_failure("assemble", error)))
+        let noted = |error: &anyhow::Error| self.note_failure("assemble", error);
+        on_zero(self.world.whole(), || assemble::assemble(self).inspect_err(noted)).map(|_| ())
     }
 
     /// For `status`. The phase's own error is the one to tell, not that it could not be noted either.
@@ -99,11 +125,6 @@ impl<'a> Job<'a> {
             let noted = Progress::fail(&self.run.path, phase, &format!("{error:#}"));
             noted.unwrap_or_else(|error| log::warn!("{error:#}"));
         }
-    }
-
-    /// Rank zero acts alone while the others wait.
-    fn on_zero(&self, act: impl FnOnce(&dyn Collective) -> Result<()>) -> Result<()> {
-        on_zero(self.world.whole(), || act(&Solo)).map(|_| ())
     }
 
     /// Trains a phase on a group of ranks, unless its artefact is there. An error of one rank alone is returned at once,
@@ -129,10 +150,22 @@ impl<'a> Job<'a> {
         trained
     }
 
+    /// Runs the loop on each replica of each rank of the group.
     fn train_on(&self, phase: &PhasePlan, group: &dyn Collective, lease: Option<&Lease>) -> Result<()> {
+        let Job { plan, run, source, devices, .. } = self;
         let (start, meta) = agree(group, self.start(phase))?;
-        let setting = Setting { plan: &self.plan, run: &self.run, source: &self.source, group, lease };
-        train::run(&setting, phase, &start, meta.as_deref())
+        let start = Mutex::new(start);
+        on_replicas(group, devices.replicas(), devices.suit_nccl(), &|replica| {
+            devices.take_up(replica.local)?;
+            replica.join_nccl()?;
+            check_share(plan, phase, devices.replicas(), replica.size())?;
+            let device = devices.device(replica.local);
+            let start = on_device(&start.lock().expect("copying tensors does not panic"), device);
+            let lease = lease.filter(|_| replica.is_zero());
+            let setting = Setting { plan, run, source, group: replica, device, lease };
+            memory::caught(|| train::run(&setting, phase, &start, meta.as_deref()))
+                .map_err(|error| with_what_fits(error, plan, phase, device))
+        })
     }
 
     /// Every weight at step 0, and the content hash of the meta model it derives from.
@@ -162,6 +195,38 @@ impl<'a> Job<'a> {
         let meta = if phase.start == Start::Meta { Some(from.hash) } else { from.header.meta };
         Ok((weights, meta))
     }
+}
+
+/// Refuses what several replicas cannot do.
+fn check_share(plan: &Plan, phase: &PhasePlan, in_rank: usize, in_group: usize) -> Result<()> {
+    let batch = phase.training.global_batch;
+    require!(
+        batch / 2 >= in_group,
+        "{}.global_batch = {batch} is too small for {in_group} replicas (samples are mixed in pairs); raise it to {}, or \
+         use fewer ranks or replicas",
+        phase.row,
+        2 * in_group
+    );
+    require!(
+        plan.config.model.dropout == 0.0 || in_rank == 1,
+        "model.dropout = {} needs one replica per rank, as the replicas of a process share libtorch's generator; set \
+         run.replicas = 1 and start a rank for each device",
+        plan.config.model.dropout
+    );
+    Ok(())
+}
+
+/// To an error about memory, the micro-batch that would fit; any other stays.
+fn with_what_fits(error: anyhow::Error, plan: &Plan, phase: &PhasePlan, device: Device) -> anyhow::Error {
+    if !error.is::<OutOfMemory>() {
+        return error;
+    }
+    let micro = plan.config.run.micro_batch;
+    let cure = match fitting_micro_batch(plan, phase, device::memory_of(device)) {
+        Some(fitting) => format!("{fitting} should fit: --set run.micro_batch={fitting} (the results stay)"),
+        None => "no smaller one fits; this phase needs a device with more memory".into(),
+    };
+    usage!("{}: run.micro_batch = {micro} on {}: {error}; {cure}", phase.name, device::name(device))
 }
 
 /// Whether the artefact is there; it then must verify and be of this recipe.

@@ -1,23 +1,18 @@
 //! What `incubate plan` prints: parameters per stage, steps, learning rates, memory, cost, and each rank's part.
 
-use crate::config::Ranks;
 use crate::plan::cost::cost;
-use crate::plan::groups::{assignment, micro_batches, share};
-use crate::plan::parameters::parameters;
+use crate::plan::groups::{assignment, micro_batches, ranges, share};
+use crate::plan::parameters::counts;
 use crate::plan::phases::PHASES;
 use crate::plan::{PhasePlan, Plan};
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::time::Instant;
-use tch::{Device, Kind, Tensor};
 
-/// Every phase of a plan on a world of `ranks` at `rate` operations per second and rank.
+/// Every phase of a plan on a world of `ranks` at `rate` operations per second and device.
 pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let model = &plan.config.model;
     let stages = model.stages();
-    let per_stage: Vec<usize> = (0..stages)
-        .map(|s| parameters(model, &model.depths).iter().filter(|p| p.stage == s).map(|p| p.count()).sum())
-        .collect();
+    let per_stage = counts(model, &model.depths);
     let mut phases = Vec::new();
     for phase in PHASES.iter().filter(|p| p.name != "e2e" || plan.config.run.e2e) {
         phases.extend(plan.phases(phase).iter().map(|phase| phase_report(plan, phase, ranks, rate)));
@@ -35,6 +30,7 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
         "parameters_per_stage": per_stage,
         "depths": model.depths,
         "flops_per_s": rate,
+        "devices_per_rank": plan.replicas_per_rank(),
         "phases": phases,
         "ranks": parts,
     })
@@ -42,17 +38,8 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
 
 fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64) -> Value {
     let cost = cost(plan, phase);
-    let replicas = match (phase.training.on, phase.index) {
-        (Ranks::World, _) => ranks,
-        (Ranks::Zero, _) => 1,
-        (Ranks::Group, index) => {
-            let stages = plan.config.model.stages();
-            (0..ranks)
-                .map(|rank| assignment(rank, ranks, stages))
-                .find(|part| part.modules.contains(&index.unwrap_or(0)))
-                .map_or(1, |part| part.group.len())
-        }
-    };
+    let ranks_of_phase = plan.ranks_on(phase.training.on, phase.index, ranks);
+    let replicas = ranks_of_phase * plan.replicas_per_rank();
     let global_batch = phase.training.global_batch;
     let largest = share(global_batch, 0, replicas);
     let passes = micro_batches(largest.clone(), plan.config.run.micro_batch).len();
@@ -90,6 +77,7 @@ pub fn text(report: &Value, measured: bool) -> String {
         let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
         items.iter().map(Value::to_string).collect::<Vec<_>>().join(", ")
     };
+    let numbers = |value: &Value| ranges(&serde_json::from_value::<Vec<usize>>(value.clone()).unwrap_or_default());
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -144,25 +132,12 @@ pub fn text(report: &Value, measured: bool) -> String {
     for part in report["ranks"].as_array().into_iter().flatten() {
         let _ = writeln!(
             out,
-            "rank {}: modules {} with ranks {}",
+            "rank {}: {} device(s), modules {} with ranks {}",
             part["rank"],
-            list(&part["modules"]),
-            list(&part["group"])
+            report["devices_per_rank"],
+            numbers(&part["modules"]),
+            numbers(&part["group"])
         );
     }
     out
-}
-
-/// Operations per second of this process's fp32 matrix product.
-pub fn measured_rate() -> f64 {
-    let n = 1024;
-    let a = Tensor::ones([n, n], (Kind::Float, Device::Cpu));
-    let once = || {
-        let start = Instant::now();
-        let _ = a.matmul(&a);
-        start.elapsed().as_secs_f64()
-    };
-    once();
-    let best = (0..8).map(|_| once()).fold(f64::INFINITY, f64::min);
-    2.0 * (n as f64).powi(3) / best
 }

@@ -1,5 +1,6 @@
 //! What a phase costs: parameters, floating-point operations and memory. Estimates by formula, for `plan` and reports.
 
+use super::parameters::counts;
 use super::{PhasePlan, Plan};
 use crate::config::Model;
 
@@ -19,15 +20,12 @@ pub struct Cost {
 /// The cost of a phase.
 pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
     let model = &plan.config.model;
-    let parameters = phase.parameters(plan);
-    let count = |filter: &dyn Fn(usize) -> bool| -> u64 {
-        parameters.iter().filter(|p| filter(p.stage)).map(|p| p.count() as u64).sum()
-    };
-    let (all, trained) = (count(&|_| true), count(&|stage| phase.trained.contains(&stage)));
+    let counts = counts(model, &phase.depths);
+    let sum = |stages: &[usize]| stages.iter().sum::<usize>() as u64;
+    let (all, trained) = (sum(&counts), sum(&counts[phase.trained.clone()]));
     let images = phase.steps * phase.training.global_batch as u64;
     let micro = plan.config.run.micro_batch.min(phase.training.global_batch) as f64;
-    // Weights of every stage; gradient, its flat copy and two moments of the trained ones.
-    let memory = 4.0 * (all as f64 + 4.0 * trained as f64) + micro * activation_bytes(model, phase);
+    let memory = state_bytes(all, trained) + micro * activation_bytes(model, phase);
     Cost {
         parameters: all,
         trained_parameters: trained,
@@ -35,6 +33,23 @@ pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
         flops: images as f64 * training_flops(model, phase),
         memory: memory as u64,
     }
+}
+
+/// Weights of every stage; gradient, its flat copy and two moments of the trained ones.
+fn state_bytes(all: u64, trained: u64) -> f64 {
+    4.0 * (all as f64 + 4.0 * trained as f64)
+}
+
+/// The largest micro-batch, smaller than the config's, whose estimate leaves a tenth of a device's memory (unknown: the
+/// half of the config's); none if there is none.
+pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: Option<u64>) -> Option<usize> {
+    let half = plan.config.run.micro_batch.min(phase.training.global_batch) / 2;
+    let cost = cost(plan, phase);
+    let free = |memory: u64| 0.9 * memory as f64 - state_bytes(cost.parameters, cost.trained_parameters);
+    let most =
+        memory.map_or(half, |memory| (free(memory) / activation_bytes(&plan.config.model, phase)).max(0.0) as usize);
+    let even = most.min(half) / 2 * 2;
+    (even > 0).then_some(even)
 }
 
 /// Forward passes of one block on one sample: four width² and two width·hidden products per token, and attention.
@@ -107,11 +122,36 @@ mod tests {
     }
 
     #[test]
+    fn counts_by_stage_are_those_of_the_listed_parameters() {
+        let model = &plan("[model]\nqkv_bias = false").config.model;
+        for depths in [&[3][..], &[1, 4], &[2, 1, 3]] {
+            let listed = super::super::parameters::parameters(model, depths);
+            let of = |stage| listed.iter().filter(|p| p.stage == stage).map(|p| p.count()).sum();
+            assert_eq!(counts(model, depths), (0..depths.len()).map(of).collect::<Vec<usize>>());
+        }
+    }
+
+    #[test]
     fn vit_b_forward_is_17_6_gflop_per_image_by_multiply_adds() {
         let plan = plan("");
         let flops = forward_flops(&plan.config.model, &plan.config.model.depths);
         // timm counts 17.58 G multiply-adds for vit_base_patch16_224 including attention.
         assert!((flops / 2.0 / 17.58e9 - 1.0).abs() < 0.01, "{flops}");
+    }
+
+    #[test]
+    fn the_micro_batch_that_fits_fills_the_memory_by_its_own_estimate_and_is_smaller_than_the_one_that_did_not() {
+        let mut plan = plan("[run]\nmicro_batch = 4096");
+        let phase = plan.phase(&E2E, None);
+        let memory = 40 << 30;
+        let fitting = fitting_micro_batch(&plan, &phase, Some(memory)).unwrap();
+        plan.config.run.micro_batch = fitting;
+        let used = cost(&plan, &phase).memory as f64 / memory as f64;
+        assert!((0.88..=0.9).contains(&used), "{fitting} fills {used}");
+        assert_eq!(fitting_micro_batch(&plan, &phase, Some(memory)), Some(fitting / 2 / 2 * 2));
+        assert_eq!(fitting_micro_batch(&plan, &phase, Some(1 << 30)), None);
+        plan.config.run.micro_batch = 2;
+        assert_eq!(fitting_micro_batch(&plan, &phase, None), None);
     }
 
     #[test]

@@ -39,6 +39,19 @@ pub fn micro_batches(share: Range<usize>, micro_batch: usize) -> Vec<Range<usize
     share.clone().step_by(micro_batch).map(|start| start..(start + micro_batch).min(share.end)).collect()
 }
 
+/// Rising numbers in short, such as `0-3,7`, as people read them and sbatch takes them.
+pub fn ranges(numbers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let run = |&(from, to): &(usize, usize)| if from == to { from.to_string() } else { format!("{from}-{to}") };
+    runs.iter().map(run).collect::<Vec<_>>().join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

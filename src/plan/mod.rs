@@ -7,10 +7,11 @@ pub mod parameters;
 pub mod phases;
 pub mod schedule;
 
-use crate::config::{Config, Training};
+use crate::config::{Config, DeviceChoice, Ranks, Training};
 use crate::random::key_of_text;
 use crate::require;
 use anyhow::Result;
+use groups::assignment;
 use parameters::{Parameter, parameters};
 use phases::{Depths, Phase, Start, Trains};
 use std::ops::Range;
@@ -112,6 +113,37 @@ impl Plan {
     pub fn recipe(&self, tables: &[&str]) -> String {
         let text = format!("seed = {}\n{}", self.config.run.seed, self.config.recipe(tables));
         blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+
+    /// Replicas of one rank, as far as the config tells: as many as it says, else the rank's part of the node's GPUs, else
+    /// one.
+    pub fn replicas_per_rank(&self) -> usize {
+        match self.config.run.replicas {
+            0 => (self.gpus_per_node() / self.ranks_per_node()).max(1),
+            replicas => replicas,
+        }
+    }
+
+    /// How many of a world of `ranks` train a phase `on` these.
+    pub fn ranks_on(&self, on: Ranks, index: Option<usize>, ranks: usize) -> usize {
+        let stages = self.config.model.stages();
+        match on {
+            Ranks::World => ranks,
+            Ranks::Zero if self.gpus_per_node() > 0 => ranks.min(self.ranks_per_node()),
+            Ranks::Zero => 1,
+            Ranks::Group => (0..ranks)
+                .map(|rank| assignment(rank, ranks, stages))
+                .find(|part| part.modules.contains(&index.unwrap_or(0)))
+                .map_or(1, |part| part.group.len()),
+        }
+    }
+
+    fn gpus_per_node(&self) -> usize {
+        if self.config.run.device == DeviceChoice::Cpu { 0 } else { self.config.slurm.gpus_per_node }
+    }
+
+    fn ranks_per_node(&self) -> usize {
+        self.config.slurm.ranks.div_ceil(self.config.slurm.nodes)
     }
 
     /// Samples of one epoch: with repeated augmentation the official sampler keeps whole blocks of 256.

@@ -86,3 +86,19 @@ pub fn parameters(model: &Model, depths: &[usize]) -> Vec<Parameter> {
     add(last, "head.bias".into(), &[classes], Kind::Bias);
     all
 }
+
+/// How many numbers each stage's parameters hold, without listing them all: a plan may have a thousand stages.
+pub fn counts(model: &Model, depths: &[usize]) -> Vec<usize> {
+    let (mut block, mut first, mut last) = (0, 0, 0);
+    for parameter in parameters(model, &[1]) {
+        *match parameter.name.split('.').next() {
+            Some("blocks") => &mut block,
+            Some("norm" | "head") => &mut last,
+            _ => &mut first,
+        } += parameter.count();
+    }
+    let mut counts: Vec<usize> = depths.iter().map(|depth| depth * block).collect();
+    counts[0] += first;
+    counts[depths.len() - 1] += last;
+    counts
+}

@@ -2,7 +2,7 @@
 //!
 //! # Layout, format version 1
 //! ```text
-//! bytes 0–511     user block, text: «incubate artefact, format 1», the file's length, and the BLAKE3 hash of every
+//! bytes 0–511     the seal (`seal.rs`): «incubate artefact, format 1», the file's length, and the BLAKE3 hash of every
 //!                 byte from 512 on; so damage is found before a byte is parsed. That hash names the file's content:
 //!                 a module records the hash of the meta model that it grew in.
 //! from byte 512   HDF5 (libver earliest; h5py, h5dump and HDFView open it as it is)
@@ -22,19 +22,18 @@ use super::lease::Fence;
 use crate::config::Model;
 use crate::error::Failure;
 use crate::plan::parameters::{Parameter, parameters};
+use crate::seal;
 use crate::weights::{Weights, floats, floats_mut};
 use anyhow::{Context, Result};
 use hdf5::types::VarLenUnicode;
-use hdf5::{File, Group};
+use hdf5::{Dataset, File, Group};
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::str::FromStr;
 use tch::{Kind, Tensor};
 
-const FORMAT_VERSION: i32 = 1;
-const USER_BLOCK: u64 = 512;
-const MAGIC: &str = "incubate artefact, format ";
+const SEAL: seal::Kind =
+    seal::Kind { name: "artefact", version: 1, cure: "delete it and start the phase again, or restore it from a copy" };
 
 /// Everything about an artefact but its tensors.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,17 +82,17 @@ pub fn write(
     durable::require_space(path, 4 * numbers as u64 + (64 << 10))?;
     let mut hash = String::new();
     durable::replace(path, |beside| {
-        let file = File::with_options().with_fcpl(|p| p.userblock(USER_BLOCK)).create(beside)?;
+        let file = File::with_options().with_fcpl(|p| p.userblock(seal::BLOCK)).create(beside)?;
         fill(&file, header, weights, state)?;
         file.close()?;
-        hash = seal(beside)?;
+        hash = SEAL.set(beside, 0..0)?;
         fence.map_or(Ok(()), Fence::check)
     })?;
     Ok(hash)
 }
 
 fn fill(file: &File, header: &Header, weights: &Weights, state: &[(&str, &Tensor)]) -> Result<()> {
-    file.new_attr::<i32>().create("format_version")?.write_scalar(&FORMAT_VERSION)?;
+    file.new_attr::<i32>().create("format_version")?.write_scalar(&SEAL.version)?;
     file.new_attr::<u64>().create("step")?.write_scalar(&header.step)?;
     if let Some(index) = header.index {
         file.new_attr::<u64>().create("index")?.write_scalar(&(index as u64))?;
@@ -108,6 +107,18 @@ fn fill(file: &File, header: &Header, weights: &Weights, state: &[(&str, &Tensor
     }
     text_attribute(file, "model", &serde_json::to_string(&header.model)?)?;
     text_attribute(file, "metrics", &serde_json::to_string(&header.metrics)?)?;
+    let numbers: Vec<&[f32]> = weights.values().chain(state.iter().map(|(_, t)| *t)).map(floats).collect();
+    // Hashed while they are written: each takes about as long as the other.
+    let (datasets, hashes) = std::thread::scope(|scope| {
+        let hashing = scope.spawn(|| numbers.iter().map(|n| hash_of(n)).collect::<Vec<_>>());
+        let datasets = write_tensors(file, weights, state);
+        (datasets, hashing.join().expect("hashing does not panic"))
+    });
+    datasets?.iter().zip(hashes).try_for_each(|(dataset, hash)| text_attribute(dataset, "blake3", &hash))
+}
+
+fn write_tensors(file: &File, weights: &Weights, state: &[(&str, &Tensor)]) -> Result<Vec<Dataset>> {
+    let mut datasets = Vec::with_capacity(weights.len() + state.len());
     let stages = file.create_group("stage")?;
     let mut group: Option<(usize, Group)> = None;
     for ((stage, name), tensor) in weights {
@@ -115,24 +126,23 @@ fn fill(file: &File, header: &Header, weights: &Weights, state: &[(&str, &Tensor
             group = Some((*stage, stages.create_group(&stage.to_string())?));
         }
         let (_, group) = group.as_ref().expect("set above");
-        dataset(group, name, tensor)?;
+        datasets.push(dataset(group, name, tensor)?);
     }
     if !state.is_empty() {
         let group = file.create_group("state")?;
         for (name, tensor) in state {
-            dataset(&group, name, tensor)?;
+            datasets.push(dataset(&group, name, tensor)?);
         }
     }
-    Ok(())
+    Ok(datasets)
 }
 
-fn dataset(group: &Group, name: &str, tensor: &Tensor) -> Result<()> {
-    let numbers = floats(tensor);
+fn dataset(group: &Group, name: &str, tensor: &Tensor) -> Result<Dataset> {
     let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
     // Without time stamps the same content is the same bytes.
     let dataset = group.new_dataset::<f32>().obj_track_times(false).shape(shape).create(name)?;
-    dataset.write_raw(numbers)?;
-    text_attribute(&dataset, "blake3", &hash_of(numbers))
+    dataset.write_raw(floats(tensor))?;
+    Ok(dataset)
 }
 
 fn text_attribute(object: &hdf5::Location, name: &str, text: &str) -> Result<()> {
@@ -145,76 +155,7 @@ fn hash_of(numbers: &[f32]) -> String {
     const { assert!(cfg!(target_endian = "little"), "the byte order of memory is the file's") };
     // SAFETY: any initialised memory may be read as bytes; the length is that of the slice.
     let bytes = unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) };
-    blake3::hash(bytes).to_hex().to_string()
-}
-
-/// Writes the user block over the finished HDF5 part.
-fn seal(path: &Path) -> Result<String> {
-    let mut file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
-    file.seek(SeekFrom::Start(USER_BLOCK))?;
-    let hash = hash_rest(&mut file)?;
-    let mut block = user_block(file.metadata()?.len(), &hash).into_bytes();
-    block.resize(USER_BLOCK as usize, 0);
-    file.seek(SeekFrom::Start(0))?;
-    file.write_all(&block)?;
-    Ok(hash)
-}
-
-fn user_block(length: u64, hash: &str) -> String {
-    format!(
-        "{MAGIC}{FORMAT_VERSION}\nlength {length}\nblake3 {hash}\n\
-         An HDF5 file behind a user block of {USER_BLOCK} bytes; open it with h5py, h5dump or HDFView.\n"
-    )
-}
-
-fn hash_rest(file: &mut std::fs::File) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finalize().to_hex().to_string()),
-            n => hasher.update(&buffer[..n]),
-        };
-    }
-}
-
-/// Verifies the whole file against its user block and returns its content hash. Nothing is parsed before that.
-pub fn verify_bytes(path: &Path) -> Result<String> {
-    let damaged = |what: String| Failure::Damaged { path: path.into(), what };
-    let mut file = std::fs::File::open(path).map_err(|e| damaged(format!("cannot be read: {e}")))?;
-    let length = file.metadata()?.len();
-    let mut block = vec![0; USER_BLOCK as usize];
-    let short = |_| damaged(format!("truncated: only {length} bytes are left; {CURE}"));
-    file.read_exact(&mut block).map_err(short)?;
-    let text = String::from_utf8_lossy(&block);
-    let mut lines = text.lines();
-    let version = lines.next().and_then(|line| line.strip_prefix(MAGIC));
-    let version =
-        version.ok_or_else(|| damaged(format!("not an artefact of incubate (its first bytes differ); {CURE}")))?;
-    if version != FORMAT_VERSION.to_string() {
-        return Err(damaged(format!("format {version}, but this incubate reads format {FORMAT_VERSION}")).into());
-    }
-    let field = |line: Option<&str>, name: &str| {
-        line.and_then(|l| l.strip_prefix(name)).map(|v| v.trim().to_string()).unwrap_or_default()
-    };
-    let (stored_length, stored_hash) = (field(lines.next(), "length "), field(lines.next(), "blake3 "));
-    if stored_length != length.to_string() {
-        return Err(damaged(format!("{length} bytes long, but {stored_length} were written; {CURE}")).into());
-    }
-    let hash = hash_rest(&mut file).map_err(|e| damaged(format!("cannot be read: {e}")))?;
-    // The block is compared whole, so that no bit of it can change unseen.
-    if hash != stored_hash || block[..] != padded(user_block(length, &hash))[..] {
-        return Err(damaged(format!("its bytes have changed since it was written; {CURE}")).into());
-    }
-    Ok(hash)
-}
-
-const CURE: &str = "delete it and start the phase again, or restore it from a copy";
-
-fn padded(text: String) -> Vec<u8> {
-    let mut bytes = text.into_bytes();
-    bytes.resize(USER_BLOCK as usize, 0);
-    bytes
+    blake3::Hasher::new().update_rayon(bytes).finalize().to_hex().to_string()
 }
 
 /// Reads and verifies a whole artefact.
@@ -222,7 +163,7 @@ fn padded(text: String) -> Vec<u8> {
 /// # Errors
 /// [`Failure::Damaged`] if anything in it differs from what was written, or is not what its attributes promise.
 pub fn read(path: &Path) -> Result<Artefact> {
-    let hash = verify_bytes(path)?;
+    let hash = SEAL.verify(path)?.hash;
     parse(path, hash).map_err(|error| match error.downcast::<Failure>() {
         Ok(failure) => failure.into(),
         Err(error) => Failure::Damaged { path: path.into(), what: format!("{error:#}") }.into(),
@@ -231,7 +172,7 @@ pub fn read(path: &Path) -> Result<Artefact> {
 
 /// Reads and verifies the attributes alone (after hashing the whole file).
 pub fn read_header(path: &Path) -> Result<(Header, String)> {
-    let hash = verify_bytes(path)?;
+    let hash = SEAL.verify(path)?.hash;
     let header = File::open(path).map_err(anyhow::Error::from).and_then(|file| parse_header(&file));
     header
         .map(|header| (header, hash))

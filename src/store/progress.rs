@@ -34,7 +34,7 @@ pub struct Progress {
     /// Why it failed, if it did.
     #[serde(default)]
     pub error: Option<String>,
-    /// Ranks that train the phase.
+    /// Replicas that train the phase.
     pub ranks: usize,
     pub host: String,
     pub pid: u32,

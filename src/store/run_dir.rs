@@ -5,6 +5,7 @@
 //! checkpoints/{phase}-{step}.h5   the newest of a phase that is not done
 //! leases/{phase}.{generation}.json  who may write a phase
 //! progress/{phase}.json           heartbeats
+//! index/{split}.index              where the images of a large source lie
 //! logs/{phase}/                   metrics.jsonl and TensorBoard events
 //! export/{format}/                exported models
 //! summary.json  report.html

@@ -1,9 +1,12 @@
 //! AdamW (Loshchilov and Hutter, arXiv 1711.05101; the arithmetic of torch.optim.AdamW) in one pass over flat buffers.
 
+mod device;
+
 use crate::config::Training;
-use crate::model::FlatParameters;
+use crate::model::{FlatParameters, threads};
 use crate::weights::floats_mut;
 use anyhow::{Context, Result};
+use multiversion::multiversion;
 use std::collections::BTreeMap;
 use tch::Tensor;
 
@@ -55,7 +58,7 @@ impl AdamW {
         let mut take = |name: &str| -> Result<Tensor> {
             let tensor = state.remove(name).with_context(|| format!("state/{name} is missing"))?;
             anyhow::ensure!(tensor.size() == flat.buffer().size(), "state/{name} has shape {:?}", tensor.size());
-            Ok(tensor)
+            Ok(tensor.to_device(flat.buffer().device()))
         };
         Ok(AdamW {
             exp_avg: take("exp_avg")?,
@@ -78,12 +81,20 @@ impl AdamW {
         self.ema.as_ref()
     }
 
-    /// One update with gradients times `scale`.
-    pub fn step(&mut self, flat: &mut FlatParameters, gradients: &[f32], scale: f32, lr: f64) {
+    /// One update, after bringing the gradients' global norm down to `clip` (0: no limit).
+    pub fn step(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         self.steps += 1;
+        if flat.buffer().device().is_cuda() {
+            self.step_on_device(flat, clip, lr);
+        } else {
+            self.step_on_host(flat, clip, lr);
+        }
+    }
+
+    fn step_on_host(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         let correction = |beta: f64| 1.0 - beta.powi(self.steps as i32);
         let mut pass = Pass {
-            scale,
+            scale: 1.0,
             beta1: self.betas[0] as f32,
             beta2: self.betas[1] as f32,
             step_size: (lr / correction(self.betas[0])) as f32,
@@ -92,30 +103,71 @@ impl AdamW {
             keep: (1.0 - lr * self.weight_decay) as f32,
         };
         let decayed = flat.decayed();
-        let (weights, plain) = flat.numbers_mut().split_at_mut(decayed);
-        let (m, m_plain) = floats_mut(&mut self.exp_avg).split_at_mut(decayed);
-        let (v, v_plain) = floats_mut(&mut self.exp_avg_sq).split_at_mut(decayed);
-        let (g, g_plain) = gradients.split_at(decayed);
-        pass.update(weights, m, v, g);
-        pass.keep = 1.0;
-        pass.update(plain, m_plain, v_plain, g_plain);
-        if let Some(ema) = &mut self.ema {
-            let decay = self.ema_decay as f32;
-            for (average, weight) in floats_mut(ema).iter_mut().zip(flat.numbers_mut()) {
-                *average = decay * *average + (1.0 - decay) * *weight;
+        flat.update(|weights, gradients| {
+            pass.scale = clip_scale(gradients, clip);
+            let (weights_decayed, plain) = weights.split_at_mut(decayed);
+            let (m, m_plain) = floats_mut(&mut self.exp_avg).split_at_mut(decayed);
+            let (v, v_plain) = floats_mut(&mut self.exp_avg_sq).split_at_mut(decayed);
+            let (g, g_plain) = gradients.split_at(decayed);
+            pass.update(weights_decayed, m, v, g);
+            pass.keep = 1.0;
+            pass.update(plain, m_plain, v_plain, g_plain);
+            if let Some(ema) = &mut self.ema {
+                let decay = self.ema_decay as f32;
+                for (average, weight) in floats_mut(ema).iter_mut().zip(weights) {
+                    *average = decay * *average + (1.0 - decay) * *weight;
+                }
             }
-        }
+        });
     }
+}
+
+/// The factor that brings the global norm down to `limit`, as torch's `clip_grad_norm_`; 1 where there is no limit.
+fn clip_scale(gradients: &[f32], limit: f64) -> f32 {
+    if limit == 0.0 {
+        return 1.0;
+    }
+    // Summed in chunks, so that rounding does not grow with the number of parameters, and in lanes, so that it
+    // vectorises.
+    let lanes = |chunk: &[f32]| {
+        let mut lanes = [0.0f32; 16];
+        for group in chunk.chunks(16) {
+            lanes.iter_mut().zip(group).for_each(|(lane, g)| *lane += g * g);
+        }
+        f64::from(lanes.iter().sum::<f32>())
+    };
+    let norm = gradients.chunks(4096).map(lanes).sum::<f64>().sqrt();
+    (limit / (norm + 1e-6)).min(1.0) as f32
 }
 
 impl Pass {
     fn update(&self, weights: &mut [f32], m: &mut [f32], v: &mut [f32], gradients: &[f32]) {
-        let (b1, b2) = (self.beta1, self.beta2);
-        for (((w, m), v), g) in weights.iter_mut().zip(m).zip(v).zip(gradients) {
-            let g = g * self.scale;
-            *m += (1.0 - b1) * (g - *m);
-            *v = b2 * *v + (1.0 - b2) * g * g;
-            *w = *w * self.keep - self.step_size * *m / (v.sqrt() / self.root_correction + self.eps);
-        }
+        let each = threads::rows_each(weights.len(), weights.len(), 64);
+        let parts = weights.chunks_mut(each).zip(m.chunks_mut(each)).zip(v.chunks_mut(each));
+        threads::each(parts.zip(gradients.chunks(each)), |(((weights, m), v), g)| update(self, weights, m, v, g));
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn update(pass: &Pass, weights: &mut [f32], m: &mut [f32], v: &mut [f32], gradients: &[f32]) {
+    let &Pass { scale, beta1, beta2, step_size, root_correction, eps, keep } = pass;
+    for (((w, m), v), g) in weights.iter_mut().zip(m).zip(v).zip(gradients) {
+        let g = g * scale;
+        *m += (1.0 - beta1) * (g - *m);
+        *v = beta2 * *v + (1.0 - beta2) * g * g;
+        *w = *w * keep - step_size * *m / (v.sqrt() / root_correction + eps);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clipping_brings_a_long_gradient_to_the_limit_and_leaves_a_short_one() {
+        let scale = clip_scale(&[3.0, 4.0], 1.0);
+        assert!((f64::from(scale) * 5.0 - 1.0).abs() < 1e-5);
+        assert_eq!(clip_scale(&[0.3, 0.4], 1.0), 1.0);
+        assert_eq!(clip_scale(&[3.0, 4.0], 0.0), 1.0);
     }
 }

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
-/// Writes a phase's checkpoints. Only the group's first rank has one.
+/// Writes a phase's checkpoints. Only the group's first replica has one.
 pub struct Checkpoints {
     due: Due,
     header: Header,
@@ -118,7 +118,8 @@ impl Checkpoints {
         self.spare = Some(written.buffers);
     }
 
-    fn begin(&mut self, trainer: &Trainer) -> Result<()> {
+    /// Copies what there is now and has it written; the one before must be done.
+    pub fn begin(&mut self, trainer: &Trainer) -> Result<()> {
         let mut buffers = self.spare.take().expect("the writer has given the copies back");
         buffers.copy(trainer);
         let header = Header { step: trainer.step, ..self.header.clone() };
@@ -140,9 +141,14 @@ impl Drop for Checkpoints {
 }
 
 impl Buffers {
+    /// In host memory; for a GPU in pinned memory, to which its copies go at full speed.
     fn like(trainer: &Trainer) -> Buffers {
-        let state = trainer.optimiser.state().into_iter().map(|(name, tensor)| (name, tensor.empty_like())).collect();
-        Buffers { weights: trainer.network.flat().buffer().empty_like(), state }
+        let host = |tensor: &Tensor| {
+            let copy = Tensor::empty(tensor.size(), (Kind::Float, Device::Cpu));
+            if tensor.device().is_cuda() { copy.pin_memory(tensor.device()) } else { copy }
+        };
+        let state = trainer.optimiser.state().into_iter().map(|(name, tensor)| (name, host(tensor))).collect();
+        Buffers { weights: host(trainer.network.flat().buffer()), state }
     }
 
     fn copy(&mut self, trainer: &Trainer) {

@@ -1,4 +1,4 @@
-//! What the outside sees of a running phase: log lines, metrics, heartbeats. Written by the first rank of the group.
+//! What the outside sees of a running phase: log lines, metrics, heartbeats. Written by the first replica of the group.
 
 use super::step::Outcome;
 use crate::collective::Collective;
@@ -10,7 +10,7 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// The open logs; silent on all ranks but the group's first.
+/// The open logs; silent on all replicas but the group's first.
 pub struct Logging<'a> {
     run: &'a RunDir,
     global_batch: usize,
@@ -65,7 +65,7 @@ impl<'a> Logging<'a> {
                 ..Progress::begun(&phase.name)
             };
             log::info!(
-                "{}: {} steps of {} samples on {} rank(s), {} blocks per stage, training stages {:?}",
+                "{}: {} steps of {} samples on {} replica(s), {} blocks per stage, training stages {:?}",
                 phase.name,
                 phase.steps,
                 phase.training.global_batch,
@@ -94,7 +94,7 @@ impl<'a> Logging<'a> {
         let (global_batch, run) = (self.global_batch, self.run);
         let Some(open) = &mut self.open else { return Ok(()) };
         open.window.loss += outcome.loss;
-        open.window.waited += outcome.waited;
+        open.window.waited += outcome.times.data;
         open.progress.step = step;
         open.progress.useful_s += open.step_began.elapsed().as_secs_f64();
         open.step_began = Instant::now();

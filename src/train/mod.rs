@@ -14,17 +14,18 @@ use crate::model::Network;
 use crate::plan::{PhasePlan, Plan};
 use crate::store::lease::Lease;
 use crate::store::{Artefact, Header, RunDir, artefact};
-use crate::weights::Weights;
+use crate::weights::{Weights, on_device};
 use adamw::AdamW;
 use anyhow::{Context, Result, anyhow};
 use checkpoints::Checkpoints;
 use logging::Logging;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use step::Stepper;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
-/// Set by a signal handler; the ranks of a group agree on it at every step boundary.
+/// Set by a signal handler; the replicas of a group agree on it at every step boundary.
 pub static STOP: AtomicBool = AtomicBool::new(false);
 
 /// What one phase needs beside its plan.
@@ -32,9 +33,11 @@ pub struct Setting<'a> {
     pub plan: &'a Plan,
     pub run: &'a RunDir,
     pub source: &'a Source,
-    /// The ranks that train the phase together.
+    /// The replicas that train the phase together.
     pub group: &'a dyn Collective,
-    /// The right to write the phase; the group's first rank has it.
+    /// Where this replica is.
+    pub device: Device,
+    /// The right to write the phase; the group's first replica has it.
     pub lease: Option<&'a Lease>,
 }
 
@@ -52,7 +55,7 @@ struct Trainer {
 /// # Errors
 /// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.
 pub fn run(setting: &Setting, phase: &PhasePlan, start: &Weights, meta: Option<&str>) -> Result<()> {
-    let mut trainer = Trainer::resume(setting.plan, setting.run, phase, start)?;
+    let mut trainer = Trainer::resume(setting, phase, start)?;
     let mut logging = Logging::open(setting.run, phase, setting.group, trainer.step)?;
     let result = trainer.train(setting, phase, meta, &mut logging);
     match &result {
@@ -62,6 +65,38 @@ pub fn run(setting: &Setting, phase: &PhasePlan, start: &Weights, meta: Option<&
         Err(_) => {}
     }
     result
+}
+
+/// Seconds that blocks of `every` steps take from `start` on, in pairs: without a checkpoint, and with one that begins
+/// with the block and is in place at its end.
+pub fn time_checkpoints(
+    setting: &Setting,
+    phase: &PhasePlan,
+    start: &Weights,
+    every: u64,
+    pairs: usize,
+) -> Result<Vec<(f64, f64)>> {
+    let mut trainer = Trainer::resume(setting, phase, start)?;
+    let mut stepper = Stepper::new(setting.plan, phase, setting.group);
+    let mut loader = Loader::start(setting.plan, phase, setting.source, 0, 1, 0);
+    let header = trainer.header(setting.plan, phase, None, BTreeMap::new());
+    let mut checkpoints = Checkpoints::start(setting, phase, header, &trainer);
+    let mut block = |with: bool| -> Result<f64> {
+        let began = Instant::now();
+        if with {
+            checkpoints.begin(&trainer)?;
+        }
+        for _ in 0..every {
+            let lr = phase.lr(trainer.step);
+            stepper.step(&mut trainer.network, &mut trainer.optimiser, &mut loader, trainer.step, lr)?;
+            trainer.step += 1;
+        }
+        checkpoints.finish()?;
+        Ok(began.elapsed().as_secs_f64())
+    };
+    // The first block pays for what is set up once.
+    block(true)?;
+    (0..pairs).map(|_| Ok((block(false)?, block(true)?))).collect()
 }
 
 fn not_finite(run: &RunDir, phase: &PhasePlan, step: u64, lr: f64) -> anyhow::Error {
@@ -75,16 +110,20 @@ fn not_finite(run: &RunDir, phase: &PhasePlan, step: u64, lr: f64) -> anyhow::Er
 
 impl Trainer {
     /// From the newest checkpoint that verifies, else from `start`.
-    fn resume(plan: &Plan, run: &RunDir, phase: &PhasePlan, start: &Weights) -> Result<Trainer> {
-        let model = &plan.config.model;
-        let network = |weights: &Weights| Network::new(model, &phase.depths, phase.trained.clone(), weights);
+    fn resume(setting: &Setting, phase: &PhasePlan, start: &Weights) -> Result<Trainer> {
+        let Setting { plan, run, device, .. } = *setting;
+        let network = |weights: &Weights| {
+            Network::new(&plan.config, &phase.depths, phase.trained.clone(), &on_device(weights, device))
+        };
         let Some(checkpoint) = run.newest_checkpoint(&phase.name, &phase.recipe) else {
             let network = network(start)?;
             let optimiser = AdamW::new(&phase.training, network.flat());
             return Ok(Trainer { network, optimiser, step: 0 });
         };
         let Artefact { header, weights, state, .. } = checkpoint;
-        log::info!("{}: resuming at step {} of {}", phase.name, header.step, phase.steps);
+        if setting.group.is_zero() {
+            log::info!("{}: resuming at step {} of {}", phase.name, header.step, phase.steps);
+        }
         // A module's checkpoint holds its own stage; the frozen ones are the start's.
         let mut all: Weights = start.iter().map(|(key, tensor)| (key.clone(), tensor.shallow_clone())).collect();
         all.extend(weights);
@@ -95,8 +134,8 @@ impl Trainer {
     }
 
     fn train(&mut self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>, logging: &mut Logging) -> Result<()> {
-        let Setting { plan, run, source, group, lease } = *setting;
-        let mut stepper = Stepper::new(plan, phase, group, &self.network);
+        let Setting { plan, run, source, group, lease, .. } = *setting;
+        let mut stepper = Stepper::new(plan, phase, group);
         let mut loader = Loader::start(plan, phase, source, group.rank(), group.size(), self.step);
         let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
         let header = self.header(plan, phase, meta, BTreeMap::new());
@@ -107,7 +146,7 @@ impl Trainer {
             let outcome = stepper.step(&mut self.network, &mut self.optimiser, &mut loader, self.step, lr)?;
             self.step += 1;
             if !outcome.loss.is_finite() {
-                // Every rank has seen the same loss; one of them says so.
+                // Every replica has seen the same loss; one of them says so.
                 return Err(if group.is_zero() {
                     not_finite(run, phase, self.step, lr)
                 } else {
@@ -133,6 +172,8 @@ impl Trainer {
                 logging.saved(checkpoints.save_s());
             }
             if outcome.stop {
+                // None leaves while another may still be at the sum that told it to.
+                group.barrier()?;
                 return Err(Failure::Stopped { phase: phase.name.clone(), step: self.step }.into());
             }
         }
@@ -141,7 +182,7 @@ impl Trainer {
         if let Some(mut checkpoints) = checkpoints {
             checkpoints.finish()?;
             let header = self.header(plan, phase, meta, metrics);
-            let weights = self.network.flat().layout().named(self.evaluated_weights());
+            let weights = self.network.flat().layout().named(&self.evaluated_weights().to_device(Device::Cpu));
             artefact::write(&run.file(&phase.file), &header, &weights, &[], lease.map(Lease::fence))?;
             run.prune_checkpoints(&phase.name, 0)?;
         }

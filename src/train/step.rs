@@ -3,14 +3,14 @@
 use super::adamw::AdamW;
 use crate::collective::Collective;
 use crate::data::loader::Batch;
-use crate::model::{DropPath, Network};
+use crate::device::upload;
+use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
-use crate::weights::floats_mut;
 use anyhow::Result;
 use std::time::{Duration, Instant};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// What a step tells the loop.
 #[derive(Debug, Clone, Copy)]
@@ -19,8 +19,37 @@ pub struct Outcome {
     pub loss: f64,
     /// Some rank of the group was asked to stop.
     pub stop: bool,
-    /// How long this rank waited for data.
-    pub waited: Duration,
+    pub times: Times,
+}
+
+/// Where the time of a step went on this replica; with a GPU, the time to hand it the work.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// Waiting for the loader.
+    pub data: Duration,
+    pub forward: Duration,
+    pub backward: Duration,
+    pub all_reduce: Duration,
+    /// With the norm for clipping.
+    pub optimiser: Duration,
+}
+
+impl std::ops::AddAssign for Times {
+    fn add_assign(&mut self, other: Times) {
+        self.data += other.data;
+        self.forward += other.forward;
+        self.backward += other.backward;
+        self.all_reduce += other.all_reduce;
+        self.optimiser += other.optimiser;
+    }
+}
+
+/// Adds what `act` takes to `time`.
+fn timed<T>(time: &mut Duration, act: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let result = act();
+    *time += began.elapsed();
+    result
 }
 
 /// The buffers and constants of a phase's steps.
@@ -32,18 +61,12 @@ pub struct Stepper<'a> {
     drop: DropPathRule,
     dropout: bool,
     seed: u64,
-    /// Gradients in the order of the flat parameters, then two numbers that travel with them: loss and stop.
-    gradients: Tensor,
-    numbers: i64,
 }
 
-const EXTRAS: i64 = 2;
-
 impl<'a> Stepper<'a> {
-    pub fn new(plan: &Plan, phase: &PhasePlan, group: &'a dyn Collective, network: &Network) -> Stepper<'a> {
+    pub fn new(plan: &Plan, phase: &PhasePlan, group: &'a dyn Collective) -> Stepper<'a> {
         let global_batch = phase.training.global_batch;
         let share = share(global_batch, group.rank(), group.size());
-        let numbers = network.flat().len() as i64;
         Stepper {
             group,
             global_batch: global_batch as f64,
@@ -52,8 +75,6 @@ impl<'a> Stepper<'a> {
             drop: DropPathRule { rate: phase.training.drop_path, blocks: phase.depths.iter().sum(), seed: phase.seed },
             dropout: plan.config.model.dropout > 0.0,
             seed: phase.seed,
-            gradients: Tensor::zeros([numbers + EXTRAS], (Kind::Float, Device::Cpu)),
-            numbers,
         }
     }
 
@@ -62,63 +83,58 @@ impl<'a> Stepper<'a> {
         &mut self,
         network: &mut Network,
         optimiser: &mut AdamW,
-        batches: &mut dyn Iterator<Item = Batch>,
+        batches: &mut dyn Iterator<Item = Result<Batch>>,
         step: u64,
         lr: f64,
     ) -> Result<Outcome> {
-        let mut waited = Duration::ZERO;
-        let _ = self.gradients.zero_();
+        let mut times = Times::default();
+        let _ = network.flat_mut().gradients_mut().zero_();
         if self.dropout {
             // libtorch's generator draws the dropout masks: keyed by step and rank, a resumed run draws the same.
             tch::manual_seed(crate::random::key(&[self.seed, DROPOUT, step, self.group.rank() as u64]) as i64);
         }
         for _ in 0..self.micro_batches {
-            let asked = Instant::now();
-            let batch = batches.next().expect("a loader has no end");
-            waited += asked.elapsed();
-            self.accumulate(network, &batch, step);
+            let batch = timed(&mut times.data, || batches.next()).expect("a loader has no end")?;
+            self.accumulate(network, &batch, step, &mut times);
         }
-        let numbers = self.numbers as usize;
-        let gradients = floats_mut(&mut self.gradients);
-        gradients[numbers + 1] = f32::from(u8::from(super::stop_requested()));
-        self.group.all_reduce(gradients)?;
-        let outcome = Outcome { loss: gradients[numbers].into(), stop: gradients[numbers + 1] > 0.0, waited };
+        let numbers = network.flat().len() as i64;
+        let gradients = network.flat_mut().gradients_mut();
+        let _ = gradients.narrow(0, numbers + 1, 1).fill_(f64::from(u8::from(super::stop_requested())));
+        timed(&mut times.all_reduce, || self.group.all_reduce(gradients))?;
+        // The one moment of a step in which the host waits for a GPU: all must know whether to stop.
+        let told = Vec::<f32>::try_from(gradients.narrow(0, numbers, EXTRAS as i64))?;
+        let outcome = Outcome { loss: told[0].into(), stop: told[1] > 0.0, times };
         if outcome.loss.is_finite() {
-            let gradients = &mut gradients[..numbers];
-            let scale = clip_scale(gradients, self.clip);
-            optimiser.step(network.flat_mut(), gradients, scale, lr);
+            timed(&mut times.optimiser, || optimiser.step(network.flat_mut(), self.clip, lr));
         }
-        Ok(outcome)
+        Ok(Outcome { times, ..outcome })
     }
 
     /// Adds one micro-batch's share of loss and gradients.
-    fn accumulate(&mut self, network: &Network, batch: &Batch, step: u64) {
-        let drop = self.drop.draw(step, batch.positions.clone());
-        let logits_bc = network.forward(&batch.images_bchw, Some(&drop));
-        let loss = soft_cross_entropy(&logits_bc, &batch.targets_bc) / self.global_batch;
-        let parts = network.gradients(&loss);
-        let mut flat: Vec<Tensor> = parts.iter().map(|g| g.reshape([-1])).collect();
-        flat.push(loss.detach().reshape([1]));
-        let _ = self.gradients.narrow(0, 0, self.numbers + 1).g_add_(&Tensor::cat(&flat, 0));
+    fn accumulate(&mut self, network: &mut Network, batch: &Batch, step: u64, times: &mut Times) {
+        let (gradient_bc, tape) = timed(&mut times.forward, || {
+            let (_, device) = network.options();
+            let DropPath { scale } = self.drop.draw(step, batch.positions.clone());
+            let drop = DropPath { scale: scale.map(|scale| upload(&scale, device)) };
+            let (logits_bc, tape) = network.train(&upload(&batch.images_bchw, device), &drop);
+            let (loss, gradient_bc) = soft_cross_entropy(&logits_bc, &upload(&batch.targets_bc, device));
+            let sums = network.flat().gradients();
+            let _ = sums.get(network.flat().len() as i64).g_add_(&(loss / self.global_batch));
+            (gradient_bc / self.global_batch, tape)
+        });
+        timed(&mut times.backward, || network.backward(tape, &gradient_bc));
     }
 }
 
 const DROPOUT: u64 = 5;
 
-/// Σ over the batch of −Σ target · log softmax(logits) (timm: `SoftTargetCrossEntropy`, before its mean).
-pub fn soft_cross_entropy(logits_bc: &Tensor, targets_bc: &Tensor) -> Tensor {
-    -(targets_bc * logits_bc.log_softmax(-1, Kind::Float)).sum(Kind::Float)
-}
-
-/// The factor that brings the global norm down to `limit`, as torch's `clip_grad_norm_`; 1 where there is no limit.
-fn clip_scale(gradients: &[f32], limit: f64) -> f32 {
-    if limit == 0.0 {
-        return 1.0;
-    }
-    // Summed in chunks, so that rounding does not grow with the number of parameters.
-    let squares = gradients.chunks(4096).map(|c| f64::from(c.iter().map(|g| g * g).sum::<f32>()));
-    let norm = squares.sum::<f64>().sqrt();
-    (limit / (norm + 1e-6)).min(1.0) as f32
+/// Σ over the batch of −Σ target · log softmax(logits) (timm: `SoftTargetCrossEntropy`, before its mean), and its
+/// gradient with respect to the logits. All in fp32.
+pub fn soft_cross_entropy(logits_bc: &Tensor, targets_bc: &Tensor) -> (Tensor, Tensor) {
+    let log_probability_bc = logits_bc.log_softmax(-1, Kind::Float);
+    let loss = -(targets_bc * &log_probability_bc).sum(Kind::Float);
+    let weight_b1 = targets_bc.sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
+    (loss, log_probability_bc.exp() * weight_b1 - targets_bc)
 }
 
 /// Stochastic depth: the rate rises linearly from 0 to `rate` over the blocks of the network that runs.
@@ -154,14 +170,6 @@ const DROP_PATH: u64 = 6;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn clipping_brings_a_long_gradient_to_the_limit_and_leaves_a_short_one() {
-        let scale = clip_scale(&[3.0, 4.0], 1.0);
-        assert!((f64::from(scale) * 5.0 - 1.0).abs() < 1e-5);
-        assert_eq!(clip_scale(&[0.3, 0.4], 1.0), 1.0);
-        assert_eq!(clip_scale(&[3.0, 4.0], 0.0), 1.0);
-    }
 
     #[test]
     fn drop_path_keeps_each_branch_at_its_rate_without_bias_and_depends_only_on_the_position() {

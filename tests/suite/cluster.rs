@@ -176,7 +176,6 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         let _ = self.output("scancel", &["--full", "-u", &user()]);
-        let mine = format!("SLURM_CONF={}", self.folder.path().join("slurm.conf").display());
         for daemon in self.daemons.iter_mut().rev() {
             // SAFETY: the daemon is our child and has not been waited for.
             unsafe { libc::kill(daemon.id() as i32, libc::SIGTERM) };

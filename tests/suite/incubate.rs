@@ -107,11 +107,16 @@ impl Incubate {
 
     /// Under mpirun, with more ranks than cores if need be.
     pub fn mpirun(&self, ranks: usize, arguments: &[&str]) -> Ended {
+        ended(self.mpirun_command(ranks, arguments).output().expect("mpirun is installed"))
+    }
+
+    /// As [`Incubate::mpirun`], to be started.
+    pub fn mpirun_command(&self, ranks: usize, arguments: &[&str]) -> Command {
         let mut command = Command::new("mpirun");
         command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
         command.arg(env!("CARGO_BIN_EXE_incubate"));
         self.arguments(&mut command, arguments);
-        ended(command.output().expect("mpirun is installed"))
+        command
     }
 
     /// The losses that a phase logged, by step.

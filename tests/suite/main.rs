@@ -2,11 +2,21 @@
 
 mod cluster;
 mod damage;
+mod downstream;
+mod drawn;
+mod exports;
+mod fuzz;
+mod gpus;
 mod house;
 mod incubate;
 mod kills;
 mod leases;
+mod pack;
 mod parity;
+mod precision;
+mod replicas;
 mod runs;
 mod slurm;
+mod stored;
+mod transforms;
 mod usage;

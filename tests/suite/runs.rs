@@ -116,7 +116,7 @@ fn dropout_draws_the_same_masks_after_a_stop() {
 }
 
 /// Starts, waits for the first checkpoint, and stops it with SIGTERM, which it answers with exit code 75.
-fn stop_after_a_checkpoint(run: &Incubate, arguments: &[&str]) {
+pub fn stop_after_a_checkpoint(run: &Incubate, arguments: &[&str]) {
     let mut child = run.command(arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     let checkpoints = run.file("checkpoints");

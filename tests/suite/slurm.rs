@@ -76,20 +76,29 @@ fn an_array_run_on_three_nodes_has_the_bits_of_a_local_run() {
     let local = Incubate::new().set(name);
     local.ok(&["run"]);
     let run = Incubate::new().set(name);
+    let script = run.folder.path().join("list.sbatch");
+    let list = format!(
+        "#!/bin/bash\n#SBATCH --output=/dev/null\nls \"$1\" > {}\n",
+        run.folder.path().join("listed").display()
+    );
+    std::fs::write(&script, list).unwrap();
+    let run = run.set(&format!("slurm.downstream=[\"{}\"]", script.display()));
     let dry = submit(&cluster, &run, &["--dry-run"]).ok();
-    assert_eq!(dry.out.matches("to start at").count(), 3, "Slurm accepts all three scripts: {}", dry.out);
+    assert_eq!(dry.out.matches("to start at").count(), 4, "Slurm accepts all scripts: {}", dry.out);
     let jobs = jobs(&cluster, &run);
-    assert_eq!(jobs.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["meta", "modules", "finalize"]);
+    let names: Vec<&str> = jobs.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["meta", "modules", "finalize", "downstream-list"]);
     jobs.iter().for_each(|(_, id)| cluster.until_completed(id));
     for file in ["meta.h5", "module-2.h5", "final.h5"] {
         assert!(local.bytes(file) == run.bytes(file), "{file}");
     }
+    assert_eq!(std::fs::read_to_string(run.folder.path().join("listed")).unwrap(), "timm\n");
     let strays = ["x", "y"].iter().filter(|f| run.folder.path().join(f).exists() || run.file(f).exists()).count();
     assert_eq!(strays, 0);
     // Submitting a finished run leaves the last job alone, which verifies and ends.
     let again = submit(&cluster, &run, &["--dry-run"]).ok();
     let again: Vec<Value> = serde_json::from_str(&again.out).unwrap();
-    assert_eq!(again.iter().map(|job| &job["name"]).collect::<Vec<_>>(), ["finalize"]);
+    assert_eq!(again.iter().map(|job| &job["name"]).collect::<Vec<_>>(), ["finalize", "downstream-list"]);
 }
 
 #[test]

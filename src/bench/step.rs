@@ -1,0 +1,230 @@
+//! `incubate bench step`: how fast one device trains, on random images that lie in memory. `tools/bench_step.py` sets it
+//! beside PyTorch and timm.
+
+use super::median;
+use crate::collective::Solo;
+use crate::config::{Config, Precision};
+use crate::data::loader::Batch;
+use crate::device;
+use crate::model::{self, Network, fresh};
+use crate::plan::cost::training_flops;
+use crate::plan::phases::{E2E, MODULE};
+use crate::plan::{PhasePlan, Plan};
+use crate::require;
+use crate::train::adamw::AdamW;
+use crate::train::step::{Stepper, Times};
+use crate::weights::on_device;
+use anyhow::Result;
+use serde::Serialize;
+use std::path::Path;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// The answer: medians over the timed steps.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub model: String,
+    /// `e2e`, or `stage I`: the module that trains in its hybrid.
+    pub work: String,
+    pub blocks: usize,
+    pub trained_parameters: usize,
+    pub batch: usize,
+    pub micro_batch: usize,
+    pub precision: Precision,
+    pub activation_checkpointing: bool,
+    pub device: String,
+    pub threads: usize,
+    pub steps: usize,
+    pub step_s: f64,
+    pub images_per_s: f64,
+    /// Operations that the step needs by formula (what is recomputed counts once), per second.
+    pub gflops: f64,
+    /// Large square matrix products in the same precision, on the same threads, per second.
+    pub matrix_product_gflops: f64,
+    /// Of that.
+    pub utilisation: f64,
+    /// The process's largest resident set; on a GPU its memory in use, which libtorch does not give back.
+    pub peak_mib: f64,
+    pub share: Shares,
+}
+
+/// Where the time of a step goes; together 1.
+#[derive(Debug, Serialize)]
+pub struct Shares {
+    pub data: f64,
+    pub forward: f64,
+    pub backward: f64,
+    pub all_reduce: f64,
+    pub optimiser: f64,
+}
+
+/// Sizes by name: image, patch, width, depth, heads, channels, classes; four stages of the same depth.
+const MODELS: [(&str, [usize; 7]); 7] = [
+    ("tiny-28", [28, 7, 48, 16, 4, 1, 10]),
+    ("deit-ti", [224, 16, 192, 12, 3, 3, 1000]),
+    ("deit-s", [224, 16, 384, 12, 6, 3, 1000]),
+    ("vit-b", [224, 16, 768, 12, 12, 3, 1000]),
+    ("vit-l", [224, 16, 1024, 24, 16, 3, 1000]),
+    ("vit-h", [224, 14, 1280, 32, 16, 3, 1000]),
+    ("deit-t-128", [32, 4, 192, 128, 3, 3, 100]),
+];
+
+/// A config for a model of the table, or the config file of that path. The table's models train without stochastic
+/// depth and in one micro-batch, as their peers do.
+pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
+    let Some((_, sizes)) = MODELS.iter().find(|(name, _)| *name == model) else {
+        require!(
+            Path::new(model).exists(),
+            "--model {model}: neither a file nor one of {}",
+            MODELS.map(|(name, _)| name).join(", ")
+        );
+        return Config::load(Path::new(model), sets);
+    };
+    let [image, patch, width, depth, heads, channels, classes] = sizes;
+    let list = vec!["0.5"; *channels].join(", ");
+    let text = format!(
+        "[run]\nmicro_batch = {batch}\n[model]\nimage_size = {image}\npatch_size = {patch}\nwidth = {width}\nheads = {heads}\nchannels = {channels}\n\
+         classes = {classes}\ndepths = {:?}\n[data]\nmean = [{list}]\nstd = [{list}]\n[module]\ndrop_path = 0\n\
+         [e2e]\ndrop_path = 0",
+        [depth / 4; 4]
+    );
+    Config::parse(&text, sets)
+}
+
+/// What to measure.
+pub struct Work {
+    /// The module that trains; the target end to end without one.
+    pub stage: Option<usize>,
+    /// Samples of a global batch.
+    pub batch: usize,
+    /// How many steps are timed.
+    pub steps: usize,
+    pub device: Device,
+}
+
+/// Trains on one device and measures.
+pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
+    let Work { stage, batch, steps, device } = work;
+    let stages = config.model.stages();
+    require!(stage.is_none_or(|s| s < stages), "--stage {}: stages are 0 to {}", stage.unwrap_or(0), stages - 1);
+    require!(batch >= 2 && batch.is_multiple_of(2), "--batch {batch}: it must be even and at least 2");
+    (config.module.global_batch, config.e2e.global_batch) = (batch, batch);
+    let plan = Plan { config, train_images: 256 * batch };
+    let phase = match stage {
+        Some(index) => plan.phase(&MODULE, Some(index)),
+        None => plan.phase(&E2E, None),
+    };
+    let start = fresh(phase.parameters(&plan).iter(), phase.seed);
+    let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &on_device(&start, device))?;
+    drop(start);
+    let mut optimiser = AdamW::new(&phase.training, network.flat());
+    let mut stepper = Stepper::new(&plan, &phase, &Solo);
+    let mut batches = random_batches(&plan, &phase);
+    let mut seconds = Vec::new();
+    let mut times = Times::default();
+    for step in 0..(WARM_UP + steps) as u64 {
+        let began = Instant::now();
+        let outcome = stepper.step(&mut network, &mut optimiser, &mut batches, step, 1e-3)?;
+        if step >= WARM_UP as u64 {
+            seconds.push(began.elapsed().as_secs_f64());
+            times += outcome.times;
+        }
+    }
+    // Before the matrix products take their own.
+    let peak_mib = peak_mib(device)?;
+    let step_s = median(seconds);
+    let gflops = training_flops(&plan.config.model, &phase) * batch as f64 / step_s / 1e9;
+    let matrix_product_gflops = model::matrix_product_rate(network.options()) / 1e9;
+    let run = &plan.config.run;
+    Ok(Report {
+        model: name.to_string(),
+        work: stage.map_or("e2e".into(), |s| format!("stage {s}")),
+        blocks: phase.depths.iter().sum(),
+        trained_parameters: network.flat().len(),
+        batch,
+        micro_batch: run.micro_batch.min(batch),
+        precision: run.precision,
+        activation_checkpointing: run.activation_checkpointing,
+        device: device::name(device),
+        threads: tch::get_num_threads() as usize,
+        steps,
+        step_s,
+        images_per_s: batch as f64 / step_s,
+        gflops,
+        matrix_product_gflops,
+        utilisation: gflops / matrix_product_gflops,
+        peak_mib,
+        share: Shares::of(&times),
+    })
+}
+
+const WARM_UP: usize = 3;
+
+impl Shares {
+    fn of(times: &Times) -> Shares {
+        let parts = [times.data, times.forward, times.backward, times.all_reduce, times.optimiser];
+        let total = parts.iter().sum::<std::time::Duration>().as_secs_f64();
+        let [data, forward, backward, all_reduce, optimiser] = parts.map(|part| part.as_secs_f64() / total);
+        Shares { data, forward, backward, all_reduce, optimiser }
+    }
+}
+
+/// The same micro-batches for every step.
+fn random_batches(plan: &Plan, phase: &PhasePlan) -> impl Iterator<Item = Result<Batch>> + use<> {
+    let model = &plan.config.model;
+    let (channels, side, classes) = (model.channels as i64, model.image_size as i64, model.classes as i64);
+    tch::manual_seed(0);
+    let batch = phase.training.global_batch;
+    let cut = crate::plan::groups::micro_batches(0..batch, plan.config.run.micro_batch);
+    let random = |positions: std::ops::Range<usize>| {
+        let b = positions.len() as i64;
+        let options = (Kind::Float, Device::Cpu);
+        Batch {
+            images_bchw: Tensor::randn([b, channels, side, side], options),
+            targets_bc: Tensor::randn([b, classes], options).softmax(-1, Kind::Float),
+            positions,
+        }
+    };
+    let batches: Vec<Batch> = cut.into_iter().map(random).collect();
+    (0..).map(move |n: usize| {
+        let Batch { images_bchw, targets_bc, positions } = &batches[n % batches.len()];
+        let (images_bchw, targets_bc) = (images_bchw.shallow_clone(), targets_bc.shallow_clone());
+        Ok(Batch { images_bchw, targets_bc, positions: positions.clone() })
+    })
+}
+
+fn peak_mib(device: Device) -> Result<f64> {
+    if device.is_cuda() {
+        return Ok(device::cuda()?.memory_in_use()? as f64 / (1 << 20) as f64);
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>().map_or(0.0, |kib| kib / 1024.0))
+}
+
+/// The report for people.
+pub fn text(r: &Report) -> String {
+    format!(
+        "{} {} on {}, batch {}, {:?}, {} thread(s): {:.2} images/s (median of {} steps of {:.3} s)\n\
+         {:.0} of {:.0} GFLOP/s, {:.0} % of the matrix product; peak memory {:.0} MiB\n\
+         data {:.0} %, forward {:.0} %, backward {:.0} %, all-reduce {:.0} %, optimiser {:.0} %\n",
+        r.model,
+        r.work,
+        r.device,
+        r.batch,
+        r.precision,
+        r.threads,
+        r.images_per_s,
+        r.steps,
+        r.step_s,
+        r.gflops,
+        r.matrix_product_gflops,
+        100.0 * r.utilisation,
+        r.peak_mib,
+        100.0 * r.share.data,
+        100.0 * r.share.forward,
+        100.0 * r.share.backward,
+        100.0 * r.share.all_reduce,
+        100.0 * r.share.optimiser
+    )
+}

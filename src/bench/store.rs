@@ -1,0 +1,149 @@
+//! `incubate bench store`: what checkpoints cost the training, and how fast one is written, against `dd … conv=fsync`.
+
+use super::median;
+use crate::collective::Solo;
+use crate::config::{Config, Interval};
+use crate::data;
+use crate::model::fresh;
+use crate::plan::Plan;
+use crate::plan::parameters::parameters;
+use crate::plan::phases::META;
+use crate::store::{Header, RunDir, artefact};
+use crate::train::{self, Setting};
+use crate::weights::Weights;
+use anyhow::{Result, ensure};
+use serde::Serialize;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// The answer; times in seconds, rates in MB (10⁶ bytes) per second, each the median over the pairs.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub pairs: usize,
+    pub every_steps: u64,
+    /// Of `every_steps` steps.
+    pub block_s: f64,
+    /// The same with one checkpoint, until its file is in place.
+    pub block_with_checkpoint_s: f64,
+    pub overhead_percent: f64,
+    pub written_mb: f64,
+    pub write_mb_per_s: f64,
+    pub dd_mb_per_s: f64,
+    /// Of dd's rate.
+    pub write_ratio: f64,
+}
+
+/// Trains the config's meta model in blocks of `every` steps, in turn without and with a checkpoint, and writes the
+/// config's target with its optimiser state by us and as many bytes by dd, in turn. What it writes into `config.run.dir` it
+/// removes.
+pub fn measure(mut config: Config, every: u64, pairs: usize) -> Result<Report> {
+    config.run.dir = config.run.dir.join("bench-store");
+    config.run.checkpoint_every = Interval::Never;
+    let dir = config.run.dir.clone();
+    let _ = std::fs::remove_dir_all(&dir);
+    let checkpoint = Checkpoint::of(&config);
+    let (without, with) = blocks(config, every, pairs)?;
+    let (mut ours, mut dds) = (Vec::new(), Vec::new());
+    for _ in 0..pairs {
+        ours.push(checkpoint.write(&dir.join("checkpoint.h5"))?);
+        dds.push(dd(&dir.join("dd"), checkpoint.bytes())?);
+    }
+    std::fs::remove_dir_all(&dir)?;
+    let _ = dir.parent().map(std::fs::remove_dir);
+    let ratios = ours.iter().zip(&dds).map(|(ours, dd)| dd / ours).collect();
+    let megabytes = checkpoint.bytes() as f64 / 1e6;
+    let (without, with) = (median(without), median(with));
+    Ok(Report {
+        pairs,
+        every_steps: every,
+        block_s: without,
+        block_with_checkpoint_s: with,
+        overhead_percent: 100.0 * (with / without - 1.0),
+        written_mb: megabytes,
+        write_mb_per_s: megabytes / median(ours),
+        dd_mb_per_s: megabytes / median(dds),
+        write_ratio: median(ratios),
+    })
+}
+
+/// Seconds of the blocks without and with a checkpoint.
+fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+    let source = data::open(&config)?;
+    let run = RunDir::open(&config)?;
+    let plan = Plan::new(config, source.train.len())?;
+    let phase = plan.phase(&META, None);
+    let start = fresh(phase.parameters(&plan).iter(), phase.seed);
+    let (run, plan, source, device) = (&run, &plan, &source, Device::Cpu);
+    let setting = Setting { plan, run, source, group: &Solo, device, lease: None };
+    Ok(train::time_checkpoints(&setting, &phase, &start, every, pairs)?.into_iter().unzip())
+}
+
+/// A checkpoint of the config's target: weights and optimiser state.
+struct Checkpoint {
+    header: Header,
+    weights: Weights,
+    moments: Tensor,
+}
+
+impl Checkpoint {
+    fn of(config: &Config) -> Checkpoint {
+        let table = parameters(&config.model, &config.model.depths);
+        let numbers: usize = table.iter().map(|p| p.count()).sum();
+        let moments = Tensor::rand([numbers as i64], (Kind::Float, Device::Cpu));
+        let header = Header {
+            phase: "finetune".into(),
+            index: None,
+            depths: config.model.depths.clone(),
+            step: 1,
+            recipe: String::new(),
+            meta: None,
+            model: config.model.clone(),
+            metrics: Default::default(),
+        };
+        Checkpoint { header, weights: fresh(table.iter(), 0), moments }
+    }
+
+    fn bytes(&self) -> usize {
+        12 * self.moments.numel()
+    }
+
+    /// Seconds from the buffers in memory to the synced file in its place.
+    fn write(&self, path: &Path) -> Result<f64> {
+        let began = Instant::now();
+        let state = [("exp_avg", &self.moments), ("exp_avg_sq", &self.moments)];
+        artefact::write(path, &self.header, &self.weights, &state, None)?;
+        let took = began.elapsed().as_secs_f64();
+        std::fs::remove_file(path)?;
+        Ok(took)
+    }
+}
+
+fn dd(path: &Path, bytes: usize) -> Result<f64> {
+    let began = Instant::now();
+    let file = format!("of={}", path.display());
+    let count = format!("count={}", bytes.div_ceil(1 << 20));
+    let output = Command::new("dd").args(["if=/dev/zero", "bs=1M", "conv=fsync", &file, &count]).output()?;
+    ensure!(output.status.success(), "dd: {}", String::from_utf8_lossy(&output.stderr));
+    let took = began.elapsed().as_secs_f64();
+    std::fs::remove_file(path)?;
+    Ok(took)
+}
+
+/// The report for people.
+pub fn text(r: &Report) -> String {
+    format!(
+        "{} steps: {:.3} s; with a checkpoint {:.3} s: {:+.2} % (medians of {} pairs)\n\
+         a checkpoint of {:.0} MB: {:.0} MB/s; dd conv=fsync: {:.0} MB/s; ratio {:.2}\n",
+        r.every_steps,
+        r.block_s,
+        r.block_with_checkpoint_s,
+        r.overhead_percent,
+        r.pairs,
+        r.written_mb,
+        r.write_mb_per_s,
+        r.dd_mb_per_s,
+        r.write_ratio
+    )
+}

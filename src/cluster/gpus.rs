@@ -1,0 +1,47 @@
+//! What `incubate doctor` says about GPUs: the driver, libtorch's CUDA, the devices, NCCL; what is missing, with the cure.
+
+use super::doctor::{Finding, finding};
+use crate::collective::nccl;
+use crate::config::DeviceChoice;
+use crate::device::driver::Driver;
+use crate::device::{cuda, describe, loaded_library};
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Kind, Tensor};
+
+/// Looks at everything that training on this node's GPUs needs. A node without a driver is none of the troubles, unless
+/// the config asks for GPUs.
+pub fn examine(choice: DeviceChoice) -> Vec<Finding> {
+    let driver = match (choice, Driver::open()) {
+        (DeviceChoice::Cpu, _) => return vec![finding("GPUs", Ok("not asked for (run.device = \"cpu\")".into()))],
+        (DeviceChoice::Auto, Err(reason)) => {
+            return vec![finding("GPUs", Ok(format!("none, computing on the CPU: {reason:#}")))];
+        }
+        (DeviceChoice::Cuda, Err(reason)) => {
+            let cure = "run.device = \"cuda\" needs a GPU node, or set run.device = \"auto\"";
+            return vec![finding("GPUs", Err(reason.context(cure)))];
+        }
+        (_, Ok(driver)) => driver,
+    };
+    let (major, minor) = driver.cuda_version();
+    let gpus: Vec<String> = driver.gpus().iter().map(|gpu| format!("{} at {}", describe(gpu), gpu.address)).collect();
+    vec![
+        finding("driver", Ok(format!("NVIDIA, for CUDA up to {major}.{minor}"))),
+        finding("GPUs", Ok(if gpus.is_empty() { "none visible".into() } else { gpus.join("; ") })),
+        finding("CUDA", cuda().map(|_| "libtorch 2.11.0 computes on these GPUs".to_string())),
+        finding("NCCL", nccl()),
+    ]
+}
+
+/// The version, where it was loaded from, and a sum of one GPU with nobody else.
+fn nccl() -> Result<String> {
+    let version = nccl::version()?;
+    let path = loaded_library("libnccl.so").map_or("?".into(), |path| path.display().to_string());
+    let found = format!("NCCL {version} ({path})");
+    let Ok(driver) = cuda() else { return Ok(format!("{found}, not tried without CUDA")) };
+    driver.make_current(0)?;
+    let mut values = Tensor::arange(1000, (Kind::Float, Device::Cuda(0)));
+    nccl::sum_alone(&mut values).with_context(|| format!("{found} does not work"))?;
+    let unchanged = values.to_device(Device::Cpu) == Tensor::arange(1000, (Kind::Float, Device::Cpu));
+    ensure!(unchanged, "{found} gives a wrong sum; install another version");
+    Ok(format!("{found}, a sum of one works"))
+}

@@ -1,0 +1,328 @@
+//! The replicas of one rank: a thread and a device each, joined with those of the group's other ranks into one
+//! collective, so that training code sees neither threads nor MPI.
+//!
+//! On the CPU the replicas' numbers are added in shared memory, always in the same order; the thread that owns MPI (the
+//! one that called, which drives replica zero) adds the other ranks' with them. GPUs are joined by NCCL where they can
+//! be, else by way of host memory. A replica that fails releases all that wait for it, with an error.
+
+use super::nccl::{self, Nccl, UniqueId};
+use super::{Collective, from_zero};
+use crate::error::Failure;
+use anyhow::Result;
+use std::cell::RefCell;
+use std::panic::resume_unwind;
+use std::sync::{Condvar, Mutex, MutexGuard};
+use tch::{Device, Tensor};
+
+/// One member of a group of replicas.
+pub struct Replica<'a> {
+    shared: &'a Shared,
+    /// Its number inside its rank.
+    pub local: usize,
+    /// The group's ranks; only replica zero, on the thread of the rank, speaks to them.
+    ranks: Option<&'a dyn Collective>,
+    nccl: RefCell<Option<Nccl>>,
+}
+
+/// What the replicas of one rank have in common.
+struct Shared {
+    /// The number of this rank's first replica in the group.
+    first: usize,
+    /// Replicas of the whole group.
+    size: usize,
+    id: Option<UniqueId>,
+    /// What each replica brings to a sum.
+    brought: Vec<Mutex<Option<Tensor>>>,
+    sum: Mutex<Option<Tensor>>,
+    meeting: Meeting,
+}
+
+/// Runs `act` once for each of this rank's replicas, replica zero on the calling thread. `suit_nccl` says whether
+/// this rank's devices can be joined by it. Collective over the group.
+///
+/// # Errors
+/// The first replica's own error, if any has one.
+pub fn on_replicas(
+    group: &dyn Collective,
+    replicas: usize,
+    suit_nccl: bool,
+    act: &(dyn Fn(&Replica) -> Result<()> + Sync),
+) -> Result<()> {
+    let shared = Shared::new(group, replicas, suit_nccl)?;
+    let run = |local: usize, ranks: Option<&dyn Collective>| {
+        let _released = Released(&shared.meeting);
+        act(&Replica { shared: &shared, local, ranks, nccl: RefCell::default() })
+    };
+    let results = std::thread::scope(|scope| {
+        let run = &run;
+        let spawn = |local: usize| {
+            let thread = std::thread::Builder::new().name(format!("replica-{local}"));
+            thread.spawn_scoped(scope, move || run(local, None)).expect("a thread can be started")
+        };
+        let threads: Vec<_> = (1..replicas).map(spawn).collect();
+        let mut results = vec![run(0, Some(group))];
+        results.extend(threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))));
+        results
+    });
+    let elsewhere = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(Failure::Elsewhere { .. }));
+    let (own, echoes): (Vec<_>, Vec<_>) = results.into_iter().filter_map(Result::err).partition(|e| !elsewhere(e));
+    own.into_iter().chain(echoes).next().map_or(Ok(()), Err)
+}
+
+/// Releases the others when a replica ends: after a success nobody waits any more, after an error or a panic somebody
+/// may.
+struct Released<'a>(&'a Meeting);
+
+impl Drop for Released<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl Shared {
+    fn new(group: &dyn Collective, replicas: usize, suit_nccl: bool) -> Result<Shared> {
+        let mut counts = vec![0.0; group.size() + 1];
+        counts[group.rank()] = replicas as f64;
+        counts[group.size()] = f64::from(u8::from(suit_nccl && nccl::version().is_ok()));
+        group.all_reduce_f64(&mut counts)?;
+        let willing = counts.pop() == Some(group.size() as f64);
+        let counts: Vec<usize> = counts.into_iter().map(|count| count as usize).collect();
+        let size = counts.iter().sum();
+        let id = if willing && size > 1 {
+            let own = if group.is_zero() { UniqueId::new()? } else { UniqueId::default() };
+            Some(UniqueId::from(from_zero(group, own.into())?))
+        } else {
+            None
+        };
+        if suit_nccl && id.is_none() && size > 1 {
+            let why = nccl::version().err().map_or("another rank cannot".into(), |error| format!("{error:#}"));
+            log::warn!("gradients travel through host memory, as NCCL does not join the GPUs: {why}");
+        }
+        Ok(Shared {
+            first: counts[..group.rank()].iter().sum(),
+            size,
+            id,
+            brought: (0..replicas).map(|_| Mutex::default()).collect(),
+            sum: Mutex::default(),
+            meeting: Meeting::of(replicas),
+        })
+    }
+}
+
+impl Replica<'_> {
+    /// Joins the group's NCCL communicator, where it has one, with the calling thread's current GPU. Collective.
+    pub fn join_nccl(&self) -> Result<()> {
+        if let Some(id) = self.shared.id {
+            *self.nccl.borrow_mut() = Some(Nccl::join(id, self.rank(), self.size())?);
+        }
+        Ok(())
+    }
+
+    /// Adds up what the replicas bring, with `beyond` the sums of the group's other ranks; the same to all.
+    fn add(&self, own: Tensor, beyond: impl Fn(&dyn Collective, &mut Tensor) -> Result<()>) -> Result<Tensor> {
+        let shared = self.shared;
+        *lock(&shared.brought[self.local]) = Some(own);
+        shared.meeting.wait()?;
+        if let Some(ranks) = self.ranks {
+            let mut parts = shared.brought.iter().map(|part| lock(part).take().expect("all have met"));
+            let mut sum = parts.next().expect("there is a replica zero").copy();
+            for part in parts {
+                let _ = sum.g_add_(&part);
+            }
+            beyond(ranks, &mut sum)?;
+            *lock(&shared.sum) = Some(sum);
+        }
+        shared.meeting.wait()?;
+        let sum = lock(&shared.sum);
+        Ok(sum.as_ref().expect("replica zero has left it").shallow_clone())
+    }
+
+    /// The ranks, for a replica that is alone in its rank.
+    fn alone(&self) -> Option<&dyn Collective> {
+        self.ranks.filter(|_| self.shared.brought.len() == 1)
+    }
+}
+
+impl Collective for Replica<'_> {
+    fn rank(&self) -> usize {
+        self.shared.first + self.local
+    }
+
+    fn size(&self) -> usize {
+        self.shared.size
+    }
+
+    fn all_reduce(&self, values: &mut Tensor) -> Result<()> {
+        if self.size() == 1 {
+            return Ok(());
+        }
+        if let Some(nccl) = self.nccl.borrow_mut().as_mut() {
+            return nccl.all_reduce(values, &|| self.shared.meeting.is_closed());
+        }
+        match self.alone() {
+            Some(ranks) if values.device() == Device::Cpu => ranks.all_reduce(values),
+            _ => {
+                let sum = self.add(values.to_device(Device::Cpu), |ranks, sum| ranks.all_reduce(sum))?;
+                values.copy_(&sum);
+                Ok(())
+            }
+        }
+    }
+
+    fn all_reduce_f64(&self, values: &mut [f64]) -> Result<()> {
+        if let Some(ranks) = self.alone() {
+            return ranks.all_reduce_f64(values);
+        }
+        let sum = self.add(Tensor::from_slice(values), |ranks, sum| {
+            let mut numbers = Vec::<f64>::try_from(&*sum)?;
+            ranks.all_reduce_f64(&mut numbers)?;
+            *sum = Tensor::from_slice(&numbers);
+            Ok(())
+        })?;
+        sum.f_copy_data(values, values.len())?;
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.shared.meeting.wait()?;
+        self.ranks.map_or(Ok(()), Collective::barrier)?;
+        self.shared.meeting.wait()
+    }
+}
+
+/// Where the threads of a rank wait for each other. Once closed, nobody waits there any more.
+struct Meeting {
+    members: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    round: u64,
+    waiting: usize,
+    closed: bool,
+}
+
+impl Meeting {
+    fn of(members: usize) -> Meeting {
+        Meeting { members, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Returns when all members have come.
+    ///
+    /// # Errors
+    /// One of them will not come.
+    fn wait(&self) -> Result<()> {
+        let mut state = lock(&self.state);
+        let round = state.round;
+        state.waiting += 1;
+        if state.waiting == self.members && !state.closed {
+            (state.round, state.waiting) = (round + 1, 0);
+            self.changed.notify_all();
+            return Ok(());
+        }
+        while state.round == round && !state.closed {
+            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        if state.round > round { Ok(()) } else { Err(Failure::Elsewhere { code: 1 }.into()) }
+    }
+
+    fn close(&self) {
+        lock(&self.state).closed = true;
+        self.changed.notify_all();
+    }
+
+    fn is_closed(&self) -> bool {
+        lock(&self.state).closed
+    }
+}
+
+/// A panic elsewhere leaves nothing half done in what these locks guard.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::Solo;
+    use anyhow::anyhow;
+    use std::time::{Duration, Instant};
+    use tch::Kind;
+
+    fn on_four(act: impl Fn(&Replica) -> Result<()> + Sync) -> Result<()> {
+        on_replicas(&Solo, 4, false, &act)
+    }
+
+    #[test]
+    fn every_replica_gets_the_same_sum_again_and_again() {
+        on_four(|replica| {
+            assert_eq!((replica.rank(), replica.size()), (replica.local, 4));
+            for round in 0..100 {
+                let mut values =
+                    Tensor::full([5], replica.local as f64 + 0.1 * f64::from(round), (Kind::Float, Device::Cpu));
+                replica.all_reduce(&mut values)?;
+                let first = values.double_value(&[0]);
+                assert!((first - 6.0 - 0.4 * f64::from(round)).abs() < 1e-4, "{first} in round {round}");
+                let mut numbers = [1.0, replica.local as f64];
+                replica.all_reduce_f64(&mut numbers)?;
+                assert_eq!(numbers, [4.0, 6.0]);
+                replica.barrier()?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_sum_has_the_same_bits_every_time_and_everywhere() {
+        // Added in another order these give another sum.
+        let parts = [1e8f32, 1.0, -1e8, 0.3];
+        let in_order: f32 = parts.iter().sum();
+        on_four(|replica| {
+            for _ in 0..200 {
+                let mut values = Tensor::from_slice(&parts[replica.local..=replica.local]);
+                replica.all_reduce(&mut values)?;
+                assert_eq!(f32::try_from(values)?.to_bits(), in_order.to_bits());
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_replica_that_fails_inside_a_sum_ends_the_others_with_its_error() {
+        for failing in 0..4 {
+            let began = Instant::now();
+            let error = on_four(|replica| {
+                for round in 0.. {
+                    if replica.local == failing && round == 3 {
+                        return Err(anyhow!("replica {failing} has lost its device"));
+                    }
+                    replica.all_reduce(&mut Tensor::ones([3], (Kind::Float, Device::Cpu)))?;
+                }
+                Ok(())
+            })
+            .unwrap_err();
+            assert_eq!(error.to_string(), format!("replica {failing} has lost its device"));
+            assert!(began.elapsed() < Duration::from_secs(30));
+        }
+    }
+
+    #[test]
+    fn a_replica_that_panics_leaves_nobody_waiting() {
+        for failing in 0..4 {
+            let all = std::panic::catch_unwind(|| {
+                on_four(|replica| {
+                    if replica.local == failing {
+                        panic!("replica {failing} breaks");
+                    }
+                    replica.barrier()
+                })
+            });
+            let panic = all.unwrap_err();
+            assert_eq!(panic.downcast_ref(), Some(&format!("replica {failing} breaks")));
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Image folders as torchvision's ImageFolder reads them: `train/CLASS/…` and `val/CLASS/…` with JPEG and PNG files at any
+//! depth below; a class's number is its place among the sorted class names, an image's among the sorted paths.
+
+use super::index::{Index, fingerprint};
+use super::samples::{Samples, Stored};
+use crate::{require, usage};
+use anyhow::{Context, Result};
+use rayon::prelude::*;
+use std::fs::{DirEntry, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
+
+/// One split: its files below one folder.
+#[derive(Debug)]
+pub struct Folder {
+    root: PathBuf,
+    /// Sorted.
+    classes: Vec<String>,
+    /// Its groups are the class folders and the folders in them.
+    index: Index,
+}
+
+/// Opens both splits; they must have the same classes. `cache` is where their indexes are kept.
+pub fn open(folder: &Path, cache: Option<&Path>) -> Result<(Folder, Folder)> {
+    let split = |name: &str| {
+        Folder::open(&folder.join(name), cache.map(|cache| cache.join(format!("{name}.index"))).as_deref())
+    };
+    let (train, val) = (split("train")?, split("val")?);
+    for (name, within, missing) in [("train", &train, &val), ("val", &val, &train)] {
+        if let Some(class) = within.classes.iter().find(|class| missing.classes.binary_search(class).is_err()) {
+            return Err(usage!(
+                "{}: class {class:?} is in {name} alone ({} classes in train, {} in val); both splits need the same class \
+                 folders",
+                folder.display(),
+                train.classes.len(),
+                val.classes.len()
+            ));
+        }
+    }
+    Ok((train, val))
+}
+
+impl Folder {
+    /// Lists every image of one split, or takes the index kept at `cache`.
+    pub fn open(root: &Path, cache: Option<&Path>) -> Result<Folder> {
+        let index = Index::cached(cache, |groups| fingerprint(root, groups), || build(root))?;
+        let class_folders = index.groups.iter().filter(|group| !group.contains(&b'/'));
+        let classes = class_folders.map(|group| String::from_utf8_lossy(group).into_owned()).collect();
+        Ok(Folder { root: root.into(), classes, index })
+    }
+
+    /// Lists every image below a folder, as one class.
+    pub fn flat(root: &Path) -> Result<Folder> {
+        let class = class(root, ".".into())?;
+        require!(class.files.len() >= 2, "{}: fewer than two .jpg, .jpeg or .png files", root.display());
+        Ok(Folder { root: root.into(), classes: vec![String::new()], index: number(&[class])? })
+    }
+}
+
+/// One class: its folders, and its files with the number of their folder.
+#[derive(Default)]
+struct Class {
+    folders: Vec<String>,
+    files: Vec<(usize, String)>,
+}
+
+fn build(root: &Path) -> Result<Index> {
+    let entries = entries(root).map_err(|e| {
+        usage!("{}: {e}; data.path must hold train/CLASS/*.jpg and val/CLASS/*.jpg (or .jpeg, .png)", root.display())
+    })?;
+    let names: Vec<String> = entries.into_iter().filter(|(_, e)| e.path().is_dir()).map(|(name, _)| name).collect();
+    require!(!names.is_empty(), "{}: no class folders; it must hold CLASS/*.jpg (or .jpeg, .png)", root.display());
+    number(&names.into_par_iter().map(|name| class(root, name)).collect::<Result<Vec<_>>>()?)
+}
+
+/// The index of classes in order.
+fn number(classes: &[Class]) -> Result<Index> {
+    let mut index = Index::default();
+    for (label, class) in classes.iter().enumerate() {
+        let first = index.groups.len();
+        class.folders.iter().try_for_each(|folder| index.groups.push(folder.as_bytes()))?;
+        for (folder, file) in &class.files {
+            index.names.push(file.as_bytes())?;
+            index.group.push((first + folder) as u32);
+            index.label.push(label as u32);
+        }
+    }
+    Ok(index)
+}
+
+fn class(root: &Path, name: String) -> Result<Class> {
+    let path = root.join(&name);
+    let mut class = Class::default();
+    class.walk(root, name).map_err(|e| usage!("{}: {e:#}", path.display()))?;
+    require!(
+        !class.files.is_empty(),
+        "{}: the class has no .jpg, .jpeg or .png file; add some or remove the folder from train and val",
+        path.display()
+    );
+    Ok(class)
+}
+
+impl Class {
+    /// Depth first, files and folders of one folder in the order of their names.
+    fn walk(&mut self, root: &Path, folder: String) -> Result<()> {
+        let number = self.folders.len();
+        self.folders.push(folder.clone());
+        for (name, entry) in entries(&root.join(&folder)).with_context(|| folder.clone())? {
+            let extension = Path::new(&name).extension().map(|e| e.to_ascii_lowercase());
+            if extension.is_some_and(|e| EXTENSIONS.iter().any(|&known| e == known)) {
+                self.files.push((number, name));
+            } else if entry.path().is_dir() {
+                self.walk(root, format!("{folder}/{name}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn entries(folder: &Path) -> Result<Vec<(String, DirEntry)>> {
+    let mut entries = std::fs::read_dir(folder)?
+        .map(|entry| {
+            let entry = entry?;
+            let name = entry.file_name().into_string().ok().context("a file name is not UTF-8; rename the file")?;
+            Ok((name, entry))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(entries)
+}
+
+impl Samples for Folder {
+    fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        self.index.label[index]
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.root.join(self.index.path(index)).display().to_string()
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
+        bytes.clear();
+        File::open(self.root.join(self.index.path(index)))?.read_to_end(bytes)?;
+        Ok(Stored::Encoded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, file).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn classes_and_files_are_numbered_in_the_order_of_their_names() {
+        let folder =
+            folder(&["train/b/2.PNG", "train/b/10.jpeg", "train/B/1.jpg", "train/b/x/0.jpg", "train/b/note.txt"]);
+        let train = Folder::open(&folder.path().join("train"), None).unwrap();
+        assert_eq!(train.classes, ["B", "b"]);
+        let mut bytes = Vec::new();
+        let mut read = |i| {
+            assert_eq!(train.read(i, &mut bytes).unwrap(), Stored::Encoded);
+            String::from_utf8(bytes.clone()).unwrap()
+        };
+        assert_eq!(
+            (0..4).map(&mut read).collect::<Vec<_>>(),
+            ["train/B/1.jpg", "train/b/10.jpeg", "train/b/2.PNG", "train/b/x/0.jpg"]
+        );
+        assert_eq!(train.index.label, [0, 1, 1, 1]);
+    }
+
+    #[test]
+    fn splits_with_different_classes_an_empty_class_and_no_folder_are_refused_by_name() {
+        let fault = |folder: &tempfile::TempDir| open(folder.path(), None).unwrap_err().to_string();
+        let differing = folder(&["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"]);
+        assert!(fault(&differing).contains("class \"b\" is in train alone"), "{}", fault(&differing));
+        let empty = folder(&["train/a/1.jpg", "train/b/1.txt", "val/a/1.jpg"]);
+        assert!(fault(&empty).contains("train/b") && fault(&empty).contains("no .jpg"), "{}", fault(&empty));
+        let missing = folder(&["train/a/1.jpg"]);
+        assert!(fault(&missing).contains("val") && fault(&missing).contains("data.path"), "{}", fault(&missing));
+    }
+}

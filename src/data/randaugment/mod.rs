@@ -1,0 +1,173 @@
+//! RandAugment as timm does it (timm 1.0: `auto_augment.py`): a few operations drawn with replacement, each applied with
+//! some probability at a magnitude that varies from image to image.
+
+mod affine;
+mod canvas;
+mod enhance;
+mod table;
+
+use crate::random::Random;
+use crate::{require, usage};
+use anyhow::Result;
+pub use canvas::Canvas;
+pub use table::Table;
+
+/// One operation with its argument.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Operation {
+    AutoContrast,
+    Equalize,
+    Invert,
+    /// Bits of each byte that are kept.
+    Posterize(u32),
+    /// Values from this on are inverted.
+    Solarize(u32),
+    /// Added to values below 128.
+    SolarizeAdd(u32),
+    /// Blends with the gray image: 0 is gray, 1 leaves it.
+    Color(f64),
+    /// Blends with the mean gray.
+    Contrast(f64),
+    /// Blends with black.
+    Brightness(f64),
+    /// Blends with the smoothed image.
+    Sharpness(f64),
+    /// Degrees, counter-clockwise.
+    Rotate(f64),
+    /// Pixels to the right per pixel down of what an output pixel shows.
+    ShearX(f64),
+    ShearY(f64),
+    /// As a share of the side.
+    TranslateX(f64),
+    TranslateY(f64),
+}
+
+/// How many operations there are to choose from.
+const KINDS: usize = 15;
+
+/// What a string such as `rand-m9-mstd0.5-inc1` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    pub magnitude: f64,
+    /// Standard deviation of the magnitude.
+    pub deviation: f64,
+    pub layers: usize,
+    pub probability: f64,
+    /// Whether every operation grows stronger with the magnitude.
+    pub increasing: bool,
+}
+
+impl Policy {
+    /// Reads timm's notation: `rand`, then `-m9` magnitude, `-n2` operations per image, `-p0.5` probability of each,
+    /// `-mstd0.5` deviation, `-inc1` increasing, in any order. Empty: no policy.
+    pub fn parse(text: &str) -> Result<Option<Policy>> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let mut sections = text.split('-');
+        let fault = |section: &str| {
+            usage!(
+                "data.auto_augment = {text:?}: {section:?} is not understood; give \"\" or a policy such as \
+                 \"rand-m9-mstd0.5-inc1\" (also n and p)"
+            )
+        };
+        let first = sections.next().unwrap_or_default();
+        require!(first == "rand", "{}", fault(first));
+        let mut policy = Policy { magnitude: 10.0, deviation: 0.0, layers: 2, probability: 0.5, increasing: false };
+        for section in sections {
+            let digits = section.find(|c: char| c.is_ascii_digit()).ok_or_else(|| fault(section))?;
+            let (key, value) = section.split_at(digits);
+            let number: f64 = value.parse().map_err(|_| fault(section))?;
+            match key {
+                "m" if number <= 10.0 => policy.magnitude = number,
+                "mstd" => policy.deviation = number,
+                "n" if number.fract() == 0.0 && number <= 16.0 => policy.layers = number as usize,
+                "p" if number <= 1.0 => policy.probability = number,
+                "inc" if number == 0.0 || number == 1.0 => policy.increasing = number == 1.0,
+                _ => return Err(fault(section)),
+            }
+        }
+        Ok(Some(policy))
+    }
+
+    /// Draws one image's operations and applies them.
+    pub fn apply(&self, canvas: &mut Canvas, random: &mut Random) {
+        for _layer in 0..self.layers {
+            if let Some(operation) = self.draw(random) {
+                canvas.apply(operation);
+            }
+        }
+    }
+
+    /// One operation, or none.
+    pub fn draw(&self, random: &mut Random) -> Option<Operation> {
+        let kind = random.below(KINDS);
+        if random.uniform() >= self.probability {
+            return None;
+        }
+        let magnitude = self.magnitude + self.deviation * random.normal();
+        let negative = random.uniform() < 0.5;
+        Some(operation(kind, magnitude.clamp(0.0, 10.0) / 10.0, negative, self.increasing))
+    }
+}
+
+/// timm's `LEVEL_TO_ARG`; `level` is in 0…1.
+fn operation(kind: usize, level: f64, negative: bool, increasing: bool) -> Operation {
+    let signed = |value: f64| if negative { -value } else { value };
+    let enhance = || if increasing { (1.0 + signed(0.9 * level)).max(0.1) } else { 0.1 + 1.8 * level };
+    let falling = |most: u32| {
+        let value = ((level * f64::from(most)) as u32).min(most);
+        if increasing { most - value } else { value }
+    };
+    match kind {
+        0 => Operation::AutoContrast,
+        1 => Operation::Equalize,
+        2 => Operation::Invert,
+        3 => Operation::Rotate(signed(30.0 * level)),
+        4 => Operation::Posterize(falling(4)),
+        5 => Operation::Solarize(falling(256)),
+        6 => Operation::SolarizeAdd(((110.0 * level) as u32).min(128)),
+        7 => Operation::Color(enhance()),
+        8 => Operation::Contrast(enhance()),
+        9 => Operation::Brightness(enhance()),
+        10 => Operation::Sharpness(enhance()),
+        11 => Operation::ShearX(signed(0.3 * level)),
+        12 => Operation::ShearY(signed(0.3 * level)),
+        13 => Operation::TranslateX(signed(0.45 * level)),
+        _ => Operation::TranslateY(signed(0.45 * level)),
+    }
+}
+
+/// torchvision's `ColorJitter` with one strength for brightness, contrast and saturation, in random order. timm uses it
+/// where there is no RandAugment.
+pub fn jitter(canvas: &mut Canvas, strength: f64, random: &mut Random) {
+    let mut order = [0, 1, 2];
+    random.shuffle(&mut order);
+    for which in order {
+        let factor = random.between((1.0 - strength).max(0.0), 1.0 + strength);
+        canvas.apply(match which {
+            0 => Operation::Brightness(factor),
+            1 => Operation::Contrast(factor),
+            _ => Operation::Color(factor),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timms_notation_is_read_and_what_it_does_not_know_is_refused() {
+        let policy = Policy::parse("rand-m9-mstd0.5-inc1").unwrap().unwrap();
+        let expected = Policy { magnitude: 9.0, deviation: 0.5, layers: 2, probability: 0.5, increasing: true };
+        assert_eq!(policy, expected);
+        let other = Policy::parse("rand-n3-p1").unwrap().unwrap();
+        assert_eq!((other.layers, other.probability, other.magnitude, other.increasing), (3, 1.0, 10.0, false));
+        assert_eq!(Policy::parse("").unwrap(), None);
+        for wrong in ["augmix-m5", "rand-m11", "rand-x1", "rand-m", "rand-inc2", "rand-n1.5"] {
+            let error = Policy::parse(wrong).unwrap_err().to_string();
+            assert!(error.contains("data.auto_augment") && error.contains(wrong), "{error}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The NVIDIA driver's own library, loaded at run time: how many GPUs there are, which, and with how much memory.
+//!
+//! Signatures as in CUDA's `cuda.h` (driver API). `libcuda.so.1` is the driver's on every Linux, whatever CUDA version
+//! libtorch was built with; the names with a suffix are those that the header maps the plain ones to.
+
+use anyhow::{Context, Result, ensure};
+use libloading::Library;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+
+type Status = c_int;
+
+/// The driver's functions, good for the life of the process.
+pub struct Driver {
+    version: c_int,
+    /// Visible GPUs, in the driver's and libtorch's order.
+    gpus: Vec<Gpu>,
+    retain_context: unsafe extern "C" fn(*mut *mut c_void, c_int) -> Status,
+    set_context: unsafe extern "C" fn(*mut c_void) -> Status,
+    get_memory_info: unsafe extern "C" fn(*mut usize, *mut usize) -> Status,
+}
+
+/// What the driver says about one GPU.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gpu {
+    pub name: String,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// PCI address as in /sys/bus/pci/devices, such as `0000:17:00.0`.
+    pub address: String,
+}
+
+impl Driver {
+    /// Loads and initialises the driver.
+    ///
+    /// # Errors
+    /// The node has no driver, or the driver does not work.
+    pub fn open() -> Result<Driver> {
+        // SAFETY: the driver's library has no initialiser that could harm; it stays loaded for ever, see below.
+        let library = unsafe { Library::new("libcuda.so.1") }.context("this node has no NVIDIA driver")?;
+        let library: &'static Library = Box::leak(Box::new(library));
+        macro_rules! function {
+            ($name:literal, $type:ty) => {{
+                // SAFETY: the type is that of cuda.h.
+                let found = unsafe { library.get::<$type>(concat!($name, "\0").as_bytes()) };
+                *found.with_context(|| format!("the NVIDIA driver has no {}", $name))?
+            }};
+        }
+        let init = function!("cuInit", unsafe extern "C" fn(c_uint) -> Status);
+        let get_version = function!("cuDriverGetVersion", unsafe extern "C" fn(*mut c_int) -> Status);
+        let get_count = function!("cuDeviceGetCount", unsafe extern "C" fn(*mut c_int) -> Status);
+        let get_name = function!("cuDeviceGetName", unsafe extern "C" fn(*mut c_char, c_int, c_int) -> Status);
+        let get_memory = function!("cuDeviceTotalMem_v2", unsafe extern "C" fn(*mut usize, c_int) -> Status);
+        let get_address = function!("cuDeviceGetPCIBusId", unsafe extern "C" fn(*mut c_char, c_int, c_int) -> Status);
+        let (mut version, mut count) = (0, 0);
+        // SAFETY: both outputs are one int; cuInit takes the flag 0.
+        let status = unsafe { init(0).max(get_version(&mut version)).max(get_count(&mut count)) };
+        // CUDA_ERROR_NO_DEVICE is a driver without a GPU, or with none visible.
+        ensure!(status == 0 || status == 100, "the NVIDIA driver does not start (cuInit: error {status})");
+        let mut gpus = Vec::new();
+        for number in 0..count {
+            let mut text = [0 as c_char; 256];
+            let mut memory = 0;
+            // SAFETY: texts are written with their terminator into at most 256 bytes; the memory is one size_t. A GPU's
+            // handle is its number.
+            let (name, address) = unsafe {
+                check(get_name(text.as_mut_ptr(), 256, number), "cuDeviceGetName")?;
+                let name = CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned();
+                check(get_memory(&mut memory, number), "cuDeviceTotalMem")?;
+                check(get_address(text.as_mut_ptr(), 256, number), "cuDeviceGetPCIBusId")?;
+                (name, CStr::from_ptr(text.as_ptr()).to_string_lossy().to_lowercase())
+            };
+            gpus.push(Gpu { name, memory: memory as u64, address });
+        }
+        Ok(Driver {
+            version,
+            gpus,
+            retain_context: function!(
+                "cuDevicePrimaryCtxRetain",
+                unsafe extern "C" fn(*mut *mut c_void, c_int) -> Status
+            ),
+            set_context: function!("cuCtxSetCurrent", unsafe extern "C" fn(*mut c_void) -> Status),
+            get_memory_info: function!("cuMemGetInfo_v2", unsafe extern "C" fn(*mut usize, *mut usize) -> Status),
+        })
+    }
+
+    /// The newest CUDA that this driver runs, as (major, minor).
+    pub fn cuda_version(&self) -> (i32, i32) {
+        (self.version / 1000, self.version % 1000 / 10)
+    }
+
+    pub fn gpus(&self) -> &[Gpu] {
+        &self.gpus
+    }
+
+    /// Makes a GPU the calling thread's current one, as `cudaSetDevice` does: for NCCL, which asks for it. libtorch
+    /// uses the same (primary) context.
+    pub fn make_current(&self, number: usize) -> Result<()> {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the output is one pointer. The context is never released, so it stays valid as current one.
+        unsafe {
+            check((self.retain_context)(&mut context, number as c_int), "cuDevicePrimaryCtxRetain")?;
+            check((self.set_context)(context), "cuCtxSetCurrent")
+        }
+    }
+
+    /// Bytes of the calling thread's current GPU that are taken, by this process or another. libtorch keeps what it has
+    /// taken once.
+    pub fn memory_in_use(&self) -> Result<u64> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the outputs are one size_t each.
+        check(unsafe { (self.get_memory_info)(&mut free, &mut total) }, "cuMemGetInfo")?;
+        Ok((total - free) as u64)
+    }
+}
+
+fn check(status: Status, call: &str) -> Result<()> {
+    ensure!(status == 0, "the NVIDIA driver: {call} gives error {status}");
+    Ok(())
+}

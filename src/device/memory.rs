@@ -1,0 +1,83 @@
+//! Running out of memory, which libtorch reports as a panic in the middle of a step, as an ordinary error.
+
+use anyhow::Result;
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+thread_local! {
+    /// Whether this thread is inside [`caught`].
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A device's memory did not suffice.
+#[derive(Debug, thiserror::Error)]
+#[error("out of memory: {0}")]
+pub struct OutOfMemory(String);
+
+/// Does `act`; where the device's memory does not suffice, by panic or error, it fails with [`OutOfMemory`]. Other panics
+/// go on.
+pub fn caught<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
+    // What a panic leaves half changed is the phase's tensors, which go with it.
+    CATCHING.set(true);
+    let done = catch_unwind(AssertUnwindSafe(act));
+    CATCHING.set(false);
+    match done {
+        Ok(Err(error)) => Err(match reason(&format!("{error:#}")) {
+            Some(what) => OutOfMemory(what).into(),
+            None => error,
+        }),
+        Ok(done) => done,
+        Err(panic) => match of_panic(panic.as_ref()) {
+            Some(what) => Err(OutOfMemory(what).into()),
+            None => resume_unwind(panic),
+        },
+    }
+}
+
+/// Whether this thread's panic will become an error, so that a panic hook has nothing to say.
+pub fn will_be_caught(panic: &(dyn Any + Send)) -> bool {
+    CATCHING.get() && of_panic(panic).is_some()
+}
+
+/// What libtorch says, if a panic is about memory.
+fn of_panic(panic: &(dyn Any + Send)) -> Option<String> {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied())?;
+    reason(text)
+}
+
+/// libtorch's sentence in an error text that goes on with stack traces.
+fn reason(text: &str) -> Option<String> {
+    let starts = ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"];
+    let start = starts.iter().find_map(|words| text.find(words))?;
+    let end = text[start..].find(['\n', '\\']).map_or(text.len(), |length| start + length);
+    Some(text[start..end].to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn a_tensor_too_large_is_an_error_and_not_a_panic() {
+        let huge = caught(|| Ok(Tensor::zeros([1 << 46], (Kind::Float, Device::Cpu))));
+        let error = huge.unwrap_err();
+        assert!(error.is::<OutOfMemory>() && error.to_string().contains("281474976710656 bytes"), "{error}");
+        assert_eq!(caught(|| Ok(1)).unwrap(), 1);
+    }
+
+    #[test]
+    fn what_cuda_says_is_kept_to_its_first_line() {
+        let text = "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. Tried to allocate 2.00 GiB. GPU \
+                    0 has a total capacity of 139.80 GiB\\nException raised from malloc";
+        let caught = caught::<()>(|| panic!("{text}")).unwrap_err().to_string();
+        assert!(caught.ends_with("total capacity of 139.80 GiB") && !caught.contains("Exception"), "{caught}");
+    }
+
+    #[test]
+    #[should_panic(expected = "another reason")]
+    fn other_panics_go_on() {
+        let _ = caught::<()>(|| panic!("another reason"));
+    }
+}

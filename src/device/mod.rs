@@ -1,0 +1,253 @@
+//! What this rank computes on: its part of the node's GPUs, or the CPU.
+//!
+//! Nothing links CUDA. Where the node has an NVIDIA driver, libtorch's CUDA library is loaded at start, before the first
+//! call of libtorch: its backends register themselves then, and later would be too late. So one binary serves login
+//! nodes, CPU nodes and GPU nodes.
+
+mod cores;
+pub mod driver;
+pub mod memory;
+pub mod tf32;
+
+use crate::config::DeviceChoice;
+use crate::{require, usage};
+use anyhow::{Context, Result, anyhow, ensure};
+use driver::{Driver, Gpu};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use tch::{Device, Tensor};
+
+/// The driver, or why this process computes on the CPU.
+static CUDA: OnceLock<Result<Driver, String>> = OnceLock::new();
+
+/// Where a rank stands among those of its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnNode {
+    pub rank: usize,
+    pub ranks: usize,
+}
+
+/// The devices of this rank: each gets a replica and a thread.
+#[derive(Debug, Clone)]
+pub struct Devices {
+    list: Vec<Device>,
+    /// Other ranks of the node compute on the same GPU.
+    shared: bool,
+    /// Why they are no GPUs, where the config leaves it open.
+    reason: Option<String>,
+    /// The cores that the process was given.
+    cores: BTreeSet<usize>,
+}
+
+/// Loads CUDA if the config wants it and the node has it. Call it before anything else of libtorch; it never fails, as
+/// planning and submitting need no GPU: [`Devices::of_rank`] tells.
+pub fn load(choice: DeviceChoice) {
+    if choice != DeviceChoice::Cpu {
+        CUDA.get_or_init(|| {
+            let driver = Driver::open().map_err(|error| format!("{error:#}"))?;
+            load_cuda(driver).map_err(|error| {
+                if choice == DeviceChoice::Auto {
+                    log::warn!("this node's GPUs are not used: {error:#}");
+                }
+                format!("{error:#}")
+            })
+        });
+    }
+}
+
+/// The driver, once CUDA is loaded.
+///
+/// # Errors
+/// Why it is not, with the cure.
+pub fn cuda() -> Result<&'static Driver> {
+    let loaded = CUDA.get().context("CUDA was not asked for")?;
+    loaded.as_ref().map_err(|error| anyhow!("{error}"))
+}
+
+fn load_cuda(driver: Driver) -> Result<Driver> {
+    ensure!(
+        !driver.gpus().is_empty(),
+        "the NVIDIA driver shows no GPU{}; ask for one (under Slurm: --gres=gpu:1)",
+        std::env::var("CUDA_VISIBLE_DEVICES").map_or(String::new(), |v| format!(" (CUDA_VISIBLE_DEVICES={v})"))
+    );
+    let libtorch = loaded_library("libtorch_cpu.so").context("libtorch is linked into this program")?;
+    let path = libtorch.with_file_name("libtorch_cuda.so");
+    // SAFETY: libtorch's initialisers register its CUDA kernels and nothing else.
+    let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|error| {
+        anyhow!(
+            "there is a GPU, but libtorch's CUDA part cannot be loaded ({error}); install the whole of torch 2.11.0 (pip \
+             install torch==2.11.0) and point LIBTORCH at its folder `torch`"
+        )
+    })?;
+    // Its kernels are registered for good.
+    std::mem::forget(library);
+    let seen = tch::Cuda::device_count();
+    ensure!(
+        seen as usize == driver.gpus().len(),
+        "the driver shows {} GPU(s), libtorch {seen}: the driver, for CUDA up to {}.{}, may be older than libtorch's CUDA; \
+         update it, or point LIBTORCH at a libtorch 2.11.0 for that CUDA",
+        driver.gpus().len(),
+        driver.cuda_version().0,
+        driver.cuda_version().1
+    );
+    Ok(driver)
+}
+
+/// Where a library of this process, given by the start of its file's name, was loaded from.
+pub fn loaded_library(name: &str) -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let mut paths = maps.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
+    paths
+        .find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)))
+        .map(Path::to_path_buf)
+}
+
+impl Devices {
+    /// This rank's part of the node's GPUs, or `replicas` times the CPU.
+    ///
+    /// # Errors
+    /// A config that asks for GPUs where there are none, or for more than there are.
+    pub fn of_rank(choice: DeviceChoice, replicas: usize, place: OnNode) -> Result<Devices> {
+        let cores = cores::allowed();
+        let driver = match (choice, cuda()) {
+            (DeviceChoice::Cuda, Err(reason)) => {
+                return Err(usage!("run.device = \"cuda\": {reason:#}; or set run.device = \"cpu\""));
+            }
+            (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Err(_)) => {
+                let reason = (choice == DeviceChoice::Auto).then(|| cuda().err().map(|e| format!("{e:#}"))).flatten();
+                let list = vec![Device::Cpu; replicas.max(1)];
+                return Ok(Devices { list, shared: false, reason, cores });
+            }
+            (_, Ok(driver)) => driver,
+        };
+        let (mut own, shared) = part(place, driver.gpus().len());
+        require!(
+            replicas <= own.len(),
+            "run.replicas = {replicas}, but this rank has {} of the node's {} GPU(s); lower it, or start fewer ranks",
+            own.len(),
+            driver.gpus().len()
+        );
+        if replicas > 0 {
+            own.end = own.start + replicas;
+        }
+        Ok(Devices { list: own.map(Device::Cuda).collect(), shared, reason: None, cores })
+    }
+
+    /// How many replicas this rank has.
+    pub fn replicas(&self) -> usize {
+        self.list.len()
+    }
+
+    /// The device of one replica.
+    pub fn device(&self, replica: usize) -> Device {
+        self.list[replica]
+    }
+
+    /// Whether they are GPUs.
+    pub fn are_gpus(&self) -> bool {
+        self.list[0].is_cuda()
+    }
+
+    /// Whether NCCL can join them: it refuses two ranks on one GPU.
+    pub fn suit_nccl(&self) -> bool {
+        self.are_gpus() && !self.shared
+    }
+
+    /// Makes the calling thread the one that drives a replica's device: on cores near it, with it as CUDA's current one.
+    pub fn take_up(&self, replica: usize) -> Result<()> {
+        let Device::Cuda(number) = self.list[replica] else { return Ok(()) };
+        let driver = cuda()?;
+        cores::pin(&cores::near(&driver.gpus()[number].address, &self.cores));
+        driver.make_current(number)
+    }
+
+    /// The devices in words, such as `cuda:0, cuda:1 (NVIDIA H200, 139.8 GiB each)`.
+    pub fn describe(&self) -> String {
+        let Device::Cuda(first) = self.list[0] else {
+            let replicas = if self.replicas() > 1 { format!(", {} replicas", self.replicas()) } else { String::new() };
+            let reason = self.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+            return format!("the CPU{replicas}{reason}");
+        };
+        let names: Vec<String> = self.list.iter().map(|device| name(*device)).collect();
+        let gpu = cuda().map_or(String::new(), |driver| describe(&driver.gpus()[first]));
+        let shared = if self.shared { ", shared with other ranks" } else { "" };
+        format!("{} ({gpu}{}{shared})", names.join(", "), if names.len() > 1 { " each" } else { "" })
+    }
+}
+
+/// A GPU's name and memory.
+pub fn describe(gpu: &Gpu) -> String {
+    format!("{}, {:.1} GiB", gpu.name, gpu.memory as f64 / (1u64 << 30) as f64)
+}
+
+/// As libtorch writes a device.
+pub fn name(device: Device) -> String {
+    match device {
+        Device::Cuda(number) => format!("cuda:{number}"),
+        _ => "cpu".into(),
+    }
+}
+
+/// Bytes of a device's memory; none for the CPU, whose memory is shared with everything else.
+pub fn memory_of(device: Device) -> Option<u64> {
+    let Device::Cuda(number) = device else { return None };
+    Some(cuda().ok()?.gpus()[number].memory)
+}
+
+/// A host tensor on a device, without waiting for it: pinned first, so that the copy runs beside the computation.
+pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
+    if device.is_cuda() {
+        tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false)
+    } else {
+        tensor.shallow_clone()
+    }
+}
+
+/// The GPUs of one of the node's ranks, neighbours to neighbours; and whether ranks must share one.
+fn part(place: OnNode, gpus: usize) -> (Range<usize>, bool) {
+    let OnNode { rank, ranks } = place;
+    if ranks <= gpus {
+        (rank * gpus / ranks..(rank + 1) * gpus / ranks, false)
+    } else {
+        let own = rank * gpus / ranks;
+        (own..own + 1, true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ranks_of_a_node_divide_its_gpus_and_share_them_only_when_there_are_too_few() {
+        for gpus in 1..9 {
+            for ranks in 1..12 {
+                let parts: Vec<_> = (0..ranks).map(|rank| part(OnNode { rank, ranks }, gpus)).collect();
+                assert!(parts.iter().all(|(own, _)| !own.is_empty()), "{ranks} ranks, {gpus} GPUs: {parts:?}");
+                let given: Vec<usize> = parts.iter().flat_map(|(own, _)| own.clone()).collect();
+                let used = given.iter().collect::<BTreeSet<_>>().len();
+                assert_eq!(used, gpus, "{ranks} ranks leave out one of {gpus} GPUs: {parts:?}");
+                assert!(parts.iter().all(|(_, shared)| *shared == (given.len() > gpus)));
+            }
+        }
+        assert_eq!(part(OnNode { rank: 1, ranks: 4 }, 8), (2..4, false));
+        assert_eq!(part(OnNode { rank: 3, ranks: 4 }, 2), (1..2, true));
+    }
+
+    #[test]
+    fn the_loaded_libtorch_is_where_its_other_libraries_are() {
+        assert!(loaded_library("libtorch_cpu.so").unwrap().with_file_name("libc10.so").exists());
+    }
+
+    #[test]
+    fn on_the_cpu_there_are_as_many_replicas_as_asked_for() {
+        let place = OnNode { rank: 0, ranks: 1 };
+        let devices = |replicas| Devices::of_rank(DeviceChoice::Cpu, replicas, place).unwrap();
+        assert_eq!((devices(0).replicas(), devices(3).replicas()), (1, 3));
+        assert!(!devices(3).suit_nccl() && devices(3).take_up(2).is_ok());
+        assert_eq!(devices(3).describe(), "the CPU, 3 replicas");
+    }
+}

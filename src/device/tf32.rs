@@ -1,0 +1,53 @@
+//! TF32: products of fp32 matrices that an NVIDIA GPU computes from factors rounded to 10 bits of mantissa.
+//!
+//! libtorch's switch for it is a C++ method that tch does not bind. It is called by its symbol in the libtorch 2.11.0 that
+//! this program is linked to: under the Itanium C++ ABI a method is a function whose first argument is the object.
+
+use anyhow::{Context, Result};
+use libloading::os::unix::Library;
+use std::ffi::c_void;
+
+/// Lets libtorch use TF32 for matrix products, from now on and on all GPUs.
+pub fn allow() -> Result<()> {
+    set(true)
+}
+
+fn set(allowed: bool) -> Result<()> {
+    let program = Library::this();
+    // SAFETY: `at::Context& at::globalContext()`, `void at::Context::setAllowTF32CuBLAS(bool)`; the context lives for
+    // ever.
+    unsafe {
+        let context = program
+            .get::<unsafe extern "C" fn() -> *mut c_void>(b"_ZN2at13globalContextEv\0")
+            .context("this libtorch has no global context")?;
+        let set = program
+            .get::<unsafe extern "C" fn(*mut c_void, bool)>(b"_ZN2at7Context18setAllowTF32CuBLASEb\0")
+            .context("this libtorch has no switch for TF32; set run.precision = \"fp32\"")?;
+        set(context(), allowed);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_allowed() -> bool {
+        let program = Library::this();
+        // SAFETY: as above; `bool at::Context::allowTF32CuBLAS() const`.
+        unsafe {
+            let context = program.get::<unsafe extern "C" fn() -> *mut c_void>(b"_ZN2at13globalContextEv\0").unwrap();
+            let get =
+                program.get::<unsafe extern "C" fn(*const c_void) -> bool>(b"_ZNK2at7Context15allowTF32CuBLASEv\0");
+            get.unwrap()(context())
+        }
+    }
+
+    #[test]
+    fn it_is_off_until_allowed() {
+        assert!(!is_allowed());
+        allow().unwrap();
+        assert!(is_allowed());
+        set(false).unwrap();
+    }
+}

@@ -1,0 +1,5 @@
+//! The official figures of downstream results: COCO's average precision, ADE20K's intersection over union.
+
+pub mod ade20k;
+pub mod coco;
+mod svg;

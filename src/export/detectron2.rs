@@ -1,0 +1,23 @@
+//! A backbone and LazyConfigs for detectron2's ViTDet: Mask R-CNN on COCO.
+
+use super::{Named, Whole, vitdet, write_text, write_torch};
+use anyhow::Result;
+use std::path::Path;
+
+pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
+    let mut tensors = vitdet::backbone(whole);
+    tensors.iter_mut().for_each(|Named { name, .. }| *name = format!("backbone.net.{name}"));
+    write_torch(folder, &tensors, Some("model"))?;
+    vitdet::write_configs(whole, folder, include_str!("templates/detectron2.py"))?;
+    write_text(folder, "README.md", README)
+}
+
+const README: &str = "\
+A backbone for detectron2's ViTDet and its configs for Mask R-CNN on COCO: `mask_rcnn_1x.py` and `mask_rcnn_3x.py`.
+
+```sh
+tools/lazyconfig_train_net.py --config-file THIS_FOLDER/mask_rcnn_1x.py --num-gpus 8     # in a clone of detectron2
+```
+
+Images in `$DETECTRON2_DATASETS/coco`. Add `--eval-only train.init_checkpoint=MODEL` to evaluate a trained model.
+";

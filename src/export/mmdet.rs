@@ -1,0 +1,22 @@
+//! A backbone and configs for mmdetection's ViTDet project: Mask R-CNN on COCO.
+
+use super::{Whole, vitdet, write_text, write_torch};
+use anyhow::Result;
+use std::path::Path;
+
+pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
+    // Its loader finds nothing outside a dictionary `model` (projects/ViTDet/vitdet/vit.py, `init_weights`).
+    write_torch(folder, &vitdet::backbone(whole), Some("model"))?;
+    vitdet::write_configs(whole, folder, include_str!("templates/mmdet.py"))?;
+    write_text(folder, "README.md", README)
+}
+
+const README: &str = "\
+A backbone for mmdetection's ViTDet project and its configs for Mask R-CNN on COCO: `mask_rcnn_1x.py` and `mask_rcnn_3x.py`.
+
+```sh
+PYTHONPATH=. tools/dist_train.sh THIS_FOLDER/mask_rcnn_1x.py 8     # in a clone of mmdetection
+```
+
+Images in `data/coco`. `tools/dist_test.sh` with the same config and a trained model evaluates it.
+";

@@ -1,0 +1,67 @@
+//! A backbone and config for mmsegmentation: UPerNet on ADE20K.
+
+use super::names::renamed;
+use super::{Named, Whole, assignments, number, write_text, write_torch};
+use anyhow::Result;
+use serde_json::json;
+use std::path::Path;
+use tch::Tensor;
+
+pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
+    let tensors = fold_patch_bias(renamed(&whole.tensors, |row| row.mmseg));
+    write_torch(folder, &tensors, Some("state_dict"))?;
+    write_text(folder, "upernet_80k.py", &config(whole))?;
+    write_text(folder, "README.md", README)
+}
+
+/// mmsegmentation's patch projection has no bias unless `patch_bias=True`, and then drops ours silently. Added to the
+/// position embeddings of the patches it is there under both settings, also after they are resized.
+fn fold_patch_bias(mut tensors: Vec<Named>) -> Vec<Named> {
+    const BIAS: &str = "patch_embed.projection.bias";
+    let bias = tensors.iter().find(|n| n.name == BIAS).expect("in the table of names").tensor.shallow_clone();
+    for Named { name, tensor } in &mut tensors {
+        match name.as_str() {
+            "pos_embed" => {
+                let patches = tensor.narrow(1, 1, tensor.size()[1] - 1) + &bias;
+                *tensor = Tensor::cat(&[tensor.narrow(1, 0, 1), patches], 1);
+            }
+            BIAS => *tensor = bias.zeros_like(),
+            _ => {}
+        }
+    }
+    tensors
+}
+
+fn config(whole: &Whole) -> String {
+    let (model, data) = (&whole.model, &whole.config.data);
+    let mut taps = whole.quarter_ends();
+    // UPerNet has four taps, also on a network of fewer blocks.
+    taps.resize(4, whole.depth - 1);
+    let numbers = assignments(&[
+        ("embed_dims", json!(model.width)),
+        ("num_layers", json!(whole.depth)),
+        ("num_heads", json!(model.heads)),
+        ("mlp_ratio", number(model.mlp_ratio)),
+        ("in_channels", json!(model.channels)),
+        ("patch_size", json!(model.patch_size)),
+        // The recipe's 512, as a multiple of the patches.
+        ("crop", json!(512usize.next_multiple_of(model.patch_size))),
+        ("layer_norm_eps", json!(model.layer_norm_eps)),
+        ("out_indices", json!(taps)),
+        ("pixel_mean", json!(Whole::of_bytes(&data.mean))),
+        ("pixel_std", json!(Whole::of_bytes(&data.std))),
+    ]);
+    include_str!("templates/mmseg.py").replace("# NUMBERS\n", &numbers)
+}
+
+const README: &str = "\
+A backbone for mmsegmentation and its config for UPerNet on ADE20K in 80,000 steps: `upernet_80k.py`.
+
+```sh
+tools/dist_train.sh THIS_FOLDER/upernet_80k.py 8     # in a clone of mmsegmentation
+```
+
+Images in `data/ade/ADEChallengeData2016`. `tools/dist_test.sh` with the same config and a trained model evaluates it, with
+`--tta` at several scales and flipped. The file is right under both settings of `patch_bias`: the bias of the patch
+projection is part of the position embeddings.
+";

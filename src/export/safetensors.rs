@@ -1,0 +1,60 @@
+//! `model.safetensors` alone, under timm's names.
+
+use super::{Named, Whole, write_text};
+use crate::store::durable;
+use crate::weights::bytes;
+use ::safetensors::tensor::{Dtype, View};
+use anyhow::Result;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+use tch::Tensor;
+
+pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
+    write_tensors(folder, &whole.tensors)?;
+    write_text(folder, "README.md", README)
+}
+
+const README: &str = "\
+`model.safetensors`: the weights under timm's names.
+
+```python
+from safetensors.torch import load_file
+weights = load_file(\"model.safetensors\")
+```
+";
+
+/// Writes `model.safetensors`. transformers refuses a file that does not say whose tensors it holds.
+pub fn write_tensors(folder: &Path, tensors: &[Named]) -> Result<()> {
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let entries = tensors.iter().map(|Named { name, tensor }| (name.as_str(), Entry::new(tensor)));
+    durable::replace(&folder.join("model.safetensors"), |beside| {
+        Ok(::safetensors::serialize_to_file(entries, Some(metadata), beside)?)
+    })
+}
+
+struct Entry {
+    shape: Vec<usize>,
+    tensor: Tensor,
+}
+
+impl Entry {
+    fn new(tensor: &Tensor) -> Entry {
+        Entry { shape: tensor.size().iter().map(|&n| n as usize).collect(), tensor: tensor.contiguous() }
+    }
+}
+
+impl View for Entry {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        bytes(&self.tensor).into()
+    }
+    fn data_len(&self) -> usize {
+        4 * self.tensor.numel()
+    }
+}

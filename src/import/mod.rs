@@ -1,0 +1,186 @@
+//! Weights of other programs as artefacts: the official code's checkpoints (`model_stages`), DeiT's and timm's .pth, and
+//! .safetensors. Nothing in such a file is executed, and no memory is taken before sizes are checked.
+
+mod pickle;
+mod safetensors;
+mod stored;
+mod torch_file;
+
+use crate::config::{Config, Model};
+use crate::plan::Plan;
+use crate::plan::parameters::{Parameter, parameters};
+use crate::plan::phases::{ASSEMBLED, FINETUNE, META, MODULE};
+use crate::store::{Header, RunDir, artefact};
+use crate::weights::{Weights, floats};
+use crate::{require, resample, usage};
+use anyhow::{Context, Result, anyhow};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use stored::{Listing, Stored};
+
+/// What the imported weights are to the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The meta model, for modules to grow in.
+    Meta,
+    /// The assembled target, to be fine-tuned.
+    Assembled,
+    /// The finished target, to be evaluated and exported.
+    Final,
+}
+
+impl FromStr for Role {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Role> {
+        match text {
+            "meta" => Ok(Role::Meta),
+            "assembled" => Ok(Role::Assembled),
+            "final" => Ok(Role::Final),
+            _ => Err(anyhow!("give meta, assembled or final")),
+        }
+    }
+}
+
+/// Writes the weights in `file` into the run directory as the artefact of that role; without one, by the file's depth the
+/// meta model or the final one. Position embeddings of another image size are resampled. Returns the artefact's path.
+///
+/// # Errors
+/// A usage error that names what in the file does not fit the config, or why the file is refused.
+pub fn import(config: &Config, file: &Path, role: Option<Role>) -> Result<PathBuf> {
+    let refused = |error: anyhow::Error| usage!("{}: {error:#}", file.display());
+    let source = File::open(file).map_err(|e| refused(e.into()))?;
+    let listing = list(&source).map_err(refused)?;
+    let model = &config.model;
+    let role = role.map_or_else(|| guess(model, &listing), Ok).map_err(refused)?;
+    let depths = match role {
+        Role::Meta => vec![model.meta_depth; model.stages()],
+        Role::Assembled | Role::Final => model.depths.clone(),
+    };
+    check_depths(&listing, &depths).map_err(refused)?;
+    let weights = read(model, &depths, listing, &source).map_err(refused)?;
+
+    // A recipe depends on the config alone: the number of images does not matter.
+    let plan = Plan { config: config.clone(), train_images: 0 };
+    let (name, phase, recipe) = match role {
+        Role::Meta => (META.writes, META.name, META.recipe),
+        Role::Assembled => (ASSEMBLED, "assemble", MODULE.recipe),
+        Role::Final => (FINETUNE.writes, FINETUNE.name, FINETUNE.recipe),
+    };
+    let run = RunDir::open(config)?;
+    let path = run.file(name);
+    require!(!path.exists(), "{}: there already; delete it, or choose another --run-dir", path.display());
+    let header = Header {
+        phase: phase.into(),
+        index: None,
+        depths,
+        step: 0,
+        recipe: plan.recipe(recipe),
+        meta: None,
+        model: model.clone(),
+        metrics: BTreeMap::new(),
+    };
+    artefact::write(&path, &header, &weights, &[], None)?;
+    Ok(path)
+}
+
+/// By the first bytes: a zip's name, a JSON header after its length, or a pickle, which is torch's format before 1.6.
+fn list(mut file: &File) -> Result<Listing> {
+    let mut first = [0; 9];
+    file.read_exact(&mut first).context("it breaks off")?;
+    file.rewind()?;
+    match &first {
+        [b'P', b'K', ..] => torch_file::list(file),
+        [.., b'{'] => safetensors::list(file),
+        [0x80, ..] => Err(anyhow!("it was written by torch before 1.6; load it with a newer torch and save it again")),
+        _ => Err(anyhow!("it is neither a .pth of torch nor a .safetensors")),
+    }
+}
+
+fn guess(model: &Model, listing: &Listing) -> Result<Role> {
+    let blocks: usize = listing.depths().iter().sum();
+    let (thin, deep): (usize, usize) = (model.meta_depth * model.stages(), model.depths.iter().sum());
+    if blocks == thin && blocks == deep {
+        return Err(anyhow!("the config's meta model and target are equally deep; say which it is with --as"));
+    }
+    Ok(if blocks == thin { Role::Meta } else { Role::Final })
+}
+
+fn check_depths(listing: &Listing, depths: &[usize]) -> Result<()> {
+    let theirs = listing.depths();
+    let fits = match listing {
+        Listing::Flat(_) => theirs[0] == depths.iter().sum::<usize>(),
+        Listing::Stages(_) => theirs == depths,
+    };
+    anyhow::ensure!(
+        fits,
+        "it holds stages of {theirs:?} blocks, but {depths:?} are expected; set model.depths (or model.meta_depth)"
+    );
+    Ok(())
+}
+
+/// Reads every parameter of the model, and nothing else may be there.
+fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File) -> Result<Weights> {
+    let mut weights = Weights::new();
+    for parameter in parameters(model, depths) {
+        let flat_name = parameter.timm_name(depths);
+        let mut take = |stage: &str, flat: &str| listing.take(parameter.stage, stage, flat);
+        let stored = take(&parameter.name, &flat_name).with_context(|| missing(&parameter, &flat_name))?;
+        anyhow::ensure!(
+            stored.sizes == parameter.shape || is_resampled(&parameter, &stored),
+            "{flat_name} has shape {:?}, but {:?} is expected; set [model] to the sizes of this file",
+            stored.sizes,
+            parameter.shape
+        );
+        if !model.qkv_bias && flat_name.ends_with("qkv.weight") {
+            let bias = |name: &str| name.replace("weight", "bias");
+            let bias = take(&bias(&parameter.name), &bias(&flat_name));
+            bias.map_or(Ok(()), |bias| check_zero(&bias, file)).with_context(|| bias_of(&flat_name))?;
+        }
+        let mut tensor = stored.read(file).with_context(|| flat_name.clone())?;
+        if stored.sizes != parameter.shape {
+            let side = model.image_size / model.patch_size;
+            log::info!("{flat_name}: resampled from {} rows to a grid of {side}×{side}", stored.sizes[1]);
+            tensor = resample::positions(&tensor, side);
+        }
+        weights.insert((parameter.stage, parameter.name), tensor);
+    }
+    let left = listing.names();
+    anyhow::ensure!(
+        left.is_empty(),
+        "it also holds {}, which this model has not",
+        left[..left.len().min(5)].join(", ")
+    );
+    Ok(weights)
+}
+
+/// Whether it is the position embeddings of another image size, for a model to be fine-tuned at this one.
+fn is_resampled(parameter: &Parameter, stored: &Stored) -> bool {
+    let square = |rows: i64| rows > 1 && (rows - 1).isqrt().pow(2) == rows - 1;
+    parameter.name == "pos_embed"
+        && matches!((&stored.sizes[..], &parameter.shape[..]), (&[1, rows, a], &[1, _, b]) if a == b && square(rows))
+}
+
+fn missing(parameter: &Parameter, flat_name: &str) -> String {
+    let cure = if flat_name.ends_with("qkv.bias") { "; set model.qkv_bias = false" } else { "" };
+    format!("{flat_name} (stage {}) is missing{cure}", parameter.stage)
+}
+
+fn bias_of(weight: &str) -> String {
+    format!("the bias beside {weight}")
+}
+
+/// A bias of zeros is none: so exports write it for readers that expect one.
+fn check_zero(bias: &Stored, file: &File) -> Result<()> {
+    anyhow::ensure!(
+        floats(&bias.read(file)?).iter().all(|&number| number == 0.0),
+        "it is not zero, but model.qkv_bias = false; set it to true"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

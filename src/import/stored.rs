@@ -1,0 +1,120 @@
+//! Tensors that lie in a file and are read one by one.
+
+use super::pickle::Number;
+use crate::weights::floats_mut;
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use tch::{Device, Kind, Tensor};
+
+/// A tensor's numbers lie in a row in the file.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    pub number: Number,
+    pub sizes: Vec<i64>,
+    /// The first byte, from the start of the file.
+    pub start: u64,
+}
+
+/// A checkpoint's tensors by name.
+#[derive(Debug)]
+pub enum Listing {
+    /// The names of the whole network, blocks numbered through.
+    Flat(BTreeMap<String, Stored>),
+    /// The official `model_stages`: the names of each stage, its blocks numbered from 0.
+    Stages(Vec<BTreeMap<String, Stored>>),
+}
+
+impl Number {
+    /// Bytes of one number.
+    fn size(self) -> u64 {
+        match self {
+            Number::F64 => 8,
+            Number::F32 => 4,
+            Number::F16 | Number::Bf16 => 2,
+            Number::Integer => 1,
+        }
+    }
+}
+
+impl Stored {
+    /// A tensor within `end` bytes of the file, or why it is none.
+    pub fn within(number: Number, sizes: Vec<i64>, start: u64, end: u64) -> Result<Stored> {
+        let count = sizes.iter().try_fold(1u64, |n, &size| n.checked_mul(u64::try_from(size).ok()?));
+        let last = count.and_then(|n| n.checked_mul(number.size())).and_then(|bytes| bytes.checked_add(start));
+        ensure!(last.is_some_and(|last| last <= end), "its shape {sizes:?} is larger than what the file holds of it");
+        Ok(Stored { number, sizes, start })
+    }
+
+    /// A tensor that begins `offset` numbers into the `size` bytes from `start` on.
+    pub fn from_storage(number: Number, sizes: Vec<i64>, offset: i64, start: u64, size: u64) -> Result<Stored> {
+        let skipped =
+            u64::try_from(offset).ok().and_then(|n| n.checked_mul(number.size())).filter(|&bytes| bytes <= size);
+        let skipped = skipped.context("it begins outside of its storage")?;
+        let end = start.checked_add(size).context("its storage ends nowhere")?;
+        Stored::within(number, sizes, start + skipped, end)
+    }
+
+    /// Reads the numbers as fp32.
+    pub fn read(&self, file: &File) -> Result<Tensor> {
+        let count: i64 = self.sizes.iter().product();
+        let mut tensor = Tensor::zeros([count], (Kind::Float, Device::Cpu));
+        let width = self.number.size() as usize;
+        ensure!(self.number != Number::Integer, "it holds integers, but weights are floating-point numbers");
+        let mut buffer = vec![0; CHUNK * width];
+        let mut at = self.start;
+        for out in floats_mut(&mut tensor).chunks_mut(CHUNK) {
+            let bytes = &mut buffer[..out.len() * width];
+            file.read_exact_at(bytes, at).context("it cannot be read")?;
+            at += bytes.len() as u64;
+            for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(width)) {
+                *out = match (self.number, bytes) {
+                    (Number::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+                    (Number::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
+                    (Number::Bf16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
+                    _ => f64::from_le_bytes(bytes.try_into()?) as f32,
+                };
+            }
+        }
+        Ok(tensor.view(&self.sizes[..]))
+    }
+}
+
+/// Numbers read at a time.
+const CHUNK: usize = 1 << 18;
+
+impl Listing {
+    /// Blocks of each stage; of a flat listing the blocks of the whole network, as one stage.
+    pub fn depths(&self) -> Vec<usize> {
+        let blocks = |names: &BTreeMap<String, Stored>| {
+            let number = |name: &String| name.strip_prefix("blocks.")?.split_once('.')?.0.parse::<usize>().ok();
+            names.keys().filter_map(number).max().map_or(0, |last| last.saturating_add(1))
+        };
+        match self {
+            Listing::Flat(names) => vec![blocks(names)],
+            Listing::Stages(stages) => stages.iter().map(blocks).collect(),
+        }
+    }
+
+    /// Takes a tensor out by its names in a staged and in a flat listing.
+    pub fn take(&mut self, stage: usize, name: &str, flat_name: &str) -> Option<Stored> {
+        match self {
+            Listing::Flat(names) => names.remove(flat_name),
+            Listing::Stages(stages) => stages.get_mut(stage)?.remove(name),
+        }
+    }
+
+    /// The names that are left.
+    pub fn names(&self) -> Vec<String> {
+        match self {
+            Listing::Flat(names) => names.keys().cloned().collect(),
+            Listing::Stages(stages) => {
+                let named = |(stage, names): (usize, &BTreeMap<String, Stored>)| {
+                    names.keys().map(move |name| format!("model_stages[{stage}] {name}")).collect::<Vec<_>>()
+                };
+                stages.iter().enumerate().flat_map(named).collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The two number types of activations.
+
+use tch::Kind;
+
+/// A number in memory, and as fp32 in registers.
+pub trait Element: Copy + Send + Sync + 'static {
+    const KIND: Kind;
+    fn get(self) -> f32;
+    fn of(value: f32) -> Self;
+}
+
+impl Element for f32 {
+    const KIND: Kind = Kind::Float;
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn of(value: f32) -> f32 {
+        value
+    }
+}
+
+/// The upper half of an fp32 number.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Bf16(u16);
+
+impl Element for Bf16 {
+    const KIND: Kind = Kind::BFloat16;
+    #[inline(always)]
+    fn get(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+    /// To the nearest, ties to even; what is not a number stays so.
+    #[inline(always)]
+    fn of(value: f32) -> Bf16 {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        Bf16(if value.is_nan() { 0x7fc0 } else { rounded as u16 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Tensor;
+
+    #[test]
+    fn bf16_rounds_as_libtorch_does() {
+        let values: Vec<f32> = (0..10_000).map(|i| (i as f32 * 0.731).sin() * 10f32.powi(i % 60 - 30)).collect();
+        let values = [values, vec![0.0, -0.0, f32::INFINITY, f32::MAX, f32::MIN_POSITIVE / 4.0]].concat();
+        let theirs = Tensor::from_slice(&values).to_kind(Kind::BFloat16).to_kind(Kind::Float);
+        let ours: Vec<f32> = values.iter().map(|&v| Bf16::of(v).get()).collect();
+        assert_eq!(Tensor::from_slice(&ours), theirs);
+        assert!(Bf16::of(f32::NAN).get().is_nan());
+    }
+}

@@ -1,0 +1,67 @@
+//! GELU, x · Φ(x), exact (not its tanh approximation).
+
+use super::element::{Bf16, Element};
+use super::math::normal;
+use super::{by_kind, numbers, numbers_mut, threads};
+use multiversion::multiversion;
+use tch::{Kind, Tensor};
+
+/// gelu(x).
+pub fn gelu(x: &Tensor) -> Tensor {
+    let mut out = x.empty_like();
+    by_kind!(x, forward(x, &mut out));
+    out
+}
+
+/// The gradient of x from that of gelu(x), in place.
+pub fn gelu_backward(gradient: &mut Tensor, x: &Tensor) {
+    by_kind!(x, backward(gradient, x));
+}
+
+fn forward<T: Element>(x: &Tensor, out: &mut Tensor) {
+    let x = numbers::<T>(x);
+    let each = threads::rows_each(x.len(), x.len(), 64);
+    let parts = x.chunks(each).zip(numbers_mut::<T>(out).chunks_mut(each));
+    threads::each(parts, |(x, out)| forward_part(x, out));
+}
+
+fn backward<T: Element>(gradient: &mut Tensor, x: &Tensor) {
+    let x = numbers::<T>(x);
+    let each = threads::rows_each(x.len(), x.len(), 64);
+    let parts = x.chunks(each).zip(numbers_mut::<T>(gradient).chunks_mut(each));
+    threads::each(parts, |(x, gradient)| backward_part(x, gradient));
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn forward_part<T: Element>(x: &[T], out: &mut [T]) {
+    for (x, out) in x.iter().zip(out) {
+        let x = x.get();
+        *out = T::of(x * normal(x).0);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn backward_part<T: Element>(x: &[T], gradient: &mut [T]) {
+    for (x, gradient) in x.iter().zip(gradient) {
+        let x = x.get();
+        let (cumulative, density) = normal(x);
+        *gradient = T::of(gradient.get() * x.mul_add(density, cumulative));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::cpu::tests::{close, wave};
+
+    #[test]
+    fn gelu_and_its_gradient_equal_libtorchs() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let (x, dy) = (wave(&[37, 1000], 3.0, kind), wave(&[37, 1000], 1.0, kind));
+            close(&gelu(&x), &x.gelu("none"), kind);
+            let mut dx = dy.copy();
+            gelu_backward(&mut dx, &x);
+            close(&dx, &x.gelu_backward(&dy, "none"), kind);
+        }
+    }
+}

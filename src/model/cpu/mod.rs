@@ -1,0 +1,72 @@
+//! Row-wise parts of a block on the CPU, each one pass over memory: what libtorch does in several, and its gradients
+//! with fp32 statistics. Activations are fp32 or bf16; every sum and function is computed in fp32.
+//!
+//! The loops are plain Rust that the compiler vectorises, compiled for several instruction sets and chosen at run time.
+//! They run on libtorch's own threads ([`threads`]); results do not depend on the number of threads.
+
+mod element;
+mod gelu;
+mod heads;
+mod math;
+mod norm;
+mod softmax;
+pub mod threads;
+
+pub use gelu::{gelu, gelu_backward};
+pub use heads::{Layout, join, split};
+pub use norm::{Statistics, norm, norm_backward};
+pub use softmax::{softmax_, softmax_backward_};
+
+use element::Element;
+use tch::{Device, Kind, Tensor};
+
+/// Whether these functions take the tensor.
+pub fn takes(tensor: &Tensor) -> bool {
+    tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::Float | Kind::BFloat16) && tensor.is_contiguous()
+}
+
+/// Calls a generic function with the element type of `$tensor`.
+macro_rules! by_kind {
+    ($tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match $tensor.kind() {
+            Kind::BFloat16 => $function::<Bf16>($($argument),*),
+            _ => $function::<f32>($($argument),*),
+        }
+    };
+}
+use by_kind;
+
+/// The numbers of a contiguous CPU tensor.
+fn numbers<T: Element>(tensor: &Tensor) -> &[T] {
+    assert!(takes(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
+    // SAFETY: `numel` values of this kind lie in a row in host memory, and the borrowed tensor keeps them alive.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+/// As [`numbers`], to write through.
+fn numbers_mut<T: Element>(tensor: &mut Tensor) -> &mut [T] {
+    assert!(takes(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
+    // SAFETY: as in `numbers`; the exclusive borrow is the caller's promise that no view of it is in use.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Numbers of both signs up to `largest`.
+    pub fn wave(shape: &[i64], largest: f64, kind: Kind) -> Tensor {
+        let count: i64 = shape.iter().product();
+        let k = Tensor::arange(count, (Kind::Double, Device::Cpu));
+        ((k * 0.37 + 1.0).sin() * largest).view(shape).to_kind(kind)
+    }
+
+    /// Equal up to the rounding of `kind`, relative to the largest number.
+    #[track_caller]
+    pub fn close(ours: &Tensor, expected: &Tensor, kind: Kind) {
+        let (ours, expected) = (ours.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+        let difference = (ours - &expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[]);
+        let limit = if kind == Kind::Float { 1e-5 } else { 6e-3 };
+        assert!(difference < limit, "{kind:?}: {difference:e}");
+    }
+}

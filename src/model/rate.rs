@@ -1,0 +1,20 @@
+//! What a device can do at most: the speed of a large matrix product.
+
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// Operations per second of this process's square matrix products.
+pub fn matrix_product_rate(options: (Kind, Device)) -> f64 {
+    // Large enough to fill the device, small enough to take no time.
+    let n: i64 = if options.1.is_cuda() { 8192 } else { 1024 };
+    let a = Tensor::ones([n, n], options);
+    let once = || {
+        let start = Instant::now();
+        // Reading one number waits for the device.
+        a.matmul(&a).get(0).get(0).double_value(&[]);
+        start.elapsed().as_secs_f64()
+    };
+    once();
+    let best = (0..8).map(|_| once()).fold(f64::INFINITY, f64::min);
+    2.0 * (n as f64).powi(3) / best
+}

@@ -1,0 +1,283 @@
+//! `incubate pack`: any source into the packed form (`data/shard.rs`), shard by shard. All threads encode one shard's images
+//! while the shard before is written. A shard is written durably or not at all, so that the same command goes on where it
+//! was stopped.
+
+mod image;
+
+use crate::config::Config;
+use crate::data::samples::Split;
+use crate::data::shard::{self, Encoding, Shard, Table};
+use crate::data::{BadImages, Source, packed};
+use crate::error::Failure;
+use crate::store::durable;
+use crate::store::progress::Progress;
+use crate::train::stop_requested;
+use crate::{require, usage};
+use anyhow::{Result, anyhow};
+use image::{Encoder, Image};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::time::Instant;
+
+/// How images are stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    pub encoding: Encoding,
+    /// The shorter side is at most this long.
+    pub size: usize,
+    /// Of JPEG, 1 to 100.
+    pub quality: u8,
+    pub threads: usize,
+}
+
+/// What lies in the folder at the end.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    pub train_images: usize,
+    pub val_images: usize,
+    pub shards: usize,
+    /// Those that an earlier call had written.
+    pub kept_shards: usize,
+    /// Images that could not be read, and are not in the pack.
+    pub skipped_images: usize,
+    pub bytes: u64,
+}
+
+/// One shard to be.
+struct Part<'a> {
+    split: &'static str,
+    images: &'a Split,
+    number: usize,
+    shards: usize,
+    range: Range<usize>,
+    path: PathBuf,
+    recipe: String,
+}
+
+/// What all shards have in common.
+struct Work<'a> {
+    options: &'a Options,
+    /// What the images' names begin with in the source, and not in the pack.
+    root: String,
+    /// Where to tell how far it has come; may not be there.
+    run: &'a Path,
+    classes: Vec<String>,
+    bad: &'a BadImages,
+    tick: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Options {
+    /// Images of a shard: some 150 MB as JPEG, 250 MB raw, at ImageNet's proportions and a shorter side of 256.
+    fn images_per_shard(&self) -> usize {
+        match self.encoding {
+            Encoding::Jpeg => 8192,
+            Encoding::Raw => 1024,
+        }
+    }
+}
+
+/// Packs both splits of a config's source into a folder; `tick` is told how many more images are done.
+///
+/// # Errors
+/// A usage error for more unreadable images than `data.bad_images`, or a folder that holds another pack; [`Failure::Stopped`] at a signal.
+pub fn pack(
+    source: &Source,
+    config: &Config,
+    into: &Path,
+    options: &Options,
+    tick: &(dyn Fn(u64) + Sync),
+) -> Result<Report> {
+    std::fs::create_dir_all(into).map_err(|e| usage!("{}: cannot make the folder: {e}", into.display()))?;
+    let work = Work {
+        options,
+        root: format!("{}/", config.data.path.display()),
+        run: &config.run.dir,
+        classes: classes(source),
+        bad: &source.bad,
+        tick,
+    };
+    let parts = work.parts(source, into);
+    let mut report = Report { shards: parts.len(), ..Report::default() };
+    let mut missing = Vec::new();
+    for part in &parts {
+        match part.is_there()? {
+            Some(shard) => {
+                report.add(part, &shard)?;
+                report.kept_shards += 1;
+                tick(part.range.len() as u64);
+            }
+            None => missing.push(part),
+        }
+    }
+    if report.kept_shards > 0 {
+        log::info!("{}: {} of {} shards are there already", into.display(), report.kept_shards, parts.len());
+    }
+    work.run(&missing, &mut report)?;
+    Ok(report)
+}
+
+impl Work<'_> {
+    /// Encodes one shard after the other, while a thread writes the one before.
+    fn run(&self, missing: &[&Part], report: &mut Report) -> Result<()> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads).build()?;
+        let (began, total) = (Instant::now(), report.shards);
+        let mut done = total - missing.len();
+        std::thread::scope(|scope| {
+            let (sender, receiver) = sync_channel::<(&Part, Shard, Vec<u8>)>(1);
+            let writer = scope.spawn(move || -> Result<()> {
+                let mut images = 0;
+                for (part, shard, bytes) in receiver {
+                    part.write(&shard, &bytes)?;
+                    report.add(part, &shard)?;
+                    (done, images) = (done + 1, images + shard.samples.len());
+                    if self.run.join("progress").is_dir() {
+                        Progress { step: done as u64, steps: total as u64, ..Progress::begun("pack") }
+                            .write(self.run)?;
+                    }
+                    log::info!(
+                        "{}: {} images, {:.1} MB; shard {done} of {total}, {:.0} images/s",
+                        part.path.display(),
+                        shard.samples.len(),
+                        bytes.len() as f64 / 1e6,
+                        images as f64 / began.elapsed().as_secs_f64()
+                    );
+                }
+                Ok(())
+            });
+            let encoded = missing.iter().try_for_each(|part| {
+                let (shard, bytes) = pool.install(|| self.encode(part))?;
+                sender.send((part, shard, bytes)).map_err(|_| anyhow!("the writer has stopped"))
+            });
+            drop(sender);
+            // The writer stops early only if it failed, and then its error is the one to tell.
+            writer.join().expect("the writer does not panic").and(encoded)
+        })
+    }
+
+    /// What there is to do, in order.
+    fn parts<'a>(&self, source: &'a Source, into: &Path) -> Vec<Part<'a>> {
+        let per_shard = self.options.images_per_shard();
+        let mut parts = Vec::new();
+        for (split, images) in [("train", &source.train), ("val", &source.test)] {
+            let shards = images.len().div_ceil(per_shard);
+            for number in 0..shards {
+                let range = number * per_shard..((number + 1) * per_shard).min(images.len());
+                let recipe = self.recipe(images, range.clone());
+                let path = into.join(packed::file_name(split, number));
+                parts.push(Part { split, images, number, shards, range, path, recipe });
+            }
+        }
+        parts
+    }
+
+    /// Hash of which images a shard holds and how.
+    fn recipe(&self, images: &Split, range: Range<usize>) -> String {
+        let Options { encoding, size, quality, .. } = self.options;
+        let mut text = format!("{} {size} {quality} {:?}\n", encoding.name(), self.classes);
+        range.for_each(|index| text += &format!("{} {}\n", images.label(index), self.name(images, index)));
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+
+    /// An image's name below the source's folder.
+    fn name(&self, images: &Split, index: usize) -> String {
+        let name = images.name(index);
+        name.strip_prefix(&self.root).map(str::to_string).unwrap_or(name)
+    }
+
+    /// The images of one shard, all threads at work.
+    fn encode(&self, part: &Part) -> Result<(Shard, Vec<u8>)> {
+        let images = part.range.clone().into_par_iter().map_init(Encoder::new, |encoder, index| {
+            if stop_requested() {
+                return Err(Failure::Stopped { phase: "pack".into(), step: part.number as u64 }.into());
+            }
+            let encoder = encoder.as_mut().map_err(|error| anyhow!("{error:#}"))?;
+            let image = encoder.encode(part.images, index, self.options);
+            (self.tick)(1);
+            match image {
+                Ok(image) => Ok(Some((index, image))),
+                Err(fault) => self.bad.skip(part.images.name(index), &fault).map(|()| None),
+            }
+        });
+        let images: Vec<(usize, Image)> = images.filter_map(Result::transpose).collect::<Result<_>>()?;
+        let mut samples = Table::default();
+        let mut bytes = Vec::with_capacity(images.iter().map(|(_, image)| image.bytes.len()).sum());
+        for (index, image) in images {
+            bytes.extend_from_slice(&image.bytes);
+            samples.name.push(self.name(part.images, index).as_bytes())?;
+            samples.label.push(part.images.label(index));
+            samples.height.push(image.height as u32);
+            samples.width.push(image.width as u32);
+            samples.crc32c.push(crc32c::crc32c(&image.bytes));
+            samples.end.push(bytes.len() as u64);
+        }
+        let shard = Shard {
+            encoding: self.options.encoding,
+            split: part.split.into(),
+            number: part.number,
+            shards: part.shards,
+            recipe: part.recipe.clone(),
+            classes: self.classes.clone(),
+            samples,
+            place: 0,
+        };
+        Ok((shard, bytes))
+    }
+}
+
+impl Part<'_> {
+    /// The shard, if an earlier call has written it.
+    fn is_there(&self) -> Result<Option<Shard>> {
+        if !self.path.exists() {
+            return Ok(None);
+        }
+        let shard = shard::read(&self.path)?;
+        require!(
+            shard.recipe == self.recipe,
+            "{}: packed from other images or in another way; choose another folder, or delete this one",
+            self.path.display()
+        );
+        Ok(Some(shard))
+    }
+
+    fn write(&self, shard: &Shard, bytes: &[u8]) -> Result<()> {
+        durable::require_space(&self.path, bytes.len() as u64 + (1 << 20))?;
+        durable::replace(&self.path, |beside| shard::write(beside, shard, bytes))
+    }
+}
+
+impl Report {
+    fn add(&mut self, part: &Part, shard: &Shard) -> Result<()> {
+        let images = if part.split == "train" { &mut self.train_images } else { &mut self.val_images };
+        *images += shard.samples.len();
+        self.skipped_images += part.range.len() - shard.samples.len();
+        self.bytes += std::fs::metadata(&part.path)?.len();
+        Ok(())
+    }
+}
+
+/// The source's names of its classes; their numbers where it has none.
+fn classes(source: &Source) -> Vec<String> {
+    let named = source.train.classes();
+    if !named.is_empty() {
+        return named.to_vec();
+    }
+    let largest = |split: &Split| (0..split.len()).map(|index| split.label(index) + 1).max().unwrap_or(0);
+    (0..largest(&source.train).max(largest(&source.test))).map(|class| class.to_string()).collect()
+}
+
+/// The report for people.
+pub fn text(report: &Report, into: &Path) -> String {
+    format!(
+        "{}: {} training and {} validation images in {} shards ({} of them were there), {:.2} GB; {} unreadable\n",
+        into.display(),
+        report.train_images,
+        report.val_images,
+        report.shards,
+        report.kept_shards,
+        report.bytes as f64 / 1e9,
+        report.skipped_images
+    )
+}

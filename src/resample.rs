@@ -1,0 +1,70 @@
+//! Position embeddings and patch kernels at another size.
+
+use tch::{Device, Kind, Tensor};
+
+/// Position embeddings (1, 1 + n², width) on a grid of `side`² patches; the class row stays as it is.
+///
+/// Bicubic without antialiasing, as the official code (`main.py`, `--finetune`), ViTDet and mmsegmentation resize them.
+pub fn positions(pos_embed_1nd: &Tensor, side: usize) -> Tensor {
+    let (_, rows, width) = pos_embed_1nd.size3().expect("position embeddings are (1, 1 + n², width)");
+    let (grid, side) = ((rows - 1).isqrt(), side as i64);
+    if grid == side {
+        return pos_embed_1nd.shallow_clone();
+    }
+    let grid_1dhw = pos_embed_1nd.narrow(1, 1, rows - 1).view([1, grid, grid, width]).permute([0, 3, 1, 2]);
+    let resized_1dhw = grid_1dhw.contiguous().upsample_bicubic2d([side, side], false, None, None);
+    let resized_1nd = resized_1dhw.permute([0, 2, 3, 1]).reshape([1, side * side, width]);
+    Tensor::cat(&[pos_embed_1nd.narrow(1, 0, 1), resized_1nd], 1)
+}
+
+/// Patch kernels (width, channels, p, p) for patches of `side`² pixels: the kernels whose response to an image patch
+/// that was resized from p to `side` is nearest the old response to the old patch. Interpolating the kernel itself would
+/// scale every response by the ratio of the areas.
+///
+/// FlexiViT's pseudo-inverse resize (arXiv 2212.08013, section 3.4), as timm's `resample_patch_embed` computes it.
+pub fn patch_kernel(weight_dcpp: &Tensor, side: usize) -> Tensor {
+    let (width, channels, patch, _) = weight_dcpp.size4().expect("patch kernels are (width, channels, p, p)");
+    let side = side as i64;
+    if patch == side {
+        return weight_dcpp.shallow_clone();
+    }
+    // Each pixel of the old patch alone, resized: the columns of the linear map that resizing is.
+    let pixels = Tensor::eye(patch * patch, (Kind::Double, Device::Cpu)).view([patch * patch, 1, patch, patch]);
+    let resize = pixels.internal_upsample_bicubic2d_aa([side, side], false, None, None);
+    let resize = resize.view([patch * patch, side * side]);
+    let kernels = weight_dcpp.to_kind(Kind::Double).view([width * channels, patch * patch]);
+    let resampled = kernels.matmul(&resize.linalg_pinv(1e-15, false).transpose(0, 1));
+    resampled.to_kind(Kind::Float).view([width, channels, side, side])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::floats;
+
+    #[test]
+    fn positions_keep_the_class_row_and_a_flat_field_and_the_same_grid_is_untouched() {
+        let rows: Vec<f32> = (0..17 * 2).map(|i| if i < 2 { 9.0 } else { [0.5, -1.0][i % 2] }).collect();
+        let embedding = Tensor::from_slice(&rows).view([1, 17, 2]);
+        assert_eq!(positions(&embedding, 4), embedding);
+        let larger = positions(&embedding, 6);
+        assert_eq!(larger.size(), [1, 37, 2]);
+        assert_eq!(floats(&larger)[..2], [9.0, 9.0]);
+        assert!(floats(&larger)[2..].chunks(2).all(|row| (row[0] - 0.5).abs() < 1e-5 && (row[1] + 1.0).abs() < 1e-5));
+    }
+
+    #[test]
+    fn a_larger_kernel_answers_a_resized_patch_as_the_old_one_did_the_patch() {
+        let wave = |count: i64, step: f32| -> Tensor {
+            Tensor::from_slice(&(0..count).map(|i| (step * i as f32).sin()).collect::<Vec<_>>())
+        };
+        let kernel = wave(3 * 2 * 14 * 14, 0.7).view([3, 2, 14, 14]);
+        let patch = wave(2 * 14 * 14, 0.3).view([1, 2, 14, 14]);
+        let resized = patch.internal_upsample_bicubic2d_aa([16, 16], false, None, None);
+        let answer = |kernel: &Tensor, patch: &Tensor| {
+            (kernel * patch).sum_dim_intlist([1i64, 2, 3].as_slice(), false, Kind::Float)
+        };
+        let difference = answer(&kernel, &patch) - answer(&patch_kernel(&kernel, 16), &resized);
+        assert!(difference.abs().max().double_value(&[]) < 1e-3, "{difference:?}");
+    }
+}

@@ -1,0 +1,148 @@
+//! A seal on a finished file: a user block of text before its HDF5 part, with the file's length and the hash of what
+//! follows, so that damage is found before a byte is parsed. A range of bytes may be left out of the hash, where every part
+//! of it has a checksum of its own that is compared when it is read.
+//! ```text
+//! incubate KIND, format VERSION
+//! length BYTES
+//! blake3 HEX
+//! except FROM TO          only where a range is left out
+//! An HDF5 file behind a user block of 512 bytes; …
+//! ```
+
+use crate::error::Failure;
+use anyhow::Result;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::Path;
+
+/// Bytes of the user block.
+pub const BLOCK: u64 = 512;
+const EARLY_SYNC: u64 = 64 << 20;
+
+/// What a kind of file says in its user block.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// `artefact` or `pack`.
+    pub name: &'static str,
+    pub version: i32,
+    /// What to do about a damaged one.
+    pub cure: &'static str,
+}
+
+/// What a seal that holds says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// The content's hash as hexadecimal.
+    pub hash: String,
+    /// The bytes that the hash leaves out; empty if none.
+    pub except: Range<u64>,
+}
+
+impl Kind {
+    /// Whether a file begins like one of this kind.
+    pub fn is(&self, path: &Path) -> bool {
+        let magic = self.magic();
+        let mut begin = vec![0; magic.len()];
+        File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == magic.as_bytes()
+    }
+
+    /// Writes the user block over a finished HDF5 file and returns the content's hash.
+    pub fn set(&self, path: &Path, except: Range<u64>) -> Result<String> {
+        let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+        let length = file.metadata()?.len();
+        // The disk takes a large file's bytes while they are hashed from memory; a small one's second sync would cost more.
+        let early = if length > EARLY_SYNC { Some(file.try_clone()?) } else { None };
+        let syncing = early.map(|file| std::thread::spawn(move || file.sync_data()));
+        let hash = hash(&mut file, &except, length)?;
+        if let Some(syncing) = syncing {
+            syncing.join().expect("syncing does not panic")?;
+        }
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(&self.block(length, &hash, &except))?;
+        Ok(hash)
+    }
+
+    /// Verifies a file against its user block.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`] if anything but the bytes left out has changed since [`Kind::set`].
+    pub fn verify(&self, path: &Path) -> Result<Sealed> {
+        let damaged = |what: String| Failure::Damaged { path: path.into(), what };
+        let mut file = File::open(path).map_err(|e| damaged(format!("cannot be read: {e}")))?;
+        let length = file.metadata()?.len();
+        let mut block = vec![0; BLOCK as usize];
+        let short = |_| damaged(format!("truncated: only {length} bytes are left; {}", self.cure));
+        file.read_exact(&mut block).map_err(short)?;
+        let text = String::from_utf8_lossy(&block);
+        let mut lines = text.lines();
+        let version = lines.next().and_then(|line| line.strip_prefix(&self.magic()).map(str::to_string));
+        let version = version.ok_or_else(|| {
+            damaged(format!("not {} of incubate (its first bytes differ); {}", self.with_article(), self.cure))
+        })?;
+        if version != self.version.to_string() {
+            return Err(damaged(format!("format {version}, but this incubate reads format {}", self.version)).into());
+        }
+        let mut field = |name: &str| {
+            lines.next().and_then(|l| l.strip_prefix(name)).map(|v| v.trim().to_string()).unwrap_or_default()
+        };
+        let (stored_length, stored_hash, except) = (field("length "), field("blake3 "), range(&field("except ")));
+        if stored_length != length.to_string() {
+            let what = format!("{length} bytes long, but {stored_length} were written; {}", self.cure);
+            return Err(damaged(what).into());
+        }
+        let hash = hash(&mut file, &except, length).map_err(|e| damaged(format!("cannot be read: {e}")))?;
+        // The block is compared whole, so that no bit of it can change unseen.
+        if hash != stored_hash || block != self.block(length, &hash, &except) {
+            return Err(damaged(format!("its bytes have changed since it was written; {}", self.cure)).into());
+        }
+        Ok(Sealed { hash, except })
+    }
+
+    fn magic(&self) -> String {
+        format!("incubate {}, format ", self.name)
+    }
+
+    fn with_article(&self) -> String {
+        let article = if self.name.starts_with('a') { "an" } else { "a" };
+        format!("{article} {}", self.name)
+    }
+
+    fn block(&self, length: u64, hash: &str, except: &Range<u64>) -> Vec<u8> {
+        let left_out =
+            if except.is_empty() { String::new() } else { format!("except {} {}\n", except.start, except.end) };
+        let text = format!(
+            "{}{}\nlength {length}\nblake3 {hash}\n{left_out}\
+             An HDF5 file behind a user block of {BLOCK} bytes; open it with h5py, h5dump or HDFView.\n",
+            self.magic(),
+            self.version
+        );
+        let mut bytes = text.into_bytes();
+        bytes.resize(BLOCK as usize, 0);
+        bytes
+    }
+}
+
+/// `FROM TO`; anything else is nothing, and then the block does not compare equal.
+fn range(text: &str) -> Range<u64> {
+    let numbers = text.split_once(' ').and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+    numbers.map_or(0..0, |(from, to)| from..to)
+}
+
+/// Hash of the bytes from the user block to the end, but for a range.
+fn hash(file: &mut File, except: &Range<u64>, length: u64) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 4 << 20];
+    let gap = if except.is_empty() { length..length } else { except.clone() };
+    for part in [BLOCK..gap.start, gap.end..length] {
+        file.seek(SeekFrom::Start(part.start))?;
+        let mut part = file.take(part.end.saturating_sub(part.start));
+        loop {
+            match part.read(&mut buffer)? {
+                0 => break,
+                n => hasher.update_rayon(&buffer[..n]),
+            };
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}

@@ -1,0 +1,203 @@
+//! Exported folders: what can be seen of them without the frameworks that read them (`tools/check_exports.py` has these).
+
+use crate::incubate::{Incubate, TINY, ended, plain};
+use incubate::store::artefact;
+use incubate::weights::bytes;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use zip::{CompressionMethod, ZipArchive};
+
+/// A meta model stands for any whole model: it takes a second to train. ViT-H's peculiarities: no qkv bias, patches that
+/// are no power of two, another epsilon.
+fn trained() -> Incubate {
+    let text = TINY.replace("image_size = 16", "image_size = 28").replace("patch_size = 4", "patch_size = 7");
+    let run = Incubate::with(&text).set("model.qkv_bias=false").set("model.layer_norm_eps=1e-5").set("meta.epochs=1");
+    run.ok(&["meta"]);
+    run
+}
+
+fn export(run: &Incubate, format: &str) {
+    let weights = run.file("meta.h5");
+    run.ok(&["export", "--format", format, "--weights", weights.to_str().unwrap()]);
+}
+
+/// Bytes of each tensor in a .pth, in the file's order, after checking the container.
+fn payloads(path: &Path) -> Vec<Vec<u8>> {
+    let mut zip = ZipArchive::new(File::open(path).unwrap()).unwrap();
+    let mut found = BTreeMap::new();
+    for index in 0..zip.len() {
+        let mut entry = zip.by_index(index).unwrap();
+        assert_eq!(entry.compression(), CompressionMethod::Stored, "a compressed entry would be mapped as garbage");
+        assert!(entry.data_start().unwrap().is_multiple_of(64));
+        let name = entry.name().unwrap().strip_prefix("model/").expect("one folder").to_string();
+        if let Some(key) = name.strip_prefix("data/") {
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).unwrap();
+            found.insert(key.parse::<usize>().unwrap(), bytes);
+        }
+    }
+    found.into_values().collect()
+}
+
+fn safetensors_of(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    file.tensors().into_iter().map(|(name, t)| (name, (t.shape().to_vec(), t.data().to_vec()))).collect()
+}
+
+#[test]
+fn every_format_is_written_with_its_config_and_readme() {
+    let run = trained();
+    export(&run, "all");
+    for file in [
+        "timm/config.json",
+        "timm/model.safetensors",
+        "hf/config.json",
+        "hf/preprocessor_config.json",
+        "hf/model.safetensors",
+        "detectron2/model.pth",
+        "detectron2/mask_rcnn_1x.py",
+        "detectron2/mask_rcnn_3x.py",
+        "mmdet/model.pth",
+        "mmdet/mask_rcnn_1x.py",
+        "mmdet/mask_rcnn_3x.py",
+        "mmseg/model.pth",
+        "mmseg/upernet_80k.py",
+        "safetensors/model.safetensors",
+        "pth/model.pth",
+    ] {
+        let path = run.file("export").join(file);
+        assert!(path.exists() && path.with_file_name("README.md").exists(), "{file}");
+    }
+}
+
+#[test]
+fn weights_are_exported_bit_for_bit_and_missing_qkv_biases_as_zeros() {
+    let run = trained();
+    export(&run, "pth");
+    export(&run, "hf");
+    let artefact = artefact::read(&run.file("meta.h5")).unwrap();
+    let header = &artefact.header;
+    let theirs = payloads(&run.file("export/pth/model.pth"));
+    let mut theirs = theirs.iter();
+    let hf = safetensors_of(&run.file("export/hf/model.safetensors"));
+    for parameter in header.parameters() {
+        let ours = bytes(&artefact.weights[&(parameter.stage, parameter.name.clone())]);
+        assert_eq!(theirs.next().unwrap(), ours, "{}", parameter.name);
+        if parameter.name.ends_with("qkv.weight") {
+            assert!(theirs.next().unwrap().iter().all(|&byte| byte == 0), "the bias after {}", parameter.name);
+            let block = parameter.timm_name(&header.depths).split('.').nth(1).unwrap().to_string();
+            let third = |name: &str| {
+                let (shape, bytes) = &hf[&format!("vit.encoder.layer.{block}.attention.attention.{name}.weight")];
+                assert_eq!(shape, &[16, 16]);
+                bytes.clone()
+            };
+            assert_eq!(["query", "key", "value"].map(third).concat(), ours);
+        }
+    }
+    assert!(theirs.next().is_none());
+    assert_eq!(hf.len(), header.parameters().len() + 4 * (1 + 4), "three weights for one, and three biases, per block");
+}
+
+#[test]
+fn detectors_take_patches_whose_size_is_a_power_of_two() {
+    let run = trained();
+    export(&run, "detectron2");
+    let config = String::from_utf8(run.bytes("export/detectron2/mask_rcnn_3x.py")).unwrap();
+    for line in
+        ["patch_size = 8", "pretrain_img_size = 28", "max_iter = 270000", "layer_norm_eps = 0.00001", "in_chans = 1"]
+    {
+        assert!(config.contains(line), "{line} in {config}");
+    }
+    let sizes: Vec<usize> = payloads(&run.file("export/detectron2/model.pth")).iter().map(Vec::len).collect();
+    assert_eq!(sizes[..2], [4 * 16 * (1 + 3 * 3), 4 * 16 * 8 * 8], "positions on a grid of 3, kernels of 8");
+}
+
+#[test]
+fn a_format_that_does_not_exist_or_a_single_module_is_refused() {
+    let run = trained();
+    run.ok(&["module", "--index", "1"]);
+    let module = run.file("module-1.h5");
+    run.incubate(&["export", "--weights", module.to_str().unwrap()]).fails(2, &["module-1.h5", "single module"]);
+    let ended = run.incubate(&["export", "--format", "onnx"]);
+    assert!(ended.code == Some(2) && ended.err.contains("onnx") && ended.err.contains("detectron2"), "{}", ended.err);
+}
+
+#[test]
+fn an_exported_model_is_imported_bit_for_bit_and_the_run_goes_on_from_it() {
+    let run = trained();
+    export(&run, "pth");
+    export(&run, "safetensors");
+    let ours = artefact::read(&run.file("meta.h5")).unwrap();
+    for file in ["pth/model.pth", "safetensors/model.safetensors"] {
+        let other = run.fork(&[]);
+        let import = |config: &str| {
+            let mut command = plain(&["import"]);
+            command
+                .arg(run.file("export").join(file))
+                .arg(config)
+                .args(["--as", "meta", "--run-dir"])
+                .arg(&other.run_dir);
+            command.args([
+                "--set",
+                "model.qkv_bias=false",
+                "--set",
+                "model.layer_norm_eps=1e-5",
+                "--set",
+                "meta.epochs=1",
+            ]);
+            ended(command.current_dir(&other.folder).output().unwrap())
+        };
+        import("config.toml").ok();
+        let theirs = artefact::read(&other.file("meta.h5")).unwrap();
+        assert!(ours.weights.iter().all(|(name, tensor)| bytes(tensor) == bytes(&theirs.weights[name])), "{file}");
+        assert_eq!(ours.header.recipe, theirs.header.recipe);
+        import("config.toml").fails(2, &["meta.h5", "there already"]);
+        other.ok(&["module", "--index", "0"]);
+    }
+}
+
+#[test]
+fn a_file_that_does_not_fit_the_config_or_is_none_is_refused() {
+    let run = trained();
+    export(&run, "pth");
+    let other = run.fork(&[]);
+    let import = |file: &Path, sets: &[&str]| {
+        let mut command = plain(&["import"]);
+        command
+            .arg(file)
+            .args(["config.toml", "--run-dir"])
+            .arg(&other.run_dir)
+            .args(["--set", "model.qkv_bias=false"]);
+        command.args(sets.iter().flat_map(|set| ["--set", set]));
+        ended(command.current_dir(&other.folder).output().unwrap())
+    };
+    let exported = run.file("export/pth/model.pth");
+    import(&exported, &["model.width=32"]).fails(2, &["model.pth", "cls_token", "[1, 1, 16]", "[1, 1, 32]"]);
+    import(&exported, &["model.depths=[3, 2, 2, 2]", "model.meta_depth=2"]).fails(2, &["model.depths"]);
+    import(&exported, &["model.depths=[1, 1, 1, 1]"]).fails(2, &["equally deep", "--as"]);
+    let text = run.file("config.toml");
+    import(&text, &[]).fails(2, &["config.toml", "neither a .pth"]);
+    import(Path::new("nowhere.pth"), &[]).fails(2, &["nowhere.pth", "No such file"]);
+}
+
+#[test]
+fn a_model_goes_on_at_a_higher_resolution() {
+    let run = Incubate::new();
+    run.ok(&["meta"]);
+    export(&run, "safetensors");
+    let larger = Incubate::new().set("model.image_size=24").set("model.depths=[1, 1, 1, 1]").set("finetune.epochs=1");
+    let file = run.file("export/safetensors/model.safetensors");
+    let mut command = plain(&["import"]);
+    command.arg(&file).args(["config.toml", "--as", "assembled", "--run-dir"]).arg(&larger.run_dir);
+    command.args(
+        ["model.image_size=24", "model.depths=[1, 1, 1, 1]", "finetune.epochs=1"].iter().flat_map(|s| ["--set", s]),
+    );
+    ended(command.current_dir(&larger.folder).output().unwrap()).ok();
+    let assembled = artefact::read(&larger.file("assembled.h5")).unwrap();
+    assert_eq!(assembled.weights[&(0, "pos_embed".into())].size(), [1, 37, 16]);
+    larger.ok(&["finetune"]);
+    assert!(larger.file("final.h5").exists());
+}

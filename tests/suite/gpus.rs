@@ -1,0 +1,84 @@
+//! What a user is told about GPUs where they cannot be used. What needs a real one is in tools/gpu_check.py.
+
+use crate::incubate::{Ended, Incubate, ended, plain};
+use std::path::Path;
+use std::process::Command;
+use tempfile::TempDir;
+
+/// A folder with a driver and an NCCL that pretend to have two GPUs, which libtorch's CUDA cannot use.
+fn fake_driver() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/cuda.c");
+    for library in ["libcuda.so.1", "libnccl.so.2"] {
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", &format!("-Wl,-soname,{library}"), "-o"])
+            .arg(folder.path().join(library))
+            .arg(&source)
+            .status();
+        assert!(built.unwrap().success());
+    }
+    folder
+}
+
+fn with_fake_driver(run: &Incubate, arguments: &[&str]) -> Ended {
+    let driver = fake_driver();
+    ended(run.command(arguments).env("LD_LIBRARY_PATH", driver.path()).output().unwrap())
+}
+
+#[test]
+fn doctor_names_driver_gpus_and_nccl_and_what_is_missing() {
+    let found = with_fake_driver(&Incubate::new(), &["doctor"]);
+    assert_eq!(found.code, Some(2), "{}", found.err);
+    let line = |subject: &str| found.out.lines().find(|line| line[4..].starts_with(subject)).unwrap_or_default();
+    assert!(line("driver").starts_with("ok ") && line("driver").contains("CUDA up to 13.0"), "{}", found.out);
+    assert!(line("GPUs").contains("Fake GPU 0, 80.0 GiB at 0000:00:00.0; Fake GPU 1"), "{}", found.out);
+    assert!(line("NCCL").contains("NCCL 2.27.7 (") && line("NCCL").contains("libnccl.so.2"), "{}", found.out);
+    assert!(line("CUDA").starts_with("NOT") && line("CUDA").contains("libtorch"), "{}", found.out);
+}
+
+#[test]
+fn gpus_that_libtorch_cannot_use_are_warned_of_and_refused_where_the_config_asks_for_them() {
+    let run = Incubate::new().set("meta.epochs=1");
+    let trained = with_fake_driver(&run, &["meta"]).ok();
+    let warning = trained.err.lines().find(|line| line.contains("WARN")).unwrap_or_default();
+    assert!(warning.contains("this node's GPUs are not used") && warning.contains("2.11.0"), "{}", trained.err);
+    let asked = with_fake_driver(&run.set("run.device=\"cuda\""), &["meta"]);
+    asked.fails(2, &["run.device = \"cuda\"", "2.11.0", "run.device = \"cpu\""]);
+}
+
+#[test]
+fn a_node_without_a_driver_computes_on_the_cpu_and_says_so() {
+    // A driver that does not load stands for none, also where this machine has one.
+    let none = tempfile::tempdir().unwrap();
+    std::fs::write(none.path().join("libcuda.so.1"), "no library").unwrap();
+    let with_none = |run: &Incubate, arguments: &[&str]| {
+        ended(run.command(arguments).env("LD_LIBRARY_PATH", none.path()).output().unwrap())
+    };
+    let run = Incubate::new().set("meta.epochs=1");
+    let trained = with_none(&run, &["meta"]).ok();
+    assert!(trained.err.contains("computing on the CPU (this node has no NVIDIA driver"), "{}", trained.err);
+    assert!(!trained.err.contains("WARN"), "a CPU node is nothing to warn of: {}", trained.err);
+    assert!(with_none(&run, &["doctor"]).ok().out.contains("none, computing on the CPU"));
+    let asked = run.set("run.device=\"cuda\"");
+    with_none(&asked, &["meta"]).fails(2, &["run.device = \"cuda\"", "no NVIDIA driver", "run.device = \"cpu\""]);
+    let doctor = with_none(&asked, &["doctor"]);
+    assert!(doctor.code == Some(2) && doctor.out.contains("needs a GPU node"), "{}", doctor.out);
+}
+
+#[test]
+fn plan_shows_the_devices_of_each_rank_and_what_they_train_together() {
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/imagenet-vit-l.toml");
+    let plan = |sets: &[&str]| -> serde_json::Value {
+        let sets = ["slurm.gpus_per_node=8", "slurm.ranks=4", "finetune.on=\"zero\""].iter().chain(sets);
+        let sets = sets.flat_map(|set| ["--set", set]);
+        let output = plain(&["plan", config, "--ranks", "4", "--rate", "100", "--json"]).args(sets).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let replicas = |plan: &serde_json::Value, phase: usize| plan["phases"][phase]["replicas"].as_u64().unwrap();
+    let gpus = plan(&[]);
+    assert_eq!(gpus["devices_per_rank"], 2);
+    assert_eq!((replicas(&gpus, 0), replicas(&gpus, 1)), (8, 2), "the meta model on all, a module on its rank's");
+    assert_eq!((gpus["phases"][5]["phase"].as_str(), replicas(&gpus, 5)), (Some("finetune"), 8), "the whole node");
+    let cpu = plan(&["run.device=\"cpu\"", "run.replicas=3"]);
+    assert_eq!((cpu["devices_per_rank"].as_u64(), replicas(&cpu, 0), replicas(&cpu, 5)), (Some(3), 12, 3));
+}

@@ -1,0 +1,79 @@
+//! How a step computes changes its speed and memory, not what is learned.
+
+use crate::incubate::{Incubate, plain};
+use crate::runs::stop_after_a_checkpoint;
+use serde_json::Value;
+
+fn meta_losses(sets: &[&str]) -> Vec<f64> {
+    // Without mixing, so that the curve falls.
+    let run = Incubate::new().set("meta.epochs=12").set("data.mixup=0").set("data.cutmix=0").set("data.erase=0");
+    let run = sets.iter().fold(run.set("data.crop_padding=1"), |run, set| run.set(set));
+    run.ok(&["meta"]);
+    run.losses("meta")
+}
+
+#[test]
+fn bf16_follows_the_loss_curve_of_fp32_within_six_per_cent_at_every_step_and_one_on_average() {
+    let (exact, rounded) = (meta_losses(&[]), meta_losses(&["run.precision=bf16"]));
+    assert!(exact[exact.len() - 1] < 0.95 * exact[0], "it learns: {exact:?}");
+    assert!(exact != rounded && exact.len() == rounded.len(), "bf16 was asked for and rounds");
+    for (step, (exact, rounded)) in exact.iter().zip(&rounded).enumerate() {
+        assert!((rounded / exact - 1.0).abs() < 0.06, "step {step}: {rounded} in bf16, {exact} in fp32");
+    }
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    assert!((mean(&rounded) / mean(&exact) - 1.0).abs() < 0.01);
+}
+
+#[test]
+fn activation_checkpointing_changes_no_bit() {
+    let plain = Incubate::new().set("meta.drop_path=0.2").set("model.dropout=0.1");
+    let saving = plain.fork(&[]).set("run.activation_checkpointing=true");
+    for precision in ["fp32", "bf16"] {
+        let set = format!("run.precision={precision}");
+        let [plain, saving] = [&plain, &saving].map(|run| run.fork(&[]).set(&set));
+        plain.ok(&["meta"]);
+        saving.ok(&["meta"]);
+        assert!(plain.bytes("meta.h5") == saving.bytes("meta.h5"), "{precision}");
+    }
+}
+
+#[test]
+fn a_bf16_run_has_the_same_bits_after_a_stop_and_for_one_and_two_ranks() {
+    let whole = Incubate::new().set("run.precision=bf16").set("module.drop_path=0.1");
+    whole.ok(&["meta"]);
+    let (stopped, ranks) = (whole.fork(&["meta.h5", "config.toml"]), whole.fork(&["meta.h5", "config.toml"]));
+    whole.ok(&["module"]);
+    ranks.mpirun(2, &["module"]).ok();
+    stop_after_a_checkpoint(&stopped, &["module"]);
+    stopped.ok(&["module"]);
+    for i in 0..4 {
+        let file = format!("module-{i}.h5");
+        assert!(whole.bytes(&file) == stopped.bytes(&file), "{file} differs after a stop");
+        assert!(whole.bytes(&file) == ranks.bytes(&file), "{file} differs with two ranks");
+    }
+}
+
+#[test]
+fn bench_step_says_how_fast_and_where_the_time_goes() {
+    for work in [["--e2e", "--batch=4"], ["--stage=1", "--batch=4"]] {
+        let mut command = plain(&["bench", "step", "--model=tiny-28", "--steps=2", "--precision=bf16", "--json"]);
+        let output = command.args(work).args(["--threads=1"]).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        for key in ["images_per_s", "gflops", "matrix_product_gflops", "utilisation", "peak_mib"] {
+            assert!(report[key].as_f64().unwrap() > 0.0, "{key} in {report}");
+        }
+        let shares = ["data", "forward", "backward", "all_reduce", "optimiser"];
+        let total: f64 = shares.iter().map(|part| report["share"][part].as_f64().unwrap()).sum();
+        assert!((total - 1.0).abs() < 1e-6, "{report}");
+        assert_eq!((&report["precision"], &report["threads"]), (&"bf16".into(), &1.into()));
+    }
+}
+
+#[test]
+fn bench_step_refuses_what_it_cannot_measure() {
+    for (argument, word) in [("--model=vit-xxl", "vit-xxl"), ("--stage=4", "stages are 0 to 3"), ("--batch=3", "even")]
+    {
+        let output = plain(&["bench", "step", argument]).output().unwrap();
+        crate::incubate::ended(output).fails(2, &[word]);
+    }
+}

@@ -1,0 +1,132 @@
+//! Training on folders of images, as a user does.
+
+use crate::incubate::Incubate;
+use incubate::config::Config;
+use incubate::data::decode::jpeg;
+use incubate::data::loader::Loader;
+use incubate::plan::Plan;
+use incubate::plan::phases::META;
+use incubate::random::Random;
+use incubate::weights::floats;
+use std::path::Path;
+
+/// Draws a folder of JPEGs: a class is a colour and a direction of stripes.
+fn draw(folder: &Path, split: &str, classes: usize, per_class: usize) {
+    for class in 0..classes {
+        let folder = folder.join(split).join(format!("class-{class:02}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        for number in 0..per_class {
+            let mut random = Random::new(&[class as u64, number as u64, split.len() as u64]);
+            let (height, width) = (40 + random.below(40), 40 + random.below(40));
+            let pixel = |i: usize| {
+                let (row, column) = (i / width, i % width);
+                let stripe = if (class * row + column) % 12 < 6 { 40 } else { 0 };
+                [class * 10 + stripe, 250 - class * 10 - stripe, 60 + stripe].map(|value| value as u8)
+            };
+            let rgb: Vec<u8> = (0..height * width).flat_map(pixel).collect();
+            let file = jpeg::encode(&rgb, height, width, 90).unwrap();
+            std::fs::write(folder.join(format!("{number:03}.jpg")), file).unwrap();
+        }
+    }
+}
+
+/// The paper's ImageNet config with a small model, on drawn images.
+fn small_imagenet(classes: usize) -> Incubate {
+    let config = format!("{}/configs/imagenet-vit-b.toml", env!("CARGO_MANIFEST_DIR"));
+    let mut incubate = Incubate::with(&std::fs::read_to_string(config).unwrap());
+    let path = incubate.folder.path().join("images");
+    draw(&path, "train", classes, 16);
+    draw(&path, "val", classes, 3);
+    for set in [
+        format!("data.path={:?}", path.display().to_string()),
+        format!("model.classes={classes}"),
+        "data.train_images=0".into(),
+        "data.test_images=0".into(),
+        "model.image_size=32".into(),
+        "model.patch_size=8".into(),
+        "model.width=16".into(),
+        "model.heads=2".into(),
+        "model.depths=[2,2,2,2]".into(),
+        "run.threads=1".into(),
+        "run.micro_batch=16".into(),
+        "run.workers=2".into(),
+    ] {
+        incubate = incubate.set(&set);
+    }
+    for phase in ["meta", "module", "finetune"] {
+        for (key, value) in [("epochs", "1"), ("global_batch", "32"), ("warmup_epochs", "0"), ("eval_epochs", "0")] {
+            incubate = incubate.set(&format!("{phase}.{key}={value}"));
+        }
+    }
+    incubate
+}
+
+#[test]
+fn the_imagenet_config_with_a_small_model_runs_on_a_folder_to_the_end() {
+    let incubate = small_imagenet(20).set("e2e.global_batch=32");
+    let run = incubate.ok(&["run"]);
+    assert!(run.out.contains("fine-tuned") && !run.out.contains("unreadable"), "{}", run.out);
+    assert!(run.err.contains("waiting for data"), "{}", run.err);
+    assert!(incubate.ok(&["evaluate"]).out.contains("on 60 images"));
+}
+
+#[test]
+fn an_unreadable_image_is_named_and_stops_the_run_or_is_skipped_and_counted() {
+    // Without repeats an epoch shows every image.
+    let incubate = small_imagenet(4).set("e2e.global_batch=32").set("data.repeats=1");
+    let images = incubate.folder.path().join("images");
+    std::fs::write(images.join("train/class-01/003.jpg"), b"").unwrap();
+    let torn = images.join("val/class-02/001.jpg");
+    let bytes = std::fs::read(&torn).unwrap();
+    std::fs::write(&torn, &bytes[..bytes.len() / 2]).unwrap();
+    incubate.incubate(&["meta"]).fails(2, &["class-01/003.jpg", "empty", "data.bad_images"]);
+    let lenient = incubate.set("data.bad_images=2");
+    let run = lenient.ok(&["run"]);
+    assert!(run.err.contains("skipped, 1 of at most 2") && run.err.contains("class-02/001.jpg"), "{}", run.err);
+    assert!(run.out.contains("unreadable images skipped by rank zero: 2"), "{}", run.out);
+    assert!(lenient.ok(&["evaluate"]).out.contains("on 11 images"));
+}
+
+#[test]
+fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    draw(folder.path(), "train", 3, 40);
+    draw(folder.path(), "val", 3, 1);
+    // The first image is skipped, alike everywhere.
+    std::fs::write(folder.path().join("train/class-00/000.jpg"), b"torn").unwrap();
+    let stream = |workers: usize, ranks: usize| -> Vec<f32> {
+        let sets = [
+            format!("data.path={:?}", folder.path().display().to_string()),
+            format!("run.workers={workers}"),
+            "model.classes=3".into(),
+            "model.image_size=32".into(),
+            "train.global_batch=32".into(),
+            "run.micro_batch=4".into(),
+            "data.bad_images=1".into(),
+            "data.repeats=1".into(),
+        ];
+        let config = Config::parse("", &sets).unwrap();
+        let source = incubate::data::open(&config).unwrap();
+        let plan = Plan::new(config, source.train.len()).unwrap();
+        let phase = plan.phase(&META, None);
+        let mut loaders: Vec<Loader> =
+            (0..ranks).map(|rank| Loader::start(&plan, &phase, &source, rank, ranks, 1)).collect();
+        let mut numbers = Vec::new();
+        for _step in 0..4 {
+            for loader in &mut loaders {
+                for batch in loader.take(8 / ranks) {
+                    let batch = batch.unwrap();
+                    numbers.extend_from_slice(floats(&batch.images_bchw));
+                    numbers.extend_from_slice(floats(&batch.targets_bc));
+                }
+            }
+        }
+        assert_eq!(source.bad.count(), 1);
+        numbers
+    };
+    let one = stream(1, 1);
+    assert!(one.iter().all(|number| number.is_finite()));
+    for (workers, ranks) in [(2, 1), (7, 1), (1, 4), (2, 4)] {
+        assert!(stream(workers, ranks) == one, "{workers} workers, {ranks} ranks");
+    }
+}

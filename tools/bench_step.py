@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""`incubate bench step` side by side with PyTorch and timm, in interleaved pairs: prints one table and one JSON line.
+
+  tools/bench_step.py --incubate target/release/incubate --python python3 [--pairs 5] [--only deit-ti]
+
+--python has torch and timm. Each figure is the median of the pairs' own ratios, so that a machine which slows down for
+a while slows both. Stage rows are the mean over the four stages.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+
+STAGES = range(4)
+# name, model, batch, threads, precision here, dtype there, what runs: None is end to end. Here and there see the same sizes.
+ROWS = [
+    ("e2e, fp32 / fp32", "deit-ti", 32, 2, "fp32", "float32", [None]),
+    ("e2e, bf16 / bf16 autocast", "deit-ti", 32, 2, "bf16", "bfloat16", [None]),
+    ("module, fp32 / official rule fp32", "deit-ti", 32, 2, "fp32", "float32", STAGES),
+    ("module, bf16 / official rule fp32", "deit-ti", 32, 2, "bf16", "float32", STAGES),
+    ("module 0, bf16 / official rule fp32", "vit-b", 8, 2, "bf16", "float32", [0]),
+    ("e2e and modules, fp32 / fp32", "tiny-28", 128, 1, "fp32", "float32", [None, *STAGES]),
+    ("e2e and modules, bf16 / fp32", "tiny-28", 128, 1, "bf16", "float32", [None, *STAGES]),
+]
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def answer(command):
+    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{ended.stderr}")
+    return json.loads(ended.stdout[ended.stdout.index("{"):])
+
+
+def pair(a, model, batch, threads, precision, dtype, stage):
+    sizes = ["--model", model, "--batch", batch, "--threads", threads, "--steps", a.steps]
+    ours = ["--e2e"] if stage is None else ["--stage", stage]
+    theirs = ["--mode", "e2e"] if stage is None else ["--mode", "official", "--stage", stage]
+    ours = answer([a.incubate, "bench", "step", *sizes, *ours, "--precision", precision, "--json"])
+    theirs = answer([a.python, os.path.join(HERE, "peer_step.py"), *sizes, *theirs, "--dtype", dtype])
+    return ours, theirs
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--incubate", default=os.path.join(HERE, "..", "target", "release", "incubate"))
+    parser.add_argument("--python", default="python3", help="an interpreter with torch and timm")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--only", choices=sorted({row[1] for row in ROWS}), help="the rows of one model")
+    a = parser.parse_args()
+    print("| model | work: here / PyTorch + timm | here, images/s | there, images/s | ratio | memory ratio |")
+    print("|---|---|---|---|---|---|")
+    results = []
+    for name, *sizes, works in (row for row in ROWS if a.only in (None, row[1])):
+        per_work = []
+        for stage in works:
+            pairs = [pair(a, *sizes, stage) for _ in range(a.pairs)]
+            median = lambda of: statistics.median(of(*each) for each in pairs)
+            per_work.append({
+                "stage": stage,
+                "here": median(lambda ours, _: ours["images_per_s"]),
+                "there": median(lambda _, theirs: theirs["images_per_s"]),
+                "ratio": median(lambda ours, theirs: ours["images_per_s"] / theirs["images_per_s"]),
+                "memory": median(lambda ours, theirs: ours["peak_mib"] / theirs["peak_mib"]),
+            })
+        mean = {key: statistics.mean(work[key] for work in per_work) for key in ("here", "there", "ratio", "memory")}
+        print(f"| {sizes[0]} | {name} | {mean['here']:.2f} | {mean['there']:.2f} | {mean['ratio']:.2f} "
+              f"| {mean['memory']:.2f} |", flush=True)
+        results.append({"model": sizes[0], "work": name, **mean, "each": per_work})
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Makes checkpoints in the layout of the official code (`model` and `model_stages`, with an optimiser beside them) and of
+DeiT and timm, has incubate import and export each, and compares bit for bit; then compares logits with `check_exports.py`.
+
+  tools/check_imports.py INCUBATE [SIZE…] [-- ARGUMENTS OF check_exports.py]        (SIZE: small, b, l, h)
+
+Needs torch and timm, and for ViT-H about 12 GB of memory and 15 GB of disk. Anything unequal ends in exit code 1.
+"""
+import os, shutil, subprocess, sys, tempfile
+import torch
+from safetensors.torch import save_file
+
+CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "configs")
+SMALL = "image_size=28 patch_size=14 classes=5 width=32 heads=2 depths=[2,1,3]".split() + ["qkv_bias=false"]
+# config, image, patch, classes, width, depths, qkv bias
+SIZES = {
+    "small": ("imagenet-vit-h", 28, 14, 5, 32, [2, 1, 3], False),
+    "b": ("imagenet-vit-b", 224, 16, 1000, 768, [3] * 4, True),
+    "l": ("imagenet-vit-l", 224, 16, 1000, 1024, [6] * 4, True),
+    "h": ("imagenet-vit-h", 224, 14, 1000, 1280, [8] * 4, False),
+}
+
+
+def stages(size):
+    """What `[module.state_dict() for module in model.stages]` is, of random weights with the spread of trained ones."""
+    _, image, patch, classes, width, depths, qkv_bias = SIZES[size]
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda *shape, std=0.02: torch.empty(*shape).normal_(0, std, generator=generator)
+    made = []
+    for i, depth in enumerate(depths):
+        stage = {}
+        if i == 0:
+            stage["cls_token"], stage["pos_embed"] = draw(1, 1, width), draw(1, (image // patch) ** 2 + 1, width, std=0.2)
+            stage["patch_embed.proj.weight"], stage["patch_embed.proj.bias"] = draw(width, 3, patch, patch), draw(width, std=0.2)
+        for b in range(depth):
+            for name, out, inner in [("attn.qkv", 3, 1), ("attn.proj", 1, 1), ("mlp.fc1", 4, 1), ("mlp.fc2", 1, 4)]:
+                stage[f"blocks.{b}.{name}.weight"] = draw(out * width, inner * width)
+                if name != "attn.qkv" or qkv_bias:
+                    stage[f"blocks.{b}.{name}.bias"] = draw(out * width)
+            for name in ("norm1", "norm2"):
+                stage[f"blocks.{b}.{name}.weight"], stage[f"blocks.{b}.{name}.bias"] = 1 + draw(width), draw(width)
+        if i == len(depths) - 1:
+            stage["norm.weight"], stage["norm.bias"] = 1 + draw(width), draw(width)
+            stage["head.weight"], stage["head.bias"] = draw(classes, width), draw(classes)
+        made.append(stage)
+    return made
+
+
+def flat(made):
+    whole, before = {}, 0
+    for stage in made:
+        blocks = 0
+        for name, tensor in stage.items():
+            if name.startswith("blocks."):
+                _, block, rest = name.split(".", 2)
+                blocks = max(blocks, int(block) + 1)
+                name = f"blocks.{before + int(block)}.{rest}"
+            whole[name] = tensor
+        before += blocks
+    return whole
+
+
+def main():
+    arguments = sys.argv[1:]
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    (binary, *sizes), more = arguments[:split], arguments[split + 1:]
+    failed = False
+    for size in sizes or ["small"]:
+        folder = tempfile.mkdtemp(prefix=f"incubate-{size}-")
+        try:
+            failed |= check(os.path.abspath(binary), size, folder, more)
+        finally:
+            shutil.rmtree(folder)
+    sys.exit(failed)
+
+
+def check(binary, size, folder, more):
+    config = SIZES[size][0]
+    sets = ["run.threads=2", "run.micro_batch=2", "data.format=shapes", "data.train_images=8", "data.test_images=4"]
+    sets += [f"model.{s}" for s in SMALL] if size == "small" else []
+    common = [os.path.join(CONFIGS, f"{config}.toml"), *(part for s in sets for part in ("--set", s)), "-q"]
+    run = lambda directory, command, *rest: subprocess.run(
+        [binary, *command, *common, "--run-dir", os.path.join(folder, directory), *rest], check=True, stdout=subprocess.DEVNULL)
+    made = stages(size)
+    whole = flat(made)
+    official = {"model": whole, "model_stages": made, "epoch": 99, "scaler": {}, "lr_scheduler": {"base_values": [1e-3]},
+                "optimizer": {"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}}
+    files = {"official": lambda p: torch.save(official, p), "timm": lambda p: torch.save(whole, p),
+             "deit": lambda p: torch.save({"model": whole}, p), "safetensors": lambda p: save_file(whole, p)}
+    failed = False
+    for layout, save in files.items():
+        path = os.path.join(folder, f"{layout}.{'safetensors' if layout == 'safetensors' else 'pth'}")
+        save(path)
+        run(layout, ["import", path])
+        os.remove(path)
+        run(layout, ["export"], "--format", "pth")
+        got = torch.load(os.path.join(folder, layout, "export/pth/model.pth"), weights_only=True, mmap=True)
+        equal = all(torch.equal(got[name], tensor) for name, tensor in whole.items())
+        extra = [name for name in got if name not in whole and not (name.endswith("qkv.bias") and not got[name].any())]
+        print(f"{'BAD' if extra or not equal else 'ok '} {size} {layout}: {len(whole)} tensors bit for bit {extra}", flush=True)
+        failed |= bool(extra) or not equal
+        del got
+        if layout != "official":
+            shutil.rmtree(os.path.join(folder, layout))
+    outputs = os.path.join(folder, "outputs.safetensors")
+    run("official", ["evaluate"], "--outputs", outputs)
+    run("official", ["export"], "--format", "all")
+    checker = os.path.join(os.path.dirname(os.path.abspath(__file__)), "check_exports.py")
+    del made, whole, official
+    return failed | bool(subprocess.run([sys.executable, checker, os.path.join(folder, "official/export"), outputs, *more]).returncode)
+
+
+main()

@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Writes tests/golden/transforms.safetensors and transforms.json with the real timm, torchvision and Pillow: what each
+operation makes of one small image, and histograms of 100,000 draws of every random parameter.
+    python tools/golden_transforms.py [FOLDER]"""
+import io
+import json
+import math
+import os
+import random
+import sys
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.numpy import save_file
+from timm.data import Mixup, create_transform
+from timm.data.auto_augment import AugmentOp, rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+
+SIZE, DRAWS, MEAN = 40, 100_000, (124, 116, 104)
+OPERATIONS = [("AutoContrast", ()), ("Equalize", ()), ("Invert", ()), ("Posterize", (2,)), ("Solarize", (100,)),
+              ("SolarizeAdd", (60,)), ("Color", (0.3,)), ("Color", (1.8,)), ("Contrast", (0.3,)), ("Contrast", (1.8,)),
+              ("Brightness", (0.3,)), ("Brightness", (1.8,)), ("Sharpness", (0.3,)), ("Sharpness", (1.8,)),
+              ("Rotate", (25.0,)), ("Rotate", (-11.5,)), ("ShearX", (0.27,)), ("ShearX", (-0.1,)), ("ShearY", (0.27,)),
+              ("ShearY", (-0.1,)), ("TranslateXRel", (0.39,)), ("TranslateXRel", (-0.113,)), ("TranslateYRel", (0.39,)),
+              ("TranslateYRel", (-0.113,))]
+
+
+def picture(height, width):
+    """Smooth colours, a sharp edge and noise; not the whole range of values, so that contrast can be stretched."""
+    y, x = np.mgrid[:height, :width]
+    planes = [110 + 70 * np.sin(0.11 * x + 0.07 * y + c) + 40 * ((x + 2 * y) % 37 < 12) for c in range(3)]
+    noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
+    return Image.fromarray((np.stack(planes, -1) + noise).clip(12, 240).astype(np.uint8))
+
+
+def encoded(image, **options):
+    file = io.BytesIO()
+    image.save(file, **options)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def files():
+    """Files of every kind, and what Pillow makes of each."""
+    image = picture(45, 61)
+    deep = Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16) * 3))
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    kinds = {
+        "420.jpg": encoded(image, format="JPEG", quality=92),
+        "444.jpg": encoded(image, format="JPEG", quality=92, subsampling=0),
+        "422.jpg": encoded(image, format="JPEG", quality=92, subsampling=1),
+        "progressive.jpg": encoded(image, format="JPEG", quality=92, progressive=True),
+        "gray.jpg": encoded(image.convert("L"), format="JPEG", quality=92),
+        "cmyk.jpg": encoded(image.convert("CMYK"), format="JPEG", quality=92),
+        "rotated.jpg": encoded(image, format="JPEG", quality=92, exif=orientation),
+        "rgb.png": encoded(image, format="PNG"),
+        "rgba.png": encoded(image.convert("RGBA"), format="PNG"),
+        "gray.png": encoded(image.convert("L"), format="PNG"),
+        "bilevel.png": encoded(image.convert("1"), format="PNG"),
+        "palette.png": encoded(image.convert("P"), format="PNG"),
+        "deep.png": encoded(deep, format="PNG"),
+    }
+    result = {}
+    for name, data in kinds.items():
+        result[f"file.{name}"] = data
+        result[f"decoded.{name}"] = np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
+    return result
+
+
+def pictures():
+    image = picture(SIZE, SIZE)
+    result = {"image": np.asarray(image)}
+    hparams = dict(img_mean=MEAN, interpolation=Image.Resampling.BICUBIC)
+    for name, arguments in OPERATIONS:
+        op = AugmentOp(name, prob=1.0, hparams=hparams)
+        result["operation." + " ".join([name, *map(str, arguments)])] = np.asarray(
+            op.aug_fn(image, *arguments, **dict(op.kwargs)))
+    large = picture(90, 121)
+    result["large"] = np.asarray(large)
+    # left, top, width, height of a crop, resized to SIZE × SIZE: smaller, larger, anisotropic.
+    for left, top, width, height in [(0, 0, 121, 90), (7, 11, 80, 60), (30, 20, 25, 33), (100, 3, 21, 80)]:
+        crop = large.crop((left, top, left + width, top + height))
+        result[f"crop.{left} {top} {width} {height}"] = np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    for size, image in [(32, large), (48, large), (32, large.transpose(Image.Transpose.ROTATE_90))]:
+        transform = create_transform(size, is_training=False, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
+        key = f"evaluation.{size} {image.width} {image.height}"
+        result[key] = (transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return result | files()
+
+
+def histogram(values, low, high, bins=20):
+    # The ranges keep frequent values off the borders of bins, where rounding would decide.
+    counts, _ = np.histogram(values, bins, (low, high))
+    assert counts.sum() == len(values), (min(values), max(values))
+    return {"low": low, "high": high, "counts": counts.tolist()}
+
+
+def draws():
+    result = {}
+    image = Image.new("RGB", (500, 375))
+    crops = [RandomResizedCropAndInterpolation.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(DRAWS)]
+    result["crop area"] = histogram([h * w / (500 * 375) for _, _, h, w in crops], 0.0, 1.0)
+    result["crop ratio"] = histogram([math.log(w / h) for _, _, h, w in crops], -0.32, 0.32)
+    result["crop left"] = histogram([j / 500 for _, j, _, _ in crops], -0.0007, 1.0)
+    result["crop top"] = histogram([i / 375 for i, _, _, _ in crops], -0.0007, 1.0)
+
+    taken = []
+    policy = rand_augment_transform("rand-m9-mstd0.5-inc1", dict(img_mean=MEAN, interpolation=Image.Resampling.BICUBIC))
+    for kind, op in enumerate(policy.ops):
+        op.aug_fn = lambda image, *arguments, kind=kind, **_: taken.append((kind, *arguments)) or image
+    for _ in range(DRAWS // 2):
+        policy(None)
+    names = [op.name for op in policy.ops]
+    kinds = [names[kind] for kind, *_ in taken]
+    result["operations"] = {name: kinds.count(name) for name in names} | {"none": DRAWS - len(kinds)}
+    for kind, (name, low, high) in enumerate([
+            (None, 0, 0), (None, 0, 0), (None, 0, 0), ("Rotate", -30, 30), ("Posterize", 0, 5), ("Solarize", 0, 257),
+            ("SolarizeAdd", 0, 129), ("Color", 0, 2.0013), ("Contrast", 0, 2.0013), ("Brightness", 0, 2.0013), ("Sharpness", 0, 2.0013),
+            ("ShearX", -0.3, 0.3), ("ShearY", -0.3, 0.3), ("TranslateX", -0.45, 0.45), ("TranslateY", -0.45, 0.45)]):
+        if name:
+            result["argument of " + name] = histogram([a[0] for k, *a in taken if k == kind], low, high)
+
+    erasing = RandomErasing(probability=1.0, mode="pixel", device="cpu")
+    areas, ratios = [], []
+    for _ in range(DRAWS):
+        image = torch.zeros(1, 224, 224)
+        erased = Recorder(image)
+        erasing._erase(erased, 1, 224, 224, torch.float32)
+        areas.append(erased.height * erased.width / 224 ** 2)
+        ratios.append(math.log(erased.height / erased.width) if erased.height else 0.0)
+    result["erased area"] = histogram(areas, 0.0, 0.35)
+    result["erased ratio"] = histogram(ratios, -1.3, 1.3)
+
+    for name, mixup, cutmix in [("mixup", 0.8, 0.0), ("cutmix", 0.0, 1.0), ("both", 0.8, 1.0)]:
+        mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, num_classes=1000)
+        drawn = [mix._params_per_batch() for _ in range(DRAWS)]
+        result[f"{name} lambda"] = histogram([float(lam) for lam, _ in drawn], 0.0, 1.0)
+        result[f"{name} cut"] = {"yes": sum(bool(cut) for _, cut in drawn), "no": sum(not cut for _, cut in drawn)}
+    return result
+
+
+class Recorder:
+    """Notes where RandomErasing writes, without the cost of writing."""
+    def __init__(self, image):
+        self.height = self.width = 0
+
+    def __setitem__(self, place, _):
+        _, rows, columns = place
+        self.height, self.width = rows.stop - rows.start, columns.stop - columns.start
+
+
+def main(folder):
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    save_file({k: np.ascontiguousarray(v) for k, v in pictures().items()}, os.path.join(folder, "transforms.safetensors"))
+    with open(os.path.join(folder, "transforms.json"), "w") as f:
+        json.dump({"draws": DRAWS, **draws()}, f, indent=1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(__file__), "..", "tests", "golden"))

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""One training step of PyTorch and timm, as a user of the official code runs it: the peer of `incubate bench step`.
+
+  python tools/peer_step.py --model deit-ti --mode official --stage 0 --batch 32 --dtype float32
+
+--mode e2e trains everything; official freezes only the stages before --stage (the official code's rule); frozen freezes
+every other stage. --dtype bfloat16 runs under autocast. Prints one JSON line. Needs torch and timm.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import time
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+MODELS = {  # image, patch, width, depth, heads, channels, classes: as in src/bench/step.rs
+    "tiny-28": (28, 7, 48, 16, 4, 1, 10),
+    "deit-ti": (224, 16, 192, 12, 3, 3, 1000),
+    "deit-s": (224, 16, 384, 12, 6, 3, 1000),
+    "vit-b": (224, 16, 768, 12, 12, 3, 1000),
+    "vit-l": (224, 16, 1024, 24, 16, 3, 1000),
+    "vit-h": (224, 14, 1280, 32, 16, 3, 1000),
+    "deit-t-128": (32, 4, 192, 128, 3, 3, 100),
+}
+STAGES, WARM_UP = 4, 3
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="deit-ti")
+    parser.add_argument("--mode", choices=["e2e", "official", "frozen"], default="e2e")
+    parser.add_argument("--stage", type=int, default=0, choices=range(STAGES))
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=8, help="timed, after three to warm up")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    return parser.parse_args()
+
+
+def network(a):
+    """The model, and the parameters that train. Weight decay groups would only add kernels, so there is one group."""
+    image, patch, width, depth, heads, channels, classes = MODELS[a.model]
+    deep = depth // STAGES
+    depths = [deep if a.mode == "e2e" or stage == a.stage else 1 for stage in range(STAGES)]
+    stage_of_block = [stage for stage, blocks in enumerate(depths) for _ in range(blocks)]
+    model = VisionTransformer(img_size=image, patch_size=patch, in_chans=channels, num_classes=classes,
+                              embed_dim=width, depth=sum(depths), num_heads=heads).to(a.device)
+
+    def stage_of(name):
+        if name.startswith("blocks."):
+            return stage_of_block[int(name.split(".")[1])]
+        return 0 if name.startswith(("patch_embed", "pos_embed", "cls_token")) else STAGES - 1
+
+    trained = []
+    for name, parameter in model.named_parameters():
+        if a.mode == "e2e" or stage_of(name) == a.stage:
+            trained.append(parameter)
+        elif a.mode == "frozen" or stage_of(name) < a.stage:
+            parameter.requires_grad_(False)
+    return model, trained, (channels, image, classes)
+
+
+def main():
+    a = arguments()
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(0)
+    model, trained, (channels, image, classes) = network(a)
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.05)
+    images = torch.randn(a.batch, channels, image, image, device=a.device)
+    targets = torch.softmax(torch.randn(a.batch, classes, device=a.device), -1)
+    cuda = a.device.startswith("cuda")
+
+    def step():
+        with torch.autocast(a.device.split(":")[0], dtype=torch.bfloat16, enabled=a.dtype == "bfloat16"):
+            logits = model(images)
+        loss = torch.sum(-targets * torch.log_softmax(logits.float(), -1), -1).mean()
+        loss.backward()
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        if cuda:
+            torch.cuda.synchronize()
+
+    times = []
+    for _ in range(WARM_UP + a.steps):
+        began = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - began)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if cuda else resident
+    print(json.dumps({
+        "model": a.model, "mode": a.mode, "stage": a.stage, "batch": a.batch, "dtype": a.dtype, "device": a.device,
+        "threads": a.threads, "torch": torch.__version__,
+        "images_per_s": a.batch / statistics.median(times[WARM_UP:]), "peak_mib": peak / 2**20,
+    }))
+
+
+if __name__ == "__main__":
+    main()
