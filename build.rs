@@ -1,4 +1,4 @@
-//! Bakes the folders of the shared libraries into the binary, so that it runs from anywhere without LD_LIBRARY_PATH.
+//! Compiles what calls libtorch where tch does not, and bakes the folders of the shared libraries into the binary, so that it runs from anywhere without LD_LIBRARY_PATH.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +14,20 @@ fn main() {
             "cargo::error=no libtorch in {} (LIBTORCH): run tools/setup.sh first, or point LIBTORCH at a libtorch 2.11.0",
             torch.display()
         );
+        return;
     }
+    const SHIM: &str = "src/model/libtorch.cpp";
+    println!("cargo::rerun-if-changed={SHIM}");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .file(SHIM)
+        // As system folders: their warnings are not ours.
+        .flag("-isystem")
+        .flag(torch.join("include"))
+        .flag("-isystem")
+        .flag(torch.join("include/torch/csrc/api/include"))
+        .compile("incubate_libtorch");
     // Only what the user points at: the system's own libraries are found without help.
     if let Some(hdf5) = std::env::var_os("HDF5_DIR") {
         rpath(&PathBuf::from(hdf5).join("lib"));

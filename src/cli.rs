@@ -1,15 +1,17 @@
 //! The door: commands, their arguments, and what each prints.
 
 use crate::cluster::{doctor, queue, status, submit};
-use crate::collective::mpi::{World, rank_on_this_node, ranks_on_this_node};
+use crate::collective::agree;
+use crate::collective::mpi::{World, cores_of_this_rank, rank_on_this_node, ranks_on_this_node};
 use crate::config::{Config, DeviceChoice, ExportFormat, Format, Precision};
 use crate::data::shard::{self, Encoding};
 use crate::data::{self, packed};
-use crate::device::{self, Devices, OnNode};
+use crate::device::{self, Devices, OnNode, memory};
 use crate::downstream::{ade20k, coco};
 use crate::error::Failure;
 use crate::import::Role;
 use crate::model::matrix_product_rate;
+use crate::model::off::{self, Part};
 use crate::pipeline::bars::{self, Bars};
 use crate::pipeline::{Job, evaluate, plan_report, report, summary};
 use crate::plan::Plan;
@@ -111,6 +113,7 @@ pub enum Command {
     },
     /// Show where each phase of a run stands, and with Slurm what it waits for
     Status {
+        /// The run directory: run.dir of the config, or what --run-dir named
         run_dir: PathBuf,
         /// Show it anew every two seconds until everything is done
         #[arg(long, conflicts_with = "json")]
@@ -120,7 +123,10 @@ pub enum Command {
         json: bool,
     },
     /// Cancel what is queued or running of a submitted run
-    Cancel { run_dir: PathBuf },
+    Cancel {
+        /// The run directory: run.dir of the config, or what --run-dir named
+        run_dir: PathBuf,
+    },
     /// Pack images into HDF5 shards that any number of ranks read fast (data.format = "packed")
     Pack {
         /// A config, or a folder: of images (train/CLASS/*.jpg, val/CLASS/*.jpg), of tar shards, or of an earlier pack
@@ -145,6 +151,7 @@ pub enum Command {
     },
     /// Verify one artefact or packed shard, or all of a run directory or pack
     Verify {
+        /// A file that incubate wrote (.h5), or a folder of them: a run directory or a pack
         path: PathBuf,
         /// Print JSON
         #[arg(long)]
@@ -152,6 +159,7 @@ pub enum Command {
     },
     /// Check this node: versions, cores, and with a config its data and run directory
     Doctor {
+        /// The TOML file whose data and run directory to check as well
         config: Option<PathBuf>,
         #[command(flatten)]
         over: Overrides,
@@ -165,9 +173,15 @@ pub enum Command {
         bench: Bench,
     },
     /// Print a shell's completion script
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
     /// Write the man pages into a folder
-    Man { folder: PathBuf },
+    Man {
+        /// Made if it is not there
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -201,6 +215,7 @@ pub enum Downstream {
         /// A JSON list of detections
         #[arg(long, value_name = "FILE")]
         results: PathBuf,
+        /// Compare boxes or masks
         #[arg(long, default_value = "bbox", value_parser = ["bbox", "segm"])]
         iou: String,
         /// Also draw precision over recall, as SVG
@@ -234,6 +249,7 @@ pub enum Downstream {
 pub enum Bench {
     /// What the index of a large source costs, with generated entries
     Index {
+        /// How many images the index lists
         #[arg(long, default_value_t = 1_281_167, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
         entries: u32,
         /// Where to keep it meanwhile
@@ -299,6 +315,10 @@ pub struct StepArgs {
     /// fp32, bf16 or tf32 [default: the config's]
     #[arg(long)]
     precision: Option<String>,
+    /// Switch off what makes a step fast, to see what it gives: kernels, attention, optimiser, suffix, memory; may be given
+    /// more than once
+    #[arg(long, value_name = "PART")]
+    without: Vec<Part>,
     /// Override a config key, such as --set run.micro_batch=16; may be given more than once
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -314,6 +334,8 @@ impl StepArgs {
         sets.extend(self.precision.iter().map(|precision| format!("run.precision={precision}")));
         sets.extend_from_slice(&self.sets);
         let config = bench::step::config(&self.model, self.batch, &sets)?;
+        self.without.iter().for_each(|part| off::switch_off(*part));
+        memory::keep_freed(off::is_on(Part::Memory));
         start_libtorch(&config);
         let devices = devices(&config)?;
         devices.take_up(0)?;
@@ -403,12 +425,12 @@ fn start_libtorch(config: &Config) {
 /// Compute threads of this rank.
 fn threads(config: &Config) -> usize {
     match config.run.threads {
-        0 => (std::thread::available_parallelism().map_or(1, |n| n.get()) / ranks_on_this_node()).max(1),
+        0 => cores_of_this_rank(),
         n => n,
     }
 }
 
-/// This rank's devices; replicas on the CPU divide its threads.
+/// This rank's devices; its replicas divide its threads.
 fn devices(config: &Config) -> Result<Devices> {
     let ranks = ranks_on_this_node().max(1);
     let place = OnNode { rank: rank_on_this_node().min(ranks - 1), ranks };
@@ -416,9 +438,7 @@ fn devices(config: &Config) -> Result<Devices> {
     if devices.are_gpus() && config.run.precision == Precision::Tf32 {
         device::tf32::allow()?;
     }
-    if !devices.are_gpus() {
-        tch::set_num_threads((threads(config) / devices.replicas()).max(1) as i32);
-    }
+    tch::set_num_threads((threads(config) / devices.replicas()).max(1) as i32);
     Ok(devices)
 }
 
@@ -525,6 +545,11 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
 }
 
 impl Command {
+    /// Whether the command looks at [`crate::train::STOP`] and ends in order; others just end.
+    pub fn heeds_signals(&self) -> bool {
+        self.trains() || matches!(self, Command::Pack { .. } | Command::Status { watch: true, .. })
+    }
+
     /// Whether the command trains, and so joins the world of ranks that it was started in.
     pub fn trains(&self) -> bool {
         matches!(
@@ -556,9 +581,9 @@ fn watch(run_dir: &Path) -> Result<()> {
 
 /// Opens the job and trains, with progress bars where somebody looks.
 fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
-    let config = args.load()?;
     let whole = world.whole();
-    let devices = devices(&config)?;
+    let config = agree(whole, args.load())?;
+    let devices = agree(whole, devices(&config))?;
     if whole.is_zero() || devices.are_gpus() {
         let (name, size, threads) = (&config.run.name, whole.size(), tch::get_num_threads());
         log::info!("{name}: {size} rank(s), {threads} thread(s) per replica, computing on {}", devices.describe());
@@ -580,14 +605,10 @@ fn conclude(job: &Job) -> Result<()> {
     } else {
         Vec::new()
     };
-    let rows = summary::rows(&job.plan, &job.run)?;
+    let rows = summary::rows(&job.plan, &job.run, job.source.bad.count())?;
     summary::write(&job.run, &rows)?;
     report::write(&job.plan, &job.run, &rows)?;
     print!("{}", summary::table(&rows));
-    match job.source.bad.count() {
-        0 => {}
-        count => println!("unreadable images skipped by rank zero: {count}, named in the log"),
-    }
     for folder in exported {
         println!("exported: {}", folder.display());
     }
@@ -665,7 +686,8 @@ fn verify(path: &Path, json: bool) -> Result<()> {
         let verdict = read.as_ref().map_or_else(|error| format!("{error:#}"), |text| format!("ok, {text}"));
         results.push(serde_json::json!({"file": file, "ok": ok, "text": verdict}));
         if !json {
-            println!("{}: {verdict}", file.display());
+            // An error names its file.
+            println!("{}", if ok { format!("{}: {verdict}", file.display()) } else { verdict });
         }
         first = first.or(read.err());
     }

@@ -16,9 +16,9 @@
 //! 4  downstream         the official figures of COCO and ADE20K results
 //! 4  cluster            Slurm scripts and submission, status, doctor
 //! 3  train              THE LOOP (read this first), one optimiser step, AdamW, evaluation
-//! 2  data               sources (IDX, CIFAR, drawn shapes, image folders), augmentation, sampler, loader
+//! 2  data               sources (image folders, tar shards, packs, IDX, CIFAR, drawn), augmentation, sampler, loader
 //! 2  model              the staged Vision Transformer, flat parameters, initialisation
-//! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi
+//! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl
 //! 2  device             CUDA loaded at run time, this rank's GPUs, cores near them
 //! 2  store              run directory, HDF5 artefacts, durable write, leases, metrics, heartbeats
 //! 1  plan               all that follows from the config: the PHASES table, schedules, groups, parameters, cost
@@ -43,6 +43,8 @@
 //!   state to save. A resumed run has the bits of an uninterrupted one, and the stream of samples is the same for any
 //!   number of ranks and workers.
 //! - The backward pass is written out ([`model`]), not autograd's: a test compares every gradient with timm's.
+//! - The host never waits for a GPU within a step: it hears of a step's loss while the GPU is at the next one
+//!   ([`train::step`]).
 //! - A phase's trained parameters, gradients and moments are flat buffers ([`model::FlatParameters`]): one all-reduce
 //!   and one optimiser pass per step. Of frozen stages before them nothing is kept; those after have no weight gradients.
 //! - A file is written beside its place, synced and renamed ([`store::durable`]); an artefact is verified whole before a

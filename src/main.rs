@@ -7,6 +7,7 @@ use incubate::device::memory;
 use incubate::error::{Failure, exit_code};
 use incubate::pipeline::bars::{LogTarget, on_a_terminal};
 use incubate::train::STOP;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,13 +17,14 @@ fn main() -> ExitCode {
     // Files are never opened for update, so HDF5's locks protect nothing, and on Lustre and NFS they fail.
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var("HDF5_USE_FILE_LOCKING", "FALSE") };
-    keep_freed_memory();
+    memory::keep_freed(true);
     start_logging(&cli);
     hdf5::silence_errors(true);
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR2] {
-        // SAFETY: storing to an atomic is all the handler does.
-        unsafe { signal_hook::low_level::register(signal, || STOP.store(true, Ordering::Relaxed)) }
-            .expect("these signals can be caught");
+    if cli.command.heeds_signals() {
+        for signal in [SIGINT, SIGTERM, SIGUSR2] {
+            // SAFETY: the handler stores to an atomic, and may restore the signal's default and raise it.
+            unsafe { signal_hook::low_level::register(signal, move || stop(signal)) }.expect("these can be caught");
+        }
     }
     let world = match if cli.command.trains() { World::join() } else { Ok(World::alone()) } {
         Ok(world) => world,
@@ -35,13 +37,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// A step frees and takes the same large tensors again and again. Given back to the kernel each time, they cost a page
-/// fault for every 4 KiB: up to a sixth of a small model's step.
-fn keep_freed_memory() {
-    #[cfg(target_env = "gnu")]
-    for (option, value) in [(libc::M_MMAP_THRESHOLD, 1 << 30), (libc::M_TRIM_THRESHOLD, i32::MAX)] {
-        // SAFETY: it sets a number in the allocator, and no other thread runs yet.
-        unsafe { libc::mallopt(option, value) };
+/// Asks for a stop at the next step. A second Ctrl-C does not wait for it; Slurm's warning and its TERM after that do.
+fn stop(signal: i32) {
+    if STOP.swap(true, Ordering::Relaxed) && signal == SIGINT {
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
     }
 }
 

@@ -32,7 +32,7 @@ pub fn patch_kernel(weight_dcpp: &Tensor, side: usize) -> Tensor {
     let pixels = Tensor::eye(patch * patch, (Kind::Double, Device::Cpu)).view([patch * patch, 1, patch, patch]);
     let resize = pixels.internal_upsample_bicubic2d_aa([side, side], false, None, None);
     let resize = resize.view([patch * patch, side * side]);
-    let kernels = weight_dcpp.to_kind(Kind::Double).view([width * channels, patch * patch]);
+    let kernels = weight_dcpp.to_kind(Kind::Double).reshape([width * channels, patch * patch]);
     let resampled = kernels.matmul(&resize.linalg_pinv(1e-15, false).transpose(0, 1));
     resampled.to_kind(Kind::Float).view([width, channels, side, side])
 }

@@ -10,9 +10,10 @@
 //! ```
 
 use crate::error::Failure;
+use crate::usage;
 use anyhow::Result;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Error, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -66,20 +67,33 @@ impl Kind {
     /// Verifies a file against its user block.
     ///
     /// # Errors
-    /// [`Failure::Damaged`] if anything but the bytes left out has changed since [`Kind::set`].
+    /// [`Failure::Damaged`] if anything but the bytes left out has changed since [`Kind::set`]; a usage error if there is no
+    /// such file, or it cannot be opened.
     pub fn verify(&self, path: &Path) -> Result<Sealed> {
         let damaged = |what: String| Failure::Damaged { path: path.into(), what };
-        let mut file = File::open(path).map_err(|e| damaged(format!("cannot be read: {e}")))?;
+        let unreadable = |error: &Error| usage!("{}: cannot be read: {error}", path.display());
+        let mut file = File::open(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => usage!("{}: missing; {}", path.display(), self.cure_of_a_missing_one()),
+            _ => unreadable(&error),
+        })?;
         let length = file.metadata()?.len();
-        let mut block = vec![0; BLOCK as usize];
-        let short = |_| damaged(format!("truncated: only {length} bytes are left; {}", self.cure));
-        file.read_exact(&mut block).map_err(short)?;
+        let mut block = Vec::with_capacity(BLOCK as usize);
+        (&mut file).take(BLOCK).read_to_end(&mut block).map_err(|error| unreadable(&error))?;
+        let magic = self.magic();
+        // What is somebody else's file is not to be deleted.
+        if !block.starts_with(&magic.as_bytes()[..magic.len().min(block.len())]) {
+            return Err(damaged(format!(
+                "not {} of incubate (its first bytes differ); name another file, or move this one away",
+                self.with_article()
+            ))
+            .into());
+        }
+        if block.len() < BLOCK as usize {
+            return Err(damaged(format!("truncated: only {length} bytes are left; {}", self.cure)).into());
+        }
         let text = String::from_utf8_lossy(&block);
         let mut lines = text.lines();
-        let version = lines.next().and_then(|line| line.strip_prefix(&self.magic()).map(str::to_string));
-        let version = version.ok_or_else(|| {
-            damaged(format!("not {} of incubate (its first bytes differ); {}", self.with_article(), self.cure))
-        })?;
+        let version = lines.next().and_then(|line| line.strip_prefix(&magic)).unwrap_or_default();
         if version != self.version.to_string() {
             return Err(damaged(format!("format {version}, but this incubate reads format {}", self.version)).into());
         }
@@ -97,6 +111,13 @@ impl Kind {
             return Err(damaged(format!("its bytes have changed since it was written; {}", self.cure)).into());
         }
         Ok(Sealed { hash, except })
+    }
+
+    fn cure_of_a_missing_one(&self) -> &'static str {
+        match self.name {
+            "pack" => "write it with `incubate pack`, or name another file",
+            _ => "run the phase that writes it (`incubate run CONFIG` runs them all), or name another file",
+        }
     }
 
     fn magic(&self) -> String {

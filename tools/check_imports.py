@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Makes checkpoints in the layout of the official code (`model` and `model_stages`, with an optimiser beside them) and of
-DeiT and timm, has incubate import and export each, and compares bit for bit; then compares logits with `check_exports.py`.
+DeiT and timm, has incubate import and export each, and compares bit for bit; then compares logits and the pixels of JPEG and
+PNG files of odd sizes with `check_exports.py`.
 
   tools/check_imports.py INCUBATE [SIZE…] [-- ARGUMENTS OF check_exports.py]        (SIZE: small, b, l, h)
 
-Needs torch and timm, and for ViT-H about 12 GB of memory and 15 GB of disk. Anything unequal ends in exit code 1.
+Needs torch, timm and Pillow, and for ViT-H about 12 GB of memory and 15 GB of disk. Anything unequal ends in exit code 1.
 """
 import os, shutil, subprocess, sys, tempfile
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "configs")
@@ -60,6 +62,25 @@ def flat(made):
     return whole
 
 
+# Width and height: margins even and odd, smaller than the input, large enough for a reduced decode.
+IMAGES = [(640, 427), (1024, 683), (427, 640), (500, 375), (333, 500), (225, 226), (97, 131), (2049, 1365)]
+
+
+def photographs(folder):
+    """train/ and val/ of two classes: JPEG and PNG files, some grey and some with a palette, of smooth shapes and noise."""
+    generator = torch.Generator().manual_seed(2)
+    for i, (width, height) in enumerate(IMAGES):
+        coarse = torch.rand(1, 3, 9, 9, generator=generator)
+        smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0].permute(1, 2, 0)
+        noisy = 255 * smooth + 20 * torch.randn(height, width, 3, generator=generator)
+        image = Image.fromarray(noisy.clamp(0, 255).to(torch.uint8).numpy())
+        for name, mode, more in [("a.jpg", "RGB", {"quality": 90}), ("b.jpg", "L", {"quality": 75}), ("c.png", "RGB", {})]:
+            for split in ("train", "val"):
+                place = os.path.join(folder, split, f"class-{i % 2}")
+                os.makedirs(place, exist_ok=True)
+                image.convert(mode).save(os.path.join(place, f"{width}x{height}-{name}"), **more)
+
+
 def main():
     arguments = sys.argv[1:]
     split = arguments.index("--") if "--" in arguments else len(arguments)
@@ -76,7 +97,10 @@ def main():
 
 def check(binary, size, folder, more):
     config = SIZES[size][0]
-    sets = ["run.threads=2", "run.micro_batch=2", "data.format=shapes", "data.train_images=8", "data.test_images=4"]
+    images = os.path.join(folder, "images")
+    photographs(images)
+    sets = ["run.threads=2", "run.micro_batch=2", "data.format=folder", f"data.path={images}", "data.train_images=0",
+            "data.test_images=0"]
     sets += [f"model.{s}" for s in SMALL] if size == "small" else []
     common = [os.path.join(CONFIGS, f"{config}.toml"), *(part for s in sets for part in ("--set", s)), "-q"]
     run = lambda directory, command, *rest: subprocess.run(
@@ -107,7 +131,8 @@ def check(binary, size, folder, more):
     run("official", ["export"], "--format", "all")
     checker = os.path.join(os.path.dirname(os.path.abspath(__file__)), "check_exports.py")
     del made, whole, official
-    return failed | bool(subprocess.run([sys.executable, checker, os.path.join(folder, "official/export"), outputs, *more]).returncode)
+    return failed | bool(subprocess.run([sys.executable, checker, os.path.join(folder, "official/export"), outputs, "--images",
+                                       os.path.join(images, "val"), *more]).returncode)
 
 
 main()

@@ -9,6 +9,7 @@ case "${1:-}" in '' | --*) ;; *) config=$1; shift ;; esac
 tools/setup.sh
 PATH=$HOME/.cargo/bin:$PATH
 cargo build --release --locked
-options=(--bind-to none --oversubscribe --quiet)
+# A second after Ctrl-C or TERM, mpirun kills; a checkpoint may take longer.
+options=(--bind-to none --oversubscribe --quiet --mca odls_base_sigkill_timeout 60)
 [ "$(id -u)" != 0 ] || options+=(--allow-run-as-root)
 exec mpirun "${options[@]}" -n 2 target/release/incubate run "$config" "$@"

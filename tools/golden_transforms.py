@@ -7,7 +7,9 @@ import json
 import math
 import os
 import random
+import struct
 import sys
+import zlib
 import numpy as np
 import torch
 from PIL import Image
@@ -15,7 +17,9 @@ from safetensors.numpy import save_file
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import AugmentOp, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
+from timm.data.mixup import cutmix_bbox_and_lam
 from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision.transforms import functional
 
 SIZE, DRAWS, MEAN = 40, 100_000, (124, 116, 104)
 OPERATIONS = [("AutoContrast", ()), ("Equalize", ()), ("Invert", ()), ("Posterize", (2,)), ("Solarize", (100,)),
@@ -40,6 +44,21 @@ def encoded(image, **options):
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
+def png(pixels, colour, interlaced=False):
+    """A PNG of a kind that Pillow does not write: 16 bits per channel, or in Adam7's seven passes."""
+    depth = pixels.dtype.itemsize * 8
+    height, width = pixels.shape[:2]
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    rows = b""
+    for top, left, down, right in passes if interlaced else [(0, 0, 1, 1)]:
+        part = pixels[top::down, left::right].astype(pixels.dtype.newbyteorder(">"))
+        rows += b"".join(b"\0" + row.tobytes() for row in part if part.size)
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return np.frombuffer(data, np.uint8)
+
+
 def files():
     """Files of every kind, and what Pillow makes of each."""
     image = picture(45, 61)
@@ -60,6 +79,10 @@ def files():
         "bilevel.png": encoded(image.convert("1"), format="PNG"),
         "palette.png": encoded(image.convert("P"), format="PNG"),
         "deep.png": encoded(deep, format="PNG"),
+        "grayalpha.png": encoded(image.convert("LA"), format="PNG"),
+        "deep-rgb.png": png(np.asarray(image).astype(np.uint16) * 257 - 99, 2),
+        "deep-grayalpha.png": png(np.asarray(image)[..., :2].astype(np.uint16) * 257 - 99, 4),
+        "interlaced.png": png(np.asarray(image), 2, interlaced=True),
     }
     result = {}
     for name, data in kinds.items():
@@ -86,7 +109,37 @@ def pictures():
         transform = create_transform(size, is_training=False, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
         key = f"evaluation.{size} {image.width} {image.height}"
         result[key] = (transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    # Brightness, contrast and saturation as ColorJitter applies them, in this order.
+    image = picture(SIZE, SIZE)
+    adjust = {"Brightness": functional.adjust_brightness, "Contrast": functional.adjust_contrast,
+              "Color": functional.adjust_saturation}
+    for factors in ({"Contrast": 0.7, "Color": 1.35, "Brightness": 0.8}, {"Brightness": 1.4, "Color": 0.6, "Contrast": 1.3}):
+        jittered = image
+        for name, factor in factors.items():
+            jittered = adjust[name](jittered, factor)
+        result["jitter." + ", ".join(f"{name} {factor}" for name, factor in factors.items())] = np.asarray(jittered)
+    result |= erased(image)
+    # A photograph's size, evaluated at the sizes of the configs; every seventh pixel is kept.
+    file = encoded(picture(450, 600).resize((600, 450)), format="JPEG", quality=85)
+    result["photo.jpg"] = file
+    photo = Image.open(io.BytesIO(file.tobytes())).convert("RGB")
+    for size in (224, 384, 392):
+        transform = create_transform(size, is_training=False, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
+        pixels = (transform(photo) * 255).round().to(torch.uint8).permute(1, 2, 0)
+        result[f"photo.evaluation {size}"] = pixels[::7, ::7].contiguous().numpy()
     return result | files()
+
+
+def erased(image):
+    """One rectangle of noise in planes, and where it is."""
+    planes = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+    erasing = RandomErasing(probability=1.0, mode="pixel", device="cpu")
+    after = planes.clone()
+    erasing._erase(after, 3, SIZE, SIZE, torch.float32)
+    rows, columns = (after != planes).any(0).nonzero(as_tuple=True)
+    left, top = int(columns.min()), int(rows.min())
+    width, height = int(columns.max()) - left + 1, int(rows.max()) - top + 1
+    return {f"erased.{left} {top} {width} {height}": after.numpy()}
 
 
 def histogram(values, low, high, bins=20):
@@ -135,7 +188,10 @@ def draws():
     for name, mixup, cutmix in [("mixup", 0.8, 0.0), ("cutmix", 0.0, 1.0), ("both", 0.8, 1.0)]:
         mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, num_classes=1000)
         drawn = [mix._params_per_batch() for _ in range(DRAWS)]
-        result[f"{name} lambda"] = histogram([float(lam) for lam, _ in drawn], 0.0, 1.0)
+        # CutMix's is corrected to the area that is pasted.
+        shape = (2, 3, 224, 224)
+        lambdas = [cutmix_bbox_and_lam(shape, lam)[1] if cut else lam for lam, cut in drawn]
+        result[f"{name} lambda"] = histogram([float(lam) for lam in lambdas], 0.0, 1.0)
         result[f"{name} cut"] = {"yes": sum(bool(cut) for _, cut in drawn), "no": sum(not cut for _, cut in drawn)}
     return result
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Checks on a machine with a GPU that incubate computes there what it computes on a CPU, and how fast.
 
-  tools/bundle.sh                                     # on the machine that builds; the tarball holds this script
-  python3 incubate-*/tools/gpu_check.py OUT           # on the GPU machine, unpacked: no Rust and no network needed
+  tools/gpu_check.py OUT                              # in a checkout on a GPU machine: builds the bundle and checks it
+  tools/bundle.sh                                     # where the GPU machine has no Rust: build elsewhere; the tarball
+  python3 incubate-*/tools/gpu_check.py OUT           # holds this script; unpacked, it needs no network either
 
 Needs the Python of a torch 2.11.0 for CUDA, whose libtorch the program then uses; the benchmark's peer needs timm too.
 Writes OUT/gpu_check.json and ends with 1 if a check failed. --device cpu tries the script itself where there is no GPU.
@@ -157,15 +158,7 @@ def same_results(precision):
     def check(program):
         """Each phase from the CPU's weights, so that differences do not add up."""
         run, sets = f"device-{precision}", program.devices(precision)
-        try:
-            program.train("meta", run, sets)
-        except AssertionError as error:
-            if "unknown key `run.precision" not in str(error):
-                raise
-            if precision != "fp32":
-                return "skipped: this version has no run.precision"
-            sets = program.devices()
-            program.train("meta", run, sets)
+        program.train("meta", run, sets)
         found = {"meta": difference(program.losses(run, "meta"), program.losses("cpu", "meta"))}
         program.copy(["meta.h5", *(f"module-{i}.h5" for i in (0, 2, 3)), "assembled.h5"], "cpu", run)
         for command, phase in (("module --index 1", "module-1"), ("finetune", "finetune")):
@@ -227,60 +220,77 @@ def out_of_memory(program):
     limit = None if cuda else lambda: resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
     done = program.train("e2e", "large", program.devices(), config, expect=2, preexec_fn=limit)
     line = next(line for line in done.stderr.splitlines() if "ERROR" in line)
-    assert "out of memory" in line and "should fit: --set run.micro_batch=" in line, line
+    assert "out of memory" in line and " fit: --set run.micro_batch=" in line, line
     if cuda:
         fitting = line.split("run.micro_batch=")[1].split()[0]
         program.train("e2e", "large", [*program.devices(), f"run.micro_batch={fitting}"], config)
     return line
 
 
-def step_benchmark(pairs):
+def automatic_micro_batch(program):
+    """What the memory holds is chosen, recorded, and trains to the end."""
+    done = program.train("meta", "auto", [*program.devices(), "run.micro_batch=auto"])
+    progress = json.loads((program.scratch / "auto" / "progress" / "meta.json").read_text())
+    assert f"micro-batches of {progress['micro_batch']} samples fit" in done.stderr, done.stderr
+    return within({"meta": difference(program.losses("auto", "meta"), program.losses("cpu", "meta"))}, TOLERANCES["fp32"])
+
+
+def step_benchmark(stage, pairs):
     def check(program):
-        """In turn with PyTorch and timm, each stage of ViT-L under bf16: the official rule under autocast."""
+        """In turn with PyTorch and timm, one work of ViT-L under bf16: the official rule under autocast."""
         cuda = program.device == "cuda"
-        model, batch, stages = ("vit-l", 64, range(4)) if cuda else ("tiny-28", 32, [0])
+        model, batch = ("vit-l", 64) if cuda else ("tiny-28", 32)
         steps = "20" if cuda else "4"
         sets = [*program.devices("bf16"), f"run.micro_batch={batch}"]
         ours = ["bench", "step", "--model", model, "--batch", str(batch), "--steps", steps, "--json"]
         peer = [sys.executable, str(HERE / "peer_step.py"), "--model", model, "--batch", str(batch), "--steps", steps,
                 "--dtype", "bfloat16", "--device", program.device]
-        works = [(f"stage {i}", ["--stage", str(i)], ["--mode", "official", "--stage", str(i)]) for i in stages]
-        works.append(("end to end", ["--e2e"], ["--mode", "e2e"]))
-        table = {}
-        for name, our_work, peer_work in works:
-            reports, peers = [], []
-            for _ in range(pairs):
-                reports.append(json.loads(program.run(ours + our_work, sets).stdout))
-                done = subprocess.run(peer + peer_work, text=True, capture_output=True, timeout=540)
-                assert done.returncode == 0, done.stderr[-2000:]
-                peers.append(json.loads(done.stdout))
-            ratios = [ours["images_per_s"] / theirs["images_per_s"] for ours, theirs in zip(reports, peers)]
-            table[name] = {"ratio": statistics.median(ratios), "ratios": ratios, "ours": reports[-1], "peer": peers[-1]}
-        return table
+        ours += ["--e2e"] if stage is None else ["--stage", str(stage)]
+        peer += ["--mode", "e2e"] if stage is None else ["--mode", "official", "--stage", str(stage)]
+        reports, peers = [], []
+        for _ in range(pairs):
+            reports.append(json.loads(program.run(ours, sets).stdout))
+            done = subprocess.run(peer, text=True, capture_output=True, timeout=540)
+            assert done.returncode == 0, done.stderr[-2000:]
+            peers.append(json.loads(done.stdout))
+        ratios = [ours["images_per_s"] / theirs["images_per_s"] for ours, theirs in zip(reports, peers)]
+        return {"ratio": statistics.median(ratios), "ratios": ratios, "ours": reports[-1], "peer": peers[-1]}
 
     return check
+
+
+def built(scratch):
+    """The launcher of a bundle made from this checkout."""
+    tarball = scratch / "bundle.tar.gz"
+    subprocess.run([HERE / "bundle.sh", tarball], check=True)
+    shutil.unpack_archive(tarball, scratch)
+    return next(scratch.glob("incubate-*/incubate"))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="where the report goes")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--incubate", type=Path, default=HERE.parent / "incubate", help="the bundle's launcher")
-    parser.add_argument("--pairs", type=int, default=5, help="of the benchmark; 0 leaves it out")
+    parser.add_argument("--incubate", type=Path, help="a program [default: the bundle's that holds this script, else a new one's]")
+    parser.add_argument("--pairs", type=int, default=3, help="of the benchmark; 0 leaves it out")
     parser.add_argument("--only", action="append", help="of these checks, and what they need")
     a = parser.parse_args()
     checks = {"environment": environment, "doctor": doctor, "reference": reference}
     checks |= {f"same results in {precision}": same_results(precision) for precision in TOLERANCES}
     checks |= {"micro-batches": micro_batches, "two replicas": replicas}
     checks |= {f"resume from {a} to {b}": resumed(a, b) for a, b in (("cpu", "device"), ("device", "cpu"))}
-    checks |= {"out of memory": out_of_memory}
+    checks |= {"out of memory": out_of_memory, "automatic micro-batch": automatic_micro_batch}
     if a.pairs > 0:
-        checks["step benchmark"] = step_benchmark(a.pairs)
+        stages = range(4) if a.device == "cuda" else [0]
+        checks |= {f"step benchmark, stage {i}": step_benchmark(i, a.pairs) for i in stages}
+        checks["step benchmark, end to end"] = step_benchmark(None, a.pairs)
     needed = {"environment", "reference", *(a.only or checks)}
     a.out.mkdir(parents=True, exist_ok=True)
     results = []
     with tempfile.TemporaryDirectory() as scratch:
-        program = Program(a.incubate.resolve(), Path(scratch), a.device)
+        launcher = HERE.parent / "incubate"
+        path = a.incubate or (launcher if launcher.exists() else built(Path(scratch)))
+        program = Program(path.resolve(), Path(scratch), a.device)
         for name, check in checks.items():
             if name not in needed:
                 continue

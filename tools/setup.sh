@@ -48,7 +48,18 @@ have nasm || need nasm
 [ -n "${MPICC:-}" ] || have mpicc || need libopenmpi-dev
 [ -n "${MPICC:-}" ] || have mpirun || need openmpi-bin
 [ -n "${HDF5_DIR:-}" ] || pkg-config --exists hdf5 2>/dev/null || need libhdf5-dev
-[ -d /usr/share/datasets/fashion-mnist ] || need dataset-fashion-mnist
+root() { [ "$(id -u)" = 0 ]; }
+can_install() { have apt-get && { root || have sudo || $print; }; }
+pointed_at_all() { [ -n "${LIBTORCH:-}" ] && [ -n "${MPICC:-}" ] && [ -n "${HDF5_DIR:-}" ]; }
+if [ ! -d /usr/share/datasets/fashion-mnist ]; then
+  # They may lie anywhere, and only the demo needs them.
+  if ! can_install || { pointed_at_all && ! root; }; then
+    say "warning: no Fashion-MNIST images in /usr/share/datasets/fashion-mnist; the demo needs their four files (such as
+train-images-idx3-ubyte.gz) in any folder: tools/demo.sh configs/fashion-mnist.toml --set data.path=DIR"
+  else
+    need dataset-fashion-mnist
+  fi
+fi
 if $tests; then
   have slurmctld || [ -x /usr/sbin/slurmctld ] || need slurm-wlm
   have munged || [ -x /usr/sbin/munged ] || need munge
@@ -57,12 +68,17 @@ if [ -z "${LIBTORCH:-}" ] && [ ! -e "$torch_home/complete" ]; then
   have python3 || need python3
   python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv
 fi
+# The wheels that are fetched below are x86_64's.
+if [ -z "${LIBTORCH:-}" ] && [ "$(uname -m)" != x86_64 ]; then
+  fail "this machine is $(uname -m), and only x86_64's libtorch can be fetched. Install libtorch $TORCH for it (on aarch64:
+pip's torch==$TORCH, folder site-packages/torch), set LIBTORCH to its folder, and start again."
+fi
 if [ ${#packages[@]} -gt 0 ]; then
   have apt-get || fail "there is no apt-get here. Missing, by Debian's names: ${packages[*]}. Install them your system's
-way, or load your site's modules and set LIBTORCH, MPICC and HDF5_DIR (the images may lie anywhere: --set data.path=DIR)."
+way, or load your site's modules and set LIBTORCH, MPICC and HDF5_DIR."
   sudo=()
-  if [ "$(id -u)" != 0 ]; then
-    have sudo || fail "not root and no sudo. Ask for these packages: ${packages[*]}"
+  if ! root; then
+    have sudo || $print || fail "not root and no sudo. Ask for these packages: ${packages[*]}"
     sudo=(sudo)
   fi
   say "installing ${packages[*]}"
@@ -96,4 +112,7 @@ else
 fi
 run mkdir -p .deps
 [ "$(readlink .deps/torch 2>/dev/null)" = "$torch" ] || run ln -sfn "$torch" .deps/torch
+if $tests && ! cargo nextest --version >/dev/null 2>&1; then
+  say "hint: \`cargo install --locked cargo-nextest\` (minutes) lets the tests run in parallel; without it cargo test runs them"
+fi
 $print || say "ready: a plain \`cargo build\` works here now"

@@ -3,6 +3,19 @@
 # Written by `incubate submit`; edit [slurm] in the config rather than this file.
 {options}
 
+# The early signal and TERM are noted from the first line on. A signal goes on to the one child, so that it writes a
+# checkpoint and ends with 75; the program knows the early one as USR2.
+child= told= ended_by_slurm=
+pass_on() { [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null; }
+trap 'told=1; pass_on USR2' {signal}
+# scancel, preemption and requeueing send TERM: whether the job comes back is Slurm's to say then, not this script's.
+trap 'ended_by_slurm=1; pass_on TERM' TERM INT
+
+# Submitted from within a step, the job would take itself for a part of that one; your own OMPI_MCA_* stay.
+for name in ${!PMI_@} ${!PMIX_@} ${!OMPI_COMM_@} ${!SLURM_STEP_@} ${!SLURM_STEPID@} ${!SLURM_CPU_BIND@} {foreign}; do
+  case $name in PMIX_MCA_*) ;; *) unset "$name" ;; esac
+done
+
 set -u
 {setup}
 
@@ -10,29 +23,44 @@ program=({program})
 config={config}
 run_dir={run_dir}
 max_requeues={max_requeues}
+job={job}
 
-# One child at a time; a signal to this shell goes on to it, so that it writes a checkpoint and ends with 75.
-child= ended_by_slurm=
-pass_on() { [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null; }
-trap 'pass_on {signal}' {signal}
-# scancel, preemption and requeueing send TERM: whether the job comes back is Slurm's to say then, not this script's.
-trap 'ended_by_slurm=1; pass_on TERM' TERM INT
 step() {
+  local again
+  [ -z "$told$ended_by_slurm" ] || return 75
   {launch} "${program[@]}" "$@" --run-dir "$run_dir" &
   child=$!
-  # `wait` also returns when a trap has run: wait again until the child is gone.
+  # Told between the lines above: nobody was there to hear it.
+  [ -z "$told" ] || pass_on USR2
+  [ -z "$ended_by_slurm" ] || pass_on TERM
+  # `wait` also returns when a trap has run: wait again until the child is gone, and once more for its code.
   while true; do
     wait "$child"
     code=$?
-    kill -0 "$child" 2>/dev/null || break
+    [ "$code" -gt 128 ] || break
+    kill -0 "$child" 2>/dev/null && continue
+    wait "$child"
+    again=$?
+    [ "$again" = 127 ] || code=$again
+    break
   done
   child=
+  # Told before it listened, it was ended by the signal, with nothing of this start lost.
+  [ -z "$told" ] || [ "$code" != $((128 + $(kill -l USR2))) ] || code=75
   return "$code"
 }
 
-# How far this job's phases have come, to notice a restart that gained nothing.
-gained() { (cd "$run_dir/progress" 2>/dev/null && grep -ho '"step":[0-9]*' {watched} 2>/dev/null | cksum); }
-before=$(gained)
+# How many steps this job's phases have saved, to notice a restart that gained nothing. A phase that still says it runs was
+# lost with its node: what it had done since its checkpoint does not count.
+steps_saved() {
+  local total=0 number
+  for number in $(cd "$run_dir/progress" 2>/dev/null && grep -Ls '"state":"running"' {watched} |
+    xargs -r grep -ho '"step":[0-9]*'); do
+    total=$((total + ${number#*:}))
+  done
+  echo "$total"
+}
+before=$(steps_saved)
 
 code=0
 {steps}
@@ -43,12 +71,12 @@ if [ "$code" = 75 ] && [ -z "$ended_by_slurm" ]; then
     echo "incubate: stopped, and requeued $count times already: giving up" >&2
     exit 1
   fi
-  if [ "$count" -gt 0 ] && [ "$before" = "$(gained)" ]; then
+  if [ "$count" -gt 0 ] && [ "$(steps_saved)" -le "$before" ]; then
     echo "incubate: stopped without a step gained since the last start: not requeued" >&2
     exit 1
   fi
   # Requeueing keeps the job's number, so that jobs that wait for it still do.
-  scontrol requeue "$SLURM_JOB_ID" && exit 0
-  echo "incubate: stopped and resumable, but scontrol could not requeue job $SLURM_JOB_ID: submit again" >&2
+  scontrol requeue "$job" && exit 0
+  echo "incubate: stopped and resumable, but scontrol could not requeue job $job: submit again" >&2
 fi
 exit "$code"

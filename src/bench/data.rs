@@ -1,44 +1,56 @@
-//! `incubate bench data`: how many images per second one core decodes and transforms, where the time goes, and what the
-//! whole loader gives. The peer is timm's transform on the same folder.
+//! `incubate bench data`: how many images per second one core reads, decodes and transforms, from files and from packs, where
+//! the time goes, and what the whole loader gives. The peer is timm's transform on the same folder.
 
 use crate::config::Config;
-use crate::data::decode::Decoder;
+use crate::data::decode::{Decoder, jpeg};
 use crate::data::folder::Folder;
 use crate::data::loader::Loader;
-use crate::data::pixels::{Pixels, Region};
+use crate::data::normalise::Normalise;
+use crate::data::packed::{self, Packed};
+use crate::data::pixels::Region;
+use crate::data::randaugment::{Canvas, Operation};
 use crate::data::recipe::{Recipe, Spent};
 use crate::data::resize::Resample;
 use crate::data::samples::{Samples, Split, Stored};
+use crate::data::shard::{self, Encoding, Shard, Table};
+use crate::data::shrink::{QUALITY, SHORT_SIDE, Shrink};
 use crate::data::{BadImages, Source};
 use crate::plan::Plan;
 use crate::plan::phases::META;
 use crate::random::Random;
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Images per second, on one thread where not said otherwise.
+/// Images per second, on one thread where not said otherwise; reading the file or the pack included.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub images: usize,
     pub mean_bytes: usize,
     pub decode_per_s_core: f64,
     pub train_per_s_core: f64,
+    /// From shards as `incubate pack` writes them, and `incubate pack --raw`.
+    pub train_packed_jpeg_per_s_core: f64,
+    pub train_packed_raw_per_s_core: f64,
     pub eval_per_s_core: f64,
-    /// The training transform from RGB bytes with a shorter side of 256 pixels.
-    pub raw_train_per_s_core: f64,
     /// Files to mixed batches, with one and with two worker threads.
     pub loader_1_per_s: f64,
     pub loader_2_per_s: f64,
-    /// Milliseconds of each part of one training transform.
+    /// Milliseconds of each part of one image.
     pub train_ms: Parts,
-    pub raw_train_ms: Parts,
+    pub train_packed_jpeg_ms: Parts,
+    pub train_packed_raw_ms: Parts,
+    pub eval_ms: Parts,
+    /// Milliseconds of each RandAugment operation at magnitude 9.
+    pub operations_ms: BTreeMap<&'static str, f64>,
 }
 
 #[derive(Debug, Serialize)]
 pub struct Parts {
+    pub read: f64,
     pub decode: f64,
     pub resample: f64,
     pub operations: f64,
@@ -46,88 +58,144 @@ pub struct Parts {
     pub erase: f64,
 }
 
-/// Measures the default recipe on every JPEG and PNG below a folder, in memory but for the loader.
+/// Measures the default recipe on every JPEG and PNG below a folder.
 pub fn measure(folder: &Path, passes: usize) -> Result<Report> {
     let files = Arc::new(Folder::flat(folder)?);
-    let images = read(files.as_ref())?;
     let config = Config::parse("", &[])?;
-    let (size, count) = (config.model.image_size, images.len());
-    let recipe = Recipe::new(&config);
-    let mut out = vec![0.0; 3 * size * size];
+    let bytes = (0..files.len()).map(|index| read(files.as_ref(), index).map(|(bytes, _)| bytes.len()));
+    let mean_bytes = bytes.sum::<Result<usize>>()? / files.len();
     let mut decoder = Decoder::new()?;
-    let decode = rate(passes, &images, |_, image| {
-        let (height, width) = decoder.open(&image.bytes, image.stored)?;
-        decoder.view(&image.bytes, Region { left: 0, top: 0, width, height }, 1)?;
-        Ok(())
+    let (decode_per_s_core, _) = rate(passes, files.as_ref(), |_, bytes, stored| {
+        let (height, width) = decoder.open(bytes, stored)?;
+        decoder.view(bytes, Region { left: 0, top: 0, width, height }, 1).map(drop)
     })?;
-    let mut bench = recipe.workbench()?;
-    let evaluate = rate(passes, &images, |_, image| recipe.evaluate(&mut bench, &image.bytes, image.stored, &mut out))?;
-    let mut train = |images: &[Image]| -> Result<(f64, Parts)> {
-        let mut bench = recipe.workbench()?;
-        let rate = rate(passes, images, |key, image| {
-            recipe.train(&mut bench, &image.bytes, image.stored, &mut Random::new(&[key]), &mut out)
-        })?;
-        Ok((rate, Parts::of(&bench.spent, passes * count)))
-    };
-    let (encoded_rate, train_ms) = train(&images)?;
-    let (raw_rate, raw_train_ms) = train(&raw(&images)?)?;
+    let packs = Packs::write(files.as_ref())?;
+    let (train_per_s_core, train_ms) = transform(&config, passes, files.as_ref(), true)?;
+    let (eval_per_s_core, eval_ms) = transform(&config, passes, files.as_ref(), false)?;
+    let (train_packed_jpeg_per_s_core, train_packed_jpeg_ms) = transform(&config, passes, &packs.jpeg, true)?;
+    let (train_packed_raw_per_s_core, train_packed_raw_ms) = transform(&config, passes, &packs.raw, true)?;
     Ok(Report {
-        images: count,
-        mean_bytes: images.iter().map(|image| image.bytes.len()).sum::<usize>() / count,
-        decode_per_s_core: decode,
-        train_per_s_core: encoded_rate,
-        eval_per_s_core: evaluate,
-        raw_train_per_s_core: raw_rate,
+        images: files.len(),
+        mean_bytes,
+        decode_per_s_core,
+        train_per_s_core,
+        train_packed_jpeg_per_s_core,
+        train_packed_raw_per_s_core,
+        eval_per_s_core,
         loader_1_per_s: loader(&files, passes, 1)?,
         loader_2_per_s: loader(&files, passes, 2)?,
         train_ms,
-        raw_train_ms,
+        train_packed_jpeg_ms,
+        train_packed_raw_ms,
+        eval_ms,
+        operations_ms: operations(&config, files.as_ref())?,
     })
 }
 
-struct Image {
-    bytes: Vec<u8>,
-    stored: Stored,
+fn read(samples: &dyn Samples, index: usize) -> Result<(Vec<u8>, Stored)> {
+    let mut bytes = Vec::new();
+    let stored = samples.read(index, &mut bytes).with_context(|| samples.name(index))?;
+    Ok((bytes, stored))
 }
 
-fn read(files: &Folder) -> Result<Vec<Image>> {
-    let read = |index: usize| {
-        let mut bytes = Vec::new();
-        let stored = files.read(index, &mut bytes).with_context(|| files.name(index))?;
-        Ok(Image { bytes, stored })
-    };
-    (0..files.len()).map(read).collect()
+/// Shards of the same images in a folder of their own, which is removed again.
+struct Packs {
+    folder: PathBuf,
+    jpeg: Packed,
+    raw: Packed,
 }
 
-/// The same images as RGB bytes, resized to a shorter side of 256.
-fn raw(images: &[Image]) -> Result<Vec<Image>> {
-    let (mut decoder, mut resample, mut pixels) = (Decoder::new()?, Resample::default(), Pixels::default());
-    let mut one = |image: &Image| {
-        let (height, width) = decoder.open(&image.bytes, image.stored)?;
-        let short = height.min(width);
-        let whole = Region { left: 0, top: 0, width, height };
-        let view = decoder.view(&image.bytes, whole, 1)?;
-        let (height, width) = (height * 256 / short, width * 256 / short);
-        pixels.resize(height, width);
-        resample.resample(&view, whole.area(), whole, &mut pixels)?;
-        let bytes = pixels.rgbx.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
-        Ok(Image { bytes, stored: Stored::Raw { height, width } })
-    };
-    images.iter().map(&mut one).collect()
-}
-
-/// Images per second of some work on each, after a first few that are not counted.
-fn rate(passes: usize, images: &[Image], mut work: impl FnMut(u64, &Image) -> Result<()>) -> Result<f64> {
-    for image in images.iter().take(20) {
-        work(0, image)?;
+impl Drop for Packs {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
-    let began = Instant::now();
-    for pass in 0..passes {
-        for (index, image) in images.iter().enumerate() {
-            work((pass * images.len() + index) as u64, image)?;
+}
+
+impl Packs {
+    fn write(files: &dyn Samples) -> Result<Packs> {
+        let folder = std::env::temp_dir().join(format!("incubate-bench-data-{}", std::process::id()));
+        let packed = |encoding: Encoding| {
+            let folder = folder.join(encoding.name());
+            std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+            pack(files, encoding, &folder)?;
+            Packed::open(&folder, "train")
+        };
+        let both = packed(Encoding::Jpeg).and_then(|jpeg| Ok((jpeg, packed(Encoding::Raw)?)));
+        match both {
+            Ok((jpeg, raw)) => Ok(Packs { folder, jpeg, raw }),
+            Err(error) => {
+                let _ = std::fs::remove_dir_all(&folder);
+                Err(error)
+            }
         }
     }
-    Ok((passes * images.len()) as f64 / began.elapsed().as_secs_f64())
+}
+
+/// One shard of all images, as `incubate pack` makes it.
+fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
+    let (mut shrink, mut samples, mut all) = (Shrink::new()?, Table::default(), Vec::new());
+    for index in 0..files.len() {
+        let (file, stored) = read(files, index)?;
+        let (rgb, height, width) = shrink.shrink(&file, stored).with_context(|| files.name(index))?;
+        let is_small = height.min(width) < SHORT_SIDE && file.starts_with(&[0xFF, 0xD8]);
+        let bytes = match encoding {
+            Encoding::Raw => rgb,
+            Encoding::Jpeg if is_small => file,
+            Encoding::Jpeg => jpeg::encode(&rgb, height, width, QUALITY)?,
+        };
+        samples.name.push(index.to_string().as_bytes())?;
+        samples.label.push(0);
+        samples.height.push(height as u32);
+        samples.width.push(width as u32);
+        samples.crc32c.push(crc32c::crc32c(&bytes));
+        all.extend_from_slice(&bytes);
+        samples.end.push(all.len() as u64);
+    }
+    let (split, classes, recipe) = ("train".into(), vec!["all".into()], String::new());
+    let shard = Shard { encoding, split, number: 0, shards: 1, recipe, classes, samples, place: 0 };
+    shard::write(&folder.join(packed::file_name("train", 0)), &shard, &all)
+}
+
+/// Images per second of the training or evaluation transform.
+fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bool) -> Result<(f64, Parts)> {
+    let recipe = Recipe::new(config);
+    let mut bench = recipe.workbench()?;
+    let mut out = vec![0.0; 3 * config.model.image_size.pow(2)];
+    let (rate, reading) = rate(passes, samples, |key, bytes, stored| {
+        if key == 0 {
+            bench.spent = Spent::default();
+        }
+        match training {
+            true => recipe.train(&mut bench, bytes, stored, &mut Random::new(&[key]), &mut out),
+            false => recipe.evaluate(&mut bench, bytes, stored, &mut out),
+        }
+    })?;
+    Ok((rate, Parts::of(reading, &bench.spent, passes * samples.len())))
+}
+
+/// Images per second of some work on each, and how long reading took, after a first few that are not counted. The work is
+/// given a number from 0, which it gets for these as well.
+fn rate(
+    passes: usize,
+    samples: &dyn Samples,
+    mut work: impl FnMut(u64, &[u8], Stored) -> Result<()>,
+) -> Result<(f64, Duration)> {
+    let (mut bytes, mut reading) = (Vec::new(), Duration::ZERO);
+    let mut one = |number: u64, index: usize| -> Result<Duration> {
+        let began = Instant::now();
+        let stored = samples.read(index, &mut bytes).with_context(|| samples.name(index))?;
+        let read = began.elapsed();
+        work(number, &bytes, stored).with_context(|| samples.name(index))?;
+        Ok(read)
+    };
+    (0..samples.len().min(20)).try_for_each(|index| one(0, index).map(drop))?;
+    let began = Instant::now();
+    for pass in 0..passes {
+        for index in 0..samples.len() {
+            reading += one((pass * samples.len() + index) as u64, index)?;
+        }
+    }
+    Ok(((passes * samples.len()) as f64 / began.elapsed().as_secs_f64(), reading))
 }
 
 fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
@@ -151,11 +219,57 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     Ok((batches * batch) as f64 / began.elapsed().as_secs_f64())
 }
 
+/// Milliseconds of each operation: what it adds to an image that is only normalised, as tables are applied with that.
+fn operations(config: &Config, files: &dyn Samples) -> Result<BTreeMap<&'static str, f64>> {
+    const ALL: [(&str, Operation); 15] = [
+        ("auto_contrast", Operation::AutoContrast),
+        ("equalize", Operation::Equalize),
+        ("invert", Operation::Invert),
+        ("rotate", Operation::Rotate(27.0)),
+        ("posterize", Operation::Posterize(1)),
+        ("solarize", Operation::Solarize(26)),
+        ("solarize_add", Operation::SolarizeAdd(99)),
+        ("color", Operation::Color(1.81)),
+        ("contrast", Operation::Contrast(1.81)),
+        ("brightness", Operation::Brightness(1.81)),
+        ("sharpness", Operation::Sharpness(1.81)),
+        ("shear_x", Operation::ShearX(0.27)),
+        ("shear_y", Operation::ShearY(0.27)),
+        ("translate_x", Operation::TranslateX(0.405)),
+        ("translate_y", Operation::TranslateY(0.405)),
+    ];
+    const TIMES: usize = 200;
+    let size = config.model.image_size;
+    let (bytes, stored) = read(files, 0)?;
+    let (mut decoder, mut resample) = (Decoder::new()?, Resample::default());
+    let (height, width) = decoder.open(&bytes, stored)?;
+    let whole = Region { left: 0, top: 0, width, height };
+    let mut canvas = Canvas::new([124, 116, 104, 255]);
+    resample.resample(&decoder.view(&bytes, whole, 1)?, whole.area(), whole, canvas.begin(size))?;
+    let image = canvas.pixels.rgbx.clone();
+    let normalise = Normalise::new(&config.data.mean, &config.data.std);
+    let mut out = vec![0.0; 3 * size * size];
+    let mut milliseconds = |operation: Option<Operation>| {
+        let mut spent = Duration::ZERO;
+        for _ in 0..TIMES {
+            canvas.begin(size).rgbx.copy_from_slice(&image);
+            let began = Instant::now();
+            operation.into_iter().for_each(|operation| canvas.apply(operation));
+            normalise.apply(&canvas.pixels, canvas.table.as_deref(), canvas.flipped, &mut out);
+            spent += began.elapsed();
+        }
+        spent.as_secs_f64() * 1e3 / TIMES as f64
+    };
+    milliseconds(None);
+    let none = milliseconds(None);
+    Ok(ALL.into_iter().map(|(name, operation)| (name, (milliseconds(Some(operation)) - none).max(0.0))).collect())
+}
+
 impl Parts {
-    fn of(spent: &Spent, images: usize) -> Parts {
-        let [decode, resample, operations, normalise, erase] =
-            spent.parts().map(|part| part.as_secs_f64() * 1e3 / images as f64);
-        Parts { decode, resample, operations, normalise, erase }
+    fn of(reading: Duration, spent: &Spent, images: usize) -> Parts {
+        let each = |part: Duration| part.as_secs_f64() * 1e3 / images as f64;
+        let [decode, resample, operations, normalise, erase] = spent.parts().map(each);
+        Parts { read: each(reading), decode, resample, operations, normalise, erase }
     }
 }
 
@@ -163,25 +277,33 @@ impl Parts {
 pub fn text(r: &Report) -> String {
     let parts = |p: &Parts| {
         format!(
-            "decode {:.3}, resample {:.3}, operations {:.3}, normalise {:.3}, erase {:.3}",
-            p.decode, p.resample, p.operations, p.normalise, p.erase
+            "read {:.3}, decode {:.3}, resample {:.3}, operations {:.3}, normalise {:.3}, erase {:.3}",
+            p.read, p.decode, p.resample, p.operations, p.normalise, p.erase
         )
     };
+    let operations: Vec<String> = r.operations_ms.iter().map(|(name, ms)| format!("{name} {ms:.3}")).collect();
     format!(
-        "{} images of {} bytes on average; images per second and core:\n\
-         decode {:.0}, training {:.0}, evaluation {:.0}, training from raw 256 {:.0}\n\
+        "{} images of {} bytes on average; images per second and core, reading included:\n\
+         decode {:.0}, training {:.0}, from packed JPEG {:.0}, from packed raw {:.0}, evaluation {:.0}\n\
          loader with 1 worker {:.0}/s, with 2 workers {:.0}/s\n\
-         ms of a training image: {}\n\
-         ms from raw 256:        {}\n",
+         ms of a training image:   {}\n\
+         ms from packed JPEG:      {}\n\
+         ms from packed raw:       {}\n\
+         ms of an evaluated image: {}\n\
+         ms of an operation: {}\n",
         r.images,
         r.mean_bytes,
         r.decode_per_s_core,
         r.train_per_s_core,
+        r.train_packed_jpeg_per_s_core,
+        r.train_packed_raw_per_s_core,
         r.eval_per_s_core,
-        r.raw_train_per_s_core,
         r.loader_1_per_s,
         r.loader_2_per_s,
         parts(&r.train_ms),
-        parts(&r.raw_train_ms)
+        parts(&r.train_packed_jpeg_ms),
+        parts(&r.train_packed_raw_ms),
+        parts(&r.eval_ms),
+        operations.join(", ")
     )
 }

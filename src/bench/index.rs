@@ -1,11 +1,20 @@
-//! `incubate bench index`: what the index of a large source costs, in time and memory, with generated entries.
+//! `incubate bench index`: what the index of a large source costs, and the loader that reads by it, in time and memory, with
+//! generated entries.
 
-use crate::data::index::{Index, fingerprint};
-use crate::data::sampler::Sampler;
+use crate::config::Config;
+use crate::data::decode::jpeg;
+use crate::data::index::{Cache, Index, fingerprint};
+use crate::data::loader::Loader;
+use crate::data::samples::{Samples, Split, Stored};
+use crate::data::{BadImages, Source};
+use crate::plan::Plan;
+use crate::plan::phases::META;
+use crate::random::Random;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Times in seconds, sizes in MiB.
@@ -19,36 +28,105 @@ pub struct Report {
     pub open_s: f64,
     /// Of the kept file.
     pub file_mib: f64,
-    /// What the process grew by, with the index open and one epoch's order drawn.
-    pub memory_mib: f64,
+    /// What the process grew by with the index open.
+    pub index_mib: f64,
+    pub workers: usize,
+    /// What it grew by at most, from before the index was opened until the loader had made `batches` of 64 images of
+    /// 224 × 224: index, order of the epoch, batches ready and in the making.
+    pub loader_mib: f64,
+    pub batches: usize,
     /// The process's largest size over all of it, libtorch included.
     pub peak_mib: f64,
 }
 
+const CLASSES: usize = 1000;
+/// As many as a GPU of a node of eight may have.
+const WORKERS: usize = 8;
+/// Enough for every worker to have filled its share of what is made ahead.
+const BATCHES: usize = 48;
+
 /// Measures in `folder`, and leaves nothing there.
 pub fn measure(entries: usize, folder: &Path) -> Result<Report> {
-    const CLASSES: usize = 1000;
     let root = folder.join("bench-index");
-    let _ = fs::remove_dir_all(&root);
+    let cache = Cache { path: folder.join("bench-index.index"), keep: true };
+    let _ = (fs::remove_dir_all(&root), fs::remove_file(&cache.path));
     (0..CLASSES).try_for_each(|class| fs::create_dir_all(root.join(name_of(class))))?;
-    let cache = folder.join("bench-index.index");
+    let measured = measure_in(entries, &root, &cache);
+    let _ = (fs::remove_dir_all(&root), fs::remove_file(&cache.path));
+    measured
+}
+
+fn measure_in(entries: usize, root: &Path, cache: &Cache) -> Result<Report> {
+    let build = || {
+        let index = generate(entries)?;
+        let fingerprint = fingerprint(root, &index.groups)?;
+        Ok((index, fingerprint))
+    };
+    let open = || Index::cached(Some(cache), |groups| fingerprint(root, groups), build);
     let began = Instant::now();
-    let open = || Index::cached(Some(&cache), |groups| fingerprint(&root, groups), || generate(entries, CLASSES));
     drop(open()?);
     let build_s = began.elapsed().as_secs_f64();
+    let built_mib = resident_mib("VmHWM")?;
     let before = resident_mib("VmRSS")?;
+    forget_peak()?;
     let began = Instant::now();
     let index = open()?;
     let open_s = began.elapsed().as_secs_f64();
-    let sampler = Sampler { images: index.len(), repeats: 3, global_batch: 2048, steps_per_epoch: 1, seed: 0 };
-    let order = sampler.epoch(0);
-    let memory_mib = resident_mib("VmRSS")? - before;
-    drop(order);
-    let file_mib = fs::metadata(&cache)?.len() as f64 / MIB;
-    fs::remove_file(&cache)?;
-    fs::remove_dir_all(&root)?;
-    let peak_mib = resident_mib("VmHWM")?;
-    Ok(Report { entries, classes: CLASSES, build_s, open_s, file_mib, memory_mib, peak_mib })
+    let index_mib = resident_mib("VmRSS")? - before;
+    load(index)?;
+    let peak = resident_mib("VmHWM")?;
+    Ok(Report {
+        entries,
+        classes: CLASSES,
+        build_s,
+        open_s,
+        file_mib: fs::metadata(&cache.path)?.len() as f64 / MIB,
+        index_mib,
+        workers: WORKERS,
+        loader_mib: peak - before,
+        batches: BATCHES,
+        peak_mib: peak.max(built_mib),
+    })
+}
+
+/// Has the loader make batches of the index's images, all of which have the bytes of one.
+fn load(index: Index) -> Result<()> {
+    let mut random = Random::new(&[1]);
+    let (height, width) = (375, 500);
+    let rgb: Vec<u8> = (0..3 * height * width).map(|i| (i / 600 % 200 + random.below(40)) as u8).collect();
+    let file = jpeg::encode(&rgb, height, width, 90)?;
+    drop(rgb);
+    let sets = [format!("run.workers={WORKERS}"), "run.micro_batch=64".into(), format!("model.classes={CLASSES}")];
+    let plan = Plan::new(Config::parse("", &sets)?, index.len())?;
+    let split = Split::Stored(Arc::new(Generated { index, file }));
+    let source = Source { train: split.clone(), test: split, bad: Arc::new(BadImages::new(0)) };
+    let loader = Loader::start(&plan, &plan.phase(&META, None), &source, 0, 1, 0);
+    loader.take(BATCHES).try_for_each(|batch| batch.map(drop))
+}
+
+struct Generated {
+    index: Index,
+    file: Vec<u8>,
+}
+
+impl Samples for Generated {
+    fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        self.index.label[index]
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.index.path(index).display().to_string()
+    }
+
+    fn read(&self, _index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
+        bytes.clear();
+        bytes.extend_from_slice(&self.file);
+        Ok(Stored::Encoded)
+    }
 }
 
 const MIB: f64 = (1 << 20) as f64;
@@ -58,16 +136,21 @@ fn name_of(class: usize) -> String {
     format!("n{:08}", 1_440_764 + 1000 * class)
 }
 
-fn generate(entries: usize, classes: usize) -> Result<Index> {
+fn generate(entries: usize) -> Result<Index> {
     let mut index = Index::default();
-    (0..classes).try_for_each(|class| index.groups.push(name_of(class).as_bytes()))?;
+    (0..CLASSES).try_for_each(|class| index.groups.push(name_of(class).as_bytes()))?;
     for entry in 0..entries {
-        let class = entry * classes / entries;
+        let class = entry * CLASSES / entries;
         index.names.push(format!("{}_{}.JPEG", name_of(class), entry % 100_000).as_bytes())?;
         index.group.push(class as u32);
         index.label.push(class as u32);
     }
     Ok(index)
+}
+
+/// Has the kernel measure this process's largest size anew.
+fn forget_peak() -> Result<()> {
+    fs::write("/proc/self/clear_refs", "5").context("/proc/self/clear_refs")
 }
 
 fn resident_mib(field: &str) -> Result<f64> {
@@ -80,8 +163,17 @@ fn resident_mib(field: &str) -> Result<f64> {
 /// The report for people.
 pub fn text(r: &Report) -> String {
     format!(
-        "{} entries in {} classes: built and kept in {:.2} s ({:.0} MiB), opened in {:.2} s; {:.0} MiB in memory; the \
-         whole process at most {:.0} MiB\n",
-        r.entries, r.classes, r.build_s, r.file_mib, r.open_s, r.memory_mib, r.peak_mib
+        "{} entries in {} classes: built and kept in {:.2} s ({:.0} MiB), opened in {:.2} s ({:.0} MiB in memory)\n\
+         the loader, index included, with {} workers: at most {:.0} MiB over {} batches of 64; the whole process {:.0} MiB\n",
+        r.entries,
+        r.classes,
+        r.build_s,
+        r.file_mib,
+        r.open_s,
+        r.index_mib,
+        r.workers,
+        r.loader_mib,
+        r.batches,
+        r.peak_mib
     )
 }

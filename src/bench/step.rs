@@ -6,6 +6,7 @@ use crate::collective::Solo;
 use crate::config::{Config, Precision};
 use crate::data::loader::Batch;
 use crate::device;
+use crate::model::off::{Part, is_on};
 use crate::model::{self, Network, fresh};
 use crate::plan::cost::training_flops;
 use crate::plan::phases::{E2E, MODULE};
@@ -110,10 +111,15 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
     require!(batch >= 2 && batch.is_multiple_of(2), "--batch {batch}: it must be even and at least 2");
     (config.module.global_batch, config.e2e.global_batch) = (batch, batch);
     let plan = Plan { config, train_images: 256 * batch };
-    let phase = match stage {
+    let mut phase = match stage {
         Some(index) => plan.phase(&MODULE, Some(index)),
         None => plan.phase(&E2E, None),
     };
+    // By the formula for what the phase needs, whatever is switched off.
+    let flops = training_flops(&plan.config.model, &phase) * batch as f64;
+    if !is_on(Part::Suffix) {
+        phase.trained.end = stages;
+    }
     let start = fresh(phase.parameters(&plan).iter(), phase.seed);
     let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &on_device(&start, device))?;
     drop(start);
@@ -127,13 +133,13 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
         let outcome = stepper.step(&mut network, &mut optimiser, &mut batches, step, 1e-3)?;
         if step >= WARM_UP as u64 {
             seconds.push(began.elapsed().as_secs_f64());
-            times += outcome.times;
+            times += outcome.map_or(Times::default(), |outcome| outcome.times);
         }
     }
     // Before the matrix products take their own.
     let peak_mib = peak_mib(device)?;
     let step_s = median(seconds);
-    let gflops = training_flops(&plan.config.model, &phase) * batch as f64 / step_s / 1e9;
+    let gflops = flops / step_s / 1e9;
     let matrix_product_gflops = model::matrix_product_rate(network.options()) / 1e9;
     let run = &plan.config.run;
     Ok(Report {
@@ -142,7 +148,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
         blocks: phase.depths.iter().sum(),
         trained_parameters: network.flat().len(),
         batch,
-        micro_batch: run.micro_batch.min(batch),
+        micro_batch: phase.micro_batch.min(batch),
         precision: run.precision,
         activation_checkpointing: run.activation_checkpointing,
         device: device::name(device),
@@ -175,7 +181,7 @@ fn random_batches(plan: &Plan, phase: &PhasePlan) -> impl Iterator<Item = Result
     let (channels, side, classes) = (model.channels as i64, model.image_size as i64, model.classes as i64);
     tch::manual_seed(0);
     let batch = phase.training.global_batch;
-    let cut = crate::plan::groups::micro_batches(0..batch, plan.config.run.micro_batch);
+    let cut = crate::plan::groups::micro_batches(0..batch, phase.micro_batch);
     let random = |positions: std::ops::Range<usize>| {
         let b = positions.len() as i64;
         let options = (Kind::Float, Device::Cpu);

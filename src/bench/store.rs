@@ -77,7 +77,7 @@ fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64
     let start = fresh(phase.parameters(&plan).iter(), phase.seed);
     let (run, plan, source, device) = (&run, &plan, &source, Device::Cpu);
     let setting = Setting { plan, run, source, group: &Solo, device, lease: None };
-    Ok(train::time_checkpoints(&setting, &phase, &start, every, pairs)?.into_iter().unzip())
+    Ok(train::time_checkpoints(&setting, &phase, start, every, pairs)?.into_iter().unzip())
 }
 
 /// A checkpoint of the config's target: weights and optimiser state.

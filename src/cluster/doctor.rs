@@ -4,7 +4,8 @@ use super::gpus;
 use crate::collective::mpi;
 use crate::config::{Config, DeviceChoice, Precision};
 use crate::data;
-use crate::device::loaded_library;
+use crate::device::{cuda, loaded_library};
+use crate::model::matrix_product_rate;
 use crate::plan::Plan;
 use crate::plan::cost::cost;
 use crate::plan::phases::E2E;
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
+use tch::{Device, Kind};
 
 /// One finding.
 #[derive(Debug, Serialize)]
@@ -33,23 +35,29 @@ pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
             Ok(format!("HDF5 {major}.{minor}.{patch}"))
         }),
         finding("libtorch", libtorch()),
-        finding("ranks", Ok(mpi::launch())),
+        finding("ranks", mpi::launch()),
         finding("cores", cores(threads)),
     ];
     findings.extend(gpus::examine(config.map_or(DeviceChoice::Auto, |config| config.run.device)));
     if let Some(config) = config {
         findings.push(finding("precision", precision(config)));
         findings.push(finding("data", readable(config)));
+        findings.push(finding("input", fast_enough(config)));
         findings.push(finding("run directory", writable(config)));
     }
     findings
 }
 
-/// What a job looks at in its first seconds, on every rank: the cores it really has, and on the first the run directory.
+/// What a job looks at in its first seconds, on every rank: the cores it really has; on the first of a node the GPUs; and
+/// on the first of all the ranks and the run directory.
 /// It goes on whatever it finds: a warning costs nothing, an allocation does.
 pub fn warn_of_trouble(config: &Config, threads: usize, is_zero: bool) {
     let mut findings = vec![finding("cores", cores(threads)), finding("precision", precision(config))];
+    if mpi::rank_on_this_node() == 0 {
+        findings.push(finding("GPUs", gpus::as_many_as_slurm_gave(config.run.device)));
+    }
     if is_zero {
+        findings.push(finding("ranks", mpi::launch()));
         findings.push(finding("run directory", writable(config)));
     }
     for trouble in findings.into_iter().filter(|finding| !finding.ok) {
@@ -68,20 +76,19 @@ fn libtorch() -> Result<String> {
 }
 
 fn cores(threads: usize) -> Result<String> {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let ranks = mpi::ranks_on_this_node();
-    if threads * ranks > cores {
+    let (cores, ranks) = (mpi::cores_of_this_rank(), mpi::ranks_on_this_node());
+    if threads > cores {
         return Err(anyhow!(
-            "{ranks} rank(s) of {threads} thread(s) share {cores} core(s); lower run.threads, or start fewer ranks; under \
-             mpirun give --bind-to none"
+            "{ranks} rank(s) of {threads} thread(s) on this node have {cores} core(s) each; lower run.threads, or start \
+             fewer ranks; under mpirun give --bind-to none"
         ));
     }
-    Ok(format!("{cores} core(s) for this process, {threads} thread(s) per rank"))
+    Ok(format!("{cores} core(s) for this rank, {threads} thread(s)"))
 }
 
 /// Whether the CPU multiplies in the number type that is asked for; GPUs that libtorch 2.11 runs on do.
 fn precision(config: &Config) -> Result<String> {
-    let on_cpu = config.run.device == DeviceChoice::Cpu || crate::device::cuda().is_err();
+    let on_cpu = config.run.device == DeviceChoice::Cpu || cuda().is_err();
     Ok(match config.run.precision {
         Precision::Fp32 => "fp32".into(),
         Precision::Tf32 if on_cpu => "tf32, which on a CPU is fp32".into(),
@@ -102,20 +109,30 @@ fn cpu_has_bf16() -> bool {
     return false;
 }
 
+/// Whether this node's cores read images as fast as its devices train on them at most.
+fn fast_enough(config: &Config) -> Result<String> {
+    let kind = if config.run.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
+    let gpus = if config.run.device == DeviceChoice::Cpu { 0 } else { cuda().map_or(0, |driver| driver.gpus().len()) };
+    let device = if gpus > 0 { Device::Cuda(0) } else { Device::Cpu };
+    data::rate::finding(config, matrix_product_rate((kind, device)), gpus.max(config.run.replicas).max(1))
+}
+
 fn readable(config: &Config) -> Result<String> {
-    let source = data::open(config)?;
+    let source = data::look(config)?;
     Ok(format!("{} training and {} test images", source.train.len(), source.test.len()))
 }
 
-/// Makes, syncs and renames a file, has exclusive creation refuse a second one (leases rest on it), and compares free
-/// space with what the artefacts and checkpoints need.
+/// Makes, syncs and renames a file, has exclusive creation refuse a second one (leases rest on it), tries a lock (nothing
+/// rests on it), and compares free space with what the artefacts and checkpoints need.
 fn writable(config: &Config) -> Result<String> {
     let folder = &config.run.dir;
     std::fs::create_dir_all(folder).map_err(|e| anyhow!("{}: {e}; choose another --run-dir", folder.display()))?;
     let probe = folder.join(format!("doctor-probe-{}", std::process::id()));
     durable::replace_bytes(&probe, b"probe")?;
     let again = std::fs::File::options().write(true).create_new(true).open(&probe);
+    let locks = durable::can_lock(&probe);
     std::fs::remove_file(&probe)?;
+    let system = durable::file_system(folder).unwrap_or_else(|| "an unknown file system".into());
     if again.is_ok() {
         return Err(anyhow!("{}: two processes can create one file; choose a --run-dir elsewhere", folder.display()));
     }
@@ -130,7 +147,8 @@ fn writable(config: &Config) -> Result<String> {
             size(needed)
         ));
     }
-    Ok(format!("{} is writable, {} free, {} needed", shown(folder), size(free), size(needed)))
+    let locks = if locks { "locks work" } else { "no locks (none are needed)" };
+    Ok(format!("{} on {system} is writable, {locks}, {} free, {} needed", shown(folder), size(free), size(needed)))
 }
 
 /// Meta model, modules, assembled, final and end-to-end models, and checkpoints of three buffers each.

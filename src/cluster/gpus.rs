@@ -14,7 +14,8 @@ pub fn examine(choice: DeviceChoice) -> Vec<Finding> {
     let driver = match (choice, Driver::open()) {
         (DeviceChoice::Cpu, _) => return vec![finding("GPUs", Ok("not asked for (run.device = \"cpu\")".into()))],
         (DeviceChoice::Auto, Err(reason)) => {
-            return vec![finding("GPUs", Ok(format!("none, computing on the CPU: {reason:#}")))];
+            let given = as_many_as_slurm_gave(choice);
+            return vec![finding("GPUs", given.map(|_| format!("none, computing on the CPU: {reason:#}")))];
         }
         (DeviceChoice::Cuda, Err(reason)) => {
             let cure = "run.device = \"cuda\" needs a GPU node, or set run.device = \"auto\"";
@@ -26,10 +27,38 @@ pub fn examine(choice: DeviceChoice) -> Vec<Finding> {
     let gpus: Vec<String> = driver.gpus().iter().map(|gpu| format!("{} at {}", describe(gpu), gpu.address)).collect();
     vec![
         finding("driver", Ok(format!("NVIDIA, for CUDA up to {major}.{minor}"))),
-        finding("GPUs", Ok(if gpus.is_empty() { "none visible".into() } else { gpus.join("; ") })),
-        finding("CUDA", cuda().map(|_| "libtorch 2.11.0 computes on these GPUs".to_string())),
+        finding(
+            "GPUs",
+            as_many_as_slurm_gave(choice)
+                .map(|_| if gpus.is_empty() { "none visible".into() } else { gpus.join("; ") }),
+        ),
+        finding("CUDA", cuda().map(|_| version()).context("run.device = \"auto\" computes on the CPU")),
         finding("NCCL", nccl()),
     ]
+}
+
+fn version() -> String {
+    let number = tch::utils::version_cudart();
+    format!("libtorch 2.11.0, built for CUDA {}.{}, computes on these GPUs", number / 1000, number % 1000 / 10)
+}
+
+/// Whether this process sees the GPUs that Slurm has given the job on this node.
+///
+/// # Errors
+/// With the cure, if it sees fewer: training would go on without them.
+pub fn as_many_as_slurm_gave(choice: DeviceChoice) -> Result<String> {
+    let given = std::env::var("SLURM_GPUS_ON_NODE").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let (seen, why) = match cuda() {
+        _ if choice == DeviceChoice::Cpu || given == 0 => return Ok("none asked of Slurm".into()),
+        Ok(driver) => (driver.gpus().len(), String::new()),
+        Err(reason) => (0, format!(": {reason:#}")),
+    };
+    ensure!(
+        seen >= given,
+        "Slurm has given this job {given} GPU(s) on the node, and {seen} can be used{why}; start it with the driver's \
+         libraries in reach (in a container with --nv), without --gpus-per-task, or set run.device = \"cpu\""
+    );
+    Ok(format!("{seen} of {given}"))
 }
 
 /// The version, where it was loaded from, and a sum of one GPU with nobody else.

@@ -4,6 +4,9 @@ use crate::config::{Slurm, SlurmMode};
 use crate::plan::Plan;
 use crate::plan::groups::ranges;
 use crate::plan::phases::{META, MODULE, PHASES};
+use crate::require;
+use anyhow::Result;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const TEMPLATE: &str = include_str!("../../slurm/templates/job.sh");
@@ -20,6 +23,8 @@ pub struct Job {
     pub first: usize,
     /// The jobs that it waits for, by their place in the list.
     pub after: Vec<usize>,
+    /// Those of an earlier submission that it waits for too, as `squeue` names them.
+    pub alive: Vec<String>,
     pub script: String,
     /// What the script is given.
     pub arguments: Vec<String>,
@@ -27,10 +32,10 @@ pub struct Job {
 
 impl Job {
     /// A script of the user's that waits for the jobs before it, and is given the folder of the exported models.
-    pub fn downstream(path: &Path, script: String, before: usize, exported: &Path) -> Job {
+    pub fn downstream(path: &Path, script: String, before: Vec<usize>, alive: Vec<String>, exported: &Path) -> Job {
         let name = format!("downstream-{}", path.file_stem().unwrap_or_default().to_string_lossy());
         let arguments = vec![exported.to_string_lossy().into_owned()];
-        Job { name, modules: vec![], first: 0, after: vec![before], script, arguments }
+        Job { name, modules: vec![], first: 0, after: before, alive, script, arguments }
     }
 }
 
@@ -50,6 +55,10 @@ pub struct Situation {
     pub packed: bool,
     pub meta_done: bool,
     pub modules_done: Vec<usize>,
+    /// Whether nothing is left to do.
+    pub all_done: bool,
+    /// What earlier submissions still have queued or running.
+    pub alive: Alive,
     /// Slurm's MaxArraySize: an array's largest index plus one.
     pub max_array_size: usize,
     /// Seconds that the slowest save of the run took so far.
@@ -59,30 +68,58 @@ pub struct Situation {
 impl Default for Situation {
     /// Nothing done, and Slurm's own default.
     fn default() -> Situation {
-        Situation { packed: true, meta_done: false, modules_done: Vec::new(), max_array_size: 1001, save_s: 0.0 }
+        Situation {
+            packed: true,
+            meta_done: false,
+            modules_done: Vec::new(),
+            all_done: false,
+            alive: Alive::default(),
+            max_array_size: 1001,
+            save_s: 0.0,
+        }
     }
 }
 
-/// The jobs of a plan in order.
-pub fn jobs(plan: &Plan, places: Places, situation: &Situation) -> Vec<Job> {
-    let graph = Graph { plan, places, lead: lead(&plan.config.slurm, situation) };
+/// Jobs that may still do something, as `squeue` names them.
+#[derive(Debug, Clone, Default)]
+pub struct Alive {
+    pub pack: Option<String>,
+    pub meta: Option<String>,
+    /// A module's task.
+    pub modules: BTreeMap<usize, String>,
+    /// The job that does the rest: `finalize` or `run`.
+    pub last: Option<String>,
+}
+
+/// The jobs of a plan that are neither done nor alive, in order. Where one of them comes before a last job that is alive,
+/// that one is among them again: it waits for something that failed, so whoever submits these cancels it first.
+///
+/// # Errors
+/// A usage error for text that cannot be written into a script.
+pub fn jobs(plan: &Plan, places: Places, situation: &Situation) -> Result<Vec<Job>> {
+    require_plain_text(plan, places)?;
+    let graph = Graph { plan, places, lead: lead(&plan.config.slurm, situation), alive: &situation.alive };
+    let alive = &situation.alive;
     let all = "step run \"$config\" || code=$?";
     let mut jobs = Vec::new();
-    if !situation.packed {
+    if !situation.packed && alive.pack.is_none() {
         jobs.push(graph.job("pack", &[], 0, vec![], "step pack \"$config\" || code=$?"));
     }
     let before: Vec<usize> = (0..jobs.len()).collect();
     if plan.config.slurm.mode == SlurmMode::Allocation {
-        jobs.push(graph.job("run", &[], 0, before, all));
-        return jobs;
+        if !situation.all_done && (alive.last.is_none() || !jobs.is_empty()) {
+            jobs.push(graph.job("run", &[], 0, before, all));
+        }
+        return Ok(jobs);
     }
-    if !situation.meta_done {
+    if !situation.meta_done && alive.meta.is_none() {
         jobs.push(graph.job("meta", &[], 0, before, "step meta \"$config\" || code=$?"));
     }
     let before: Vec<usize> = (0..jobs.len()).collect();
+    let done_or_alive = |i: &usize| situation.modules_done.contains(i) || alive.modules.contains_key(i);
     let stages: Vec<usize> = (0..plan.config.model.stages()).collect();
     for (number, chunk) in stages.chunks(situation.max_array_size.max(1)).enumerate() {
-        let left: Vec<usize> = chunk.iter().copied().filter(|i| !situation.modules_done.contains(i)).collect();
+        let left: Vec<usize> = chunk.iter().copied().filter(|i| !done_or_alive(i)).collect();
         if left.is_empty() {
             continue;
         }
@@ -91,9 +128,58 @@ pub fn jobs(plan: &Plan, places: Places, situation: &Situation) -> Vec<Job> {
         jobs.push(graph.job(&name, &left, chunk[0], before.clone(), &step));
     }
     // `run` verifies and skips what the jobs before it have done.
-    let after = (0..jobs.len()).collect();
-    jobs.push(graph.job("finalize", &[], 0, after, all));
-    jobs
+    if !situation.all_done && (alive.last.is_none() || !jobs.is_empty()) {
+        let after = (0..jobs.len()).collect();
+        jobs.push(graph.job("finalize", &[], 0, after, all));
+    }
+    Ok(jobs)
+}
+
+/// Refuses what could end an #SBATCH line early and begin another.
+fn require_plain_text(plan: &Plan, places: Places) -> Result<()> {
+    let (config, slurm) = (&plan.config, &plan.config.slurm);
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    let mut texts = vec![
+        ("run.name", config.run.name.clone()),
+        ("the run directory", path(places.run_dir)),
+        ("the config's path", path(places.config)),
+        ("this program's path", path(places.binary)),
+        ("data.path", path(&config.data.path)),
+        ("data.pack_from", path(&config.data.pack_from)),
+        ("slurm.container", slurm.container.clone()),
+    ];
+    for (key, value) in slurm.words() {
+        texts.push((key, value.into()));
+    }
+    for (key, text) in texts {
+        require!(
+            !text.chars().any(char::is_control),
+            "{key} = {text:?}: a line break or another control character cannot go into a script; take it out"
+        );
+    }
+    Ok(())
+}
+
+/// A template with each `{name}` replaced by its text, in one pass: what stands in a text is never taken for a name.
+fn filled(template: &str, texts: &[(&str, &str)]) -> String {
+    let (mut out, mut rest) = (String::new(), template);
+    while let Some(at) = rest.find('{') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let named =
+            texts.iter().find_map(|(name, text)| Some((text, rest[1..].strip_prefix(name)?.strip_prefix('}')?)));
+        rest = match named {
+            Some((text, after)) => {
+                out.push_str(text);
+                after
+            }
+            None => {
+                out.push('{');
+                &rest[1..]
+            }
+        };
+    }
+    out + rest
 }
 
 /// How long before the time limit a job is to be told: Slurm may tell it up to a minute early, never late.
@@ -117,6 +203,7 @@ struct Graph<'a> {
     places: Places<'a>,
     /// Seconds from the early signal to the time limit.
     lead: u64,
+    alive: &'a Alive,
 }
 
 impl Graph<'_> {
@@ -129,7 +216,14 @@ impl Graph<'_> {
         let Size { ranks, cpus, .. } = self.size(name);
         let launch = match ranks {
             1 => String::new(),
-            ranks => format!("srun --mpi=pmix --ntasks={ranks} --cpus-per-task={cpus} "),
+            // When one rank is gone the others wait for it in a collective call, for ever but for --wait. (Not
+            // --kill-on-bad-exit: 75 is a bad exit to it.)
+            ranks => format!("srun --mpi=pmix --wait=\"${{SLURM_WAIT:-60}}\" --ntasks={ranks} --cpus-per-task={cpus}"),
+        };
+        // A task is requeued by its own name: the last task's number is that of the whole array.
+        let (job, foreign) = match modules {
+            [] => ("$SLURM_JOB_ID", "${!SLURM_ARRAY_@}"),
+            _ => ("${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}", ""),
         };
         let watched = match name {
             "pack" => name.into(),
@@ -137,20 +231,35 @@ impl Graph<'_> {
             _ if !modules.is_empty() => format!("{}-\"$(({first} + SLURM_ARRAY_TASK_ID))\"", MODULE.name),
             _ => PHASES.map(|phase| format!("{}*", phase.name)).join(".json "),
         };
-        let script = TEMPLATE
-            .replace("{title}", &one_line(&format!("{name} of {}", config.run.name)))
-            .replace("{launch} ", &launch)
-            .replace("{signal}", &slurm.signal)
-            .replace("{max_requeues}", &slurm.max_requeues.to_string())
-            .replace("{watched}", &format!("{watched}.json"))
-            .replace("{steps}", steps)
-            // What comes from the user goes in last, so that nothing in it is taken for a placeholder.
-            .replace("{program}", &self.program())
-            .replace("{config}", &path(self.places.config))
-            .replace("{run_dir}", &path(self.places.run_dir))
-            .replace("{setup}", &slurm.setup.join("\n"))
-            .replace("{options}", &options.join("\n"));
-        Job { name: name.into(), modules: modules.to_vec(), first, after, script, arguments: vec![] }
+        let texts = [
+            ("title", format!("{name} of {}", config.run.name)),
+            ("options", options.join("\n")),
+            ("signal", slurm.signal.clone()),
+            ("foreign", foreign.into()),
+            ("setup", slurm.setup.join("\n")),
+            ("program", self.program()),
+            ("config", path(self.places.config)),
+            ("run_dir", path(self.places.run_dir)),
+            ("max_requeues", slurm.max_requeues.to_string()),
+            ("job", job.into()),
+            ("launch", launch),
+            ("watched", format!("{watched}.json")),
+            ("steps", steps.into()),
+        ];
+        let script = filled(TEMPLATE, &texts.each_ref().map(|(name, text)| (*name, text.as_str())));
+        let alive = self.alive_before(name);
+        Job { name: name.into(), modules: modules.to_vec(), first, after, alive, script, arguments: vec![] }
+    }
+
+    /// What is alive of the jobs that come before this one.
+    fn alive_before(&self, name: &str) -> Vec<String> {
+        let Alive { pack, meta, modules, .. } = self.alive;
+        match name {
+            "pack" => vec![],
+            "meta" => pack.iter().cloned().collect(),
+            "finalize" | "run" => pack.iter().chain(meta).chain(modules.values()).cloned().collect(),
+            _ => pack.iter().chain(meta).cloned().collect(),
+        }
     }
 
     /// Packing is one process with the cores that the ranks of a node have together.
@@ -235,10 +344,6 @@ fn quoted(text: &str) -> String {
     if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
-fn one_line(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,7 +358,7 @@ mod tests {
     }
 
     fn graph(plan: &Plan, situation: &Situation) -> Vec<(String, Vec<usize>, Vec<usize>)> {
-        jobs(plan, places(), situation).into_iter().map(|job| (job.name, job.modules, job.after)).collect()
+        jobs(plan, places(), situation).unwrap().into_iter().map(|job| (job.name, job.modules, job.after)).collect()
     }
 
     #[test]
@@ -267,7 +372,7 @@ mod tests {
         );
         let begun = Situation { meta_done: true, modules_done: vec![0, 2, 3], ..fresh.clone() };
         assert_eq!(graph(&plan, &begun), [job("modules", &[1], &[]), job("finalize", &[], &[0])]);
-        let jobs = jobs(&plan, places(), &fresh);
+        let jobs = jobs(&plan, places(), &fresh).unwrap();
         assert!(jobs[0].script.contains("#SBATCH --time=01:00:00\n") && jobs[2].script.contains("--time=24:00:00\n"));
         let modules = &jobs[1].script;
         assert!(modules.contains("#SBATCH --array=0-3%2\n") && modules.contains("#SBATCH --partition=gpu\n"));
@@ -278,7 +383,7 @@ mod tests {
     fn what_is_not_packed_yet_is_packed_first_by_one_process_with_a_nodes_cores() {
         let text = "[slurm]\nnodes = 2\nranks = 8\ncpus_per_rank = 3\ngpus_per_node = 4\n";
         let situation = Situation { packed: false, ..Situation::default() };
-        let array = jobs(&plan(text), places(), &situation);
+        let array = jobs(&plan(text), places(), &situation).unwrap();
         assert_eq!(
             array.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(),
             ["pack", "meta", "modules", "finalize"]
@@ -289,7 +394,7 @@ mod tests {
             assert!(pack.contains(line), "{line} in {pack}");
         }
         assert!(!pack.contains("srun") && !pack.contains("--gres"), "{pack}");
-        let one = jobs(&plan(&format!("{text}mode = \"allocation\"\n")), places(), &situation);
+        let one = jobs(&plan(&format!("{text}mode = \"allocation\"\n")), places(), &situation).unwrap();
         assert_eq!(one.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(), ["pack", "run"]);
     }
 
@@ -298,7 +403,7 @@ mod tests {
         let depths = vec!["1"; 25].join(", ");
         let plan = plan(&format!("[model]\ndepths = [{depths}]\n"));
         let situation = Situation { max_array_size: 10, modules_done: vec![11, 12], ..Situation::default() };
-        let jobs = jobs(&plan, places(), &situation);
+        let jobs = jobs(&plan, places(), &situation).unwrap();
         let arrays: Vec<&str> =
             jobs.iter().filter_map(|job| job.script.lines().find(|line| line.contains("--array"))).collect();
         assert_eq!(arrays, ["#SBATCH --array=0-9", "#SBATCH --array=0,3-9", "#SBATCH --array=0-4"]);
@@ -309,7 +414,7 @@ mod tests {
     #[test]
     fn the_lead_of_the_signal_follows_the_time_to_save_unless_it_is_given() {
         let script = |text: &str, save_s: f64| {
-            jobs(&plan(text), places(), &Situation { save_s, ..Situation::default() })[0].script.clone()
+            jobs(&plan(text), places(), &Situation { save_s, ..Situation::default() }).unwrap()[0].script.clone()
         };
         assert!(script("", 0.2).contains("--signal=B:USR2@60\n"));
         assert!(script("", 50.0).contains("--signal=B:USR2@230\n"));
@@ -323,46 +428,192 @@ mod tests {
              container = \"/images/$(touch x).sif\"\n",
         );
         let run_dir = Path::new("/data/$(touch x)/it's");
-        for job in jobs(&plan, Places { run_dir, ..places() }, &Situation::default()) {
+        for job in jobs(&plan, Places { run_dir, ..places() }, &Situation::default()).unwrap() {
             let mut lines = job.script.lines().filter(|line| line.contains("touch x") && !line.starts_with('#'));
             let run_dir = "'/data/$(touch x)/it'\\''s'";
             let program = format!("program=(apptainer exec --bind {run_dir} '/images/$(touch x).sif' incubate)");
             assert_eq!(lines.next(), Some(program.as_str()));
             assert_eq!(lines.next(), Some(format!("run_dir={run_dir}").as_str()));
             assert_eq!(lines.next(), None);
-            assert!(job.script.contains("srun --mpi=pmix --ntasks=2") && !job.script.contains("{options}"));
+            assert!(job.script.contains("srun --mpi=pmix --wait=\"${SLURM_WAIT:-60}\" --ntasks=2"), "{}", job.script);
         }
     }
 
-    /// Runs the meta job's script, its program and scontrol replaced, as its second start; its exit code and words.
-    fn second_start(program: &str) -> (Option<i32>, String) {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let file = |name: &str, text: &str| {
-            let path = folder.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-            path
+    #[test]
+    fn what_stands_in_a_value_is_never_taken_for_a_placeholder() {
+        assert_eq!(filled("{a} ${b} {b}{c", &[("a", "{b}"), ("b", "{a}")]), "{b} ${a} {a}{c");
+        let plan = plan("[run]\nname = \"{options}{steps}\"\n");
+        let run_dir = Path::new("/data/{setup}/{options}");
+        let script = &jobs(&plan, Places { run_dir, ..places() }, &Situation::default()).unwrap()[0].script;
+        assert!(script.contains("# meta of {options}{steps}\n"), "{script}");
+        assert!(script.contains("run_dir='/data/{setup}/{options}'\n"), "{script}");
+        assert_eq!(script.matches("#SBATCH --requeue").count(), 1);
+    }
+
+    #[test]
+    fn a_line_break_anywhere_in_what_goes_into_a_script_is_refused() {
+        let hostile = "/data/x\n#SBATCH --wrap=touch";
+        let refused = |plan: &Plan, places: Places| {
+            let error = jobs(plan, places, &Situation::default()).unwrap_err();
+            assert!(format!("{error}").contains("control character"), "{error}");
         };
-        std::fs::create_dir(folder.path().join("progress")).unwrap();
-        file("progress/meta.json", r#"{"step":5}"#);
-        file("scontrol", "#!/bin/sh\necho \"$@\"\n");
-        let binary = file("program", &format!("#!/bin/sh\ncd {}\n{program}\n", folder.path().display()));
-        let places = Places { binary: &binary, run_dir: folder.path(), ..places() };
-        let script = file("job.sh", &jobs(&plan(""), places, &Situation::default())[0].script);
-        let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
-        let mut bash = std::process::Command::new("bash");
-        bash.arg(script).env("PATH", path).env("SLURM_RESTART_COUNT", "1").env("SLURM_JOB_ID", "17");
-        let ended = bash.output().unwrap();
+        let harmless = plan("");
+        refused(&harmless, Places { run_dir: Path::new(hostile), ..places() });
+        refused(&harmless, Places { config: Path::new(hostile), ..places() });
+        refused(&harmless, Places { binary: Path::new("/opt/\rincubate"), ..places() });
+        refused(&plan("[slurm]\ncontainer = \"a\\nb\"\n"), places());
+        refused(&plan("[data]\npath = \"a\\nb\"\n"), places());
+        refused(&plan("[run]\nname = \"a\\rb\"\n"), places());
+        for text in
+            ["options = [\"--exclusive\\n#SBATCH --wrap=x\"]", "partition = \"a\\u001bb\"", "setup = [\"a\\rb\"]"]
+        {
+            let error = Config::parse(&format!("[slurm]\n{text}\n"), &[]).unwrap_err();
+            assert!(format!("{error}").contains("control character"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_alive_is_left_alone_and_waited_for() {
+        let plan = plan("");
+        let alive = |modules: &[usize], last: Option<&str>| Alive {
+            modules: modules.iter().map(|&i| (i, format!("8_{i}"))).collect(),
+            last: last.map(str::to_string),
+            ..Alive::default()
+        };
+        let begun = Situation { meta_done: true, modules_done: vec![0], ..Situation::default() };
+        let left = |alive| jobs(&plan, places(), &Situation { alive, ..begun.clone() }).unwrap();
+        let again = left(alive(&[2, 3], Some("9")));
+        let names: Vec<&str> = again.iter().map(|job| job.name.as_str()).collect();
+        assert_eq!((names, &again[0].modules), (vec!["modules", "finalize"], &vec![1]));
+        assert_eq!(again[1].alive, ["8_2", "8_3"]);
+        assert!(left(alive(&[1, 2, 3], Some("9"))).is_empty(), "all of it is on its way");
+        let only_last = left(alive(&[1, 2, 3], None));
+        assert_eq!((only_last.len(), only_last[0].alive.len()), (1, 3));
+        assert!(
+            jobs(&plan, places(), &Situation { modules_done: vec![0, 1, 2, 3], all_done: true, ..begun })
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    /// A job's script with its program and scontrol replaced, in a folder of its own.
+    struct Staged {
+        folder: tempfile::TempDir,
+        script: std::path::PathBuf,
+    }
+
+    impl Staged {
+        fn new(config: &str, program: &str, place: usize) -> Staged {
+            use std::os::unix::fs::PermissionsExt;
+            let folder = tempfile::tempdir().unwrap();
+            let file = |name: &str, text: &str| {
+                let path = folder.path().join(name);
+                std::fs::write(&path, text).unwrap();
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+                path
+            };
+            std::fs::create_dir(folder.path().join("progress")).unwrap();
+            file("progress/meta.json", r#"{"step":5}"#);
+            file("scontrol", "#!/bin/sh\necho \"$@\"\n");
+            let binary = file("program", &format!("#!/bin/bash\ncd {}\n{program}\n", folder.path().display()));
+            let places = Places { binary: &binary, run_dir: folder.path(), ..places() };
+            let script = file("job.sh", &jobs(&plan(config), places, &Situation::default()).unwrap()[place].script);
+            Staged { script, folder }
+        }
+
+        fn command(&self) -> std::process::Command {
+            let path = format!("{}:{}", self.folder.path().display(), std::env::var("PATH").unwrap());
+            let mut bash = std::process::Command::new("bash");
+            bash.arg(&self.script).env("PATH", path).env("SLURM_JOB_ID", "17");
+            bash.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            bash
+        }
+
+        /// Starts it and sends it a signal when the program has made the file `ready`.
+        fn signalled(&self, command: &mut std::process::Command, signal: i32) -> (Option<i32>, String) {
+            let child = command.spawn().unwrap();
+            while !self.folder.path().join("ready").exists() {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            // SAFETY: our child, which has not been waited for.
+            unsafe { libc::kill(child.id() as i32, signal) };
+            told(child.wait_with_output().unwrap())
+        }
+    }
+
+    fn told(ended: std::process::Output) -> (Option<i32>, String) {
         (ended.status.code(), String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap())
+    }
+
+    /// Runs the meta job's script as its second start; its exit code and words.
+    fn second_start(program: &str) -> (Option<i32>, String) {
+        told(Staged::new("", program, 0).command().env("SLURM_RESTART_COUNT", "1").output().unwrap())
     }
 
     #[test]
     fn a_stopped_job_is_requeued_only_if_its_start_gained_a_step() {
         let gained = second_start(r#"echo '{"step":6}' > progress/meta.json; exit 75"#);
         assert_eq!(gained, (Some(0), "requeue 17\n".into()));
-        let (code, words) = second_start("exit 75");
-        assert!(code == Some(1) && words.contains("without a step gained") && !words.contains("requeue 17"), "{words}");
+        for behind in ["exit 75", r#"echo '{"step":4}' > progress/meta.json; exit 75"#] {
+            let (code, words) = second_start(behind);
+            assert!(code == Some(1) && words.contains("without a step gained"), "{words}");
+            assert!(!words.contains("requeue 17"), "{words}");
+        }
         assert_eq!(second_start("exit 3"), (Some(3), String::new()), "only 75 is resumable");
+    }
+
+    #[test]
+    fn a_task_of_an_array_requeues_itself_alone() {
+        let staged = Staged::new("", "exit 75", 1);
+        let task = [("SLURM_ARRAY_JOB_ID", "17"), ("SLURM_ARRAY_TASK_ID", "3")];
+        assert_eq!(told(staged.command().envs(task).output().unwrap()), (Some(0), "requeue 17_3\n".into()));
+        // Submitted from within a task, another job is none.
+        let staged = Staged::new("", "env | grep -c SLURM_ARRAY; exit 75", 0);
+        assert_eq!(told(staged.command().envs(task).output().unwrap()), (Some(0), "0\nrequeue 17\n".into()));
+    }
+
+    #[test]
+    fn the_early_signal_reaches_the_program_as_usr2_and_before_it_listens_is_no_failure() {
+        let listening = "trap 'exit 75' USR2; touch ready; for i in {1..500}; do sleep 0.02; done";
+        let deaf = "touch ready; exec sleep 10";
+        for config in ["", "[slurm]\nsignal = \"USR1\"\n"] {
+            let signal = if config.is_empty() { libc::SIGUSR2 } else { libc::SIGUSR1 };
+            for program in [listening, deaf] {
+                let staged = Staged::new(config, program, 0);
+                let (code, words) = staged.signalled(&mut staged.command(), signal);
+                assert!(code == Some(0) && words.contains("requeue 17\n"), "{config}{program}: {code:?} {words}");
+            }
+        }
+        // While the site's lines run: the program is not even started.
+        let setup = format!("[slurm]\nsetup = [\"touch \\\"${{0%/*}}/ready\\\"; sleep 0.3\"]\n");
+        let staged = Staged::new(&setup, "echo started", 0);
+        let (code, words) = staged.signalled(&mut staged.command(), libc::SIGUSR2);
+        assert!(code == Some(0) && words == "requeue 17\n", "{code:?} {words}");
+        // TERM is Slurm's own: it decides whether the job comes back.
+        let staged = Staged::new("", "trap 'exit 75' TERM; touch ready; for i in {1..500}; do sleep 0.02; done", 0);
+        assert_eq!(staged.signalled(&mut staged.command(), libc::SIGTERM), (Some(75), String::new()));
+    }
+
+    #[test]
+    fn a_job_takes_itself_for_no_part_of_the_step_it_was_submitted_from() {
+        let staged = Staged::new("", "env | grep -E '^(PMI|OMPI|SLURM_STEP)' | sort", 0);
+        let step = [("PMIX_RANK", "0"), ("PMI_SIZE", "2"), ("OMPI_COMM_WORLD_SIZE", "2"), ("SLURM_STEP_ID", "0")];
+        let mut command = staged.command();
+        command.envs(step).env("OMPI_MCA_btl_tcp_if_include", "lo");
+        let (code, words) = told(command.output().unwrap());
+        let kept: Vec<&str> = words.lines().filter(|line| !line.starts_with("OMPI_MCA_btl_tcp")).collect();
+        assert!(code == Some(0) && words.contains("OMPI_MCA_btl_tcp_if_include=lo"), "{words}");
+        assert!(kept.is_empty(), "{words}");
+    }
+
+    #[test]
+    fn the_settings_of_every_site_are_a_config() {
+        for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/slurm/sites")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                assert_eq!(graph(&plan(&text), &Situation::default()).len(), 3, "{}", path.display());
+            }
+        }
     }
 }

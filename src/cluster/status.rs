@@ -2,10 +2,11 @@
 
 use super::queue::{self, Queued};
 use crate::config::Config;
+use crate::data::packed;
 use crate::plan::Plan;
 use crate::plan::phases::{ASSEMBLED, MODULE, PHASES};
 use crate::store::progress::{Progress, State, duration, unix_time};
-use crate::store::{RunDir, artefact};
+use crate::store::{RunDir, artefact, lease};
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write;
@@ -18,7 +19,7 @@ const STALE: f64 = 60.0;
 #[derive(Debug, Serialize)]
 pub struct Line {
     pub phase: String,
-    /// `waiting`, `queued`, `running`, `stalled`, `stopped`, `failed`, `done` or `damaged`.
+    /// `waiting`, `queued`, `running`, `stalled`, `stopped`, `failed`, `cancelled`, `done` or `damaged`.
     pub state: &'static str,
     /// Why: the queue's reason, or the error that it failed with.
     pub why: Option<String>,
@@ -46,14 +47,32 @@ pub fn status(path: &Path) -> Result<Vec<Line>> {
     // Steps come from the heartbeats: the data need not be reachable here.
     let plan = Plan { config, train_images: 0 };
     let entries = entries(&plan);
-    let phases: Vec<String> = entries.iter().map(|(name, ..)| name.clone()).collect();
+    let packs = !plan.config.data.pack_from.as_os_str().is_empty();
+    let names = entries.iter().map(|(name, ..)| name.clone());
+    let phases: Vec<String> = packs.then(|| PACK.to_string()).into_iter().chain(names).collect();
     let jobs = queue::submitted(&run);
-    let queued = queue::ask(&jobs);
+    // The heartbeats tell most of it, also where no Slurm can be asked.
+    let queued = queue::ask(&jobs).unwrap_or_else(|error| {
+        log::warn!("{error:#}");
+        Vec::new()
+    });
     let by_phase = queue::by_phase(&jobs, &queued, &phases);
-    let line =
-        |(name, file, batch): &(String, String, usize)| line(&run, name, file, *batch, by_phase.get(name).copied());
-    Ok(entries.iter().map(line).collect())
+    let queued = |name: &str| by_phase.get(name).copied();
+    let mut lines = Vec::new();
+    if packs {
+        let done = packed::open(&plan.config.data.path).is_ok();
+        lines.push(line(&run, PACK, done.then_some(Ok(None)), 0, queued(PACK)));
+    }
+    for (name, file, batch) in &entries {
+        let file = run.file(file);
+        let header = || artefact::read_header(&file).map(|(header, _)| header.metrics.get("top1").copied());
+        lines.push(line(&run, name, file.exists().then(header), *batch, queued(name)));
+    }
+    Ok(lines)
 }
+
+/// The job that packs the data, where there is one.
+const PACK: &str = "pack";
 
 fn entries(plan: &Plan) -> Vec<(String, String, usize)> {
     let config: &Config = &plan.config;
@@ -69,10 +88,19 @@ fn entries(plan: &Plan) -> Vec<(String, String, usize)> {
     entries
 }
 
-fn line(run: &RunDir, name: &str, file: &str, global_batch: usize, queued: Option<&Queued>) -> Line {
+/// A phase's line; `finished` is what its artefact says, if it is there.
+fn line(
+    run: &RunDir,
+    name: &str,
+    finished: Option<Result<Option<f64>>>,
+    global_batch: usize,
+    queued: Option<&Queued>,
+) -> Line {
     let progress = Progress::read(&run.path, name);
-    let finished = run.file(file).exists().then(|| artefact::read_header(&run.file(file)));
-    let age = progress.as_ref().map(|p| (unix_time() - p.updated).max(0.0));
+    let since = |time: f64| (unix_time() - time).max(0.0);
+    // During a long step or evaluation the lease alone is renewed, by a thread of its own.
+    let renewed = lease::holder(run, name).map(|holder| since(holder.renewed));
+    let age = progress.as_ref().map(|p| renewed.unwrap_or(f64::INFINITY).min(since(p.updated)));
     let (state, why) = match (&finished, &progress) {
         (Some(Ok(_)), _) => ("done", None),
         (Some(Err(error)), _) => ("damaged", Some(format!("{error:#}"))),
@@ -94,7 +122,7 @@ fn line(run: &RunDir, name: &str, file: &str, global_batch: usize, queued: Optio
         goodput: began.filter(|p| p.seconds > 0.0 && p.steps > 0).map(|p| (p.useful_s / p.seconds).min(1.0)),
         host: running.map(|p| p.host.clone()),
         heartbeat_s: age.filter(|_| state != "done"),
-        top1: finished.and_then(Result::ok).and_then(|(header, _)| header.metrics.get("top1").copied()),
+        top1: finished.and_then(Result::ok).flatten(),
     }
 }
 
@@ -107,6 +135,9 @@ fn stands(progress: Option<&Progress>, age: Option<f64>, queued: Option<&Queued>
             return ("queued", Some(q.reason.clone()));
         }
         let said = progress.is_some_and(|p| p.state != State::Running);
+        if q.state == "CANCELLED" && !said {
+            return ("cancelled", Some(q.reason.clone()));
+        }
         if !q.is_alive() && q.state != "COMPLETED" && !said {
             return ("failed", Some(format!("{} ({})", q.state, q.reason)));
         }
@@ -123,7 +154,7 @@ fn stands(progress: Option<&Progress>, age: Option<f64>, queued: Option<&Queued>
 /// The status for people.
 pub fn table(lines: &[Line]) -> String {
     let mut out = format!(
-        "{:<10} {:<8} {:>15} {:>9} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8}  {:<10} {}\n",
+        "{:<10} {:<9} {:>15} {:>9} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8}  {:<10} {}\n",
         "phase",
         "state",
         "step",
@@ -163,4 +194,31 @@ pub fn table(lines: &[Line]) -> String {
 /// Whether nothing of the run is left to do.
 pub fn is_over(lines: &[Line]) -> bool {
     lines.iter().all(|line| line.state == "done")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::lease::Lease;
+
+    #[test]
+    fn a_phase_in_a_long_evaluation_is_running_while_its_lease_is_renewed() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir { path: folder.path().into() };
+        ["leases", "progress"].iter().for_each(|name| std::fs::create_dir(run.file(name)).unwrap());
+        Progress { updated: unix_time() - 2.0 * STALE, ..Progress::begun("meta") }.write(&run.path).unwrap();
+        let state = || line(&run, "meta", None, 8, None).state;
+        assert_eq!(state(), "stalled");
+        let lease = Lease::take(&run, "meta", || false).unwrap();
+        assert_eq!(state(), "running");
+        drop(lease);
+        assert_eq!(state(), "stalled");
+    }
+
+    #[test]
+    fn what_slurm_took_back_is_cancelled_and_not_failed() {
+        let queued = |state: &str| Queued { id: "7".into(), state: state.into(), reason: "Dependency".into() };
+        assert_eq!(stands(None, None, Some(&queued("CANCELLED"))).0, "cancelled");
+        assert_eq!(stands(None, None, Some(&queued("TIMEOUT"))).0, "failed");
+    }
 }

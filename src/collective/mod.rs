@@ -9,6 +9,7 @@ pub use solo::Solo;
 
 use crate::error::{Failure, exit_code};
 use anyhow::Result;
+use std::time::Duration;
 use tch::Tensor;
 
 /// A set of ranks, or of their replicas, that act together. Every method but `rank` and `size` is collective: all
@@ -25,10 +26,25 @@ pub trait Collective {
     /// Waits for all members without burning the core that another may be computing on.
     fn barrier(&self) -> Result<()>;
 
+    /// Returns when `is_here` says that something which follows a sum has happened on this member's device.
+    ///
+    /// # Errors
+    /// It will not happen, as another member is gone.
+    fn settle(&self, is_here: &dyn Fn() -> Result<bool>) -> Result<()> {
+        wait_for(is_here)
+    }
+
     /// Rank zero writes files, logs and reports.
     fn is_zero(&self) -> bool {
         self.rank() == 0
     }
+}
+
+fn wait_for(is_here: &dyn Fn() -> Result<bool>) -> Result<()> {
+    while !is_here()? {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok(())
 }
 
 /// Brings every rank to one conclusion about something that each has tried: if any failed, all fail, the first of them

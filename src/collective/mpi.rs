@@ -104,6 +104,19 @@ struct Launched {
 /// variables count only within a step: a batch script has most of them too.
 fn launched_size() -> Result<Option<Launched>> {
     let number = |variable: &str| -> Option<usize> { std::env::var(variable).ok()?.parse().ok() };
+    let is_set = |variable: &str| std::env::var_os(variable).is_some();
+    let pmi = number("PMI_SIZE").filter(|_| is_set("SLURM_STEP_ID") && !is_set("PMIX_RANK"));
+    if let (Some(size), None) = (pmi, number("OMPI_COMM_WORLD_SIZE"))
+        && library_version().contains("Open MPI")
+    {
+        // It would abort, in words about how Slurm was built.
+        require!(
+            size == 1,
+            "srun started {size} tasks with PMI-2, which {} does not speak; start them with `srun --mpi=pmix`",
+            library_version()
+        );
+        return Ok(None);
+    }
     let by_mpi = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"].into_iter();
     if let Some(launched) = by_mpi.filter_map(|variable| Some(Launched { variable, size: number(variable)? })).next() {
         return Ok(Some(launched));
@@ -118,19 +131,52 @@ fn launched_size() -> Result<Option<Launched>> {
     Ok(pmix.then_some(Launched { variable, size }))
 }
 
-/// How this process was started, against what Slurm has given the job.
-pub fn launch() -> String {
+/// How this process was started.
+///
+/// # Errors
+/// A usage error if Slurm has given the job more tasks than the world has ranks: those would idle.
+pub fn launch() -> Result<String> {
     let tasks = std::env::var("SLURM_NTASKS").ok().and_then(|text| text.parse::<usize>().ok()).unwrap_or(1);
-    match launched_size() {
-        Ok(Some(launched)) => format!("a world of {} ({})", launched.size, launched.variable),
-        Ok(None) if tasks > 1 => {
-            format!(
-                "a world of one in a job of {tasks} tasks; to train on all start it with `srun --mpi=pmix`, or mpirun"
-            )
+    let launched = launched_size()?;
+    require!(
+        tasks <= 1 || launched.as_ref().is_some_and(|launched| launched.size > 1),
+        "a world of one in a job of {tasks} tasks; to train on all start it with `srun --mpi=pmix`, or mpirun"
+    );
+    Ok(match launched {
+        Some(launched) => format!("a world of {} ({})", launched.size, launched.variable),
+        None => "a world of one; mpirun or `srun --mpi=pmix` starts more".into(),
+    })
+}
+
+/// The cores that this rank may compute on: those it is bound to, or its part of those that the node's ranks share.
+pub fn cores_of_this_rank() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let on_node = std::env::var("SLURM_CPUS_ON_NODE").ok().and_then(|text| text.parse().ok());
+    share(cores, ranks_on_this_node(), launchers_cores(), on_node)
+}
+
+/// Whose cores are they? A launcher that has more itself has bound this rank to its own. So has Slurm, if such shares are
+/// all that the job has on the node.
+fn share(cores: usize, ranks: usize, launchers: Option<usize>, on_node: Option<usize>) -> usize {
+    let own = launchers.is_some_and(|launchers| launchers > cores) || on_node.is_some_and(|all| cores * ranks <= all);
+    if own { cores } else { (cores / ranks.max(1)).max(1) }
+}
+
+/// The cores of the launcher on this node, which is among this process's ancestors.
+fn launchers_cores() -> Option<usize> {
+    const LAUNCHERS: [&str; 8] =
+        ["mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "slurmstepd", "hydra_pmi_proxy"];
+    let mut pid = std::os::unix::process::parent_id();
+    while pid > 1 {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        if LAUNCHERS.contains(&field("Name:")?) {
+            let masks = field("Cpus_allowed:")?.split(',');
+            return masks.map(|mask| Some(u64::from_str_radix(mask, 16).ok()?.count_ones() as usize)).sum();
         }
-        Ok(None) => "a world of one; mpirun or `srun --mpi=pmix` starts more".into(),
-        Err(error) => format!("{error:#}"),
+        pid = field("PPid:")?.parse().ok()?;
     }
+    None
 }
 
 /// This process's rank as the launcher says it, before MPI is up: for messages that one rank should print.
@@ -206,5 +252,23 @@ impl Collective for Mpi {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_that_a_rank_is_bound_to_are_not_divided_again() {
+        // mpirun --bind-to none: all share what the launcher has.
+        assert_eq!(share(8, 4, Some(8), None), 2);
+        assert_eq!(share(1, 4, Some(1), None), 1);
+        // Bound by mpirun, or by Slurm's step daemon.
+        assert_eq!(share(2, 4, Some(8), None), 2);
+        assert_eq!(share(16, 4, None, Some(64)), 16);
+        // A job with all cores of the node and no binding; a container's cores under mpirun.
+        assert_eq!(share(64, 4, Some(64), Some(64)), 16);
+        assert_eq!(share(4, 4, Some(4), None), 1);
     }
 }

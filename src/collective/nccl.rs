@@ -4,8 +4,8 @@
 //! is loaded it has brought a copy, and that one is used. Everything runs on the device's default stream, libtorch's own:
 //! a sum follows the kernels that made the gradients and comes before those that use it, with nothing to synchronise.
 //!
-//! A peer that dies leaves a sum unfinished for ever. So whoever waits for one asks NCCL and the other replicas of its rank
-//! meanwhile whether it will still come, and gives up with an error.
+//! A sum is only begun here; the host goes on. A peer that dies leaves it unfinished for ever. So whoever waits for what
+//! follows it asks NCCL and the other replicas of its rank meanwhile whether it will still come, and gives up with an error.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libloading::os::unix::{Library, RTLD_NOW};
@@ -77,7 +77,8 @@ pub fn version() -> Result<String> {
 
 /// Sums over the calling thread's current GPU and no other, which shows whether NCCL works at all.
 pub fn sum_alone(values: &mut Tensor) -> Result<()> {
-    Nccl::join(UniqueId::new()?, 0, 1)?.all_reduce(values, &|| false)
+    let mut alone = Nccl::join(UniqueId::new()?, 0, 1)?;
+    alone.sum_and_wait(values, &|| false)
 }
 
 impl Api {
@@ -109,6 +110,16 @@ impl Api {
             last_error: function!(nccl, "ncclGetLastError"),
             query_stream: function!(driver, "cuStreamQuery"),
         })
+    }
+
+    /// Whether the calling thread's current GPU has done all that its default stream was given.
+    fn default_stream_is_through(&self) -> Result<bool> {
+        // SAFETY: the null stream always exists.
+        match unsafe { (self.query_stream)(std::ptr::null_mut()) } {
+            SUCCESS => Ok(true),
+            NOT_READY => Ok(false),
+            error => bail!("CUDA: error {error} while gradients were summed"),
+        }
     }
 
     /// Turns a status into an error that says what NCCL says.
@@ -181,13 +192,13 @@ impl Nccl {
         Ok(Nccl { api, communicator })
     }
 
-    /// Sums fp32 numbers on this member's GPU over all members, in place. `left` says that another replica of this rank
-    /// has ended.
-    pub fn all_reduce(&mut self, values: &mut Tensor, left: &dyn Fn() -> bool) -> Result<()> {
+    /// Begins to sum fp32 numbers on this member's GPU over all members, in place: for what follows on the default stream.
+    pub fn all_reduce(&mut self, values: &mut Tensor) -> Result<()> {
         assert!(values.kind() == Kind::Float && values.is_contiguous(), "expected contiguous fp32, got {values:?}");
         let numbers = values.data_ptr();
-        // SAFETY: `numel` fp32 numbers lie there, borrowed exclusively until the sum is done, which is waited for or, on
-        // an error, prevented by the abort. The null stream is the device's default one.
+        // SAFETY: `numel` fp32 numbers lie there. libtorch gives memory of the default stream to nobody but what follows
+        // on that stream, where the sum is, so they stay until it is done or, on an error, prevented by the abort. The
+        // null stream is the device's default one.
         let status = unsafe {
             (self.api.all_reduce)(
                 numbers,
@@ -199,24 +210,27 @@ impl Nccl {
                 std::ptr::null_mut(),
             )
         };
-        let done = self.api.check("ncclAllReduce", status).and_then(|()| self.wait(left));
-        if done.is_err() {
+        let begun = self.api.check("ncclAllReduce", status);
+        if begun.is_err() {
             self.abort();
         }
-        done
+        begun
     }
 
-    /// Waits until the default stream is through.
-    fn wait(&self, left: &dyn Fn() -> bool) -> Result<()> {
+    /// Waits until `is_here` says that something behind a sum has happened. `left` says that another replica of this rank
+    /// has ended.
+    pub fn settle(&mut self, is_here: &dyn Fn() -> Result<bool>, left: &dyn Fn() -> bool) -> Result<()> {
+        let settled = self.wait(is_here, left);
+        if settled.is_err() {
+            self.abort();
+        }
+        settled
+    }
+
+    fn wait(&self, is_here: &dyn Fn() -> Result<bool>, left: &dyn Fn() -> bool) -> Result<()> {
         let began = Instant::now();
         let mut left_at = None;
-        loop {
-            // SAFETY: the null stream always exists.
-            match unsafe { (self.api.query_stream)(std::ptr::null_mut()) } {
-                0 => return Ok(()),
-                NOT_READY => {}
-                error => bail!("CUDA: error {error} while gradients were summed"),
-            }
+        while !is_here()? {
             let mut state = SUCCESS;
             // SAFETY: the communicator is alive, the output is one status.
             let asked = unsafe { (self.api.get_async_error)(self.communicator, &mut state) };
@@ -239,6 +253,14 @@ impl Nccl {
                 std::thread::sleep(Duration::from_micros(100));
             }
         }
+        Ok(())
+    }
+
+    /// A sum that is over on return.
+    fn sum_and_wait(&mut self, values: &mut Tensor, left: &dyn Fn() -> bool) -> Result<()> {
+        self.all_reduce(values)?;
+        let api = self.api;
+        self.settle(&|| api.default_stream_is_through(), left)
     }
 
     fn abort(&mut self) {
@@ -294,7 +316,7 @@ mod tests {
                     let mut nccl = Nccl::join_by(api, id, rank, 3).unwrap();
                     for round in 0..50 {
                         let mut values = ones(7) * (rank + round) as f64;
-                        nccl.all_reduce(&mut values, &|| false).unwrap();
+                        nccl.sum_and_wait(&mut values, &|| false).unwrap();
                         assert_eq!(values, ones(7) * (3 + 3 * round) as f64);
                     }
                     // A peer that aborts before the others are through would be an error to them.
@@ -311,7 +333,7 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| drop(Nccl::join_by(api, id, 1, 2).unwrap()));
             let mut nccl = Nccl::join_by(api, id, 0, 2).unwrap();
-            let error = nccl.all_reduce(&mut ones(3), &|| false).unwrap_err().to_string();
+            let error = nccl.sum_and_wait(&mut ones(3), &|| false).unwrap_err().to_string();
             assert!(error.contains("a peer failed while gradients were summed: remote process exited"), "{error}");
             assert!(error.contains("a fake's last words") && nccl.communicator.is_null());
         });
@@ -324,7 +346,7 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| std::mem::forget(Nccl::join_by(api, id, 1, 2).unwrap()));
             let mut nccl = Nccl::join_by(api, id, 0, 2).unwrap();
-            let error = nccl.all_reduce(&mut ones(3), &|| true).unwrap_err();
+            let error = nccl.sum_and_wait(&mut ones(3), &|| true).unwrap_err();
             assert!(matches!(error.downcast_ref(), Some(crate::error::Failure::Elsewhere { .. })), "{error}");
         });
     }

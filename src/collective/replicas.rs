@@ -110,9 +110,16 @@ impl Shared {
 }
 
 impl Replica<'_> {
+    /// How many replicas its rank has.
+    pub fn in_rank(&self) -> usize {
+        self.shared.brought.len()
+    }
+
     /// Joins the group's NCCL communicator, where it has one, with the calling thread's current GPU. Collective.
     pub fn join_nccl(&self) -> Result<()> {
         if let Some(id) = self.shared.id {
+            // Inside NCCL nobody learns that another replica of this rank has failed before it came here.
+            self.shared.meeting.wait()?;
             *self.nccl.borrow_mut() = Some(Nccl::join(id, self.rank(), self.size())?);
         }
         Ok(())
@@ -139,11 +146,18 @@ impl Replica<'_> {
 
     /// The ranks, for a replica that is alone in its rank.
     fn alone(&self) -> Option<&dyn Collective> {
-        self.ranks.filter(|_| self.shared.brought.len() == 1)
+        self.ranks.filter(|_| self.in_rank() == 1)
     }
 }
 
 impl Collective for Replica<'_> {
+    fn settle(&self, is_here: &dyn Fn() -> Result<bool>) -> Result<()> {
+        match self.nccl.borrow_mut().as_mut() {
+            Some(nccl) => nccl.settle(is_here, &|| self.shared.meeting.is_closed()),
+            None => crate::collective::wait_for(is_here),
+        }
+    }
+
     fn rank(&self) -> usize {
         self.shared.first + self.local
     }
@@ -157,7 +171,10 @@ impl Collective for Replica<'_> {
             return Ok(());
         }
         if let Some(nccl) = self.nccl.borrow_mut().as_mut() {
-            return nccl.all_reduce(values, &|| self.shared.meeting.is_closed());
+            // NCCL's first sum connects the members, in calls that know no way out; and memory that one replica takes
+            // from CUDA while another's sum already runs can make the two wait for each other.
+            self.shared.meeting.wait()?;
+            return nccl.all_reduce(values);
         }
         match self.alone() {
             Some(ranks) if values.device() == Device::Cpu => ranks.all_reduce(values),

@@ -34,8 +34,8 @@ impl TryFrom<String> for Interval {
         };
         interval.ok_or_else(|| {
             usage!(
-                "{text:?} is no interval; give \"auto\", \"200 steps\", \"1 epochs\", \"10 minutes\" or \"never\" (only when \
-                 a signal stops the run)"
+                "no interval; give \"auto\", \"200 steps\", \"1 epochs\", \"10 minutes\" or \"never\" (only when a signal \
+                 stops the run)"
             )
         })
     }

@@ -4,13 +4,15 @@
 //! a key or type that the defaults do not have is a mistake and is refused by name. Phase tables inherit `[train]`.
 
 mod interval;
+mod micro_batch;
 mod overlay;
 mod validate;
 
 use crate::usage;
 use anyhow::{Context, Result};
 pub use interval::Interval;
-use overlay::{check_keys, flatten, lay_over, parse_set};
+pub use micro_batch::MicroBatch;
+use overlay::{check_keys, flatten, lay_over, parse_set, unreadable};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -21,7 +23,7 @@ pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 pub const PHASE_TABLES: [&str; 4] = ["meta", "module", "finetune", "e2e"];
 
 /// Keys of `[run]` and `[data]` that say how, where or which phases to run.
-const EXECUTION_KEYS: [&str; 16] = [
+const EXECUTION_KEYS: [&str; 17] = [
     "run.name",
     "run.dir",
     "run.e2e",
@@ -38,6 +40,8 @@ const EXECUTION_KEYS: [&str; 16] = [
     "run.export",
     "data.path",
     "data.pack_from",
+    // A run that has come this far with fewer has met no more.
+    "data.bad_images",
 ];
 
 /// Whether a key leaves what a phase computes as it is (beyond rounding): it may differ when a run is started again.
@@ -70,7 +74,7 @@ pub struct Run {
     pub replicas: usize,
     pub threads: usize,
     pub workers: usize,
-    pub micro_batch: usize,
+    pub micro_batch: MicroBatch,
     pub precision: Precision,
     pub activation_checkpointing: bool,
     pub checkpoint_every: Interval,
@@ -256,23 +260,15 @@ impl Config {
     /// As [`Config::load`], from text.
     pub fn parse(text: &str, sets: &[String]) -> Result<Config> {
         let defaults: Table = DEFAULTS.parse().expect("the embedded defaults are TOML");
-        let mut user: Table = text.parse().map_err(|e| usage!("not valid TOML: {e}"))?;
+        let mut user: Table = text.parse().map_err(|e| not_toml(text, &e))?;
         for set in sets {
             lay_over(&mut user, parse_set(set)?);
         }
         check_keys(&user, &defaults)?;
-        let mut all = defaults;
-        lay_over(&mut all, user);
-        let Some(Value::Table(train)) = all.remove("train") else {
-            unreachable!("the defaults have [train], and check_keys refuses another type");
-        };
-        for phase in PHASE_TABLES {
-            let own = all.insert(phase.into(), Value::Table(train.clone()));
-            if let (Some(Value::Table(own)), Some(Value::Table(merged))) = (own, all.get_mut(phase)) {
-                lay_over(merged, own);
-            }
-        }
-        let config: Config = Value::Table(all).try_into().map_err(|e| usage!("{e}"))?;
+        let read = |user: Table| Value::Table(over_defaults(&defaults, user)).try_into::<Config>();
+        let config = read(user.clone()).map_err(|e| {
+            unreadable(&user, &defaults, |one| read(one).err()).unwrap_or_else(|| usage!("{}", e.message()))
+        })?;
         config.validate()?;
         Ok(config)
     }
@@ -305,6 +301,29 @@ impl Config {
     pub fn phases(&self) -> [(&'static str, &Training); 4] {
         [("meta", &self.meta), ("module", &self.module), ("finetune", &self.finetune), ("e2e", &self.e2e)]
     }
+}
+
+/// The user's tables over the defaults, with `[train]` handed down to the phases.
+fn over_defaults(defaults: &Table, user: Table) -> Table {
+    let mut all = defaults.clone();
+    lay_over(&mut all, user);
+    let Some(Value::Table(train)) = all.remove("train") else {
+        unreachable!("the defaults have [train], and check_keys refuses another type");
+    };
+    for phase in PHASE_TABLES {
+        let own = all.insert(phase.into(), Value::Table(train.clone()));
+        if let (Some(Value::Table(own)), Some(Value::Table(merged))) = (own, all.get_mut(phase)) {
+            lay_over(merged, own);
+        }
+    }
+    all
+}
+
+/// What is wrong with a file's syntax, in one line.
+fn not_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let start = error.span().map_or(0, |span| span.start);
+    let line = text.bytes().take(start).filter(|&byte| byte == b'\n').count() + 1;
+    usage!("not valid TOML, line {line}: {}", error.message().replace('\n', "; "))
 }
 
 impl Model {

@@ -52,16 +52,65 @@ pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
             let Some(default) = known.get(key) else {
                 return Err(usage!("unknown key `{name}.{key}`{}", suggestion(key, known.keys())));
             };
-            let same = default.type_str() == value.type_str() || (default.is_float() && value.is_integer());
+            let same = default.type_str() == value.type_str()
+                || (default.is_float() && value.is_integer())
+                // A number or a word.
+                || (name == "run" && key == "micro_batch");
             require!(
                 same,
-                "`{name}.{key} = {value}` is a {}, but a {} is expected, such as {default}",
-                value.type_str(),
-                default.type_str()
+                "`{name}.{key} = {}` is {}, but {} is expected, such as {default}",
+                one_line(value),
+                with_article(value.type_str()),
+                with_article(default.type_str())
             );
         }
     }
     Ok(())
+}
+
+/// Which key of the user's file cannot be read, and why: `error_of` tells what is wrong with a file of one key.
+pub(super) fn unreadable(
+    user: &Table,
+    defaults: &Table,
+    error_of: impl Fn(Table) -> Option<toml::de::Error>,
+) -> Option<anyhow::Error> {
+    let tables = user.iter().filter_map(|(name, table)| Some((name, table.as_table()?)));
+    let mut keys = tables.flat_map(|(name, table)| table.iter().map(move |(key, value)| (name, key, value)));
+    keys.find_map(|(name, key, value)| {
+        let alone = Table::from_iter([(key.clone(), value.clone())]);
+        let error = error_of(Table::from_iter([(name.clone(), Value::Table(alone))]))?;
+        let default = defaults.get(name).and_then(|table| table.get(key)).or_else(|| defaults["train"].get(key));
+        let default = default.map_or(String::new(), |default| format!("; the default is {default}"));
+        Some(usage!("{name}.{key} = {}: {}{default}", one_line(value), in_plain_words(error.message())))
+    })
+}
+
+/// serde's words without Rust's names of types.
+fn in_plain_words(message: &str) -> String {
+    let mut text = message.lines().next().unwrap_or_default().to_string();
+    for (rust, plain) in [
+        ("expected u64", "expected a whole number of at least 0"),
+        ("expected usize", "expected a whole number of at least 0"),
+        ("expected f64", "expected a number"),
+    ] {
+        text = text.replace(rust, plain);
+    }
+    text
+}
+
+/// A value as a message shows it: in one line, and no longer than that.
+fn one_line(value: &Value) -> String {
+    const LONGEST: usize = 80;
+    let text: String = value.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+fn with_article(kind: &str) -> String {
+    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    format!("{article} {kind}")
 }
 
 /// «; did you mean `epochs`?» for the nearest known key, or the list of known keys.

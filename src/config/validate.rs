@@ -4,18 +4,24 @@ use super::{Config, Data, Format, Model, Ranks, Slurm, Training};
 use crate::require;
 use anyhow::Result;
 
+const MOST_BLOCKS: usize = 100_000;
+const MOST_PARAMETERS: f64 = 1e12;
+/// Bytes of drawn images.
+const MOST_DRAWN: usize = 256 << 30;
+
 impl Config {
     pub(super) fn validate(&self) -> Result<()> {
         self.model.validate()?;
         self.data.validate(&self.model)?;
         let run = &self.run;
-        require!(run.workers >= 1, "run.workers = 0: at least one data worker is needed; set 1");
-        require!(
-            run.micro_batch >= 2 && run.micro_batch.is_multiple_of(2),
-            "run.micro_batch = {}: it must be even (samples are mixed in pairs); try {}",
-            run.micro_batch,
-            (run.micro_batch + 1).max(2)
-        );
+        for (key, value, most) in [
+            ("workers", run.workers, 4096),
+            ("replicas", run.replicas, 1024),
+            ("threads", run.threads, 4096),
+            ("keep_checkpoints", run.keep_checkpoints, 1_000_000),
+        ] {
+            at_most(&format!("run.{key}"), value, most)?;
+        }
         require!(run.log_steps >= 1, "run.log_steps = 0: set at least 1");
         require!(
             run.keep_checkpoints >= 1,
@@ -50,37 +56,51 @@ impl Slurm {
             "slurm.signal = {:?}: give USR2, or USR1 (which NCCL may use); TERM is how Slurm cancels",
             self.signal
         );
-        let words = [
-            &self.partition,
-            &self.account,
-            &self.qos,
-            &self.constraint,
-            &self.time,
-            &self.time_meta,
-            &self.time_finalize,
-        ];
-        require!(
-            !words.into_iter().chain(&self.options).any(|word| word.contains(['\n', '\r', '\0'])),
-            "slurm: a line break in an option of sbatch; write each option in one line"
-        );
+        for (key, text) in self.words() {
+            require!(
+                !text.chars().any(char::is_control),
+                "{key} = {text:?}: a line break or another control character in what sbatch is given; take it out"
+            );
+        }
+        // Shell lines may be several in one text.
+        for line in &self.setup {
+            let text = line.replace(['\n', '\t'], "");
+            require!(!text.chars().any(char::is_control), "slurm.setup: a control character in {line:?}; take it out");
+        }
         Ok(())
+    }
+
+    /// What becomes options of sbatch, each on its own line of a script, with its key.
+    pub fn words(&self) -> Vec<(&'static str, &str)> {
+        let named = [
+            ("slurm.partition", &self.partition),
+            ("slurm.account", &self.account),
+            ("slurm.qos", &self.qos),
+            ("slurm.constraint", &self.constraint),
+            ("slurm.time", &self.time),
+            ("slurm.time_meta", &self.time_meta),
+            ("slurm.time_finalize", &self.time_finalize),
+            ("slurm.signal", &self.signal),
+        ];
+        let options = self.options.iter().map(|option| ("slurm.options", option));
+        named.into_iter().chain(options).map(|(key, text)| (key, text.as_str())).collect()
     }
 }
 
 impl Model {
     /// Checks what every network needs: sizes that divide each other, at least one block per stage.
     pub fn validate(&self) -> Result<()> {
-        for (key, value) in [
-            ("image_size", self.image_size),
-            ("channels", self.channels),
-            ("classes", self.classes),
-            ("patch_size", self.patch_size),
-            ("width", self.width),
-            ("heads", self.heads),
-            ("meta_depth", self.meta_depth),
+        for (key, value, most) in [
+            ("image_size", self.image_size, 1 << 14),
+            ("channels", self.channels, 1 << 10),
+            ("classes", self.classes, 1 << 24),
+            ("patch_size", self.patch_size, 1 << 14),
+            ("width", self.width, 1 << 20),
+            ("heads", self.heads, 1 << 20),
+            ("meta_depth", self.meta_depth, 10_000),
         ] {
             require!(value >= 1, "model.{key} = 0: it must be at least 1");
-            require!(value <= 1 << 20, "model.{key} = {value}: larger than any model this program can train");
+            at_most(&format!("model.{key}"), value, most)?;
         }
         require!(
             self.image_size.is_multiple_of(self.patch_size),
@@ -109,7 +129,21 @@ impl Model {
             self.mlp_ratio,
             self.width
         );
-        require!(self.layer_norm_eps > 0.0, "model.layer_norm_eps = {}: it must be positive", self.layer_norm_eps);
+        positive("model.layer_norm_eps", self.layer_norm_eps, 1e-6)?;
+        let blocks = self.depths.iter().sum::<usize>().max(self.depths.len() * self.meta_depth);
+        require!(
+            blocks <= MOST_BLOCKS,
+            "model.depths and model.meta_depth give {blocks} blocks in all: at most {MOST_BLOCKS}; lower them"
+        );
+        let (width, patch) = (self.width as f64, self.patch_size as f64);
+        let around = self.channels as f64 * patch * patch + (self.tokens() + self.classes) as f64;
+        let parameters = width * (width * (4.0 + 2.0 * self.mlp_ratio) * blocks as f64 + around);
+        require!(
+            parameters <= MOST_PARAMETERS,
+            "model.width = {} in {blocks} blocks has {parameters:.1e} parameters: more than any machine holds; lower \
+             model.width or model.depths",
+            self.width
+        );
         probability("model.dropout", self.dropout)
     }
 }
@@ -124,7 +158,24 @@ impl Data {
                 model.channels
             );
         }
-        require!(self.std.iter().all(|&s| s > 0.0), "data.std = {:?}: every value must be positive", self.std);
+        require!(
+            self.mean.iter().all(|mean| mean.is_finite()),
+            "data.mean = {:?}: give each channel's mean as a number, such as 0.5",
+            self.mean
+        );
+        require!(
+            self.std.iter().all(|&std| std > 0.0 && std.is_finite()),
+            "data.std = {:?}: every value must be a positive number, such as 0.5",
+            self.std
+        );
+        for (key, value, most) in [
+            ("train_images", self.train_images, 1 << 32),
+            ("test_images", self.test_images, 1 << 32),
+            ("repeats", self.repeats, 1000),
+            ("crop_padding", self.crop_padding, model.image_size),
+        ] {
+            at_most(&format!("data.{key}"), value, most)?;
+        }
         require!(
             self.train_fraction > 0.0 && self.train_fraction <= 1.0,
             "data.train_fraction = {}: give a share in (0, 1]",
@@ -165,6 +216,22 @@ impl Data {
             self.format != Format::Shapes || (self.train_images > 0 && self.test_images > 0),
             "data.format = \"shapes\" needs data.train_images and data.test_images: how many to draw, such as 6000 and 1000"
         );
+        let used = (self.train_images as f64 * self.train_fraction).round();
+        require!(
+            self.train_images == 0 || used >= 2.0,
+            "data.train_images = {} with data.train_fraction = {} leaves {used}: at least 2 are needed, as samples are mixed \
+             in pairs",
+            self.train_images,
+            self.train_fraction
+        );
+        let bytes = (self.train_images + self.test_images).saturating_mul(model.channels * model.image_size.pow(2));
+        require!(
+            self.format != Format::Shapes || bytes <= MOST_DRAWN,
+            "data.train_images = {} and data.test_images = {}: drawn images lie in memory, and these take {} GiB; lower them",
+            self.train_images,
+            self.test_images,
+            bytes >> 30
+        );
         Ok(())
     }
 }
@@ -172,6 +239,8 @@ impl Data {
 impl Training {
     fn validate(&self, phase: &str) -> Result<()> {
         require!(self.epochs >= 1, "{phase}.epochs = 0: at least one epoch is needed");
+        at_most(&format!("{phase}.epochs"), self.epochs, 1_000_000)?;
+        at_most(&format!("{phase}.global_batch"), self.global_batch, 1 << 24)?;
         require!(
             (phase == "module") == (self.on == Ranks::Group),
             "{phase}.on = {:?}: modules train on a \"group\", every other phase on the \"world\" or on \"zero\"",
@@ -192,7 +261,7 @@ impl Training {
         ] {
             require!(value >= 0.0 && value.is_finite(), "{phase}.{key} = {value}: it must be a number of at least 0");
         }
-        require!(self.eps > 0.0, "{phase}.eps = {}: it must be positive", self.eps);
+        positive(&format!("{phase}.eps"), self.eps, 1e-8)?;
         for beta in self.betas {
             require!((0.0..1.0).contains(&beta), "{phase}.betas = {:?}: both must be in [0, 1)", self.betas);
         }
@@ -206,6 +275,17 @@ impl Training {
         require!((0.0..1.0).contains(&self.ema), "{phase}.ema = {}: it must be in [0, 1)", self.ema);
         Ok(())
     }
+}
+
+fn positive(key: &str, value: f64, usual: f64) -> Result<()> {
+    require!(value > 0.0 && value.is_finite(), "{key} = {value}: it must be a positive number, such as {usual:e}");
+    Ok(())
+}
+
+/// A slip of the keyboard ends here, and not in an allocation that fails.
+fn at_most(key: &str, value: usize, most: usize) -> Result<()> {
+    require!(value <= most, "{key} = {value}: at most {most}; lower it");
+    Ok(())
 }
 
 fn probability(key: &str, value: f64) -> Result<()> {

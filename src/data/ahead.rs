@@ -4,8 +4,15 @@
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
-/// How many each worker keeps ready.
+/// How many each worker keeps ready at most.
 const READY: usize = 3;
+/// Bytes that all workers together may hold: in the making and ready.
+const BOUND: usize = 512 << 20;
+
+/// How many of `bytes` each worker may keep ready beside the one that it makes or, with none, waits to hand over.
+fn ready(workers: usize, bytes: usize) -> usize {
+    (BOUND / workers / bytes.max(1)).saturating_sub(1).min(READY)
+}
 
 /// A stream of things in the order of their numbers, made by other threads.
 pub struct Ahead<T> {
@@ -15,13 +22,13 @@ pub struct Ahead<T> {
 }
 
 impl<T: Send + 'static> Ahead<T> {
-    /// Starts the workers. `maker` gives each a function from number to thing, or to none after the last.
-    pub fn start<M>(workers: usize, maker: impl Fn() -> M) -> Ahead<T>
+    /// Starts the workers. `maker` gives each a function from number to thing of some `bytes`, or to none after the last.
+    pub fn start<M>(workers: usize, bytes: usize, maker: impl Fn() -> M) -> Ahead<T>
     where
         M: FnMut(usize) -> Option<T> + Send + 'static,
     {
         let start = |worker: usize| {
-            let (sender, receiver) = sync_channel(READY);
+            let (sender, receiver) = sync_channel(ready(workers, bytes));
             let mut make = maker();
             let work = move || {
                 let things = (worker..).step_by(workers).map_while(&mut make);
@@ -58,6 +65,31 @@ impl<T> Drop for Ahead<T> {
         for thread in self.threads.drain(..) {
             // A worker that panicked has said so.
             let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_ready_is_bounded_in_number_and_in_bytes() {
+        // ViT-B's micro-batch of 64 images, and one of 512.
+        let (small, large) = (64 * 3 * 224 * 224 * 4, 512 * 3 * 224 * 224 * 4);
+        assert_eq!([1, 3, 8, 30].map(|workers| ready(workers, small)), [3, 3, 0, 0]);
+        assert_eq!([ready(1, large), ready(4, large), ready(4, 100)], [0, 0, 3]);
+        for workers in 1..=13 {
+            assert!(workers * (ready(workers, small) + 1) * small <= BOUND, "{workers}");
+        }
+    }
+
+    #[test]
+    fn things_come_in_order_whatever_is_kept_ready() {
+        for (workers, bytes) in [(1, 1), (3, 1), (3, BOUND)] {
+            let things: Vec<usize> =
+                Ahead::start(workers, bytes, || |number| (number < 100).then_some(number)).collect();
+            assert_eq!(things, (0..100).collect::<Vec<_>>());
         }
     }
 }

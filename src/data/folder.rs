@@ -1,7 +1,7 @@
 //! Image folders as torchvision's ImageFolder reads them: `train/CLASS/…` and `val/CLASS/…` with JPEG and PNG files at any
 //! depth below; a class's number is its place among the sorted class names, an image's among the sorted paths.
 
-use super::index::{Index, fingerprint};
+use super::index::{Cache, Index, LARGEST, Stamp, fingerprint, fingerprint_of, sample_length, stamp};
 use super::samples::{Samples, Stored};
 use crate::{require, usage};
 use anyhow::{Context, Result};
@@ -23,10 +23,8 @@ pub struct Folder {
 }
 
 /// Opens both splits; they must have the same classes. `cache` is where their indexes are kept.
-pub fn open(folder: &Path, cache: Option<&Path>) -> Result<(Folder, Folder)> {
-    let split = |name: &str| {
-        Folder::open(&folder.join(name), cache.map(|cache| cache.join(format!("{name}.index"))).as_deref())
-    };
+pub fn open(folder: &Path, cache: Option<&Cache>) -> Result<(Folder, Folder)> {
+    let split = |name: &str| Folder::open(&folder.join(name), cache.map(|cache| cache.split(name)).as_ref());
     let (train, val) = (split("train")?, split("val")?);
     for (name, within, missing) in [("train", &train, &val), ("val", &val, &train)] {
         if let Some(class) = within.classes.iter().find(|class| missing.classes.binary_search(class).is_err()) {
@@ -44,7 +42,7 @@ pub fn open(folder: &Path, cache: Option<&Path>) -> Result<(Folder, Folder)> {
 
 impl Folder {
     /// Lists every image of one split, or takes the index kept at `cache`.
-    pub fn open(root: &Path, cache: Option<&Path>) -> Result<Folder> {
+    pub fn open(root: &Path, cache: Option<&Cache>) -> Result<Folder> {
         let index = Index::cached(cache, |groups| fingerprint(root, groups), || build(root))?;
         let class_folders = index.groups.iter().filter(|group| !group.contains(&b'/'));
         let classes = class_folders.map(|group| String::from_utf8_lossy(group).into_owned()).collect();
@@ -63,16 +61,23 @@ impl Folder {
 #[derive(Default)]
 struct Class {
     folders: Vec<String>,
+    /// Of each folder, from before it was read.
+    stamps: Vec<Stamp>,
     files: Vec<(usize, String)>,
 }
 
-fn build(root: &Path) -> Result<Index> {
+fn build(root: &Path) -> Result<(Index, blake3::Hash)> {
+    let own = stamp(root).unwrap_or_default();
     let entries = entries(root).map_err(|e| {
         usage!("{}: {e}; data.path must hold train/CLASS/*.jpg and val/CLASS/*.jpg (or .jpeg, .png)", root.display())
     })?;
     let names: Vec<String> = entries.into_iter().filter(|(_, e)| e.path().is_dir()).map(|(name, _)| name).collect();
     require!(!names.is_empty(), "{}: no class folders; it must hold CLASS/*.jpg (or .jpeg, .png)", root.display());
-    number(&names.into_par_iter().map(|name| class(root, name)).collect::<Result<Vec<_>>>()?)
+    let classes = names.into_par_iter().map(|name| class(root, name)).collect::<Result<Vec<_>>>()?;
+    let index = number(&classes)?;
+    let stamps = classes.iter().flat_map(|class| class.stamps.iter().copied());
+    let fingerprint = fingerprint_of(root, own, index.groups.iter().zip(stamps))?;
+    Ok((index, fingerprint))
 }
 
 /// The index of classes in order.
@@ -107,6 +112,7 @@ impl Class {
     fn walk(&mut self, root: &Path, folder: String) -> Result<()> {
         let number = self.folders.len();
         self.folders.push(folder.clone());
+        self.stamps.push(stamp(&root.join(&folder))?);
         for (name, entry) in entries(&root.join(&folder)).with_context(|| folder.clone())? {
             let extension = Path::new(&name).extension().map(|e| e.to_ascii_lowercase());
             if extension.is_some_and(|e| EXTENSIONS.iter().any(|&known| e == known)) {
@@ -150,7 +156,12 @@ impl Samples for Folder {
 
     fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
         bytes.clear();
-        File::open(self.root.join(self.index.path(index)))?.read_to_end(bytes)?;
+        let file = File::open(self.root.join(self.index.path(index)))?;
+        let length = sample_length(file.metadata()?.len())?;
+        bytes.reserve(length as usize + 1);
+        // A pipe or a file that grows has no length that could be relied on.
+        file.take(LARGEST + 1).read_to_end(bytes)?;
+        sample_length(bytes.len() as u64)?;
         Ok(Stored::Encoded)
     }
 }
@@ -185,6 +196,19 @@ mod tests {
             ["train/B/1.jpg", "train/b/10.jpeg", "train/b/2.PNG", "train/b/x/0.jpg"]
         );
         assert_eq!(train.index.label, [0, 1, 1, 1]);
+    }
+
+    #[test]
+    fn a_file_larger_than_any_image_is_refused_before_memory_is_taken() {
+        let folder = folder(&["train/a/1.jpg"]);
+        let huge = File::options().write(true).open(folder.path().join("train/a/1.jpg")).unwrap();
+        huge.set_len(1 << 40).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", folder.path().join("train/a/2.jpg")).unwrap();
+        let train = Folder::open(&folder.path().join("train"), None).unwrap();
+        for index in 0..2 {
+            let error = train.read(index, &mut Vec::new()).unwrap_err().to_string();
+            assert!(error.contains("more than any image"), "{error}");
+        }
     }
 
     #[test]

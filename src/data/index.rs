@@ -58,6 +58,21 @@ impl Names {
     }
 }
 
+/// Where an index is kept, or all of a source.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    pub path: PathBuf,
+    /// Whether a new one is written; else one that is there is only read.
+    pub keep: bool,
+}
+
+impl Cache {
+    /// That of one split.
+    pub fn split(&self, name: &str) -> Cache {
+        Cache { path: self.path.join(format!("{name}.index")), keep: self.keep }
+    }
+}
+
 /// The samples of one split, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Index {
@@ -89,22 +104,28 @@ impl Index {
     /// The index kept at `cache`, if what it was built from is unchanged; else a new one, which is kept there. A cache
     /// that cannot be written costs the time of building, nothing else.
     ///
-    /// `fingerprint` says what the groups look like now; it must change whenever a sample comes, goes or moves.
+    /// `fingerprint` says what the groups look like now; it must change whenever a sample comes, goes or moves. `build` gives
+    /// with the index what it was before the first of them was read: one that changed meanwhile is not kept.
     pub fn cached(
-        cache: Option<&Path>,
+        cache: Option<&Cache>,
         fingerprint: impl Fn(&Names) -> Result<blake3::Hash>,
-        build: impl FnOnce() -> Result<Index>,
+        build: impl FnOnce() -> Result<(Index, blake3::Hash)>,
     ) -> Result<Index> {
-        let Some(cache) = cache else { return build() };
-        if let Some((index, stored)) = fs::read(cache).ok().and_then(|bytes| Self::decode(&bytes))
+        let Some(Cache { path, keep }) = cache else { return Ok(build()?.0) };
+        if let Some((index, stored)) = fs::read(path).ok().and_then(|bytes| Self::decode(&bytes))
             && fingerprint(&index.groups).is_ok_and(|now| now == stored)
         {
-            log::debug!("{}: {} samples", cache.display(), index.len());
+            log::debug!("{}: {} samples", path.display(), index.len());
             return Ok(index);
         }
-        let index = build()?;
-        let kept = fingerprint(&index.groups).and_then(|now| keep(cache, &index.encode(now)));
-        kept.unwrap_or_else(|error| log::warn!("{}: the index is not kept: {error:#}", cache.display()));
+        let (index, before) = build()?;
+        if *keep {
+            let kept = fingerprint(&index.groups).and_then(|after| {
+                ensure!(before == after, "files came or went while they were listed");
+                write(path, &index.encode(before))
+            });
+            kept.unwrap_or_else(|error| log::warn!("{}: the index is not kept: {error:#}", path.display()));
+        }
         Ok(index)
     }
 
@@ -151,7 +172,7 @@ impl Index {
 }
 
 /// A cache that is torn or lost is built again, so it is moved into place whole but not synced.
-fn keep(path: &Path, bytes: &[u8]) -> Result<()> {
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().context("the cache needs a folder")?;
     fs::create_dir_all(folder)?;
     let beside = path.with_extension(format!("partial-{}", std::process::id()));
@@ -159,28 +180,47 @@ fn keep(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(fs::rename(&beside, path)?)
 }
 
+/// What tells whether a folder or file has changed: its size if it is a file, and when it was last written to.
+pub type Stamp = [i64; 3];
+
+pub fn stamp(path: &Path) -> Result<Stamp> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::metadata(path).with_context(|| format!("{}", path.display()))?;
+    let size = if metadata.is_file() { metadata.len() as i64 } else { 0 };
+    Ok([size, metadata.mtime(), metadata.mtime_nsec()])
+}
+
 /// A fingerprint of folders or files below `root`: their names, sizes and times of change.
 pub fn fingerprint(root: &Path, groups: &Names) -> Result<blake3::Hash> {
-    use std::os::unix::fs::MetadataExt;
+    let own = stamp(root)?;
+    let stamps = (0..groups.len()).map(|index| stamp(&root.join(groups.path(index)))).collect::<Result<Vec<_>>>()?;
+    fingerprint_of(root, own, groups.iter().zip(stamps))
+}
+
+/// As [`fingerprint`], of stamps that were taken already.
+pub fn fingerprint_of<'a>(
+    root: &Path,
+    own: Stamp,
+    groups: impl Iterator<Item = (&'a [u8], Stamp)>,
+) -> Result<blake3::Hash> {
+    let root = root.canonicalize().with_context(|| format!("{}", root.display()))?;
     let mut hasher = blake3::Hasher::new();
-    let mut stamp = |path: &Path| -> Result<()> {
-        let metadata = fs::metadata(path).with_context(|| format!("{}", path.display()))?;
-        hasher.update(path.as_os_str().as_bytes());
-        let size = if metadata.is_file() { metadata.len() as i64 } else { 0 };
-        for number in [size, metadata.mtime(), metadata.mtime_nsec()] {
+    let mut add = |name: &[u8], stamp: Stamp| {
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+        for number in stamp {
             hasher.update(&number.to_le_bytes());
         }
-        Ok(())
     };
-    let root = root.canonicalize().with_context(|| format!("{}", root.display()))?;
-    stamp(&root)?;
-    (0..groups.len()).try_for_each(|index| stamp(&root.join(groups.path(index))))?;
+    add(root.as_os_str().as_bytes(), own);
+    groups.for_each(|(name, stamp)| add(name, stamp));
     Ok(hasher.finalize())
 }
 
+/// Bytes that no image exceeds.
+pub const LARGEST: u64 = 1 << 28;
+
 /// Refuses what no image is.
 pub fn sample_length(length: u64) -> Result<u32> {
-    const LARGEST: u64 = 1 << 28;
     ensure!(length <= LARGEST, "claims {length} bytes, more than any image that can be read ({LARGEST})");
     Ok(length as u32)
 }
@@ -210,11 +250,16 @@ mod tests {
         let cache = root.path().join("class-0/cache/train.index");
         fs::create_dir(cache.parent().unwrap()).unwrap();
         let built = Cell::new(0);
+        let keep = Cell::new(true);
+        let meanwhile: Cell<fn(&Path)> = Cell::new(|_| {});
         let open = || {
             let build = || {
                 built.set(built.get() + 1);
-                Ok(index(25))
+                let before = fingerprint(root.path(), &index(25).groups)?;
+                meanwhile.get()(root.path());
+                Ok((index(25), before))
             };
+            let cache = Cache { path: cache.clone(), keep: keep.get() };
             assert_eq!(
                 Index::cached(Some(&cache), |groups| fingerprint(root.path(), groups), build).unwrap(),
                 index(25)
@@ -231,6 +276,17 @@ mod tests {
         fs::remove_file(&cache).unwrap();
         fs::create_dir(&cache).unwrap();
         assert_eq!([open(), open()], [4, 5], "no place to keep it");
+        fs::remove_dir(&cache).unwrap();
+        keep.set(false);
+        assert_eq!([open(), open()], [6, 7], "looking keeps nothing");
+        assert!(!cache.exists());
+        keep.set(true);
+        meanwhile.set(|root| fs::write(root.join("class-1/late.jpg"), b"").unwrap());
+        assert_eq!(open(), 8);
+        assert!(!cache.exists(), "what was listed was changing");
+        fs::remove_file(root.path().join("class-1/late.jpg")).unwrap();
+        meanwhile.set(|_| {});
+        assert_eq!([open(), open()], [9, 9]);
     }
 
     #[test]

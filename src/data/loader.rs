@@ -12,7 +12,7 @@ use crate::random::Random;
 use crate::weights::floats_mut;
 use anyhow::Result;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 /// One micro-batch.
@@ -40,13 +40,15 @@ struct Job {
     /// This replica's micro-batches of each step.
     micro: Vec<Range<usize>>,
     first_step: u64,
+    /// The newest epoch's order, drawn by the first worker that comes to it.
+    epoch: Mutex<Option<(u64, Arc<Epoch>)>>,
 }
 
 /// One worker: its reader, and the order of the epoch it is in.
 struct Worker {
     job: Arc<Job>,
     reader: Reader,
-    epoch: Option<(u64, Epoch)>,
+    epoch: Option<(u64, Arc<Epoch>)>,
 }
 
 const MIX: u64 = 3;
@@ -76,10 +78,13 @@ impl Loader {
             classes: config.model.classes,
             channels: config.model.channels,
             size: config.model.image_size,
-            micro: micro_batches(share(global_batch, replica, replicas), config.run.micro_batch),
+            micro: micro_batches(share(global_batch, replica, replicas), phase.micro_batch),
             first_step,
+            epoch: Mutex::new(None),
         });
-        Loader(Ahead::start(config.run.workers, || {
+        let largest = job.micro.iter().map(Range::len).max().unwrap_or(0);
+        let bytes = batch_bytes(largest, job.channels, job.size);
+        Loader(Ahead::start(workers(config), bytes, || {
             let mut worker = Worker { job: job.clone(), reader: job.reading.reader(), epoch: None };
             move |number| Some(worker.make(number))
         }))
@@ -95,6 +100,20 @@ impl Iterator for Loader {
     }
 }
 
+impl Job {
+    fn order(&self, epoch: u64) -> (u64, Arc<Epoch>) {
+        let mut newest = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*newest {
+            Some((number, order)) if *number == epoch => (epoch, order.clone()),
+            _ => {
+                let order = Arc::new(self.sampler.epoch(epoch));
+                *newest = Some((epoch, order.clone()));
+                (epoch, order)
+            }
+        }
+    }
+}
+
 impl Worker {
     fn make(&mut self, number: usize) -> Result<Batch> {
         let job = self.job.clone();
@@ -103,7 +122,7 @@ impl Worker {
         let wanted = step / job.sampler.steps_per_epoch;
         let (_, order) = match self.epoch.take() {
             Some(epoch) if epoch.0 == wanted => self.epoch.insert(epoch),
-            _ => self.epoch.insert((wanted, job.sampler.epoch(wanted))),
+            _ => self.epoch.insert(job.order(wanted)),
         };
         let (mut images_bchw, image) = empty(positions.len(), job.channels, job.size);
         let pixels = floats_mut(&mut images_bchw);
@@ -138,7 +157,7 @@ pub fn test_batches(
     let reading = Reading::evaluation(config, &source.test, &source.bad);
     let (channels, side) = (config.model.channels, config.model.image_size);
     let batches = range.len().div_ceil(size);
-    Ahead::start(config.run.workers, move || {
+    Ahead::start(workers(config), batch_bytes(size, channels, side), move || {
         let (mut reader, range) = (reading.reader(), range.clone());
         move |number| {
             let start = range.start + number * size;
@@ -164,8 +183,41 @@ fn test_batch(reader: &mut Reader, channels: usize, size: usize, range: Range<us
     Ok(TestBatch { images_bchw, labels_b: Tensor::from_slice(&labels) })
 }
 
+fn batch_bytes(images: usize, channels: usize, size: usize) -> usize {
+    4 * images * channels * size * size
+}
+
+/// Data workers of one replica: as many as the config says; for 0 the cores of this rank that its replicas leave, divided
+/// among them. Their number changes nothing but the speed.
+pub fn workers(config: &Config) -> usize {
+    match config.run.workers {
+        // libtorch was told each replica's part of the rank's cores.
+        0 if config.run.threads == 0 => automatic_workers(tch::get_num_threads().max(1) as usize, 1),
+        0 => {
+            let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+            automatic_workers(cores, Plan { config: config.clone(), train_images: 0 }.replicas_per_rank())
+        }
+        workers => workers,
+    }
+}
+
+/// A core for each replica, the rest for its data; at least one worker.
+pub fn automatic_workers(cores: usize, replicas: usize) -> usize {
+    (cores.saturating_sub(replicas) / replicas.max(1)).max(1)
+}
+
 /// Memory for a batch, and how many numbers an image has.
 fn empty(batch: usize, channels: usize, size: usize) -> (Tensor, usize) {
     let shape = [batch as i64, channels as i64, size as i64, size as i64];
     (Tensor::empty(shape, (Kind::Float, Device::Cpu)), channels * size * size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_core_that_the_replicas_leave_works_on_data() {
+        assert_eq!([(1, 1), (2, 1), (64, 8), (70, 8), (4, 8)].map(|(c, r)| automatic_workers(c, r)), [1, 1, 7, 7, 1]);
+    }
 }

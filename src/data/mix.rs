@@ -29,7 +29,7 @@ impl Mix {
         let side = (size as f64 * (1.0 - lambda).sqrt()) as usize;
         let mut span = || {
             let centre = random.below(size);
-            centre.saturating_sub(side / 2)..(centre + side / 2).min(size)
+            centre.saturating_sub(side / 2)..(centre + side.div_ceil(2)).min(size)
         };
         let (rows, columns) = (span(), span());
         // The label follows the area that was really pasted.

@@ -18,19 +18,22 @@ pub mod packed;
 pub mod pixels;
 mod place;
 pub mod randaugment;
-mod reader;
+pub mod rate;
+pub mod reader;
 pub mod recipe;
 pub mod resize;
 pub mod sampler;
 pub mod samples;
 mod shapes;
 pub mod shard;
+pub mod shrink;
 mod tar;
 
 use crate::config::{Config, Format};
 use crate::{require, usage};
 use anyhow::Result;
 pub use bad::BadImages;
+use index::Cache;
 use samples::{Samples, Split};
 use std::path::Path;
 use std::sync::Arc;
@@ -80,12 +83,22 @@ impl Images {
     }
 }
 
-/// Opens the config's source.
+/// Opens the config's source for its run: what is costly to find out, and which images are unreadable, is kept in the run
+/// directory.
 ///
 /// # Errors
 /// A usage error that names the file if anything is missing, malformed or does not fit the model.
 pub fn open(config: &Config) -> Result<Source> {
-    let source = open_unchecked(config)?;
+    let bad = Arc::new(BadImages::of_run(config.data.bad_images, &config.run.dir));
+    checked(Source { bad, ..open_with(config, true)? }, config)
+}
+
+/// As [`open`], but leaves nothing behind.
+pub fn look(config: &Config) -> Result<Source> {
+    checked(open_with(config, false)?, config)
+}
+
+fn checked(source: Source, config: &Config) -> Result<Source> {
     check(&source.train, "train", config)?;
     check(&source.test, "test", config)?;
     Ok(Source { train: source.train.subset(config.data.train_fraction, config.run.seed), ..source })
@@ -93,10 +106,14 @@ pub fn open(config: &Config) -> Result<Source> {
 
 /// As [`open`], whole and whatever model the config describes.
 pub fn open_unchecked(config: &Config) -> Result<Source> {
+    open_with(config, true)
+}
+
+fn open_with(config: &Config, keep: bool) -> Result<Source> {
     let data = &config.data;
     let run = &config.run.dir;
-    let cache = (!run.as_os_str().is_empty()).then(|| run.join(CACHE));
-    let cache = cache.as_deref();
+    let cache = (!run.as_os_str().is_empty()).then(|| Cache { path: run.join(CACHE), keep });
+    let cache = cache.as_ref();
     let (train, test) = match data.format {
         Format::Idx => small(idx::open(&data.path)?),
         Format::Cifar10 => small(cifar::open(&data.path, cifar::Variant::Ten)?),
@@ -174,5 +191,5 @@ pub fn train_images(config: &Config) -> Result<usize> {
     if data.train_images > 0 {
         return Ok((data.train_images as f64 * data.train_fraction).round() as usize);
     }
-    Ok(open(config)?.train.len())
+    Ok(look(config)?.train.len())
 }

@@ -10,11 +10,21 @@ pub struct Pixels {
     pub rgbx: Vec<[u8; 4]>,
 }
 
+/// Pixels for which memory is kept: 64 MiB.
+const KEPT: usize = 16 << 20;
+
 impl Pixels {
     /// Takes a size; what the pixels hold is of no meaning. Allocates only to grow.
     pub fn resize(&mut self, height: usize, width: usize) {
         (self.height, self.width) = (height, width);
         self.rgbx.resize(height * width, [0; 4]);
+    }
+
+    /// Gives the memory of a huge image back: hardly any other needs it.
+    pub fn let_go(&mut self) {
+        if self.rgbx.capacity() > KEPT {
+            *self = Pixels::default();
+        }
     }
 
     /// One row.

@@ -28,6 +28,9 @@ pub struct Reader {
     bench: Option<Workbench>,
 }
 
+/// Bytes of a file for which memory is kept.
+const KEPT: usize = 64 << 20;
+
 impl Reading {
     pub fn training(config: &Config, split: &Split, bad: &Arc<BadImages>) -> Arc<Reading> {
         let (split, bad) = (split.clone(), bad.clone());
@@ -74,7 +77,7 @@ impl Reader {
             Split::Small(images) => reading.small.apply(images, index, random, out),
             Split::Stored(samples) => {
                 if let Err(fault) = self.decode(samples.as_ref(), index, &mut random, out) {
-                    reading.bad.skip(samples.name(index), &fault)?;
+                    reading.bad.skip(samples.name(index), fault)?;
                     return Ok(false);
                 }
             }
@@ -83,6 +86,9 @@ impl Reader {
     }
 
     fn decode(&mut self, samples: &dyn Samples, index: usize, random: &mut Random, out: &mut [f32]) -> Result<()> {
+        if self.bytes.capacity() > KEPT {
+            self.bytes = Vec::new();
+        }
         let stored = samples.read(index, &mut self.bytes)?;
         let recipe = &self.reading.stored;
         let bench = match &mut self.bench {

@@ -131,6 +131,10 @@ impl Samples for Subset {
         self.samples.name(self.kept[index] as usize)
     }
 
+    fn classes(&self) -> &[String] {
+        self.samples.classes()
+    }
+
     fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
         self.samples.read(self.kept[index] as usize, bytes)
     }
@@ -163,6 +167,12 @@ mod tests {
             index.to_string()
         }
 
+        fn classes(&self) -> &[String] {
+            static CLASSES: std::sync::LazyLock<Vec<String>> =
+                std::sync::LazyLock::new(|| ["a", "b", "c"].map(str::to_string).to_vec());
+            &CLASSES
+        }
+
         fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
             bytes.clear();
             bytes.extend([self.pixels[index]; 3]);
@@ -190,6 +200,7 @@ mod tests {
             (Split::Small(Arc::new(images())).subset(0.25, 1), Split::Stored(Arc::new(images())).subset(0.25, 1));
         let (Split::Small(small), Split::Stored(samples)) = (&small, &stored) else { unreachable!("the kinds stay") };
         assert_eq!(small.len(), stored.len());
+        assert_eq!(stored.classes(), ["a", "b", "c"]);
         let mut bytes = Vec::new();
         for index in 0..small.len() {
             samples.read(index, &mut bytes).unwrap();

@@ -5,7 +5,7 @@
 //!
 //! Headers alone are read to build the index; samples are then read at their places, by all threads at the same time.
 
-use super::index::{Index, Names, fingerprint, sample_length};
+use super::index::{Cache, Index, Names, fingerprint, sample_length};
 use super::place::Files;
 use super::samples::{Samples, Stored};
 use crate::{require, usage};
@@ -29,9 +29,8 @@ pub struct TarShards {
 }
 
 /// Opens both splits. `cache` is where their indexes are kept.
-pub fn open(root: &Path, cache: Option<&Path>) -> Result<(TarShards, TarShards)> {
-    let split =
-        |name: &str| TarShards::open(root, name, cache.map(|cache| cache.join(format!("{name}.index"))).as_deref());
+pub fn open(root: &Path, cache: Option<&Cache>) -> Result<(TarShards, TarShards)> {
+    let split = |name: &str| TarShards::open(root, name, cache.map(|cache| cache.split(name)).as_ref());
     Ok((split("train")?, split("val")?))
 }
 
@@ -45,7 +44,7 @@ impl TarShards {
     ///
     /// # Errors
     /// A usage error that names the tar and member if one is damaged, unsafe or has no label.
-    pub fn open(root: &Path, split: &str, cache: Option<&Path>) -> Result<TarShards> {
+    pub fn open(root: &Path, split: &str, cache: Option<&Cache>) -> Result<TarShards> {
         let tars = tars(root, split)?;
         let index = Index::cached(
             cache,
@@ -54,7 +53,10 @@ impl TarShards {
                 ensure!(*groups == tars, "the list of tars has changed");
                 fingerprint(root, groups)
             },
-            || build(root, tars.clone()),
+            || {
+                let before = fingerprint(root, &tars)?;
+                Ok((build(root, tars.clone())?, before))
+            },
         )?;
         let files = Files::new((0..tars.len()).map(|tar| root.join(tars.path(tar))).collect());
         Ok(TarShards { index, files })
@@ -178,10 +180,16 @@ fn scan(path: &Path) -> Result<Vec<Sample>> {
         end = at.saturating_add(entry.size()).saturating_add(BLOCK - 1) / BLOCK * BLOCK;
         let context = || format!("member {}", member.escape_ascii());
         ensure!(end <= file_length, "truncated: {} ends at byte {end} of {file_length}; fetch it again", context());
+        require_inside(&member).with_context(context)?;
+        if let Some(target) = entry.link_name_bytes() {
+            // A symbolic link is relative to its own folder, a hard link to the tar's.
+            let symbolic = entry.header().entry_type().is_symlink();
+            let folder = Path::new(OsStr::from_bytes(&member)).parent().filter(|_| symbolic).unwrap_or(Path::new(""));
+            require_inside(folder.join(OsStr::from_bytes(&target)).as_os_str().as_bytes()).with_context(context)?;
+        }
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        require_inside(&member).with_context(context)?;
         let Some((key, extension)) = key(&member) else { continue };
         if key != partial.key {
             std::mem::take(&mut partial).finish(&mut samples)?;
@@ -220,9 +228,17 @@ fn key(member: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// Members are never unpacked; one that would leave its folder still says that nobody sane made this tar.
 fn require_inside(member: &[u8]) -> Result<()> {
-    let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
-    let path = Path::new(OsStr::from_bytes(member));
-    ensure!(path.components().all(inside), "its path leaves the tar's folder; this tar is not to be trusted");
+    let mut depth = 0;
+    let inside = Path::new(OsStr::from_bytes(member)).components().all(|part| {
+        depth += match part {
+            Component::Normal(_) => 1,
+            Component::CurDir => 0,
+            Component::ParentDir => -1,
+            Component::RootDir | Component::Prefix(_) => i64::MIN / 2,
+        };
+        depth >= 0
+    });
+    ensure!(inside, "its path leaves the tar's folder; this tar is not to be trusted");
     Ok(())
 }
 
@@ -289,7 +305,7 @@ mod tests {
         let n01 = long.replace(".x.jpg", ".cls");
         std::fs::write(root.path().join("val/1.tar"), tar(&[(&n01, b"1"), (&n01.replace("cls", "jpeg"), b"three")]))
             .unwrap();
-        let cache = root.path().join("val.index");
+        let cache = Cache { path: root.path().join("val.index"), keep: true };
         for _ in 0..2 {
             let val = TarShards::open(root.path(), "val", Some(&cache)).unwrap();
             let mut bytes = Vec::new();
@@ -300,7 +316,7 @@ mod tests {
             let found: Vec<_> = (0..val.len()).map(&mut read).collect();
             assert_eq!(found, [(7, "one".into()), (3, "two".into()), (1, "three".into())]);
             assert!(val.name(1).ends_with("val/0.tar: a/2.PNG"), "{}", val.name(1));
-            assert!(cache.exists());
+            assert!(cache.path.exists());
         }
     }
 
@@ -330,6 +346,21 @@ mod tests {
                 &[name, "leaves"],
             );
         }
+        for (kind, link) in [("Symlink", "../../etc"), ("Symlink", "/etc/passwd"), ("Link", "../1.jpg")] {
+            let bytes = with_header(|header| {
+                header.set_size(0);
+                header.set_entry_type(if kind == "Link" { ::tar::EntryType::Link } else { ::tar::EntryType::Symlink });
+                header.set_path("a/1.jpg").unwrap();
+                header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+            });
+            refused(&bytes, &["a/1.jpg", "leaves"]);
+        }
+        let folder = with_header(|header| {
+            header.set_size(0);
+            header.set_entry_type(::tar::EntryType::Directory);
+            header.as_old_mut().name[..6].copy_from_slice(b"../../");
+        });
+        refused(&folder, &["../../", "leaves"]);
         refused(&with_header(|header| header.set_size(1 << 40)), &["truncated"]);
         refused(&with_header(|header| header.set_size(u64::MAX)), &["damaged"]);
         refused(b"no tar at all, but long enough to hold a header".repeat(20).as_slice(), &["damaged"]);

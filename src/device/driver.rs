@@ -17,7 +17,21 @@ pub struct Driver {
     retain_context: unsafe extern "C" fn(*mut *mut c_void, c_int) -> Status,
     set_context: unsafe extern "C" fn(*mut c_void) -> Status,
     get_memory_info: unsafe extern "C" fn(*mut usize, *mut usize) -> Status,
+    create_event: unsafe extern "C" fn(*mut *mut c_void, c_uint) -> Status,
+    record_event: unsafe extern "C" fn(*mut c_void, *mut c_void) -> Status,
+    query_event: unsafe extern "C" fn(*mut c_void) -> Status,
+    destroy_event: unsafe extern "C" fn(*mut c_void) -> Status,
 }
+
+/// A point in the work of a GPU's default stream, libtorch's own.
+pub struct Event {
+    driver: &'static Driver,
+    event: *mut c_void,
+}
+
+/// CU_EVENT_DISABLE_TIMING and CUDA_ERROR_NOT_READY.
+const NO_TIMING: c_uint = 2;
+const NOT_READY: Status = 600;
 
 /// What the driver says about one GPU.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,6 +94,10 @@ impl Driver {
             ),
             set_context: function!("cuCtxSetCurrent", unsafe extern "C" fn(*mut c_void) -> Status),
             get_memory_info: function!("cuMemGetInfo_v2", unsafe extern "C" fn(*mut usize, *mut usize) -> Status),
+            create_event: function!("cuEventCreate", unsafe extern "C" fn(*mut *mut c_void, c_uint) -> Status),
+            record_event: function!("cuEventRecord", unsafe extern "C" fn(*mut c_void, *mut c_void) -> Status),
+            query_event: function!("cuEventQuery", unsafe extern "C" fn(*mut c_void) -> Status),
+            destroy_event: function!("cuEventDestroy_v2", unsafe extern "C" fn(*mut c_void) -> Status),
         })
     }
 
@@ -110,6 +128,35 @@ impl Driver {
         // SAFETY: the outputs are one size_t each.
         check(unsafe { (self.get_memory_info)(&mut free, &mut total) }, "cuMemGetInfo")?;
         Ok((total - free) as u64)
+    }
+}
+
+impl Event {
+    /// After what the calling thread's current GPU has been given so far.
+    pub fn now(driver: &'static Driver) -> Result<Event> {
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the output is one pointer.
+        check(unsafe { (driver.create_event)(&mut event, NO_TIMING) }, "cuEventCreate")?;
+        let event = Event { driver, event };
+        // SAFETY: the event is alive; the null stream is the default one.
+        check(unsafe { (driver.record_event)(event.event, std::ptr::null_mut()) }, "cuEventRecord")?;
+        Ok(event)
+    }
+
+    /// Whether the GPU has come to it.
+    pub fn has_passed(&self) -> Result<bool> {
+        // SAFETY: the event is alive.
+        match unsafe { (self.driver.query_event)(self.event) } {
+            NOT_READY => Ok(false),
+            status => check(status, "cuEventQuery").map(|()| true),
+        }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the event is alive, and never used again; one that is still awaited is freed when it has passed.
+        unsafe { (self.driver.destroy_event)(self.event) };
     }
 }
 

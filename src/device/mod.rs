@@ -6,6 +6,7 @@
 
 mod cores;
 pub mod driver;
+pub mod later;
 pub mod memory;
 pub mod tf32;
 
@@ -198,9 +199,10 @@ pub fn memory_of(device: Device) -> Option<u64> {
 }
 
 /// A host tensor on a device, without waiting for it: pinned first, so that the copy runs beside the computation.
+/// (libtorch's `pin_memory` warns about its device at every call; this is what it calls.)
 pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
-    if device.is_cuda() {
-        tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false)
+    if device.is_cuda() && tensor.device() == Device::Cpu {
+        tensor.internal_pin_memory(device).to_device_(device, tensor.kind(), true, false)
     } else {
         tensor.shallow_clone()
     }

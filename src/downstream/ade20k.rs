@@ -14,6 +14,8 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 const CLASSES: usize = 150;
+/// Several times the largest photograph in the set.
+const MOST_PIXELS: u64 = 1 << 26;
 
 /// All figures in percent.
 #[derive(Debug, Serialize)]
@@ -63,16 +65,8 @@ pub fn evaluate(labels: &Path, predictions: &Path, zero_based: bool) -> Result<R
     let mut confusion = Confusion(vec![0; CLASSES * (CLASSES + 1)]);
     for file in &files {
         let prediction = predictions.join(file.file_name().expect("a file of the folder has a name"));
-        let (label, prediction) = (Map::read(file, 0)?, Map::read(&prediction, u8::from(zero_based))?);
-        require!(
-            label.size == prediction.size,
-            "{}: {}×{} pixels, but its labels have {}×{}; predictions are compared at the size of the labels",
-            prediction.path.display(),
-            prediction.size.0,
-            prediction.size.1,
-            label.size.0,
-            label.size.1
-        );
+        let label = Map::read(file, 0, None)?;
+        let prediction = Map::read(&prediction, u8::from(zero_based), Some(label.size))?;
         confusion.add(&label.classes, &prediction.classes);
     }
     Ok(confusion.report(files.len()))
@@ -89,15 +83,14 @@ fn label_maps(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// A label map: 0 is «other».
 struct Map {
-    path: PathBuf,
     /// Width and height.
     size: (u32, u32),
     classes: Vec<u8>,
 }
 
 impl Map {
-    /// Reads a map whose first class is `1 - shift`.
-    fn read(path: &Path, shift: u8) -> Result<Map> {
+    /// Reads a map whose first class is `1 - shift`, of the size that is expected. Sizes are checked before memory is taken.
+    fn read(path: &Path, shift: u8, expected: Option<(u32, u32)>) -> Result<Map> {
         let broken = |what: String| usage!("{}: {what}", path.display());
         let file = File::open(path).map_err(|e| broken(e.to_string()))?;
         let mut decoder = png::Decoder::new(BufReader::new(file));
@@ -106,6 +99,23 @@ impl Map {
         let mut reader = decoder.read_info().map_err(|e| broken(format!("not a readable PNG: {e}")))?;
         let info = reader.info();
         let size = info.size();
+        let pixels = u64::from(size.0) * u64::from(size.1);
+        require!(
+            pixels <= MOST_PIXELS,
+            "{}: it claims {}×{} pixels; a label map has at most {MOST_PIXELS}",
+            path.display(),
+            size.0,
+            size.1
+        );
+        if let Some((width, height)) = expected {
+            require!(
+                size == (width, height),
+                "{}: {}×{} pixels, but its labels have {width}×{height}; predictions are compared at the size of the labels",
+                path.display(),
+                size.0,
+                size.1
+            );
+        }
         let one_byte = matches!(info.color_type, png::ColorType::Grayscale | png::ColorType::Indexed);
         require!(
             one_byte && info.bit_depth == png::BitDepth::Eight,
@@ -128,7 +138,7 @@ impl Map {
             ));
         }
         classes.iter_mut().for_each(|class| *class += shift);
-        Ok(Map { path: path.into(), size, classes })
+        Ok(Map { size, classes })
     }
 }
 

@@ -5,10 +5,12 @@ use crate::usage;
 use anyhow::{Context, Result};
 use hotcoco::detection::AccumulatedEval;
 use hotcoco::params::IouType;
-use hotcoco::{COCO, COCOeval};
+use hotcoco::{Annotation, COCO, COCOeval};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fmt::Write;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
 
 /// The figures of one results file.
@@ -34,12 +36,16 @@ pub struct Category {
 
 /// Evaluates a results file (a JSON list of detections) against annotations in COCO's format.
 ///
+/// Masks that come with a box are evaluated without it, as detectron2 and mmdetection do: pycocotools would otherwise take
+/// an object's size, for APs, APm and APl, from the box instead of the mask.
+///
 /// # Errors
 /// A usage error that names the file if one cannot be read, is malformed, or the two do not belong together.
 pub fn evaluate(annotations: &Path, results: &Path, segm: bool) -> Result<Report> {
     let named = |path: &Path, error: hotcoco::error::Error| usage!("{}: {error}", path.display());
     let truth = COCO::new(annotations).map_err(|e| named(annotations, e))?;
-    let found = truth.load_res(results).map_err(|e| named(results, e))?;
+    let found =
+        if segm { masks_alone(&truth, results)? } else { truth.load_res(results).map_err(|e| named(results, e))? };
     // Detections of images or categories that do not exist would lower the figures in silence.
     if let Some(warning) = found.load_warnings().first() {
         return Err(usage!("{}: {warning}", results.display()));
@@ -61,6 +67,16 @@ pub fn evaluate(annotations: &Path, results: &Path, segm: bool) -> Result<Report
         .map(|(k, &id)| Category { id, name: name(id), ap: category_ap(all, k) })
         .collect();
     Ok(Report { iou, figures, categories, curves: curves(all, &evaluation.params.iou_thrs) })
+}
+
+/// The results, without the boxes beside masks.
+fn masks_alone(truth: &COCO, results: &Path) -> Result<COCO> {
+    let broken = |what: String| usage!("{}: {what}", results.display());
+    let file = File::open(results).map_err(|e| broken(e.to_string()))?;
+    let mut found: Vec<Annotation> =
+        serde_json::from_reader(BufReader::new(file)).map_err(|e| broken(e.to_string()))?;
+    found.iter_mut().filter(|one| one.segmentation.is_some()).for_each(|one| one.bbox = None);
+    truth.load_res_anns(found).map_err(|e| broken(e.to_string()))
 }
 
 /// Mean precision over thresholds and recalls, at all areas and the most detections.

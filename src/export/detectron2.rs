@@ -5,11 +5,16 @@ use anyhow::Result;
 use std::path::Path;
 
 pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
-    let mut tensors = vitdet::backbone(whole);
-    tensors.iter_mut().for_each(|Named { name, .. }| *name = format!("backbone.net.{name}"));
-    write_torch(folder, &tensors, Some("model"))?;
+    write_torch(folder, &backbone(whole), Some("model"))?;
     vitdet::write_configs(whole, folder, include_str!("templates/detectron2.py"))?;
     write_text(folder, "README.md", README)
+}
+
+/// Under the name that the backbone has in its detector.
+pub fn backbone(whole: &Whole) -> Vec<Named> {
+    let mut tensors = vitdet::backbone(whole);
+    tensors.iter_mut().for_each(|Named { name, .. }| *name = format!("backbone.net.{name}"));
+    tensors
 }
 
 const README: &str = "\

@@ -11,6 +11,7 @@ pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
     write_tensors(folder, &renamed(&whole.tensors, |row| Some(row.transformers)))?;
     write_json(folder, "config.json", &description(whole))?;
     write_json(folder, "preprocessor_config.json", &preprocessing(whole))?;
+    write_text(folder, "evaluate.py", include_str!("templates/hf.py"))?;
     write_text(folder, "README.md", README)
 }
 
@@ -42,7 +43,9 @@ fn description(whole: &Whole) -> Value {
 }
 
 /// Our evaluation's: resize the shorter side, crop the centre. `ViTImageProcessor` would squash the image, and
-/// `ConvNextImageProcessor` does so from 384 on.
+/// `ConvNextImageProcessor` does so from 384 on. Of an odd margin, torchvision, timm and `ConvNextImageProcessorFast` of
+/// transformers 4 round the half to even; every other processor of transformers 4 and 5 rounds down, and may crop one pixel
+/// off. `evaluate.py` beside it crops as torchvision does.
 fn preprocessing(whole: &Whole) -> Value {
     let (size, data) = (whole.model.image_size, &whole.config.data);
     let mut all = json!({
@@ -56,13 +59,13 @@ fn preprocessing(whole: &Whole) -> Value {
     });
     let own = if size < 384 {
         json!({
-            "image_processor_type": "ConvNextImageProcessor",
+            "image_processor_type": "ConvNextImageProcessorFast",
             "size": {"shortest_edge": size},
             "crop_pct": whole.crop(),
         })
     } else {
         json!({
-            "image_processor_type": "BitImageProcessor",
+            "image_processor_type": "BitImageProcessorFast",
             "size": {"shortest_edge": (size as f64 / whole.crop()) as usize},
             "do_center_crop": true,
             "crop_size": {"height": size, "width": size},
@@ -74,11 +77,18 @@ fn preprocessing(whole: &Whole) -> Value {
 }
 
 const README: &str = "\
-A folder that transformers loads.
+A folder that transformers loads. To evaluate it on a folder of images, `CLASS/*` for each class:
+
+```sh
+python evaluate.py /data/imagenet/val          # needs torch, torchvision, transformers
+```
 
 ```python
 from transformers import AutoImageProcessor, ViTForImageClassification
 model = ViTForImageClassification.from_pretrained(\".\")
 processor = AutoImageProcessor.from_pretrained(\".\")
 ```
+
+transformers 5, and transformers 4 from 384 pixels on, round half a pixel down when they crop an odd margin, where torchvision,
+timm and incubate round to even: the crop may be one pixel off. `evaluate.py` crops as these do.
 ";

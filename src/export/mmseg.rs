@@ -7,11 +7,17 @@ use serde_json::json;
 use std::path::Path;
 use tch::Tensor;
 
+/// UPerNet taps the network at the end of each quarter: four different blocks.
+pub const LEAST_DEPTH: usize = 4;
+
 pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
-    let tensors = fold_patch_bias(renamed(&whole.tensors, |row| row.mmseg));
-    write_torch(folder, &tensors, Some("state_dict"))?;
+    write_torch(folder, &backbone(whole), Some("state_dict"))?;
     write_text(folder, "upernet_80k.py", &config(whole))?;
     write_text(folder, "README.md", README)
+}
+
+pub fn backbone(whole: &Whole) -> Vec<Named> {
+    fold_patch_bias(renamed(&whole.tensors, |row| row.mmseg))
 }
 
 /// mmsegmentation's patch projection has no bias unless `patch_bias=True`, and then drops ours silently. Added to the
@@ -34,9 +40,6 @@ fn fold_patch_bias(mut tensors: Vec<Named>) -> Vec<Named> {
 
 fn config(whole: &Whole) -> String {
     let (model, data) = (&whole.model, &whole.config.data);
-    let mut taps = whole.quarter_ends();
-    // UPerNet has four taps, also on a network of fewer blocks.
-    taps.resize(4, whole.depth - 1);
     let numbers = assignments(&[
         ("embed_dims", json!(model.width)),
         ("num_layers", json!(whole.depth)),
@@ -47,7 +50,7 @@ fn config(whole: &Whole) -> String {
         // The recipe's 512, as a multiple of the patches.
         ("crop", json!(512usize.next_multiple_of(model.patch_size))),
         ("layer_norm_eps", json!(model.layer_norm_eps)),
-        ("out_indices", json!(taps)),
+        ("out_indices", json!(whole.quarter_ends())),
         ("pixel_mean", json!(Whole::of_bytes(&data.mean))),
         ("pixel_std", json!(Whole::of_bytes(&data.std))),
     ]);
@@ -60,6 +63,10 @@ A backbone for mmsegmentation and its config for UPerNet on ADE20K in 80,000 ste
 ```sh
 tools/dist_train.sh THIS_FOLDER/upernet_80k.py 8     # in a clone of mmsegmentation
 ```
+
+The config begins from mmsegmentation's own, which it finds through the installed package (`mmseg::`): a clone that is only on
+the path is not enough. In a clone of v1.2.2, with torch and mmcv 2.1 (`mim install mmcv==2.1.0`):
+`pip install -e . --no-build-isolation` and `pip install ftfy`.
 
 Images in `data/ade/ADEChallengeData2016`. `tools/dist_test.sh` with the same config and a trained model evaluates it, with
 `--tta` at several scales and flipped. The file is right under both settings of `patch_bias`: the bias of the patch

@@ -15,7 +15,8 @@ mod timm;
 mod torch_file;
 mod vitdet;
 
-use crate::config::{Config, ExportFormat, Model};
+use crate::config::{Config, ExportFormat, Format, Model};
+use crate::error::Failure;
 use crate::model::OPTIONS;
 use crate::store::{Artefact, artefact, durable};
 use crate::{require, usage};
@@ -42,7 +43,8 @@ struct Whole<'a> {
 /// Writes `weights` (a whole model) in each format into a folder of its own; returns the folders.
 ///
 /// # Errors
-/// A usage error if the artefact is missing, a single module, or a folder cannot be made.
+/// A usage error if the artefact is missing, a single module or too shallow for a format, or a folder cannot be made;
+/// [`Failure::Damaged`] if its model is not the config's.
 pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &Path) -> Result<Vec<PathBuf>> {
     require!(
         weights.exists(),
@@ -55,10 +57,24 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
         "{}: a single module cannot be exported; give a whole model, such as final.h5",
         weights.display()
     );
+    if artefact.header.model != config.model {
+        let what = "its model differs from the config's [model]; export it with the config it was trained with".into();
+        return Err(Failure::Damaged { path: weights.into(), what }.into());
+    }
     let whole = Whole::new(config, artefact);
+    let shallow = whole.depth < mmseg::LEAST_DEPTH;
+    require!(
+        !(shallow && formats.contains(&ExportFormat::Mmseg)),
+        "{}: {} blocks, but mmseg's UPerNet taps {} different ones; leave that format out",
+        weights.display(),
+        whole.depth,
+        mmseg::LEAST_DEPTH
+    );
     let mut folders = Vec::new();
     for (format, name, write) in FORMATS {
-        if formats.contains(&format) || formats.contains(&ExportFormat::All) {
+        if shallow && format == ExportFormat::Mmseg {
+            log::warn!("not exported for mmseg: UPerNet taps {} different blocks", mmseg::LEAST_DEPTH);
+        } else if formats.contains(&format) || formats.contains(&ExportFormat::All) {
             let folder = into.join(name);
             std::fs::create_dir_all(&folder).map_err(|e| usage!("{}: {e}", folder.display()))?;
             write(&whole, &folder)?;
@@ -101,10 +117,13 @@ impl Whole<'_> {
         Whole { config, model: header.model, depth, tensors }
     }
 
-    /// The share of the resized image that evaluation crops: small images are evaluated as they are, others resized to
-    /// 256/224 of the size and cropped.
+    /// The share of the resized image that evaluation crops: stored images are resized and cropped, those that are drawn or
+    /// lie in memory evaluated as they are.
     fn crop(&self) -> f64 {
-        if self.model.image_size <= 32 { 1.0 } else { 0.875 }
+        match self.config.data.format {
+            Format::Folder | Format::Tar | Format::Packed => self.config.data.crop_percent,
+            Format::Idx | Format::Cifar10 | Format::Cifar100 | Format::Shapes => 1.0,
+        }
     }
 
     /// The last block of each quarter, from 0: where segmentation heads tap the network and where ViTDet attends globally.
@@ -150,4 +169,81 @@ fn write_json(folder: &Path, name: &str, value: &serde_json::Value) -> Result<()
 /// Writes `model.pth`.
 fn write_torch(folder: &Path, tensors: &[Named], wrapped: Option<&str>) -> Result<()> {
     durable::replace(&folder.join("model.pth"), |beside| torch_file::write(beside, tensors, wrapped))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::parameters::parameters;
+    use serde_json::Value;
+    use std::collections::BTreeMap;
+
+    /// The sizes of the paper, as their configs say them.
+    pub const SHAPES: [(&str, &str); 3] = [
+        ("b", include_str!("../../configs/imagenet-vit-b.toml")),
+        ("l", include_str!("../../configs/imagenet-vit-l.toml")),
+        ("h", include_str!("../../configs/imagenet-vit-h.toml")),
+    ];
+
+    /// What `of` makes of a model of these shapes. Its tensors repeat one zero: even ViT-H takes no memory.
+    pub fn shaped<T>(config: &str, of: impl Fn(&Whole) -> T) -> T {
+        let config = Config::parse(config, &[]).unwrap();
+        let model = config.model.clone();
+        let mut tensors = Vec::new();
+        let zeros = |shape: &[i64]| Tensor::zeros([1], OPTIONS).expand(shape, false);
+        for parameter in parameters(&model, &model.depths) {
+            let name = parameter.timm_name(&model.depths);
+            if let Some(block) = name.strip_suffix("qkv.weight").filter(|_| !model.qkv_bias) {
+                let name = format!("{block}qkv.bias");
+                tensors.push(Named { name, tensor: zeros(&parameter.shape[..1]) });
+            }
+            tensors.push(Named { name, tensor: zeros(&parameter.shape) });
+        }
+        let depth = model.depths.iter().sum();
+        of(&Whole { config: &config, model, depth, tensors })
+    }
+
+    /// Names and shapes, with `{n}` where equal ones stand for n blocks; each name must be there for every block.
+    fn grouped(tensors: Vec<Named>) -> BTreeMap<String, Vec<i64>> {
+        let mut blocks: BTreeMap<String, (Vec<i64>, usize)> = BTreeMap::new();
+        for Named { name, tensor } in tensors {
+            let mut parts: Vec<&str> = name.split('.').collect();
+            if let Some(number) = parts.iter().position(|part| part.parse::<usize>().is_ok()) {
+                parts[number] = "{}";
+            }
+            let (shape, count) = blocks.entry(parts.join(".")).or_insert_with(|| (tensor.size(), 0));
+            assert_eq!(shape, &tensor.size());
+            *count += 1;
+        }
+        blocks.into_iter().map(|(name, (shape, n))| (name.replace("{}", &format!("{{{n}}}")), shape)).collect()
+    }
+
+    #[test]
+    fn every_reader_is_given_the_names_and_shapes_of_its_own_class() {
+        let keys: Value = serde_json::from_str(include_str!("templates/keys.json")).unwrap();
+        for (size, config) in SHAPES {
+            for (reader, tensors) in [
+                ("timm", shaped(config, |whole| names::renamed(&whole.tensors, |row| Some(row.timm)))),
+                ("hf", shaped(config, |whole| names::renamed(&whole.tensors, |row| Some(row.transformers)))),
+                ("mmseg", shaped(config, mmseg::backbone)),
+                ("detectron2", shaped(config, vitdet::backbone)),
+            ] {
+                let expected: BTreeMap<String, Vec<i64>> = serde_json::from_value(keys[reader][size].clone()).unwrap();
+                assert!(expected.len() > 10);
+                assert_eq!(grouped(tensors), expected, "{reader}, ViT-{size}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_exported_crop_is_the_one_that_evaluation_uses() {
+        let crop = |sets: &[&str]| {
+            let config = Config::parse("", &sets.iter().map(|s| s.to_string()).collect::<Vec<_>>()).unwrap();
+            let model = config.model.clone();
+            Whole { config: &config, model, depth: 12, tensors: Vec::new() }.crop()
+        };
+        assert_eq!(crop(&["data.crop_percent=0.95"]), 0.95);
+        assert_eq!(crop(&["data.format=packed", "data.crop_percent=0.95", "model.image_size=32"]), 0.95);
+        assert_eq!(crop(&["data.format=shapes", "data.train_images=8", "data.test_images=4"]), 1.0);
+    }
 }

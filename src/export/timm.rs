@@ -2,20 +2,40 @@
 //! `timm.create_model("local-dir:FOLDER", pretrained=True)` (timm 1.0, `models/_factory.py` and `_hub.py`).
 
 use super::safetensors::write_tensors;
-use super::{Whole, write_json, write_text};
+use super::{Named, Whole, write_json, write_text};
 use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
 
 pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
-    let eps = whole.model.layer_norm_eps;
-    let own_eps = (eps - 1e-6).abs() > 1e-12;
-    if own_eps {
-        log::warn!("timm's config cannot carry layer_norm_eps = {eps:e}; {} says how to set it", folder.display());
-    }
-    write_tensors(folder, &whole.tensors)?;
+    let scale = residual_scale(whole.model.layer_norm_eps);
+    write_tensors(folder, &scaled(&whole.tensors, scale))?;
     write_json(folder, "config.json", &description(whole))?;
-    write_text(folder, "README.md", &readme(own_eps.then_some(eps)))
+    write_text(folder, "README.md", &readme(whole.model.layer_norm_eps, scale))
+}
+
+/// timm's own, which its config cannot change.
+const EPS: f64 = 1e-6;
+
+/// What the residual stream has to be multiplied with for timm's epsilon to do what `eps` did.
+///
+/// With s² = 1e-6 / eps: s (x − µ) / √(s² σ² + 1e-6) = (x − µ) / √(σ² + eps), so that every norm gives what it gave.
+fn residual_scale(eps: f64) -> Option<f64> {
+    let scale = (EPS / eps).sqrt();
+    ((scale - 1.0).abs() > 1e-6).then_some(scale)
+}
+
+/// Everything that is added to the residual stream, multiplied; the rest as it is.
+fn scaled(tensors: &[Named], scale: Option<f64>) -> Vec<Named> {
+    let feeds = |name: &str| {
+        matches!(name, "cls_token" | "pos_embed")
+            || ["patch_embed.proj.", "attn.proj.", "mlp.fc2."].iter().any(|part| name.contains(part))
+    };
+    let one = |Named { name, tensor }: &Named| match scale {
+        Some(scale) if feeds(name) => Named { name: name.clone(), tensor: tensor * scale },
+        _ => Named { name: name.clone(), tensor: tensor.shallow_clone() },
+    };
+    tensors.iter().map(one).collect()
 }
 
 /// timm's config.json. `model_args` carries any size on one architecture name.
@@ -54,12 +74,59 @@ fn description(whole: &Whole) -> serde_json::Value {
     })
 }
 
-fn readme(own_eps: Option<f64>) -> String {
-    let argument =
-        own_eps.map_or(String::new(), |eps| format!(", norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps:e})"));
-    format!(
-        "A folder that timm loads, and transformers as `TimmWrapperForImageClassification`.\n\n```python\n\
-         import functools, timm, torch\n\
-         model = timm.create_model(\"local-dir:.\", pretrained=True{argument})\n```\n"
-    )
+fn readme(eps: f64, scale: Option<f64>) -> String {
+    let note = scale.map_or(String::new(), |scale| {
+        format!(
+            "\nThe model was trained with a layer norm epsilon of {eps:e}, and timm's is {EPS:e}: what is added to the residual \
+             stream was multiplied by {scale:.6} in this folder alone, so that every norm gives what it gave.\n"
+        )
+    });
+    format!("{README}{note}")
+}
+
+const README: &str = "\
+A folder that timm loads, and transformers as `TimmWrapperForImageClassification`. To evaluate it on ImageNet, in a clone of
+timm's repository (pytorch-image-models):
+
+```sh
+python validate.py --data-dir /data/imagenet --split val --model local-dir:THIS_FOLDER --pretrained
+```
+
+```python
+import timm
+model = timm.create_model(\"local-dir:.\", pretrained=True)
+transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+```
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn a_scaled_stream_gives_the_same_norms_under_timms_epsilon() {
+        assert_eq!(residual_scale(1e-6), None);
+        let scale = residual_scale(1e-5).unwrap();
+        // Small enough for the epsilon to matter.
+        let x = Tensor::from_slice(&(0..64).map(|i| 3e-3 * (0.7 * i as f64).sin()).collect::<Vec<_>>());
+        let norm = |x: &Tensor, eps| x.layer_norm([64], None::<Tensor>, None::<Tensor>, eps, false);
+        let expected = norm(&x, 1e-5);
+        let away = |x: &Tensor| (norm(x, EPS) - &expected).abs().max().double_value(&[]);
+        assert!(away(&(&x * scale)) < 1e-9, "{}", away(&(&x * scale)));
+        assert!(away(&x) > 0.1);
+    }
+
+    #[test]
+    fn only_what_is_added_to_the_stream_is_scaled() {
+        let one = Tensor::ones([1], (Kind::Float, Device::Cpu));
+        let names =
+            ["cls_token", "pos_embed", "patch_embed.proj.bias", "blocks.3.attn.proj.weight", "blocks.3.mlp.fc2.bias"];
+        let others =
+            ["blocks.3.norm1.weight", "blocks.3.attn.qkv.weight", "blocks.3.mlp.fc1.bias", "norm.bias", "head.weight"];
+        let tensors: Vec<Named> =
+            names.iter().chain(&others).map(|n| Named { name: n.to_string(), tensor: one.shallow_clone() }).collect();
+        let all: Vec<f64> = scaled(&tensors, Some(0.5)).iter().map(|n| n.tensor.double_value(&[0])).collect();
+        assert_eq!(all, [[0.5; 5], [1.0; 5]].concat());
+    }
 }

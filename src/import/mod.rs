@@ -1,5 +1,6 @@
 //! Weights of other programs as artefacts: the official code's checkpoints (`model_stages`), DeiT's and timm's .pth, and
-//! .safetensors. Nothing in such a file is executed, and no memory is taken before sizes are checked.
+//! .safetensors; and our own artefacts, to go on at another image size. Nothing in such a file is executed, and no memory is
+//! taken before sizes are checked.
 
 mod pickle;
 mod safetensors;
@@ -10,7 +11,7 @@ use crate::config::{Config, Model};
 use crate::plan::Plan;
 use crate::plan::parameters::{Parameter, parameters};
 use crate::plan::phases::{ASSEMBLED, FINETUNE, META, MODULE};
-use crate::store::{Header, RunDir, artefact};
+use crate::store::{Artefact, Header, RunDir, artefact};
 use crate::weights::{Weights, floats};
 use crate::{require, resample, usage};
 use anyhow::{Context, Result, anyhow};
@@ -20,6 +21,7 @@ use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use stored::{Listing, Stored};
+use tch::Tensor;
 
 /// What the imported weights are to the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,16 +54,13 @@ impl FromStr for Role {
 /// A usage error that names what in the file does not fit the config, or why the file is refused.
 pub fn import(config: &Config, file: &Path, role: Option<Role>) -> Result<PathBuf> {
     let refused = |error: anyhow::Error| usage!("{}: {error:#}", file.display());
-    let source = File::open(file).map_err(|e| refused(e.into()))?;
-    let listing = list(&source).map_err(refused)?;
-    let model = &config.model;
-    let role = role.map_or_else(|| guess(model, &listing), Ok).map_err(refused)?;
-    let depths = match role {
-        Role::Meta => vec![model.meta_depth; model.stages()],
-        Role::Assembled | Role::Final => model.depths.clone(),
+    let mut source = File::open(file).map_err(|e| refused(e.into()))?;
+    let (role, depths, weights) = if is_artefact(&mut source).map_err(refused)? {
+        let artefact = artefact::read(file)?;
+        own(&config.model, artefact, role).map_err(refused)?
+    } else {
+        foreign(&config.model, &source, role).map_err(refused)?
     };
-    check_depths(&listing, &depths).map_err(refused)?;
-    let weights = read(model, &depths, listing, &source).map_err(refused)?;
 
     // A recipe depends on the config alone: the number of images does not matter.
     let plan = Plan { config: config.clone(), train_images: 0 };
@@ -80,11 +79,68 @@ pub fn import(config: &Config, file: &Path, role: Option<Role>) -> Result<PathBu
         step: 0,
         recipe: plan.recipe(recipe),
         meta: None,
-        model: model.clone(),
+        model: config.model.clone(),
         metrics: BTreeMap::new(),
     };
     artefact::write(&path, &header, &weights, &[], None)?;
     Ok(path)
+}
+
+/// What the file is to the run, its depths and its weights.
+type Whole = (Role, Vec<usize>, Weights);
+
+/// Our own files begin with a line of text (`seal.rs`); every other format is found out by `list`.
+fn is_artefact(file: &mut File) -> Result<bool> {
+    let mut first = Vec::new();
+    file.take(SEALED.len() as u64).read_to_end(&mut first)?;
+    file.rewind()?;
+    Ok(first == SEALED)
+}
+
+const SEALED: &[u8] = b"incubate artefact,";
+
+/// Our own artefact, of a model that differs in the image size at most.
+fn own(model: &Model, artefact: Artefact, role: Option<Role>) -> Result<Whole> {
+    let (header, mut weights) = (artefact.header, artefact.weights);
+    anyhow::ensure!(header.index.is_none(), "a single module is no whole model; give one, such as final.h5");
+    // Its own depths are compared below.
+    let Model { image_size, depths, meta_depth, .. } = header.model.clone();
+    let same = Model { image_size, depths, meta_depth, ..model.clone() } == header.model;
+    anyhow::ensure!(same, "its model differs from the config's [model] in more than image_size");
+    let role = role.map_or_else(|| guess(model, header.depths.iter().sum()), Ok)?;
+    let depths = depths_of(model, role);
+    anyhow::ensure!(header.depths == depths, "{}", misfit(&header.depths, &depths));
+    if let Some(positions) = weights.get_mut(&(0, "pos_embed".to_string())) {
+        *positions = resampled(model, positions);
+    }
+    Ok((role, depths, weights))
+}
+
+/// Another program's file.
+fn foreign(model: &Model, source: &File, role: Option<Role>) -> Result<Whole> {
+    let listing = list(source)?;
+    let role = role.map_or_else(|| guess(model, listing.blocks()), Ok)?;
+    let depths = depths_of(model, role);
+    check_depths(&listing, &depths)?;
+    let weights = read(model, &depths, listing, source)?;
+    Ok((role, depths, weights))
+}
+
+fn depths_of(model: &Model, role: Role) -> Vec<usize> {
+    match role {
+        Role::Meta => vec![model.meta_depth; model.stages()],
+        Role::Assembled | Role::Final => model.depths.clone(),
+    }
+}
+
+/// Position embeddings on the model's own grid.
+fn resampled(model: &Model, positions: &Tensor) -> Tensor {
+    let side = model.image_size / model.patch_size;
+    let rows = positions.size()[1];
+    if rows != (side * side + 1) as i64 {
+        log::info!("pos_embed: resampled from {rows} rows to a grid of {side}×{side}");
+    }
+    resample::positions(positions, side)
 }
 
 /// By the first bytes: a zip's name, a JSON header after its length, or a pickle, which is torch's format before 1.6.
@@ -100,8 +156,7 @@ fn list(mut file: &File) -> Result<Listing> {
     }
 }
 
-fn guess(model: &Model, listing: &Listing) -> Result<Role> {
-    let blocks: usize = listing.depths().iter().sum();
+fn guess(model: &Model, blocks: usize) -> Result<Role> {
     let (thin, deep): (usize, usize) = (model.meta_depth * model.stages(), model.depths.iter().sum());
     if blocks == thin && blocks == deep {
         return Err(anyhow!("the config's meta model and target are equally deep; say which it is with --as"));
@@ -115,11 +170,14 @@ fn check_depths(listing: &Listing, depths: &[usize]) -> Result<()> {
         Listing::Flat(_) => theirs[0] == depths.iter().sum::<usize>(),
         Listing::Stages(_) => theirs == depths,
     };
-    anyhow::ensure!(
-        fits,
-        "it holds stages of {theirs:?} blocks, but {depths:?} are expected; set model.depths (or model.meta_depth)"
-    );
+    anyhow::ensure!(fits, "{}", misfit(&theirs, depths));
     Ok(())
+}
+
+fn misfit(theirs: &[usize], expected: &[usize]) -> String {
+    format!(
+        "it holds stages of {theirs:?} blocks, but {expected:?} are expected; set model.depths (or model.meta_depth)"
+    )
 }
 
 /// Reads every parameter of the model, and nothing else may be there.
@@ -142,9 +200,7 @@ fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File) -> R
         }
         let mut tensor = stored.read(file).with_context(|| flat_name.clone())?;
         if stored.sizes != parameter.shape {
-            let side = model.image_size / model.patch_size;
-            log::info!("{flat_name}: resampled from {} rows to a grid of {side}×{side}", stored.sizes[1]);
-            tensor = resample::positions(&tensor, side);
+            tensor = resampled(model, &tensor);
         }
         weights.insert((parameter.stage, parameter.name), tensor);
     }
@@ -159,10 +215,13 @@ fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File) -> R
 
 /// Whether it is the position embeddings of another image size, for a model to be fine-tuned at this one.
 fn is_resampled(parameter: &Parameter, stored: &Stored) -> bool {
-    let square = |rows: i64| rows > 1 && (rows - 1).isqrt().pow(2) == rows - 1;
+    let square = |rows: i64| (2..=LARGEST_GRID).contains(&rows) && (rows - 1).isqrt().pow(2) == rows - 1;
     parameter.name == "pos_embed"
         && matches!((&stored.sizes[..], &parameter.shape[..]), (&[1, rows, a], &[1, _, b]) if a == b && square(rows))
 }
+
+/// Rows of position embeddings: of 4,096 pixels in patches of 16.
+const LARGEST_GRID: i64 = 256 * 256 + 1;
 
 fn missing(parameter: &Parameter, flat_name: &str) -> String {
     let cure = if flat_name.ends_with("qkv.bias") { "; set model.qkv_bias = false" } else { "" };

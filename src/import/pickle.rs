@@ -1,20 +1,27 @@
 //! Reads the pickles that `torch.save` writes, and executes nothing: a machine with the opcodes of protocol 2 that such
 //! files use and a list of the names they may mention. Every other opcode or name is refused by name.
 //!
-//! Values lie in one arena and refer to each other by index, so that neither depth nor cycles can exhaust the stack, and
-//! memory grows with the bytes that are really there.
+//! Values lie in one arena and refer to each other by index, so that neither depth nor cycles can exhaust the stack. Text
+//! is shared, never copied, shapes are short and values are counted, so that memory grows with the bytes that are really
+//! there, however often a pickle recalls what it remembers.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// An index into the arena.
 type Id = usize;
+
+/// Many times what the largest checkpoint with its optimiser holds: 20,000.
+const MOST_VALUES: usize = 1 << 20;
+/// No weight has more.
+const MOST_DIMENSIONS: usize = 8;
 
 /// What a pickle is made of, as far as weights are concerned.
 #[derive(Debug, Clone)]
 pub enum Value {
     Integer(i64),
-    Text(String),
+    Text(Rc<str>),
     Tuple(Vec<Id>),
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
@@ -50,7 +57,7 @@ pub enum Number {
 /// A file of numbers beside the pickle.
 #[derive(Debug, Clone)]
 pub struct Storage {
-    pub key: String,
+    pub key: Rc<str>,
     pub number: Number,
 }
 
@@ -89,7 +96,7 @@ impl Pickle {
     pub fn entries<'a>(&'a self, dict: &Value) -> Vec<(&'a str, &'a Value)> {
         let Value::Dict(pairs) = dict else { return Vec::new() };
         let entry = |&(key, value): &(Id, Id)| match &self.values[key] {
-            Value::Text(name) => Some((name.as_str(), &self.values[value])),
+            Value::Text(name) => Some((&**name, &self.values[value])),
             _ => None,
         };
         pairs.iter().filter_map(entry).collect()
@@ -122,13 +129,13 @@ impl Machine<'_> {
                 }
                 b'.' => return Ok(Pickle { root: self.pop()?, values: self.values }),
                 b'(' => self.marks.push(self.stack.len()),
-                b'}' => self.push(Value::Dict(Vec::new())),
-                b']' => self.push(Value::List(Vec::new())),
-                b')' => self.push(Value::Tuple(Vec::new())),
-                b'N' | 0x88 | 0x89 => self.push(Value::Other),
+                b'}' => self.push(Value::Dict(Vec::new()))?,
+                b']' => self.push(Value::List(Vec::new()))?,
+                b')' => self.push(Value::Tuple(Vec::new()))?,
+                b'N' | 0x88 | 0x89 => self.push(Value::Other)?,
                 b'G' => {
                     self.take(8)?;
-                    self.push(Value::Other);
+                    self.push(Value::Other)?;
                 }
                 b'K' => self.integer(1)?,
                 b'M' => self.integer(2)?,
@@ -157,11 +164,11 @@ impl Machine<'_> {
                 }
                 b't' => {
                     let members = self.since_mark()?;
-                    self.push(Value::Tuple(members));
+                    self.push(Value::Tuple(members))?;
                 }
                 count @ 0x85..=0x87 => {
                     let members = self.last(usize::from(count - 0x84))?;
-                    self.push(Value::Tuple(members));
+                    self.push(Value::Tuple(members))?;
                 }
                 b'a' => {
                     let members = self.last(1)?;
@@ -207,9 +214,14 @@ impl Machine<'_> {
         Ok(u32::from_le_bytes(self.take(4)?.try_into()?))
     }
 
-    fn push(&mut self, value: Value) {
+    fn push(&mut self, value: Value) -> Result<()> {
+        ensure!(
+            self.values.len() < MOST_VALUES,
+            "its pickle holds more than {MOST_VALUES} values, which no weights need"
+        );
         self.stack.push(self.values.len());
         self.values.push(value);
+        Ok(())
     }
 
     fn pop(&mut self) -> Result<Id> {
@@ -235,16 +247,14 @@ impl Machine<'_> {
         let negative = (count > 2 || count == 0) && bytes.last().is_some_and(|byte| byte & 0x80 != 0);
         let mut wide = [if negative { 0xff } else { 0 }; 8];
         wide[..count].copy_from_slice(bytes);
-        self.push(Value::Integer(i64::from_le_bytes(wide)));
-        Ok(())
+        self.push(Value::Integer(i64::from_le_bytes(wide)))
     }
 
     fn text(&mut self) -> Result<()> {
         let length = self.length()? as usize;
         let text = std::str::from_utf8(self.take(length)?).context("its pickle holds text that is not UTF-8")?;
         let value = Value::Text(text.into());
-        self.push(value);
-        Ok(())
+        self.push(value)
     }
 
     fn line(&mut self) -> Result<String> {
@@ -274,8 +284,7 @@ impl Machine<'_> {
                  is imported"
             ),
         };
-        self.push(Value::Global(global));
-        Ok(())
+        self.push(Value::Global(global))
     }
 
     fn remember(&mut self, key: u32) -> Result<()> {
@@ -322,10 +331,11 @@ impl Machine<'_> {
             bail!("its pickle names a storage of {} parts", parts.len())
         };
         match (&self.values[what], &self.values[kind], &self.values[key]) {
-            (Value::Text(what), Value::Global(Global::StorageType(number)), Value::Text(key)) if what == "storage" => {
+            (Value::Text(what), Value::Global(Global::StorageType(number)), Value::Text(key))
+                if &**what == "storage" =>
+            {
                 let storage = Storage { key: key.clone(), number: *number };
-                self.push(Value::Storage(storage));
-                Ok(())
+                self.push(Value::Storage(storage))
             }
             _ => bail!("its pickle names a storage in a way that torch.save does not"),
         }
@@ -348,8 +358,7 @@ impl Machine<'_> {
             }
             Global::StorageType(_) | Global::Skipped => Value::Other,
         };
-        self.push(made);
-        Ok(())
+        self.push(made)
     }
 
     /// `_rebuild_tensor_v2(storage, offset, sizes, strides, requires_grad, hooks)`.
@@ -365,7 +374,9 @@ impl Machine<'_> {
                 Value::Integer(number) if number >= 0 => Ok(number),
                 _ => bail!("its pickle holds a tensor whose sizes are no counts"),
             };
-            self.members(id)?.into_iter().map(number).collect()
+            let members = self.members(id)?;
+            ensure!(members.len() <= MOST_DIMENSIONS, "its pickle holds a tensor of {} dimensions", members.len());
+            members.into_iter().map(number).collect()
         };
         Ok(Tensor { storage: storage.clone(), offset: *offset, sizes: numbers(sizes)?, strides: numbers(strides)? })
     }

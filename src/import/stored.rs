@@ -58,10 +58,12 @@ impl Stored {
 
     /// Reads the numbers as fp32.
     pub fn read(&self, file: &File) -> Result<Tensor> {
+        ensure!(self.number != Number::Integer, "it holds integers, but weights are floating-point numbers");
+        // No memory is taken for what is not there, whatever the listing said.
+        Stored::within(self.number, self.sizes.clone(), self.start, file.metadata()?.len())?;
         let count: i64 = self.sizes.iter().product();
         let mut tensor = Tensor::zeros([count], (Kind::Float, Device::Cpu));
         let width = self.number.size() as usize;
-        ensure!(self.number != Number::Integer, "it holds integers, but weights are floating-point numbers");
         let mut buffer = vec![0; CHUNK * width];
         let mut at = self.start;
         for out in floats_mut(&mut tensor).chunks_mut(CHUNK) {
@@ -95,6 +97,11 @@ impl Listing {
             Listing::Flat(names) => vec![blocks(names)],
             Listing::Stages(stages) => stages.iter().map(blocks).collect(),
         }
+    }
+
+    /// Blocks of the whole network.
+    pub fn blocks(&self) -> usize {
+        self.depths().into_iter().fold(0, usize::saturating_add)
     }
 
     /// Takes a tensor out by its names in a staged and in a flat listing.

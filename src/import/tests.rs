@@ -16,14 +16,54 @@ const CHECKPOINT: &[u8] = b"\x80\x02}q\x00(X\x05\x00\x00\x00modelq\x01ccollectio
 
 fn zip_of(folder: &TempDir, pickle: &[u8]) -> std::path::PathBuf {
     let path = folder.path().join("a.pth");
-    let mut zip = ZipWriter::new(File::create(&path).unwrap());
+    std::fs::write(&path, zipped(pickle, &[vec![1; 24]])).unwrap();
+    path
+}
+
+/// What torch.save writes of this pickle and these storages.
+fn zipped(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
+    let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    for (name, bytes) in [("data.pkl", pickle), ("byteorder", b"little"), ("data/0", &[1; 24])] {
+    let mut add = |name: &str, bytes: &[u8]| {
         zip.start_file(format!("archive/{name}"), options).unwrap();
         zip.write_all(bytes).unwrap();
+    };
+    add("data.pkl", pickle);
+    add("byteorder", b"little");
+    storages.iter().enumerate().for_each(|(key, bytes)| add(&format!("data/{key}"), bytes));
+    zip.finish().unwrap().into_inner()
+}
+
+/// `model_stages` of these names and shapes, with a memo as torch writes it; each tensor has a storage of its own.
+fn stages_pickle(stages: &[Vec<(String, Vec<i64>)>]) -> Vec<u8> {
+    let text = |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let long = |number: i64| [&b"J"[..], &(number as u32).to_le_bytes()[..]].concat();
+    // What is remembered first is left at the bottom of the stack.
+    let mut out = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nq\x00ctorch\nFloatStorage\nq\x01".to_vec();
+    out.extend([&text("storage")[..], b"q\x02}", &text("model_stages"), b"]("].concat());
+    let mut key = 0;
+    for stage in stages {
+        out.extend(b"ccollections\nOrderedDict\n)R(");
+        for (name, shape) in stage {
+            out.extend([&text(name)[..], b"h\x00((h\x02h\x01", &text(&key.to_string()), &text("cpu")].concat());
+            out.extend([&long(shape.iter().product())[..], b"tQK\x00("].concat());
+            shape.iter().for_each(|&size| out.extend(long(size)));
+            out.extend(b"t(");
+            (0..shape.len()).for_each(|axis| out.extend(long(shape[axis + 1..].iter().product())));
+            out.extend(b"t\x89ccollections\nOrderedDict\n)RtR");
+            key += 1;
+        }
+        out.push(b'u');
     }
-    zip.finish().unwrap();
-    path
+    out.extend(b"es.");
+    out
+}
+
+/// The most memory that this process has had, in KiB.
+fn peak() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn listed(path: &Path) -> Result<Listing> {
@@ -90,10 +130,97 @@ fn nested_cyclic_and_endless_pickles_end_in_an_error_or_a_value() {
 }
 
 #[test]
-fn a_thousand_mutated_pickles_and_files_neither_crash_nor_run_anything() {
+fn what_a_pickle_recalls_takes_no_memory_again() {
+    // One megabyte as a storage's key, recalled 3,000 times: 3 GB if each had its own.
+    let key = [&b"X\x00\x00\x10\x00"[..], &[b'k'; 1 << 20]].concat();
+    let head = [&b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"[..], &key[..], b"NNtq\x00Q"].concat();
+    let before = peak();
+    Pickle::read(&[&head[..], &b"h\x00Q".repeat(3000), b"."].concat()).unwrap();
+    assert!(peak() - before < 64 << 10, "{} KiB", peak() - before);
+    // As a name it would be refused.
     let folder = tempfile::tempdir().unwrap();
-    let whole = std::fs::read(zip_of(&folder, CHECKPOINT)).unwrap();
-    let mutated = folder.path().join("mutated.pth");
+    let named = |name: &str| {
+        format!("{:#}", listed(&zip_of(&folder, &stages_pickle(&[vec![(name.into(), vec![2, 3])]]))).unwrap_err())
+    };
+    assert!(named(&"n".repeat(5000)).contains("name has 5000 bytes"));
+}
+
+#[test]
+fn values_stages_tensors_and_dimensions_are_counted() {
+    assert!(refusal(&[&b"\x80\x02"[..], &[b']'; 2 << 20], b"."].concat()).contains("more than 1048576 values"));
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |pickle: &[u8]| format!("{:#}", listed(&zip_of(&folder, pickle)).unwrap_err());
+    // One dictionary recalled as every stage.
+    let stage = |count: usize| -> Vec<(String, Vec<i64>)> { (0..count).map(|i| (i.to_string(), vec![1])).collect() };
+    let recalled = |count: usize, times: usize| {
+        let mut pickle = stages_pickle(&[stage(count)]);
+        pickle.truncate(pickle.len() - 3);
+        [&pickle[..], b"q\x07", &b"h\x07".repeat(times), b"es."].concat()
+    };
+    assert!(refused(&recalled(1, 300)).contains("301 stages"));
+    let many = recalled(300, 250);
+    let path = folder.path().join("many.pth");
+    std::fs::write(&path, zipped(&many, &vec![vec![0; 4]; 300])).unwrap();
+    assert!(format!("{:#}", listed(&path).unwrap_err()).contains("more than 65536 tensors"));
+    assert!(refused(&stages_pickle(&[vec![("a".into(), vec![1; 9])]])).contains("9 dimensions"));
+}
+
+#[test]
+fn a_storage_that_the_directory_says_is_larger_than_the_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = zipped(CHECKPOINT, &[vec![1; 24]]);
+    let at = bytes.windows(14).rposition(|window| window == b"archive/data/0").unwrap() - 46;
+    bytes[at + 20..at + 28].copy_from_slice(&[0xf0, 0xff, 0xff, 0x7f, 0xf0, 0xff, 0xff, 0x7f]);
+    let path = folder.path().join("a.pth");
+    std::fs::write(&path, bytes).unwrap();
+    let error = format!("{:#}", listed(&path).unwrap_err());
+    assert!(error.contains("claims 2147483632 bytes, but the file ends before"), "{error}");
+}
+
+#[test]
+fn block_numbers_beyond_all_counting_are_no_overflow() {
+    let stored = Stored { number: pickle::Number::F32, sizes: vec![1], start: 0 };
+    let stage = BTreeMap::from([(format!("blocks.{}.a", usize::MAX), stored)]);
+    assert_eq!(Listing::Stages(vec![stage.clone(), stage]).blocks(), usize::MAX);
+}
+
+/// A tiny model, and an official checkpoint that fits it.
+fn tiny(folder: &TempDir) -> (Config, Vec<u8>, Vec<Vec<u8>>) {
+    let run = format!("run.dir={:?}", folder.path().join("run"));
+    let sets = [
+        "model.image_size=8",
+        "model.patch_size=4",
+        "model.width=8",
+        "model.heads=2",
+        "model.classes=3",
+        "model.depths=[1, 2]",
+        "data.format=shapes",
+        "data.train_images=8",
+        "data.test_images=4",
+        &run,
+    ];
+    let config = Config::parse("", &sets.map(String::from)).unwrap();
+    let mut stages = vec![Vec::new(), Vec::new()];
+    let mut storages = Vec::new();
+    for parameter in parameters(&config.model, &config.model.depths) {
+        storages.push(vec![parameter.stage as u8 + 1; 4 * parameter.shape.iter().product::<i64>() as usize]);
+        stages[parameter.stage].push((parameter.name, parameter.shape));
+    }
+    (config, stages_pickle(&stages), storages)
+}
+
+#[test]
+fn a_thousand_mutated_checkpoints_are_imported_or_refused_in_one_line_and_nothing_else_happens() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, pickle, storages) = tiny(&folder);
+    let whole = zipped(&pickle, &storages);
+    let file = folder.path().join("mutated.pth");
+    let attempt = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).unwrap();
+        let outcome = import(&config, &file, None);
+        outcome.map(|path| std::fs::remove_file(path).unwrap())
+    };
+    attempt(&whole).unwrap();
     let mut refused = 0;
     for trial in 0..1000 {
         let mut random = Random::new(&[4, trial]);
@@ -109,9 +236,43 @@ fn a_thousand_mutated_pickles_and_files_neither_crash_nor_run_anything() {
             }
             bytes
         };
-        refused += usize::from(Pickle::read(&mutate(CHECKPOINT)).is_err());
-        std::fs::write(&mutated, mutate(&whole)).unwrap();
-        refused += usize::from(listed(&mutated).is_err());
+        for bytes in [zipped(&mutate(&pickle), &storages), mutate(&whole)] {
+            if let Err(error) = attempt(&bytes) {
+                assert_eq!(crate::error::exit_code(&error), 2, "{error:#}");
+                assert!(!format!("{error:#}").contains('\n'), "{error:#}");
+                refused += 1;
+            }
+        }
     }
     assert!(refused > 1000, "most changes are found: {refused} of 2000");
+    let mut left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["mutated.pth", "run"]);
+}
+
+#[test]
+fn our_own_artefact_of_another_image_size_is_imported_with_its_positions_resampled() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, pickle, storages) = tiny(&folder);
+    let file = folder.path().join("official.pth");
+    std::fs::write(&file, zipped(&pickle, &storages)).unwrap();
+    let ours = import(&config, &file, Some(Role::Final)).unwrap();
+    let mut larger = config.clone();
+    larger.model.image_size = 12;
+    larger.run.dir = folder.path().join("larger");
+    let path = import(&larger, &ours, Some(Role::Assembled)).unwrap();
+    let (before, after) = (artefact::read(&ours).unwrap(), artefact::read(&path).unwrap());
+    assert_eq!((after.header.phase.as_str(), &after.header.model), ("assemble", &larger.model));
+    for (name, tensor) in &after.weights {
+        if name.1 == "pos_embed" {
+            assert_eq!(tensor, &resample::positions(&before.weights[name], 3));
+            assert_eq!(tensor.size(), [1, 10, 8]);
+        } else {
+            assert_eq!(tensor, &before.weights[name]);
+        }
+    }
+    larger.model.mlp_ratio = 2.0;
+    larger.run.dir = folder.path().join("other");
+    let error = import(&larger, &ours, None).unwrap_err();
+    assert!(format!("{error:#}").contains("in more than image_size"), "{error:#}");
 }

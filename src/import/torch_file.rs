@@ -10,6 +10,10 @@ use zip::{CompressionMethod, ZipArchive};
 
 /// Far more than the names and shapes of any checkpoint's tensors need.
 const LARGEST_PICKLE: u64 = 16 << 20;
+/// A pickle may recall one dictionary as many stages, and one text as the beginning of many names.
+const MOST_STAGES: usize = 256;
+const MOST_TENSORS: usize = 1 << 16;
+const LONGEST_NAME: usize = 1 << 10;
 /// Where checkpoints keep the weights: DeiT and the official code, timm and mmseg.
 const WRAPPERS: [&str; 2] = ["model", "state_dict"];
 
@@ -30,10 +34,11 @@ pub fn list(file: &File) -> Result<Listing> {
         let order = small_entry(&mut zip, &format!("{root}byteorder"))?;
         ensure!(order == b"little", "it was written on a big-endian machine");
     }
-    let mut storages = Storages { zip, root };
+    let mut storages = Storages { zip, root, length: file.metadata()?.len(), tensors: 0 };
     let top = pickle.root();
     let stages = pickle.get(top, "model_stages").map(|stages| pickle.members(stages)).unwrap_or_default();
     if !stages.is_empty() {
+        ensure!(stages.len() <= MOST_STAGES, "it holds {} stages; {MOST_STAGES} is the most", stages.len());
         return Ok(Listing::Stages(stages.into_iter().map(|s| storages.tensors(&pickle, s)).collect::<Result<_>>()?));
     }
     let weights = WRAPPERS.iter().find_map(|key| pickle.get(top, key)).unwrap_or(top);
@@ -56,6 +61,10 @@ fn small_entry(zip: &mut ZipArchive<&File>, name: &str) -> Result<Vec<u8>> {
 struct Storages<'a> {
     zip: ZipArchive<&'a File>,
     root: String,
+    /// Of the whole file, whatever its directory claims.
+    length: u64,
+    /// How many tensors have been listed.
+    tensors: usize,
 }
 
 impl Storages<'_> {
@@ -64,6 +73,9 @@ impl Storages<'_> {
         let mut found = BTreeMap::new();
         for (name, value) in pickle.entries(dict) {
             if let Value::Tensor(tensor) = value {
+                ensure!(name.len() <= LONGEST_NAME, "a tensor's name has {} bytes", name.len());
+                self.tensors += 1;
+                ensure!(self.tensors <= MOST_TENSORS, "it holds more than {MOST_TENSORS} tensors");
                 let stored = self.locate(tensor).with_context(|| format!("tensor {name}"))?;
                 found.insert(name.strip_prefix("module.").unwrap_or(name).to_string(), stored);
             }
@@ -84,13 +96,17 @@ impl Storages<'_> {
             tensor.sizes.len(),
             tensor.strides.len()
         );
-        let name = format!("{}data/{}", self.root, tensor.storage.key);
+        let key = &tensor.storage.key;
+        ensure!(key.len() <= LONGEST_NAME, "its storage's name has {} bytes", key.len());
+        let name = format!("{}data/{key}", self.root);
         let entry = self.zip.by_name(&name).with_context(|| format!("its storage {name} is missing"))?;
         if entry.compression() != CompressionMethod::Stored {
             bail!("its storage {name} is compressed, which torch.save does not do");
         }
         let start = entry.data_start().with_context(|| format!("its storage {name} cannot be found"))?;
         let (number, size) = (tensor.storage.number, entry.size());
+        let end = start.checked_add(size).filter(|&end| end <= self.length);
+        end.with_context(|| format!("its storage {name} claims {size} bytes, but the file ends before"))?;
         Stored::from_storage(number, tensor.sizes.clone(), tensor.offset, start, size)
     }
 }

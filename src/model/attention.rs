@@ -4,8 +4,9 @@
 //! fused kernel is up to four times slower there in bf16, and slower for small heads in fp32. On other devices it is
 //! libtorch's fused attention.
 
-use super::cpu;
-use tch::{Kind, Tensor};
+use super::off::{Part, is_on};
+use super::{cpu, libtorch};
+use tch::Tensor;
 
 /// What the backward pass needs.
 pub enum Kept {
@@ -17,7 +18,7 @@ pub enum Kept {
 pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64) -> (Tensor, Kept) {
     let (m, d) = (qkv_m3d.size()[0], qkv_m3d.size()[1] / 3);
     let (b, e) = (m / n, d / heads);
-    if !cpu::takes(qkv_m3d) {
+    if !cpu::takes(qkv_m3d) || !is_on(Part::Attention) {
         return fused(&qkv_m3d.view([b, n, 3, heads, e]).permute([2, 0, 3, 1, 4]), m);
     }
     let qkv_3xne = cpu::split(qkv_m3d, layout(3, b, n, heads, e));
@@ -58,9 +59,7 @@ pub fn backward(gradient_md: &Tensor, kept: Kept, n: i64, heads: i64) -> Tensor 
         }
         Kept::Fused { qkv_bhne, mixed_bhne } => {
             let gradient_bhne = gradient_md.view([b, n, heads, e]).transpose(1, 2);
-            // The gradient of Σ mixed · gradient with respect to `mixed` is `gradient`.
-            let sum = tch::with_grad(|| (mixed_bhne * gradient_bhne).sum(Kind::Float));
-            let joined = Tensor::stack(&Tensor::run_backward(&[sum], &qkv_bhne, false, false), 0);
+            let joined = Tensor::stack(&libtorch::gradients(&mixed_bhne, &qkv_bhne, &gradient_bhne), 0);
             joined.permute([1, 3, 0, 2, 4]).reshape([m, 3 * d])
         }
     }
@@ -70,6 +69,7 @@ pub fn backward(gradient_md: &Tensor, kept: Kept, n: i64, heads: i64) -> Tensor 
 mod tests {
     use super::*;
     use crate::model::cpu::tests::{close, wave};
+    use tch::Kind;
 
     #[test]
     fn products_and_fused_attention_agree_forward_and_backward() {

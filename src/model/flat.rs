@@ -107,6 +107,11 @@ impl FlatParameters {
         &self.gradients
     }
 
+    /// The loss that the gradients are of, the first of the extra numbers: a scalar on the device.
+    pub fn loss(&self) -> Tensor {
+        self.gradients.get(self.len() as i64)
+    }
+
     pub fn gradients_mut(&mut self) -> &mut Tensor {
         &mut self.gradients
     }

@@ -2,6 +2,7 @@
 
 use super::cpu;
 use super::flat::Weight;
+use super::libtorch;
 use tch::{Kind, Tensor};
 
 pub struct Linear {
@@ -60,10 +61,9 @@ impl Norm {
             let (out, statistics) = cpu::norm(x, &self.weight.value, &self.bias.value, self.eps);
             return (out, Statistics::Cpu(statistics));
         }
-        let exact = x.to_kind(Kind::Float);
         let (weight, bias) = (Some(&self.weight.value), Some(&self.bias.value));
-        let (out, mean_m1, scale_m1) = exact.native_layer_norm(self.weight.value.size(), weight, bias, self.eps);
-        (out.to_kind(x.kind()), Statistics::Tensors { mean_m1, scale_m1 })
+        let (out, mean_m1, scale_m1) = x.native_layer_norm(self.weight.value.size(), weight, bias, self.eps);
+        (out, Statistics::Tensors { mean_m1, scale_m1 })
     }
 
     /// Adds the gradient of x to `residual`, that of what passes beside the norm; adds those of weight and bias.
@@ -77,15 +77,14 @@ impl Norm {
                 residual
             }
             Statistics::Tensors { mean_m1, scale_m1 } => {
-                let dy = gradient.to_kind(Kind::Float);
-                let normed = (x.to_kind(Kind::Float) - mean_m1) * scale_m1;
-                let rows = [0i64].as_slice();
-                self.weight.accumulate(|| (&dy * &normed).sum_dim_intlist(rows, false, Kind::Float));
-                self.bias.accumulate(|| dy.sum_dim_intlist(rows, false, Kind::Float));
-                let dn = dy * &self.weight.value;
-                let mean = |t: &Tensor| t.mean_dim([-1i64].as_slice(), true, Kind::Float);
-                let inner = &dn - mean(&dn) - &normed * mean(&(&dn * &normed));
-                residual.g_add_(&(inner * scale_m1))
+                let trained = self.weight.gradient.is_some();
+                let own = [&self.weight.value, &self.bias.value];
+                let (inner, sums) = libtorch::layer_norm_backward(gradient, x, [mean_m1, scale_m1], own, trained);
+                if let Some([weight, bias]) = sums {
+                    self.weight.accumulate(|| weight);
+                    self.bias.accumulate(|| bias);
+                }
+                residual.g_add_(&inner)
             }
         }
     }
@@ -103,4 +102,35 @@ pub fn gelu_backward(mut gradient: Tensor, x: &Tensor) -> Tensor {
         return gradient;
     }
     x.gelu_backward(&gradient, "none")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::cpu::tests::{close, wave};
+
+    /// A norm that trains, in the kind of its weights, with its gradients' sums.
+    fn norm(kind: Kind) -> (Norm, [Tensor; 2]) {
+        let sums = [0, 1].map(|_| Tensor::zeros([24], (Kind::Float, tch::Device::Cpu)));
+        let weight = |largest: f64, sum: &Tensor| Weight {
+            value: wave(&[24], largest, kind),
+            gradient: Some(sum.shallow_clone()),
+        };
+        (Norm { weight: weight(1.5, &sums[0]), bias: weight(0.5, &sums[1]), eps: 1e-6 }, sums)
+    }
+
+    #[test]
+    fn a_norm_on_tensors_that_the_cpu_kernels_do_not_take_has_their_output_and_gradients() {
+        let of = |kind: Kind| {
+            let (x, dy, residual) =
+                (wave(&[40, 24], 3.0, kind), wave(&[40, 24], 1.0, kind), wave(&[40, 24], 0.7, kind));
+            let (norm, [dweight, dbias]) = norm(kind);
+            let (out, statistics) = norm.forward(&x);
+            assert_eq!(matches!(statistics, Statistics::Cpu(_)), kind == Kind::Float);
+            [out, norm.backward(residual, &dy, &x, &statistics), dweight, dbias]
+        };
+        for (ours, expected) in of(Kind::Float).iter().zip(&of(Kind::Double)) {
+            close(ours, expected, Kind::Float);
+        }
+    }
 }

@@ -8,6 +8,8 @@ mod cpu;
 mod flat;
 mod init;
 mod layers;
+pub mod libtorch;
+pub mod off;
 mod rate;
 mod stage;
 
@@ -78,6 +80,9 @@ impl Network {
             let tensor = tensor.with_context(|| format!("stage {stage} has no {name}"))?;
             Ok(Weight { value: tensor.to_kind(if exact { Kind::Float } else { kind }), gradient: None })
         };
+        // A GPU's norms take weights of the type that they normalise; their statistics are fp32 all the same.
+        let on_cpu = flat.buffer().device() == Device::Cpu;
+        let get = |stage: usize, name: &str, exact: bool| get(stage, name, exact && on_cpu);
         let stages = (0..depths.len()).map(|s| Stage::new(model, depths, s, &get)).collect::<Result<_>>()?;
         let checkpointing = config.run.activation_checkpointing;
         Ok(Network { model: model.clone(), trained, stages, flat, kind, checkpointing })

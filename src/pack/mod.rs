@@ -198,7 +198,7 @@ impl Work<'_> {
             (self.tick)(1);
             match image {
                 Ok(image) => Ok(Some((index, image))),
-                Err(fault) => self.bad.skip(part.images.name(index), &fault).map(|()| None),
+                Err(fault) => self.bad.skip(part.images.name(index), fault).map(|()| None),
             }
         });
         let images: Vec<(usize, Image)> = images.filter_map(Result::transpose).collect::<Result<_>>()?;

@@ -11,6 +11,7 @@ use crate::train::{evaluate, stop_requested};
 use crate::usage;
 use crate::weights::{Weights, on_device};
 use anyhow::Result;
+use std::path::Path;
 
 /// Reads all modules, checks that they belong together, and writes the assembled target with its evaluation.
 pub fn assemble(job: &Job) -> Result<()> {
@@ -19,24 +20,30 @@ pub fn assemble(job: &Job) -> Result<()> {
     let path = run.file(ASSEMBLED);
     let recipe = plan.recipe(MODULE.recipe);
     let lease = Lease::take(run, "assemble", stop_requested)?;
-    if is_done(&path, &recipe)? {
+    let meta_file = run.file(META.writes);
+    let meta = if meta_file.exists() { Some(artefact::read_header(&meta_file)?.1) } else { None };
+    if is_done(&path, &recipe, meta.as_deref())? {
         log::info!("assemble: done already ({})", path.display());
         return Ok(());
     }
-    let (_, meta) = artefact::read_header(&run.file(META.writes))?;
+    let missing = |file: &Path, cure: String| usage!("{}: missing; train it with `incubate {cure}`", file.display());
+    let meta = meta.ok_or_else(|| missing(&meta_file, "meta CONFIG".into()))?;
     let mut weights = Weights::new();
     for index in 0..model.stages() {
         let phase = plan.phase(&MODULE, Some(index));
         let file = run.file(&phase.file);
         if !file.exists() {
-            return Err(usage!("{}: missing; train it with `incubate module CONFIG --index {index}`", file.display()));
+            return Err(missing(&file, format!("module CONFIG --index {index}")));
         }
         let module = artefact::read(&file)?;
-        let foreign =
-            |what: String| Failure::Damaged { path: file.clone(), what: format!("{what}; train module {index} again") };
+        let foreign = |what: String| {
+            let what = format!("{what}; delete {} and train module {index} again", phase.file);
+            Failure::Damaged { path: file.clone(), what }
+        };
         let header = &module.header;
         if header.index != Some(index) {
-            return Err(foreign(format!("holds module {:?}, not {index}", header.index)).into());
+            let held = header.index.map_or("no single module".into(), |held| format!("module {held}"));
+            return Err(foreign(format!("holds {held}, not module {index}")).into());
         }
         if header.depths != phase.depths {
             return Err(foreign(format!("has depths {:?}, expected {:?}", header.depths, phase.depths)).into());
@@ -50,7 +57,8 @@ pub fn assemble(job: &Job) -> Result<()> {
         weights.extend(module.weights);
     }
     let network = Network::new(&plan.config, &model.depths, 0..0, &on_device(&weights, job.devices.device(0)))?;
-    let metrics = evaluate::evaluate(&network, &job.source, &plan.config, &Solo)?;
+    let metrics =
+        evaluate::evaluate(&network, &job.source, &plan.config, plan.config.run.micro_batch.samples(), &Solo)?;
     log::info!("assemble: test top-1 {:.2} %, top-5 {:.2} %", metrics["top1"], metrics["top5"]);
     let header = Header {
         phase: "assemble".into(),

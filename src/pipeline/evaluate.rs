@@ -16,31 +16,37 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Tensor};
 
-/// How many inputs [`outputs`] keeps.
+/// How many inputs [`outputs`] keeps where all of them would be more than so many bytes.
 const INPUTS: usize = 16;
+const SMALL: usize = 256 << 20;
 
 /// The metrics of `weights` under `config`'s data, computed on a device.
 pub fn evaluate(config: &Config, weights: &Path, device: Device) -> Result<BTreeMap<String, f64>> {
     let source = data::open(config)?;
-    evaluate::evaluate(&network(config, weights, device)?, &source, config, &Solo)
+    evaluate::evaluate(&network(config, weights, device)?, &source, config, config.run.micro_batch.samples(), &Solo)
 }
 
 /// Writes what another program's results can be compared with, as safetensors: `logits` (images, classes) and `labels` of
-/// every test image, and `inputs` (16, channels, rows, columns), the first of them as the network sees them.
+/// every test image, and `inputs` (images, channels, rows, columns) as the network sees them: all of a set of small images,
+/// such as Fashion-MNIST's, or else the first 16.
 pub fn outputs(config: &Config, weights: &Path, device: Device, into: &Path) -> Result<()> {
     let source = data::open(config)?;
     let network = network(config, weights, device)?;
     let (mut inputs, mut logits, mut labels) = (Vec::new(), Vec::new(), Vec::new());
-    for batch in test_batches(config, &source, 0..source.test.len(), config.run.micro_batch) {
+    let size = config.run.micro_batch.samples();
+    let model = &config.model;
+    let image = 4 * model.channels * model.image_size.pow(2);
+    let kept = if source.test.len().saturating_mul(image) <= SMALL { source.test.len() } else { INPUTS };
+    for batch in test_batches(config, &source, 0..source.test.len(), size) {
         let batch = batch?;
         logits.push(network.forward(&batch.images_bchw.to_device(device)).to_device(Device::Cpu));
         labels.push(batch.labels_b);
-        if inputs.len() * config.run.micro_batch < INPUTS {
+        if inputs.len() * size < kept {
             inputs.push(batch.images_bchw);
         }
     }
     let inputs = Tensor::cat(&inputs, 0);
-    let inputs = inputs.narrow(0, 0, inputs.size()[0].min(INPUTS as i64)).contiguous();
+    let inputs = inputs.narrow(0, 0, inputs.size()[0].min(kept as i64)).contiguous();
     let all = [("logits", Tensor::cat(&logits, 0)), ("labels", Tensor::cat(&labels, 0)), ("inputs", inputs)];
     durable::replace(into, |beside| Ok(Tensor::write_safetensors(&all, beside)?))
 }

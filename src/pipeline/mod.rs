@@ -3,6 +3,7 @@
 pub mod assemble;
 pub mod bars;
 pub mod evaluate;
+mod micro_batch;
 pub mod plan_report;
 pub mod report;
 pub mod summary;
@@ -18,7 +19,7 @@ use crate::error::Failure;
 use crate::model::fresh;
 use crate::plan::cost::fitting_micro_batch;
 use crate::plan::groups::assignment;
-use crate::plan::phases::{ASSEMBLED, E2E, FINETUNE, META, MODULE, Phase, Start};
+use crate::plan::phases::{ASSEMBLED, E2E, FINETUNE, META, MODULE, PHASES, Phase, Start};
 use crate::plan::{PhasePlan, Plan};
 use crate::store::lease::Lease;
 use crate::store::progress::Progress;
@@ -49,6 +50,7 @@ impl<'a> Job<'a> {
         let first = on_zero(whole, || data::open(&config))?;
         let source = agree(whole, first.map_or_else(|| data::open(&config), Ok))?;
         let plan = agree(whole, Plan::new(config, source.train.len()))?;
+        agree(whole, check_shares(&plan, whole.size(), devices.replicas()))?;
         on_zero(whole, || RunDir::open(&plan.config))?;
         let run = RunDir { path: plan.config.run.dir.clone() };
         Ok(Job { plan, run, source, world, devices })
@@ -130,7 +132,7 @@ impl<'a> Job<'a> {
     /// Trains a phase on a group of ranks, unless its artefact is there. An error of one rank alone is returned at once,
     /// to end the world: the others may be waiting for it in a collective call.
     fn train(&self, phase: &PhasePlan, group: &dyn Collective) -> Result<()> {
-        if zero_says(group, || is_done(&self.run.file(&phase.file), &phase.recipe))? {
+        if zero_says(group, || self.is_done(phase))? {
             if group.is_zero() {
                 log::info!("{}: done already ({})", phase.name, self.run.file(&phase.file).display());
             }
@@ -138,7 +140,7 @@ impl<'a> Job<'a> {
         }
         let lease = on_zero(group, || Lease::take(&self.run, &phase.name, train::stop_requested))?;
         // While this one waited, the holder may have finished it.
-        if zero_says(group, || is_done(&self.run.file(&phase.file), &phase.recipe))? {
+        if zero_says(group, || self.is_done(phase))? {
             return Ok(());
         }
         let trained = self.train_on(phase, group, lease.as_ref());
@@ -150,20 +152,38 @@ impl<'a> Job<'a> {
         trained
     }
 
+    /// Whether the phase's artefact is there. It must then be of this recipe, and of the meta model that is there now.
+    fn is_done(&self, phase: &PhasePlan) -> Result<bool> {
+        let path = self.run.file(&phase.file);
+        let meta_file = self.run.file(META.writes);
+        let meta = match phase.start {
+            Start::Meta if path.exists() && meta_file.exists() => Some(artefact::read_header(&meta_file)?.1),
+            _ => None,
+        };
+        is_done(&path, &phase.recipe, meta.as_deref())
+    }
+
     /// Runs the loop on each replica of each rank of the group.
     fn train_on(&self, phase: &PhasePlan, group: &dyn Collective, lease: Option<&Lease>) -> Result<()> {
         let Job { plan, run, source, devices, .. } = self;
         let (start, meta) = agree(group, self.start(phase))?;
-        let start = Mutex::new(start);
+        // Each replica takes its own out, so that nothing is left here once all have begun.
+        let starts = Mutex::new((0..devices.replicas()).map(|_| on_device(&start, Device::Cpu)).collect::<Vec<_>>());
+        drop(start);
         on_replicas(group, devices.replicas(), devices.suit_nccl(), &|replica| {
             devices.take_up(replica.local)?;
             replica.join_nccl()?;
             check_share(plan, phase, devices.replicas(), replica.size())?;
             let device = devices.device(replica.local);
-            let start = on_device(&start.lock().expect("copying tensors does not panic"), device);
+            let start = {
+                let own = starts.lock().expect("taking does not panic").pop().expect("there is one for each");
+                on_device(&own, device)
+            };
+            let phase = &micro_batch::decide(plan, run, phase, &start, replica, device)
+                .map_err(|error| with_what_fits(error, plan, phase, device))?;
             let lease = lease.filter(|_| replica.is_zero());
             let setting = Setting { plan, run, source, group: replica, device, lease };
-            memory::caught(|| train::run(&setting, phase, &start, meta.as_deref()))
+            memory::caught(|| train::run(&setting, phase, start, meta.as_deref()))
                 .map_err(|error| with_what_fits(error, plan, phase, device))
         })
     }
@@ -197,6 +217,15 @@ impl<'a> Job<'a> {
     }
 }
 
+/// Refuses at the start what a later phase could not do, as far as the world tells.
+fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
+    let wanted = PHASES.iter().filter(|phase| phase.name != E2E.name || plan.config.run.e2e);
+    for phase in wanted.flat_map(|phase| plan.phases(phase)) {
+        check_share(plan, &phase, in_rank, plan.ranks_on(phase.training.on, phase.index, ranks) * in_rank)?;
+    }
+    Ok(())
+}
+
 /// Refuses what several replicas cannot do.
 fn check_share(plan: &Plan, phase: &PhasePlan, in_rank: usize, in_group: usize) -> Result<()> {
     let batch = phase.training.global_batch;
@@ -221,23 +250,31 @@ fn with_what_fits(error: anyhow::Error, plan: &Plan, phase: &PhasePlan, device: 
     if !error.is::<OutOfMemory>() {
         return error;
     }
-    let micro = plan.config.run.micro_batch;
-    let cure = match fitting_micro_batch(plan, phase, device::memory_of(device)) {
-        Some(fitting) => format!("{fitting} should fit: --set run.micro_batch={fitting} (the results stay)"),
+    let micro = phase.micro_batch;
+    let half = micro.min(phase.training.global_batch) / 4 * 2;
+    let (fitting, hope) = match device::memory_of(device) {
+        Some(memory) => (fitting_micro_batch(plan, phase, memory, half), "should fit"),
+        None => (Some(half).filter(|&half| half > 0), "may fit"),
+    };
+    let cure = match fitting {
+        Some(fitting) => format!("{fitting} {hope}: --set run.micro_batch={fitting} (the results stay)"),
         None => "no smaller one fits; this phase needs a device with more memory".into(),
     };
     usage!("{}: run.micro_batch = {micro} on {}: {error}; {cure}", phase.name, device::name(device))
 }
 
-/// Whether the artefact is there; it then must verify and be of this recipe.
-fn is_done(path: &Path, recipe: &str) -> Result<bool> {
+/// Whether the artefact is there; it then must verify, be of this recipe, and derive from this meta model if one is given.
+fn is_done(path: &Path, recipe: &str, meta: Option<&str>) -> Result<bool> {
     if !path.exists() {
         return Ok(false);
     }
     let (header, _) = artefact::read_header(path)?;
-    if header.recipe == recipe {
+    let foreign = if header.recipe != recipe {
+        "was written by another recipe; delete it, or choose another --run-dir"
+    } else if meta.is_some() && header.meta.as_deref() != meta {
+        "grew in another meta model than the meta.h5 beside it; delete it to train it again, or restore that meta.h5"
+    } else {
         return Ok(true);
-    }
-    let what = "written by another recipe; delete it, or choose another --run-dir".into();
-    Err(Failure::Damaged { path: path.into(), what }.into())
+    };
+    Err(Failure::Damaged { path: path.into(), what: foreign.into() }.into())
 }

@@ -1,5 +1,6 @@
 //! What `incubate plan` prints: parameters per stage, steps, learning rates, memory, cost, and each rank's part.
 
+use crate::data::rate;
 use crate::plan::cost::cost;
 use crate::plan::groups::{assignment, micro_batches, ranges, share};
 use crate::plan::parameters::counts;
@@ -32,8 +33,21 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
         "flops_per_s": rate,
         "devices_per_rank": plan.replicas_per_rank(),
         "phases": phases,
+        "input": input(plan, ranks, rate),
         "ranks": parts,
     })
+}
+
+/// What the data gives on this node, as [`rate::Input`] and its `text`, or why that is not known.
+fn input(plan: &Plan, ranks: usize, rate: f64) -> Value {
+    let slurm = &plan.config.slurm;
+    let devices = plan.replicas_per_rank() * ranks.min(slurm.ranks.div_ceil(slurm.nodes));
+    let described = rate::input(&plan.config, rate, devices).and_then(|input| {
+        let mut value = serde_json::to_value(&input)?;
+        value["text"] = input.text().into();
+        Ok(value)
+    });
+    described.unwrap_or_else(|error| json!({"text": format!("not measured: {error:#}")}))
 }
 
 fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64) -> Value {
@@ -42,7 +56,7 @@ fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64) -> Valu
     let replicas = ranks_of_phase * plan.replicas_per_rank();
     let global_batch = phase.training.global_batch;
     let largest = share(global_batch, 0, replicas);
-    let passes = micro_batches(largest.clone(), plan.config.run.micro_batch).len();
+    let passes = micro_batches(largest.clone(), phase.micro_batch).len();
     let warmup = phase.training.warmup_epochs as u64 * phase.steps_per_epoch;
     let device_hours = cost.flops / rate / 3600.0;
     json!({
@@ -129,6 +143,7 @@ pub fn text(report: &Value, measured: bool) -> String {
         "as given by --rate"
     };
     let _ = writeln!(out, "hours at {:.3} TFLOP/s per device ({origin})", number(&report["flops_per_s"]) / 1e12);
+    let _ = writeln!(out, "data: {}", report["input"]["text"].as_str().unwrap_or_default());
     for part in report["ranks"].as_array().into_iter().flatten() {
         let _ = writeln!(
             out,

@@ -1,6 +1,6 @@
 //! `report.html`: the run's curves and table as one file that opens anywhere, with no script and no download.
 
-use super::summary::Row;
+use super::summary::{Row, unreadable};
 use crate::plan::Plan;
 use crate::store::metrics;
 use crate::store::{RunDir, durable};
@@ -35,7 +35,11 @@ pub fn write(plan: &Plan, run: &RunDir, rows: &[Row]) -> Result<()> {
             row.device_hours
         );
     }
-    html += "</table><h2>Curves</h2>";
+    html += "</table>";
+    if let Some(count) = unreadable(rows) {
+        let _ = write!(html, "<p>{count} image(s) could not be read and were skipped; the log names them.");
+    }
+    html += "<h2>Curves</h2>";
     for phase in super::bars::phase_names(plan).into_iter().map(|(name, _)| name) {
         let lines = metrics::read(&run.logs(&phase));
         for (key, title) in [("loss", "training loss"), ("test/top1", "test top-1 %")] {

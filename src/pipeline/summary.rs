@@ -21,10 +21,12 @@ pub struct Row {
     pub seconds: f64,
     pub device_hours: f64,
     pub file: String,
+    /// Of the whole run, on all ranks and through all restarts: images that could not be read and were skipped.
+    pub unreadable_images: usize,
 }
 
-/// Rows of every artefact that is there, in the order of the run.
-pub fn rows(plan: &Plan, run: &RunDir) -> Result<Vec<Row>> {
+/// Rows of every artefact that is there, in the order of the run, which skipped so many unreadable images.
+pub fn rows(plan: &Plan, run: &RunDir, unreadable_images: usize) -> Result<Vec<Row>> {
     let stages = plan.config.model.stages();
     let single = |phase: &'static Phase| plan.phase(phase, None);
     let mut rows = Vec::new();
@@ -35,10 +37,12 @@ pub fn rows(plan: &Plan, run: &RunDir) -> Result<Vec<Row>> {
     }
     if let Some((top1, top5, file)) = accuracy(run, ASSEMBLED)? {
         let (images, flops, seconds, device_hours) = (0, 0.0, 0.0, 0.0);
-        rows.push(Row { model: "assembled".into(), top1, top5, images, flops, seconds, device_hours, file });
+        let model = "assembled".into();
+        rows.push(Row { model, top1, top5, images, flops, seconds, device_hours, file, unreadable_images });
     }
     rows.extend(trained(plan, run, &single(&FINETUNE), "fine-tuned")?);
     rows.extend(trained(plan, run, &single(&E2E), "end to end")?);
+    rows.iter_mut().for_each(|row| row.unreadable_images = unreadable_images);
     Ok(rows)
 }
 
@@ -48,7 +52,8 @@ fn trained(plan: &Plan, run: &RunDir, phase: &PhasePlan, model: &str) -> Result<
     let (seconds, ranks) = Progress::read(&run.path, &phase.name).map_or((0.0, 1), |p| (p.seconds, p.ranks));
     let device_hours = seconds * ranks as f64 / 3600.0;
     let model = model.to_string();
-    Ok(Some(Row { model, top1, top5, images: cost.images, flops: cost.flops, seconds, device_hours, file }))
+    let (images, flops, unreadable_images) = (cost.images, cost.flops, 0);
+    Ok(Some(Row { model, top1, top5, images, flops, seconds, device_hours, file, unreadable_images }))
 }
 
 type Accuracy = (Option<f64>, Option<f64>, String);
@@ -89,7 +94,15 @@ pub fn table(rows: &[Row]) -> String {
     let (hours, flops) = ours.fold((0.0, 0.0), |(h, f), row| (h + row.device_hours, f + row.flops));
     let _ =
         writeln!(text, "incubation in all: {flops:.2e} FLOPs, {hours:.4} device-hours (a device here is one rank's)");
+    if let Some(count) = unreadable(rows) {
+        let _ = writeln!(text, "unreadable images skipped: {count}, named in the log");
+    }
     text
+}
+
+/// How many images could not be read, if any.
+pub fn unreadable(rows: &[Row]) -> Option<usize> {
+    rows.first().map(|row| row.unreadable_images).filter(|&count| count > 0)
 }
 
 /// Writes `summary.json` into the run directory.

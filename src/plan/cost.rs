@@ -2,7 +2,7 @@
 
 use super::parameters::counts;
 use super::{PhasePlan, Plan};
-use crate::config::Model;
+use crate::config::{DeviceChoice, Model, Precision};
 
 /// Cost of one phase.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -13,7 +13,7 @@ pub struct Cost {
     pub images: u64,
     /// Floating-point operations of the whole phase (a multiply-add counts as two).
     pub flops: f64,
-    /// Peak memory of one replica in bytes: weights, gradients, moments and activations of a micro-batch, in fp32.
+    /// Peak memory of one replica in bytes: weights, gradients, moments and activations of a micro-batch.
     pub memory: u64,
 }
 
@@ -24,8 +24,8 @@ pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
     let sum = |stages: &[usize]| stages.iter().sum::<usize>() as u64;
     let (all, trained) = (sum(&counts), sum(&counts[phase.trained.clone()]));
     let images = phase.steps * phase.training.global_batch as u64;
-    let micro = plan.config.run.micro_batch.min(phase.training.global_batch) as f64;
-    let memory = state_bytes(all, trained) + micro * activation_bytes(model, phase);
+    let micro = phase.micro_batch.min(phase.training.global_batch) as f64;
+    let memory = state_bytes(plan, all, trained) + micro * activation_bytes(plan, phase);
     Cost {
         parameters: all,
         trained_parameters: trained,
@@ -35,20 +35,29 @@ pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
     }
 }
 
-/// Weights of every stage; gradient, its flat copy and two moments of the trained ones.
-fn state_bytes(all: u64, trained: u64) -> f64 {
-    4.0 * (all as f64 + 4.0 * trained as f64)
+/// Weights of every stage as they are computed with; of the trained ones also gradient, two moments and, where the
+/// computation has another number type, the fp32 weights.
+fn state_bytes(plan: &Plan, all: u64, trained: u64) -> f64 {
+    let number = number_bytes(plan);
+    let exact = if number < 4.0 { 4.0 } else { 3.0 };
+    number * all as f64 + 4.0 * exact * trained as f64
 }
 
-/// The largest micro-batch, smaller than the config's, whose estimate leaves a tenth of a device's memory (unknown: the
-/// half of the config's); none if there is none.
-pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: Option<u64>) -> Option<usize> {
-    let half = plan.config.run.micro_batch.min(phase.training.global_batch) / 2;
+/// Bytes of a number in the computation.
+fn number_bytes(plan: &Plan) -> f64 {
+    match plan.config.run.precision {
+        Precision::Bf16 => 2.0,
+        Precision::Fp32 | Precision::Tf32 => 4.0,
+    }
+}
+
+/// The largest micro-batch of at most `most` samples whose estimate leaves a tenth of `memory` bytes; none if there is
+/// none.
+pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: u64, most: usize) -> Option<usize> {
     let cost = cost(plan, phase);
-    let free = |memory: u64| 0.9 * memory as f64 - state_bytes(cost.parameters, cost.trained_parameters);
-    let most =
-        memory.map_or(half, |memory| (free(memory) / activation_bytes(&plan.config.model, phase)).max(0.0) as usize);
-    let even = most.min(half) / 2 * 2;
+    let free = 0.9 * memory as f64 - state_bytes(plan, cost.parameters, cost.trained_parameters);
+    let fitting = (free / activation_bytes(plan, phase)).max(0.0) as usize;
+    let even = fitting.min(most) / 2 * 2;
     (even > 0).then_some(even)
 }
 
@@ -91,14 +100,22 @@ pub fn training_flops(model: &Model, phase: &PhasePlan) -> f64 {
         .sum()
 }
 
-/// Activations that autograd keeps for one sample, from the first trained stage on.
-fn activation_bytes(model: &Model, phase: &PhasePlan) -> f64 {
+/// Activations of one sample that are kept for the backward pass, from the first trained stage on, and those of the block
+/// that is being computed.
+fn activation_bytes(plan: &Plan, phase: &PhasePlan) -> f64 {
+    let model = &plan.config.model;
     let (n, d, h) = (model.tokens() as f64, model.width as f64, model.hidden() as f64);
     let blocks = |stages: std::ops::Range<usize>| phase.depths[stages].iter().sum::<usize>() as f64;
-    let trained = blocks(phase.trained.clone()) * n * (9.0 * d + 2.0 * h);
-    let suffix = blocks(phase.trained.end..phase.depths.len()) * n * (6.0 * d + h);
-    let passing = n * (6.0 * d + 2.0 * h);
-    4.0 * (trained + suffix + passing)
+    let (trained, suffix) = (blocks(phase.trained.clone()), blocks(phase.trained.end..phase.depths.len()));
+    // On a CPU the attention's probabilities are kept as well.
+    let probabilities = if plan.config.run.device == DeviceChoice::Cpu { model.heads as f64 * n * n } else { 0.0 };
+    let (trained_block, frozen_block) = (n * (9.0 * d + 2.0 * h) + probabilities, n * (6.0 * d + h) + probabilities);
+    let kept = if plan.config.run.activation_checkpointing {
+        (trained + suffix) * n * d + trained_block
+    } else {
+        trained * trained_block + suffix * frozen_block
+    };
+    number_bytes(plan) * (kept + n * (6.0 * d + 2.0 * h))
 }
 
 #[cfg(test)]
@@ -140,18 +157,21 @@ mod tests {
     }
 
     #[test]
-    fn the_micro_batch_that_fits_fills_the_memory_by_its_own_estimate_and_is_smaller_than_the_one_that_did_not() {
-        let mut plan = plan("[run]\nmicro_batch = 4096");
-        let phase = plan.phase(&E2E, None);
+    fn the_micro_batch_that_fits_fills_the_memory_by_its_own_estimate() {
         let memory = 40 << 30;
-        let fitting = fitting_micro_batch(&plan, &phase, Some(memory)).unwrap();
-        plan.config.run.micro_batch = fitting;
-        let used = cost(&plan, &phase).memory as f64 / memory as f64;
-        assert!((0.88..=0.9).contains(&used), "{fitting} fills {used}");
-        assert_eq!(fitting_micro_batch(&plan, &phase, Some(memory)), Some(fitting / 2 / 2 * 2));
-        assert_eq!(fitting_micro_batch(&plan, &phase, Some(1 << 30)), None);
-        plan.config.run.micro_batch = 2;
-        assert_eq!(fitting_micro_batch(&plan, &phase, None), None);
+        let fit = |run: &str| {
+            let plan = plan(&format!("[run]\n{run}"));
+            let mut phase = plan.phase(&E2E, None);
+            phase.micro_batch = fitting_micro_batch(&plan, &phase, memory, 2048).unwrap();
+            let used = cost(&plan, &phase).memory as f64 / memory as f64;
+            assert!((0.87..=0.9).contains(&used), "{run}: {} fills {used}", phase.micro_batch);
+            assert_eq!(fitting_micro_batch(&plan, &phase, memory, 33), Some(32), "at most what is asked for");
+            assert_eq!(fitting_micro_batch(&plan, &phase, 1 << 30, 2048), None);
+            phase.micro_batch
+        };
+        let [fp32, bf16] = [fit(""), fit("precision = \"bf16\"")];
+        assert!((fp32 as f64 * 1.9..fp32 as f64 * 2.2).contains(&(bf16 as f64)), "{fp32}, {bf16}");
+        assert!(fit("precision = \"fp32\"\nactivation_checkpointing = true") > 4 * fp32);
     }
 
     #[test]

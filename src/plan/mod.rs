@@ -41,6 +41,8 @@ pub struct PhasePlan {
     pub trained: Range<usize>,
     pub start: Start,
     pub training: Training,
+    /// Samples per forward pass of a replica.
+    pub micro_batch: usize,
     pub steps_per_epoch: u64,
     pub steps: u64,
     /// Key of everything random in this phase.
@@ -53,6 +55,7 @@ impl Plan {
     /// Decides all phases; refuses a data set that is too small for one step.
     pub fn new(config: Config, train_images: usize) -> Result<Plan> {
         let plan = Plan { config, train_images };
+        require!(train_images >= 2, "data: {train_images} training image(s) are too few; at least 2 are needed");
         for (name, training) in plan.config.phases() {
             require!(
                 plan.steps_per_epoch(training) >= 1,
@@ -92,6 +95,7 @@ impl Plan {
             depths,
             trained,
             start: phase.start,
+            micro_batch: self.config.run.micro_batch.samples(),
             steps_per_epoch,
             steps: steps_per_epoch * training.epochs as u64,
             seed: crate::random::key(&[self.config.run.seed, key_of_text(&name)]),

@@ -54,6 +54,31 @@ pub fn free_space(folder: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// The type of the file system that holds an existing path, such as `lustre` or `nfs4`, and where it is mounted.
+pub fn file_system(path: &Path) -> Option<String> {
+    let path = path.canonicalize().ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounted(&mounts, &path)
+}
+
+/// The mount that a path lies in, of lines as proc(5) describes them: the longest, and of these the last, which hides the
+/// others.
+fn mounted(mounts: &str, path: &Path) -> Option<String> {
+    let parse = |line: &str| -> Option<(PathBuf, String)> {
+        let (mount, system) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4)?.replace("\\040", " ");
+        Some((point.into(), system.split(' ').next()?.to_string()))
+    };
+    let of_path = mounts.lines().filter_map(parse).filter(|(point, _)| path.starts_with(point));
+    let (point, system) = of_path.max_by_key(|(point, _)| point.components().count())?;
+    Some(format!("{system} ({})", point.display()))
+}
+
+/// Whether a file can be locked.
+pub fn can_lock(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| file.try_lock().is_ok())
+}
+
 fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -74,7 +99,14 @@ fn beside(path: &Path) -> Result<PathBuf> {
             let _ = fs::remove_file(entry.path());
         }
     }
-    Ok(path.with_file_name(format!("{prefix}{}", std::process::id())))
+    Ok(path.with_file_name(format!("{prefix}{}", unique())))
+}
+
+/// What no other writer calls itself, on this node or another: process numbers alone are used everywhere.
+pub(super) fn unique() -> String {
+    let host = super::progress::host().replace('/', "-");
+    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::time::Instant::now());
+    format!("{host}-{}-{random:016x}", std::process::id())
 }
 
 #[cfg(test)]
@@ -93,6 +125,27 @@ mod tests {
         assert!(format!("{:#}", failed.unwrap_err()).contains("interrupted"));
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn two_writers_of_one_file_never_write_into_the_same_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        assert!(beside(&path).unwrap() != beside(&path).unwrap());
+        let name = beside(&path).unwrap().file_name().unwrap().to_string_lossy().into_owned();
+        assert!(name.starts_with(".a.txt.partial-") && name.contains(&super::super::progress::host()), "{name}");
+    }
+
+    #[test]
+    fn the_file_system_of_a_path_is_that_of_its_innermost_mount() {
+        let mounts = "21 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+                      40 21 0:50 / /scratch\\040x rw shared:7 - lustre mgs:/s rw\n\
+                      41 21 0:51 / /home rw - nfs4 server:/home rw\n\
+                      42 41 0:52 / /home rw - autofs map rw\n";
+        let of = |path: &str| mounted(mounts, Path::new(path)).unwrap();
+        assert_eq!(of("/scratch x/run"), "lustre (/scratch x)");
+        assert_eq!((of("/home/me"), of("/homes")), ("autofs (/home)".into(), "ext4 (/)".into()));
+        assert!(file_system(Path::new(".")).is_some());
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //! A holder is dead if its process is gone from this machine, if Slurm has restarted its job, or if it has not renewed for
 //! half a minute of the finder's own clock: clocks of nodes need not agree.
 
-use super::RunDir;
 use super::progress::{host, unix_time};
+use super::{RunDir, durable};
 use crate::error::Failure;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -70,7 +70,7 @@ impl Lease {
         let holder = Holder::this_process();
         let mut watched: Option<(u64, Option<Holder>, Instant)> = None;
         loop {
-            let newest = newest(&folder, phase);
+            let newest = newest(&folder, phase)?;
             let free =
                 newest.as_ref().is_none_or(|(_, other)| other.as_ref().is_some_and(|other| holder.may_follow(other)));
             let silent = watched.as_ref().is_some_and(|(.., since)| since.elapsed() >= SILENCE);
@@ -105,7 +105,7 @@ impl Lease {
     }
 
     fn renew(fence: Fence, holder: Holder) -> Lease {
-        for (generation, path) in generations(&fence.folder, &fence.phase) {
+        for (generation, path) in generations(&fence.folder, &fence.phase).unwrap_or_default() {
             if generation < fence.generation {
                 let _ = fs::remove_file(path);
             }
@@ -115,9 +115,17 @@ impl Lease {
         let (own, mut renewed, flag) = (fence.clone(), holder.clone(), lost.clone());
         let thread = std::thread::spawn(move || {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RENEWAL) {
-                if own.check().is_err() {
-                    flag.store(true, Ordering::Relaxed);
-                    return;
+                // A folder that cannot be listed now may be listed in a second; before a file is moved it must be.
+                match own.follower() {
+                    Ok(None) => {}
+                    Ok(Some(_)) => {
+                        flag.store(true, Ordering::Relaxed);
+                        return;
+                    }
+                    Err(error) => {
+                        log::warn!("{}: the lease cannot be renewed: {error:#}", own.phase);
+                        continue;
+                    }
                 }
                 renewed.renewed = unix_time();
                 if let Err(error) = own.write(&renewed) {
@@ -153,15 +161,19 @@ impl Drop for Lease {
 }
 
 impl Fence {
-    /// Fails if a higher generation holds the phase.
+    /// Fails if a higher generation holds the phase, or if nobody can tell.
     pub fn check(&self) -> Result<()> {
-        match newest(&self.folder, &self.phase) {
-            Some((generation, holder)) if generation > self.generation => {
-                let who = holder.as_ref().map_or("another process".into(), Holder::name);
-                bail!("{}: {who} has taken it over; this process stops without writing", self.phase)
-            }
-            _ => Ok(()),
+        match self.follower().with_context(|| format!("{}: this process stops without writing", self.phase))? {
+            None => Ok(()),
+            Some(who) => bail!("{}: {who} has taken it over; this process stops without writing", self.phase),
         }
+    }
+
+    /// Who holds the phase in a higher generation.
+    fn follower(&self) -> Result<Option<String>> {
+        let newest = newest(&self.folder, &self.phase)?;
+        let higher = newest.filter(|(generation, _)| *generation > self.generation);
+        Ok(higher.map(|(_, holder)| holder.as_ref().map_or("another process".into(), Holder::name)))
     }
 
     fn path(&self) -> PathBuf {
@@ -182,9 +194,12 @@ impl Fence {
 
     /// Replaces this generation's file. Not fsynced: after a power cut nobody holds anything.
     fn write(&self, holder: &Holder) -> Result<()> {
-        let beside = self.path().with_extension(format!("{}.partial", std::process::id()));
-        fs::write(&beside, serde_json::to_vec(holder)?)?;
-        Ok(fs::rename(&beside, self.path())?)
+        let beside = self.path().with_extension(format!("{}.partial", durable::unique()));
+        let written = fs::write(&beside, serde_json::to_vec(holder)?).and_then(|()| fs::rename(&beside, self.path()));
+        if written.is_err() {
+            let _ = fs::remove_file(&beside);
+        }
+        Ok(written?)
     }
 }
 
@@ -219,7 +234,16 @@ impl Holder {
 
 /// The holder of a phase, if somebody holds it.
 pub fn holder(run: &RunDir, phase: &str) -> Option<Holder> {
-    newest(&run.file("leases"), phase)?.1.filter(|holder| !holder.released)
+    newest(&run.file("leases"), phase).ok()??.1.filter(|holder| !holder.released)
+}
+
+/// Whether somebody else than this process holds a phase: then none of its files are this process's to remove.
+pub fn is_anothers(run: &RunDir, phase: &str) -> bool {
+    let pid = std::process::id();
+    let ours = |holder: &Holder| {
+        holder.pid == pid && holder.machine == machine() && Some(holder.started) == process_start(pid)
+    };
+    holder(run, phase).is_some_and(|holder| !ours(&holder))
 }
 
 /// This process's Slurm job as `squeue` names it: `17`, or `17_2` for a task of an array.
@@ -229,6 +253,16 @@ pub fn slurm_job() -> Option<String> {
         (Some(array), Some(task)) => Some(format!("{array}_{task}")),
         _ => variable("SLURM_JOB_ID"),
     }
+}
+
+/// Seconds since this process was started.
+pub fn process_age() -> f64 {
+    let uptime = fs::read_to_string("/proc/uptime").ok();
+    let uptime: Option<f64> = uptime.and_then(|text| text.split(' ').next()?.parse().ok());
+    // SAFETY: it only reads a constant.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+    let started = process_start(std::process::id()).map(|ticks| ticks as f64 / per_second);
+    uptime.zip(started).map_or(0.0, |(now, started)| (now - started).max(0.0))
 }
 
 /// Clock ticks from boot to the start of a living process (proc(5), `stat`, field 22).
@@ -246,18 +280,23 @@ fn machine() -> String {
     format!("{} {}", boot.trim(), namespace.display())
 }
 
-fn generations(folder: &Path, phase: &str) -> Vec<(u64, PathBuf)> {
+fn generations(folder: &Path, phase: &str) -> Result<Vec<(u64, PathBuf)>> {
     let generation = |path: &Path| -> Option<u64> {
         path.file_name()?.to_str()?.strip_prefix(phase)?.strip_prefix('.')?.strip_suffix(".json")?.parse().ok()
     };
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| Some((generation(&entry.path())?, entry.path()))).collect()
+    let mut found = Vec::new();
+    let listing = || format!("cannot list the leases in {}", folder.display());
+    for entry in fs::read_dir(folder).with_context(listing)? {
+        let path = entry.with_context(listing)?.path();
+        found.extend(generation(&path).map(|generation| (generation, path)));
+    }
+    Ok(found)
 }
 
 /// The highest generation, and its holder if the file can be read (it cannot while it is being created).
-fn newest(folder: &Path, phase: &str) -> Option<(u64, Option<Holder>)> {
-    let (generation, path) = generations(folder, phase).into_iter().max()?;
-    Some((generation, fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())))
+fn newest(folder: &Path, phase: &str) -> Result<Option<(u64, Option<Holder>)>> {
+    let Some((generation, path)) = generations(folder, phase)?.into_iter().max() else { return Ok(None) };
+    Ok(Some((generation, fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()))))
 }
 
 #[cfg(test)]
@@ -305,7 +344,7 @@ mod tests {
         let refused = ghost.fence().check().unwrap_err().to_string();
         assert!(refused.contains("job 18, process") && refused.contains("without writing"), "{refused}");
         drop(ghost);
-        assert_eq!(newest(&run.file("leases"), "meta").unwrap().0, 2, "the ghost's end releases nothing");
+        assert_eq!(newest(&run.file("leases"), "meta").unwrap().unwrap().0, 2, "the ghost's end releases nothing");
     }
 
     #[test]
@@ -318,6 +357,36 @@ mod tests {
         assert!(this.may_follow(&gone) && !this.may_follow(&this));
         let elsewhere = Holder { machine: "another".into(), ..gone };
         assert!(!this.may_follow(&elsewhere), "its silence must show it");
+    }
+
+    #[test]
+    fn a_writer_that_cannot_tell_whose_the_phase_is_writes_nothing() {
+        let (_folder, run) = run_dir();
+        let lease = Lease::take(&run, "meta", || false).unwrap();
+        fs::rename(run.file("leases"), run.file("away")).unwrap();
+        let error = format!("{:#}", lease.fence().check().unwrap_err());
+        assert!(error.contains("without writing") && error.contains("cannot list the leases"), "{error}");
+        fs::rename(run.file("away"), run.file("leases")).unwrap();
+        assert!(lease.fence().check().is_ok() && !lease.is_lost());
+    }
+
+    #[test]
+    fn what_another_process_holds_is_not_pruned() {
+        let (_folder, run) = run_dir();
+        fs::create_dir(run.file("checkpoints")).unwrap();
+        let lease = Lease::take(&run, "meta", || false).unwrap();
+        let left = run.file("checkpoints/.meta-0000000005.h5.partial-x");
+        for path in [&left, &run.checkpoint("meta", 5), &run.checkpoint("meta", 10)] {
+            fs::write(path, "").unwrap();
+        }
+        let other = Holder { pid: lease.holder.pid + 1, ..lease.holder.clone() };
+        let fence = Fence { generation: 2, ..lease.fence().clone() };
+        assert!(fence.create(&other).unwrap());
+        run.prune_checkpoints("meta", 1).unwrap();
+        assert!(left.exists() && run.checkpoints("meta").len() == 2, "the ghost removes nothing");
+        fence.write(&lease.holder).unwrap();
+        run.prune_checkpoints("meta", 1).unwrap();
+        assert!(!left.exists() && run.checkpoints("meta").len() == 1);
     }
 
     #[test]

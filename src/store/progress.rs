@@ -28,6 +28,9 @@ pub struct Progress {
     /// Seconds that the last checkpoint took to be written.
     #[serde(default)]
     pub save_s: Option<f64>,
+    /// Samples per forward pass of a replica, which `run.micro_batch = "auto"` takes again.
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
     /// The Slurm job that trains it, as `squeue` names it.
     #[serde(default)]
     pub job: Option<String>,
@@ -81,6 +84,7 @@ impl Progress {
             useful_s: 0.0,
             restarts: 0,
             save_s: None,
+            micro_batch: None,
             job: slurm_job(),
             error: None,
             ranks: 1,

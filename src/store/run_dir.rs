@@ -5,14 +5,15 @@
 //! checkpoints/{phase}-{step}.h5   the newest of a phase that is not done
 //! leases/{phase}.{generation}.json  who may write a phase
 //! progress/{phase}.json           heartbeats
-//! index/{split}.index              where the images of a large source lie
+//! index/{split}.index             where the images of a large source lie
+//! unreadable/{host}-{pid}.txt     images that could not be read
 //! logs/{phase}/                   metrics.jsonl and TensorBoard events
 //! export/{format}/                exported models
 //! summary.json  report.html
 //! ```
 
 use super::artefact::{self, Artefact};
-use super::durable;
+use super::{durable, lease};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::{require, usage};
@@ -94,8 +95,11 @@ impl RunDir {
     }
 
     /// Removes all but the newest `keep` checkpoints of a phase, and what killed writers left half written: the caller is
-    /// the phase's one writer, and has none in the making.
+    /// the phase's one writer, and has none in the making. One that has lost the phase removes nothing.
     pub fn prune_checkpoints(&self, phase: &str, keep: usize) -> Result<()> {
+        if lease::is_anothers(self, phase) {
+            return Ok(());
+        }
         for entry in fs::read_dir(self.path.join("checkpoints")).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with(&format!(".{phase}-")) && name.contains(".h5.partial-") {
@@ -108,14 +112,19 @@ impl RunDir {
         Ok(())
     }
 
-    /// The newest checkpoint that verifies and belongs to this recipe; warns loudly about every one that does not.
-    pub fn newest_checkpoint(&self, phase: &str, recipe: &str) -> Option<Artefact> {
+    /// The newest checkpoint that verifies and belongs to this recipe and meta model; warns loudly about every one that
+    /// does not.
+    pub fn newest_checkpoint(&self, phase: &str, recipe: &str, meta: Option<&str>) -> Option<Artefact> {
         self.checkpoints(phase).into_iter().find_map(|(_, path)| match artefact::read(&path) {
-            Ok(checkpoint) if checkpoint.header.recipe == recipe => Some(checkpoint),
-            Ok(_) => {
+            Ok(Artefact { header, .. }) if header.recipe != recipe => {
                 log::warn!("{}: written by another recipe; trying the checkpoint before it", path.display());
                 None
             }
+            Ok(Artefact { header, .. }) if header.meta.as_deref() != meta => {
+                log::warn!("{}: grew in another meta model; trying the checkpoint before it", path.display());
+                None
+            }
+            Ok(checkpoint) => Some(checkpoint),
             Err(error) => {
                 log::warn!("{error:#}; trying the checkpoint before it");
                 None

@@ -3,6 +3,7 @@
 mod device;
 
 use crate::config::Training;
+use crate::model::off::{Part, is_on};
 use crate::model::{FlatParameters, threads};
 use crate::weights::floats_mut;
 use anyhow::{Context, Result};
@@ -81,12 +82,13 @@ impl AdamW {
         self.ema.as_ref()
     }
 
-    /// One update, after bringing the gradients' global norm down to `clip` (0: no limit).
+    /// One update, after bringing the gradients' global norm down to `clip` (0: no limit). None where the loss is not
+    /// finite: nor are then its gradients.
     pub fn step(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         self.steps += 1;
-        if flat.buffer().device().is_cuda() {
+        if flat.buffer().device().is_cuda() || !is_on(Part::Optimiser) {
             self.step_on_device(flat, clip, lr);
-        } else {
+        } else if flat.loss().double_value(&[]).is_finite() {
             self.step_on_host(flat, clip, lr);
         }
     }

@@ -6,6 +6,7 @@ use crate::model::Layout;
 use crate::plan::PhasePlan;
 use crate::store::lease::Fence;
 use crate::store::{Header, RunDir, artefact};
+use crate::weights::floats;
 use anyhow::{Result, anyhow};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -145,7 +146,7 @@ impl Buffers {
     fn like(trainer: &Trainer) -> Buffers {
         let host = |tensor: &Tensor| {
             let copy = Tensor::empty(tensor.size(), (Kind::Float, Device::Cpu));
-            if tensor.device().is_cuda() { copy.pin_memory(tensor.device()) } else { copy }
+            if tensor.device().is_cuda() { copy.internal_pin_memory(tensor.device()) } else { copy }
         };
         let state = trainer.optimiser.state().into_iter().map(|(name, tensor)| (name, host(tensor))).collect();
         Buffers { weights: host(trainer.network.flat().buffer()), state }
@@ -171,6 +172,11 @@ impl Writer {
     }
 
     fn write(&self, header: &Header, buffers: &Buffers) -> Result<()> {
+        if !floats(&buffers.weights).iter().all(|weight| weight.is_finite()) {
+            // The next step's loss says it loudly, and names the last good one.
+            log::warn!("{}: the weights of step {} are not finite; no checkpoint of them", self.phase, header.step);
+            return Ok(());
+        }
         let state: Vec<(&str, &Tensor)> = buffers.state.iter().map(|(name, tensor)| (*name, tensor)).collect();
         let path = self.run.checkpoint(&self.phase, header.step);
         artefact::write(&path, header, &self.layout.named(&buffers.weights), &state, self.fence.as_ref())?;

@@ -6,15 +6,17 @@ use crate::data::Source;
 use crate::data::loader::{TestBatch, test_batches};
 use crate::device::upload;
 use crate::model::Network;
+use crate::require;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// `top1` and `top5` in percent, `loss` (cross entropy), `images`.
+/// `top1` and `top5` in percent, `loss` (cross entropy), `images`; `batch` of them at a time.
 pub fn evaluate(
     network: &Network,
     source: &Source,
     config: &Config,
+    batch: usize,
     group: &dyn Collective,
 ) -> Result<BTreeMap<String, f64>> {
     let (images, device) = (source.test.len(), network.options().1);
@@ -23,8 +25,7 @@ pub fn evaluate(
     // top-1, top-5, summed loss, images
     let mut sums = [0.0; 4];
     tch::no_grad(|| -> Result<()> {
-        // Twice the training's micro-batch fits, as no activations are kept.
-        for batch in test_batches(config, source, share, 2 * config.run.micro_batch) {
+        for batch in test_batches(config, source, share, batch) {
             let TestBatch { images_bchw, labels_b } = batch?;
             if labels_b.numel() > 0 {
                 let logits_bc = network.forward(&upload(&images_bchw, device));
@@ -36,6 +37,7 @@ pub fn evaluate(
     group.all_reduce_f64(&mut sums)?;
     // Unreadable images are not counted.
     let images = sums[3];
+    require!(images > 0.0, "none of the test images can be read; see the warnings above");
     let [top1, top5, loss, _] = sums.map(|sum| sum / images);
     Ok(BTreeMap::from([
         ("top1".into(), 100.0 * top1),

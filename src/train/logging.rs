@@ -4,10 +4,12 @@ use super::step::Outcome;
 use crate::collective::Collective;
 use crate::plan::PhasePlan;
 use crate::store::RunDir;
+use crate::store::lease::process_age;
 use crate::store::metrics::Metrics;
 use crate::store::progress::{Progress, State, duration, unix_time};
 use anyhow::Result;
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// The open logs; silent on all replicas but the group's first.
@@ -22,6 +24,7 @@ struct Open {
     progress: Progress,
     /// Seconds of earlier starts.
     before: f64,
+    /// Where this one's time counts from: what was allocated, not only what was trained.
     started: Instant,
     /// Since the last step ended, or what came after it.
     step_began: Instant,
@@ -45,6 +48,19 @@ impl Window {
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
+/// Up to when this process's time is counted in a phase. What is not counted yet, such as its start, is of the next one.
+static COUNTED: Mutex<Option<Instant>> = Mutex::new(None);
+
+fn counted_up_to(time: Instant) {
+    *COUNTED.lock().expect("nobody panics with it") = Some(time);
+}
+
+/// When the time began that no phase has counted: this process's start, or the end of the phase before.
+fn uncounted_since(now: Instant) -> Instant {
+    let counted = *COUNTED.lock().expect("nobody panics with it");
+    counted.or_else(|| now.checked_sub(Duration::from_secs_f64(process_age()))).unwrap_or(now)
+}
+
 impl<'a> Logging<'a> {
     /// Opens the logs of a phase that goes on after `step`.
     pub fn open(run: &'a RunDir, phase: &PhasePlan, group: &dyn Collective, step: u64) -> Result<Logging<'a>> {
@@ -54,13 +70,17 @@ impl<'a> Logging<'a> {
             let before = earlier.as_ref().map_or(0.0, |p| p.seconds);
             // The time of steps after the checkpoint is lost: they are done again.
             let kept = |p: &Progress| p.useful_s * (step as f64 / p.step.max(1) as f64).min(1.0);
+            let now = Instant::now();
+            let started = uncounted_since(now);
+            counted_up_to(now);
             let progress = Progress {
                 step,
                 steps: phase.steps,
-                seconds: before,
+                seconds: before + (now - started).as_secs_f64(),
                 useful_s: earlier.as_ref().map_or(0.0, kept),
                 restarts: earlier.as_ref().map_or(0, |p| p.restarts + 1),
                 save_s: earlier.and_then(|p| p.save_s),
+                micro_batch: Some(phase.micro_batch),
                 ranks: group.size(),
                 ..Progress::begun(&phase.name)
             };
@@ -75,12 +95,11 @@ impl<'a> Logging<'a> {
             );
             progress.write(&run.path)?;
             let metrics = Metrics::open(&run.logs(&phase.name), step)?;
-            let now = Instant::now();
             logging.open = Some(Open {
                 metrics,
                 progress,
                 before,
-                started: now,
+                started,
                 step_began: now,
                 heartbeat: now,
                 window: Window::from(step),
@@ -89,9 +108,9 @@ impl<'a> Logging<'a> {
         Ok(logging)
     }
 
-    /// After every step.
-    pub fn step(&mut self, step: u64, lr: f64, outcome: &Outcome, log_steps: u64) -> Result<()> {
-        let (global_batch, run) = (self.global_batch, self.run);
+    /// After every step, as soon as it is known to be done.
+    pub fn step(&mut self, outcome: &Outcome, lr: f64, log_steps: u64) -> Result<()> {
+        let (global_batch, run, step) = (self.global_batch, self.run, outcome.step + 1);
         let Some(open) = &mut self.open else { return Ok(()) };
         open.window.loss += outcome.loss;
         open.window.waited += outcome.times.data;
@@ -180,6 +199,7 @@ impl Open {
         self.progress.seconds = self.before + self.started.elapsed().as_secs_f64();
         self.progress.updated = unix_time();
         self.heartbeat = Instant::now();
+        counted_up_to(self.heartbeat);
         self.progress.write(&run.path)
     }
 }

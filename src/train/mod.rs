@@ -54,8 +54,8 @@ struct Trainer {
 ///
 /// # Errors
 /// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.
-pub fn run(setting: &Setting, phase: &PhasePlan, start: &Weights, meta: Option<&str>) -> Result<()> {
-    let mut trainer = Trainer::resume(setting, phase, start)?;
+pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&str>) -> Result<()> {
+    let mut trainer = Trainer::resume(setting, phase, start, meta)?;
     let mut logging = Logging::open(setting.run, phase, setting.group, trainer.step)?;
     let result = trainer.train(setting, phase, meta, &mut logging);
     match &result {
@@ -72,11 +72,11 @@ pub fn run(setting: &Setting, phase: &PhasePlan, start: &Weights, meta: Option<&
 pub fn time_checkpoints(
     setting: &Setting,
     phase: &PhasePlan,
-    start: &Weights,
+    start: Weights,
     every: u64,
     pairs: usize,
 ) -> Result<Vec<(f64, f64)>> {
-    let mut trainer = Trainer::resume(setting, phase, start)?;
+    let mut trainer = Trainer::resume(setting, phase, start, None)?;
     let mut stepper = Stepper::new(setting.plan, phase, setting.group);
     let mut loader = Loader::start(setting.plan, phase, setting.source, 0, 1, 0);
     let header = trainer.header(setting.plan, phase, None, BTreeMap::new());
@@ -99,35 +99,34 @@ pub fn time_checkpoints(
     (0..pairs).map(|_| Ok((block(false)?, block(true)?))).collect()
 }
 
-fn not_finite(run: &RunDir, phase: &PhasePlan, step: u64, lr: f64) -> anyhow::Error {
-    let good = run.checkpoints(&phase.name).first().map_or("none".into(), |(_, path)| path.display().to_string());
-    anyhow!(
-        "{}: the loss is no longer finite at step {step} (learning rate {lr:.3e}); last good checkpoint: {good}. Lower \
-         base_lr, lengthen warmup_epochs or set clip_grad, in another --run-dir",
-        phase.name
-    )
-}
-
 impl Trainer {
-    /// From the newest checkpoint that verifies, else from `start`.
-    fn resume(setting: &Setting, phase: &PhasePlan, start: &Weights) -> Result<Trainer> {
-        let Setting { plan, run, device, .. } = *setting;
+    /// From the newest checkpoint that verifies, else from `start`, of which only the frozen stages are kept. Collective:
+    /// the first replica chooses.
+    fn resume(setting: &Setting, phase: &PhasePlan, mut start: Weights, meta: Option<&str>) -> Result<Trainer> {
+        let Setting { plan, run, group, device, .. } = *setting;
         let network = |weights: &Weights| {
             Network::new(&plan.config, &phase.depths, phase.trained.clone(), &on_device(weights, device))
         };
-        let Some(checkpoint) = run.newest_checkpoint(&phase.name, &phase.recipe) else {
-            let network = network(start)?;
+        let newest = if group.is_zero() { run.newest_checkpoint(&phase.name, &phase.recipe, meta) } else { None };
+        // Whether there is one, and its step.
+        let mut chosen = newest.as_ref().map_or([0.0; 2], |checkpoint| [1.0, checkpoint.header.step as f64]);
+        group.all_reduce_f64(&mut chosen)?;
+        let checkpoint = match (chosen, newest) {
+            ([0.0, _], _) => None,
+            (_, Some(newest)) => Some(newest),
+            ([_, step], None) => Some(artefact::read(&run.checkpoint(&phase.name, step as u64))?),
+        };
+        let Some(Artefact { header, weights, state, .. }) = checkpoint else {
+            let network = network(&start)?;
             let optimiser = AdamW::new(&phase.training, network.flat());
             return Ok(Trainer { network, optimiser, step: 0 });
         };
-        let Artefact { header, weights, state, .. } = checkpoint;
-        if setting.group.is_zero() {
+        if group.is_zero() {
             log::info!("{}: resuming at step {} of {}", phase.name, header.step, phase.steps);
         }
         // A module's checkpoint holds its own stage; the frozen ones are the start's.
-        let mut all: Weights = start.iter().map(|(key, tensor)| (key.clone(), tensor.shallow_clone())).collect();
-        all.extend(weights);
-        let network = network(&all)?;
+        start.extend(weights);
+        let network = network(&start)?;
         let optimiser = AdamW::resume(&phase.training, network.flat(), state, header.step)
             .with_context(|| format!("{}: checkpoint of step {}", phase.name, header.step))?;
         Ok(Trainer { network, optimiser, step: header.step })
@@ -143,42 +142,47 @@ impl Trainer {
 
         while self.step < phase.steps {
             let lr = phase.lr(self.step);
-            let outcome = stepper.step(&mut self.network, &mut self.optimiser, &mut loader, self.step, lr)?;
+            let told = stepper.step(&mut self.network, &mut self.optimiser, &mut loader, self.step, lr)?;
             self.step += 1;
-            if !outcome.loss.is_finite() {
-                // Every replica has seen the same loss; one of them says so.
-                return Err(if group.is_zero() {
-                    not_finite(run, phase, self.step, lr)
-                } else {
-                    Failure::Elsewhere { code: 1 }.into()
-                });
+            // What is about to look at the weights waits for them.
+            let is_last = self.step == phase.steps;
+            let evaluates = eval_steps > 0 && self.step.is_multiple_of(eval_steps);
+            let stop = told.is_some_and(|outcome| outcome.stop);
+            let rest = if is_last || evaluates || stop { stepper.last()? } else { None };
+            for outcome in told.into_iter().chain(rest) {
+                if !outcome.loss.is_finite() {
+                    return self.not_finite(setting, phase, outcome.step, checkpoints.as_mut());
+                }
+                logging.step(&outcome, phase.lr(outcome.step), plan.config.run.log_steps)?;
             }
-            logging.step(self.step, lr, &outcome, plan.config.run.log_steps)?;
-            if self.step == phase.steps {
+            if is_last {
                 break;
             }
-            if eval_steps > 0 && self.step.is_multiple_of(eval_steps) {
-                logging.evaluation(self.step, &self.evaluate(setting)?)?;
+            if evaluates {
+                logging.evaluation(self.step, &self.evaluate(setting, phase.micro_batch)?)?;
             }
             if let Some(lease) = lease.filter(|lease| lease.is_lost()) {
                 lease.fence().check()?;
             }
             if let Some(checkpoints) = &mut checkpoints {
-                if outcome.stop {
+                if stop {
                     checkpoints.save_now(self)?
                 } else {
                     checkpoints.after_step(self)?
                 }
                 logging.saved(checkpoints.save_s());
             }
-            if outcome.stop {
+            if stop {
                 // None leaves while another may still be at the sum that told it to.
                 group.barrier()?;
                 return Err(Failure::Stopped { phase: phase.name.clone(), step: self.step }.into());
             }
         }
-        let metrics = self.evaluate(setting)?;
+        let metrics = self.evaluate(setting, phase.micro_batch)?;
         logging.evaluation(self.step, &metrics)?;
+        if !metrics["loss"].is_finite() {
+            return self.not_finite(setting, phase, self.step - 1, checkpoints.as_mut());
+        }
         if let Some(mut checkpoints) = checkpoints {
             checkpoints.finish()?;
             let header = self.header(plan, phase, meta, metrics);
@@ -187,6 +191,27 @@ impl Trainer {
             run.prune_checkpoints(&phase.name, 0)?;
         }
         group.barrier()
+    }
+
+    /// The error for a step, counted from 0, whose loss is not finite. All replicas have seen the same; the first one says so.
+    fn not_finite(
+        &self,
+        setting: &Setting,
+        phase: &PhasePlan,
+        step: u64,
+        checkpoints: Option<&mut Checkpoints>,
+    ) -> Result<()> {
+        let Some(checkpoints) = checkpoints else { return Err(Failure::Elsewhere { code: 1 }.into()) };
+        checkpoints.finish()?;
+        let good = setting.run.checkpoints(&phase.name);
+        let good = good.first().map_or("none".into(), |(_, path)| path.display().to_string());
+        Err(anyhow!(
+            "{}: the loss is no longer finite at step {} (learning rate {:.3e}); last good checkpoint: {good}. Lower \
+             base_lr, lengthen warmup_epochs or set clip_grad, in another --run-dir",
+            phase.name,
+            step + 1,
+            phase.lr(step)
+        ))
     }
 
     fn header(&self, plan: &Plan, phase: &PhasePlan, meta: Option<&str>, metrics: BTreeMap<String, f64>) -> Header {
@@ -207,13 +232,14 @@ impl Trainer {
         self.optimiser.average().unwrap_or(self.network.flat().buffer())
     }
 
-    fn evaluate(&mut self, setting: &Setting) -> Result<BTreeMap<String, f64>> {
+    fn evaluate(&mut self, setting: &Setting, micro_batch: usize) -> Result<BTreeMap<String, f64>> {
+        let Setting { plan, source, group, .. } = *setting;
         let weights: Option<Tensor> = self.optimiser.average().map(|average| {
             let kept = self.network.flat().buffer().copy();
             self.network.flat_mut().set(average);
             kept
         });
-        let metrics = evaluate::evaluate(&self.network, setting.source, &setting.plan.config, setting.group);
+        let metrics = evaluate::evaluate(&self.network, source, &plan.config, micro_batch, group);
         if let Some(weights) = weights {
             self.network.flat_mut().set(&weights);
         }

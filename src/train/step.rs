@@ -1,8 +1,12 @@
 //! One optimiser step: forward and backward of each micro-batch, one all-reduce, clipping, one optimiser pass.
+//!
+//! The host never waits for a GPU within a step: it reads a step's loss and stop flag while the GPU is at the next one. So
+//! the loop hears of a step one step late there; on the CPU at once.
 
 use super::adamw::AdamW;
 use crate::collective::Collective;
 use crate::data::loader::Batch;
+use crate::device::later::Later;
 use crate::device::upload;
 use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::groups::{micro_batches, share};
@@ -15,6 +19,8 @@ use tch::{Kind, Tensor};
 /// What a step tells the loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome {
+    /// The step, counted from 0.
+    pub step: u64,
     /// Mean loss over the global batch.
     pub loss: f64,
     /// Some rank of the group was asked to stop.
@@ -52,7 +58,14 @@ fn timed<T>(time: &mut Duration, act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The buffers and constants of a phase's steps.
+/// What a step will tell once its numbers are there.
+struct Told {
+    step: u64,
+    numbers: Later,
+    times: Times,
+}
+
+/// The constants of a phase's steps.
 pub struct Stepper<'a> {
     group: &'a dyn Collective,
     global_batch: f64,
@@ -61,6 +74,10 @@ pub struct Stepper<'a> {
     drop: DropPathRule,
     dropout: bool,
     seed: u64,
+    /// The newest step, where the host has not waited for it.
+    untold: Option<Told>,
+    /// Whether the host goes on before a step is done.
+    runs_ahead: bool,
 }
 
 impl<'a> Stepper<'a> {
@@ -70,15 +87,18 @@ impl<'a> Stepper<'a> {
         Stepper {
             group,
             global_batch: global_batch as f64,
-            micro_batches: micro_batches(share, plan.config.run.micro_batch).len(),
+            micro_batches: micro_batches(share, phase.micro_batch).len(),
             clip: phase.training.clip_grad,
             drop: DropPathRule { rate: phase.training.drop_path, blocks: phase.depths.iter().sum(), seed: phase.seed },
             dropout: plan.config.model.dropout > 0.0,
             seed: phase.seed,
+            untold: None,
+            runs_ahead: false,
         }
     }
 
-    /// Trains on one global batch, this replica's share of the next of `batches`, in micro-batches.
+    /// Trains on one global batch, this replica's share of the next of `batches`, in micro-batches. Tells of the newest
+    /// step that is known to be done; a loss that is not finite leaves the weights as they were.
     pub fn step(
         &mut self,
         network: &mut Network,
@@ -86,7 +106,7 @@ impl<'a> Stepper<'a> {
         batches: &mut dyn Iterator<Item = Result<Batch>>,
         step: u64,
         lr: f64,
-    ) -> Result<Outcome> {
+    ) -> Result<Option<Outcome>> {
         let mut times = Times::default();
         let _ = network.flat_mut().gradients_mut().zero_();
         if self.dropout {
@@ -101,13 +121,24 @@ impl<'a> Stepper<'a> {
         let gradients = network.flat_mut().gradients_mut();
         let _ = gradients.narrow(0, numbers + 1, 1).fill_(f64::from(u8::from(super::stop_requested())));
         timed(&mut times.all_reduce, || self.group.all_reduce(gradients))?;
-        // The one moment of a step in which the host waits for a GPU: all must know whether to stop.
-        let told = Vec::<f32>::try_from(gradients.narrow(0, numbers, EXTRAS as i64))?;
-        let outcome = Outcome { loss: told[0].into(), stop: told[1] > 0.0, times };
-        if outcome.loss.is_finite() {
-            timed(&mut times.optimiser, || optimiser.step(network.flat_mut(), self.clip, lr));
-        }
-        Ok(Outcome { times, ..outcome })
+        let numbers = Later::of(&gradients.narrow(0, numbers, EXTRAS as i64))?;
+        timed(&mut times.optimiser, || optimiser.step(network.flat_mut(), self.clip, lr));
+        let told = Told { step, numbers, times };
+        self.runs_ahead |= network.options().1.is_cuda();
+        let done = if self.runs_ahead { self.untold.replace(told) } else { Some(told) };
+        done.map(|told| self.outcome(told)).transpose()
+    }
+
+    /// Waits for the newest step, if the host has not yet.
+    pub fn last(&mut self) -> Result<Option<Outcome>> {
+        self.untold.take().map(|told| self.outcome(told)).transpose()
+    }
+
+    fn outcome(&self, told: Told) -> Result<Outcome> {
+        let Told { step, numbers, mut times } = told;
+        timed(&mut times.all_reduce, || self.group.settle(&|| numbers.is_here()))?;
+        let numbers = numbers.numbers()?;
+        Ok(Outcome { step, loss: numbers[0].into(), stop: numbers[1] > 0.0, times })
     }
 
     /// Adds one micro-batch's share of loss and gradients.
@@ -118,8 +149,7 @@ impl<'a> Stepper<'a> {
             let drop = DropPath { scale: scale.map(|scale| upload(&scale, device)) };
             let (logits_bc, tape) = network.train(&upload(&batch.images_bchw, device), &drop);
             let (loss, gradient_bc) = soft_cross_entropy(&logits_bc, &upload(&batch.targets_bc, device));
-            let sums = network.flat().gradients();
-            let _ = sums.get(network.flat().len() as i64).g_add_(&(loss / self.global_batch));
+            let _ = network.flat().loss().g_add_(&(loss / self.global_batch));
             (gradient_bc / self.global_batch, tape)
         });
         timed(&mut times.backward, || network.backward(tape, &gradient_bc));
@@ -170,6 +200,10 @@ const DROP_PATH: u64 = 6;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collective::Solo;
+    use crate::config::Config;
+    use crate::model::{OPTIONS, fresh};
+    use crate::plan::phases::META;
 
     #[test]
     fn drop_path_keeps_each_branch_at_its_rate_without_bias_and_depends_only_on_the_position() {
@@ -184,5 +218,40 @@ mod tests {
         );
         let cut = rule.draw(7, 1000..1002).scale.unwrap();
         assert_eq!(whole.narrow(1, 1000, 2), cut);
+    }
+
+    #[test]
+    fn a_host_that_runs_ahead_hears_the_same_of_every_step_one_step_late() {
+        let text = "[run]\nmicro_batch = 4\n[model]\nimage_size = 8\npatch_size = 4\nwidth = 8\nheads = 2\ndepths = [1, 1]\n\
+                    classes = 3\n[train]\nglobal_batch = 8\nwarmup_epochs = 0\n[data]\nrepeats = 1";
+        let plan = Plan::new(Config::parse(text, &[]).unwrap(), 8).unwrap();
+        let phase = plan.phase(&META, None);
+        let weights = fresh(phase.parameters(&plan).iter(), phase.seed);
+        let losses = |runs_ahead: bool| -> Vec<f64> {
+            let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &weights).unwrap();
+            let mut optimiser = AdamW::new(&phase.training, network.flat());
+            let mut stepper = Stepper { runs_ahead, ..Stepper::new(&plan, &phase, &Solo) };
+            let mut batches = (0..).map(|number: usize| {
+                let start = number % 2 * 4;
+                let images_bchw = Tensor::ones([4, 3, 8, 8], OPTIONS) * (number as f64).sin();
+                Ok(Batch {
+                    images_bchw,
+                    targets_bc: Tensor::full([4, 3], 1.0 / 3.0, OPTIONS),
+                    positions: start..start + 4,
+                })
+            });
+            let mut told = Vec::new();
+            for step in 0..5 {
+                let outcome = stepper.step(&mut network, &mut optimiser, &mut batches, step, 1e-2).unwrap();
+                assert_eq!(outcome.map(|o| o.step), if runs_ahead { step.checked_sub(1) } else { Some(step) });
+                told.extend(outcome);
+            }
+            told.extend(stepper.last().unwrap());
+            assert!(stepper.last().unwrap().is_none());
+            told.iter().map(|outcome| outcome.loss).collect()
+        };
+        let at_once = losses(false);
+        assert_eq!(at_once.len(), 5);
+        assert_eq!(at_once, losses(true));
     }
 }

@@ -1,7 +1,7 @@
 //! Every way an artefact or its place can be damaged: one clear error, the right exit code.
 
 use crate::incubate::{Incubate, flip, plain};
-use incubate::store::artefact;
+use incubate::store::artefact::{self, Artefact};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -90,28 +90,65 @@ fn assembly_refuses_a_mixture() {
     let run = finished().fork(&ALL);
     // Modules in the wrong place.
     std::fs::copy(run.file("module-2.h5"), run.file("module-1.h5")).unwrap();
-    run.incubate(&["assemble"]).fails(3, &["module-1.h5", "holds module Some(2)"]);
+    run.incubate(&["assemble"]).fails(3, &["module-1.h5", "holds module 2, not module 1"]);
     // A missing one.
     std::fs::remove_file(run.file("module-1.h5")).unwrap();
     run.incubate(&["assemble"]).fails(2, &["module-1.h5", "missing", "--index 1"]);
+    let place = |change: fn(&mut Artefact)| {
+        let foreign = rewritten(&finished().file("module-1.h5"), change);
+        std::fs::write(run.file("module-1.h5"), foreign).unwrap();
+    };
+    let cure = "delete module-1.h5 and train module 1 again";
     // Of another run: same recipe but another meta model cannot be made by the seed, so by hand.
-    let foreign = rewritten(&finished().file("module-1.h5"), |header| header.meta = Some("0".repeat(64)));
-    std::fs::write(run.file("module-1.h5"), foreign).unwrap();
-    run.incubate(&["assemble"]).fails(3, &["module-1.h5", "another meta model"]);
+    place(|module| module.header.meta = Some("0".repeat(64)));
+    run.incubate(&["assemble"]).fails(3, &["module-1.h5", "another meta model", cure]);
     // Of another recipe.
-    let foreign = rewritten(&finished().file("module-1.h5"), |header| header.recipe = "0".repeat(64));
-    std::fs::write(run.file("module-1.h5"), foreign).unwrap();
-    run.incubate(&["assemble"]).fails(3, &["module-1.h5", "another recipe"]);
+    place(|module| module.header.recipe = "0".repeat(64));
+    run.incubate(&["assemble"]).fails(3, &["module-1.h5", "another recipe", cure]);
+    // A block deeper than the config's.
+    place(|module| {
+        module.header.depths[1] = 3;
+        let block = |from: &str, to: &str| {
+            let own = module.weights.iter().filter(|((_, name), _)| name.starts_with(from));
+            own.map(|((stage, name), tensor)| ((*stage, name.replacen(from, to, 1)), tensor.copy())).collect::<Vec<_>>()
+        };
+        module.weights.extend(block("blocks.1.", "blocks.2."));
+    });
+    run.incubate(&["assemble"]).fails(3, &["has depths [1, 3, 1, 1], expected [1, 2, 1, 1]", cure]);
 }
 
-/// An artefact's bytes after a change of its header, sealed anew.
-fn rewritten(path: &Path, change: impl FnOnce(&mut incubate::store::Header)) -> Vec<u8> {
+/// An artefact's bytes after a change, sealed anew.
+fn rewritten(path: &Path, change: impl FnOnce(&mut Artefact)) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let mut artefact = artefact::read(path).unwrap();
-    change(&mut artefact.header);
+    change(&mut artefact);
     let to = folder.path().join("a.h5");
     artefact::write(&to, &artefact.header, &artefact.weights, &[], None).unwrap();
     std::fs::read(to).unwrap()
+}
+
+#[test]
+fn what_is_missing_is_not_called_damaged_and_its_cure_is_said() {
+    let run = Incubate::new();
+    run.incubate(&["evaluate"]).fails(2, &["final.h5: missing", "incubate run CONFIG"]);
+    run.incubate(&["assemble"]).fails(2, &["meta.h5: missing", "incubate meta CONFIG"]);
+    let ended = verify(Path::new("/nonexistent.h5")).fails(2, &["/nonexistent.h5: missing", "name another file"]);
+    assert_eq!(ended.err.matches("/nonexistent.h5").count(), 1, "{}", ended.err);
+}
+
+#[test]
+fn only_what_incubate_wrote_is_to_be_deleted() {
+    let run = Incubate::new();
+    // Shorter and longer than a seal.
+    for text in ["[run]\n".to_string(), "# a config\n".repeat(100)] {
+        let path = run.folder.path().join("own.toml");
+        std::fs::write(&path, text).unwrap();
+        let ended = verify(&path).fails(3, &["own.toml", "not an artefact of incubate"]);
+        assert!(!ended.err.contains("delete it") && !ended.out.contains("delete it"), "{}", ended.err);
+    }
+    let truncated = run.folder.path().join("meta.h5");
+    std::fs::write(&truncated, &finished().bytes("meta.h5")[..100]).unwrap();
+    verify(&truncated).fails(3, &["truncated", "only 100 bytes", "delete it"]);
 }
 
 #[test]

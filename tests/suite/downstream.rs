@@ -52,6 +52,24 @@ fn all_twelve_figures_of_coco_are_pycocotools() {
 }
 
 #[test]
+fn masks_that_come_with_boxes_are_evaluated_without_them_as_the_frameworks_do() {
+    let folder = golden("coco");
+    let mut results = json(&folder.join("segm.json"));
+    for one in results.as_array_mut().unwrap() {
+        // pycocotools would take the size of the object from it.
+        one["bbox"] = serde_json::json!([0, 0, 300, 200]);
+    }
+    let both = tempfile::tempdir().unwrap();
+    let both = both.path().join("both.json");
+    std::fs::write(&both, results.to_string()).unwrap();
+    let out = coco(&folder.join("annotations.json"), &both, &["--iou", "segm", "--json"]).ok().out;
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let ours: Vec<f64> = report["figures"].as_object().unwrap().values().map(|v| v.as_f64().unwrap()).collect();
+    let theirs: Vec<f64> = serde_json::from_value(json(&folder.join("figures.json"))["segm"].clone()).unwrap();
+    assert!(ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-9), "{ours:?} and {theirs:?}");
+}
+
+#[test]
 fn results_that_do_not_belong_to_the_annotations_are_refused() {
     let annotations = golden("coco/annotations.json");
     let folder = tempfile::tempdir().unwrap();
@@ -127,6 +145,17 @@ fn label_maps_that_are_malformed_of_another_size_or_hold_no_class_are_named() {
         std::fs::write(&prediction, &whole[..length]).unwrap();
         refused(&["predictions/a.png", "not a readable PNG"]);
     }
+    // Sizes that are only claimed take no memory: width 1000, height 2³¹ − 1, with the checksum of the PNG's header.
+    for (claimed, words) in [([1000, 3], "1000×3 pixels"), ([1000, 0x7fff_ffff], "at most 67108864")] {
+        let mut bomb = whole.clone();
+        bomb[16..24].copy_from_slice(&claimed.map(u32::to_be_bytes).concat());
+        let sum = !bomb[12..29].iter().fold(!0u32, |sum, &byte| {
+            (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(sum & 1)))
+        });
+        bomb[29..33].copy_from_slice(&sum.to_be_bytes());
+        std::fs::write(&prediction, &bomb).unwrap();
+        refused(&["predictions/a.png", words]);
+    }
     // Numbered from 0, class 7 of the labels is 6.
     flat_png(&prediction, 4, 3, png::ColorType::Grayscale, 6);
     let out = ade20k(&labels, &predictions, &["--zero-based", "--json"]).ok().out;
@@ -149,4 +178,33 @@ fn pictures_are_drawn_on_request_and_tables_printed_for_people() {
     let out = ade20k(&golden("ade20k/labels"), &golden("ade20k/predictions"), &plot).ok().out;
     assert!(out.contains("mIoU") && out.contains("CSAIL"), "{out}");
     assert!(drawn().matches("fill-opacity").count() > 20);
+}
+
+#[test]
+fn downstream_scripts_name_the_export_that_is_missing_and_pass_their_cores_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let srun = folder.path().join("srun");
+    std::fs::write(&srun, "#!/bin/sh\necho srun \"$@\"\n").unwrap();
+    std::fs::set_permissions(&srun, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    for (name, config) in [("detectron2", "mask_rcnn_1x.py"), ("mmdet", "mask_rcnn_1x.py"), ("mmseg", "upernet_80k.py")]
+    {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("slurm/downstream/{name}.sbatch"));
+        let run = || {
+            let mut command = std::process::Command::new("bash");
+            command.arg(&script).arg(folder.path().join("export")).env("PATH", &path).env("SLURM_CPUS_PER_TASK", "7");
+            for clone in ["DETECTRON2", "MMDETECTION", "MMSEGMENTATION"] {
+                command.env(clone, folder.path());
+            }
+            ended(command.output().unwrap())
+        };
+        let refused = run();
+        let told = format!("{name}/{config} is missing: write it with incubate export CONFIG --format {name}\n");
+        assert!(refused.code == Some(2) && refused.err.ends_with(&told), "{}", refused.err);
+        assert_eq!(refused.err.lines().count(), 1);
+        let exported = folder.path().join("export").join(name);
+        std::fs::create_dir_all(&exported).unwrap();
+        std::fs::write(exported.join(config), "").unwrap();
+        assert!(run().ok().out.starts_with("srun --cpus-per-task=7 python tools/"), "{name}");
+    }
 }

@@ -102,17 +102,88 @@ fn weights_are_exported_bit_for_bit_and_missing_qkv_biases_as_zeros() {
 }
 
 #[test]
-fn detectors_take_patches_whose_size_is_a_power_of_two() {
+fn detectors_take_patches_of_16_pixels() {
     let run = trained();
     export(&run, "detectron2");
     let config = String::from_utf8(run.bytes("export/detectron2/mask_rcnn_3x.py")).unwrap();
     for line in
-        ["patch_size = 8", "pretrain_img_size = 28", "max_iter = 270000", "layer_norm_eps = 0.00001", "in_chans = 1"]
+        ["patch_size = 16", "pretrain_img_size = 28", "max_iter = 270000", "layer_norm_eps = 0.00001", "in_chans = 1"]
     {
         assert!(config.contains(line), "{line} in {config}");
     }
     let sizes: Vec<usize> = payloads(&run.file("export/detectron2/model.pth")).iter().map(Vec::len).collect();
-    assert_eq!(sizes[..2], [4 * 16 * (1 + 3 * 3), 4 * 16 * 8 * 8], "positions on a grid of 3, kernels of 8");
+    assert_eq!(sizes[..2], [4 * 16 * (1 + 1), 4 * 16 * 16 * 16], "positions on a grid of 1, kernels of 16");
+}
+
+#[test]
+fn transformers_is_told_of_the_processor_that_crops_as_we_do() {
+    let run = trained();
+    export(&run, "hf");
+    let told: serde_json::Value = serde_json::from_slice(&run.bytes("export/hf/preprocessor_config.json")).unwrap();
+    assert_eq!((&told["image_processor_type"], &told["crop_pct"]), (&"ConvNextImageProcessorFast".into(), &1.0.into()));
+}
+
+#[test]
+fn weights_of_another_model_or_too_few_blocks_for_a_format_are_refused() {
+    let run = trained();
+    let weights = run.file("meta.h5");
+    let weights = ["--weights", weights.to_str().unwrap()];
+    let ended = run.incubate(&["export", weights[0], weights[1], "--set", "model.heads=4"]);
+    assert!(ended.code == Some(3) && ended.err.contains("meta.h5") && ended.err.contains("[model]"), "{}", ended.err);
+    let shallow = Incubate::new().set("model.depths=[2, 1]").set("meta.epochs=1");
+    shallow.ok(&["meta"]);
+    let weights = shallow.file("meta.h5");
+    let refused = shallow.incubate(&["export", "--format", "mmseg", "--weights", weights.to_str().unwrap()]);
+    refused.fails(2, &["meta.h5", "2 blocks", "UPerNet"]);
+    export(&shallow, "all");
+    assert!(shallow.file("export/pth").exists() && !shallow.file("export/mmseg").exists());
+}
+
+#[test]
+fn outputs_hold_every_small_image_and_are_decoded_at_full_size() {
+    let run = trained();
+    let outputs = |run: &Incubate, sets: &[&str]| {
+        let (weights, into) = (run.file("meta.h5"), run.folder.path().join("outputs"));
+        let mut arguments =
+            vec!["evaluate", "--weights", weights.to_str().unwrap(), "--outputs", into.to_str().unwrap()];
+        arguments.extend(sets);
+        run.ok(&arguments);
+        safetensors_of(&into)
+    };
+    let all = outputs(&run, &[]);
+    assert_eq!((&all["inputs"].0, &all["logits"].0), (&vec![128, 1, 28, 28], &vec![128, 4]));
+    // A photograph six times as large as the input: a reduced decode would take it at a quarter.
+    let images = run.folder.path().join("images");
+    for (split, number) in [("train", 0), ("val", 1)] {
+        let class = images.join(split).join("a");
+        std::fs::create_dir_all(&class).unwrap();
+        std::fs::write(class.join("a.jpg"), crate::drawn::jpeg(0, number, 180, 200)).unwrap();
+    }
+    let colour =
+        Incubate::new().set("model.channels=3").set("data.mean=[0.5, 0.5, 0.5]").set("data.std=[0.3, 0.3, 0.3]");
+    let colour = colour.set("meta.epochs=1");
+    colour.ok(&["meta"]);
+    let path = format!("data.path={:?}", images.to_str().unwrap());
+    let sets = |reduced: &'static str| {
+        [
+            "--set",
+            "data.format=folder",
+            "--set",
+            &path,
+            "--set",
+            "data.train_images=0",
+            "--set",
+            "data.test_images=0",
+            "--set",
+            reduced,
+        ]
+        .map(String::from)
+    };
+    let pixels = |reduced: &'static str| {
+        let sets = sets(reduced);
+        outputs(&colour, &sets.iter().map(String::as_str).collect::<Vec<_>>())["inputs"].clone()
+    };
+    assert_eq!(pixels("data.reduced_decode=true"), pixels("data.reduced_decode=false"));
 }
 
 #[test]
@@ -199,5 +270,14 @@ fn a_model_goes_on_at_a_higher_resolution() {
     let assembled = artefact::read(&larger.file("assembled.h5")).unwrap();
     assert_eq!(assembled.weights[&(0, "pos_embed".into())].size(), [1, 37, 16]);
     larger.ok(&["finetune"]);
-    assert!(larger.file("final.h5").exists());
+    // From the artefact itself, without an export.
+    let imported = larger.bytes("assembled.h5");
+    let other = Incubate::new().set("model.image_size=24").set("model.depths=[1, 1, 1, 1]").set("finetune.epochs=1");
+    command = plain(&["import"]);
+    command.arg(run.file("meta.h5")).args(["config.toml", "--as", "assembled", "--run-dir"]).arg(&other.run_dir);
+    command.args(
+        ["model.image_size=24", "model.depths=[1, 1, 1, 1]", "finetune.epochs=1"].iter().flat_map(|s| ["--set", s]),
+    );
+    ended(command.current_dir(&other.folder).output().unwrap()).ok();
+    assert_eq!(other.bytes("assembled.h5"), imported);
 }

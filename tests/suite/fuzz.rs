@@ -4,13 +4,13 @@
 use crate::drawn;
 use crate::incubate::{ended, plain};
 use incubate::config::{Config, Format};
-use incubate::data::decode::Decoder;
-use incubate::data::pixels::Region;
-use incubate::data::samples::{Split, Stored};
-use incubate::data::{Source, open_unchecked};
+use incubate::data::reader::Reading;
+use incubate::data::samples::{Samples, Split, Stored};
+use incubate::data::{BadImages, Source, open_unchecked};
 use incubate::error::{Failure, exit_code};
 use incubate::random::Random;
 use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
 const EACH: u64 = 2500;
 
@@ -40,44 +40,87 @@ fn damaged(whole: &[u8], random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Decodes an image whole, or says what is wrong with it.
-fn decode(decoder: &mut Decoder, bytes: &[u8], stored: Stored) -> Result<(usize, usize), String> {
-    let decoded = decoder.open(bytes, stored).and_then(|(height, width)| {
-        decoder.view(bytes, Region { left: 0, top: 0, width, height }, 1).map(|view| (view.height, view.width))
-    });
-    decoded.map_err(|error| format!("{error:#}"))
+/// Files in memory.
+struct Files {
+    extension: &'static str,
+    bytes: Vec<Vec<u8>>,
 }
 
-fn decode_damaged(seed: u64, files: &[Vec<u8>]) {
-    let mut decoder = Decoder::new().unwrap();
-    let (mut read, mut named) = (0, 0);
-    for number in 0..EACH {
-        let mut random = Random::new(&[seed, number]);
-        let bytes = damaged(&files[number as usize % files.len()], &mut random);
-        match decode(&mut decoder, &bytes, Stored::Encoded) {
-            Ok((height, width)) => {
-                assert!(height > 0 && width > 0);
-                read += 1;
-            }
-            Err(text) => {
-                assert!(!text.is_empty());
-                named += 1;
-            }
+impl Samples for Files {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn label(&self, _index: usize) -> u32 {
+        0
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("damaged-{index}.{}", self.extension)
+    }
+
+    fn read(&self, index: usize, bytes: &mut Vec<u8>) -> anyhow::Result<Stored> {
+        bytes.clone_from(&self.bytes[index]);
+        Ok(Stored::Encoded)
+    }
+}
+
+const SIZE: usize = 16;
+
+static CONFIG: LazyLock<Config> = LazyLock::new(|| Config::parse("", &[format!("model.image_size={SIZE}")]).unwrap());
+
+/// Reads an image as it is evaluated, or says what is wrong with it, by its name.
+fn read_or_named(split: &Split, index: usize, code: u8) -> bool {
+    let mut out = [0.0; 3 * SIZE * SIZE];
+    let mut reader = Reading::evaluation(&CONFIG, split, &Arc::new(BadImages::new(0))).reader();
+    match reader.read_this(index, &Random::new(&[]), &mut out) {
+        Ok(read) => assert!(read.is_some() && out.iter().all(|number| number.is_finite())),
+        Err(error) => {
+            let name = split.name(index);
+            assert!(format!("{error:#}").starts_with(&name), "{name}: {error:#}");
+            assert_eq!(exit_code(&error), code, "{error:#}");
+            return false;
         }
     }
-    assert!(read > 0 && named > 0, "{read} read, {named} named: the damage is too small or too large to tell anything");
+    true
+}
+
+/// Reads damaged files whole, and as training does: cropped, at a reduced size, several times; skips those that cannot be.
+fn decode_damaged(seed: u64, extension: &'static str, files: &[Vec<u8>]) {
+    let one = |number: u64| damaged(&files[number as usize % files.len()], &mut Random::new(&[seed, number]));
+    let split = Split::Stored(Arc::new(Files { extension, bytes: (0..EACH).map(one).collect() }));
+    let whole: Vec<bool> = (0..split.len()).map(|index| read_or_named(&split, index, 2)).collect();
+    let read = whole.iter().filter(|&&read| read).count();
+    assert!(read > 0 && read < whole.len(), "{read} read: the damage is too small or too large to tell anything");
+
+    let bad = Arc::new(BadImages::new(split.len()));
+    let mut reader = Reading::training(&CONFIG, &split, &bad).reader();
+    let (mut out, mut trained) = ([0.0; 3 * SIZE * SIZE], 0);
+    for key in 0..4 {
+        for index in 0..split.len() {
+            let read = reader.read_this(index, &Random::new(&[key, index as u64]), &mut out).unwrap();
+            assert!(out.iter().all(|number| number.is_finite()));
+            trained += usize::from(read.is_some());
+        }
+    }
+    let skipped = bad.count();
+    assert!(trained >= 4 * (split.len() - skipped) && skipped > 0, "{trained} trained, {skipped} skipped");
+    // Where one cannot be read, the next that can takes its place.
+    for index in 0..split.len() {
+        assert_eq!(reader.read(index, &Random::new(&[index as u64]), &mut out).unwrap(), 0);
+    }
 }
 
 #[test]
 fn a_damaged_jpeg_is_decoded_or_named() {
     let files: Vec<_> = (0..8).map(|i| drawn::jpeg(i, 0, 24 + 8 * i as usize, 40)).collect();
-    decode_damaged(1, &files);
+    decode_damaged(1, "jpg", &files);
 }
 
 #[test]
 fn a_damaged_png_is_decoded_or_named() {
     let files: Vec<_> = (0..8).map(|i| drawn::png(i, 0, 24 + 8 * i as usize, 40)).collect();
-    decode_damaged(2, &files);
+    decode_damaged(2, "png", &files);
 }
 
 /// Opens a folder of stored images whatever model they are for.
@@ -88,7 +131,7 @@ fn open(folder: &Path, format: Format) -> anyhow::Result<Source> {
     open_unchecked(&config)
 }
 
-fn stored(split: &Split) -> &dyn incubate::data::samples::Samples {
+fn stored(split: &Split) -> &dyn Samples {
     match split {
         Split::Stored(samples) => samples.as_ref(),
         Split::Small(_) => unreachable!("these formats are stored"),
@@ -101,8 +144,7 @@ fn a_damaged_tar_is_read_or_named() {
     let whole = drawn::tar(3, 0..6);
     std::fs::write(folder.path().join("val-0.tar"), &whole).unwrap();
     let tar = folder.path().join("train-0.tar");
-    let mut decoder = Decoder::new().unwrap();
-    let (mut opened, mut refused, mut bytes) = (0, 0, Vec::new());
+    let (mut opened, mut refused, mut read, mut named) = (0, 0, 0, 0);
     for number in 0..EACH {
         std::fs::write(&tar, damaged(&whole, &mut Random::new(&[3, number]))).unwrap();
         match open(folder.path(), Format::Tar) {
@@ -112,17 +154,18 @@ fn a_damaged_tar_is_read_or_named() {
                 refused += 1;
             }
             Ok(source) => {
-                let train = stored(&source.train);
-                for index in 0..train.len() {
-                    let read = train.read(index, &mut bytes);
-                    let _ = read.map(|stored| decode(&mut decoder, &bytes, stored));
-                    assert!(train.name(index).contains("train-0.tar"));
+                for index in 0..source.train.len() {
+                    assert!(source.train.name(index).contains("train-0.tar: "));
+                    match read_or_named(&source.train, index, 2) {
+                        true => read += 1,
+                        false => named += 1,
+                    }
                 }
                 opened += 1;
             }
         }
     }
-    assert!(opened > 100 && refused > 100, "{opened} opened, {refused} refused");
+    assert!(opened > 100 && refused > 100 && read > 100 && named > 20, "{opened}, {refused}, {read}, {named}");
 }
 
 #[test]
@@ -162,7 +205,8 @@ fn a_damaged_pack_never_gives_other_bytes_than_were_packed() {
                 assert!(
                     read.iter().zip(&good).all(|(read, good)| read.as_ref().is_ok_and(|r| r == good) || read.is_err())
                 );
-                assert!(read.iter().any(Result::is_err), "a changed file whose samples are all as they were");
+                let damaged = read.iter().position(Result::is_err).expect("a change lies in a sample");
+                assert!(!read_or_named(&source.train, damaged, 3));
                 opened += 1;
             }
         }

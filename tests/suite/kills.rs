@@ -1,37 +1,61 @@
 //! A run killed at any moment and started again ends with the same bits as one never interrupted.
 
 use crate::incubate::Incubate;
-use std::process::Stdio;
-use std::time::Duration;
+use incubate::random::Random;
+use incubate::store::progress::Progress;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+fn start(run: &Incubate) -> Child {
+    run.command(&["run"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// Whether the process has come to train this phase.
+fn trains(child: &Child, run: &Incubate, phase: &str) -> bool {
+    Progress::read(&run.run_dir, phase).is_some_and(|progress| progress.pid == child.id())
+}
+
+fn kill(mut child: Child) {
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success(), "the run was over before it was killed: it is too short for this test");
+}
 
 #[test]
-fn twenty_kills_at_random_moments_leave_no_trace_in_the_result() {
+fn twenty_kills_at_random_moments_of_every_phase_leave_no_trace_in_the_result() {
     let build = || {
         Incubate::new()
             .set("train.eval_epochs=1")
-            .set("meta.epochs=40")
-            .set("module.epochs=12")
-            .set("finetune.epochs=12")
+            .set("meta.epochs=20")
+            .set("module.epochs=20")
+            .set("finetune.epochs=20")
     };
     let whole = build();
     whole.ok(&["run"]);
     let killed = build();
-    let mut random = incubate::random::Random::new(&[20]);
-    let mut kills = 0;
-    while kills < 20 {
-        let mut child = killed.command(&["run"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        // The moment is the point of the test: from before the first file is opened to well into the training.
-        std::thread::sleep(Duration::from_secs_f64(random.between(0.1, 1.2)));
-        child.kill().unwrap();
-        if child.wait().unwrap().success() {
-            break;
-        }
-        kills += 1;
+    let mut random = Random::new(&[20]);
+    // From before the first file is opened.
+    for _ in 0..2 {
+        let child = start(&killed);
+        std::thread::sleep(Duration::from_secs_f64(random.between(0.0, 0.3)));
+        kill(child);
     }
-    assert!(kills >= 20, "the run was over after {kills} kills: it is too short for this test");
+    // Well inside each phase, and around its beginning, where the phase before it ends.
+    let phases = [("meta", 5), ("module-0", 4), ("module-1", 2), ("module-3", 3), ("finetune", 4)];
+    for (phase, kills) in phases {
+        for _ in 0..kills {
+            let child = start(&killed);
+            let began = Instant::now();
+            while !trains(&child, &killed, phase) {
+                assert!(began.elapsed() < Duration::from_secs(120), "{phase} does not begin");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            std::thread::sleep(Duration::from_secs_f64(random.between(0.0, 0.15)));
+            kill(child);
+        }
+    }
     killed.ok(&["run"]);
-    for file in ["meta.h5", "module-0.h5", "module-3.h5", "assembled.h5", "final.h5"] {
-        assert!(whole.bytes(file) == killed.bytes(file), "{file} differs after {kills} kills");
+    for file in ["meta.h5", "module-0.h5", "module-1.h5", "module-3.h5", "assembled.h5", "final.h5"] {
+        assert!(whole.bytes(file) == killed.bytes(file), "{file} differs");
     }
     // The curves have every step once.
     assert_eq!(whole.losses("finetune"), killed.losses("finetune"));

@@ -10,7 +10,8 @@ fn start(run: &Incubate, arguments: &[&str]) -> Child {
 
 #[test]
 fn a_second_job_waits_for_what_the_first_is_writing_and_both_end_well() {
-    let build = || Incubate::new().set("meta.epochs=60");
+    // Few lines: nobody reads the one job while it waits for the other.
+    let build = || Incubate::new().set("meta.epochs=60").set("run.log_steps=50");
     let alone = build();
     alone.ok(&["run"]);
     let run = build();
@@ -26,7 +27,8 @@ fn a_second_job_waits_for_what_the_first_is_writing_and_both_end_well() {
 
 #[test]
 fn a_job_that_was_silent_too_long_loses_its_phase_and_writes_nothing_more() {
-    let build = || Incubate::new().set("meta.epochs=60");
+    // Few lines: nobody reads the one job while it waits for the other.
+    let build = || Incubate::new().set("meta.epochs=60").set("run.log_steps=50");
     let alone = build();
     alone.ok(&["meta"]);
     let run = build();

@@ -16,6 +16,7 @@ mod parity;
 mod precision;
 mod replicas;
 mod runs;
+mod seen;
 mod slurm;
 mod stored;
 mod transforms;

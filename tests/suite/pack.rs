@@ -176,6 +176,12 @@ fn all_phases_are_done(run: &Incubate) {
 }
 
 #[test]
+fn the_imagenet_config_runs_on_a_folder() {
+    let images = Images::new(20, 80, 20);
+    all_phases_are_done(&imagenet_made_small("folder", &images.path("images")));
+}
+
+#[test]
 fn the_imagenet_config_runs_on_packed_images() {
     let images = Images::new(20, 80, 20);
     images.pack("images", "pack", &[]).ok();

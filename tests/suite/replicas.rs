@@ -1,6 +1,6 @@
 //! Several replicas in one rank: they compute what one does, resume exactly, and fail together.
 
-use crate::incubate::{Incubate, TINY, ended};
+use crate::incubate::{Ended, Incubate, TINY, ended};
 use incubate::collective::replicas::on_replicas;
 use incubate::collective::{Collective, Solo};
 use incubate::config::Config;
@@ -9,6 +9,7 @@ use incubate::model::fresh;
 use incubate::plan::Plan;
 use incubate::plan::phases::MODULE;
 use incubate::store::RunDir;
+use incubate::store::progress::Progress;
 use incubate::train::{self, Setting};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -98,7 +99,7 @@ fn a_step_reduces_the_modules_gradients_and_two_numbers_and_nothing_of_the_froze
         let counted = Counting(replica, &of_replicas);
         let start = incubate::weights::on_device(&start.lock().unwrap(), Device::Cpu);
         let (plan, run, source, device) = (&plan, &run, &source, Device::Cpu);
-        train::run(&Setting { plan, run, source, group: &counted, device, lease: None }, &phase, &start, None)
+        train::run(&Setting { plan, run, source, group: &counted, device, lease: None }, &phase, start, None)
     })
     .unwrap();
     let of_module: usize = parameters.iter().filter(|p| p.stage == 1).map(|p| p.count()).sum();
@@ -171,12 +172,10 @@ fn a_rank_killed_inside_a_sum_ends_the_job_with_its_name_and_the_run_resumes() {
     assert!(whole.bytes("meta.h5") == killed.bytes("meta.h5"));
 }
 
-#[test]
-fn a_micro_batch_too_large_for_the_memory_is_one_error_that_names_one_that_fits() {
-    let run = Incubate::new().set("run.replicas=2").set("run.micro_batch=256").set("meta.global_batch=512");
-    let run = run.set("model.width=512").set("model.patch_size=1").set("data.repeats=1");
-    let mut command = run.command(&["meta"]);
-    let limit = libc::rlimit { rlim_cur: 1 << 30, rlim_max: 1 << 30 };
+/// As `run.command`, with this much memory to take.
+fn limited(run: &Incubate, arguments: &[&str], bytes: u64) -> Ended {
+    let mut command = run.command(arguments);
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
     // SAFETY: between fork and exec this sets a limit and nothing else.
     unsafe {
         command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_DATA, &limit) {
@@ -184,8 +183,33 @@ fn a_micro_batch_too_large_for_the_memory_is_one_error_that_names_one_that_fits(
             _ => Err(std::io::Error::last_os_error()),
         });
     }
-    let end = ended(command.output().unwrap());
-    end.fails(2, &["meta: run.micro_batch = 256 on cpu: out of memory", "128 should fit: --set run.micro_batch=128"]);
+    ended(command.output().unwrap())
+}
+
+#[test]
+fn a_micro_batch_too_large_for_the_memory_is_one_error_that_names_one_that_fits() {
+    let run = Incubate::new().set("run.replicas=2").set("run.micro_batch=256").set("meta.global_batch=512");
+    let run = run.set("model.width=512").set("model.patch_size=1").set("data.repeats=1");
+    let end = limited(&run, &["meta"], 1 << 30);
+    end.fails(2, &["meta: run.micro_batch = 256 on cpu: out of memory", "128 may fit: --set run.micro_batch=128"]);
+}
+
+#[test]
+fn an_automatic_micro_batch_is_halved_until_a_step_fits_and_is_taken_again() {
+    let wide = |run: Incubate| {
+        run.set("run.micro_batch=auto").set("model.width=128").set("model.patch_size=1").set("data.train_images=64")
+    };
+    let small = wide(Incubate::new()).set("data.test_images=8").set("meta.epochs=1");
+    let end = limited(&small, &["meta"], 640 << 20).ok();
+    let Progress { micro_batch, .. } = Progress::read(&small.run_dir, "meta").unwrap();
+    let chosen = micro_batch.unwrap();
+    assert!((2..64).contains(&chosen) && end.err.contains(&format!("micro-batches of {chosen} samples fit cpu")));
+    // The same number by hand, and the recorded one where there would be room for more, make the same bits.
+    let by_hand = small.fork(&[]).set(&format!("run.micro_batch={chosen}"));
+    by_hand.ok(&["meta"]);
+    std::fs::remove_file(small.file("meta.h5")).unwrap();
+    small.ok(&["meta"]);
+    assert!(small.bytes("meta.h5") == by_hand.bytes("meta.h5"));
 }
 
 #[test]

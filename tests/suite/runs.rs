@@ -138,7 +138,7 @@ fn a_rank_that_fails_takes_the_job_down_with_its_message() {
     let start = Instant::now();
     let ended = run.mpirun(2, &["module"]);
     assert!(start.elapsed() < Duration::from_secs(30));
-    ended.fails(3, &["module-1.h5", "truncated"]);
+    ended.fails(3, &["module-1.h5", "not an artefact of incubate"]);
 }
 
 #[test]

@@ -18,6 +18,27 @@ fn jobs(cluster: &Cluster, run: &Incubate) -> Vec<(String, String)> {
     jobs.iter().map(|job| (job["name"].as_str().unwrap().into(), job["id"].as_str().unwrap().into())).collect()
 }
 
+fn log(run: &Incubate, name: &str, job: &str) -> String {
+    std::fs::read_to_string(run.file(&format!("slurm/{name}-{job}.log"))).unwrap_or_default()
+}
+
+/// What comes after some words in a log, the last time that they are there.
+fn number(log: &str, after: &str) -> u64 {
+    let text = log.rsplit_once(after).unwrap_or_else(|| panic!("no {after:?} in {log}")).1;
+    text.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
+
+/// After a signal not one step is done again: it resumes where it was stopped.
+fn resumed_where_it_was_told(log: &str) {
+    assert_eq!(number(log, "checkpoint written at step "), number(log, "resuming at step "), "{log}");
+}
+
+/// The newest checkpoint's step.
+fn newest_checkpoint(run: &Incubate, phase: &str) -> u64 {
+    let run = incubate::store::RunDir { path: run.run_dir.clone() };
+    run.checkpoints(phase)[0].0
+}
+
 /// What `incubate status` says of a phase.
 fn status(cluster: &Cluster, run: &Incubate, phase: &str) -> Value {
     let mut command = plain(&["status", "--json", run.run_dir.to_str().unwrap()]);
@@ -42,12 +63,13 @@ fn long_and_its_twin() -> (Incubate, Incubate) {
 /// Submits, and waits until the meta model's job has written a checkpoint; returns the jobs.
 fn submit_and_see_a_checkpoint(cluster: &Cluster, run: &Incubate) -> Vec<(String, String)> {
     let jobs = jobs(cluster, run);
-    let written = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("meta-");
-    cluster.until("a checkpoint", || {
-        let entries = std::fs::read_dir(run.file("checkpoints"));
-        entries.is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(|e| written(&e.file_name()))))
-    });
+    until_checkpoint(cluster, run, "meta");
     jobs
+}
+
+fn until_checkpoint(cluster: &Cluster, run: &Incubate, phase: &str) {
+    let run_dir = incubate::store::RunDir { path: run.run_dir.clone() };
+    cluster.until("a checkpoint", || !run_dir.checkpoints(phase).is_empty());
 }
 
 fn until_restarted(cluster: &Cluster, job: &str) {
@@ -60,7 +82,7 @@ fn ends_as_its_twin(cluster: &Cluster, run: &Incubate, twin: &Incubate, jobs: &[
     cluster.until_completed(meta);
     assert!(twin.bytes("meta.h5") == run.bytes("meta.h5"));
     assert!(twin.losses("meta") == run.losses("meta"), "the curve has every step once");
-    let log = std::fs::read_to_string(run.file(&format!("slurm/meta-{meta}.log"))).unwrap();
+    let log = log(run, "meta", meta);
     assert!(log.contains("resuming at step"), "{log}");
     let line = status(cluster, run, "meta");
     assert!(line["restarts"] == 1 && line["goodput"].as_f64().is_some_and(|g| g > 0.0 && g <= 1.0), "{line}");
@@ -68,14 +90,24 @@ fn ends_as_its_twin(cluster: &Cluster, run: &Incubate, twin: &Incubate, jobs: &[
     log
 }
 
+/// The demo of real images, made small.
+fn fashion_mnist() -> Incubate {
+    let mut run = Incubate::with(include_str!("../../configs/fashion-mnist.toml"));
+    for set in ["data.train_fraction=0.02", "meta.epochs=1", "module.epochs=1", "finetune.epochs=1"] {
+        run = run.set(set);
+    }
+    run.set("train.warmup_epochs=0").set("train.eval_epochs=0")
+}
+
 #[test]
 fn an_array_run_on_three_nodes_has_the_bits_of_a_local_run() {
     let cluster = Cluster::start();
     // A hostile name stays a name.
     let name = "run.name=\"$(touch x) `touch y`\"";
-    let local = Incubate::new().set(name);
+    let local = fashion_mnist().set(name);
     local.ok(&["run"]);
-    let run = Incubate::new().set(name);
+    // Three of a node's four cores: no two tasks fit on one.
+    let run = fashion_mnist().set(name).set("slurm.cpus_per_rank=3");
     let script = run.folder.path().join("list.sbatch");
     let list = format!(
         "#!/bin/bash\n#SBATCH --output=/dev/null\nls \"$1\" > {}\n",
@@ -85,20 +117,103 @@ fn an_array_run_on_three_nodes_has_the_bits_of_a_local_run() {
     let run = run.set(&format!("slurm.downstream=[\"{}\"]", script.display()));
     let dry = submit(&cluster, &run, &["--dry-run"]).ok();
     assert_eq!(dry.out.matches("to start at").count(), 4, "Slurm accepts all scripts: {}", dry.out);
+    // What Slurm would refuse, a dry run does.
+    submit(&cluster, &run, &["--dry-run", "--set", "slurm.partition=\"nowhere\""])
+        .fails(2, &["sbatch refuses it", "nvalid partition"]);
     let jobs = jobs(&cluster, &run);
     let names: Vec<&str> = jobs.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["meta", "modules", "finalize", "downstream-list"]);
     jobs.iter().for_each(|(_, id)| cluster.until_completed(id));
+    let nodes: std::collections::BTreeSet<String> =
+        tasks(&cluster, &jobs[1].1).into_values().map(|task| task.1).collect();
+    assert_eq!(nodes.len(), 3, "{nodes:?}");
     for file in ["meta.h5", "module-2.h5", "final.h5"] {
         assert!(local.bytes(file) == run.bytes(file), "{file}");
     }
     assert_eq!(std::fs::read_to_string(run.folder.path().join("listed")).unwrap(), "timm\n");
     let strays = ["x", "y"].iter().filter(|f| run.folder.path().join(f).exists() || run.file(f).exists()).count();
     assert_eq!(strays, 0);
-    // Submitting a finished run leaves the last job alone, which verifies and ends.
-    let again = submit(&cluster, &run, &["--dry-run"]).ok();
-    let again: Vec<Value> = serde_json::from_str(&again.out).unwrap();
-    assert_eq!(again.iter().map(|job| &job["name"]).collect::<Vec<_>>(), ["finalize", "downstream-list"]);
+    // Of a finished run nothing is submitted again.
+    assert_eq!(submit(&cluster, &run, &[]).ok().out.trim(), "[]");
+    // Where Slurm does not answer nothing is taken for finished or for cancelled.
+    let nowhere = run.folder.path().join("slurm.conf");
+    std::fs::write(&nowhere, "ClusterName=x\nSlurmctldHost=localhost\nSlurmctldPort=1\nMessageTimeout=1\n").unwrap();
+    for arguments in [["cancel"], ["submit"]] {
+        let mut command = match arguments {
+            ["cancel"] => plain(&["cancel", run.run_dir.to_str().unwrap()]),
+            _ => run.command(&arguments),
+        };
+        ended(command.env("SLURM_CONF", &nowhere).output().unwrap()).fails(2, &["squeue cannot say", &jobs[0].1]);
+    }
+}
+
+/// Restarts and node of each task of an array, by its number.
+fn tasks(cluster: &Cluster, array: &str) -> std::collections::BTreeMap<u64, (u64, String)> {
+    let shown = cluster.output("scontrol", &["-o", "show", "job", array]);
+    let task = |line: &str| -> Option<(u64, (u64, String))> {
+        let field = |name: &str| line.split(name).nth(1)?.split_whitespace().next();
+        let index = field(" ArrayTaskId=")?.parse().ok()?;
+        Some((index, (field(" Restarts=")?.parse().ok()?, field(" NodeList=").unwrap_or_default().to_string())))
+    };
+    shown.lines().filter_map(task).collect()
+}
+
+#[test]
+fn one_task_of_an_array_that_gets_the_early_signal_is_requeued_alone() {
+    let cluster = Cluster::start();
+    let build = || Incubate::new().set("module.epochs=40");
+    let twin = build();
+    twin.ok(&["run"]);
+    let run = build();
+    let jobs = jobs(&cluster, &run);
+    let (_, array) = &jobs[1];
+    until_checkpoint(&cluster, &run, "module-3");
+    // The last task's own number is the array's.
+    cluster.output("scancel", &["-s", "USR2", "--batch", &format!("{array}_3")]);
+    cluster.until("the restart", || tasks(&cluster, array).values().any(|(restarts, _)| *restarts > 0));
+    jobs.iter().for_each(|(_, id)| cluster.until_completed(id));
+    let restarts: Vec<u64> = tasks(&cluster, array).into_values().map(|task| task.0).collect();
+    assert_eq!(restarts, [0, 0, 0, 1]);
+    resumed_where_it_was_told(&log(&run, "modules", &format!("{array}_3")));
+    assert!(twin.bytes("final.h5") == run.bytes("final.h5"));
+}
+
+#[test]
+fn a_rank_that_is_killed_ends_its_job_and_the_run_goes_on_when_submitted_again() {
+    let cluster = Cluster::start();
+    let build = || Incubate::new().set("meta.epochs=60").set("slurm.mode=\"allocation\"").set("slurm.ranks=2");
+    let twin = build();
+    twin.mpirun(2, &["run"]).ok();
+    let run = build().set("slurm.nodes=2");
+    // The script's own minute would do, but is long for a test.
+    let mut command = run.command(&["submit"]);
+    ended(cluster.client(&mut command).env("SLURM_WAIT", "3").output().unwrap()).ok();
+    until_checkpoint(&cluster, &run, "meta");
+    let (pid, _) = cluster.processes().into_iter().find(|(_, command)| command == "incubate").unwrap();
+    // SAFETY: a process of this cluster's jobs.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    let job = status(&cluster, &run, "meta")["job"].as_str().unwrap().to_string();
+    cluster.until("the end of the job", || cluster.state(&job) == "FAILED");
+    let kept = newest_checkpoint(&run, "meta");
+    let again = jobs(&cluster, &run);
+    cluster.until_completed(&again[0].1);
+    assert_eq!(number(&log(&run, "run", &again[0].1), "resuming at step "), kept);
+    for file in ["meta.h5", "final.h5"] {
+        assert!(twin.bytes(file) == run.bytes(file), "{file}");
+    }
+}
+
+#[test]
+fn doctor_in_a_job_names_ranks_and_gpus_that_are_not_used() {
+    let run = Incubate::new();
+    let job = [("SLURM_NTASKS", "4"), ("SLURM_GPUS_ON_NODE", "2")];
+    let doctor = ended(run.command(&["doctor"]).envs(job).output().unwrap());
+    assert_eq!(doctor.code, Some(2), "{}", doctor.out);
+    let said = |words: &str| doctor.out.lines().any(|line| line.starts_with("NOT") && line.contains(words));
+    assert!(said("a world of one in a job of 4 tasks") && said("given this job 2 GPU(s)"), "{}", doctor.out);
+    assert!(doctor.out.contains("locks work") && doctor.out.contains(" is writable"), "{}", doctor.out);
+    let job = ended(run.command(&["meta"]).envs(job).output().unwrap()).ok().err;
+    assert!(job.contains("a world of one in a job of 4 tasks") && job.contains("given this job 2 GPU(s)"), "{job}");
 }
 
 #[test]
@@ -122,6 +237,11 @@ fn an_allocation_of_three_nodes_has_the_bits_of_three_local_ranks() {
     srun.arg(run.folder.path().join("config.toml")).arg("--run-dir").arg(run.file("other"));
     ended(cluster.client(&mut srun).output().unwrap()).fails(2, &["2 tasks without PMIx", "srun --mpi=pmix"]);
     assert!(began.elapsed() < Duration::from_secs(5));
+    // Open MPI does not speak the older one.
+    let mut srun = Command::new("srun");
+    srun.args(["--mpi=pmi2", "--ntasks=2", "--nodes=2", env!("CARGO_BIN_EXE_incubate"), "run"]);
+    srun.arg(run.folder.path().join("config.toml")).arg("--run-dir").arg(run.file("other"));
+    ended(cluster.client(&mut srun).output().unwrap()).fails(2, &["2 tasks with PMI-2", "srun --mpi=pmix"]);
 }
 
 #[test]
@@ -139,13 +259,38 @@ fn a_module_that_fails_stops_the_rest_and_alone_is_submitted_again() {
     let line = status(&cluster, &run, "module-1");
     assert_eq!((&line["state"], &line["job"]), (&"failed".into(), &format!("{}_1", first[1].1).into()));
     assert!(line["why"].as_str().unwrap().contains("module-1-0000000005.h5"), "{line}");
+    let line = status(&cluster, &run, "finetune");
+    assert_eq!(line["state"], "cancelled", "{line}");
 
     std::fs::remove_dir_all(&obstacle).unwrap();
+    // Its jobs see what was asked for this time.
+    let run = run.set("run.e2e=true");
     let text = submit(&cluster, &run, &[]).ok().out;
     let second: Vec<Value> = serde_json::from_str(&text).unwrap();
     assert_eq!(second.len(), 2, "modules and the rest: {text}");
     assert_eq!(second[0]["modules"], serde_json::json!([1]));
     submit(&cluster, &run, &[]).fails(2, &["already submitted", "incubate cancel"]);
+    cluster.until_completed(second[1]["id"].as_str().unwrap());
+    assert!(local.bytes("final.h5") == run.bytes("final.h5") && run.file("e2e.h5").exists());
+}
+
+#[test]
+fn a_failed_module_is_submitted_again_while_its_siblings_train() {
+    let cluster = Cluster::start();
+    let local = Incubate::new().set("module.epochs=40");
+    local.ok(&["run"]);
+    let run = Incubate::new().set("module.epochs=40");
+    let obstacle = run.file("checkpoints/module-1-0000000005.h5");
+    std::fs::create_dir_all(obstacle.join("x")).unwrap();
+    let first = jobs(&cluster, &run);
+    cluster.until("the failure", || cluster.state(&format!("{}_1", first[1].1)) == "FAILED");
+    std::fs::remove_dir_all(&obstacle).unwrap();
+    let text = submit(&cluster, &run, &[]).ok().out;
+    let second: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert_eq!((second.len(), &second[0]["modules"]), (2, &serde_json::json!([1])), "{text}");
+    let waits: Vec<&str> = second[1]["after"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    assert!(waits.len() >= 2 && waits[1].starts_with(&format!("job {}_", first[1].1)), "siblings still train: {text}");
+    assert!(cluster.state(&first[2].1).starts_with("CANCELLED"), "its place is taken");
     cluster.until_completed(second[1]["id"].as_str().unwrap());
     assert!(local.bytes("final.h5") == run.bytes("final.h5"));
 }
@@ -158,9 +303,7 @@ fn a_job_that_gets_the_early_signal_is_requeued_and_ends_with_the_same_bits() {
     cluster.output("scancel", &["-s", "USR2", "--batch", &jobs[0].1]);
     until_restarted(&cluster, &jobs[0].1);
     let log = ends_as_its_twin(&cluster, &run, &twin, &jobs);
-    // Not one step is done again: it resumes where it was stopped.
-    let number = |from: &str| log.split(from).nth(1).unwrap().split_whitespace().next().unwrap().to_string();
-    assert_eq!(number("checkpoint written at step "), number("resuming at step "), "{log}");
+    resumed_where_it_was_told(&log);
 }
 
 #[test]
@@ -169,11 +312,8 @@ fn a_job_near_its_time_limit_is_told_in_time_and_goes_on_in_a_new_one() {
     let run = Incubate::new().set("meta.epochs=100000").set("slurm.time=\"00:02:00\"").set("slurm.signal_lead=110");
     let jobs = submit_and_see_a_checkpoint(&cluster, &run);
     until_restarted(&cluster, &jobs[0].1);
-    let log = || std::fs::read_to_string(run.file(&format!("slurm/meta-{}.log", jobs[0].1))).unwrap();
-    cluster.until("the resumption", || log().contains("resuming at step"));
-    assert!(log().contains("checkpoint written at step "), "{}", log());
-    let number = |from: &str| log().split(from).nth(1).unwrap().split_whitespace().next().unwrap().to_string();
-    assert_eq!(number("checkpoint written at step "), number("resuming at step "), "{}", log());
+    cluster.until("the resumption", || log(&run, "meta", &jobs[0].1).contains("resuming at step"));
+    resumed_where_it_was_told(&log(&run, "meta", &jobs[0].1));
     let ids: Vec<&str> = jobs.iter().map(|(_, id)| id.as_str()).collect();
     assert_eq!(cancel(&cluster, &run), format!("cancelled {}\n", ids.join(", ")));
     cluster.until("the cancellation", || ids.iter().all(|id| cluster.state(id).starts_with("CANCELLED")));
@@ -199,10 +339,13 @@ fn a_killed_task_is_named_and_goes_on_when_submitted_again() {
     // SAFETY: a process of this cluster's jobs.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     cluster.until("the end of what waits for it", || cluster.state(&jobs[2].1) == "CANCELLED");
+    let kept = newest_checkpoint(&run, "meta");
     let line = status(&cluster, &run, "meta");
     assert!(line["state"] == "failed" && line["why"].as_str().unwrap().contains("NonZeroExitCode"), "{line}");
+    assert_eq!(status(&cluster, &run, "module-2")["state"], "cancelled");
     let again = self::jobs(&cluster, &run);
-    ends_as_its_twin(&cluster, &run, &twin, &again);
+    let log = ends_as_its_twin(&cluster, &run, &twin, &again);
+    assert_eq!(number(&log, "resuming at step "), kept, "{log}");
 }
 
 #[test]
@@ -214,7 +357,7 @@ fn a_preempted_job_comes_back_when_its_node_is_free_and_ends_with_the_same_bits(
     high.args(["--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"]);
     ended(cluster.client(&mut high).output().unwrap()).ok();
     until_restarted(&cluster, &jobs[0].1);
-    ends_as_its_twin(&cluster, &run, &twin, &jobs);
+    resumed_where_it_was_told(&ends_as_its_twin(&cluster, &run, &twin, &jobs));
 }
 
 #[test]
@@ -224,8 +367,10 @@ fn a_job_whose_node_dies_goes_on_elsewhere_with_the_same_bits() {
     let jobs = submit_and_see_a_checkpoint(&cluster, &run);
     let node = cluster.node_of(&jobs[0].1);
     cluster.lose_node(node, true);
+    let kept = newest_checkpoint(&run, "meta");
     until_restarted(&cluster, &jobs[0].1);
-    ends_as_its_twin(&cluster, &run, &twin, &jobs);
+    let log = ends_as_its_twin(&cluster, &run, &twin, &jobs);
+    assert_eq!(number(&log, "resuming at step "), kept, "{log}");
 }
 
 #[test]
@@ -245,18 +390,33 @@ fn a_ghost_on_a_node_that_slurm_gave_up_stops_without_writing() {
 }
 
 #[test]
-fn a_job_that_is_stopped_over_and_over_gives_up_at_the_cap() {
+fn a_job_that_is_stopped_over_and_over_gives_up_at_the_cap_or_without_a_step_gained() {
     let cluster = Cluster::start();
-    let run = Incubate::new().set("meta.epochs=2000").set("slurm.max_requeues=1");
-    let jobs = submit_and_see_a_checkpoint(&cluster, &run);
-    let (_, meta) = &jobs[0];
-    let log = || std::fs::read_to_string(run.file(&format!("slurm/meta-{meta}.log"))).unwrap_or_default();
+    // Another signal than the one that the program knows.
+    let run = Incubate::new().set("meta.epochs=2000").set("slurm.max_requeues=1").set("slurm.signal=\"USR1\"");
+    // And one that is stopped before its second start has done anything.
+    let idle = Incubate::new().set("meta.epochs=2000").set("slurm.setup=[\"sleep 3\"]");
+    let (jobs, idle_jobs) = (submit_and_see_a_checkpoint(&cluster, &run), submit_and_see_a_checkpoint(&cluster, &idle));
+    let (meta, idle_meta) = (&jobs[0].1, &idle_jobs[0].1);
+    cluster.output("scancel", &["-s", "USR2", "--batch", idle_meta]);
+    let words = || log(&run, "meta", meta);
     for start in 1..=2 {
-        cluster.until("training", || log().matches("training stages").count() == start);
-        cluster.output("scancel", &["-s", "USR2", "--batch", meta]);
+        cluster.until("training", || words().matches("training stages").count() == start);
+        cluster.output("scancel", &["-s", "USR1", "--batch", meta]);
     }
-    cluster.until("the end", || cluster.state(meta) == "FAILED");
-    assert!(log().contains("requeued 1 times already: giving up"), "{}", log());
-    assert!(cluster.output("scontrol", &["-o", "show", "job", meta]).contains("ExitCode=1:0"));
-    cluster.until("the end of what waits for it", || cluster.state(&jobs[2].1) == "CANCELLED");
+    cluster.until("the second start", || {
+        let job = cluster.output("scontrol", &["-o", "show", "job", idle_meta]);
+        job.contains("Restarts=1") && job.contains("JobState=RUNNING")
+    });
+    cluster.output("scancel", &["-s", "USR2", "--batch", idle_meta]);
+    for (run, jobs, why) in [
+        (&run, &jobs, "requeued 1 times already: giving up"),
+        (&idle, &idle_jobs, "stopped without a step gained since the last start: not requeued"),
+    ] {
+        let meta = &jobs[0].1;
+        cluster.until("the end", || cluster.state(meta) == "FAILED");
+        assert!(log(run, "meta", meta).contains(why), "{}", log(run, "meta", meta));
+        assert!(cluster.output("scontrol", &["-o", "show", "job", meta]).contains("ExitCode=1:0"));
+        cluster.until("the end of what waits for it", || cluster.state(&jobs[2].1) == "CANCELLED");
+    }
 }

@@ -81,10 +81,33 @@ fn an_unreadable_image_is_named_and_stops_the_run_or_is_skipped_and_counted() {
     std::fs::write(&torn, &bytes[..bytes.len() / 2]).unwrap();
     incubate.incubate(&["meta"]).fails(2, &["class-01/003.jpg", "empty", "data.bad_images"]);
     let lenient = incubate.set("data.bad_images=2");
-    let run = lenient.ok(&["run"]);
+    // Two ranks meet both, and a second start remembers them: they are two all the same.
+    let run = lenient.mpirun(2, &["run"]).ok();
     assert!(run.err.contains("skipped, 1 of at most 2") && run.err.contains("class-02/001.jpg"), "{}", run.err);
-    assert!(run.out.contains("unreadable images skipped by rank zero: 2"), "{}", run.out);
+    for run in [run, lenient.ok(&["run"])] {
+        assert!(run.out.contains("unreadable images skipped: 2"), "{}", run.out);
+        let rows: serde_json::Value = serde_json::from_slice(&lenient.bytes("summary.json")).unwrap();
+        assert!(rows.as_array().unwrap().iter().all(|row| row["unreadable_images"] == 2), "{rows}");
+        assert!(String::from_utf8(lenient.bytes("report.html")).unwrap().contains("2 image(s) could not be read"));
+    }
     assert!(lenient.ok(&["evaluate"]).out.contains("on 11 images"));
+    // A third is one too many, though this process has met none before it.
+    std::fs::write(images.join("val/class-03/001.jpg"), b"GIF89a").unwrap();
+    lenient.incubate(&["evaluate"]).fails(2, &["class-03/001.jpg", "data.bad_images = 2 are skipped already"]);
+}
+
+#[test]
+fn looking_at_a_folder_leaves_nothing_and_a_run_keeps_its_index() {
+    let incubate = small_imagenet(3).set("e2e.global_batch=32");
+    let looked = incubate.ok(&["plan", "--rate", "0.00001"]);
+    assert!(looked.out.contains("images/s and core") && looked.out.contains("this node feeds them"), "{}", looked.out);
+    assert!(!incubate.run_dir.exists());
+    let json = incubate.ok(&["plan", "--rate", "1000000", "--json"]).out;
+    let input = &serde_json::from_str::<serde_json::Value>(&json).unwrap()["input"];
+    assert!(input["feeds"] == false && input["images_per_s_core"]["packed_raw"].as_f64().unwrap() > 0.0, "{input}");
+    assert!(input["text"].as_str().unwrap().contains("incubate pack"), "{input}");
+    incubate.ok(&["meta"]);
+    assert!(incubate.file("index/train.index").exists());
 }
 
 #[test]
@@ -98,6 +121,7 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
         let sets = [
             format!("data.path={:?}", folder.path().display().to_string()),
             format!("run.workers={workers}"),
+            format!("run.dir={:?}", folder.path().join("run").display().to_string()),
             "model.classes=3".into(),
             "model.image_size=32".into(),
             "train.global_batch=32".into(),

@@ -2,13 +2,14 @@
 
 use incubate::config::Config;
 use incubate::data::decode::{Decoder, jpeg};
+use incubate::data::folder::Folder;
 use incubate::data::mix::Mix;
 use incubate::data::normalise::Normalise;
 use incubate::data::pixels::{Pixels, Region};
 use incubate::data::randaugment::{Canvas, Operation, Policy};
 use incubate::data::recipe::Recipe;
 use incubate::data::resize::Resample;
-use incubate::data::samples::Stored;
+use incubate::data::samples::{Samples, Stored};
 use incubate::data::{crop, erase};
 use incubate::random::Random;
 use safetensors::SafeTensors;
@@ -187,7 +188,148 @@ fn every_kind_of_file_is_decoded_as_pillow_converts_it_to_rgb() {
         assert!(d <= SAME, "{kind}: {d}");
         kinds += 1;
     }
-    assert_eq!(kinds, 13);
+    assert_eq!(kinds, 17);
+}
+
+#[test]
+fn an_erased_rectangle_and_jittered_colours_are_timms() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let image = golden.tensor("image").unwrap().data();
+    let mut canvas = Canvas::new([0; 4]);
+    let (mut erased, mut jittered) = (0, 0);
+    for name in golden.names() {
+        let reference = golden.tensor(name).unwrap();
+        if let Some(place) = name.strip_prefix("erased.") {
+            let numbers: Vec<usize> = place.split(' ').map(|n| n.parse().unwrap()).collect();
+            let region = Region { left: numbers[0], top: numbers[1], width: numbers[2], height: numbers[3] };
+            let after: Vec<f32> =
+                reference.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+            let mut ours: Vec<f32> = (0..3 * SIZE * SIZE)
+                .map(|i| f32::from(image[i % (SIZE * SIZE) * 3 + i / (SIZE * SIZE)]) / 255.0)
+                .collect();
+            // The same noise, plane after plane and row after row.
+            let mut noise = (0..3).flat_map(|plane| {
+                let rows = region.top..region.top + region.height;
+                rows.flat_map(move |row| {
+                    (0..region.width).map(move |column| (plane * SIZE + row) * SIZE + region.left + column)
+                })
+            });
+            erase::fill(&mut ours, SIZE, region, |row| row.fill_with(|| after[noise.next().unwrap()]));
+            assert!(noise.next().is_none() && ours.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-6));
+            erased += 1;
+        } else if let Some(operations) = name.strip_prefix("jitter.") {
+            show(&mut canvas, image);
+            operations.split(", ").for_each(|name| canvas.apply(operation(name)));
+            let d = difference(&shown(&canvas), reference.data());
+            assert!(d <= SAME, "{name}: {d}");
+            jittered += 1;
+        }
+    }
+    assert_eq!((erased, jittered), (1, 2));
+}
+
+#[test]
+fn a_photograph_is_evaluated_as_timm_does_at_every_size_of_the_configs() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let photo = golden.tensor("photo.jpg").unwrap();
+    for size in [224, 384, 392] {
+        let reference = golden.tensor(&format!("photo.evaluation {size}")).unwrap();
+        let image_size = format!("model.image_size={size}");
+        let sets = [&image_size, "model.patch_size=8", "data.mean=[0,0,0]", "data.std=[1,1,1]"];
+        let recipe = Recipe::new(&Config::parse("", &sets.map(str::to_string)).unwrap());
+        let mut planes = vec![0.0; 3 * size * size];
+        recipe.evaluate(&mut recipe.workbench().unwrap(), photo.data(), Stored::Encoded, &mut planes).unwrap();
+        let bytes = bytes_of(&planes, 255.0);
+        let kept = (0..size).step_by(7).flat_map(|row| (0..size).step_by(7).map(move |column| row * size + column));
+        let ours: Vec<u8> = kept.flat_map(|pixel| bytes[3 * pixel..3 * pixel + 3].to_vec()).collect();
+        let d = difference(&ours, reference.data());
+        assert!(d <= 0.5, "{size}: {d}");
+    }
+}
+
+#[test]
+fn decoding_at_a_reduced_size_shows_nearly_what_decoding_in_full_does() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let photo = golden.tensor("photo.jpg").unwrap().data();
+    let recipe = |reduced: bool| {
+        let reduced = format!("data.reduced_decode={reduced}");
+        let sets = [&reduced, "model.image_size=112", "data.auto_augment=\"\"", "data.color_jitter=0", "data.erase=0"];
+        let one = ["data.mean=[0,0,0]", "data.std=[1,1,1]", "data.crop_scale=[0.4,1.0]"];
+        Recipe::new(
+            &Config::parse("", &sets.iter().copied().chain(one).map(str::to_string).collect::<Vec<_>>()).unwrap(),
+        )
+    };
+    let (reduced, full) = (recipe(true), recipe(false));
+    let (mut one, mut other) = (reduced.workbench().unwrap(), full.workbench().unwrap());
+    let mut differing = 0;
+    for key in 0..40 {
+        let mut planes = [vec![0.0; 3 * 112 * 112], vec![0.0; 3 * 112 * 112]];
+        reduced.train(&mut one, photo, Stored::Encoded, &mut Random::new(&[key]), &mut planes[0]).unwrap();
+        full.train(&mut other, photo, Stored::Encoded, &mut Random::new(&[key]), &mut planes[1]).unwrap();
+        let [ours, theirs] = planes.map(|planes| bytes_of(&planes, 255.0));
+        let d = difference(&ours, &theirs);
+        // The DCT's own averaging is another low-pass filter than the bicubic one.
+        assert!(d <= 2.0, "{key}: {d}");
+        differing += usize::from(ours != theirs);
+    }
+    assert!(differing > 20, "{differing} of 40 were decoded at a reduced size");
+}
+
+#[test]
+fn a_jpeg_that_is_called_png_is_read() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, kind) in [("1.png", "420.jpg"), ("2.jpg", "rgb.png")] {
+        std::fs::write(folder.path().join(name), golden.tensor(&format!("file.{kind}")).unwrap().data()).unwrap();
+    }
+    let files = Folder::flat(folder.path()).unwrap();
+    let (mut decoder, mut bytes) = (Decoder::new().unwrap(), Vec::new());
+    for index in 0..2 {
+        let stored = files.read(index, &mut bytes).unwrap();
+        assert_eq!(decoder.open(&bytes, stored).unwrap(), (45, 61));
+    }
+}
+
+#[test]
+fn a_jpeg_is_refused_if_its_end_is_missing_even_below_the_part_that_is_wanted() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let photo = golden.tensor("photo.jpg").unwrap().data();
+    let mut decoder = Decoder::new().unwrap();
+    let mut top = |bytes: &[u8]| {
+        let (_, width) = decoder.open(bytes, Stored::Encoded)?;
+        decoder.view(bytes, Region { left: 0, top: 0, width, height: 32 }, 1).map(|view| view.height)
+    };
+    assert_eq!(top(photo).unwrap(), 34);
+    for keep in [photo.len() - 1, photo.len() - 2, photo.len() / 2] {
+        let error = top(&photo[..keep]).unwrap_err().to_string();
+        assert!(error.contains("not a whole JPEG"), "{keep}: {error}");
+    }
+    // Bytes that are missing within are filled with gray, as by Pillow; so is what follows an end that comes too early.
+    let mut early = photo[..photo.len() / 2].to_vec();
+    early.extend([0xFF, 0xD9]);
+    assert_eq!(top(&early).unwrap(), 34);
+    let (height, width) = decoder.open(&early, Stored::Encoded).unwrap();
+    decoder.view(&early, Region { left: 0, top: 0, width, height }, 1).unwrap();
+}
+
+#[test]
+fn a_progressive_jpeg_of_hundreds_of_scans_is_refused_soon() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let bytes = golden.tensor("file.progressive.jpg").unwrap().data();
+    // The last scan, again and again.
+    let scan = bytes.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).unwrap();
+    let (head, last) = (&bytes[..scan], &bytes[scan..bytes.len() - 2]);
+    let many = [head, &last.repeat(300), &[0xFF, 0xD9]].concat();
+    let mut decoder = Decoder::new().unwrap();
+    let (height, width) = decoder.open(&many, Stored::Encoded).unwrap();
+    let error = decoder.view(&many, Region { left: 0, top: 0, width, height }, 1).unwrap_err().to_string();
+    assert!(error.contains("scan"), "{error}");
 }
 
 #[test]
@@ -374,10 +516,8 @@ fn mixup_and_cutmix_are_distributed_as_timms() {
         let cuts = draws.iter().filter(|mix| mix.region.is_some()).count() as u64;
         let theirs = ["yes", "no"].map(|key| reference[key].as_u64().unwrap());
         agree(name, &[cuts, draws.len() as u64 - cuts], &theirs);
-        // CutMix's λ is corrected to the pasted area, timm's draw is before that: Mixup's are comparable as they are.
-        if name == "mixup" {
-            let reference = &golden["mixup lambda"];
-            agree(name, &histogram(reference, draws.iter().map(|mix| mix.lambda)), &counts(reference));
-        }
+        // CutMix's λ is corrected to the pasted area in both.
+        let reference = &golden[format!("{name} lambda")];
+        agree(name, &histogram(reference, draws.iter().map(|mix| mix.lambda)), &counts(reference));
     }
 }

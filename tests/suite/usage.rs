@@ -2,7 +2,12 @@
 //! commands that only report print.
 
 use crate::incubate::{Incubate, TINY, ended, plain};
+use clap::CommandFactory;
+use incubate::cli::Cli;
 use incubate::config::Config;
+use incubate::plan::Plan;
+use incubate::plan::parameters::counts;
+use incubate::plan::phases::PHASES;
 use serde_json::Value;
 use std::path::Path;
 
@@ -11,7 +16,8 @@ fn mistakes_in_a_config_are_named_with_their_cure() {
     for (set, words) in [
         ("train.epoch=3", &["train.epoch", "did you mean `epochs`"][..]),
         ("modl.width=3", &["`modl`", "did you mean `model`"]),
-        ("model.width=\"wide\"", &["model.width", "string", "integer"]),
+        ("model.width=\"wide\"", &["`model.width = \"wide\"` is a string, but an integer is expected"]),
+        ("model.image_size=[16]", &["`model.image_size = [16]` is an array, but an integer is expected"]),
         ("model.width=18", &["model.width = 18", "model.heads = 4", "try width = 20"]),
         ("model.image_size=15", &["model.image_size = 15", "patch_size = 4", "try image_size = 16"]),
         ("model.depths=[2, 0]", &["model.depths", "between 1 and"]),
@@ -23,13 +29,38 @@ fn mistakes_in_a_config_are_named_with_their_cure() {
         ("train.global_batch=1024", &["meta.global_batch = 1024", "512 samples"]),
         ("meta.warmup_epochs=5", &["meta.warmup_epochs = 5", "meta.epochs = 3"]),
         ("module.on=world", &["module.on", "group"]),
-        ("finetune.on=everywhere", &["everywhere", "world"]),
+        ("finetune.on=everywhere", &["finetune.on = \"everywhere\"", "`world`", "default is \"zero\""]),
         ("run.micro_batch=7", &["run.micro_batch = 7", "try 8"]),
-        ("run.log_steps=-1", &["-1"]),
+        ("run.micro_batch=4000000", &["run.micro_batch = 4000000", "at most 1048576"]),
+        ("run.checkpoint_every=\"2 hours\"", &["run.checkpoint_every = \"2 hours\"", "\"10 minutes\""]),
+        ("run.log_steps=-1", &["run.log_steps = -1", "a whole number of at least 0", "default is 20"]),
+        ("data.crop_scale=[0.1]", &["data.crop_scale = [0.1]", "an array of length 2", "default is [0.08, 1.0]"]),
+        ("model.depths=[2, 2.5]", &["model.depths = [2, 2.5]", "a whole number", "default is [3, 3, 3, 3]"]),
+        ("train.betas=[\"a\", \"b\"]", &["train.betas = [\"a\", \"b\"]", "expected a number", "[0.9, 0.999]"]),
+        ("module.betas=[0.9]", &["module.betas = [0.9]", "an array of length 2", "[0.9, 0.999]"]),
+        ("data.mean=[nan]", &["data.mean = [NaN]", "such as 0.5"]),
+        ("data.std=[inf]", &["data.std = [inf]", "such as 0.5"]),
+        ("module.eps=nan", &["module.eps = NaN", "such as 1e-8"]),
+        ("module.eps=inf", &["module.eps = inf", "such as 1e-8"]),
+        ("model.layer_norm_eps=nan", &["model.layer_norm_eps = NaN", "such as 1e-6"]),
+        ("model.layer_norm_eps=inf", &["model.layer_norm_eps = inf", "such as 1e-6"]),
+        ("run.workers=1000000000", &["run.workers = 1000000000", "at most 4096"]),
+        ("run.threads=1000000000", &["run.threads = 1000000000", "at most 4096"]),
+        ("run.replicas=1000000000", &["run.replicas = 1000000000", "at most 1024"]),
+        ("model.width=1000000000", &["model.width = 1000000000", "at most 1048576"]),
+        ("model.width=262144", &["model.width = 262144", "parameters", "lower"]),
+        ("model.image_size=1000000000", &["model.image_size = 1000000000", "at most 16384"]),
+        ("model.meta_depth=1000000000", &["model.meta_depth = 1000000000", "at most 10000"]),
+        ("data.train_images=99999999999999", &["data.train_images = 99999999999999", "at most 4294967296"]),
+        ("data.train_images=4000000000", &["data.train_images = 4000000000", "GiB", "lower"]),
+        ("data.train_images=1", &["data.train_images = 1", "at least 2"]),
+        ("module.epochs=9999999999", &["module.epochs = 9999999999", "at most 1000000"]),
         ("run", &["--set run", "key=value"]),
     ] {
         let run = Incubate::with(&TINY.replace("heads = 2", "heads = 4")).set(set);
-        run.incubate(&["meta"]).fails(2, words);
+        let ended = run.incubate(&["meta"]).fails(2, words);
+        let logged = |line: &&str| line.contains(" INFO ") || line.contains(" WARN ");
+        assert_eq!(ended.err.lines().filter(|line| !logged(line)).count(), 1, "in one line: {}", ended.err);
         assert!(!run.run_dir.exists(), "{set}: refused before anything is written");
     }
 }
@@ -37,7 +68,7 @@ fn mistakes_in_a_config_are_named_with_their_cure() {
 #[test]
 fn a_config_that_is_missing_or_no_toml_is_named() {
     ended(plain(&["run", "nowhere.toml"]).output().unwrap()).fails(2, &["nowhere.toml", "No such file"]);
-    Incubate::with("[run\n").incubate(&["run"]).fails(2, &["config.toml", "not valid TOML"]);
+    Incubate::with("[run\n").incubate(&["run"]).fails(2, &["config.toml", "not valid TOML, line 1"]);
 }
 
 #[test]
@@ -77,13 +108,27 @@ fn configs() -> Vec<std::path::PathBuf> {
         .collect()
 }
 
+/// Images of Fashion-MNIST, whose config leaves their number to the files.
+const FASHION: usize = 60_000;
+
 #[test]
-fn every_shipped_config_loads_and_opens_with_the_command_that_runs_it() {
+fn every_shipped_config_is_planned_and_opens_with_the_command_that_runs_it_and_its_result() {
     assert!(configs().len() >= 8);
     for path in configs() {
+        let name = path.display();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.starts_with('#'), "{}", path.display());
-        Config::load(&path, &[]).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
+        let head: String = text.lines().take_while(|line| line.starts_with('#')).collect();
+        assert!(head.contains("incubate ") || head.contains("tools/"), "{name}: the command that runs it");
+        assert!(head.contains(" % top-1") || head.contains("top-1 ") || name.to_string().contains("default"), "{name}");
+        let config = Config::load(&path, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        let images = if config.data.train_images > 0 { config.data.train_images } else { FASHION };
+        let plan = Plan::new(config, images).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        for phase in PHASES.iter().flat_map(|row| plan.phases(row)) {
+            let mut by_stage = vec![0; phase.depths.len()];
+            phase.parameters(&plan).iter().for_each(|p| by_stage[p.stage] += p.count());
+            assert_eq!(by_stage, counts(&plan.config.model, &phase.depths), "{name}, {}", phase.name);
+            assert!(phase.steps > 0, "{name}, {}", phase.name);
+        }
     }
 }
 
@@ -129,4 +174,29 @@ fn help_completions_and_man_pages_are_there() {
     assert!(plain(&["man", folder.path().to_str().unwrap()]).status().unwrap().success());
     assert!(folder.path().join("incubate-run.1").exists());
     assert_eq!(plain(&["fly"]).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn every_argument_of_every_command_says_what_it_is() {
+    fn silent(command: &clap::Command) -> Vec<String> {
+        let own = command.get_arguments().filter(|argument| argument.get_help().is_none());
+        let own = own.map(|argument| format!("{} {}", command.get_name(), argument.get_id()));
+        own.chain(command.get_subcommands().flat_map(silent)).collect()
+    }
+    assert!(silent(&Cli::command()).is_empty(), "{:?}", silent(&Cli::command()));
+}
+
+#[test]
+fn a_machine_that_no_libtorch_can_be_fetched_for_is_told_what_to_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let uname = folder.path().join("uname");
+    std::fs::write(&uname, "#!/bin/sh\necho aarch64\n").unwrap();
+    std::fs::set_permissions(&uname, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let setup = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/setup.sh");
+    let mut command = std::process::Command::new(setup);
+    let output = command.arg("--print").env("PATH", path).env_remove("LIBTORCH").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("aarch64") && told.contains("set LIBTORCH") && output.stdout.is_empty(), "{told}");
 }

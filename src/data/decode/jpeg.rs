@@ -2,14 +2,21 @@
 
 use super::super::pixels::{Pixels, Region};
 use anyhow::{Result, anyhow, ensure};
+use std::cell::Cell;
 use std::ffi::{CStr, c_int};
 use turbojpeg_sys as tj;
 
 /// A decompressor with its memory.
 pub struct Jpeg {
     handle: tj::tjhandle,
+    /// It has met a fault: TurboJPEG then may refuse what follows, so another takes its place.
+    is_worn: Cell<bool>,
     height: usize,
     width: usize,
+    /// Where in the file just opened the image's height stands, if that is known.
+    height_at: Option<usize>,
+    /// The file as if its image ended with the part that is wanted.
+    lowered: Vec<u8>,
 }
 
 // SAFETY: the handle is a heap object that no other thread knows; TurboJPEG keeps no state per thread but an error text
@@ -24,20 +31,35 @@ impl Drop for Jpeg {
 }
 
 /// Scans of a progressive JPEG; real ones have about ten, a hostile file any number.
-const MOST_SCANS: c_int = 500;
+const MOST_SCANS: c_int = 100;
+/// MB for the coefficients of a progressive JPEG: enough for the largest image that is read, without subsampling.
+const MOST_MEMORY: c_int = 600;
+/// Bytes of a copied file that are kept for the next one.
+const KEPT: usize = 16 << 20;
 
 impl Jpeg {
     pub fn new() -> Result<Jpeg> {
         let handle = init(tj::TJINIT_TJINIT_DECOMPRESS)?;
         set(handle, tj::TJPARAM_TJPARAM_SCANLIMIT, MOST_SCANS)?;
-        Ok(Jpeg { handle, height: 0, width: 0 })
+        set(handle, tj::TJPARAM_TJPARAM_MAXMEMORY, MOST_MEMORY)?;
+        Ok(Jpeg { handle, is_worn: Cell::new(false), height: 0, width: 0, height_at: None, lowered: Vec::new() })
     }
 
-    /// Reads the header: (height, width).
+    /// Reads the header: (height, width). A file without its end is refused, as by Pillow; other damage to the pixels' data
+    /// is not, as there.
     pub fn open(&mut self, bytes: &[u8]) -> Result<(usize, usize)> {
+        if self.is_worn.get() {
+            *self = Jpeg::new()?;
+        }
         // SAFETY: the handle is a decompressor, the pointer and length are a slice's.
         self.check(unsafe { tj::tj3DecompressHeader(self.handle, bytes.as_ptr(), bytes.len() as tj::size_t) })?;
         (self.height, self.width) = (self.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT), self.get(tj::TJPARAM_TJPARAM_JPEGWIDTH));
+        let marks = marks(bytes);
+        if let Some(Marks { scan, .. }) = marks {
+            ensure!(bytes[scan..].windows(2).rev().any(|pair| pair == END), "not a whole JPEG: its end is missing");
+        }
+        let stands = |&at: &usize| bytes[at..at + 2] == (self.height as u16).to_be_bytes();
+        self.height_at = marks.map(|marks| marks.height).filter(stands);
         Ok((self.height, self.width))
     }
 
@@ -65,6 +87,7 @@ impl Jpeg {
         // SAFETY: the handle is a decompressor.
         self.check(unsafe { tj::tj3SetCroppingRegion(self.handle, part) })?;
         out.resize(bottom - top, right - left);
+        let bytes = if self.lower(bytes, bottom * shrunk) { &self.lowered } else { bytes };
         let colours = self.get(tj::TJPARAM_TJPARAM_COLORSPACE) as tj::TJCS;
         let cmyk = [tj::TJCS_TJCS_CMYK, tj::TJCS_TJCS_YCCK].contains(&colours);
         let format = if cmyk { tj::TJPF_TJPF_CMYK } else { tj::TJPF_TJPF_RGBX };
@@ -86,6 +109,22 @@ impl Jpeg {
         Ok((left, top))
     }
 
+    /// Copies the file to `lowered` as if its image ended with row `bottom`, or with the coding units in which that lies: what
+    /// is below is then not decoded, only passed over. False if there is nothing to be saved.
+    fn lower(&mut self, bytes: &[u8], bottom: usize) -> bool {
+        let heights = [8, 8, 16, 8, 16, 8, 32];
+        let unit = heights.get(self.get(tj::TJPARAM_TJPARAM_SUBSAMP)).copied().unwrap_or(32);
+        let height = bottom.next_multiple_of(unit);
+        let Some(at) = self.height_at.filter(|_| height + unit <= self.height) else { return false };
+        if self.lowered.capacity() > KEPT {
+            self.lowered = Vec::new();
+        }
+        self.lowered.clear();
+        self.lowered.extend_from_slice(bytes);
+        self.lowered[at..at + 2].copy_from_slice(&(height as u16).to_be_bytes());
+        true
+    }
+
     /// Columns at which a decoded part may begin: multiples of the scaled coding unit's width.
     fn unit(&self, shrunk: usize) -> usize {
         let widths = [8, 16, 16, 8, 8, 32, 8];
@@ -102,19 +141,67 @@ impl Jpeg {
         unsafe { tj::tj3Get(self.handle, parameter as c_int) }
     }
 
-    /// Warnings are taken as Pillow takes them: the image is used. But for one: the data ended before the image did.
+    /// Warnings are taken as Pillow takes them: the image is used. But for one: the file ended before the image did. After a
+    /// warning TurboJPEG calls an error a warning too, so that the text must tell.
     fn check(&self, returned: c_int) -> Result<()> {
         if returned == 0 {
             return Ok(());
         }
+        self.is_worn.set(true);
         // SAFETY: the handle is live.
         let warning = unsafe { tj::tj3GetErrorCode(self.handle) } as tj::TJERR == tj::TJERR_TJERR_WARNING;
         let text = error_text(self.handle);
-        if warning && !text.contains("remature end") { Ok(()) } else { Err(anyhow!("not a whole JPEG: {text}")) }
+        if warning && WARNINGS.iter().any(|warning| text.starts_with(warning)) {
+            Ok(())
+        } else {
+            Err(anyhow!("not a whole JPEG: {text}"))
+        }
     }
 }
 
 const MARGIN: usize = 2;
+
+/// How libjpeg's warnings begin (`jerror.h`, JWRN), but for «Premature end of JPEG file».
+const WARNINGS: [&str; 5] = [
+    "Corrupt JPEG data:",
+    "Inconsistent progression sequence",
+    "Invalid SOS parameters",
+    "Unknown Adobe color transform",
+    "Warning: unknown JFIF revision",
+];
+
+/// The marker that ends a JPEG.
+const END: [u8; 2] = [0xFF, 0xD9];
+
+/// Places in a JPEG file.
+#[derive(Clone, Copy)]
+struct Marks {
+    /// Of the image's height in the frame's header.
+    height: usize,
+    /// Of the first scan.
+    scan: usize,
+}
+
+/// None if the file has no frame or no scan where they belong; libjpeg then says what is wrong.
+fn marks(bytes: &[u8]) -> Option<Marks> {
+    let (mut at, mut height) = (2, None);
+    loop {
+        at += bytes.get(at..)?.iter().position(|&byte| byte == 0xFF)?;
+        at += bytes[at..].iter().position(|&byte| byte != 0xFF)?;
+        let marker = bytes[at];
+        at += 1;
+        match marker {
+            // No marker, or one without anything behind it.
+            0x00 | 0x01 | 0xD0..=0xD8 => continue,
+            0xD9 => return None,
+            0xDA => return Some(Marks { height: height.filter(|&height| height + 2 <= at)?, scan: at }),
+            // The frames; DHT, JPG and DAC are none.
+            0xC0..=0xCF if ![0xC4, 0xC8, 0xCC].contains(&marker) => height = Some(at + 3),
+            _ => {}
+        }
+        at += usize::from(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+    }
+}
 
 /// As Pillow's conversion (`Convert.c: cmyk2rgb`); a JPEG's CMYK is stored inverted, as Adobe does.
 fn rgb_of_inverted_cmyk([c, m, y, k]: [u8; 4]) -> [u8; 4] {

@@ -55,6 +55,7 @@ impl Decoder {
 
     /// Reads an image's size (height, width). The same bytes must then be given to [`Decoder::view`].
     pub fn open(&mut self, bytes: &[u8], stored: Stored) -> Result<(usize, usize)> {
+        self.pixels.let_go();
         let (kind, size) = match stored {
             Stored::Raw { height, width } => {
                 let promised = height.checked_mul(width).and_then(|n| n.checked_mul(3));

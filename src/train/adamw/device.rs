@@ -1,38 +1,43 @@
-//! The same pass on a GPU: a few libtorch operations on the flat buffers, with nothing to wait for.
+//! The same pass on a GPU, by libtorch's fused AdamW: one kernel for what decays and one for the rest, with nothing to
+//! wait for.
 
 use super::AdamW;
-use crate::model::FlatParameters;
+use crate::model::{FlatParameters, libtorch};
 use tch::{Kind, Tensor};
 
 impl AdamW {
     /// As `step_on_host`, for buffers on any device.
     pub(super) fn step_on_device(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
-        let correction = |beta: f64| 1.0 - beta.powi(self.steps as i32);
-        let (step_size, root_correction) = (lr / correction(self.betas[0]), correction(self.betas[1]).sqrt());
-        let gradients = &clipped(&flat.gradients().narrow(0, 0, flat.len() as i64), clip);
-        let _ = self.exp_avg.lerp_(gradients, 1.0 - self.betas[0]);
-        let _ = self.exp_avg_sq.lerp_(&gradients.square(), 1.0 - self.betas[1]);
-        let denominator = self.exp_avg_sq.sqrt().divide_scalar_(root_correction).g_add_scalar_(self.eps);
-        let update = &self.exp_avg / denominator * -step_size;
-        let (weights, decayed) = (flat.buffer().shallow_clone(), flat.decayed() as i64);
-        tch::no_grad(|| {
-            let _ = weights.narrow(0, 0, decayed).g_mul_scalar_(1.0 - lr * self.weight_decay);
-            let _ = weights.shallow_clone().g_add_(&update);
-        });
+        let (numbers, decayed) = (flat.len() as i64, flat.decayed() as i64);
+        let scalar = |value: f64| Tensor::full([], value, (Kind::Float, flat.buffer().device()));
+        let mut update = libtorch::AdamW {
+            step: scalar(self.steps as f64),
+            divisor: divisor(&flat.gradients().narrow(0, 0, numbers), clip),
+            skip: flat.loss().isfinite().logical_not().to_kind(Kind::Float),
+            lr,
+            betas: self.betas,
+            weight_decay: self.weight_decay,
+            eps: self.eps,
+        };
+        for (start, end, decay) in [(0, decayed, self.weight_decay), (decayed, numbers, 0.0)] {
+            let part = |tensor: &Tensor| tensor.narrow(0, start, end - start);
+            let moments = [part(&self.exp_avg), part(&self.exp_avg_sq)];
+            update.weight_decay = decay;
+            libtorch::fused_adamw(&update, &part(flat.buffer()), &part(flat.gradients()), moments.each_ref());
+        }
         if let Some(ema) = &mut self.ema {
-            let _ = ema.lerp_(&weights, 1.0 - self.ema_decay);
+            let _ = ema.lerp_(flat.buffer(), 1.0 - self.ema_decay);
         }
         flat.refresh();
     }
 }
 
-/// The factor stays on the device, as torch's `clip_grad_norm_` has it.
-fn clipped(gradients: &Tensor, limit: f64) -> Tensor {
+/// What brings the gradients' norm down to the limit; it stays on the device, as torch's `clip_grad_norm_` has it.
+fn divisor(gradients: &Tensor, limit: f64) -> Tensor {
     if limit == 0.0 {
-        return gradients.shallow_clone();
+        return Tensor::full([], 1.0, (Kind::Float, gradients.device()));
     }
-    let norm = gradients.square().sum(Kind::Float).sqrt();
-    gradients * (limit / (norm + 1e-6)).clamp_max(1.0)
+    ((gradients.norm() + 1e-6) / limit).clamp_min(1.0)
 }
 
 #[cfg(test)]
@@ -63,6 +68,14 @@ mod tests {
             (on_host.steps, on_device.steps) = (step as u64 + 1, step as u64 + 1);
             on_host.step_on_host(&mut host, clip, lr);
             on_device.step_on_device(&mut device, clip, lr);
+        }
+        // A loss that is not finite leaves everything as it was.
+        for (flat, optimiser) in [(&mut host, &mut on_host), (&mut device, &mut on_device)] {
+            let kept = flat.buffer().copy();
+            let _ = flat.loss().fill_(f64::NAN);
+            optimiser.step(flat, 0.0, 1.0);
+            optimiser.step_on_device(flat, 0.0, 1.0);
+            assert_eq!(kept, *flat.buffer());
         }
         let close = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-6;
         assert!(close(host.buffer(), device.buffer()));

@@ -15,6 +15,9 @@ class Incubate(Package):
     depends_on("c", type="build")
     depends_on("cxx", type="build")
     depends_on("rust@1.88:", type="build")
+    # The JPEG decoder is built with its assembly.
+    depends_on("cmake", type="build")
+    depends_on("nasm", type="build")
     # The MPI bindings are generated with libclang.
     depends_on("llvm+clang", type="build")
     depends_on("openmpi@4:")
