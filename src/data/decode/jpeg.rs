@@ -17,6 +17,8 @@ pub struct Jpeg {
     height_at: Option<usize>,
     /// The file as if its image ended with the part that is wanted.
     lowered: Vec<u8>,
+    /// TurboJPEG last read the header of that.
+    knows_lowered: bool,
 }
 
 // SAFETY: the handle is a heap object that no other thread knows; TurboJPEG keeps no state per thread but an error text
@@ -42,7 +44,15 @@ impl Jpeg {
         let handle = init(tj::TJINIT_TJINIT_DECOMPRESS)?;
         set(handle, tj::TJPARAM_TJPARAM_SCANLIMIT, MOST_SCANS)?;
         set(handle, tj::TJPARAM_TJPARAM_MAXMEMORY, MOST_MEMORY)?;
-        Ok(Jpeg { handle, is_worn: Cell::new(false), height: 0, width: 0, height_at: None, lowered: Vec::new() })
+        Ok(Jpeg {
+            handle,
+            is_worn: Cell::new(false),
+            height: 0,
+            width: 0,
+            height_at: None,
+            lowered: Vec::new(),
+            knows_lowered: false,
+        })
     }
 
     /// Reads the header: (height, width). A file without its end is refused, as by Pillow; other damage to the pixels' data
@@ -53,6 +63,7 @@ impl Jpeg {
         }
         // SAFETY: the handle is a decompressor, the pointer and length are a slice's.
         self.check(unsafe { tj::tj3DecompressHeader(self.handle, bytes.as_ptr(), bytes.len() as tj::size_t) })?;
+        self.knows_lowered = false;
         (self.height, self.width) = (self.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT), self.get(tj::TJPARAM_TJPARAM_JPEGWIDTH));
         let marks = marks(bytes);
         if let Some(Marks { scan, .. }) = marks {
@@ -66,6 +77,10 @@ impl Jpeg {
     /// Decodes a region of the image just opened, and what must be around it, at a `shrunk`th of the size (1, 2, 4, 8).
     /// Returns where (left, top) the decoded part begins in the shrunken image.
     pub fn decode(&mut self, bytes: &[u8], region: Region, shrunk: usize, out: &mut Pixels) -> Result<(usize, usize)> {
+        if std::mem::take(&mut self.knows_lowered) {
+            // SAFETY: the handle is a decompressor, the pointer and length are a slice's.
+            self.check(unsafe { tj::tj3DecompressHeader(self.handle, bytes.as_ptr(), bytes.len() as tj::size_t) })?;
+        }
         let scaled = |length: usize| length.div_ceil(shrunk);
         let scaling = tj::tjscalingfactor { num: 1, denom: shrunk as c_int };
         // SAFETY: the handle is a decompressor.
@@ -87,7 +102,8 @@ impl Jpeg {
         // SAFETY: the handle is a decompressor.
         self.check(unsafe { tj::tj3SetCroppingRegion(self.handle, part) })?;
         out.resize(bottom - top, right - left);
-        let bytes = if self.lower(bytes, bottom * shrunk) { &self.lowered } else { bytes };
+        self.knows_lowered = self.lower(bytes, bottom * shrunk);
+        let bytes = if self.knows_lowered { &self.lowered } else { bytes };
         let colours = self.get(tj::TJPARAM_TJPARAM_COLORSPACE) as tj::TJCS;
         let cmyk = [tj::TJCS_TJCS_CMYK, tj::TJCS_TJCS_YCCK].contains(&colours);
         let format = if cmyk { tj::TJPF_TJPF_CMYK } else { tj::TJPF_TJPF_RGBX };
