@@ -277,9 +277,9 @@ fn a_module_that_fails_stops_the_rest_and_alone_is_submitted_again() {
 #[test]
 fn a_failed_module_is_submitted_again_while_its_siblings_train() {
     let cluster = Cluster::start();
-    let local = Incubate::new().set("module.epochs=40");
+    let local = Incubate::new().set("module.epochs=80");
     local.ok(&["run"]);
-    let run = Incubate::new().set("module.epochs=40");
+    let run = Incubate::new().set("module.epochs=80");
     let obstacle = run.file("checkpoints/module-1-0000000005.h5");
     std::fs::create_dir_all(obstacle.join("x")).unwrap();
     let first = jobs(&cluster, &run);
