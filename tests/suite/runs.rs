@@ -156,5 +156,6 @@ fn worlds_of_one_are_refused_with_the_cure() {
     crate::incubate::ended(output).fails(2, &["4 tasks", "srun --mpi=pmix"]);
     let output = run.command(&["run"]).envs([("PMI_SIZE", "2"), ("PMI_RANK", "0")]).output().unwrap();
     crate::incubate::ended(output).fails(2, &["PMI_SIZE says 2 ranks", "mpirun of the MPI it was built with"]);
-    assert!(start.elapsed() < Duration::from_secs(10));
+    // At once, not after a time-out; a test of 32 ranks may have the cores meanwhile.
+    assert!(start.elapsed() < Duration::from_secs(60));
 }
