@@ -28,7 +28,7 @@
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
 //! ```
 //! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`, HDF5 in
-//! `store/artefact.rs` and `data/shard.rs`, `clap` in `cli.rs`.
+//! `store/artefact.rs` and `data/shard.rs`, `clap` in `cli/`.
 //!
 //! # From `main` to one optimiser step in five hops
 //! 1. `main.rs` parses, sets up logging and signals, joins the world of ranks, and turns any error into an exit code.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building and running incubate needs; quick when nothing is missing, safe to run again.
-#   tools/setup.sh [--tests] [--print]     --tests adds what only the tests need: a Slurm
+#   tools/setup.sh [--tests] [--print]     --tests adds what only the tests need: a Slurm, and cargo-nextest
 #                                          --print shows every command without running it
 # Already have them, from Spack or modules? Point at yours and the rest is skipped:
 #   LIBTORCH=/path/to/libtorch-2.11.0   MPICC=/path/to/mpicc   HDF5_DIR=/path/to/hdf5
@@ -9,6 +9,8 @@ cd "$(dirname "$0")/.."
 
 TORCH=2.11.0
 RUST=1.88
+# The newest that this Rust builds.
+NEXTEST=0.9.110
 cache=${INCUBATE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/incubate}
 torch_home=$cache/libtorch-$TORCH
 print=false tests=false
@@ -112,7 +114,9 @@ else
 fi
 run mkdir -p .deps
 [ "$(readlink .deps/torch 2>/dev/null)" = "$torch" ] || run ln -sfn "$torch" .deps/torch
+# The tests run in a process each; cargo test would do, in one.
 if $tests && ! cargo nextest --version >/dev/null 2>&1; then
-  say "hint: \`cargo install --locked cargo-nextest\` (minutes) lets the tests run in parallel; without it cargo test runs them"
+  say "installing cargo-nextest $NEXTEST (minutes)"
+  run cargo install --quiet --locked cargo-nextest --version "$NEXTEST"
 fi
 $print || say "ready: a plain \`cargo build\` works here now"

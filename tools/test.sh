@@ -5,7 +5,4 @@ cd "$(dirname "$0")/.."
 tools/setup.sh --tests
 # Slurm's daemons lie where only root's PATH looks.
 PATH=$HOME/.cargo/bin:$PATH:/usr/sbin:/sbin
-if cargo nextest --version >/dev/null 2>&1; then
-  exec cargo nextest run --release --locked "$@"
-fi
-exec cargo test --release --locked "$@"
+exec cargo nextest run --release --locked "$@"

@@ -1,6 +1,7 @@
 //! Heartbeats: one small JSON file per phase, replaced every second or so by the first rank of its group. `status` and
 //! the progress bars read them, so they work over any number of nodes with nothing but the run directory.
 
+use super::durable::unique;
 use super::lease::slurm_job;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -58,7 +59,7 @@ impl Progress {
     /// Replaces the phase's heartbeat. Not fsynced: losing one costs nothing.
     pub fn write(&self, run: &Path) -> Result<()> {
         let path = run.join("progress").join(format!("{}.json", self.phase));
-        let beside = path.with_extension(format!("{}.partial", std::process::id()));
+        let beside = path.with_extension(format!("{}.partial", unique()));
         std::fs::write(&beside, serde_json::to_vec(self)?)
             .and_then(|()| std::fs::rename(&beside, &path))
             .with_context(|| format!("cannot write {}", path.display()))

@@ -164,6 +164,8 @@ impl<'a> Logging<'a> {
     /// The artefact is written.
     pub fn done(&mut self, step: u64) -> Result<()> {
         let run = self.run;
+        // On the other ranks too: each may be the first of the next phase's group.
+        counted_up_to(Instant::now());
         let Some(open) = &mut self.open else { return Ok(()) };
         open.progress.step = step;
         open.beat(run, State::Done)?;

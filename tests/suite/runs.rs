@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 fn a_run_trains_every_phase_exports_and_prints_the_table() {
     let run = Incubate::new().set("run.e2e=true").set("data.mixup=0").set("data.cutmix=0").set("data.erase=0");
     let run = run.set("meta.epochs=12").set("module.epochs=6").set("finetune.epochs=12").set("data.crop_padding=1");
+    let began = Instant::now();
     let ended = run.mpirun(2, &["run"]).ok();
+    let elapsed = began.elapsed().as_secs_f64();
     for model in ["meta model", "hybrid 0", "hybrid 3", "assembled", "fine-tuned", "end to end"] {
         assert!(ended.out.contains(model), "{model} in {}", ended.out);
     }
@@ -20,6 +22,9 @@ fn a_run_trains_every_phase_exports_and_prints_the_table() {
     let rows: Vec<Value> = serde_json::from_slice(&run.bytes("summary.json")).unwrap();
     let final_top1 = rows[6]["top1"].as_f64().unwrap();
     assert!(final_top1 > 40.0, "four classes of drawn shapes, 25 % by chance: {final_top1} %");
+    // Neither rank has spent more time than there was: the second is in all phases but the modules 0 and 2.
+    let of_the_second = [0, 2, 4, 6, 7].map(|row: usize| rows[row]["seconds"].as_f64().unwrap());
+    assert!(of_the_second.iter().sum::<f64>() <= elapsed, "{of_the_second:?} in {elapsed} s");
 
     // Evaluating the artefact anew gives what the run wrote into it.
     let json = run.ok(&["evaluate", "--json"]).out;
@@ -33,7 +38,10 @@ fn a_run_trains_every_phase_exports_and_prints_the_table() {
     let metrics: BTreeMap<String, f64> = serde_json::from_str(&json).unwrap();
     assert_eq!(metrics["top1"], artefact::read(&module).unwrap().header.metrics["top1"]);
 
-    let again = run.ok(&["run"]);
+    let again = run.ok(&["run", "--json"]);
+    let outcome: Value = serde_json::from_str(&again.out).unwrap();
+    assert_eq!(outcome["models"].as_array().unwrap(), &rows);
+    assert_eq!(outcome["exported"][0], run.file("export/timm").to_str().unwrap());
     assert!(again.err.matches("done already").count() >= 7 && !again.err.contains(" step 1/"), "{}", again.err);
     let status = plain(&["status", run.run_dir.to_str().unwrap(), "--json"]).output().unwrap();
     let lines: Vec<Value> = serde_json::from_slice(&status.stdout).unwrap();

@@ -1,0 +1,277 @@
+//! What may stand on the command line. What it does is in the files beside.
+
+use super::bench::Bench;
+use crate::config::ExportFormat;
+use crate::import::Role;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Train a large Vision Transformer module by module (Deep Incubation, arXiv 2212.04129), on any number of MPI ranks.
+///
+/// Exit codes: 0 done; 1 failed; 2 bad usage, config, data or environment; 3 damaged artefact; 75 stopped by a signal
+/// and resumable by the same command.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// More log lines (-v debug, -vv trace)
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// Fewer log lines (-q warnings, -qq errors)
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub quiet: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Do everything: meta model, modules, assembly, fine-tuning, evaluation, export. Done parts are skipped
+    Run {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Print JSON: the models with accuracy, cost and file, and what was exported
+        #[arg(long)]
+        json: bool,
+    },
+    /// Train the meta model
+    Meta(ConfigArgs),
+    /// Train one module, or all of them
+    Module {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// The stage to train, from 0; all of them without it
+        #[arg(long)]
+        index: Option<usize>,
+    },
+    /// Assemble the target from the trained modules
+    Assemble(ConfigArgs),
+    /// Fine-tune the assembled target
+    Finetune(ConfigArgs),
+    /// Train the target from scratch, the baseline
+    E2e(ConfigArgs),
+    /// Evaluate an artefact on the test images (a module runs as its hybrid), or results on COCO or ADE20K
+    Evaluate(EvaluateArgs),
+    /// Export a trained model for another framework
+    Export {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// timm, hf, detectron2, mmdet, mmseg, safetensors, pth or all; may be given more than once
+        #[arg(long = "format", value_name = "FORMAT", default_value = "timm")]
+        formats: Vec<ExportFormat>,
+        /// The model to export [default: final.h5 of the run directory]
+        #[arg(long, value_name = "FILE")]
+        weights: Option<PathBuf>,
+        /// Print JSON: the folders
+        #[arg(long)]
+        json: bool,
+    },
+    /// Import weights of the official code, DeiT or timm (.pth, .safetensors) into the run directory; position embeddings of
+    /// another image size are resampled
+    Import {
+        /// finished_checkpoint.pth, a .pth of timm or DeiT, or a .safetensors; nothing in it is executed
+        file: PathBuf,
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// meta, assembled or final [default: meta or final, by the file's depth]
+        #[arg(long = "as", value_name = "ROLE")]
+        role: Option<Role>,
+        /// Print JSON: the file
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a config means: parameters, steps, learning rates, memory, cost, each rank's part
+    Plan {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// The world to plan for
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        ranks: u32,
+        /// Sustained TFLOP/s of one rank's device [default: this machine's matrix product, measured]
+        #[arg(long, value_name = "TFLOPS")]
+        rate: Option<f64>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Submit a run to Slurm: the meta model, an array of modules, the rest. What is done is not submitted again
+    Submit {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Write the scripts and check them with sbatch --test-only, but submit nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show where each phase of a run stands, and with Slurm what it waits for
+    Status {
+        /// The run directory: run.dir of the config, or what --run-dir named
+        run_dir: PathBuf,
+        /// Show it anew every two seconds until everything is done
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Cancel what is queued or running of a submitted run
+    Cancel {
+        /// The run directory: run.dir of the config, or what --run-dir named
+        run_dir: PathBuf,
+    },
+    /// Pack images into HDF5 shards that any number of ranks read fast (data.format = "packed")
+    Pack {
+        /// A config, or a folder: of images (train/CLASS/*.jpg, val/CLASS/*.jpg), of tar shards, or of an earlier pack
+        source: PathBuf,
+        /// Where to write train-*.h5 and val-*.h5; what is there already is kept [default: the config's data.path, packed
+        /// from its data.pack_from]
+        into: Option<PathBuf>,
+        /// Shrink images whose shorter side is longer than this
+        #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=4096))]
+        size: u32,
+        /// Quality of JPEG
+        #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
+        quality: u8,
+        /// Store pixels, which take some ten times the space of JPEG and no time to decode
+        #[arg(long, conflicts_with = "quality")]
+        raw: bool,
+        #[command(flatten)]
+        over: Overrides,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Verify one artefact or packed shard, or all of a run directory or pack
+    Verify {
+        /// A file that incubate wrote (.h5), or a folder of them: a run directory or a pack
+        path: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check this node: versions, cores, and with a config its data and run directory
+    Doctor {
+        /// The TOML file whose data and run directory to check as well
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        over: Overrides,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure, against a peer in the same run
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
+    /// Print a shell's completion script
+    Completions {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a folder
+    Man {
+        /// Made if it is not there
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct EvaluateArgs {
+    #[command(subcommand)]
+    pub downstream: Option<Downstream>,
+    /// The TOML file; configs/default.toml lists every key
+    #[arg(required = true)]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub over: Overrides,
+    /// meta.h5, module-i.h5, assembled.h5, final.h5 or e2e.h5 [default: final.h5 of the run directory]
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+    /// Also write logits, labels and the first 16 inputs as safetensors, to compare other programs with
+    #[arg(long, value_name = "FILE")]
+    pub outputs: Option<PathBuf>,
+    /// Print JSON: top1, top5, loss, images
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Downstream {
+    /// COCO's twelve figures of a results file
+    Coco {
+        /// Such as instances_val2017.json
+        #[arg(long, value_name = "FILE")]
+        annotations: PathBuf,
+        /// A JSON list of detections
+        #[arg(long, value_name = "FILE")]
+        results: PathBuf,
+        /// Compare boxes or masks
+        #[arg(long, default_value = "bbox", value_parser = ["bbox", "segm"])]
+        iou: String,
+        /// Also draw precision over recall, as SVG
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// ADE20K's mIoU, mAcc and aAcc of predicted label maps
+    Ade20k {
+        /// Label maps: 8-bit PNGs of 0 (ignored) to 150
+        #[arg(long, value_name = "DIR")]
+        labels: PathBuf,
+        /// Predictions, named and numbered as the label maps
+        #[arg(long, value_name = "DIR")]
+        predictions: PathBuf,
+        /// The predictions number the classes from 0
+        #[arg(long)]
+        zero_based: bool,
+        /// Also draw the confusion matrix, as SVG
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The TOML file; configs/default.toml lists every key
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub over: Overrides,
+}
+
+#[derive(Debug, Args)]
+pub struct Overrides {
+    /// Override a config key, such as --set module.epochs=10; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Override run.dir
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+}
+
+impl Command {
+    /// Whether the command looks at [`crate::train::STOP`] and ends in order; others just end.
+    pub fn heeds_signals(&self) -> bool {
+        self.trains() || matches!(self, Command::Pack { .. } | Command::Status { watch: true, .. })
+    }
+
+    /// Whether the command trains, and so joins the world of ranks that it was started in.
+    pub fn trains(&self) -> bool {
+        matches!(
+            self,
+            Command::Run { .. }
+                | Command::Meta(_)
+                | Command::Module { .. }
+                | Command::Assemble(_)
+                | Command::Finetune(_)
+                | Command::E2e(_)
+        )
+    }
+}

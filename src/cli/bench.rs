@@ -1,0 +1,131 @@
+//! `incubate bench`: its arguments, and what each measures.
+
+use super::args::ConfigArgs;
+use super::load::{devices, start_libtorch};
+use super::print_either;
+use crate::bench;
+use crate::device::memory;
+use crate::model::off::{self, Part};
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// What the index of a large source costs, with generated entries
+    Index {
+        /// How many images the index lists
+        #[arg(long, default_value_t = 1_281_167, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
+        entries: u32,
+        /// Where to keep it meanwhile
+        #[arg(long, default_value = ".")]
+        folder: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Images per second and core: decoding, the training and evaluation transforms, the loader; and where the time goes
+    Data {
+        /// Every JPEG and PNG below it is read
+        #[arg(long, value_name = "DIR")]
+        folder: PathBuf,
+        /// How often each image is taken
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+        passes: u32,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// How fast this device trains, against its own matrix product; tools/bench_step.py adds PyTorch and timm
+    Step(StepArgs),
+    /// What checkpoints cost the training, and how fast one is written, against dd
+    Store {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Steps of the meta model between two checkpoints
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+        every: u64,
+        /// How often each is measured, in turn
+        #[arg(long, default_value_t = 15)]
+        pairs: usize,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct StepArgs {
+    /// A model's name (tiny-28, deit-ti, deit-s, vit-b, vit-l, vit-h, deit-t-128) or a config file
+    #[arg(long, value_name = "NAME|CONFIG", default_value = "deit-ti")]
+    model: String,
+    /// The module to train in its hybrid
+    #[arg(long, value_name = "I")]
+    stage: Option<usize>,
+    /// The target end to end [default without --stage]
+    #[arg(long, conflicts_with = "stage")]
+    e2e: bool,
+    /// Samples per step
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
+    /// Steps to time, after three to warm up
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    steps: u32,
+    /// Compute threads; 0: as many as cores
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// auto, cpu or cuda [default: the config's]
+    #[arg(long)]
+    device: Option<String>,
+    /// fp32, bf16 or tf32 [default: the config's]
+    #[arg(long)]
+    precision: Option<String>,
+    /// Switch off what makes a step fast, to see what it gives: kernels, attention, optimiser, suffix, memory; may be given
+    /// more than once
+    #[arg(long, value_name = "PART")]
+    without: Vec<Part>,
+    /// Override a config key, such as --set run.micro_batch=16; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Bench {
+    pub fn measure(&self) -> Result<()> {
+        match self {
+            Bench::Index { entries, folder, json } => {
+                let report = bench::index::measure(*entries as usize, folder)?;
+                print_either(*json, &report, || bench::index::text(&report))
+            }
+            Bench::Data { folder, passes, json } => {
+                let report = bench::data::measure(folder, *passes as usize)?;
+                print_either(*json, &report, || bench::data::text(&report))
+            }
+            Bench::Step(args) => args.measure(),
+            Bench::Store { config, every, pairs, json } => {
+                let report = bench::store::measure(config.load()?, *every, *pairs)?;
+                print_either(*json, &report, || bench::store::text(&report))
+            }
+        }
+    }
+}
+
+impl StepArgs {
+    fn measure(&self) -> Result<()> {
+        let mut sets = vec![format!("run.threads={}", self.threads)];
+        sets.extend(self.device.iter().map(|device| format!("run.device={device}")));
+        sets.extend(self.precision.iter().map(|precision| format!("run.precision={precision}")));
+        sets.extend_from_slice(&self.sets);
+        let config = bench::step::config(&self.model, self.batch, &sets)?;
+        self.without.iter().for_each(|part| off::switch_off(*part));
+        memory::keep_freed(off::is_on(Part::Memory));
+        start_libtorch(&config);
+        let devices = devices(&config)?;
+        devices.take_up(0)?;
+        let (stage, batch, steps, device) = (self.stage, self.batch, self.steps as usize, devices.device(0));
+        let report = bench::step::measure(config, &self.model, bench::step::Work { stage, batch, steps, device })?;
+        print_either(self.json, &report, || bench::step::text(&report))
+    }
+}

@@ -1,0 +1,48 @@
+//! `incubate evaluate`: an artefact on the test images, or results on COCO or ADE20K.
+
+use super::args::{Downstream, EvaluateArgs};
+use super::load::devices;
+use super::{print_either, weights_or_final};
+use crate::downstream::{ade20k, coco};
+use crate::pipeline::evaluate;
+use crate::usage;
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+
+pub fn evaluate_artefact(args: &EvaluateArgs) -> Result<()> {
+    let config = args.over.load(args.config.as_ref().context("clap requires the config")?)?;
+    let weights = weights_or_final(&config, &args.weights);
+    let device = devices(&config)?.device(0);
+    let metrics = evaluate::evaluate(&config, &weights, device)?;
+    if let Some(file) = &args.outputs {
+        evaluate::outputs(&config, &weights, device, file)?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string(&metrics)?);
+    } else {
+        println!(
+            "top-1 {:.2} %, top-5 {:.2} %, loss {:.4} on {} images",
+            metrics["top1"], metrics["top5"], metrics["loss"], metrics["images"]
+        );
+    }
+    Ok(())
+}
+
+pub fn evaluate_downstream(results: &Downstream) -> Result<()> {
+    let draw = |file: &Option<PathBuf>, picture: &dyn Fn() -> String| match file {
+        Some(file) => std::fs::write(file, picture()).map_err(|e| usage!("{}: {e}", file.display())),
+        None => Ok(()),
+    };
+    match results {
+        Downstream::Coco { annotations, results, iou, plot, json } => {
+            let report = coco::evaluate(annotations, results, iou == "segm")?;
+            draw(plot, &|| report.plot())?;
+            print_either(*json, &report, || report.text())
+        }
+        Downstream::Ade20k { labels, predictions, zero_based, plot, json } => {
+            let report = ade20k::evaluate(labels, predictions, *zero_based)?;
+            draw(plot, &|| report.plot())?;
+            print_either(*json, &report, || report.text())
+        }
+    }
+}

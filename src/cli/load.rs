@@ -1,0 +1,86 @@
+//! From arguments to a config, with libtorch told what it must know before it is first used.
+
+use super::args::{ConfigArgs, Overrides};
+use crate::collective::mpi::{cores_of_this_rank, rank_on_this_node, ranks_on_this_node};
+use crate::config::{Config, Precision};
+use crate::device::{self, Devices, OnNode};
+use crate::{data, usage};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+impl ConfigArgs {
+    pub fn load(&self) -> Result<Config> {
+        self.over.load(&self.config)
+    }
+}
+
+impl Overrides {
+    pub fn load(&self, path: &Path) -> Result<Config> {
+        let mut config = Config::load(path, &self.sets)?;
+        if let Some(dir) = &self.run_dir {
+            config.run.dir = dir.clone();
+        }
+        start_libtorch(&config);
+        Ok(config)
+    }
+
+    /// The config of what is to be packed, and the folder to pack it into.
+    pub fn packing(&self, source: &Path, into: Option<&Path>) -> Result<(Config, PathBuf)> {
+        if let Some(into) = into {
+            return Ok((self.source(source)?, into.into()));
+        }
+        let data = if source.is_dir() { None } else { Some(self.load(source)?.data) };
+        match data.filter(|data| !data.pack_from.as_os_str().is_empty()) {
+            Some(data) => Ok((self.source(&data.pack_from)?, data.path)),
+            None => Err(usage!(
+                "{}: say where to write, `incubate pack SOURCE INTO`, or give a config with data.pack_from",
+                source.display()
+            )),
+        }
+    }
+
+    /// The config of a source of images: a file, or a folder whose format shows.
+    fn source(&self, path: &Path) -> Result<Config> {
+        if !path.is_dir() {
+            return self.load(path);
+        }
+        let format = data::format_of(path).ok_or_else(|| {
+            usage!(
+                "{}: neither train/CLASS/… nor train-*.tar nor train-*.h5 is in it; give a config that says its data.format",
+                path.display()
+            )
+        })?;
+        let mut config = Config::parse("", &self.sets)?;
+        (config.data.format, config.data.path) = (format, path.into());
+        // Without a run there is no place to keep an index.
+        config.run.dir = self.run_dir.clone().unwrap_or_default();
+        Ok(config)
+    }
+}
+
+/// What libtorch must be told before it is first used: CUDA first of all.
+pub fn start_libtorch(config: &Config) {
+    device::load(config.run.device);
+    tch::set_num_interop_threads(1);
+    tch::set_num_threads(threads(config) as i32);
+}
+
+/// Compute threads of this rank.
+pub fn threads(config: &Config) -> usize {
+    match config.run.threads {
+        0 => cores_of_this_rank(),
+        n => n,
+    }
+}
+
+/// This rank's devices; its replicas divide its threads.
+pub fn devices(config: &Config) -> Result<Devices> {
+    let ranks = ranks_on_this_node().max(1);
+    let place = OnNode { rank: rank_on_this_node().min(ranks - 1), ranks };
+    let devices = Devices::of_rank(config.run.device, config.run.replicas, place)?;
+    if devices.are_gpus() && config.run.precision == Precision::Tf32 {
+        device::tf32::allow()?;
+    }
+    tch::set_num_threads((threads(config) / devices.replicas()).max(1) as i32);
+    Ok(devices)
+}

@@ -1,0 +1,66 @@
+//! `incubate verify`: artefacts and packed shards, read whole.
+
+use crate::config::Format;
+use crate::data::{self, packed, shard};
+use crate::error::Failure;
+use crate::store::{RunDir, artefact};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+/// Reads everything whole; names each damaged file and fails with the first.
+pub fn verify(path: &Path, json: bool) -> Result<()> {
+    let is_pack = path.is_dir() && data::format_of(path) == Some(Format::Packed);
+    let files = match path.is_dir() {
+        true if is_pack => {
+            ["train", "val"].map(|split| packed::files(path, split)).into_iter().collect::<Result<Vec<_>>>()?.concat()
+        }
+        true => artefacts_in(path)?,
+        false => vec![path.to_path_buf()],
+    };
+    let mut first = None;
+    let mut results = Vec::new();
+    for file in files {
+        let read = verify_file(&file);
+        let ok = read.is_ok();
+        let verdict = read.as_ref().map_or_else(|error| format!("{error:#}"), |text| format!("ok, {text}"));
+        results.push(serde_json::json!({"file": file, "ok": ok, "text": verdict}));
+        if !json {
+            // An error names its file.
+            println!("{}", if ok { format!("{}: {verdict}", file.display()) } else { verdict });
+        }
+        first = first.or(read.err());
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    }
+    // Whole shards may still be too few.
+    first = first.or_else(|| if is_pack { packed::open(path).err() } else { None });
+    first.map_or(Ok(()), Err)
+}
+
+/// What a file holds, if it is as it was written.
+fn verify_file(file: &Path) -> Result<String> {
+    if shard::SEAL.is(file) {
+        let shard = packed::verify(file)?;
+        return Ok(format!("{} {} samples, {}", shard.samples.len(), shard.split, shard.encoding.name()));
+    }
+    let artefact = artefact::read(file)?;
+    Ok(format!("{} parameters, blake3 {}", artefact.weights.len(), artefact.hash))
+}
+
+fn artefacts_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    RunDir::config_of(folder)?;
+    let run = RunDir { path: folder.into() };
+    let in_folder = |path: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        let mut found: Vec<PathBuf> =
+            entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "h5")).collect();
+        found.sort();
+        found
+    };
+    let files: Vec<PathBuf> = in_folder(folder).into_iter().chain(in_folder(&run.file("checkpoints"))).collect();
+    if files.is_empty() {
+        return Err(Failure::Usage(format!("{}: no artefacts yet", folder.display())).into());
+    }
+    Ok(files)
+}

@@ -1,0 +1,267 @@
+//! The graph, the scripts as text, and the scripts run under bash with the program and scontrol replaced.
+
+use super::*;
+use crate::config::Config;
+
+fn plan(text: &str) -> Plan {
+    Plan::new(Config::parse(text, &[]).unwrap(), 1_281_167).unwrap()
+}
+
+fn places() -> Places<'static> {
+    Places { binary: Path::new("/opt/incubate"), config: Path::new("/run/config.toml"), run_dir: Path::new("/run") }
+}
+
+fn graph(plan: &Plan, situation: &Situation) -> Vec<(String, Vec<usize>, Vec<usize>)> {
+    jobs(plan, places(), situation).unwrap().into_iter().map(|job| (job.name, job.modules, job.after)).collect()
+}
+
+#[test]
+fn an_array_run_is_meta_then_modules_then_the_rest_and_skips_what_is_done() {
+    let plan = plan("[slurm]\npartition = \"gpu\"\narray_limit = 2\ntime_meta = \"01:00:00\"\n");
+    let fresh = Situation::default();
+    let job = |name: &str, modules: &[usize], after: &[usize]| (name.to_string(), modules.to_vec(), after.to_vec());
+    assert_eq!(
+        graph(&plan, &fresh),
+        [job("meta", &[], &[]), job("modules", &[0, 1, 2, 3], &[0]), job("finalize", &[], &[0, 1])]
+    );
+    let begun = Situation { meta_done: true, modules_done: vec![0, 2, 3], ..fresh.clone() };
+    assert_eq!(graph(&plan, &begun), [job("modules", &[1], &[]), job("finalize", &[], &[0])]);
+    let jobs = jobs(&plan, places(), &fresh).unwrap();
+    assert!(jobs[0].script.contains("#SBATCH --time=01:00:00\n") && jobs[2].script.contains("--time=24:00:00\n"));
+    let modules = &jobs[1].script;
+    assert!(modules.contains("#SBATCH --array=0-3%2\n") && modules.contains("#SBATCH --partition=gpu\n"));
+    assert!(!modules.contains("srun"), "one rank needs no launcher");
+}
+
+#[test]
+fn what_is_not_packed_yet_is_packed_first_by_one_process_with_a_nodes_cores() {
+    let text = "[slurm]\nnodes = 2\nranks = 8\ncpus_per_rank = 3\ngpus_per_node = 4\n";
+    let situation = Situation { packed: false, ..Situation::default() };
+    let array = jobs(&plan(text), places(), &situation).unwrap();
+    assert_eq!(array.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(), ["pack", "meta", "modules", "finalize"]);
+    assert_eq!((&array[1].after[..], &array[2].after[..]), (&[0][..], &[0, 1][..]));
+    let pack = &array[0].script;
+    for line in ["#SBATCH --nodes=1\n", "--ntasks=1\n", "--cpus-per-task=12\n", "step pack \"$config\""] {
+        assert!(pack.contains(line), "{line} in {pack}");
+    }
+    assert!(!pack.contains("srun") && !pack.contains("--gres"), "{pack}");
+    let one = jobs(&plan(&format!("{text}mode = \"allocation\"\n")), places(), &situation).unwrap();
+    assert_eq!(one.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(), ["pack", "run"]);
+}
+
+#[test]
+fn modules_beyond_the_largest_array_go_into_further_arrays() {
+    let depths = vec!["1"; 25].join(", ");
+    let plan = plan(&format!("[model]\ndepths = [{depths}]\n"));
+    let situation = Situation { max_array_size: 10, modules_done: vec![11, 12], ..Situation::default() };
+    let jobs = jobs(&plan, places(), &situation).unwrap();
+    let arrays: Vec<&str> =
+        jobs.iter().filter_map(|job| job.script.lines().find(|line| line.contains("--array"))).collect();
+    assert_eq!(arrays, ["#SBATCH --array=0-9", "#SBATCH --array=0,3-9", "#SBATCH --array=0-4"]);
+    assert!(jobs[2].script.contains("--index \"$((10 + SLURM_ARRAY_TASK_ID))\""));
+    assert_eq!(jobs[4].after, [0, 1, 2, 3], "the last job waits for all");
+}
+
+#[test]
+fn the_lead_of_the_signal_follows_the_time_to_save_unless_it_is_given() {
+    let script = |text: &str, save_s: f64| {
+        jobs(&plan(text), places(), &Situation { save_s, ..Situation::default() }).unwrap()[0].script.clone()
+    };
+    assert!(script("", 0.2).contains("--signal=B:USR2@60\n"));
+    assert!(script("", 50.0).contains("--signal=B:USR2@230\n"));
+    assert!(script("[slurm]\nsignal_lead = 45\n", 50.0).contains("--signal=B:USR2@45\n"));
+}
+
+#[test]
+fn nothing_from_a_config_reaches_a_shell_unquoted() {
+    let plan = plan(
+        "[run]\nname = \"$(touch x) `y` ; 'z'\"\n[slurm]\nconstraint = \"a&b\"\nranks = 2\n\
+         container = \"/images/$(touch x).sif\"\n",
+    );
+    let run_dir = Path::new("/data/$(touch x)/it's");
+    for job in jobs(&plan, Places { run_dir, ..places() }, &Situation::default()).unwrap() {
+        let mut lines = job.script.lines().filter(|line| line.contains("touch x") && !line.starts_with('#'));
+        let run_dir = "'/data/$(touch x)/it'\\''s'";
+        let program = format!("program=(apptainer exec --bind {run_dir} '/images/$(touch x).sif' incubate)");
+        assert_eq!(lines.next(), Some(program.as_str()));
+        assert_eq!(lines.next(), Some(format!("run_dir={run_dir}").as_str()));
+        assert_eq!(lines.next(), None);
+        assert!(job.script.contains("srun --mpi=pmix --wait=\"${SLURM_WAIT:-60}\" --ntasks=2"), "{}", job.script);
+    }
+}
+
+#[test]
+fn what_stands_in_a_value_is_never_taken_for_a_placeholder() {
+    assert_eq!(filled("{a} ${b} {b}{c", &[("a", "{b}"), ("b", "{a}")]), "{b} ${a} {a}{c");
+    let plan = plan("[run]\nname = \"{options}{steps}\"\n");
+    let run_dir = Path::new("/data/{setup}/{options}");
+    let script = &jobs(&plan, Places { run_dir, ..places() }, &Situation::default()).unwrap()[0].script;
+    assert!(script.contains("# meta of {options}{steps}\n"), "{script}");
+    assert!(script.contains("run_dir='/data/{setup}/{options}'\n"), "{script}");
+    assert_eq!(script.matches("#SBATCH --requeue").count(), 1);
+}
+
+#[test]
+fn a_line_break_anywhere_in_what_goes_into_a_script_is_refused() {
+    let hostile = "/data/x\n#SBATCH --wrap=touch";
+    let refused = |plan: &Plan, places: Places| {
+        let error = jobs(plan, places, &Situation::default()).unwrap_err();
+        assert!(format!("{error}").contains("control character"), "{error}");
+    };
+    let harmless = plan("");
+    refused(&harmless, Places { run_dir: Path::new(hostile), ..places() });
+    refused(&harmless, Places { config: Path::new(hostile), ..places() });
+    refused(&harmless, Places { binary: Path::new("/opt/\rincubate"), ..places() });
+    refused(&plan("[slurm]\ncontainer = \"a\\nb\"\n"), places());
+    refused(&plan("[data]\npath = \"a\\nb\"\n"), places());
+    refused(&plan("[run]\nname = \"a\\rb\"\n"), places());
+    for text in ["options = [\"--exclusive\\n#SBATCH --wrap=x\"]", "partition = \"a\\u001bb\"", "setup = [\"a\\rb\"]"] {
+        let error = Config::parse(&format!("[slurm]\n{text}\n"), &[]).unwrap_err();
+        assert!(format!("{error}").contains("control character"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_alive_is_left_alone_and_waited_for() {
+    let plan = plan("");
+    let alive = |modules: &[usize], last: Option<&str>| Alive {
+        modules: modules.iter().map(|&i| (i, format!("8_{i}"))).collect(),
+        last: last.map(str::to_string),
+        ..Alive::default()
+    };
+    let begun = Situation { meta_done: true, modules_done: vec![0], ..Situation::default() };
+    let left = |alive| jobs(&plan, places(), &Situation { alive, ..begun.clone() }).unwrap();
+    let again = left(alive(&[2, 3], Some("9")));
+    let names: Vec<&str> = again.iter().map(|job| job.name.as_str()).collect();
+    assert_eq!((names, &again[0].modules), (vec!["modules", "finalize"], &vec![1]));
+    assert_eq!(again[1].alive, ["8_2", "8_3"]);
+    assert!(left(alive(&[1, 2, 3], Some("9"))).is_empty(), "all of it is on its way");
+    let only_last = left(alive(&[1, 2, 3], None));
+    assert_eq!((only_last.len(), only_last[0].alive.len()), (1, 3));
+    assert!(
+        jobs(&plan, places(), &Situation { modules_done: vec![0, 1, 2, 3], all_done: true, ..begun })
+            .unwrap()
+            .is_empty()
+    );
+}
+
+/// A job's script with its program and scontrol replaced, in a folder of its own.
+struct Staged {
+    folder: tempfile::TempDir,
+    script: std::path::PathBuf,
+}
+
+impl Staged {
+    fn new(config: &str, program: &str, place: usize) -> Staged {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        std::fs::create_dir(folder.path().join("progress")).unwrap();
+        file("progress/meta.json", r#"{"step":5}"#);
+        file("scontrol", "#!/bin/sh\necho \"$@\"\n");
+        let binary = file("program", &format!("#!/bin/bash\ncd {}\n{program}\n", folder.path().display()));
+        let places = Places { binary: &binary, run_dir: folder.path(), ..places() };
+        let script = file("job.sh", &jobs(&plan(config), places, &Situation::default()).unwrap()[place].script);
+        Staged { script, folder }
+    }
+
+    fn command(&self) -> std::process::Command {
+        let path = format!("{}:{}", self.folder.path().display(), std::env::var("PATH").unwrap());
+        let mut bash = std::process::Command::new("bash");
+        bash.arg(&self.script).env("PATH", path).env("SLURM_JOB_ID", "17");
+        bash.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        bash
+    }
+
+    /// Starts it and sends it a signal when the program has made the file `ready`.
+    fn signalled(&self, command: &mut std::process::Command, signal: i32) -> (Option<i32>, String) {
+        let child = command.spawn().unwrap();
+        while !self.folder.path().join("ready").exists() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        // SAFETY: our child, which has not been waited for.
+        unsafe { libc::kill(child.id() as i32, signal) };
+        told(child.wait_with_output().unwrap())
+    }
+}
+
+fn told(ended: std::process::Output) -> (Option<i32>, String) {
+    (ended.status.code(), String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap())
+}
+
+/// Runs the meta job's script as its second start; its exit code and words.
+fn second_start(program: &str) -> (Option<i32>, String) {
+    told(Staged::new("", program, 0).command().env("SLURM_RESTART_COUNT", "1").output().unwrap())
+}
+
+#[test]
+fn a_stopped_job_is_requeued_only_if_its_start_gained_a_step() {
+    let gained = second_start(r#"echo '{"step":6}' > progress/meta.json; exit 75"#);
+    assert_eq!(gained, (Some(0), "requeue 17\n".into()));
+    for behind in ["exit 75", r#"echo '{"step":4}' > progress/meta.json; exit 75"#] {
+        let (code, words) = second_start(behind);
+        assert!(code == Some(1) && words.contains("without a step gained"), "{words}");
+        assert!(!words.contains("requeue 17"), "{words}");
+    }
+    assert_eq!(second_start("exit 3"), (Some(3), String::new()), "only 75 is resumable");
+}
+
+#[test]
+fn a_task_of_an_array_requeues_itself_alone() {
+    let staged = Staged::new("", "exit 75", 1);
+    let task = [("SLURM_ARRAY_JOB_ID", "17"), ("SLURM_ARRAY_TASK_ID", "3")];
+    assert_eq!(told(staged.command().envs(task).output().unwrap()), (Some(0), "requeue 17_3\n".into()));
+    // Submitted from within a task, another job is none.
+    let staged = Staged::new("", "env | grep -c SLURM_ARRAY; exit 75", 0);
+    assert_eq!(told(staged.command().envs(task).output().unwrap()), (Some(0), "0\nrequeue 17\n".into()));
+}
+
+#[test]
+fn the_early_signal_reaches_the_program_as_usr2_and_before_it_listens_is_no_failure() {
+    let listening = "trap 'exit 75' USR2; touch ready; for i in {1..500}; do sleep 0.02; done";
+    let deaf = "touch ready; exec sleep 10";
+    for config in ["", "[slurm]\nsignal = \"USR1\"\n"] {
+        let signal = if config.is_empty() { libc::SIGUSR2 } else { libc::SIGUSR1 };
+        for program in [listening, deaf] {
+            let staged = Staged::new(config, program, 0);
+            let (code, words) = staged.signalled(&mut staged.command(), signal);
+            assert!(code == Some(0) && words.contains("requeue 17\n"), "{config}{program}: {code:?} {words}");
+        }
+    }
+    // While the site's lines run: the program is not even started.
+    let setup = format!("[slurm]\nsetup = [\"touch \\\"${{0%/*}}/ready\\\"; sleep 0.3\"]\n");
+    let staged = Staged::new(&setup, "echo started", 0);
+    let (code, words) = staged.signalled(&mut staged.command(), libc::SIGUSR2);
+    assert!(code == Some(0) && words == "requeue 17\n", "{code:?} {words}");
+    // TERM is Slurm's own: it decides whether the job comes back.
+    let staged = Staged::new("", "trap 'exit 75' TERM; touch ready; for i in {1..500}; do sleep 0.02; done", 0);
+    assert_eq!(staged.signalled(&mut staged.command(), libc::SIGTERM), (Some(75), String::new()));
+}
+
+#[test]
+fn a_job_takes_itself_for_no_part_of_the_step_it_was_submitted_from() {
+    let staged = Staged::new("", "env | grep -E '^(PMI|OMPI|SLURM_STEP)' | sort", 0);
+    let step = [("PMIX_RANK", "0"), ("PMI_SIZE", "2"), ("OMPI_COMM_WORLD_SIZE", "2"), ("SLURM_STEP_ID", "0")];
+    let mut command = staged.command();
+    command.envs(step).env("OMPI_MCA_btl_tcp_if_include", "lo");
+    let (code, words) = told(command.output().unwrap());
+    let kept: Vec<&str> = words.lines().filter(|line| !line.starts_with("OMPI_MCA_btl_tcp")).collect();
+    assert!(code == Some(0) && words.contains("OMPI_MCA_btl_tcp_if_include=lo"), "{words}");
+    assert!(kept.is_empty(), "{words}");
+}
+
+#[test]
+fn the_settings_of_every_site_are_a_config() {
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/slurm/sites")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(graph(&plan(&text), &Situation::default()).len(), 3, "{}", path.display());
+        }
+    }
+}
