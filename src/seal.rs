@@ -15,11 +15,11 @@ use anyhow::Result;
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 /// Bytes of the user block.
 pub const BLOCK: u64 = 512;
-const EARLY_SYNC: u64 = 64 << 20;
 
 /// What a kind of file says in its user block.
 #[derive(Debug, Clone, Copy)]
@@ -52,13 +52,9 @@ impl Kind {
     pub fn set(&self, path: &Path, except: Range<u64>) -> Result<String> {
         let mut file = OpenOptions::new().read(true).write(true).open(path)?;
         let length = file.metadata()?.len();
-        // The disk takes a large file's bytes while they are hashed from memory; a small one's second sync would cost more.
-        let early = if length > EARLY_SYNC { Some(file.try_clone()?) } else { None };
-        let syncing = early.map(|file| std::thread::spawn(move || file.sync_data()));
+        // While it is hashed from memory.
+        start_writing(&file);
         let hash = hash(&mut file, &except, length)?;
-        if let Some(syncing) = syncing {
-            syncing.join().expect("syncing does not panic")?;
-        }
         file.seek(SeekFrom::Start(0))?;
         file.write_all(&self.block(length, &hash, &except))?;
         Ok(hash)
@@ -144,6 +140,12 @@ impl Kind {
     }
 }
 
+/// Has the disk begin to take what a file holds now, without waiting. Durable it is after a sync.
+pub fn start_writing(file: &File) {
+    // SAFETY: the descriptor is open. What it returns does not matter: where it is not done now, the sync does it.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// `FROM TO`; anything else is nothing, and then the block does not compare equal.
 fn range(text: &str) -> Range<u64> {
     let numbers = text.split_once(' ').and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
@@ -153,7 +155,7 @@ fn range(text: &str) -> Range<u64> {
 /// Hash of the bytes from the user block to the end, but for a range.
 fn hash(file: &mut File, except: &Range<u64>, length: u64) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 4 << 20];
+    let mut buffer = vec![0; 1 << 20];
     let gap = if except.is_empty() { length..length } else { except.clone() };
     for part in [BLOCK..gap.start, gap.end..length] {
         file.seek(SeekFrom::Start(part.start))?;

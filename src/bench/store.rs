@@ -10,7 +10,6 @@ use crate::plan::parameters::parameters;
 use crate::plan::phases::META;
 use crate::store::{Header, RunDir, artefact};
 use crate::train::{self, Setting};
-use crate::weights::Weights;
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use std::path::Path;
@@ -83,15 +82,15 @@ fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64
 /// A checkpoint of the config's target: weights and optimiser state.
 struct Checkpoint {
     header: Header,
-    weights: Weights,
-    moments: Tensor,
+    /// The weights, or a moment of the optimiser.
+    buffer: Tensor,
 }
 
 impl Checkpoint {
     fn of(config: &Config) -> Checkpoint {
         let table = parameters(&config.model, &config.model.depths);
         let numbers: usize = table.iter().map(|p| p.count()).sum();
-        let moments = Tensor::rand([numbers as i64], (Kind::Float, Device::Cpu));
+        let buffer = Tensor::rand([numbers as i64], (Kind::Float, Device::Cpu));
         let header = Header {
             phase: "finetune".into(),
             index: None,
@@ -102,18 +101,18 @@ impl Checkpoint {
             model: config.model.clone(),
             metrics: Default::default(),
         };
-        Checkpoint { header, weights: fresh(table.iter(), 0), moments }
+        Checkpoint { header, buffer }
     }
 
     fn bytes(&self) -> usize {
-        12 * self.moments.numel()
+        12 * self.buffer.numel()
     }
 
     /// Seconds from the buffers in memory to the synced file in its place.
     fn write(&self, path: &Path) -> Result<f64> {
         let began = Instant::now();
-        let state = [("exp_avg", &self.moments), ("exp_avg_sq", &self.moments)];
-        artefact::write(path, &self.header, &self.weights, &state, None)?;
+        let buffers = ["weights", "exp_avg", "exp_avg_sq"].map(|name| (name, &self.buffer));
+        artefact::write_checkpoint(path, &self.header, &buffers, None)?;
         let took = began.elapsed().as_secs_f64();
         std::fs::remove_file(path)?;
         Ok(took)

@@ -82,7 +82,7 @@ pub fn import(config: &Config, file: &Path, role: Option<Role>) -> Result<PathBu
         model: config.model.clone(),
         metrics: BTreeMap::new(),
     };
-    artefact::write(&path, &header, &weights, &[], None)?;
+    artefact::write(&path, &header, &weights, None)?;
     Ok(path)
 }
 

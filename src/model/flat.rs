@@ -1,10 +1,9 @@
 //! Trained parameters as views of one flat buffer: one all-reduce, one norm, one optimiser pass and one write per
 //! buffer in place of hundreds.
 
-use crate::plan::parameters::Parameter;
+use crate::plan::parameters::{Parameter, flat_order};
 use crate::weights::{Weights, floats, floats_mut};
 use anyhow::{Context, Result};
-use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// The flat buffers and their parts. Parameters with weight decay come first.
@@ -15,7 +14,7 @@ pub struct FlatParameters {
     compute: Option<Tensor>,
     /// Gradients in the order of the buffer, then [`EXTRAS`] numbers that travel with them.
     gradients: Tensor,
-    layout: Arc<Layout>,
+    layout: Layout,
     decayed: usize,
 }
 
@@ -52,10 +51,9 @@ impl FlatParameters {
         weights: &Weights,
         kind: Kind,
     ) -> Result<FlatParameters> {
-        let (mut ordered, plain): (Vec<_>, Vec<_>) = parameters.partition(|p| p.decays());
-        let decayed = ordered.iter().map(|p| p.count()).sum();
-        ordered.extend(plain);
-        let total: usize = ordered.iter().map(|p| p.count()).sum();
+        let ordered = flat_order(parameters.cloned().collect());
+        let decayed = ordered.iter().filter(|p| p.decays()).map(Parameter::count).sum();
+        let total: usize = ordered.iter().map(Parameter::count).sum();
         let device = weights.values().next().map_or(Device::Cpu, Tensor::device);
         let buffer = Tensor::zeros([total as i64], (Kind::Float, device));
         let (mut parts, mut start) = (Vec::new(), 0);
@@ -71,13 +69,13 @@ impl FlatParameters {
                 weight.size(),
                 parameter.shape
             );
-            let (name, shape) = (parameter.name.clone(), parameter.shape.clone());
-            let part = Part { stage: parameter.stage, name, shape, start };
+            let count = parameter.count();
+            let part = Part { stage: parameter.stage, name: parameter.name, shape: parameter.shape, start };
             part.of(&buffer).copy_(weight);
             parts.push(part);
-            start += parameter.count();
+            start += count;
         }
-        let layout = Arc::new(Layout { parts });
+        let layout = Layout { parts };
         let compute = (kind != Kind::Float).then(|| buffer.to_kind(kind));
         let gradients = Tensor::zeros([(total + EXTRAS) as i64], (Kind::Float, device));
         Ok(FlatParameters { buffer, compute, gradients, layout, decayed })
@@ -145,7 +143,7 @@ impl FlatParameters {
     }
 
     /// What lies where in the buffer.
-    pub fn layout(&self) -> &Arc<Layout> {
+    pub fn layout(&self) -> &Layout {
         &self.layout
     }
 }

@@ -70,6 +70,6 @@ pub fn assemble(job: &Job) -> Result<()> {
         model: model.clone(),
         metrics,
     };
-    artefact::write(&path, &header, &weights, &[], Some(lease.fence()))?;
+    artefact::write(&path, &header, &weights, Some(lease.fence()))?;
     Ok(())
 }

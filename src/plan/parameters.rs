@@ -87,6 +87,13 @@ pub fn parameters(model: &Model, depths: &[usize]) -> Vec<Parameter> {
     all
 }
 
+/// The order of parameters in flat buffers: those with weight decay first, each part as it was.
+pub fn flat_order(parameters: Vec<Parameter>) -> Vec<Parameter> {
+    let (mut ordered, plain): (Vec<_>, Vec<_>) = parameters.into_iter().partition(Parameter::decays);
+    ordered.extend(plain);
+    ordered
+}
+
 /// How many numbers each stage's parameters hold, without listing them all: a plan may have a thousand stages.
 pub fn counts(model: &Model, depths: &[usize]) -> Vec<usize> {
     let (mut block, mut first, mut last) = (0, 0, 0);

@@ -2,13 +2,11 @@
 
 use super::{Setting, Trainer};
 use crate::config::Interval;
-use crate::model::Layout;
 use crate::plan::PhasePlan;
 use crate::store::lease::Fence;
 use crate::store::{Header, RunDir, artefact};
 use crate::weights::floats;
 use anyhow::{Result, anyhow};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,7 +25,7 @@ pub struct Checkpoints {
     save_s: Option<f64>,
 }
 
-/// Weights and optimiser state, in the order of [`Layout`].
+/// Weights and optimiser state, in the order of [`crate::plan::parameters::flat_order`].
 struct Buffers {
     weights: Tensor,
     state: Vec<(&'static str, Tensor)>,
@@ -48,7 +46,6 @@ struct Writer {
     run: RunDir,
     phase: String,
     keep: usize,
-    layout: Arc<Layout>,
     fence: Option<Fence>,
 }
 
@@ -60,7 +57,6 @@ impl Checkpoints {
             run: setting.run.clone(),
             phase: phase.name.clone(),
             keep: config.keep_checkpoints,
-            layout: trainer.network.flat().layout().clone(),
             fence: setting.lease.map(|lease| lease.fence().clone()),
         };
         let (to_writer, snapshots) = channel();
@@ -177,9 +173,10 @@ impl Writer {
             log::warn!("{}: the weights of step {} are not finite; no checkpoint of them", self.phase, header.step);
             return Ok(());
         }
-        let state: Vec<(&str, &Tensor)> = buffers.state.iter().map(|(name, tensor)| (*name, tensor)).collect();
+        let state = buffers.state.iter().map(|(name, tensor)| (*name, tensor));
+        let all: Vec<(&str, &Tensor)> = std::iter::once(("weights", &buffers.weights)).chain(state).collect();
         let path = self.run.checkpoint(&self.phase, header.step);
-        artefact::write(&path, header, &self.layout.named(&buffers.weights), &state, self.fence.as_ref())?;
+        artefact::write_checkpoint(&path, header, &all, self.fence.as_ref())?;
         self.run.prune_checkpoints(&self.phase, self.keep)
     }
 }

@@ -187,7 +187,7 @@ impl Trainer {
             checkpoints.finish()?;
             let header = self.header(plan, phase, meta, metrics);
             let weights = self.network.flat().layout().named(&self.evaluated_weights().to_device(Device::Cpu));
-            artefact::write(&run.file(&phase.file), &header, &weights, &[], lease.map(Lease::fence))?;
+            artefact::write(&run.file(&phase.file), &header, &weights, lease.map(Lease::fence))?;
             run.prune_checkpoints(&phase.name, 0)?;
         }
         group.barrier()

@@ -123,7 +123,7 @@ fn rewritten(path: &Path, change: impl FnOnce(&mut Artefact)) -> Vec<u8> {
     let mut artefact = artefact::read(path).unwrap();
     change(&mut artefact);
     let to = folder.path().join("a.h5");
-    artefact::write(&to, &artefact.header, &artefact.weights, &[], None).unwrap();
+    artefact::write(&to, &artefact.header, &artefact.weights, None).unwrap();
     std::fs::read(to).unwrap()
 }
 
@@ -159,12 +159,12 @@ fn a_missing_stage_and_a_wrong_shape_are_refused_by_name() {
 
     let mut weights = artefact::read(&finished().file("meta.h5")).unwrap().weights;
     weights.retain(|(stage, _), _| *stage != 2);
-    artefact::write(&to, &meta.header, &weights, &[], None).unwrap();
+    artefact::write(&to, &meta.header, &weights, None).unwrap();
     verify(&to).fails(3, &["a.h5", "stage/2/", "is missing"]);
 
     let mut weights = artefact::read(&finished().file("meta.h5")).unwrap().weights;
     weights.insert((3, "head.bias".into()), tch::Tensor::zeros([5], incubate::model::OPTIONS));
-    artefact::write(&to, &meta.header, &weights, &[], None).unwrap();
+    artefact::write(&to, &meta.header, &weights, None).unwrap();
     verify(&to).fails(3, &["stage/3/head.bias", "[5]", "[4]"]);
 }
 

@@ -1,6 +1,7 @@
 //! Whole runs: what is written, that ranks agree, that stopped runs resume.
 
 use crate::incubate::{Incubate, TINY, plain};
+use hdf5::types::VarLenUnicode;
 use incubate::store::artefact;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -135,6 +136,29 @@ pub fn stop_after_a_checkpoint(run: &Incubate, arguments: &[&str]) {
     // SAFETY: the child is ours and has not been waited for.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     assert_eq!(child.wait().unwrap().code(), Some(75));
+}
+
+#[test]
+fn a_checkpoint_says_where_in_its_buffers_each_parameter_lies() {
+    let run = Incubate::new().set("module.epochs=100000");
+    run.ok(&["meta"]);
+    stop_after_a_checkpoint(&run, &["module", "--index", "1"]);
+    let path = std::fs::read_dir(run.file("checkpoints")).unwrap().next().unwrap().unwrap().path();
+    let named = artefact::read(&path).unwrap().weights;
+    let file = hdf5::File::open(&path).unwrap();
+    let numbers: Vec<f32> = file.dataset("state/weights").unwrap().read_raw().unwrap();
+    let names: Vec<VarLenUnicode> = file.dataset("state/parameters").unwrap().read_raw().unwrap();
+    let starts: Vec<u64> = file.dataset("state/starts").unwrap().read_raw().unwrap();
+    assert_eq!((names.len(), starts.len()), (named.len(), named.len()));
+    for ((stage, name), tensor) in &named {
+        let place = names.iter().position(|n| n.as_str() == format!("stage/{stage}/{name}")).unwrap();
+        let start = starts[place] as usize;
+        assert!(
+            tensor.contiguous().view(-1) == tch::Tensor::from_slice(&numbers[start..start + tensor.numel()]),
+            "{name}"
+        );
+    }
+    assert_eq!(named.values().map(tch::Tensor::numel).sum::<usize>(), numbers.len());
 }
 
 #[test]
