@@ -4,7 +4,7 @@
 use crate::config::Config;
 use crate::data::decode::{Decoder, jpeg};
 use crate::data::folder::Folder;
-use crate::data::loader::Loader;
+use crate::data::loader::{Loader, Mixing};
 use crate::data::normalise::Normalise;
 use crate::data::packed::{self, Packed};
 use crate::data::pixels::Region;
@@ -206,7 +206,7 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     let plan = Plan::new(Config::parse("", &sets)?, count)?;
     let split = Split::Stored(files.clone());
     let source = Source { train: split.clone(), test: split, bad: Arc::new(BadImages::new(0)) };
-    let mut loader = Loader::start(&plan, &plan.phase(&META, None), &source, 0, 1, 0);
+    let mut loader = Loader::start(&plan, &plan.phase(&META, None), &source, 0, 1, 0, Mixing::Host);
     let batches = (passes * count).div_ceil(batch);
     // What was made ahead before the clock started must not count.
     for batch in loader.by_ref().take(4 * workers) {

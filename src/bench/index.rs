@@ -4,7 +4,7 @@
 use crate::config::Config;
 use crate::data::decode::jpeg;
 use crate::data::index::{Cache, Index, fingerprint};
-use crate::data::loader::Loader;
+use crate::data::loader::{Loader, Mixing};
 use crate::data::samples::{Samples, Split, Stored};
 use crate::data::{BadImages, Source};
 use crate::plan::Plan;
@@ -100,7 +100,7 @@ fn load(index: Index) -> Result<()> {
     let plan = Plan::new(Config::parse("", &sets)?, index.len())?;
     let split = Split::Stored(Arc::new(Generated { index, file }));
     let source = Source { train: split.clone(), test: split, bad: Arc::new(BadImages::new(0)) };
-    let loader = Loader::start(&plan, &plan.phase(&META, None), &source, 0, 1, 0);
+    let loader = Loader::start(&plan, &plan.phase(&META, None), &source, 0, 1, 0, Mixing::Host);
     loader.take(BATCHES).try_for_each(|batch| batch.map(drop))
 }
 

@@ -188,14 +188,15 @@ fn random_batches(plan: &Plan, phase: &PhasePlan) -> impl Iterator<Item = Result
         Batch {
             images_bchw: Tensor::randn([b, channels, side, side], options),
             targets_bc: Tensor::randn([b, classes], options).softmax(-1, Kind::Float),
+            mix: None,
             positions,
         }
     };
     let batches: Vec<Batch> = cut.into_iter().map(random).collect();
     (0..).map(move |n: usize| {
-        let Batch { images_bchw, targets_bc, positions } = &batches[n % batches.len()];
+        let Batch { images_bchw, targets_bc, positions, .. } = &batches[n % batches.len()];
         let (images_bchw, targets_bc) = (images_bchw.shallow_clone(), targets_bc.shallow_clone());
-        Ok(Batch { images_bchw, targets_bc, positions: positions.clone() })
+        Ok(Batch { images_bchw, targets_bc, mix: None, positions: positions.clone() })
     })
 }
 

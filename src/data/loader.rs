@@ -22,12 +22,23 @@ pub struct Batch {
     pub images_bchw: Tensor,
     /// (batch, class), each row a distribution.
     pub targets_bc: Tensor,
+    /// What is still to be done to the images, where the device does it.
+    pub mix: Option<Mix>,
     /// Where the samples stand in the global batch.
     pub positions: Range<usize>,
 }
 
 /// An endless stream of micro-batches from some step on.
 pub struct Loader(Ahead<Result<Batch>>);
+
+/// Who mixes the images of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mixing {
+    /// The loader's workers.
+    Host,
+    /// Whoever takes the batch, on a device: [`Mix::tensor`].
+    Device,
+}
 
 /// What the workers of one replica share.
 struct Job {
@@ -37,6 +48,7 @@ struct Job {
     classes: usize,
     channels: usize,
     size: usize,
+    mixing: Mixing,
     /// This replica's micro-batches of each step.
     micro: Vec<Range<usize>>,
     first_step: u64,
@@ -62,6 +74,7 @@ impl Loader {
         replica: usize,
         replicas: usize,
         first_step: u64,
+        mixing: Mixing,
     ) -> Loader {
         let config = &plan.config;
         let global_batch = phase.training.global_batch;
@@ -78,6 +91,7 @@ impl Loader {
             classes: config.model.classes,
             channels: config.model.channels,
             size: config.model.image_size,
+            mixing,
             micro: micro_batches(share(global_batch, replica, replicas), phase.micro_batch),
             first_step,
             epoch: Mutex::new(None),
@@ -132,10 +146,16 @@ impl Worker {
             labels.push(self.reader.read(index, &Random::new(&key), out)?);
         }
         let mix = Mix::draw(&job.data, job.size, &[job.sampler.seed, MIX, step]);
-        mix.images(pixels, job.channels, job.size);
         let targets = mix.targets(&labels, job.classes, job.data.label_smoothing);
-        let shape = [positions.len() as i64, job.classes as i64];
-        Ok(Batch { images_bchw, targets_bc: Tensor::from_slice(&targets).view(shape), positions })
+        let targets_bc = Tensor::from_slice(&targets).view([positions.len() as i64, job.classes as i64]);
+        let mix = match job.mixing {
+            Mixing::Host => {
+                mix.images(pixels, job.channels, job.size);
+                None
+            }
+            Mixing::Device => Some(mix),
+        };
+        Ok(Batch { images_bchw, targets_bc, mix, positions })
     }
 }
 

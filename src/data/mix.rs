@@ -3,6 +3,7 @@
 
 use crate::config::Data;
 use crate::random::Random;
+use tch::Tensor;
 
 /// What one step does to its samples.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +64,25 @@ impl Mix {
         }
     }
 
+    /// As [`Mix::images`], of a batch (batch, channel, row, column) on a device, in place.
+    pub fn tensor(&self, images_bchw: &Tensor) {
+        let size = images_bchw.size();
+        // b/2 pairs: 2, channel, row, column.
+        let pairs = images_bchw.view([-1, 2, size[1], size[2], size[3]]);
+        match &self.region {
+            Some((rows, columns)) => {
+                let boxes = pairs.narrow(3, rows.start as i64, rows.len() as i64);
+                let mut boxes = boxes.narrow(4, columns.start as i64, columns.len() as i64);
+                boxes.copy_(&boxes.flip([1i64]));
+            }
+            None if self.lambda < 1.0 => {
+                let partners = pairs.flip([1i64]) * (1.0 - self.lambda);
+                let _ = pairs.shallow_clone().g_mul_scalar_(self.lambda).g_add_(&partners);
+            }
+            None => {}
+        }
+    }
+
     /// The target distributions (sample, class) of labels in the same order as the images.
     pub fn targets(&self, labels: &[u32], classes: usize, smoothing: f64) -> Vec<f32> {
         let off = smoothing / classes as f64;
@@ -110,6 +130,19 @@ mod tests {
         );
         for row in mix.targets(&[2, 0, 1, 1], 3, 0.1).chunks(3) {
             assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_device_mixes_as_the_host_does() {
+        for key in 0..40 {
+            let mix = draw(0.8, if key % 2 == 0 { 0.0 } else { 1.0 }, key);
+            let mut batch: Vec<f32> = (0..4 * 3 * 64).map(|n| ((n * n) as f32).sin()).collect();
+            let there = Tensor::from_slice(&batch).view([4, 3, 8, 8]);
+            mix.tensor(&there);
+            mix.images(&mut batch, 3, 8);
+            let off = (there.view(-1) - Tensor::from_slice(&batch)).abs().max().double_value(&[]);
+            assert!(off < 1e-6, "{mix:?}: {off}");
         }
     }
 

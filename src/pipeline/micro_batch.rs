@@ -95,6 +95,7 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights) -> Result<()> {
             options,
         ),
         targets_bc: Tensor::zeros([b, model.classes as i64], options),
+        mix: None,
         positions: 0..phase.micro_batch,
     };
     let mut stepper = Stepper::new(plan, &phase, &Solo);

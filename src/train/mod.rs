@@ -8,7 +8,7 @@ pub mod step;
 
 use crate::collective::Collective;
 use crate::data::Source;
-use crate::data::loader::Loader;
+use crate::data::loader::{Loader, Mixing};
 use crate::error::Failure;
 use crate::model::Network;
 use crate::plan::{PhasePlan, Plan};
@@ -78,7 +78,7 @@ pub fn time_checkpoints(
 ) -> Result<Vec<(f64, f64)>> {
     let mut trainer = Trainer::resume(setting, phase, start, None)?;
     let mut stepper = Stepper::new(setting.plan, phase, setting.group);
-    let mut loader = Loader::start(setting.plan, phase, setting.source, 0, 1, 0);
+    let mut loader = Loader::start(setting.plan, phase, setting.source, 0, 1, 0, Mixing::Host);
     let header = trainer.header(setting.plan, phase, None, BTreeMap::new());
     let mut checkpoints = Checkpoints::start(setting, phase, header, &trainer);
     let mut block = |with: bool| -> Result<f64> {
@@ -133,9 +133,10 @@ impl Trainer {
     }
 
     fn train(&mut self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>, logging: &mut Logging) -> Result<()> {
-        let Setting { plan, run, source, group, lease, .. } = *setting;
+        let Setting { plan, run, source, group, device, lease } = *setting;
         let mut stepper = Stepper::new(plan, phase, group);
-        let mut loader = Loader::start(plan, phase, source, group.rank(), group.size(), self.step);
+        let mixing = if device.is_cuda() { Mixing::Device } else { Mixing::Host };
+        let mut loader = Loader::start(plan, phase, source, group.rank(), group.size(), self.step, mixing);
         let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
         let header = self.header(plan, phase, meta, BTreeMap::new());
         let mut checkpoints = group.is_zero().then(|| Checkpoints::start(setting, phase, header, self));

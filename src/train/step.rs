@@ -147,7 +147,9 @@ impl<'a> Stepper<'a> {
             let (_, device) = network.options();
             let DropPath { scale } = self.drop.draw(step, batch.positions.clone());
             let drop = DropPath { scale: scale.map(|scale| upload(&scale, device)) };
-            let (logits_bc, tape) = network.train(&upload(&batch.images_bchw, device), &drop);
+            let images_bchw = upload(&batch.images_bchw, device);
+            batch.mix.iter().for_each(|mix| mix.tensor(&images_bchw));
+            let (logits_bc, tape) = network.train(&images_bchw, &drop);
             let (loss, gradient_bc) = soft_cross_entropy(&logits_bc, &upload(&batch.targets_bc, device));
             let _ = network.flat().loss().g_add_(&(loss / self.global_batch));
             (gradient_bc / self.global_batch, tape)
@@ -237,6 +239,7 @@ mod tests {
                 Ok(Batch {
                     images_bchw,
                     targets_bc: Tensor::full([4, 3], 1.0 / 3.0, OPTIONS),
+                    mix: None,
                     positions: start..start + 4,
                 })
             });

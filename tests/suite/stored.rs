@@ -3,7 +3,7 @@
 use crate::incubate::Incubate;
 use incubate::config::Config;
 use incubate::data::decode::jpeg;
-use incubate::data::loader::Loader;
+use incubate::data::loader::{Loader, Mixing};
 use incubate::plan::Plan;
 use incubate::plan::phases::META;
 use incubate::random::Random;
@@ -117,7 +117,7 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
     draw(folder.path(), "val", 3, 1);
     // The first image is skipped, alike everywhere.
     std::fs::write(folder.path().join("train/class-00/000.jpg"), b"torn").unwrap();
-    let stream = |workers: usize, ranks: usize| -> Vec<f32> {
+    let stream = |workers: usize, ranks: usize, mixing: Mixing| -> Vec<f32> {
         let sets = [
             format!("data.path={:?}", folder.path().display().to_string()),
             format!("run.workers={workers}"),
@@ -134,12 +134,13 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
         let plan = Plan::new(config, source.train.len()).unwrap();
         let phase = plan.phase(&META, None);
         let mut loaders: Vec<Loader> =
-            (0..ranks).map(|rank| Loader::start(&plan, &phase, &source, rank, ranks, 1)).collect();
+            (0..ranks).map(|rank| Loader::start(&plan, &phase, &source, rank, ranks, 1, mixing)).collect();
         let mut numbers = Vec::new();
         for _step in 0..4 {
             for loader in &mut loaders {
                 for batch in loader.take(8 / ranks) {
                     let batch = batch.unwrap();
+                    batch.mix.iter().for_each(|mix| mix.tensor(&batch.images_bchw));
                     numbers.extend_from_slice(floats(&batch.images_bchw));
                     numbers.extend_from_slice(floats(&batch.targets_bc));
                 }
@@ -148,9 +149,12 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
         assert_eq!(source.bad.count(), 1);
         numbers
     };
-    let one = stream(1, 1);
+    let one = stream(1, 1, Mixing::Host);
     assert!(one.iter().all(|number| number.is_finite()));
     for (workers, ranks) in [(2, 1), (7, 1), (1, 4), (2, 4)] {
-        assert!(stream(workers, ranks) == one, "{workers} workers, {ranks} ranks");
+        assert!(stream(workers, ranks, Mixing::Host) == one, "{workers} workers, {ranks} ranks");
     }
+    // Where a device mixes them, but for the rounding of its own arithmetic.
+    let there = stream(2, 1, Mixing::Device);
+    assert!(there.len() == one.len() && there.iter().zip(&one).all(|(a, b)| (a - b).abs() < 1e-5));
 }

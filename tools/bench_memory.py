@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""What incubating each module of ViT-L/16 takes in memory, as the real command does it, beside PyTorch training the whole of it
+end to end: prints one table and one JSON line.
+
+  tools/bench_memory.py --incubate target/release/incubate --python python3
+
+--python has torch and timm. Both on the CPU in fp32, 8 images at a time; here with a checkpoint after every step.
+"""
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+
+from bench_step import HERE, STAGES, answer
+
+BATCH = 8
+SETS = ["run.device=cpu", f"run.micro_batch={BATCH}", "run.checkpoint_every=1 steps", "data.format=shapes",
+        f"data.train_images={3 * BATCH}", f"data.test_images={BATCH}", "data.repeats=1", "data.crop_padding=0",
+        f"train.global_batch={BATCH}", "train.epochs=1", "train.warmup_epochs=0", "module.epochs=1"]
+
+
+def peak_mib(command):
+    """The most that a command had in memory at once."""
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    words = child.stderr.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed:\n{words}")
+    return usage.ru_maxrss / 1024
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--incubate", default=os.path.join(HERE, "..", "target", "release", "incubate"))
+    parser.add_argument("--python", default="python3", help="an interpreter with torch and timm")
+    a = parser.parse_args()
+    config = os.path.join(HERE, "..", "configs", "imagenet-vit-l.toml")
+    with tempfile.TemporaryDirectory() as folder:
+        common = [config, "--run-dir", os.path.join(folder, "run"), *(word for s in SETS for word in ("--set", s))]
+        peak_mib([a.incubate, "meta", *common])
+        here = {stage: peak_mib([a.incubate, "module", *common, "--index", str(stage)]) for stage in STAGES}
+    peer = [a.python, os.path.join(HERE, "peer_step.py"), "--model", "vit-l", "--mode", "e2e", "--batch", BATCH, "--steps", 1]
+    there = answer(peer)["peak_mib"]
+    print("| module | here, MiB | PyTorch end to end, MiB | ratio |")
+    print("|---|---|---|---|")
+    for stage, mib in here.items():
+        print(f"| {stage} | {mib:.0f} | {there:.0f} | {mib / there:.2f} |")
+    print(json.dumps({"modules_mib": here, "e2e_mib": there}))
+
+
+if __name__ == "__main__":
+    main()
