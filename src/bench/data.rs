@@ -10,7 +10,7 @@ use crate::data::packed::{self, Packed};
 use crate::data::pixels::Region;
 use crate::data::randaugment::{Canvas, Operation};
 use crate::data::recipe::{Recipe, Spent};
-use crate::data::resize::Resample;
+use crate::data::resize::{Order, Resample};
 use crate::data::samples::{Samples, Split, Stored};
 use crate::data::shard::{self, Encoding, Shard, Table};
 use crate::data::shrink::{QUALITY, SHORT_SIDE, Shrink};
@@ -245,7 +245,13 @@ fn operations(config: &Config, files: &dyn Samples) -> Result<BTreeMap<&'static 
     let (height, width) = decoder.open(&bytes, stored)?;
     let whole = Region { left: 0, top: 0, width, height };
     let mut canvas = Canvas::new([124, 116, 104, 255]);
-    resample.resample(&decoder.view(&bytes, whole, 1)?, whole.area(), whole, canvas.begin(size))?;
+    resample.resample(
+        &decoder.view(&bytes, whole, 1)?,
+        whole.area(),
+        whole,
+        Order::ColumnsFirst,
+        canvas.begin(size),
+    )?;
     let image = canvas.pixels.rgbx.clone();
     let normalise = Normalise::new(&config.data.mean, &config.data.std);
     let mut out = vec![0.0; 3 * size * size];

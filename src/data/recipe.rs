@@ -5,7 +5,7 @@ use super::decode::Decoder;
 use super::normalise::Normalise;
 use super::pixels::Region;
 use super::randaugment::{self, Canvas, Policy};
-use super::resize::{Area, Resample};
+use super::resize::{Area, Order, Resample};
 use super::samples::Stored;
 use super::{crop, erase};
 use crate::config::{Config, Data};
@@ -29,6 +29,16 @@ pub struct Workbench {
     resample: Resample,
     canvas: Canvas,
     pub spent: Spent,
+}
+
+/// What becomes the canvas, and how.
+struct Part {
+    area: Area,
+    /// Pixels outside take no part.
+    within: Region,
+    /// Decoded at this part of its size.
+    shrunk: usize,
+    order: Order,
 }
 
 /// The time that each part of the work took, over all images.
@@ -88,7 +98,9 @@ impl Recipe {
         let mut since = Instant::now();
         let (height, width) = bench.decoder.open(bytes, stored)?;
         let region = crop::random(random, height, width, data.crop_scale, data.crop_ratio);
-        bench.draw(bytes, region.area(), region, self.shrink(region.area()), self.size, &mut since)?;
+        let area = region.area();
+        let part = Part { area, within: region, shrunk: self.shrink(area), order: Order::ColumnsFirst };
+        bench.draw(bytes, part, self.size, &mut since)?;
         bench.canvas.flipped = random.uniform() < data.flip;
         match &self.policy {
             Some(policy) => policy.apply(&mut bench.canvas, random),
@@ -108,7 +120,7 @@ impl Recipe {
     }
 
     /// Writes one image (channel, row, column) as it is evaluated: decoded at its full size whatever `data.reduced_decode`
-    /// says, so that other programs see the same pixels.
+    /// says, and resampled as Pillow does it, so that other programs see the same pixels.
     ///
     /// # Errors
     /// If the image cannot be decoded.
@@ -116,7 +128,8 @@ impl Recipe {
         let mut since = Instant::now();
         let (height, width) = bench.decoder.open(bytes, stored)?;
         let (area, region) = crop::centre(height, width, self.size, self.data.crop_percent);
-        bench.draw(bytes, area, region, 1, self.size, &mut since)?;
+        let part = Part { area, within: region, shrunk: 1, order: Order::RowsFirst };
+        bench.draw(bytes, part, self.size, &mut since)?;
         bench.finish(&self.normalise, out);
         lap(&mut bench.spent.normalise, &mut since);
         Ok(())
@@ -128,19 +141,11 @@ impl Recipe {
 }
 
 impl Workbench {
-    /// Decodes and resamples the area onto the canvas.
-    fn draw(
-        &mut self,
-        bytes: &[u8],
-        area: Area,
-        within: Region,
-        shrunk: usize,
-        size: usize,
-        since: &mut Instant,
-    ) -> Result<()> {
-        let view = self.decoder.view(bytes, within, shrunk)?;
+    /// Decodes and resamples a part onto the canvas.
+    fn draw(&mut self, bytes: &[u8], part: Part, size: usize, since: &mut Instant) -> Result<()> {
+        let view = self.decoder.view(bytes, part.within, part.shrunk)?;
         lap(&mut self.spent.decode, since);
-        self.resample.resample(&view, area, within, self.canvas.begin(size))?;
+        self.resample.resample(&view, part.area, part.within, part.order, self.canvas.begin(size))?;
         lap(&mut self.spent.resample, since);
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::decode::Decoder;
 use super::pixels::{Pixels, Region};
-use super::resize::Resample;
+use super::resize::{Order, Resample};
 use super::samples::Stored;
 use anyhow::Result;
 
@@ -29,7 +29,7 @@ impl Shrink {
         let scaled = |side: usize| if short > SHORT_SIDE { side * SHORT_SIDE / short } else { side };
         self.pixels.resize(scaled(height), scaled(width));
         let view = self.decoder.view(bytes, whole, 1)?;
-        self.resample.resample(&view, whole.area(), whole, &mut self.pixels)?;
+        self.resample.resample(&view, whole.area(), whole, Order::ColumnsFirst, &mut self.pixels)?;
         let rgb = self.pixels.rgbx.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
         Ok((rgb, scaled(height), scaled(width)))
     }

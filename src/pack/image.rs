@@ -4,7 +4,7 @@ use super::Options;
 use crate::data::Images;
 use crate::data::decode::{Decoder, jpeg};
 use crate::data::pixels::{Pixels, Region};
-use crate::data::resize::{Area, Resample};
+use crate::data::resize::{Area, Order, Resample};
 use crate::data::samples::{Split, Stored};
 use crate::data::shard::Encoding;
 use anyhow::Result;
@@ -48,7 +48,7 @@ impl Encoder {
         }
         self.pixels.resize(new_height, new_width);
         let area = Area { left: 0.0, top: 0.0, width: width as f64, height: height as f64 };
-        self.resample.resample(&view, area, whole, &mut self.pixels)?;
+        self.resample.resample(&view, area, whole, Order::ColumnsFirst, &mut self.pixels)?;
         let rgb: Vec<u8> = self.pixels.rgbx.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
         let bytes = match options.encoding {
             Encoding::Raw => rgb,

@@ -8,7 +8,7 @@ use incubate::data::normalise::Normalise;
 use incubate::data::pixels::{Pixels, Region};
 use incubate::data::randaugment::{Canvas, Operation, Policy};
 use incubate::data::recipe::Recipe;
-use incubate::data::resize::Resample;
+use incubate::data::resize::{Order, Resample};
 use incubate::data::samples::{Samples, Stored};
 use incubate::data::{crop, erase};
 use incubate::random::Random;
@@ -28,6 +28,10 @@ fn golden(name: &str) -> Vec<u8> {
 fn difference(ours: &[u8], golden: &[u8]) -> f64 {
     assert_eq!(ours.len(), golden.len());
     ours.iter().zip(golden).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / ours.len() as f64
+}
+
+fn largest(ours: &[u8], golden: &[u8]) -> u8 {
+    ours.iter().zip(golden).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
 }
 
 fn rgb(pixels: &Pixels) -> Vec<u8> {
@@ -139,10 +143,16 @@ fn a_crop_is_resized_as_pillow_does_and_the_evaluation_is_timms() {
             decoder.open(large.data(), stored).unwrap();
             let view = decoder.view(large.data(), region, 1).unwrap();
             out.resize(SIZE, SIZE);
-            resample.resample(&view, region.area(), region, &mut out).unwrap();
-            let d = difference(&rgb(&out), reference.data());
-            // Both round to bytes between the two passes, but not in the same order of passes.
-            assert!(d <= 0.5, "{name}: {d}");
+            // The reference is of Pillow 13, which takes the columns first where they are reduced much more.
+            let (its, other) = match numbers[3] > 2 * numbers[2] {
+                true => (Order::ColumnsFirst, Order::RowsFirst),
+                false => (Order::RowsFirst, Order::ColumnsFirst),
+            };
+            for (order, mean) in [(its, 0.01), (other, 0.5)] {
+                resample.resample(&view, region.area(), region, order, &mut out).unwrap();
+                let (d, worst) = (difference(&rgb(&out), reference.data()), largest(&rgb(&out), reference.data()));
+                assert!(d <= mean && worst <= 1, "{name}, {order:?}: {d}, at most {worst}");
+            }
             cases += 1;
         } else if let Some(numbers) = name.strip_prefix("evaluation.") {
             let numbers: Vec<usize> = numbers.split(' ').map(|n| n.parse().unwrap()).collect();
@@ -244,8 +254,8 @@ fn a_photograph_is_evaluated_as_timm_does_at_every_size_of_the_configs() {
         let bytes = bytes_of(&planes, 255.0);
         let kept = (0..size).step_by(7).flat_map(|row| (0..size).step_by(7).map(move |column| row * size + column));
         let ours: Vec<u8> = kept.flat_map(|pixel| bytes[3 * pixel..3 * pixel + 3].to_vec()).collect();
-        let d = difference(&ours, reference.data());
-        assert!(d <= 0.5, "{size}: {d}");
+        let (d, worst) = (difference(&ours, reference.data()), largest(&ours, reference.data()));
+        assert!(d <= 0.1 && worst <= 1, "{size}: {d}, at most {worst}");
     }
 }
 
