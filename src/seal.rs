@@ -155,7 +155,7 @@ fn range(text: &str) -> Range<u64> {
 /// Hash of the bytes from the user block to the end, but for a range.
 fn hash(file: &mut File, except: &Range<u64>, length: u64) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = vec![0; 4 << 20];
     let gap = if except.is_empty() { length..length } else { except.clone() };
     for part in [BLOCK..gap.start, gap.end..length] {
         file.seek(SeekFrom::Start(part.start))?;

@@ -52,12 +52,12 @@ impl FlatParameters {
         kind: Kind,
     ) -> Result<FlatParameters> {
         let ordered = flat_order(parameters.cloned().collect());
-        let decayed = ordered.iter().filter(|p| p.decays()).map(Parameter::count).sum();
-        let total: usize = ordered.iter().map(Parameter::count).sum();
+        let decayed = ordered.iter().filter(|(_, p)| p.decays()).map(|(_, p)| p.count()).sum();
+        let total: usize = ordered.iter().map(|(_, p)| p.count()).sum();
         let device = weights.values().next().map_or(Device::Cpu, Tensor::device);
         let buffer = Tensor::zeros([total as i64], (Kind::Float, device));
-        let (mut parts, mut start) = (Vec::new(), 0);
-        for parameter in ordered {
+        let mut parts = Vec::with_capacity(ordered.len());
+        for (start, parameter) in ordered {
             let weight = weights
                 .get(&(parameter.stage, parameter.name.clone()))
                 .with_context(|| format!("stage {} has no {}", parameter.stage, parameter.name))?;
@@ -69,11 +69,9 @@ impl FlatParameters {
                 weight.size(),
                 parameter.shape
             );
-            let count = parameter.count();
             let part = Part { stage: parameter.stage, name: parameter.name, shape: parameter.shape, start };
             part.of(&buffer).copy_(weight);
             parts.push(part);
-            start += count;
         }
         let layout = Layout { parts };
         let compute = (kind != Kind::Float).then(|| buffer.to_kind(kind));

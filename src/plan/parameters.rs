@@ -87,11 +87,17 @@ pub fn parameters(model: &Model, depths: &[usize]) -> Vec<Parameter> {
     all
 }
 
-/// The order of parameters in flat buffers: those with weight decay first, each part as it was.
-pub fn flat_order(parameters: Vec<Parameter>) -> Vec<Parameter> {
-    let (mut ordered, plain): (Vec<_>, Vec<_>) = parameters.into_iter().partition(Parameter::decays);
-    ordered.extend(plain);
-    ordered
+/// Parameters in the order of flat buffers, each with its first number's place: those with weight decay come first, each
+/// part as it was.
+pub fn flat_order(parameters: Vec<Parameter>) -> Vec<(usize, Parameter)> {
+    let (decayed, plain): (Vec<_>, Vec<_>) = parameters.into_iter().partition(Parameter::decays);
+    let mut end = 0;
+    let place = |parameter: Parameter| {
+        let start = end;
+        end += parameter.count();
+        (start, parameter)
+    };
+    decayed.into_iter().chain(plain).map(place).collect()
 }
 
 /// How many numbers each stage's parameters hold, without listing them all: a plan may have a thousand stages.

@@ -29,7 +29,7 @@ use crate::config::Model;
 use crate::error::Failure;
 use crate::plan::parameters::{Parameter, flat_order, parameters};
 use crate::seal;
-use crate::weights::{Weights, floats, floats_mut};
+use crate::weights::{Weights, bytes, floats, floats_mut};
 use anyhow::{Context, Result};
 use hdf5::types::VarLenUnicode;
 use hdf5::{Dataset, File, H5Type};
@@ -79,7 +79,7 @@ impl Header {
 /// Writes a finished artefact durably, if the fence still holds when it is done; returns its content hash.
 pub fn write(path: &Path, header: &Header, weights: &Weights, fence: Option<&Fence>) -> Result<String> {
     let tensors: Vec<(String, &Tensor)> =
-        weights.iter().map(|((stage, name), tensor)| (format!("stage/{stage}/{name}"), tensor)).collect();
+        weights.iter().map(|((stage, name), tensor)| (path_of(*stage, name), tensor)).collect();
     replace(path, &tensors, fence, |file| fill(file, header, &tensors))
 }
 
@@ -94,11 +94,10 @@ pub fn write_checkpoint(
         buffers.iter().map(|(name, tensor)| (format!("state/{name}"), *tensor)).collect();
     replace(path, &tensors, fence, |file| {
         fill(file, header, &tensors)?;
-        let (mut names, mut starts, mut start) = (Vec::new(), Vec::new(), 0);
-        for parameter in flat_order(header.parameters()) {
-            names.push(text_of(&path_of(&parameter))?);
-            starts.push(start);
-            start += parameter.count() as u64;
+        let (mut names, mut starts) = (Vec::new(), Vec::new());
+        for (start, parameter) in flat_order(header.parameters()) {
+            names.push(text_of(&path_of(parameter.stage, &parameter.name))?);
+            starts.push(start as u64);
         }
         dataset(file, "state/parameters", &[names.len()], &names)?;
         dataset(file, "state/starts", &[starts.len()], &starts)?;
@@ -142,10 +141,10 @@ fn fill(file: &File, header: &Header, tensors: &[(String, &Tensor)]) -> Result<(
     }
     text_attribute(file, "model", &serde_json::to_string(&header.model)?)?;
     text_attribute(file, "metrics", &serde_json::to_string(&header.metrics)?)?;
-    let numbers: Vec<&[f32]> = tensors.iter().map(|(_, tensor)| floats(tensor)).collect();
+    let contents: Vec<&[u8]> = tensors.iter().map(|(_, tensor)| bytes(tensor)).collect();
     // Hashed while they are written: each takes about as long as the other.
     let (datasets, hashes) = std::thread::scope(|scope| {
-        let hashing = scope.spawn(|| numbers.iter().map(|n| hash_of(n)).collect::<Vec<_>>());
+        let hashing = scope.spawn(|| contents.iter().map(|content| hash_of(content)).collect::<Vec<_>>());
         let write = |(name, tensor): &(String, &Tensor)| {
             let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
             dataset(file, name, &shape, floats(tensor))
@@ -173,15 +172,11 @@ fn text_of(text: &str) -> Result<VarLenUnicode> {
 }
 
 /// Where a finished artefact holds a parameter.
-fn path_of(parameter: &Parameter) -> String {
-    format!("stage/{}/{}", parameter.stage, parameter.name)
+fn path_of(stage: usize, name: &str) -> String {
+    format!("stage/{stage}/{name}")
 }
 
-/// Hash of the little-endian bytes.
-fn hash_of(numbers: &[f32]) -> String {
-    const { assert!(cfg!(target_endian = "little"), "the byte order of memory is the file's") };
-    // SAFETY: any initialised memory may be read as bytes; the length is that of the slice.
-    let bytes = unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) };
+fn hash_of(bytes: &[u8]) -> String {
     blake3::Hasher::new().update_rayon(bytes).finalize().to_hex().to_string()
 }
 
@@ -221,7 +216,7 @@ fn parse(path: &Path, hash: String) -> Result<Artefact> {
 fn parse_weights(file: &File, header: &Header, length: u64) -> Result<Weights> {
     let mut weights = Weights::new();
     for parameter in header.parameters() {
-        let tensor = read_dataset(file, &path_of(&parameter), &parameter.shape, length)?;
+        let tensor = read_dataset(file, &path_of(parameter.stage, &parameter.name), &parameter.shape, length)?;
         weights.insert((parameter.stage, parameter.name), tensor);
     }
     let stored: usize = file.group("stage")?.groups()?.iter().map(|g| g.len() as usize).sum();
@@ -238,10 +233,10 @@ fn parse_checkpoint(file: &File, header: &Header, length: u64) -> Result<(Weight
     let order = flat_order(header.parameters());
     let names: Vec<VarLenUnicode> = file.dataset("state/parameters")?.read_raw()?;
     anyhow::ensure!(
-        names.iter().map(VarLenUnicode::as_str).eq(order.iter().map(path_of)),
+        names.iter().map(VarLenUnicode::as_str).eq(order.iter().map(|(_, p)| path_of(p.stage, &p.name))),
         "state/parameters names other parameters than its depths promise"
     );
-    let numbers: usize = order.iter().map(Parameter::count).sum();
+    let numbers: usize = order.iter().map(|(_, parameter)| parameter.count()).sum();
     let mut state = BTreeMap::new();
     for name in file.group("state")?.member_names()? {
         if !["parameters", "starts"].contains(&name.as_str()) {
@@ -250,11 +245,8 @@ fn parse_checkpoint(file: &File, header: &Header, length: u64) -> Result<(Weight
         }
     }
     let flat = state.remove("weights").context("state/weights is missing")?;
-    let mut start = 0;
-    let cut = |parameter: Parameter| {
-        let count = parameter.count() as i64;
-        let tensor = flat.narrow(0, start, count).view(&parameter.shape[..]);
-        start += count;
+    let cut = |(start, parameter): (usize, Parameter)| {
+        let tensor = flat.narrow(0, start as i64, parameter.count() as i64).view(&parameter.shape[..]);
         ((parameter.stage, parameter.name), tensor)
     };
     Ok((order.into_iter().map(cut).collect(), state))
@@ -300,7 +292,7 @@ fn read_dataset(file: &File, name: &str, shape: &[i64], length: u64) -> Result<T
     anyhow::ensure!(numbers.saturating_mul(4) <= length, "{name} claims {numbers} numbers in a file of {length} bytes");
     let mut tensor = Tensor::zeros(&stored, (Kind::Float, tch::Device::Cpu));
     dataset.read_into_raw(floats_mut(&mut tensor)).with_context(|| format!("reading {name}"))?;
-    let (stored, found) = (read_text(&dataset, "blake3")?, hash_of(floats(&tensor)));
+    let (stored, found) = (read_text(&dataset, "blake3")?, hash_of(bytes(&tensor)));
     anyhow::ensure!(stored == found, "{name} does not match its checksum");
     Ok(tensor)
 }
