@@ -11,6 +11,12 @@ pub fn on_device(weights: &Weights, device: Device) -> Weights {
     weights.iter().map(|(key, tensor)| (key.clone(), tensor.to_device(device))).collect()
 }
 
+/// A host tensor in pinned memory, from which a GPU takes it beside its work; as it is where `device` is no GPU. (libtorch's
+/// `pin_memory` warns about its device at every call; this is what it calls.)
+pub fn pinned(tensor: Tensor, device: Device) -> Tensor {
+    if device.is_cuda() { tensor.internal_pin_memory(device) } else { tensor }
+}
+
 /// The numbers of a contiguous fp32 CPU tensor.
 pub fn floats(tensor: &Tensor) -> &[f32] {
     check(tensor);

@@ -24,6 +24,8 @@ ROWS = [
     ("training transform from packed JPEG", "train_packed_jpeg_per_s_core", "train"),
     ("training transform from packed raw", "train_packed_raw_per_s_core", "train"),
     ("evaluation transform from JPEG files", "eval_per_s_core", "eval"),
+    ("evaluation transform from packed JPEG", "eval_packed_jpeg_per_s_core", "eval"),
+    ("evaluation transform from packed raw", "eval_packed_raw_per_s_core", "eval"),
 ]
 
 

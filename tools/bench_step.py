@@ -49,11 +49,12 @@ def main():
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--only", choices=sorted({row[1] for row in ROWS}), help="the rows of one model")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="the rows of one precision")
     a = parser.parse_args()
     print("| model | work: here / PyTorch + timm | here, images/s | there, images/s | ratio | memory ratio |")
     print("|---|---|---|---|---|---|")
     results = []
-    for name, *sizes, works in (row for row in ROWS if a.only in (None, row[1])):
+    for name, *sizes, works in (row for row in ROWS if a.only in (None, row[1]) and a.precision in (None, row[4])):
         per_work = []
         for stage in works:
             pairs = [pair(a, *sizes, stage) for _ in range(a.pairs)]

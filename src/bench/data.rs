@@ -36,6 +36,8 @@ pub struct Report {
     pub train_packed_jpeg_per_s_core: f64,
     pub train_packed_raw_per_s_core: f64,
     pub eval_per_s_core: f64,
+    pub eval_packed_jpeg_per_s_core: f64,
+    pub eval_packed_raw_per_s_core: f64,
     /// Files to mixed batches, with one and with two worker threads.
     pub loader_1_per_s: f64,
     pub loader_2_per_s: f64,
@@ -74,6 +76,8 @@ pub fn measure(folder: &Path, passes: usize) -> Result<Report> {
     let (eval_per_s_core, eval_ms) = transform(&config, passes, files.as_ref(), false)?;
     let (train_packed_jpeg_per_s_core, train_packed_jpeg_ms) = transform(&config, passes, &packs.jpeg, true)?;
     let (train_packed_raw_per_s_core, train_packed_raw_ms) = transform(&config, passes, &packs.raw, true)?;
+    let (eval_packed_jpeg_per_s_core, _) = transform(&config, passes, &packs.jpeg, false)?;
+    let (eval_packed_raw_per_s_core, _) = transform(&config, passes, &packs.raw, false)?;
     Ok(Report {
         images: files.len(),
         mean_bytes,
@@ -82,6 +86,8 @@ pub fn measure(folder: &Path, passes: usize) -> Result<Report> {
         train_packed_jpeg_per_s_core,
         train_packed_raw_per_s_core,
         eval_per_s_core,
+        eval_packed_jpeg_per_s_core,
+        eval_packed_raw_per_s_core,
         loader_1_per_s: loader(&files, passes, 1)?,
         loader_2_per_s: loader(&files, passes, 2)?,
         train_ms,
@@ -290,7 +296,8 @@ pub fn text(r: &Report) -> String {
     let operations: Vec<String> = r.operations_ms.iter().map(|(name, ms)| format!("{name} {ms:.3}")).collect();
     format!(
         "{} images of {} bytes on average; images per second and core, reading included:\n\
-         decode {:.0}, training {:.0}, from packed JPEG {:.0}, from packed raw {:.0}, evaluation {:.0}\n\
+         decode {:.0}; training {:.0}, from packed JPEG {:.0}, from packed raw {:.0}; evaluation {:.0}, from packed JPEG \
+         {:.0}, from packed raw {:.0}\n\
          loader with 1 worker {:.0}/s, with 2 workers {:.0}/s\n\
          ms of a training image:   {}\n\
          ms from packed JPEG:      {}\n\
@@ -304,6 +311,8 @@ pub fn text(r: &Report) -> String {
         r.train_packed_jpeg_per_s_core,
         r.train_packed_raw_per_s_core,
         r.eval_per_s_core,
+        r.eval_packed_jpeg_per_s_core,
+        r.eval_packed_raw_per_s_core,
         r.loader_1_per_s,
         r.loader_2_per_s,
         parts(&r.train_ms),

@@ -14,7 +14,7 @@ use crate::plan::{PhasePlan, Plan};
 use crate::require;
 use crate::train::adamw::AdamW;
 use crate::train::step::{Stepper, Times};
-use crate::weights::on_device;
+use crate::weights::{on_device, pinned};
 use anyhow::Result;
 use serde::Serialize;
 use std::path::Path;
@@ -125,7 +125,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
     drop(start);
     let mut optimiser = AdamW::new(&phase.training, network.flat());
     let mut stepper = Stepper::new(&plan, &phase, &Solo);
-    let mut batches = random_batches(&plan, &phase);
+    let mut batches = random_batches(&plan, &phase, device);
     let mut seconds = Vec::new();
     let mut times = Times::default();
     for step in 0..(WARM_UP + steps) as u64 {
@@ -176,7 +176,7 @@ impl Shares {
 }
 
 /// The same micro-batches for every step.
-fn random_batches(plan: &Plan, phase: &PhasePlan) -> impl Iterator<Item = Result<Batch>> + use<> {
+fn random_batches(plan: &Plan, phase: &PhasePlan, device: Device) -> impl Iterator<Item = Result<Batch>> + use<> {
     let model = &plan.config.model;
     let (channels, side, classes) = (model.channels as i64, model.image_size as i64, model.classes as i64);
     tch::manual_seed(0);
@@ -186,8 +186,8 @@ fn random_batches(plan: &Plan, phase: &PhasePlan) -> impl Iterator<Item = Result
         let b = positions.len() as i64;
         let options = (Kind::Float, Device::Cpu);
         Batch {
-            images_bchw: Tensor::randn([b, channels, side, side], options),
-            targets_bc: Tensor::randn([b, classes], options).softmax(-1, Kind::Float),
+            images_bchw: pinned(Tensor::randn([b, channels, side, side], options), device),
+            targets_bc: pinned(Tensor::randn([b, classes], options).softmax(-1, Kind::Float), device),
             mix: None,
             positions,
         }

@@ -112,7 +112,7 @@ impl Checkpoint {
     fn write(&self, path: &Path) -> Result<f64> {
         let began = Instant::now();
         let buffers = ["weights", "exp_avg", "exp_avg_sq"].map(|name| (name, &self.buffer));
-        artefact::write_checkpoint(path, &self.header, &buffers, None)?;
+        artefact::write_checkpoint(path, &self.header, &buffers, None, || ())?;
         let took = began.elapsed().as_secs_f64();
         std::fs::remove_file(path)?;
         Ok(took)

@@ -119,6 +119,9 @@ pub enum Command {
     Cancel {
         /// The run directory: run.dir of the config, or what --run-dir named
         run_dir: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Pack images into HDF5 shards that any number of ranks read fast (data.format = "packed")
     Pack {

@@ -79,14 +79,13 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             let lines = status::status(run_dir)?;
             print_either(*json, &lines, || status::table(&lines))
         }
-        Command::Cancel { run_dir } => {
+        Command::Cancel { run_dir, json } => {
             RunDir::config_of(run_dir)?;
             let ids = queue::cancel(&RunDir { path: run_dir.clone() })?;
-            println!(
-                "{}",
-                if ids.is_empty() { "nothing to cancel".into() } else { format!("cancelled {}", ids.join(", ")) }
-            );
-            Ok(())
+            print_either(*json, &serde_json::json!({"cancelled": ids}), || match ids.as_slice() {
+                [] => "nothing to cancel\n".into(),
+                ids => format!("cancelled {}\n", ids.join(", ")),
+            })
         }
         Command::Pack { source, into, size, quality, raw, over, json } => {
             let (config, into) = over.packing(source, into.as_deref())?;

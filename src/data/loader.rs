@@ -9,13 +9,13 @@ use crate::config::{Config, Data};
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
-use crate::weights::floats_mut;
+use crate::weights::{floats_mut, pinned};
 use anyhow::Result;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
-/// One micro-batch.
+/// One micro-batch. For a GPU its tensors are in pinned memory.
 #[derive(Debug)]
 pub struct Batch {
     /// (batch, channel, row, column), normalised.
@@ -36,8 +36,8 @@ pub struct Loader(Ahead<Result<Batch>>);
 pub enum Mixing {
     /// The loader's workers.
     Host,
-    /// Whoever takes the batch, on a device: [`Mix::tensor`].
-    Device,
+    /// Whoever takes the batch, on this device: [`Mix::tensor`].
+    Device(Device),
 }
 
 /// What the workers of one replica share.
@@ -148,18 +148,20 @@ impl Worker {
         let mix = Mix::draw(&job.data, job.size, &[job.sampler.seed, MIX, step]);
         let targets = mix.targets(&labels, job.classes, job.data.label_smoothing);
         let targets_bc = Tensor::from_slice(&targets).view([positions.len() as i64, job.classes as i64]);
-        let mix = match job.mixing {
+        Ok(match job.mixing {
             Mixing::Host => {
                 mix.images(pixels, job.channels, job.size);
-                None
+                Batch { images_bchw, targets_bc, mix: None, positions }
             }
-            Mixing::Device => Some(mix),
-        };
-        Ok(Batch { images_bchw, targets_bc, mix, positions })
+            Mixing::Device(device) => {
+                let [images_bchw, targets_bc] = [images_bchw, targets_bc].map(|tensor| pinned(tensor, device));
+                Batch { images_bchw, targets_bc, mix: Some(mix), positions }
+            }
+        })
     }
 }
 
-/// Test images without augmentation.
+/// Test images without augmentation. For a GPU they are in pinned memory.
 pub struct TestBatch {
     /// (batch, channel, row, column), normalised.
     pub images_bchw: Tensor,
@@ -173,6 +175,7 @@ pub fn test_batches(
     source: &Source,
     range: Range<usize>,
     size: usize,
+    device: Device,
 ) -> impl Iterator<Item = Result<TestBatch>> + use<> {
     let reading = Reading::evaluation(config, &source.test, &source.bad);
     let (channels, side) = (config.model.channels, config.model.image_size);
@@ -182,7 +185,10 @@ pub fn test_batches(
         move |number| {
             let start = range.start + number * size;
             let batch = start..(start + size).min(range.end);
-            (number < batches).then(|| test_batch(&mut reader, channels, side, batch))
+            (number < batches).then(|| {
+                let TestBatch { images_bchw, labels_b } = test_batch(&mut reader, channels, side, batch)?;
+                Ok(TestBatch { images_bchw: pinned(images_bchw, device), labels_b })
+            })
         }
     })
 }

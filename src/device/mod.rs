@@ -198,14 +198,9 @@ pub fn memory_of(device: Device) -> Option<u64> {
     Some(cuda().ok()?.gpus()[number].memory)
 }
 
-/// A host tensor on a device, without waiting for it: pinned first, so that the copy runs beside the computation.
-/// (libtorch's `pin_memory` warns about its device at every call; this is what it calls.)
+/// A host tensor on a device; from pinned memory ([`crate::weights::pinned`]) without waiting for it.
 pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
-    if device.is_cuda() && tensor.device() == Device::Cpu {
-        tensor.internal_pin_memory(device).to_device_(device, tensor.kind(), true, false)
-    } else {
-        tensor.shallow_clone()
-    }
+    tensor.to_device_(device, tensor.kind(), true, false)
 }
 
 /// The GPUs of one of the node's ranks, neighbours to neighbours; and whether ranks must share one.

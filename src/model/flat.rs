@@ -4,6 +4,8 @@
 use crate::plan::parameters::{Parameter, flat_order};
 use crate::weights::{Weights, floats, floats_mut};
 use anyhow::{Context, Result};
+use std::convert::Infallible;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use tch::{Device, Kind, Tensor};
 
 /// The flat buffers and their parts. Parameters with weight decay come first.
@@ -16,6 +18,13 @@ pub struct FlatParameters {
     gradients: Tensor,
     layout: Layout,
     decayed: usize,
+    /// Ends when what is lent is back.
+    lent: Option<Receiver<Infallible>>,
+}
+
+/// While it lives, the weights and what is updated with them stay as they are.
+pub struct Loan {
+    _until_dropped: Sender<Infallible>,
 }
 
 /// Numbers behind the gradients for the step's own use.
@@ -76,7 +85,7 @@ impl FlatParameters {
         let layout = Layout { parts };
         let compute = (kind != Kind::Float).then(|| buffer.to_kind(kind));
         let gradients = Tensor::zeros([(total + EXTRAS) as i64], (Kind::Float, device));
-        Ok(FlatParameters { buffer, compute, gradients, layout, decayed })
+        Ok(FlatParameters { buffer, compute, gradients, layout, decayed, lent: None })
     }
 
     /// Numbers in the buffer.
@@ -112,6 +121,22 @@ impl FlatParameters {
         &mut self.gradients
     }
 
+    /// For another thread to read the buffer in host memory, and what the optimiser updates with it, while the training
+    /// goes on: what is about to change them calls [`FlatParameters::wait_for_loan`].
+    pub fn lend(&mut self) -> Loan {
+        self.wait_for_loan();
+        let (_until_dropped, ended) = channel();
+        self.lent = Some(ended);
+        Loan { _until_dropped }
+    }
+
+    pub fn wait_for_loan(&mut self) {
+        if let Some(ended) = self.lent.take() {
+            // Nothing is ever sent: it ends with the loan.
+            let _ = ended.recv();
+        }
+    }
+
     /// Has the optimiser change weights in host memory: `update` is given them and the gradients.
     pub fn update(&mut self, update: impl FnOnce(&mut [f32], &[f32])) {
         let numbers = self.len();
@@ -121,6 +146,7 @@ impl FlatParameters {
 
     /// Copies another buffer of this layout in.
     pub fn set(&mut self, numbers: &Tensor) {
+        self.wait_for_loan();
         self.buffer.copy_(numbers);
         self.refresh();
     }

@@ -15,7 +15,7 @@ mod stage;
 
 pub use block::DropPath;
 pub use cpu::threads;
-pub use flat::{EXTRAS, FlatParameters, Weight};
+pub use flat::{EXTRAS, FlatParameters, Loan, Weight};
 pub use init::fresh;
 pub use rate::matrix_product_rate;
 

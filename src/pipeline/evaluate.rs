@@ -37,7 +37,7 @@ pub fn outputs(config: &Config, weights: &Path, device: Device, into: &Path) -> 
     let model = &config.model;
     let image = 4 * model.channels * model.image_size.pow(2);
     let kept = if source.test.len().saturating_mul(image) <= SMALL { source.test.len() } else { INPUTS };
-    for batch in test_batches(config, &source, 0..source.test.len(), size) {
+    for batch in test_batches(config, &source, 0..source.test.len(), size, device) {
         let batch = batch?;
         logits.push(network.forward(&batch.images_bchw.to_device(device)).to_device(Device::Cpu));
         labels.push(batch.labels_b);

@@ -83,17 +83,20 @@ pub fn write(path: &Path, header: &Header, weights: &Weights, fence: Option<&Fen
     replace(path, &tensors, fence, |file| fill(file, header, &tensors))
 }
 
-/// As [`write`], a checkpoint: the flat buffers `weights`, `exp_avg`, … in the order of [`flat_order`].
+/// As [`write`], a checkpoint: the flat buffers `weights`, `exp_avg`, … in the order of [`flat_order`]. Calls `taken` when it
+/// has read them for the last time.
 pub fn write_checkpoint(
     path: &Path,
     header: &Header,
     buffers: &[(&str, &Tensor)],
     fence: Option<&Fence>,
+    taken: impl FnOnce(),
 ) -> Result<String> {
     let tensors: Vec<(String, &Tensor)> =
         buffers.iter().map(|(name, tensor)| (format!("state/{name}"), *tensor)).collect();
     replace(path, &tensors, fence, |file| {
         fill(file, header, &tensors)?;
+        taken();
         let (mut names, mut starts) = (Vec::new(), Vec::new());
         for (start, parameter) in flat_order(header.parameters()) {
             names.push(text_of(&path_of(parameter.stage, &parameter.name))?);

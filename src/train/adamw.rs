@@ -86,6 +86,7 @@ impl AdamW {
     /// finite: nor are then its gradients.
     pub fn step(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         self.steps += 1;
+        flat.wait_for_loan();
         if flat.buffer().device().is_cuda() || !is_on(Part::Optimiser) {
             self.step_on_device(flat, clip, lr);
         } else if flat.loss().double_value(&[]).is_finite() {
@@ -164,6 +165,11 @@ fn update(pass: &Pass, weights: &mut [f32], m: &mut [f32], v: &mut [f32], gradie
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::model::fresh;
+    use crate::plan::parameters::parameters;
+    use std::sync::mpsc::channel;
+    use tch::Kind;
 
     #[test]
     fn clipping_brings_a_long_gradient_to_the_limit_and_leaves_a_short_one() {
@@ -171,5 +177,34 @@ mod tests {
         assert!((f64::from(scale) * 5.0 - 1.0).abs() < 1e-5);
         assert_eq!(clip_scale(&[0.3, 0.4], 1.0), 1.0);
         assert_eq!(clip_scale(&[3.0, 4.0], 0.0), 1.0);
+    }
+
+    #[test]
+    fn nothing_changes_what_is_lent() {
+        let config = Config::parse("[model]\nimage_size = 32\npatch_size = 4\nwidth = 64\nheads = 2", &[]).unwrap();
+        let table = parameters(&config.model, &config.model.depths);
+        let mut flat = FlatParameters::new(table.iter(), &fresh(table.iter(), 1), Kind::Float).unwrap();
+        let mut optimiser = AdamW::new(&config.meta, &flat);
+        let _ = flat.gradients_mut().fill_(1.0);
+        let mut change = |by_optimiser: bool| {
+            let (loan, lent, before) = (flat.lend(), flat.buffer().shallow_clone(), flat.buffer().copy());
+            let (begun, begins) = channel();
+            let reader = std::thread::spawn(move || {
+                begun.send(()).unwrap();
+                let stays = (0..300).all(|_| lent == before);
+                drop(loan);
+                (stays, before)
+            });
+            begins.recv().unwrap();
+            match by_optimiser {
+                true => optimiser.step(&mut flat, 0.0, 0.1),
+                false => flat.set(&(flat.buffer() + 1.0)),
+            }
+            let (stays, before) = reader.join().unwrap();
+            assert!(stays, "changed while it was lent, by the optimiser: {by_optimiser}");
+            assert_ne!(*flat.buffer(), before, "the change has come after it");
+        };
+        change(true);
+        change(false);
     }
 }

@@ -1,7 +1,9 @@
-//! Checkpoints beside the training: a step waits only while the flat buffers are copied, a thread writes the file.
+//! Checkpoints beside the training: a thread writes the file. From host memory it writes the trainer's own flat buffers,
+//! which the next update leaves alone until they are in the file; a GPU's it writes from a copy.
 
 use super::{Setting, Trainer};
 use crate::config::Interval;
+use crate::model::Loan;
 use crate::plan::PhasePlan;
 use crate::store::lease::Fence;
 use crate::store::{Header, RunDir, artefact};
@@ -16,7 +18,7 @@ use tch::{Device, Kind, Tensor};
 pub struct Checkpoints {
     due: Due,
     header: Header,
-    /// Copies to fill; none while the writer has them.
+    /// What to write from; none while the writer has it.
     spare: Option<Buffers>,
     to_writer: Option<Sender<Snapshot>>,
     written: Receiver<Result<Written>>,
@@ -34,6 +36,8 @@ struct Buffers {
 struct Snapshot {
     header: Header,
     buffers: Buffers,
+    /// Of the trainer's own buffers, where these are no copies.
+    loan: Option<Loan>,
 }
 
 struct Written {
@@ -65,7 +69,7 @@ impl Checkpoints {
         Checkpoints {
             due: Due::new(config.checkpoint_every, phase.steps_per_epoch, header.step),
             header,
-            spare: Some(Buffers::like(trainer)),
+            spare: Some(Buffers::of(trainer)),
             to_writer: Some(to_writer),
             written,
             thread: Some(thread),
@@ -77,7 +81,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// What went wrong with an earlier one.
-    pub fn after_step(&mut self, trainer: &Trainer) -> Result<()> {
+    pub fn after_step(&mut self, trainer: &mut Trainer) -> Result<()> {
         match self.written.try_recv() {
             Ok(written) => self.take_back(written?),
             Err(TryRecvError::Empty) => {}
@@ -90,7 +94,7 @@ impl Checkpoints {
     }
 
     /// Writes a checkpoint of this very step and waits until it is on disk.
-    pub fn save_now(&mut self, trainer: &Trainer) -> Result<()> {
+    pub fn save_now(&mut self, trainer: &mut Trainer) -> Result<()> {
         self.finish()?;
         self.begin(trainer)?;
         self.finish()
@@ -115,13 +119,13 @@ impl Checkpoints {
         self.spare = Some(written.buffers);
     }
 
-    /// Copies what there is now and has it written; the one before must be done.
-    pub fn begin(&mut self, trainer: &Trainer) -> Result<()> {
-        let mut buffers = self.spare.take().expect("the writer has given the copies back");
-        buffers.copy(trainer);
+    /// Has what there is now written; the one before must be done.
+    pub fn begin(&mut self, trainer: &mut Trainer) -> Result<()> {
+        let mut buffers = self.spare.take().expect("the writer has given them back");
+        let loan = buffers.catch_up(trainer);
         let header = Header { step: trainer.step, ..self.header.clone() };
         let writer = self.to_writer.as_ref().expect("only dropping closes the channel");
-        writer.send(Snapshot { header, buffers }).map_err(|_| anyhow!("the checkpoint writer has died"))?;
+        writer.send(Snapshot { header, buffers, loan }).map_err(|_| anyhow!("the checkpoint writer has died"))?;
         self.due.begun(trainer.step);
         Ok(())
     }
@@ -138,36 +142,42 @@ impl Drop for Checkpoints {
 }
 
 impl Buffers {
-    /// In host memory; for a GPU in pinned memory, to which its copies go at full speed.
-    fn like(trainer: &Trainer) -> Buffers {
-        let host = |tensor: &Tensor| {
-            let copy = Tensor::empty(tensor.size(), (Kind::Float, Device::Cpu));
-            if tensor.device().is_cuda() { copy.internal_pin_memory(tensor.device()) } else { copy }
+    /// The trainer's own in host memory; for those of a GPU copies in pinned memory, to which they go at full speed.
+    fn of(trainer: &Trainer) -> Buffers {
+        let host = |tensor: &Tensor| match tensor.device() {
+            Device::Cpu => tensor.shallow_clone(),
+            gpu => Tensor::empty(tensor.size(), (Kind::Float, Device::Cpu)).internal_pin_memory(gpu),
         };
         let state = trainer.optimiser.state().into_iter().map(|(name, tensor)| (name, host(tensor))).collect();
         Buffers { weights: host(trainer.network.flat().buffer()), state }
     }
 
-    fn copy(&mut self, trainer: &Trainer) {
-        self.weights.copy_(trainer.network.flat().buffer());
+    /// Makes them what the trainer's are now, and stay so.
+    fn catch_up(&mut self, trainer: &mut Trainer) -> Option<Loan> {
+        let flat = trainer.network.flat_mut();
+        if flat.buffer().device() == Device::Cpu {
+            return Some(flat.lend());
+        }
+        self.weights.copy_(flat.buffer());
         for ((_, copy), (_, tensor)) in self.state.iter_mut().zip(trainer.optimiser.state()) {
             copy.copy_(tensor);
         }
+        None
     }
 }
 
 impl Writer {
     fn write_all(&self, snapshots: &Receiver<Snapshot>, done: &Sender<Result<Written>>) {
-        for Snapshot { header, buffers } in snapshots {
+        for Snapshot { header, buffers, loan } in snapshots {
             let began = Instant::now();
-            let written = self.write(&header, &buffers).map(|()| Written { buffers, took: began.elapsed() });
+            let written = self.write(&header, &buffers, loan).map(|()| Written { buffers, took: began.elapsed() });
             if done.send(written).is_err() {
                 break;
             }
         }
     }
 
-    fn write(&self, header: &Header, buffers: &Buffers) -> Result<()> {
+    fn write(&self, header: &Header, buffers: &Buffers, loan: Option<Loan>) -> Result<()> {
         if !floats(&buffers.weights).iter().all(|weight| weight.is_finite()) {
             // The next step's loss says it loudly, and names the last good one.
             log::warn!("{}: the weights of step {} are not finite; no checkpoint of them", self.phase, header.step);
@@ -176,7 +186,8 @@ impl Writer {
         let state = buffers.state.iter().map(|(name, tensor)| (*name, tensor));
         let all: Vec<(&str, &Tensor)> = std::iter::once(("weights", &buffers.weights)).chain(state).collect();
         let path = self.run.checkpoint(&self.phase, header.step);
-        artefact::write_checkpoint(&path, header, &all, self.fence.as_ref())?;
+        // What is left to do then, such as waiting for the disk, needs the buffers no more.
+        artefact::write_checkpoint(&path, header, &all, self.fence.as_ref(), || drop(loan))?;
         self.run.prune_checkpoints(&self.phase, self.keep)
     }
 }

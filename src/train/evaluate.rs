@@ -25,7 +25,7 @@ pub fn evaluate(
     // top-1, top-5, summed loss, images
     let mut sums = [0.0; 4];
     tch::no_grad(|| -> Result<()> {
-        for batch in test_batches(config, source, share, batch) {
+        for batch in test_batches(config, source, share, batch, device) {
             let TestBatch { images_bchw, labels_b } = batch?;
             if labels_b.numel() > 0 {
                 let logits_bc = network.forward(&upload(&images_bchw, device));

@@ -9,6 +9,7 @@ pub mod step;
 use crate::collective::Collective;
 use crate::data::Source;
 use crate::data::loader::{Loader, Mixing};
+use crate::device::memory;
 use crate::error::Failure;
 use crate::model::Network;
 use crate::plan::{PhasePlan, Plan};
@@ -56,6 +57,8 @@ struct Trainer {
 /// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.
 pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&str>) -> Result<()> {
     let mut trainer = Trainer::resume(setting, phase, start, meta)?;
+    // What it started from; the training's tensors are of other sizes.
+    memory::give_back();
     let mut logging = Logging::open(setting.run, phase, setting.group, trainer.step)?;
     let result = trainer.train(setting, phase, meta, &mut logging);
     match &result {
@@ -84,7 +87,7 @@ pub fn time_checkpoints(
     let mut block = |with: bool| -> Result<f64> {
         let began = Instant::now();
         if with {
-            checkpoints.begin(&trainer)?;
+            checkpoints.begin(&mut trainer)?;
         }
         for _ in 0..every {
             let lr = phase.lr(trainer.step);
@@ -135,7 +138,7 @@ impl Trainer {
     fn train(&mut self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>, logging: &mut Logging) -> Result<()> {
         let Setting { plan, run, source, group, device, lease } = *setting;
         let mut stepper = Stepper::new(plan, phase, group);
-        let mixing = if device.is_cuda() { Mixing::Device } else { Mixing::Host };
+        let mixing = if device.is_cuda() { Mixing::Device(device) } else { Mixing::Host };
         let mut loader = Loader::start(plan, phase, source, group.rank(), group.size(), self.step, mixing);
         let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
         let header = self.header(plan, phase, meta, BTreeMap::new());

@@ -12,6 +12,7 @@ use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
+use crate::weights::pinned;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
@@ -146,7 +147,7 @@ impl<'a> Stepper<'a> {
         let (gradient_bc, tape) = timed(&mut times.forward, || {
             let (_, device) = network.options();
             let DropPath { scale } = self.drop.draw(step, batch.positions.clone());
-            let drop = DropPath { scale: scale.map(|scale| upload(&scale, device)) };
+            let drop = DropPath { scale: scale.map(|scale| upload(&pinned(scale, device), device)) };
             let images_bchw = upload(&batch.images_bchw, device);
             batch.mix.iter().for_each(|mix| mix.tensor(&images_bchw));
             let (logits_bc, tape) = network.train(&images_bchw, &drop);

@@ -47,8 +47,8 @@ fn status(cluster: &Cluster, run: &Incubate, phase: &str) -> Value {
     lines.into_iter().find(|line| line["phase"] == phase).unwrap()
 }
 
-fn cancel(cluster: &Cluster, run: &Incubate) -> String {
-    let mut command = plain(&["cancel", run.run_dir.to_str().unwrap()]);
+fn cancel(cluster: &Cluster, run: &Incubate, options: &[&str]) -> String {
+    let mut command = plain(&[&["cancel", run.run_dir.to_str().unwrap()], options].concat());
     ended(cluster.client(&mut command).output().unwrap()).ok().out
 }
 
@@ -86,7 +86,7 @@ fn ends_as_its_twin(cluster: &Cluster, run: &Incubate, twin: &Incubate, jobs: &[
     assert!(log.contains("resuming at step"), "{log}");
     let line = status(cluster, run, "meta");
     assert!(line["restarts"] == 1 && line["goodput"].as_f64().is_some_and(|g| g > 0.0 && g <= 1.0), "{line}");
-    cancel(cluster, run);
+    cancel(cluster, run, &[]);
     log
 }
 
@@ -315,9 +315,11 @@ fn a_job_near_its_time_limit_is_told_in_time_and_goes_on_in_a_new_one() {
     cluster.until("the resumption", || log(&run, "meta", &jobs[0].1).contains("resuming at step"));
     resumed_where_it_was_told(&log(&run, "meta", &jobs[0].1));
     let ids: Vec<&str> = jobs.iter().map(|(_, id)| id.as_str()).collect();
-    assert_eq!(cancel(&cluster, &run), format!("cancelled {}\n", ids.join(", ")));
+    assert_eq!(cancel(&cluster, &run, &[]), format!("cancelled {}\n", ids.join(", ")));
     cluster.until("the cancellation", || ids.iter().all(|id| cluster.state(id).starts_with("CANCELLED")));
-    assert_eq!(cancel(&cluster, &run), "nothing to cancel\n");
+    assert_eq!(cancel(&cluster, &run, &[]), "nothing to cancel\n");
+    let json: Value = serde_json::from_str(&cancel(&cluster, &run, &["--json"])).unwrap();
+    assert_eq!(json, serde_json::json!({"cancelled": []}));
 }
 
 #[test]
