@@ -2,9 +2,11 @@
 """`incubate bench step` side by side with PyTorch and timm, in interleaved pairs: prints one table and one JSON line.
 
   tools/bench_step.py --incubate target/release/incubate --python python3 [--pairs 5] [--only deit-ti]
+  tools/bench_step.py --incubate target/release/incubate --without [--pairs 5]
 
 --python has torch and timm. Each figure is the median of the pairs' own ratios, so that a machine which slows down for
-a while slows both. Stage rows are the mean over the four stages.
+a while slows both. Stage rows are the mean over the four stages. --without instead pairs the step with itself, one part
+of what makes it fast switched off.
 """
 import argparse
 import json
@@ -23,6 +25,13 @@ ROWS = [
     ("e2e and modules, fp32 / fp32", "tiny-28", 128, 1, "fp32", "float32", [None, *STAGES]),
     ("e2e and modules, bf16 / fp32", "tiny-28", 128, 1, "bf16", "float32", [None, *STAGES]),
 ]
+PARTS = ["kernels", "attention", "optimiser", "suffix", "memory"]
+# name, model, batch, threads, stage: what the parts are switched off in, in fp32.
+PARTED = [
+    ("deit-ti module 0", "deit-ti", 32, 2, 0),
+    ("tiny-28 e2e", "tiny-28", 128, 1, None),
+    ("tiny-28 module 0", "tiny-28", 128, 1, 0),
+]
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -33,13 +42,29 @@ def answer(command):
     return json.loads(ended.stdout[ended.stdout.index("{"):])
 
 
+def step(a, sizes, stage, precision, *options):
+    work = ["--e2e"] if stage is None else ["--stage", stage]
+    return answer([a.incubate, "bench", "step", *sizes, *work, "--precision", precision, "--json", *options])
+
+
 def pair(a, model, batch, threads, precision, dtype, stage):
     sizes = ["--model", model, "--batch", batch, "--threads", threads, "--steps", a.steps]
-    ours = ["--e2e"] if stage is None else ["--stage", stage]
     theirs = ["--mode", "e2e"] if stage is None else ["--mode", "official", "--stage", stage]
-    ours = answer([a.incubate, "bench", "step", *sizes, *ours, "--precision", precision, "--json"])
+    ours = step(a, sizes, stage, precision)
     theirs = answer([a.python, os.path.join(HERE, "peer_step.py"), *sizes, *theirs, "--dtype", dtype])
     return ours, theirs
+
+
+def without(a):
+    """How many times as long a step takes without each part."""
+    print(f"| off | {' | '.join(row[0] for row in PARTED)} |\n|---|{'---|' * len(PARTED)}")
+    for part in PARTS:
+        ratios = []
+        for _, model, batch, threads, stage in PARTED:
+            sizes = ["--model", model, "--batch", batch, "--threads", threads, "--steps", a.steps]
+            times = [[step(a, sizes, stage, "fp32", *off)["step_s"] for off in ([], ["--without", part])] for _ in range(a.pairs)]
+            ratios.append(statistics.median(off / on for on, off in times))
+        print(f"| {part} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |", flush=True)
 
 
 def main():
@@ -50,7 +75,10 @@ def main():
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--only", choices=sorted({row[1] for row in ROWS}), help="the rows of one model")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="the rows of one precision")
+    parser.add_argument("--without", action="store_true", help="switch off a part at a time instead")
     a = parser.parse_args()
+    if a.without:
+        return without(a)
     print("| model | work: here / PyTorch + timm | here, images/s | there, images/s | ratio | memory ratio |")
     print("|---|---|---|---|---|---|")
     results = []
