@@ -42,13 +42,17 @@ def answer(command):
     return json.loads(ended.stdout[ended.stdout.index("{"):])
 
 
+def sizes_of(a, model, batch, threads):
+    return ["--model", model, "--batch", batch, "--threads", threads, "--steps", a.steps]
+
+
 def step(a, sizes, stage, precision, *options):
     work = ["--e2e"] if stage is None else ["--stage", stage]
     return answer([a.incubate, "bench", "step", *sizes, *work, "--precision", precision, "--json", *options])
 
 
 def pair(a, model, batch, threads, precision, dtype, stage):
-    sizes = ["--model", model, "--batch", batch, "--threads", threads, "--steps", a.steps]
+    sizes = sizes_of(a, model, batch, threads)
     theirs = ["--mode", "e2e"] if stage is None else ["--mode", "official", "--stage", stage]
     ours = step(a, sizes, stage, precision)
     theirs = answer([a.python, os.path.join(HERE, "peer_step.py"), *sizes, *theirs, "--dtype", dtype])
@@ -60,10 +64,10 @@ def without(a):
     print(f"| off | {' | '.join(row[0] for row in PARTED)} |\n|---|{'---|' * len(PARTED)}")
     for part in PARTS:
         ratios = []
-        for _, model, batch, threads, stage in PARTED:
-            sizes = ["--model", model, "--batch", batch, "--threads", threads, "--steps", a.steps]
-            times = [[step(a, sizes, stage, "fp32", *off)["step_s"] for off in ([], ["--without", part])] for _ in range(a.pairs)]
-            ratios.append(statistics.median(off / on for on, off in times))
+        for _, *sizes, stage in PARTED:
+            time = lambda *options: step(a, sizes_of(a, *sizes), stage, "fp32", *options)["step_s"]
+            pairs = [(time(), time("--without", part)) for _ in range(a.pairs)]
+            ratios.append(statistics.median(off / on for on, off in pairs))
         print(f"| {part} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |", flush=True)
 
 

@@ -148,16 +148,15 @@ impl Worker {
         let mix = Mix::draw(&job.data, job.size, &[job.sampler.seed, MIX, step]);
         let targets = mix.targets(&labels, job.classes, job.data.label_smoothing);
         let targets_bc = Tensor::from_slice(&targets).view([positions.len() as i64, job.classes as i64]);
-        Ok(match job.mixing {
+        let (mix, device) = match job.mixing {
             Mixing::Host => {
                 mix.images(pixels, job.channels, job.size);
-                Batch { images_bchw, targets_bc, mix: None, positions }
+                (None, Device::Cpu)
             }
-            Mixing::Device(device) => {
-                let [images_bchw, targets_bc] = [images_bchw, targets_bc].map(|tensor| pinned(tensor, device));
-                Batch { images_bchw, targets_bc, mix: Some(mix), positions }
-            }
-        })
+            Mixing::Device(device) => (Some(mix), device),
+        };
+        let [images_bchw, targets_bc] = [images_bchw, targets_bc].map(|tensor| pinned(tensor, device));
+        Ok(Batch { images_bchw, targets_bc, mix, positions })
     }
 }
 
@@ -185,15 +184,18 @@ pub fn test_batches(
         move |number| {
             let start = range.start + number * size;
             let batch = start..(start + size).min(range.end);
-            (number < batches).then(|| {
-                let TestBatch { images_bchw, labels_b } = test_batch(&mut reader, channels, side, batch)?;
-                Ok(TestBatch { images_bchw: pinned(images_bchw, device), labels_b })
-            })
+            (number < batches).then(|| test_batch(&mut reader, channels, side, batch, device))
         }
     })
 }
 
-fn test_batch(reader: &mut Reader, channels: usize, size: usize, range: Range<usize>) -> Result<TestBatch> {
+fn test_batch(
+    reader: &mut Reader,
+    channels: usize,
+    size: usize,
+    range: Range<usize>,
+    device: Device,
+) -> Result<TestBatch> {
     let (mut images_bchw, image) = empty(range.len(), channels, size);
     let mut labels: Vec<i64> = Vec::with_capacity(range.len());
     let mut places = floats_mut(&mut images_bchw).chunks_exact_mut(image);
@@ -205,7 +207,7 @@ fn test_batch(reader: &mut Reader, channels: usize, size: usize, range: Range<us
             place = places.next();
         }
     }
-    let images_bchw = images_bchw.narrow(0, 0, labels.len() as i64);
+    let images_bchw = pinned(images_bchw.narrow(0, 0, labels.len() as i64), device);
     Ok(TestBatch { images_bchw, labels_b: Tensor::from_slice(&labels) })
 }
 

@@ -130,6 +130,7 @@ impl FlatParameters {
         Loan { _until_dropped }
     }
 
+    /// Returns when nothing is lent any more.
     pub fn wait_for_loan(&mut self) {
         if let Some(ended) = self.lent.take() {
             // Nothing is ever sent: it ends with the loan.

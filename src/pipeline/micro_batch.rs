@@ -51,7 +51,6 @@ pub fn decide(
         }
         phase.micro_batch = phase.micro_batch / 4 * 2;
     }
-    memory::give_back();
     let mut all = vec![0.0; replica.size()];
     all[replica.rank()] = phase.micro_batch as f64;
     replica.all_reduce_f64(&mut all)?;

@@ -7,7 +7,7 @@ use crate::model::Loan;
 use crate::plan::PhasePlan;
 use crate::store::lease::Fence;
 use crate::store::{Header, RunDir, artefact};
-use crate::weights::floats;
+use crate::weights::{floats, pinned};
 use anyhow::{Result, anyhow};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
@@ -146,7 +146,7 @@ impl Buffers {
     fn of(trainer: &Trainer) -> Buffers {
         let host = |tensor: &Tensor| match tensor.device() {
             Device::Cpu => tensor.shallow_clone(),
-            gpu => Tensor::empty(tensor.size(), (Kind::Float, Device::Cpu)).internal_pin_memory(gpu),
+            gpu => pinned(Tensor::empty(tensor.size(), (Kind::Float, Device::Cpu)), gpu),
         };
         let state = trainer.optimiser.state().into_iter().map(|(name, tensor)| (name, host(tensor))).collect();
         Buffers { weights: host(trainer.network.flat().buffer()), state }

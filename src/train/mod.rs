@@ -57,7 +57,7 @@ struct Trainer {
 /// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.
 pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&str>) -> Result<()> {
     let mut trainer = Trainer::resume(setting, phase, start, meta)?;
-    // What it started from; the training's tensors are of other sizes.
+    // What it started from and a step to try the micro-batch took; the training's tensors are of other sizes.
     memory::give_back();
     let mut logging = Logging::open(setting.run, phase, setting.group, trainer.step)?;
     let result = trainer.train(setting, phase, meta, &mut logging);
