@@ -112,6 +112,7 @@ impl<'a> Job<'a> {
             return trained;
         }
         self.world.whole().barrier()?;
+        train::waited();
         agree(self.world.whole(), trained)
     }
 

@@ -48,8 +48,13 @@ impl Window {
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
-/// Up to when this process's time is counted in a phase. What is not counted yet, such as its start, is of the next one.
+/// Up to when this process's time is counted. What is not counted yet, such as its start, is of the next phase.
 static COUNTED: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// This rank has waited for others, which is the time of no phase of its own.
+pub fn waited() {
+    counted_up_to(Instant::now());
+}
 
 fn counted_up_to(time: Instant) {
     *COUNTED.lock().expect("nobody panics with it") = Some(time);

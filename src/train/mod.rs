@@ -20,6 +20,7 @@ use adamw::AdamW;
 use anyhow::{Context, Result, anyhow};
 use checkpoints::Checkpoints;
 use logging::Logging;
+pub use logging::waited;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;

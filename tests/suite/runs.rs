@@ -10,7 +10,12 @@ use std::time::{Duration, Instant};
 #[test]
 fn a_run_trains_every_phase_exports_and_prints_the_table() {
     let run = Incubate::new().set("run.e2e=true").set("data.mixup=0").set("data.cutmix=0").set("data.erase=0");
-    let run = run.set("meta.epochs=12").set("module.epochs=6").set("finetune.epochs=12").set("data.crop_padding=1");
+    let run = run
+        .set("meta.on=\"zero\"")
+        .set("meta.epochs=12")
+        .set("module.epochs=6")
+        .set("finetune.epochs=12")
+        .set("data.crop_padding=1");
     let began = Instant::now();
     let ended = run.mpirun(2, &["run"]).ok();
     let elapsed = began.elapsed().as_secs_f64();
@@ -23,9 +28,12 @@ fn a_run_trains_every_phase_exports_and_prints_the_table() {
     let rows: Vec<Value> = serde_json::from_slice(&run.bytes("summary.json")).unwrap();
     let final_top1 = rows[6]["top1"].as_f64().unwrap();
     assert!(final_top1 > 40.0, "four classes of drawn shapes, 25 % by chance: {final_top1} %");
-    // Neither rank has spent more time than there was: the second is in all phases but the modules 0 and 2.
-    let of_the_second = [0, 2, 4, 6, 7].map(|row: usize| rows[row]["seconds"].as_f64().unwrap());
-    assert!(of_the_second.iter().sum::<f64>() <= elapsed, "{of_the_second:?} in {elapsed} s");
+    // What follows each other takes no longer than there was time, if nobody's waiting is counted: the meta model on the
+    // first rank, then the modules of either, then the rest.
+    for of_one in [[0, 1, 3, 6, 7], [0, 2, 4, 6, 7]] {
+        let seconds = of_one.map(|row: usize| rows[row]["seconds"].as_f64().unwrap());
+        assert!(seconds.iter().sum::<f64>() <= elapsed, "{seconds:?} in {elapsed} s");
+    }
 
     // Evaluating the artefact anew gives what the run wrote into it.
     let json = run.ok(&["evaluate", "--json"]).out;
