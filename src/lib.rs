@@ -24,11 +24,13 @@
 //! 1  plan               all that follows from the config: the PHASES table, schedules, groups, parameters, cost
 //! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
 //! 1  resample           position embeddings and patch kernels at another size
+//! 1  launcher           what mpirun or Slurm says of this process
+//! 1  driver             the NVIDIA driver's library, loaded at run time
 //! 1  seal               what finds damage before a byte of an HDF5 file is parsed
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
 //! ```
-//! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`, HDF5 in
-//! `store/artefact.rs` and `data/shard.rs`, `clap` in `cli/`.
+//! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`, reading and
+//! writing HDF5 in `store/artefact.rs` and `data/shard.rs`, `clap` in `cli/`.
 //!
 //! # From `main` to one optimiser step in five hops
 //! 1. `main.rs` parses, sets up logging and signals, joins the world of ranks, and turns any error into an exit code.
@@ -62,9 +64,11 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod downstream;
+pub mod driver;
 pub mod error;
 pub mod export;
 pub mod import;
+pub mod launcher;
 pub mod model;
 pub mod pack;
 pub mod pipeline;

@@ -2,9 +2,10 @@
 
 use clap::Parser;
 use incubate::cli::{Cli, dispatch};
-use incubate::collective::mpi::{World, launched_rank};
+use incubate::collective::mpi::World;
 use incubate::device::memory;
 use incubate::error::{Failure, exit_code};
+use incubate::launcher::launched_rank;
 use incubate::pipeline::bars::{LogTarget, on_a_terminal};
 use incubate::train::STOP;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};

@@ -67,7 +67,9 @@ impl Kind {
     /// such file, or it cannot be opened.
     pub fn verify(&self, path: &Path) -> Result<Sealed> {
         let damaged = |what: String| Failure::Damaged { path: path.into(), what };
-        let unreadable = |error: &Error| usage!("{}: cannot be read: {error}", path.display());
+        // Perhaps only now: a shared file system may stall, and the file be whole.
+        let unreadable =
+            |error: &Error| usage!("{}: cannot be read: {error}; try again, or look at its disk", path.display());
         let mut file = File::open(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => usage!("{}: missing; {}", path.display(), self.cure_of_a_missing_one()),
             _ => unreadable(&error),
@@ -101,7 +103,7 @@ impl Kind {
             let what = format!("{length} bytes long, but {stored_length} were written; {}", self.cure);
             return Err(damaged(what).into());
         }
-        let hash = hash(&mut file, &except, length).map_err(|e| damaged(format!("cannot be read: {e}")))?;
+        let hash = hash(&mut file, &except, length).map_err(|error| unreadable(&error))?;
         // The block is compared whole, so that no bit of it can change unseen.
         if hash != stored_hash || block != self.block(length, &hash, &except) {
             return Err(damaged(format!("its bytes have changed since it was written; {}", self.cure)).into());

@@ -1,6 +1,8 @@
 //! What the rooms exchange: tensors by stage and name, and their numbers as slices.
 
+use crate::driver::cuda;
 use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use tch::{Device, Kind, Tensor};
 
 /// Parameters by (stage, `model_stages[stage]` name).
@@ -11,10 +13,23 @@ pub fn on_device(weights: &Weights, device: Device) -> Weights {
     weights.iter().map(|(key, tensor)| (key.clone(), tensor.to_device(device))).collect()
 }
 
+/// Held by all that pin memory, or by one that keeps them from it.
+static PINNING: RwLock<()> = RwLock::new(());
+
 /// A host tensor in pinned memory, from which a GPU takes it beside its work; as it is where `device` is no GPU. (libtorch's
 /// `pin_memory` warns about its device at every call; this is what it calls.)
 pub fn pinned(tensor: Tensor, device: Device) -> Tensor {
-    if device.is_cuda() { tensor.internal_pin_memory(device) } else { tensor }
+    let Device::Cuda(number) = device else { return tensor };
+    // libtorch asks here which of the GPU's copies are done, in this thread.
+    let current = cuda().and_then(|driver| driver.make_current(number));
+    current.unwrap_or_else(|error| panic!("{error:#}"));
+    let _held = PINNING.read().unwrap_or_else(PoisonError::into_inner);
+    tensor.internal_pin_memory(device)
+}
+
+/// While it is held nobody in this process begins to pin memory, which can wait for a GPU and have others wait for it.
+pub fn keep_from_pinning() -> RwLockWriteGuard<'static, ()> {
+    PINNING.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The numbers of a contiguous fp32 CPU tensor.

@@ -9,7 +9,12 @@ case "${1:-}" in '' | --*) ;; *) config=$1; shift ;; esac
 tools/setup.sh
 PATH=$HOME/.cargo/bin:$PATH
 cargo build --release --locked
-# A second after Ctrl-C or TERM, mpirun kills; a checkpoint may take longer.
-options=(--bind-to none --oversubscribe --quiet --mca odls_base_sigkill_timeout 60)
+options=(--bind-to none --oversubscribe --quiet)
 [ "$(id -u)" != 0 ] || options+=(--allow-run-as-root)
-exec mpirun "${options[@]}" -n 2 target/release/incubate run "$config" "$@"
+# mpirun kills its ranks a second after Ctrl-C or TERM, whatever they write. In a session of its own it does not hear of
+# them: the ranks do, as USR2, and write a checkpoint.
+setsid mpirun "${options[@]}" -n 2 target/release/incubate run "$config" "$@" &
+trap 'kill -s USR2 $!' INT TERM HUP
+# A signal ends `wait` early.
+until wait $!; code=$?; ! kill -0 $! 2>/dev/null; do :; done
+exit "$code"

@@ -50,8 +50,8 @@ test_images = 128
 mean = [0.3]
 std = [0.3]
 repeats = 1
-mixup = 0
-cutmix = 0
+mixup = 0.8
+cutmix = 1.0
 erase = 0
 [train]
 global_batch = 64
@@ -154,10 +154,11 @@ def reference(program):
     return {"losses": {phase: program.losses("cpu", phase)[-1] for phase in ("meta", "module-1", "finetune")}}
 
 
-def same_results(precision):
+def same_results(precision, recomputed=False):
     def check(program):
         """Each phase from the CPU's weights, so that differences do not add up."""
-        run, sets = f"device-{precision}", program.devices(precision)
+        run = f"device-{precision}" + ("-recomputed" if recomputed else "")
+        sets = program.devices(precision) + (["run.activation_checkpointing=true"] if recomputed else [])
         program.train("meta", run, sets)
         found = {"meta": difference(program.losses(run, "meta"), program.losses("cpu", "meta"))}
         program.copy(["meta.h5", *(f"module-{i}.h5" for i in (0, 2, 3)), "assembled.h5"], "cpu", run)
@@ -277,6 +278,7 @@ def main():
     a = parser.parse_args()
     checks = {"environment": environment, "doctor": doctor, "reference": reference}
     checks |= {f"same results in {precision}": same_results(precision) for precision in TOLERANCES}
+    checks["same results with activation checkpointing"] = same_results("fp32", recomputed=True)
     checks |= {"micro-batches": micro_batches, "two replicas": replicas}
     checks |= {f"resume from {a} to {b}": resumed(a, b) for a, b in (("cpu", "device"), ("device", "cpu"))}
     checks |= {"out of memory": out_of_memory, "automatic micro-batch": automatic_micro_batch}

@@ -2,7 +2,7 @@
 //! the time goes, and what the whole loader gives. The peer is timm's transform on the same folder.
 
 use crate::config::Config;
-use crate::data::decode::{Decoder, jpeg};
+use crate::data::decode::Decoder;
 use crate::data::folder::Folder;
 use crate::data::loader::{Loader, Mixing};
 use crate::data::normalise::Normalise;
@@ -13,7 +13,7 @@ use crate::data::recipe::{Recipe, Spent};
 use crate::data::resize::{Order, Resample};
 use crate::data::samples::{Samples, Split, Stored};
 use crate::data::shard::{self, Encoding, Shard, Table};
-use crate::data::shrink::{QUALITY, SHORT_SIDE, Shrink};
+use crate::data::shrink::{Form, Image, Shrink};
 use crate::data::{BadImages, Source};
 use crate::plan::Plan;
 use crate::plan::phases::META;
@@ -142,13 +142,8 @@ fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
     let (mut shrink, mut samples, mut all) = (Shrink::new()?, Table::default(), Vec::new());
     for index in 0..files.len() {
         let (file, stored) = read(files, index)?;
-        let (rgb, height, width) = shrink.shrink(&file, stored).with_context(|| files.name(index))?;
-        let is_small = height.min(width) < SHORT_SIDE && file.starts_with(&[0xFF, 0xD8]);
-        let bytes = match encoding {
-            Encoding::Raw => rgb,
-            Encoding::Jpeg if is_small => file,
-            Encoding::Jpeg => jpeg::encode(&rgb, height, width, QUALITY)?,
-        };
+        let image = shrink.shrink(&file, stored, Form::usual(encoding)).with_context(|| files.name(index))?;
+        let Image { bytes, height, width } = image;
         samples.name.push(index.to_string().as_bytes())?;
         samples.label.push(0);
         samples.height.push(height as u32);

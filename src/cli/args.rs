@@ -2,6 +2,7 @@
 
 use super::bench::Bench;
 use crate::config::ExportFormat;
+use crate::data::shrink::{QUALITY, SHORT_SIDE};
 use crate::import::Role;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -87,7 +88,7 @@ pub enum Command {
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         ranks: u32,
         /// Sustained TFLOP/s of one rank's device [default: this machine's matrix product, measured]
-        #[arg(long, value_name = "TFLOPS")]
+        #[arg(long, value_name = "TFLOPS", value_parser = positive)]
         rate: Option<f64>,
         /// Print JSON
         #[arg(long)]
@@ -131,10 +132,10 @@ pub enum Command {
         /// from its data.pack_from]
         into: Option<PathBuf>,
         /// Shrink images whose shorter side is longer than this
-        #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=4096))]
+        #[arg(long, default_value_t = SHORT_SIDE, value_parser = clap::value_parser!(u32).range(16..=4096))]
         size: u32,
         /// Quality of JPEG
-        #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
+        #[arg(long, default_value_t = QUALITY, value_parser = clap::value_parser!(u8).range(1..=100))]
         quality: u8,
         /// Store pixels, which take some ten times the space of JPEG and no time to decode
         #[arg(long, conflicts_with = "quality")]
@@ -277,4 +278,9 @@ impl Command {
                 | Command::E2e(_)
         )
     }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().map_err(|_| "not a number".to_string())?;
+    if number > 0.0 && f64::is_finite(number) { Ok(number) } else { Err("it must be a positive number".into()) }
 }

@@ -46,8 +46,8 @@ pub enum Bench {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
         every: u64,
         /// How often each is measured, in turn
-        #[arg(long, default_value_t = 15)]
-        pairs: usize,
+        #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
+        pairs: u16,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -105,7 +105,7 @@ impl Bench {
             }
             Bench::Step(args) => args.measure(),
             Bench::Store { config, every, pairs, json } => {
-                let report = bench::store::measure(config.load()?, *every, *pairs)?;
+                let report = bench::store::measure(config.load()?, *every, (*pairs).into())?;
                 print_either(*json, &report, || bench::store::text(&report))
             }
         }

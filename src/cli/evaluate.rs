@@ -2,7 +2,7 @@
 
 use super::args::{Downstream, EvaluateArgs};
 use super::load::devices;
-use super::{print_either, weights_or_final};
+use super::{print, print_either, weights_or_final};
 use crate::downstream::{ade20k, coco};
 use crate::pipeline::evaluate;
 use crate::usage;
@@ -18,14 +18,12 @@ pub fn evaluate_artefact(args: &EvaluateArgs) -> Result<()> {
         evaluate::outputs(&config, &weights, device, file)?;
     }
     if args.json {
-        println!("{}", serde_json::to_string(&metrics)?);
-    } else {
-        println!(
-            "top-1 {:.2} %, top-5 {:.2} %, loss {:.4} on {} images",
-            metrics["top1"], metrics["top5"], metrics["loss"], metrics["images"]
-        );
+        return print(&(serde_json::to_string(&metrics)? + "\n"));
     }
-    Ok(())
+    print(&format!(
+        "top-1 {:.2} %, top-5 {:.2} %, loss {:.4} on {} images\n",
+        metrics["top1"], metrics["top5"], metrics["loss"], metrics["images"]
+    ))
 }
 
 pub fn evaluate_downstream(results: &Downstream) -> Result<()> {

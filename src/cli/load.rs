@@ -1,9 +1,9 @@
 //! From arguments to a config, with libtorch told what it must know before it is first used.
 
 use super::args::{ConfigArgs, Overrides};
-use crate::collective::mpi::{cores_of_this_rank, rank_on_this_node, ranks_on_this_node};
 use crate::config::{Config, Precision};
 use crate::device::{self, Devices, OnNode};
+use crate::launcher::{cores_of_this_rank, rank_on_this_node, ranks_on_this_node};
 use crate::{data, usage};
 use anyhow::Result;
 use std::path::{Path, PathBuf};

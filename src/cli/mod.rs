@@ -14,9 +14,10 @@ use crate::collective::mpi::World;
 use crate::config::{Config, DeviceChoice};
 use crate::data;
 use crate::data::shard::Encoding;
+use crate::data::shrink::Form;
 use crate::model::matrix_product_rate;
 use crate::pipeline::bars::{self, Bars};
-use crate::pipeline::{Job, plan_report, report, summary};
+use crate::pipeline::{Job, check_shares, plan_report, report, summary};
 use crate::plan::Plan;
 use crate::plan::phases::{E2E, FINETUNE, META};
 use crate::store::RunDir;
@@ -28,7 +29,7 @@ use clap::CommandFactory;
 use evaluate::{evaluate_artefact, evaluate_downstream};
 use load::{devices, threads};
 use serde::Serialize;
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use verify::verify;
@@ -63,6 +64,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             let config = config.load()?;
             let images = data::train_images(&config)?;
             let plan = Plan::new(config, images)?;
+            check_shares(&plan, *ranks as usize, plan.replicas_per_rank())?;
             let flops = rate.map_or_else(|| matrix_product_rate(model::OPTIONS), |tera| tera * 1e12);
             let report = plan_report::report(&plan, *ranks as usize, flops);
             print_either(*json, &report, || plan_report::text(&report, rate.is_none()))
@@ -71,12 +73,14 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             let config = config.load()?;
             let images = data::train_images(&config)?;
             let binary = std::env::current_exe().context("this program's own path")?;
-            let jobs = submit::submit(&Plan::new(config, images)?, &binary, *dry_run)?;
+            let plan = Plan::new(config, images)?;
+            check_shares(&plan, plan.config.slurm.ranks, plan.replicas_per_rank())?;
+            let jobs = submit::submit(&plan, &binary, *dry_run)?;
             print_either(*json, &jobs, || submit::table(&jobs))
         }
         Command::Status { run_dir, watch: true, .. } => watch(run_dir),
         Command::Status { run_dir, json, .. } => {
-            let lines = status::status(run_dir)?;
+            let lines = status::status(run_dir, &mut status::Seen::default())?;
             print_either(*json, &lines, || status::table(&lines))
         }
         Command::Cancel { run_dir, json } => {
@@ -91,7 +95,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             let (config, into) = over.packing(source, into.as_deref())?;
             let encoding = if *raw { Encoding::Raw } else { Encoding::Jpeg };
             let (size, threads) = (*size as usize, threads(&config));
-            let options = pack::Options { encoding, size, quality: *quality, threads };
+            let options = pack::Options { form: Form { encoding, size, quality: *quality }, threads };
             let source = data::open_unchecked(&config)?;
             let bar = bars::counting("pack", source.train.len() + source.test.len());
             let report = pack::pack(&source, &config, &into, &options, &|images| {
@@ -110,8 +114,9 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         }
         Command::Bench { bench } => bench.measure(),
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "incubate", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "incubate", &mut script);
+            print(&String::from_utf8(script)?)
         }
         Command::Man { folder } => {
             std::fs::create_dir_all(folder).map_err(|e| usage!("{}: {e}", folder.display()))?;
@@ -122,11 +127,11 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
 
 /// The status, again and again, in place on a terminal.
 fn watch(run_dir: &Path) -> Result<()> {
+    let mut seen = status::Seen::default();
     while !stop_requested() {
-        let lines = status::status(run_dir)?;
+        let lines = status::status(run_dir, &mut seen)?;
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-        print!("{clear}{}", status::table(&lines));
-        std::io::stdout().flush()?;
+        print(&format!("{clear}{}", status::table(&lines)))?;
         if status::is_over(&lines) {
             break;
         }
@@ -189,10 +194,14 @@ fn weights_or_final(config: &Config, weights: &Option<PathBuf>) -> PathBuf {
 }
 
 fn print_either(json: bool, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(value)?);
-    } else {
-        print!("{}", text());
+    print(&if json { serde_json::to_string_pretty(value)? + "\n" } else { text() })
+}
+
+/// Prints a text. Whoever reads it may have seen enough, as `head` has.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("standard output"),
     }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! `incubate verify`: artefacts and packed shards, read whole.
 
+use super::print;
 use crate::config::Format;
 use crate::data::{self, packed, shard};
 use crate::error::Failure;
@@ -26,12 +27,12 @@ pub fn verify(path: &Path, json: bool) -> Result<()> {
         results.push(serde_json::json!({"file": file, "ok": ok, "text": verdict}));
         if !json {
             // An error names its file.
-            println!("{}", if ok { format!("{}: {verdict}", file.display()) } else { verdict });
+            print(&if ok { format!("{}: {verdict}\n", file.display()) } else { verdict + "\n" })?;
         }
         first = first.or(read.err());
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        print(&(serde_json::to_string_pretty(&results)? + "\n"))?;
     }
     // Whole shards may still be too few.
     first = first.or_else(|| if is_pack { packed::open(path).err() } else { None });

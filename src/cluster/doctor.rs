@@ -5,6 +5,7 @@ use crate::collective::mpi;
 use crate::config::{Config, DeviceChoice, Precision};
 use crate::data;
 use crate::device::{cuda, loaded_library};
+use crate::launcher::{cores_of_this_rank, rank_on_this_node, ranks_on_this_node};
 use crate::model::matrix_product_rate;
 use crate::plan::Plan;
 use crate::plan::cost::cost;
@@ -53,7 +54,7 @@ pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
 /// It goes on whatever it finds: a warning costs nothing, an allocation does.
 pub fn warn_of_trouble(config: &Config, threads: usize, is_zero: bool) {
     let mut findings = vec![finding("cores", cores(threads)), finding("precision", precision(config))];
-    if mpi::rank_on_this_node() == 0 {
+    if rank_on_this_node() == 0 {
         findings.push(finding("GPUs", gpus::as_many_as_slurm_gave(config.run.device)));
     }
     if is_zero {
@@ -76,7 +77,7 @@ fn libtorch() -> Result<String> {
 }
 
 fn cores(threads: usize) -> Result<String> {
-    let (cores, ranks) = (mpi::cores_of_this_rank(), mpi::ranks_on_this_node());
+    let (cores, ranks) = (cores_of_this_rank(), ranks_on_this_node());
     if threads > cores {
         return Err(anyhow!(
             "{ranks} rank(s) of {threads} thread(s) on this node have {cores} core(s) each; lower run.threads, or start \
@@ -126,6 +127,7 @@ fn readable(config: &Config) -> Result<String> {
 /// rests on it), and compares free space with what the artefacts and checkpoints need.
 fn writable(config: &Config) -> Result<String> {
     let folder = &config.run.dir;
+    let there_before = folder.ancestors().find(|folder| folder.exists());
     std::fs::create_dir_all(folder).map_err(|e| anyhow!("{}: {e}; choose another --run-dir", folder.display()))?;
     let probe = folder.join(format!("doctor-probe-{}", std::process::id()));
     durable::replace_bytes(&probe, b"probe")?;
@@ -136,9 +138,11 @@ fn writable(config: &Config) -> Result<String> {
     if again.is_ok() {
         return Err(anyhow!("{}: two processes can create one file; choose a --run-dir elsewhere", folder.display()));
     }
-    // Looking leaves nothing behind: the folder goes if it is empty.
     let (free, needed) = (durable::free_space(folder)?, needed_space(config));
-    let _ = std::fs::remove_dir(folder);
+    // Looking leaves nothing behind: the folders that were made go.
+    for made in folder.ancestors().take_while(|folder| there_before != Some(folder)) {
+        let _ = std::fs::remove_dir(made);
+    }
     if free < needed {
         return Err(anyhow!(
             "{}: {} free, {} needed; free some or choose another --run-dir",
@@ -154,7 +158,7 @@ fn writable(config: &Config) -> Result<String> {
 /// Meta model, modules, assembled, final and end-to-end models, and checkpoints of three buffers each.
 fn needed_space(config: &Config) -> u64 {
     // Only the parameters are asked for, which do not depend on the data.
-    let plan = Plan { config: config.clone(), train_images: 0 };
+    let plan = Plan::without_data(config.clone());
     let whole = 4 * cost(&plan, &plan.phase(&E2E, None)).parameters;
     whole * (5 + 3 * (config.run.keep_checkpoints as u64 + 1))
 }

@@ -3,8 +3,8 @@
 use super::doctor::{Finding, finding};
 use crate::collective::nccl;
 use crate::config::DeviceChoice;
-use crate::device::driver::Driver;
 use crate::device::{cuda, describe, loaded_library};
+use crate::driver::Driver;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 

@@ -1,11 +1,13 @@
 //! What Slurm says about a run's jobs, by `squeue` and `scontrol` alone: many sites keep no accounting database.
 
+use crate::error::Failure;
 use crate::plan::phases::{META, MODULE};
 use crate::store::{RunDir, durable};
 use crate::usage;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -51,17 +53,40 @@ pub struct Queued {
 }
 
 impl Queued {
-    /// Whether it may still do something.
+    /// Whether it may still do something: what Slurm does not say is over (`squeue`, JOB STATE CODES).
     pub fn is_alive(&self) -> bool {
-        ["PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED"]
-            .contains(&self.state.as_str())
+        const OVER: [&str; 12] = [
+            "BOOT_FAIL",
+            "CANCELLED",
+            "COMPLETED",
+            "DEADLINE",
+            "FAILED",
+            "LAUNCH_FAILED",
+            "NODE_FAIL",
+            "OUT_OF_MEMORY",
+            "PREEMPTED",
+            "RECONFIG_FAIL",
+            "REVOKED",
+            "TIMEOUT",
+        ];
+        !OVER.contains(&self.state.as_str())
     }
 }
 
 /// The jobs that were submitted last, if any were.
-pub fn submitted(run: &RunDir) -> Vec<Submitted> {
-    let bytes = std::fs::read(run.file("slurm/jobs.json")).unwrap_or_default();
-    serde_json::from_slice(&bytes).unwrap_or_default()
+///
+/// # Errors
+/// A usage error if the record is there and cannot be read, or [`Failure::Damaged`]: they may be in the queue.
+pub fn submitted(run: &RunDir) -> Result<Vec<Submitted>> {
+    let path = run.file("slurm/jobs.json");
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+            let what = format!("not a record of jobs ({error}); look with squeue for jobs of this run, then delete it");
+            Failure::Damaged { path, what }.into()
+        }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(usage!("{}: cannot be read: {error}; try again", path.display())),
+    }
 }
 
 /// Keeps what was submitted.
@@ -133,7 +158,7 @@ pub fn by_phase<'a>(jobs: &[Submitted], queued: &'a [Queued], phases: &[String])
 
 /// `incubate cancel RUN_DIR`: cancels what is queued or running; returns the jobs' numbers.
 pub fn cancel(run: &RunDir) -> Result<Vec<String>> {
-    let jobs = submitted(run);
+    let jobs = submitted(run)?;
     let alive: Vec<Queued> = ask(&jobs)?.into_iter().filter(Queued::is_alive).collect();
     let jobs = jobs.into_iter().filter(|job| alive.iter().any(|q| job.is(q)));
     let ids: Vec<String> = jobs.filter_map(|job| job.id).collect();

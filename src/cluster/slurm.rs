@@ -311,6 +311,7 @@ impl Graph<'_> {
             format!("--signal=B:{}@{}", slurm.signal, self.lead),
             format!("--nodes={}", size.nodes),
             format!("--ntasks={}", size.ranks),
+            format!("--ntasks-per-node={}", size.ranks / size.nodes),
             format!("--cpus-per-task={}", size.cpus),
         ];
         if !modules.is_empty() {

@@ -1,16 +1,17 @@
 //! `incubate status RUN_DIR`: where each phase stands, from heartbeats, artefacts and, where there is one, the queue.
 
 use super::queue::{self, Queued};
-use crate::config::Config;
 use crate::data::packed;
 use crate::plan::Plan;
-use crate::plan::phases::{ASSEMBLED, MODULE, PHASES};
+use crate::plan::phases::{ASSEMBLED, MODULE};
 use crate::store::progress::{Progress, State, duration, unix_time};
 use crate::store::{RunDir, artefact, lease};
 use anyhow::Result;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// A heartbeat older than this many seconds means that nobody is working.
 const STALE: f64 = 60.0;
@@ -40,17 +41,37 @@ pub struct Line {
     pub top1: Option<f64>,
 }
 
+/// The top-1 of finished artefacts by file, with the length and time of change at which it was read. A file is hashed whole
+/// before it is believed, which is too much for every look of `--watch`.
+#[derive(Default)]
+pub struct Seen(BTreeMap<PathBuf, (u64, SystemTime, Option<f64>)>);
+
+impl Seen {
+    fn top1(&mut self, file: &Path) -> Result<Option<f64>> {
+        let found = std::fs::metadata(file)?;
+        let as_it_is = (found.len(), found.modified()?);
+        match self.0.get(file) {
+            Some(&(length, changed, top1)) if (length, changed) == as_it_is => Ok(top1),
+            _ => {
+                let top1 = artefact::read_header(file)?.0.metrics.get("top1").copied();
+                self.0.insert(file.into(), (as_it_is.0, as_it_is.1, top1));
+                Ok(top1)
+            }
+        }
+    }
+}
+
 /// Every phase of a run directory.
-pub fn status(path: &Path) -> Result<Vec<Line>> {
+pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
     let config = RunDir::config_of(path)?;
     let run = RunDir { path: path.into() };
     // Steps come from the heartbeats: the data need not be reachable here.
-    let plan = Plan { config, train_images: 0 };
+    let plan = Plan::without_data(config);
     let entries = entries(&plan);
     let packs = !plan.config.data.pack_from.as_os_str().is_empty();
     let names = entries.iter().map(|(name, ..)| name.clone());
     let phases: Vec<String> = packs.then(|| PACK.to_string()).into_iter().chain(names).collect();
-    let jobs = queue::submitted(&run);
+    let jobs = queue::submitted(&run)?;
     // The heartbeats tell most of it, also where no Slurm can be asked.
     let queued = queue::ask(&jobs).unwrap_or_else(|error| {
         log::warn!("{error:#}");
@@ -65,8 +86,8 @@ pub fn status(path: &Path) -> Result<Vec<Line>> {
     }
     for (name, file, batch) in &entries {
         let file = run.file(file);
-        let header = || artefact::read_header(&file).map(|(header, _)| header.metrics.get("top1").copied());
-        lines.push(line(&run, name, file.exists().then(header), *batch, queued(name)));
+        let finished = file.exists().then(|| seen.top1(&file));
+        lines.push(line(&run, name, finished, *batch, queued(name)));
     }
     Ok(lines)
 }
@@ -75,9 +96,8 @@ pub fn status(path: &Path) -> Result<Vec<Line>> {
 const PACK: &str = "pack";
 
 fn entries(plan: &Plan) -> Vec<(String, String, usize)> {
-    let config: &Config = &plan.config;
     let mut entries = Vec::new();
-    for phase in PHASES.iter().filter(|p| p.name != "e2e" || config.run.e2e) {
+    for phase in plan.wanted() {
         for phase in plan.phases(phase) {
             entries.push((phase.name, phase.file, phase.training.global_batch));
         }
@@ -173,7 +193,7 @@ pub fn table(lines: &[Line]) -> String {
         let percent = |p: Option<f64>| p.map_or("-".into(), |p| format!("{:.0} %", 100.0 * p));
         let _ = writeln!(
             out,
-            "{:<10} {:<8} {:>15} {:>9.0} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8}  {:<10} {}",
+            "{:<10} {:<9} {:>15} {:>9.0} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8}  {:<10} {}",
             l.phase,
             l.state,
             format!("{}/{}", l.step, l.steps),

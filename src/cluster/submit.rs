@@ -4,7 +4,7 @@ use super::queue::{self, Queued, Submitted};
 use super::slurm::{Alive, Job, Places, Situation, jobs};
 use crate::data::packed;
 use crate::plan::cost::cost;
-use crate::plan::phases::{E2E, FINETUNE, META, MODULE, PHASES};
+use crate::plan::phases::{E2E, FINETUNE, META, MODULE};
 use crate::plan::{PhasePlan, Plan};
 use crate::store::progress::Progress;
 use crate::store::{RunDir, artefact, durable};
@@ -36,7 +36,7 @@ pub struct Written {
 /// A usage error if sbatch refuses, or if all that is left is queued or running already.
 pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>> {
     let run = RunDir::open(&plan.config)?;
-    let earlier = queue::submitted(&run);
+    let earlier = queue::submitted(&run)?;
     let queued = match queue::ask(&earlier) {
         Err(error) if dry_run => {
             log::warn!("{error:#}");
@@ -49,7 +49,7 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
     let config = folder.join("config.toml");
     let places = Places { binary, config: &config, run_dir: &run_dir };
     // Each phase's recipe is a hash of the whole config: with a thousand modules once is enough.
-    let phases: Vec<PhasePlan> = PHASES.iter().flat_map(|row| plan.phases(row)).collect();
+    let phases: Vec<PhasePlan> = plan.wanted().flat_map(|row| plan.phases(row)).collect();
     let situation = situation(plan, &phases, &run, alive(&earlier, &queued))?;
     let mut graph = jobs(plan, places, &situation)?;
     graph.extend(downstream(plan, &graph, &situation, &earlier, &queued, &run_dir)?);
@@ -175,31 +175,40 @@ fn situation(plan: &Plan, phases: &[PhasePlan], run: &RunDir, alive: Alive) -> R
             done.insert(phase.name.as_str());
         }
     }
-    let modules = phases.iter().filter(|phase| done.contains(phase.name.as_str())).filter_map(|phase| phase.index);
+    let is_imported = run.is_imported()?;
+    let needless = |phase: &&PhasePlan| is_imported || done.contains(phase.name.as_str());
+    let modules = phases.iter().filter(needless).filter_map(|phase| phase.index);
     let mut of_last = [FINETUNE.name].into_iter().chain(plan.config.run.e2e.then_some(E2E.name));
     let progress = phases.iter().filter_map(|phase| Progress::read(&run.path, &phase.name));
+    let measured = progress.filter_map(|p| p.save_s).fold(0.0, f64::max);
     let default = Situation::default();
     let data = &plan.config.data;
     Ok(Situation {
         packed: data.pack_from.as_os_str().is_empty() || packed::open(&data.path).is_ok(),
-        meta_done: done.contains(META.name),
+        meta_done: is_imported || done.contains(META.name),
         modules_done: modules.collect(),
         // The report is the last thing that the last job writes.
         all_done: of_last.all(|name| done.contains(name)) && run.file("report.html").exists(),
         alive,
         max_array_size: queue::max_array_size().unwrap_or(default.max_array_size),
-        save_s: progress.filter_map(|p| p.save_s).fold(0.0, f64::max),
+        save_s: if measured > 0.0 { measured } else { save_s(plan, phases) },
     })
+}
+
+/// Seconds that the largest checkpoint may take, where none was written yet: weights and two moments in fp32.
+fn save_s(plan: &Plan, phases: &[PhasePlan]) -> f64 {
+    const BYTES_PER_S: f64 = 100e6;
+    let largest = phases.iter().map(|phase| cost(plan, phase).trained_parameters).max().unwrap_or(0);
+    12.0 * largest as f64 / BYTES_PER_S
 }
 
 /// Every phase that is asked for, with what it costs.
 fn costs(plan: &Plan, phases: Vec<PhasePlan>) -> Vec<(PhasePlan, f64)> {
-    let wanted = phases.into_iter().filter(|phase| phase.row != E2E.name || plan.config.run.e2e);
     let costed = |phase: PhasePlan| {
         let flops = cost(plan, &phase).flops;
         (phase, flops)
     };
-    wanted.map(costed).collect()
+    phases.into_iter().map(costed).collect()
 }
 
 fn flops(costs: &[(PhasePlan, f64)], job: &Job) -> f64 {
@@ -292,7 +301,7 @@ mod tests {
         let jobs = jobs(&plan, places, &Situation { max_array_size: 1, ..Situation::default() }).unwrap();
         assert_eq!(jobs.len(), 1002);
         // Once for all jobs: a thousand modules by a thousand jobs would take minutes.
-        let costs = costs(&plan, PHASES.iter().flat_map(|row| plan.phases(row)).collect());
+        let costs = costs(&plan, plan.wanted().flat_map(|row| plan.phases(row)).collect());
         let of_jobs: f64 = jobs.iter().map(|job| flops(&costs, job)).sum();
         let of_plan: f64 = costs.iter().map(|(_, flops)| flops).sum();
         assert!((of_jobs / of_plan - 1.0).abs() < 1e-9, "{of_jobs} {of_plan}");

@@ -9,6 +9,7 @@ use mpi::collective::{CommunicatorCollectives, SystemOperation};
 use mpi::environment::Universe;
 use mpi::topology::{Color, Communicator, SimpleCommunicator};
 use std::cell::RefCell;
+use std::io::Write;
 use std::time::Duration;
 use tch::Tensor;
 
@@ -76,7 +77,10 @@ impl World {
         if self.whole.size() > 1 {
             World::abort_all(code);
         }
-        std::process::exit(code.into())
+        let _ = std::io::stdout().flush();
+        // Not `exit`: CUDA would wait there for sums on its GPUs that will never be over.
+        // SAFETY: it ends the process and does nothing else.
+        unsafe { libc::_exit(code.into()) }
     }
 
     /// As [`World::abort`], from a panic anywhere in the process.
@@ -148,62 +152,8 @@ pub fn launch() -> Result<String> {
     })
 }
 
-/// The cores that this rank may compute on: those it is bound to, or its part of those that the node's ranks share.
-pub fn cores_of_this_rank() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let on_node = std::env::var("SLURM_CPUS_ON_NODE").ok().and_then(|text| text.parse().ok());
-    share(cores, ranks_on_this_node(), launchers_cores(), on_node)
-}
-
-/// Whose cores are they? A launcher that has more itself has bound this rank to its own. So has Slurm, if such shares are
-/// all that the job has on the node.
-fn share(cores: usize, ranks: usize, launchers: Option<usize>, on_node: Option<usize>) -> usize {
-    let own = launchers.is_some_and(|launchers| launchers > cores) || on_node.is_some_and(|all| cores * ranks <= all);
-    if own { cores } else { (cores / ranks.max(1)).max(1) }
-}
-
-/// The cores of the launcher on this node, which is among this process's ancestors.
-fn launchers_cores() -> Option<usize> {
-    const LAUNCHERS: [&str; 8] =
-        ["mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "slurmstepd", "hydra_pmi_proxy"];
-    let mut pid = std::os::unix::process::parent_id();
-    while pid > 1 {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-        if LAUNCHERS.contains(&field("Name:")?) {
-            let masks = field("Cpus_allowed:")?.split(',');
-            return masks.map(|mask| Some(u64::from_str_radix(mask, 16).ok()?.count_ones() as usize)).sum();
-        }
-        pid = field("PPid:")?.parse().ok()?;
-    }
-    None
-}
-
-/// This process's rank as the launcher says it, before MPI is up: for messages that one rank should print.
-pub fn launched_rank() -> usize {
-    ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]
-        .iter()
-        .find_map(|variable| std::env::var(variable).ok()?.parse().ok())
-        .unwrap_or(0)
-}
-
-/// This process's rank among those of its node.
-pub fn rank_on_this_node() -> usize {
-    ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"]
-        .iter()
-        .find_map(|variable| std::env::var(variable).ok()?.parse().ok())
-        .unwrap_or(0)
-}
-
-/// How many ranks of this job share this node.
-pub fn ranks_on_this_node() -> usize {
-    ["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE", "PALS_LOCAL_SIZE"]
-        .iter()
-        .find_map(|variable| std::env::var(variable).ok())
-        .or_else(|| std::env::var("SLURM_STEP_TASKS_PER_NODE").ok()?.split(['(', ',']).next().map(str::to_string))
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1)
-}
+/// Numbers that are summed in one call, which bounds the copy of them. MPI itself counts no further than an i32.
+const AT_ONCE: usize = 1 << 26;
 
 struct Mpi {
     comm: SimpleCommunicator,
@@ -228,11 +178,12 @@ impl Collective for Mpi {
 
     fn all_reduce(&self, values: &mut Tensor) -> Result<()> {
         if self.size() > 1 {
-            let values = floats_mut(values);
             let mut scratch = self.scratch.borrow_mut();
-            scratch.clear();
-            scratch.extend_from_slice(values);
-            self.comm.all_reduce_into(&scratch[..], values, SystemOperation::sum());
+            for part in floats_mut(values).chunks_mut(AT_ONCE) {
+                scratch.clear();
+                scratch.extend_from_slice(part);
+                self.comm.all_reduce_into(&scratch[..], part, SystemOperation::sum());
+            }
         }
         Ok(())
     }
@@ -252,23 +203,5 @@ impl Collective for Mpi {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cores_that_a_rank_is_bound_to_are_not_divided_again() {
-        // mpirun --bind-to none: all share what the launcher has.
-        assert_eq!(share(8, 4, Some(8), None), 2);
-        assert_eq!(share(1, 4, Some(1), None), 1);
-        // Bound by mpirun, or by Slurm's step daemon.
-        assert_eq!(share(2, 4, Some(8), None), 2);
-        assert_eq!(share(16, 4, None, Some(64)), 16);
-        // A job with all cores of the node and no binding; a container's cores under mpirun.
-        assert_eq!(share(64, 4, Some(64), Some(64)), 16);
-        assert_eq!(share(4, 4, Some(4), None), 1);
     }
 }

@@ -21,7 +21,8 @@ pub struct UniqueId {
     internal: [u8; 128],
 }
 
-/// This thread's GPU as a member of a communicator.
+/// This thread's GPU as a member of a communicator. After an error it is left as it is: the process is about to end, and to
+/// free it NCCL would wait for the node's other members, which may not know of the error yet.
 pub struct Nccl {
     api: &'static Api,
     communicator: Communicator,
@@ -78,7 +79,8 @@ pub fn version() -> Result<String> {
 /// Sums over the calling thread's current GPU and no other, which shows whether NCCL works at all.
 pub fn sum_alone(values: &mut Tensor) -> Result<()> {
     let mut alone = Nccl::join(UniqueId::new()?, 0, 1)?;
-    alone.sum_and_wait(values, &|| false)
+    alone.sum_and_wait(values, &|| false)?;
+    alone.leave()
 }
 
 impl Api {
@@ -197,8 +199,7 @@ impl Nccl {
         assert!(values.kind() == Kind::Float && values.is_contiguous(), "expected contiguous fp32, got {values:?}");
         let numbers = values.data_ptr();
         // SAFETY: `numel` fp32 numbers lie there. libtorch gives memory of the default stream to nobody but what follows
-        // on that stream, where the sum is, so they stay until it is done or, on an error, prevented by the abort. The
-        // null stream is the device's default one.
+        // on that stream, where the sum is, so they stay until it is done. The null stream is the device's default one.
         let status = unsafe {
             (self.api.all_reduce)(
                 numbers,
@@ -210,24 +211,12 @@ impl Nccl {
                 std::ptr::null_mut(),
             )
         };
-        let begun = self.api.check("ncclAllReduce", status);
-        if begun.is_err() {
-            self.abort();
-        }
-        begun
+        self.api.check("ncclAllReduce", status)
     }
 
     /// Waits until `is_here` says that something behind a sum has happened. `left` says that another replica of this rank
     /// has ended.
-    pub fn settle(&mut self, is_here: &dyn Fn() -> Result<bool>, left: &dyn Fn() -> bool) -> Result<()> {
-        let settled = self.wait(is_here, left);
-        if settled.is_err() {
-            self.abort();
-        }
-        settled
-    }
-
-    fn wait(&self, is_here: &dyn Fn() -> Result<bool>, left: &dyn Fn() -> bool) -> Result<()> {
+    pub fn settle(&self, is_here: &dyn Fn() -> Result<bool>, left: &dyn Fn() -> bool) -> Result<()> {
         let began = Instant::now();
         let mut left_at = None;
         while !is_here()? {
@@ -263,19 +252,10 @@ impl Nccl {
         self.settle(&|| api.default_stream_is_through(), left)
     }
 
-    fn abort(&mut self) {
-        if !self.communicator.is_null() {
-            // SAFETY: the communicator is alive, and never used again.
-            unsafe { (self.api.abort)(self.communicator) };
-            self.communicator = std::ptr::null_mut();
-        }
-    }
-}
-
-impl Drop for Nccl {
-    /// By abort: it frees all that ncclCommDestroy does, and never waits for a peer.
-    fn drop(&mut self) {
-        self.abort();
+    /// Frees the communicator, once all sums are over. All members leave at the same time.
+    pub fn leave(self) -> Result<()> {
+        // SAFETY: the communicator is alive, and never used again.
+        self.api.check("ncclCommAbort", unsafe { (self.api.abort)(self.communicator) })
     }
 }
 
@@ -319,8 +299,6 @@ mod tests {
                         nccl.sum_and_wait(&mut values, &|| false).unwrap();
                         assert_eq!(values, ones(7) * (3 + 3 * round) as f64);
                     }
-                    // A peer that aborts before the others are through would be an error to them.
-                    std::mem::forget(nccl);
                 });
             }
         });
@@ -331,11 +309,11 @@ mod tests {
         let api = fake();
         let id = UniqueId::from([42; 128]);
         thread::scope(|scope| {
-            scope.spawn(|| drop(Nccl::join_by(api, id, 1, 2).unwrap()));
+            scope.spawn(|| Nccl::join_by(api, id, 1, 2).unwrap().leave().unwrap());
             let mut nccl = Nccl::join_by(api, id, 0, 2).unwrap();
             let error = nccl.sum_and_wait(&mut ones(3), &|| false).unwrap_err().to_string();
             assert!(error.contains("a peer failed while gradients were summed: remote process exited"), "{error}");
-            assert!(error.contains("a fake's last words") && nccl.communicator.is_null());
+            assert!(error.contains("a fake's last words"), "{error}");
         });
     }
 
@@ -344,7 +322,7 @@ mod tests {
         let api = fake();
         let id = UniqueId::from([42; 128]);
         thread::scope(|scope| {
-            scope.spawn(|| std::mem::forget(Nccl::join_by(api, id, 1, 2).unwrap()));
+            scope.spawn(|| Nccl::join_by(api, id, 1, 2).map(|_| ()).unwrap());
             let mut nccl = Nccl::join_by(api, id, 0, 2).unwrap();
             let error = nccl.sum_and_wait(&mut ones(3), &|| true).unwrap_err();
             assert!(matches!(error.downcast_ref(), Some(crate::error::Failure::Elsewhere { .. })), "{error}");

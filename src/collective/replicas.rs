@@ -8,6 +8,7 @@
 use super::nccl::{self, Nccl, UniqueId};
 use super::{Collective, from_zero};
 use crate::error::Failure;
+use crate::weights::keep_from_pinning;
 use anyhow::Result;
 use std::cell::RefCell;
 use std::panic::resume_unwind;
@@ -38,7 +39,7 @@ struct Shared {
 }
 
 /// Runs `act` once for each of this rank's replicas, replica zero on the calling thread. `suit_nccl` says whether
-/// this rank's devices can be joined by it. Collective over the group.
+/// this rank's devices can be joined by it. Collective over the group; so is the end of `act` if it succeeds.
 ///
 /// # Errors
 /// The first replica's own error, if any has one.
@@ -51,7 +52,9 @@ pub fn on_replicas(
     let shared = Shared::new(group, replicas, suit_nccl)?;
     let run = |local: usize, ranks: Option<&dyn Collective>| {
         let _released = Released(&shared.meeting);
-        act(&Replica { shared: &shared, local, ranks, nccl: RefCell::default() })
+        let replica = Replica { shared: &shared, local, ranks, nccl: RefCell::default() };
+        act(&replica)?;
+        replica.nccl.into_inner().map_or(Ok(()), Nccl::leave)
     };
     let results = std::thread::scope(|scope| {
         let run = &run;
@@ -171,10 +174,15 @@ impl Collective for Replica<'_> {
             return Ok(());
         }
         if let Some(nccl) = self.nccl.borrow_mut().as_mut() {
-            // NCCL's first sum connects the members, in calls that know no way out; and memory that one replica takes
-            // from CUDA while another's sum already runs can make the two wait for each other.
-            self.shared.meeting.wait()?;
-            return nccl.all_reduce(values);
+            // NCCL's first sum connects the members, in calls that know no way out. And a sum that runs on one GPU before
+            // it has begun on another can have that wait for ever, if anybody in this process takes memory from CUDA in
+            // between. So they begin it together, and do nothing else until all have.
+            let meeting = &self.shared.meeting;
+            meeting.wait()?;
+            let _nobody_pins = (self.local == 0).then(keep_from_pinning);
+            meeting.wait()?;
+            nccl.all_reduce(values)?;
+            return meeting.wait();
         }
         match self.alone() {
             Some(ranks) if values.device() == Device::Cpu => ranks.all_reduce(values),

@@ -3,6 +3,7 @@
 //! `configs/default.toml` holds every key with its default and comment; a user's file and `--set` are laid over it, so
 //! a key or type that the defaults do not have is a mistake and is refused by name. Phase tables inherit `[train]`.
 
+mod auto_augment;
 mod interval;
 mod micro_batch;
 mod overlay;
@@ -10,6 +11,7 @@ mod validate;
 
 use crate::usage;
 use anyhow::{Context, Result};
+pub use auto_augment::Policy;
 pub use interval::Interval;
 pub use micro_batch::MicroBatch;
 use overlay::{check_keys, flatten, lay_over, parse_set, unreadable};

@@ -1,6 +1,6 @@
 //! What can be refused without data: each message names the key, the value and the cure.
 
-use super::{Config, Data, Format, Model, Ranks, Slurm, Training};
+use super::{Config, Data, Format, Model, Policy, Ranks, Slurm, Training};
 use crate::require;
 use anyhow::Result;
 
@@ -48,6 +48,12 @@ impl Slurm {
         require!(
             self.ranks >= self.nodes,
             "slurm.ranks = {} leaves some of slurm.nodes = {} without a rank; raise it",
+            self.ranks,
+            self.nodes
+        );
+        require!(
+            self.ranks.is_multiple_of(self.nodes),
+            "slurm.ranks = {} cannot be spread evenly over slurm.nodes = {}, so that GPUs would idle; make it a multiple",
             self.ranks,
             self.nodes
         );
@@ -194,6 +200,7 @@ impl Data {
             "data.crop_percent = {}: give a share in (0, 1], such as 0.875",
             self.crop_percent
         );
+        Policy::parse(&self.auto_augment)?;
         probability("data.color_jitter", self.color_jitter)?;
         require!(self.repeats >= 1, "data.repeats = 0: 1 turns repeated augmentation off");
         for (key, value) in [("mixup", self.mixup), ("cutmix", self.cutmix)] {

@@ -6,6 +6,7 @@ use super::mix::Mix;
 use super::reader::{Reader, Reading};
 use super::sampler::{Epoch, Sampler};
 use crate::config::{Config, Data};
+use crate::launcher::cores_of_this_rank;
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
@@ -97,7 +98,7 @@ impl Loader {
             epoch: Mutex::new(None),
         });
         let largest = job.micro.iter().map(Range::len).max().unwrap_or(0);
-        let bytes = batch_bytes(largest, job.channels, job.size);
+        let bytes = batch_bytes(largest, job.channels, job.size, matches!(mixing, Mixing::Device(_)));
         Loader(Ahead::start(workers(config), bytes, || {
             let mut worker = Worker { job: job.clone(), reader: job.reading.reader(), epoch: None };
             move |number| Some(worker.make(number))
@@ -179,7 +180,7 @@ pub fn test_batches(
     let reading = Reading::evaluation(config, &source.test, &source.bad);
     let (channels, side) = (config.model.channels, config.model.image_size);
     let batches = range.len().div_ceil(size);
-    Ahead::start(workers(config), batch_bytes(size, channels, side), move || {
+    Ahead::start(workers(config), batch_bytes(size, channels, side, device.is_cuda()), move || {
         let (mut reader, range) = (reading.reader(), range.clone());
         move |number| {
             let start = range.start + number * size;
@@ -211,8 +212,10 @@ fn test_batch(
     Ok(TestBatch { images_bchw, labels_b: Tensor::from_slice(&labels) })
 }
 
-fn batch_bytes(images: usize, channels: usize, size: usize) -> usize {
-    4 * images * channels * size * size
+/// Memory that a batch takes; libtorch rounds what is pinned up to a power of two.
+fn batch_bytes(images: usize, channels: usize, size: usize, is_pinned: bool) -> usize {
+    let bytes = 4 * images * channels * size * size;
+    if is_pinned { bytes.next_power_of_two() } else { bytes }
 }
 
 /// Data workers of one replica: as many as the config says; for 0 the cores of this rank that its replicas leave, divided
@@ -221,10 +224,7 @@ pub fn workers(config: &Config) -> usize {
     match config.run.workers {
         // libtorch was told each replica's part of the rank's cores.
         0 if config.run.threads == 0 => automatic_workers(tch::get_num_threads().max(1) as usize, 1),
-        0 => {
-            let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-            automatic_workers(cores, Plan { config: config.clone(), train_images: 0 }.replicas_per_rank())
-        }
+        0 => automatic_workers(cores_of_this_rank(), Plan::without_data(config.clone()).replicas_per_rank()),
         workers => workers,
     }
 }

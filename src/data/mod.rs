@@ -30,6 +30,7 @@ pub mod shrink;
 mod tar;
 
 use crate::config::{Config, Format};
+use crate::launcher::launched_rank;
 use crate::{require, usage};
 use anyhow::Result;
 pub use bad::BadImages;
@@ -111,6 +112,10 @@ pub fn open_unchecked(config: &Config) -> Result<Source> {
 
 fn open_with(config: &Config, keep: bool) -> Result<Source> {
     let data = &config.data;
+    require!(
+        data.format == Format::Shapes || !data.path.as_os_str().is_empty(),
+        "data.path is empty: name the folder of the images, or set data.format = \"shapes\" for drawn ones"
+    );
     let run = &config.run.dir;
     let cache = (!run.as_os_str().is_empty()).then(|| Cache { path: run.join(CACHE), keep });
     let cache = cache.as_ref();
@@ -166,6 +171,10 @@ fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
         model.image_size,
         model.image_size,
     );
+    let named = split.classes().len();
+    if name == "train" && named > 0 && named < model.classes && launched_rank() == 0 {
+        log::warn!("{path}: {named} classes, but model.classes = {}; set it to {named}", model.classes);
+    }
     let beyond = (0..split.len()).find(|&index| split.label(index) as usize >= model.classes);
     if let Some(index) = beyond {
         return Err(usage!(

@@ -1,17 +1,16 @@
 //! Whether the data keeps up: images per second and core, measured on some of a config's own images, against what the
 //! devices of a node ask for.
 
-use super::decode::jpeg;
 use super::loader::automatic_workers;
 use super::reader::Reading;
 use super::recipe::Recipe;
 use super::samples::{Split, Stored};
-use super::shrink::{QUALITY, Shrink};
+use super::shard::Encoding;
+use super::shrink::{Form, Shrink};
 use super::{BadImages, look};
 use crate::config::{Config, Format};
 use crate::plan::Plan;
 use crate::plan::cost::training_flops;
-use crate::plan::phases::PHASES;
 use crate::random::Random;
 use crate::usage;
 use anyhow::Result;
@@ -70,8 +69,8 @@ pub fn finding(config: &Config, rate: f64, devices: usize) -> Result<String> {
 }
 
 fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usize) -> Input {
-    let plan = Plan { config: config.clone(), train_images: 0 };
-    let phases = PHASES.iter().filter(|phase| phase.name != "e2e" || config.run.e2e).flat_map(|row| plan.phases(row));
+    let plan = Plan::without_data(config.clone());
+    let phases = plan.wanted().flat_map(|row| plan.phases(row));
     let demands = phases.map(|phase| (rate / training_flops(&config.model, &phase), phase.name));
     let (per_device, phase) = demands.max_by(|a, b| a.0.total_cmp(&b.0)).expect("there are phases");
     let workers = match config.run.workers {
@@ -135,16 +134,16 @@ pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
     let mut bytes = Vec::new();
     let mut is_raw = false;
     for &index in &sample {
-        let Ok((rgb, height, width)) = samples.read(index, &mut bytes).and_then(|stored| {
+        let Ok((stored, image)) = samples.read(index, &mut bytes).and_then(|stored| {
             is_raw |= stored != Stored::Encoded;
-            shrink.shrink(&bytes, stored)
+            Ok((stored, shrink.shrink(&bytes, stored, Form::usual(Encoding::Raw))?))
         }) else {
             continue;
         };
         if config.data.format != Format::Packed {
-            packed.push((jpeg::encode(&rgb, height, width, QUALITY)?, Stored::Encoded));
+            packed.push((shrink.shrink(&bytes, stored, Form::usual(Encoding::Jpeg))?.bytes, Stored::Encoded));
         }
-        raw.push((rgb, Stored::Raw { height, width }));
+        raw.push((image.bytes, Stored::Raw { height: image.height, width: image.width }));
     }
     if is_raw {
         raw.clear();
@@ -176,6 +175,7 @@ fn rate(count: usize, mut work: impl FnMut(usize, u64) -> Result<()>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::decode::jpeg;
     use crate::data::folder::Folder;
 
     fn config(sets: &[&str]) -> Config {

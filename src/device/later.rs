@@ -1,7 +1,6 @@
 //! A few numbers on their way from a device to the host, which goes on meanwhile.
 
-use super::cuda;
-use super::driver::Event;
+use crate::driver::{Event, cuda};
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 

@@ -4,6 +4,7 @@ use anyhow::Result;
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 
 thread_local! {
     /// Whether this thread is inside [`caught`].
@@ -35,23 +36,54 @@ pub fn caught<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
-/// Bytes that the kernel says this host can still give; all that a `u64` holds where it does not say.
+/// Bytes that the kernel says this process's host, or its job there, can still give; all that a `u64` holds where it does
+/// not say.
 pub fn free_on_host() -> u64 {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
-    line.trim().trim_end_matches(" kB").parse::<u64>().map_or(u64::MAX, |kib| kib * 1024)
+    let host = line.trim().trim_end_matches(" kB").parse::<u64>().map_or(u64::MAX, |kib| kib * 1024);
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    free_in_groups(&own, Path::new("/sys/fs/cgroup")).map_or(host, |group| group.min(host))
+}
+
+/// The least that the control groups of a process, and those around them, still give (the kernel's cgroup-v1 and
+/// cgroup-v2): Slurm ends a job that takes more memory than it asked for. Pages of files do not count, as they go first.
+fn free_in_groups(own: &str, root: &Path) -> Option<u64> {
+    let of = |line: &str| -> Option<u64> {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let (mount, limit, taken) = match controllers {
+            "" => (root.to_path_buf(), "memory.max", "anon "),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                (root.join("memory"), "memory.limit_in_bytes", "total_rss ")
+            }
+            _ => return None,
+        };
+        let group = mount.join(path.trim_start_matches('/'));
+        let free = |group: &Path| -> Option<u64> {
+            let limit: u64 = std::fs::read_to_string(group.join(limit)).ok()?.trim().parse().ok()?;
+            let stat = std::fs::read_to_string(group.join("memory.stat")).ok()?;
+            let taken: u64 = stat.lines().find_map(|line| line.strip_prefix(taken))?.parse().ok()?;
+            Some(limit.saturating_sub(taken))
+        };
+        group.ancestors().take_while(|group| group.starts_with(&mount)).filter_map(free).min()
+    };
+    own.lines().filter_map(of).min()
 }
 
 /// Whether memory that a step frees is kept for the next one. A step frees and takes the same large tensors again and
 /// again; given back to the kernel each time, they cost a page fault for every 4 KiB: up to a sixth of a small model's
-/// step. Call it before other threads run.
+/// step. All threads take it from one arena: in arenas of their own the data workers would keep a gigabyte that only they
+/// could take again. Call it before other threads run.
 pub fn keep_freed(keep: bool) {
     #[cfg(target_env = "gnu")]
-    for (option, value) in [(libc::M_MMAP_THRESHOLD, 1 << 30), (libc::M_TRIM_THRESHOLD, i32::MAX)] {
-        // Without it, glibc's defaults.
-        let value = if keep { value } else { 128 << 10 };
+    // With it and, as glibc's defaults, without.
+    for (option, kept, usual) in [
+        (libc::M_MMAP_THRESHOLD, 1 << 30, 128 << 10),
+        (libc::M_TRIM_THRESHOLD, i32::MAX, 128 << 10),
+        (libc::M_ARENA_MAX, 1, 0),
+    ] {
         // SAFETY: it sets a number in the allocator.
-        unsafe { libc::mallopt(option, value) };
+        unsafe { libc::mallopt(option, if keep { kept } else { usual }) };
     }
 }
 
@@ -100,6 +132,22 @@ mod tests {
         let error = huge.unwrap_err();
         assert!(error.is::<OutOfMemory>() && error.to_string().contains("281474976710656 bytes"), "{error}");
         assert_eq!(caught(|| Ok(1)).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_memory_of_a_job_is_what_its_control_groups_leave() {
+        let root = tempfile::tempdir().unwrap();
+        let group = |name: &str, files: [(&str, &str); 2]| {
+            let folder = root.path().join(name);
+            std::fs::create_dir_all(&folder).unwrap();
+            files.iter().for_each(|(file, text)| std::fs::write(folder.join(file), text).unwrap());
+        };
+        group("slurm/job_7", [("memory.max", "9000\n"), ("memory.stat", "anon 4000\nfile 3000\n")]);
+        group("slurm/job_7/step_0", [("memory.max", "max\n"), ("memory.stat", "anon 1000\nfile 1\n")]);
+        assert_eq!(free_in_groups("0::/slurm/job_7/step_0\n", root.path()), Some(5000));
+        group("memory/slurm", [("memory.limit_in_bytes", "700\n"), ("memory.stat", "rss 1\ntotal_rss 300\n")]);
+        assert_eq!(free_in_groups("4:cpu:/x\n3:memory,hugetlb:/slurm\n0::/\n", root.path()), Some(400));
+        assert_eq!(free_in_groups("0::/elsewhere\n", root.path()), None);
     }
 
     #[test]

@@ -5,24 +5,20 @@
 //! nodes, CPU nodes and GPU nodes.
 
 mod cores;
-pub mod driver;
 pub mod later;
 pub mod memory;
 pub mod tf32;
 
 use crate::config::DeviceChoice;
+pub use crate::driver::cuda;
+use crate::driver::{CUDA, Driver, Gpu};
 use crate::{require, usage};
 use anyhow::{Context, Result, anyhow, ensure};
-use driver::{Driver, Gpu};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use tch::{Device, Tensor};
-
-/// The driver, or why this process computes on the CPU.
-static CUDA: OnceLock<Result<Driver, String>> = OnceLock::new();
 
 /// Where a rank stands among those of its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,15 +53,6 @@ pub fn load(choice: DeviceChoice) {
             })
         });
     }
-}
-
-/// The driver, once CUDA is loaded.
-///
-/// # Errors
-/// Why it is not, with the cure.
-pub fn cuda() -> Result<&'static Driver> {
-    let loaded = CUDA.get().context("CUDA was not asked for")?;
-    loaded.as_ref().map_err(|error| anyhow!("{error}"))
 }
 
 fn load_cuda(driver: Driver) -> Result<Driver> {

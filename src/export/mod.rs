@@ -40,7 +40,8 @@ struct Whole<'a> {
     tensors: Vec<Named>,
 }
 
-/// Writes `weights` (a whole model) in each format into a folder of its own; returns the folders.
+/// Writes `weights` (a whole model) in each format into a folder of its own, with a `source.json` that names them; returns
+/// the folders.
 ///
 /// # Errors
 /// A usage error if the artefact is missing, a single module or too shallow for a format, or a folder cannot be made;
@@ -61,6 +62,12 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
         let what = "its model differs from the config's [model]; export it with the config it was trained with".into();
         return Err(Failure::Damaged { path: weights.into(), what }.into());
     }
+    let source = serde_json::json!({
+        "file": weights,
+        "phase": artefact.header.phase,
+        "content_hash": artefact.hash,
+        "software": concat!("incubate ", env!("CARGO_PKG_VERSION")),
+    });
     let whole = Whole::new(config, artefact);
     let shallow = whole.depth < mmseg::LEAST_DEPTH;
     require!(
@@ -71,13 +78,15 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
         mmseg::LEAST_DEPTH
     );
     let mut folders = Vec::new();
-    for (format, name, write) in FORMATS {
+    let wanted = |format| formats.contains(&format) || formats.contains(&ExportFormat::All);
+    for (format, name, write) in FORMATS.into_iter().filter(|(format, ..)| wanted(*format)) {
         if shallow && format == ExportFormat::Mmseg {
             log::warn!("not exported for mmseg: UPerNet taps {} different blocks", mmseg::LEAST_DEPTH);
-        } else if formats.contains(&format) || formats.contains(&ExportFormat::All) {
+        } else {
             let folder = into.join(name);
             std::fs::create_dir_all(&folder).map_err(|e| usage!("{}: {e}", folder.display()))?;
             write(&whole, &folder)?;
+            write_json(&folder, "source.json", &source)?;
             folders.push(folder);
         }
     }

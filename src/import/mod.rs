@@ -63,7 +63,7 @@ pub fn import(config: &Config, file: &Path, role: Option<Role>) -> Result<PathBu
     };
 
     // A recipe depends on the config alone: the number of images does not matter.
-    let plan = Plan { config: config.clone(), train_images: 0 };
+    let plan = Plan::without_data(config.clone());
     let (name, phase, recipe) = match role {
         Role::Meta => (META.writes, META.name, META.recipe),
         Role::Assembled => (ASSEMBLED, "assemble", MODULE.recipe),

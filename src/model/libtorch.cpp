@@ -1,5 +1,6 @@
 // What libtorch has and tch does not bind. Each function returns null, or what libtorch says of an error.
 
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/native_layer_norm_backward.h>
@@ -55,5 +56,10 @@ char *incubate_gradients(at::Tensor **out, const at::Tensor *output, at::Tensor 
     for (size_t i = 0; i < all.size(); ++i)
       out[i] = new at::Tensor(all[i]);
   });
+}
+
+// Gives back what libtorch keeps of the GPUs' memory for later.
+char *incubate_empty_cache() {
+  return told([] { at::accelerator::emptyCache(); });
 }
 }

@@ -1,7 +1,7 @@
 //! libtorch's functions that tch does not bind, through `libtorch.cpp`.
 
 use std::ffi::{CStr, c_char, c_void};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 type Raw = *mut c_void;
 
@@ -31,6 +31,7 @@ unsafe extern "C" {
         eps: f64,
     ) -> *mut c_char;
     fn incubate_gradients(out: *mut Raw, output: Raw, inputs: *const Raw, gradient: Raw) -> *mut c_char;
+    fn incubate_empty_cache() -> *mut c_char;
 }
 
 fn raw(tensor: &Tensor) -> Raw {
@@ -115,4 +116,13 @@ pub fn gradients(output: &Tensor, inputs: &[Tensor; 3], gradient: &Tensor) -> [T
     // SAFETY: all are live tensors, and `out` has room for as many pointers as there are inputs.
     check(unsafe { incubate_gradients(out.as_mut_ptr(), raw(output), inputs.as_ptr(), raw(gradient)) });
     out.map(|one| take(one).expect("it was written"))
+}
+
+/// Gives the memory of a GPU that libtorch keeps for later back to its driver, from which NCCL takes its own; nothing on the
+/// CPU.
+pub fn empty_cache(device: Device) {
+    if device.is_cuda() {
+        // SAFETY: it frees memory that no tensor has.
+        check(unsafe { incubate_empty_cache() });
+    }
 }

@@ -2,67 +2,29 @@
 
 use super::Options;
 use crate::data::Images;
-use crate::data::decode::{Decoder, jpeg};
-use crate::data::pixels::{Pixels, Region};
-use crate::data::resize::{Area, Order, Resample};
 use crate::data::samples::{Split, Stored};
-use crate::data::shard::Encoding;
+use crate::data::shrink::{Image, Shrink};
 use anyhow::Result;
 
-/// What is stored of one image.
-pub struct Image {
-    pub bytes: Vec<u8>,
-    pub height: usize,
-    pub width: usize,
-}
-
-/// A decoder and resampler with their memory; each thread has its own.
+/// What reads and shrinks images, with its memory; each thread has its own.
 pub struct Encoder {
-    decoder: Decoder,
-    resample: Resample,
+    shrink: Shrink,
     stored: Vec<u8>,
-    pixels: Pixels,
 }
 
 impl Encoder {
     pub fn new() -> Result<Encoder> {
-        let (resample, pixels) = (Resample::default(), Pixels::default());
-        Ok(Encoder { decoder: Decoder::new()?, resample, stored: Vec::new(), pixels })
+        Ok(Encoder { shrink: Shrink::new()?, stored: Vec::new() })
     }
 
-    /// Reads an image, decodes it whole, so that a damaged one is found now, and shrinks it if it is too large. A JPEG that is
-    /// small enough is kept as it is: encoding it again would only lose quality.
+    /// Reads an image of a split and makes what is stored of it.
     pub fn encode(&mut self, images: &Split, index: usize, options: &Options) -> Result<Image> {
         let stored = match images {
             Split::Stored(samples) => samples.read(index, &mut self.stored)?,
             Split::Small(images) => rgb(images, index, &mut self.stored),
         };
-        let (height, width) = self.decoder.open(&self.stored, stored)?;
-        let whole = Region { left: 0, top: 0, width, height };
-        let view = self.decoder.view(&self.stored, whole, 1)?;
-        let (new_height, new_width) = bounded(height, width, options.size);
-        let small_enough = (new_height, new_width) == (height, width);
-        let is_jpeg = stored == Stored::Encoded && self.stored.starts_with(&[0xFF, 0xD8]);
-        if small_enough && is_jpeg && options.encoding == Encoding::Jpeg {
-            return Ok(Image { bytes: self.stored.clone(), height, width });
-        }
-        self.pixels.resize(new_height, new_width);
-        let area = Area { left: 0.0, top: 0.0, width: width as f64, height: height as f64 };
-        self.resample.resample(&view, area, whole, Order::ColumnsFirst, &mut self.pixels)?;
-        let rgb: Vec<u8> = self.pixels.rgbx.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
-        let bytes = match options.encoding {
-            Encoding::Raw => rgb,
-            Encoding::Jpeg => jpeg::encode(&rgb, new_height, new_width, options.quality)?,
-        };
-        Ok(Image { bytes, height: new_height, width: new_width })
+        self.shrink.shrink(&self.stored, stored, options.form)
     }
-}
-
-/// (height, width) with the shorter side at most `size` and the same proportions.
-fn bounded(height: usize, width: usize, size: usize) -> (usize, usize) {
-    let short = height.min(width);
-    let scaled = |side: usize| (side * size + short / 2) / short;
-    if short <= size { (height, width) } else { (scaled(height), scaled(width)) }
 }
 
 /// A small image's planes as rows of RGB; gray in all three.
@@ -76,15 +38,6 @@ fn rgb(images: &Images, index: usize, out: &mut Vec<u8>) -> Stored {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_shorter_side_is_bounded_and_the_proportions_stay() {
-        assert_eq!(bounded(500, 375, 256), (341, 256));
-        assert_eq!(bounded(1000, 1000, 256), (256, 256));
-        assert_eq!(bounded(256, 9000, 256), (256, 9000));
-        assert_eq!(bounded(512, 51200, 256), (256, 25600));
-        assert_eq!(bounded(10, 20, 256), (10, 20));
-    }
 
     #[test]
     fn gray_planes_become_rgb_and_colour_planes_are_interleaved() {

@@ -7,14 +7,15 @@ mod image;
 use crate::config::Config;
 use crate::data::samples::Split;
 use crate::data::shard::{self, Encoding, Shard, Table};
+use crate::data::shrink::{Form, Image};
 use crate::data::{BadImages, Source, packed};
 use crate::error::Failure;
 use crate::store::durable;
-use crate::store::progress::Progress;
+use crate::store::progress::{Progress, State};
 use crate::train::stop_requested;
 use crate::{require, usage};
 use anyhow::{Result, anyhow};
-use image::{Encoder, Image};
+use image::Encoder;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::ops::Range;
@@ -22,14 +23,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-/// How images are stored.
+/// How to pack.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    pub encoding: Encoding,
-    /// The shorter side is at most this long.
-    pub size: usize,
-    /// Of JPEG, 1 to 100.
-    pub quality: u8,
+    pub form: Form,
     pub threads: usize,
 }
 
@@ -72,7 +69,7 @@ struct Work<'a> {
 impl Options {
     /// Images of a shard: some 150 MB as JPEG, 250 MB raw, at ImageNet's proportions and a shorter side of 256.
     fn images_per_shard(&self) -> usize {
-        match self.encoding {
+        match self.form.encoding {
             Encoding::Jpeg => 8192,
             Encoding::Raw => 1024,
         }
@@ -115,8 +112,17 @@ pub fn pack(
     if report.kept_shards > 0 {
         log::info!("{}: {} of {} shards are there already", into.display(), report.kept_shards, parts.len());
     }
-    work.run(&missing, &mut report)?;
-    Ok(report)
+    let ended = work.run(&missing, &mut report);
+    match &ended {
+        Ok(()) => work.tell(State::Done, parts.len(), parts.len())?,
+        Err(error) if Failure::is_stop(error) => {
+            let done = parts.iter().filter(|part| part.path.exists()).count();
+            work.tell(State::Stopped, done, parts.len())?
+        }
+        // The caller tells.
+        Err(_) => {}
+    }
+    ended.map(|()| report)
 }
 
 impl Work<'_> {
@@ -133,10 +139,7 @@ impl Work<'_> {
                     part.write(&shard, &bytes)?;
                     report.add(part, &shard)?;
                     (done, images) = (done + 1, images + shard.samples.len());
-                    if self.run.join("progress").is_dir() {
-                        Progress { step: done as u64, steps: total as u64, ..Progress::begun("pack") }
-                            .write(self.run)?;
-                    }
+                    self.tell(State::Running, done, total)?;
                     log::info!(
                         "{}: {} images, {:.1} MB; shard {done} of {total}, {:.0} images/s",
                         part.path.display(),
@@ -157,6 +160,14 @@ impl Work<'_> {
         })
     }
 
+    /// A heartbeat, in shards, where the run directory is there.
+    fn tell(&self, state: State, done: usize, total: usize) -> Result<()> {
+        if !self.run.join("progress").is_dir() {
+            return Ok(());
+        }
+        Progress { state, step: done as u64, steps: total as u64, ..Progress::begun("pack") }.write(self.run)
+    }
+
     /// What there is to do, in order.
     fn parts<'a>(&self, source: &'a Source, into: &Path) -> Vec<Part<'a>> {
         let per_shard = self.options.images_per_shard();
@@ -175,7 +186,7 @@ impl Work<'_> {
 
     /// Hash of which images a shard holds and how.
     fn recipe(&self, images: &Split, range: Range<usize>) -> String {
-        let Options { encoding, size, quality, .. } = self.options;
+        let Form { encoding, size, quality } = self.options.form;
         let mut text = format!("{} {size} {quality} {:?}\n", encoding.name(), self.classes);
         range.for_each(|index| text += &format!("{} {}\n", images.label(index), self.name(images, index)));
         blake3::hash(text.as_bytes()).to_hex().to_string()
@@ -214,7 +225,7 @@ impl Work<'_> {
             samples.end.push(bytes.len() as u64);
         }
         let shard = Shard {
-            encoding: self.options.encoding,
+            encoding: self.options.form.encoding,
             split: part.split.into(),
             number: part.number,
             shards: part.shards,

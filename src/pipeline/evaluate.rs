@@ -23,7 +23,9 @@ const SMALL: usize = 256 << 20;
 /// The metrics of `weights` under `config`'s data, computed on a device.
 pub fn evaluate(config: &Config, weights: &Path, device: Device) -> Result<BTreeMap<String, f64>> {
     let source = data::open(config)?;
-    evaluate::evaluate(&network(config, weights, device)?, &source, config, config.run.micro_batch.samples(), &Solo)
+    let network = network(config, weights, device)?;
+    let metrics = evaluate::evaluate(&network, &source, config, config.run.micro_batch.samples(), &Solo)?;
+    Ok(metrics.expect("a signal ends this command at once"))
 }
 
 /// Writes what another program's results can be compared with, as safetensors: `logits` (images, classes) and `labels` of

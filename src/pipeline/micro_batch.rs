@@ -1,12 +1,12 @@
 //! `run.micro_batch = "auto"`: the micro-batch that a replica's memory holds, by formula and one step to try it.
 
-use crate::collective::mpi::ranks_on_this_node;
 use crate::collective::replicas::Replica;
 use crate::collective::{Collective, Solo};
 use crate::config::MicroBatch;
 use crate::data::loader::Batch;
 use crate::device::memory::{self, OutOfMemory};
 use crate::device::{memory_of, name};
+use crate::launcher::ranks_on_this_node;
 use crate::model::Network;
 use crate::plan::cost::fitting_micro_batch;
 use crate::plan::groups::{micro_batches, share};

@@ -17,9 +17,10 @@ use crate::device::memory::{self, OutOfMemory};
 use crate::device::{self, Devices};
 use crate::error::Failure;
 use crate::model::fresh;
+use crate::model::libtorch::empty_cache;
 use crate::plan::cost::fitting_micro_batch;
 use crate::plan::groups::assignment;
-use crate::plan::phases::{ASSEMBLED, E2E, FINETUNE, META, MODULE, PHASES, Phase, Start};
+use crate::plan::phases::{ASSEMBLED, E2E, FINETUNE, META, MODULE, Phase, Start};
 use crate::plan::{PhasePlan, Plan};
 use crate::store::lease::Lease;
 use crate::store::progress::Progress;
@@ -56,11 +57,13 @@ impl<'a> Job<'a> {
         Ok(Job { plan, run, source, world, devices })
     }
 
-    /// Everything, in order. What is done already is verified and skipped.
+    /// Everything, in order. What is done already is verified and skipped, and so is what comes before an imported model.
     pub fn run(&self) -> Result<()> {
-        self.phase(&META)?;
-        self.modules(None)?;
-        self.assemble()?;
+        if !zero_says(self.world.whole(), || self.run.is_imported())? {
+            self.phase(&META)?;
+            self.modules(None)?;
+            self.assemble()?;
+        }
         self.phase(&FINETUNE)?;
         if self.plan.config.run.e2e {
             self.phase(&E2E)?;
@@ -140,6 +143,9 @@ impl<'a> Job<'a> {
             return Ok(());
         }
         let lease = on_zero(group, || Lease::take(&self.run, &phase.name, train::stop_requested))?;
+        if lease.as_ref().is_some_and(|lease| lease.has_waited) {
+            train::waited();
+        }
         // While this one waited, the holder may have finished it.
         if zero_says(group, || self.is_done(phase))? {
             return Ok(());
@@ -173,13 +179,16 @@ impl<'a> Job<'a> {
         drop(start);
         on_replicas(group, devices.replicas(), devices.suit_nccl(), &|replica| {
             devices.take_up(replica.local)?;
-            replica.join_nccl()?;
-            check_share(plan, phase, devices.replicas(), replica.size())?;
             let device = devices.device(replica.local);
-            let start = {
+            let start = memory::caught(|| {
+                // What an earlier phase has left there.
+                empty_cache(device);
+                replica.join_nccl()?;
+                check_share(plan, phase, devices.replicas(), replica.size())?;
                 let own = starts.lock().expect("taking does not panic").pop().expect("there is one for each");
-                on_device(&own, device)
-            };
+                Ok(on_device(&own, device))
+            })
+            .map_err(|error| with_what_fits(error, plan, phase, device))?;
             let phase = &micro_batch::decide(plan, run, phase, &start, replica, device)
                 .map_err(|error| with_what_fits(error, plan, phase, device))?;
             let lease = lease.filter(|_| replica.is_zero());
@@ -218,10 +227,10 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Refuses at the start what a later phase could not do, as far as the world tells.
-fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
-    let wanted = PHASES.iter().filter(|phase| phase.name != E2E.name || plan.config.run.e2e);
-    for phase in wanted.flat_map(|phase| plan.phases(phase)) {
+/// Refuses at the start what a later phase could not do, as far as the world tells: so many ranks with so many replicas
+/// each.
+pub fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
+    for phase in plan.wanted().flat_map(|phase| plan.phases(phase)) {
         check_share(plan, &phase, in_rank, plan.ranks_on(phase.training.on, phase.index, ranks) * in_rank)?;
     }
     Ok(())

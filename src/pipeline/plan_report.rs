@@ -4,7 +4,6 @@ use crate::data::rate;
 use crate::plan::cost::cost;
 use crate::plan::groups::{assignment, micro_batches, ranges, share};
 use crate::plan::parameters::counts;
-use crate::plan::phases::PHASES;
 use crate::plan::{PhasePlan, Plan};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -15,13 +14,14 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let stages = model.stages();
     let per_stage = counts(model, &model.depths);
     let mut phases = Vec::new();
-    for phase in PHASES.iter().filter(|p| p.name != "e2e" || plan.config.run.e2e) {
+    for phase in plan.wanted() {
         phases.extend(plan.phases(phase).iter().map(|phase| phase_report(plan, phase, ranks, rate)));
     }
     let parts: Vec<Value> = (0..ranks)
         .map(|rank| {
             let part = assignment(rank, ranks, stages);
-            json!({"rank": rank, "modules": part.modules, "group": part.group.collect::<Vec<_>>()})
+            // The group by its first and its last rank: of a large world all would fill gigabytes.
+            json!({"rank": rank, "modules": part.modules, "group": [part.group.start, part.group.end - 1]})
         })
         .collect();
     json!({
@@ -124,10 +124,10 @@ pub fn text(report: &Value, measured: bool) -> String {
             out,
             "{:<10} {:>12} {:>12} {:>8} {:>6} {:>9.2e} {:>9.2e} {:>9.2e} {:>9.2} {:>9.2e} {:>12.2} {:>9.2}",
             phase["phase"].as_str().unwrap_or_default(),
-            phase["parameters"],
-            phase["trained_parameters"],
-            phase["steps"],
-            phase["global_batch"],
+            phase["parameters"].to_string(),
+            phase["trained_parameters"].to_string(),
+            phase["steps"].to_string(),
+            phase["global_batch"].to_string(),
             number(&phase["lr_first"]),
             number(&phase["lr_peak"]),
             number(&phase["lr_last"]),
@@ -151,7 +151,10 @@ pub fn text(report: &Value, measured: bool) -> String {
             part["rank"],
             report["devices_per_rank"],
             numbers(&part["modules"]),
-            numbers(&part["group"])
+            match (&part["group"][0], &part["group"][1]) {
+                (first, last) if first == last => first.to_string(),
+                (first, last) => format!("{first}-{last}"),
+            }
         );
     }
     out

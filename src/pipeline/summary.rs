@@ -48,11 +48,12 @@ pub fn rows(plan: &Plan, run: &RunDir, unreadable_images: usize) -> Result<Vec<R
 
 fn trained(plan: &Plan, run: &RunDir, phase: &PhasePlan, model: &str) -> Result<Option<Row>> {
     let Some((top1, top5, file)) = accuracy(run, &phase.file)? else { return Ok(None) };
-    let cost = cost(plan, phase);
-    let (seconds, ranks) = Progress::read(&run.path, &phase.name).map_or((0.0, 1), |p| (p.seconds, p.ranks));
+    // Nothing was trained for a model that was imported.
+    let trained = Progress::read(&run.path, &phase.name).map(|progress| (progress, cost(plan, phase)));
+    let (images, flops, seconds, ranks) =
+        trained.map_or((0, 0.0, 0.0, 1), |(p, cost)| (cost.images, cost.flops, p.seconds, p.ranks));
     let device_hours = seconds * ranks as f64 / 3600.0;
-    let model = model.to_string();
-    let (images, flops, unreadable_images) = (cost.images, cost.flops, 0);
+    let (model, unreadable_images) = (model.to_string(), 0);
     Ok(Some(Row { model, top1, top5, images, flops, seconds, device_hours, file, unreadable_images }))
 }
 

@@ -13,7 +13,7 @@ use crate::require;
 use anyhow::Result;
 use groups::assignment;
 use parameters::{Parameter, parameters};
-use phases::{Depths, Phase, Start, Trains};
+use phases::{Depths, E2E, PHASES, Phase, Start, Trains};
 use std::ops::Range;
 
 /// The config plus the one number that only the data knows.
@@ -66,6 +66,16 @@ impl Plan {
             );
         }
         Ok(plan)
+    }
+
+    /// What follows from the config alone: recipes, sizes and which phases there are, but no steps.
+    pub fn without_data(config: Config) -> Plan {
+        Plan { config, train_images: 0 }
+    }
+
+    /// The phases that a run of this config has, in order.
+    pub fn wanted(&self) -> impl Iterator<Item = &'static Phase> + use<'_> {
+        PHASES.into_iter().filter(|phase| phase.name != E2E.name || self.config.run.e2e)
     }
 
     /// The phase of that name; `index` is the stage of a module phase.

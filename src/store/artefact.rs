@@ -118,13 +118,14 @@ fn replace(
     let numbers: usize = tensors.iter().map(|(_, tensor)| tensor.numel()).sum();
     durable::require_space(path, 4 * numbers as u64 + (64 << 10))?;
     let mut hash = String::new();
-    durable::replace(path, |beside| {
+    let write = |beside: &Path| {
         let file = File::with_options().with_fcpl(|p| p.userblock(seal::BLOCK)).create(beside)?;
         fill(&file)?;
         file.close()?;
         hash = SEAL.set(beside, 0..0)?;
-        fence.map_or(Ok(()), Fence::check)
-    })?;
+        Ok(())
+    };
+    durable::replace_if(path, write, || fence.map_or(Ok(()), Fence::check))?;
     Ok(hash)
 }
 

@@ -3,13 +3,24 @@
 
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Has `write` fill a file beside `path`, then moves it into place.
 pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    replace_if(path, write, || Ok(()))
+}
+
+/// As [`replace`], but right before the file is moved, when it is on the disk, `check` may still refuse.
+pub fn replace_if(
+    path: &Path,
+    write: impl FnOnce(&Path) -> Result<()>,
+    check: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let beside = beside(path)?;
     let done = write(&beside).and_then(|()| Ok(File::open(&beside)?.sync_all()?)).and_then(|()| {
+        check()?;
         fs::rename(&beside, path)?;
         File::open(folder(path))?.sync_all()?;
         Ok(())
@@ -23,7 +34,12 @@ pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<(
 
 /// As [`replace`], from bytes.
 pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    replace(path, |beside| Ok(fs::write(beside, bytes)?))
+    replace(path, |beside| {
+        let mut file = File::create(beside)?;
+        file.write_all(bytes)?;
+        // Where a quota is exceeded NFS tells the one who wrote.
+        Ok(file.sync_all()?)
+    })
 }
 
 /// Refuses to start a write that the file system has no room for.

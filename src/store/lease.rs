@@ -20,11 +20,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const RENEWAL: Duration = Duration::from_secs(1);
-const SILENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(200);
+/// Seconds without a renewal after which a holder is dead, and in how many looks: a finder that was itself held up, by a
+/// file system or a stop, has looked once and not for half a minute.
+const SILENCE: u64 = 30;
+const SILENT_LOOKS: u64 = SILENCE * 1000 / POLL.as_millis() as u64;
 
 /// Who holds a phase.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,6 +53,8 @@ pub struct Lease {
     holder: Holder,
     lost: Arc<AtomicBool>,
     renewing: Option<(Sender<()>, JoinHandle<()>)>,
+    /// It was another's when this process came.
+    pub has_waited: bool,
 }
 
 /// Tells whether a lease still holds; travels with what writes in the background.
@@ -68,35 +73,30 @@ impl Lease {
     pub fn take(run: &RunDir, phase: &str, stop: impl Fn() -> bool) -> Result<Lease> {
         let folder = run.file("leases");
         let holder = Holder::this_process();
-        let mut watched: Option<(u64, Option<Holder>, Instant)> = None;
+        // What the phase's newest lease looked like, and how often it has looked the same since.
+        let mut watched: Option<(u64, Option<Holder>)> = None;
+        let mut unchanged = 0;
         loop {
             let newest = newest(&folder, phase)?;
             let free =
                 newest.as_ref().is_none_or(|(_, other)| other.as_ref().is_some_and(|other| holder.may_follow(other)));
-            let silent = watched.as_ref().is_some_and(|(.., since)| since.elapsed() >= SILENCE);
+            unchanged = if newest == watched { unchanged + 1 } else { 0 };
+            let silent = newest.is_some() && unchanged >= SILENT_LOOKS;
             if free || silent {
                 let generation = newest.as_ref().map_or(0, |(generation, _)| *generation) + 1;
                 let fence = Fence { folder: folder.clone(), phase: phase.into(), generation };
                 if fence.create(&holder)? {
                     if silent {
-                        log::warn!("{phase}: taken over from a holder that was silent for {} s", SILENCE.as_secs());
+                        log::warn!("{phase}: taken over from a holder that was silent for {SILENCE} s");
                     }
-                    return Ok(Lease::renew(fence, holder));
+                    return Ok(Lease::renew(fence, holder, watched.is_some()));
                 }
             }
-            let changed = |(generation, holder): &(u64, Option<Holder>)| {
-                watched.as_ref().is_none_or(|(g, h, _)| g != generation || h != holder)
-            };
-            if let Some((generation, other)) = newest.filter(changed) {
-                if watched.is_none() {
-                    let who = other.as_ref().map_or("another process".into(), Holder::name);
-                    log::warn!(
-                        "{phase}: {who} is writing it; waiting until it is done, or silent for {} s",
-                        SILENCE.as_secs()
-                    );
-                }
-                watched = Some((generation, other, Instant::now()));
+            if let (None, Some((_, other))) = (&watched, &newest) {
+                let who = other.as_ref().map_or("another process".into(), Holder::name);
+                log::warn!("{phase}: {who} is writing it; waiting until it is done, or silent for {SILENCE} s");
             }
+            watched = newest.or(watched);
             if stop() {
                 return Err(Failure::Stopped { phase: phase.into(), step: 0 }.into());
             }
@@ -104,7 +104,7 @@ impl Lease {
         }
     }
 
-    fn renew(fence: Fence, holder: Holder) -> Lease {
+    fn renew(fence: Fence, holder: Holder, has_waited: bool) -> Lease {
         for (generation, path) in generations(&fence.folder, &fence.phase).unwrap_or_default() {
             if generation < fence.generation {
                 let _ = fs::remove_file(path);
@@ -133,7 +133,7 @@ impl Lease {
                 }
             }
         });
-        Lease { fence, holder, lost, renewing: Some((stop, thread)) }
+        Lease { fence, holder, lost, renewing: Some((stop, thread)), has_waited }
     }
 
     /// Whether another has taken the phase, as of the last renewal. Costs nothing.
@@ -382,11 +382,11 @@ mod tests {
         let other = Holder { pid: lease.holder.pid + 1, ..lease.holder.clone() };
         let fence = Fence { generation: 2, ..lease.fence().clone() };
         assert!(fence.create(&other).unwrap());
-        run.prune_checkpoints("meta", 1).unwrap();
-        assert!(left.exists() && run.checkpoints("meta").len() == 2, "the ghost removes nothing");
+        run.prune_checkpoints("meta", 9, 1);
+        assert!(left.exists() && run.checkpoints("meta").unwrap().len() == 2, "the ghost removes nothing");
         fence.write(&lease.holder).unwrap();
-        run.prune_checkpoints("meta", 1).unwrap();
-        assert!(!left.exists() && run.checkpoints("meta").len() == 1);
+        run.prune_checkpoints("meta", 9, 1);
+        assert!(!left.exists() && run.checkpoints("meta").unwrap().len() == 1);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! unreadable/{host}-{pid}.txt     images that could not be read
 //! logs/{phase}/                   metrics.jsonl and TensorBoard events
 //! export/{format}/                exported models
+//! slurm/                          what was submitted: config, scripts, logs, jobs.json
 //! summary.json  report.html
 //! ```
 
@@ -16,6 +17,7 @@ use super::artefact::{self, Artefact};
 use super::{durable, lease};
 use crate::config::Config;
 use crate::error::Failure;
+use crate::plan::phases::{ASSEMBLED, FINETUNE};
 use crate::{require, usage};
 use anyhow::{Context, Result};
 use std::fs;
@@ -57,7 +59,8 @@ impl RunDir {
     /// The config that the run directory was started with.
     pub fn config_of(path: &Path) -> Result<Config> {
         let file = path.join("config.toml");
-        let text = fs::read_to_string(&file).map_err(|e| usage!("{}: not a run directory: {e}", path.display()))?;
+        let text = fs::read_to_string(&file)
+            .map_err(|e| usage!("{}: not a run directory ({e}); give the folder that a run wrote", file.display()))?;
         // Laid over today's defaults, so that a run directory outlives a new key.
         let config = Config::parse(&text, &[])
             .map_err(|e| Failure::Damaged { path: file, what: format!("not a config: {e:#}") })?;
@@ -73,20 +76,41 @@ impl RunDir {
         self.path.join(name)
     }
 
+    /// Whether the assembled or the finished model was imported: it derives from no meta model, and needs none of the phases
+    /// before it.
+    pub fn is_imported(&self) -> Result<bool> {
+        for name in [FINETUNE.writes, ASSEMBLED] {
+            let path = self.file(name);
+            if path.exists() && artefact::read_header(&path)?.0.meta.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Where a phase keeps its metrics.
     pub fn logs(&self, phase: &str) -> PathBuf {
         self.path.join("logs").join(phase)
     }
 
     /// A phase's checkpoints, newest first.
-    pub fn checkpoints(&self, phase: &str) -> Vec<(u64, PathBuf)> {
+    ///
+    /// # Errors
+    /// The folder cannot be listed, which is not to be taken for an empty one.
+    pub fn checkpoints(&self, phase: &str) -> Result<Vec<(u64, PathBuf)>> {
         let step = |path: &Path| -> Option<u64> {
             path.file_name()?.to_str()?.strip_prefix(phase)?.strip_prefix('-')?.strip_suffix(".h5")?.parse().ok()
         };
-        let entries = fs::read_dir(self.path.join("checkpoints")).into_iter().flatten().flatten();
-        let mut found: Vec<(u64, PathBuf)> = entries.filter_map(|e| Some((step(&e.path())?, e.path()))).collect();
+        let paths = self.in_checkpoints()?;
+        let mut found: Vec<(u64, PathBuf)> = paths.into_iter().filter_map(|path| Some((step(&path)?, path))).collect();
         found.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
-        found
+        Ok(found)
+    }
+
+    fn in_checkpoints(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.path.join("checkpoints");
+        let paths = fs::read_dir(&folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+        paths.with_context(|| format!("{}: cannot be listed", folder.display()))
     }
 
     /// The path of a new checkpoint.
@@ -94,41 +118,73 @@ impl RunDir {
         self.path.join("checkpoints").join(format!("{phase}-{step:010}.h5"))
     }
 
-    /// Removes all but the newest `keep` checkpoints of a phase, and what killed writers left half written: the caller is
-    /// the phase's one writer, and has none in the making. One that has lost the phase removes nothing.
-    pub fn prune_checkpoints(&self, phase: &str, keep: usize) -> Result<()> {
+    /// Removes all but the newest `keep` checkpoints of a phase up to `step`, those of later steps, which were refused when
+    /// it resumed, and what killed writers left half written: the caller is the phase's one writer, and has none in the
+    /// making. One that has lost the phase removes nothing. What cannot be removed is only warned of.
+    pub fn prune_checkpoints(&self, phase: &str, step: u64, keep: usize) {
         if lease::is_anothers(self, phase) {
-            return Ok(());
+            return;
         }
-        for entry in fs::read_dir(self.path.join("checkpoints")).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(&format!(".{phase}-")) && name.contains(".h5.partial-") {
-                let _ = fs::remove_file(entry.path());
+        let listed = self.in_checkpoints().and_then(|paths| Ok((paths, self.checkpoints(phase)?)));
+        let (paths, checkpoints) = listed.unwrap_or_else(|error| {
+            log::warn!("{error:#}");
+            Default::default()
+        });
+        let half_written = paths.into_iter().filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(&format!(".{phase}-")) && name.contains(".h5.partial-")
+        });
+        let (later, earlier): (Vec<_>, Vec<_>) = checkpoints.into_iter().partition(|(number, _)| *number > step);
+        let old = earlier.into_iter().skip(keep).chain(later).map(|(_, path)| path);
+        for path in half_written.chain(old) {
+            if let Err(error) = fs::remove_file(&path) {
+                log::warn!("{}: cannot be removed: {error}", path.display());
             }
         }
-        for (_, path) in self.checkpoints(phase).into_iter().skip(keep) {
-            fs::remove_file(&path).with_context(|| format!("{}", path.display()))?;
-        }
-        Ok(())
     }
 
     /// The newest checkpoint that verifies and belongs to this recipe and meta model; warns loudly about every one that
     /// does not.
-    pub fn newest_checkpoint(&self, phase: &str, recipe: &str, meta: Option<&str>) -> Option<Artefact> {
-        self.checkpoints(phase).into_iter().find_map(|(_, path)| match artefact::read(&path) {
-            Ok(Artefact { header, .. }) if header.recipe != recipe => {
-                log::warn!("{}: written by another recipe; trying the checkpoint before it", path.display());
-                None
-            }
-            Ok(Artefact { header, .. }) if header.meta.as_deref() != meta => {
-                log::warn!("{}: grew in another meta model; trying the checkpoint before it", path.display());
-                None
-            }
-            Ok(checkpoint) => Some(checkpoint),
-            Err(error) => {
-                log::warn!("{error:#}; trying the checkpoint before it");
-                None
-            }
-        })
+    ///
+    /// # Errors
+    /// One cannot be read at all: it may be whole, and then hours of work would be thrown away.
+    pub fn newest_checkpoint(&self, phase: &str, recipe: &str, meta: Option<&str>) -> Result<Option<Artefact>> {
+        for (_, path) in self.checkpoints(phase)? {
+            let why = match artefact::read(&path) {
+                Ok(checkpoint) if checkpoint.header.recipe != recipe => {
+                    format!("{}: written by another recipe", path.display())
+                }
+                Ok(checkpoint) if checkpoint.header.meta.as_deref() != meta => {
+                    format!("{}: grew in another meta model", path.display())
+                }
+                Ok(checkpoint) => return Ok(Some(checkpoint)),
+                Err(error) if matches!(error.downcast_ref(), Some(Failure::Damaged { .. })) => format!("{error:#}"),
+                Err(error) => return Err(error),
+            };
+            log::warn!("{why}; trying the checkpoint before it");
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_that_were_refused_never_push_out_those_of_the_training_that_took_their_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir { path: folder.path().into() };
+        assert!(run.checkpoints("meta").is_err(), "a folder that cannot be listed is not an empty one");
+        ["checkpoints", "leases"].iter().for_each(|name| fs::create_dir(run.file(name)).unwrap());
+        let write = |step| fs::write(run.checkpoint("meta", step), "refused").unwrap();
+        [80, 90].into_iter().for_each(write);
+        assert!(run.newest_checkpoint("meta", "", None).unwrap().is_none(), "both are damaged");
+        let steps = || run.checkpoints("meta").unwrap().into_iter().map(|(step, _)| step).collect::<Vec<_>>();
+        for (step, left) in [(5, vec![5]), (10, vec![10, 5]), (15, vec![15, 10])] {
+            write(step);
+            run.prune_checkpoints("meta", step, 2);
+            assert_eq!(steps(), left);
+        }
     }
 }

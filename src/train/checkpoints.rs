@@ -3,11 +3,12 @@
 
 use super::{Setting, Trainer};
 use crate::config::Interval;
+use crate::driver::{PinnedMemory, cuda};
 use crate::model::Loan;
 use crate::plan::PhasePlan;
 use crate::store::lease::Fence;
 use crate::store::{Header, RunDir, artefact};
-use crate::weights::{floats, pinned};
+use crate::weights::floats;
 use anyhow::{Result, anyhow};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
@@ -31,6 +32,8 @@ pub struct Checkpoints {
 struct Buffers {
     weights: Tensor,
     state: Vec<(&'static str, Tensor)>,
+    /// What they lie in, where they are copies; dropped after them.
+    _pinned: Vec<PinnedMemory>,
 }
 
 struct Snapshot {
@@ -55,7 +58,10 @@ struct Writer {
 
 impl Checkpoints {
     /// Starts the writer of a phase; `header` is what its checkpoints say beside their step.
-    pub fn start(setting: &Setting, phase: &PhasePlan, header: Header, trainer: &Trainer) -> Checkpoints {
+    ///
+    /// # Errors
+    /// There is no memory for the copies of a GPU's buffers.
+    pub fn start(setting: &Setting, phase: &PhasePlan, header: Header, trainer: &Trainer) -> Result<Checkpoints> {
         let config = &setting.plan.config.run;
         let writer = Writer {
             run: setting.run.clone(),
@@ -63,34 +69,32 @@ impl Checkpoints {
             keep: config.keep_checkpoints,
             fence: setting.lease.map(|lease| lease.fence().clone()),
         };
+        let buffers = Buffers::of(trainer)?;
         let (to_writer, snapshots) = channel();
         let (done, written) = channel();
         let thread = std::thread::spawn(move || writer.write_all(&snapshots, &done));
-        Checkpoints {
+        Ok(Checkpoints {
             due: Due::new(config.checkpoint_every, phase.steps_per_epoch, header.step),
             header,
-            spare: Some(Buffers::of(trainer)),
+            spare: Some(buffers),
             to_writer: Some(to_writer),
             written,
             thread: Some(thread),
             save_s: None,
-        }
+        })
     }
 
-    /// After a step: begins a checkpoint if one is due, unless the one before is still being written.
+    /// Whether to begin one after `step`: the one before is no longer being written.
     ///
     /// # Errors
     /// What went wrong with an earlier one.
-    pub fn after_step(&mut self, trainer: &mut Trainer) -> Result<()> {
+    pub fn is_due(&mut self, step: u64) -> Result<bool> {
         match self.written.try_recv() {
             Ok(written) => self.take_back(written?),
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => return Err(anyhow!("the checkpoint writer has died")),
         }
-        if self.spare.is_some() && self.due.is_now(trainer.step, self.save_s) {
-            self.begin(trainer)?;
-        }
-        Ok(())
+        Ok(self.spare.is_some() && self.due.is_now(step, self.save_s))
     }
 
     /// Writes a checkpoint of this very step and waits until it is on disk.
@@ -143,13 +147,22 @@ impl Drop for Checkpoints {
 
 impl Buffers {
     /// The trainer's own in host memory; for those of a GPU copies in pinned memory, to which they go at full speed.
-    fn of(trainer: &Trainer) -> Buffers {
-        let host = |tensor: &Tensor| match tensor.device() {
-            Device::Cpu => tensor.shallow_clone(),
-            gpu => pinned(Tensor::empty(tensor.size(), (Kind::Float, Device::Cpu)), gpu),
+    fn of(trainer: &Trainer) -> Result<Buffers> {
+        let mut pinned = Vec::new();
+        let mut host = |tensor: &Tensor| -> Result<Tensor> {
+            if tensor.device() == Device::Cpu {
+                return Ok(tensor.shallow_clone());
+            }
+            let memory = PinnedMemory::new(cuda()?, tensor.numel() * size_of::<f32>())?;
+            let (start, size) = (memory.start().cast_const().cast(), tensor.size());
+            pinned.push(memory);
+            // SAFETY: the memory holds as many fp32 numbers and lives as long, in the same `Buffers`.
+            Ok(unsafe { Tensor::from_blob(start, &size, &[1], Kind::Float, Device::Cpu) })
         };
-        let state = trainer.optimiser.state().into_iter().map(|(name, tensor)| (name, host(tensor))).collect();
-        Buffers { weights: host(trainer.network.flat().buffer()), state }
+        let weights = host(trainer.network.flat().buffer())?;
+        let state = trainer.optimiser.state().into_iter().map(|(name, tensor)| Ok((name, host(tensor)?)));
+        let state = state.collect::<Result<_>>()?;
+        Ok(Buffers { weights, state, _pinned: pinned })
     }
 
     /// Makes them what the trainer's are now, and stay so.
@@ -188,7 +201,8 @@ impl Writer {
         let path = self.run.checkpoint(&self.phase, header.step);
         // What is left to do then, such as waiting for the disk, needs the buffers no more.
         artefact::write_checkpoint(&path, header, &all, self.fence.as_ref(), || drop(loan))?;
-        self.run.prune_checkpoints(&self.phase, self.keep)
+        self.run.prune_checkpoints(&self.phase, header.step, self.keep);
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Top-1, top-5 and loss on the test images; every rank of a group takes a share.
 
+use super::stop_requested;
 use crate::collective::Collective;
 use crate::config::Config;
 use crate::data::Source;
@@ -11,21 +12,26 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// `top1` and `top5` in percent, `loss` (cross entropy), `images`; `batch` of them at a time.
+/// `top1` and `top5` in percent, `loss` (cross entropy), `images`; `batch` of them at a time. None if a signal asked one of
+/// the ranks to stop: an evaluation can take longer than there is time left.
 pub fn evaluate(
     network: &Network,
     source: &Source,
     config: &Config,
     batch: usize,
     group: &dyn Collective,
-) -> Result<BTreeMap<String, f64>> {
+) -> Result<Option<BTreeMap<String, f64>>> {
     let (images, device) = (source.test.len(), network.options().1);
     let (rank, size) = (group.rank(), group.size());
     let share = images * rank / size..images * (rank + 1) / size;
-    // top-1, top-5, summed loss, images
-    let mut sums = [0.0; 4];
+    // top-1, top-5, summed loss, images, and how many ranks were asked to stop
+    let mut sums = [0.0; 5];
     tch::no_grad(|| -> Result<()> {
         for batch in test_batches(config, source, share, batch, device) {
+            if stop_requested() {
+                sums[4] = 1.0;
+                break;
+            }
             let TestBatch { images_bchw, labels_b } = batch?;
             if labels_b.numel() > 0 {
                 let logits_bc = network.forward(&upload(&images_bchw, device));
@@ -35,19 +41,22 @@ pub fn evaluate(
         Ok(())
     })?;
     group.all_reduce_f64(&mut sums)?;
+    let [top1, top5, loss, images, stopping] = sums;
+    if stopping > 0.0 {
+        return Ok(None);
+    }
     // Unreadable images are not counted.
-    let images = sums[3];
     require!(images > 0.0, "none of the test images can be read; see the warnings above");
-    let [top1, top5, loss, _] = sums.map(|sum| sum / images);
-    Ok(BTreeMap::from([
+    let [top1, top5, loss] = [top1, top5, loss].map(|sum| sum / images);
+    Ok(Some(BTreeMap::from([
         ("top1".into(), 100.0 * top1),
         ("top5".into(), 100.0 * top5),
         ("loss".into(), loss),
         ("images".into(), images),
-    ]))
+    ])))
 }
 
-fn add(sums: &mut [f64; 4], logits_bc: &Tensor, labels_b: &Tensor) {
+fn add(sums: &mut [f64; 5], logits_bc: &Tensor, labels_b: &Tensor) {
     let classes = logits_bc.size()[1];
     let (_, best_bk) = logits_bc.topk(classes.min(5), 1, true, true);
     let hits_bk = best_bk.eq_tensor(&labels_b.unsqueeze(1));

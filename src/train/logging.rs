@@ -31,6 +31,8 @@ struct Open {
     heartbeat: Instant,
     /// Since the last log line.
     window: Window,
+    /// The file system took the last heartbeat, and no complaint was made since.
+    is_heard: bool,
 }
 
 struct Window {
@@ -108,32 +110,32 @@ impl<'a> Logging<'a> {
                 step_began: now,
                 heartbeat: now,
                 window: Window::from(step),
+                is_heard: true,
             });
         }
         Ok(logging)
     }
 
     /// After every step, as soon as it is known to be done.
-    pub fn step(&mut self, outcome: &Outcome, lr: f64, log_steps: u64) -> Result<()> {
+    pub fn step(&mut self, outcome: &Outcome, lr: f64, log_steps: u64) {
         let (global_batch, run, step) = (self.global_batch, self.run, outcome.step + 1);
-        let Some(open) = &mut self.open else { return Ok(()) };
+        let Some(open) = &mut self.open else { return };
         open.window.loss += outcome.loss;
         open.window.waited += outcome.times.data;
         open.progress.step = step;
         open.progress.useful_s += open.step_began.elapsed().as_secs_f64();
         open.step_began = Instant::now();
         if step.is_multiple_of(log_steps) || step == open.progress.steps {
-            open.line(step, lr, global_batch)?;
+            open.line(step, lr, global_batch);
         }
         if open.heartbeat.elapsed() >= HEARTBEAT {
-            open.beat(run, State::Running)?;
+            open.beat(run, State::Running);
         }
-        Ok(())
     }
 
     /// After an evaluation.
-    pub fn evaluation(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<()> {
-        let Some(open) = &mut self.open else { return Ok(()) };
+    pub fn evaluation(&mut self, step: u64, metrics: &BTreeMap<String, f64>) {
+        let Some(open) = &mut self.open else { return };
         log::info!(
             "{}: step {step}: test top-1 {:.2} %, top-5 {:.2} %, loss {:.4}",
             open.progress.phase,
@@ -144,11 +146,11 @@ impl<'a> Logging<'a> {
         let named: Vec<(String, f64)> =
             metrics.iter().filter(|(k, _)| *k != "images").map(|(k, v)| (format!("test/{k}"), *v)).collect();
         let values: Vec<(&str, f64)> = named.iter().map(|(k, v)| (k.as_str(), *v)).collect();
-        open.metrics.log(step, &values)?;
+        let logged = open.metrics.log(step, &values);
+        open.heard(logged);
         // The time of an evaluation is no training time.
         open.window = Window::from(step);
         open.step_began = Instant::now();
-        Ok(())
     }
 
     /// After a checkpoint was begun, or might have been: what the last one took.
@@ -159,28 +161,27 @@ impl<'a> Logging<'a> {
     }
 
     /// The phase stops at a checkpoint.
-    pub fn stopped(&mut self, step: u64) -> Result<()> {
+    pub fn stopped(&mut self, step: u64) {
         let run = self.run;
-        let Some(open) = &mut self.open else { return Ok(()) };
+        let Some(open) = &mut self.open else { return };
         log::warn!("{}: stopped by a signal; checkpoint written at step {step}", open.progress.phase);
-        open.beat(run, State::Stopped)
+        open.beat(run, State::Stopped);
     }
 
     /// The artefact is written.
-    pub fn done(&mut self, step: u64) -> Result<()> {
+    pub fn done(&mut self, step: u64) {
         let run = self.run;
         // On the other ranks too: each may be the first of the next phase's group.
         counted_up_to(Instant::now());
-        let Some(open) = &mut self.open else { return Ok(()) };
+        let Some(open) = &mut self.open else { return };
         open.progress.step = step;
-        open.beat(run, State::Done)?;
+        open.beat(run, State::Done);
         log::info!("{}: done in {}", open.progress.phase, duration(open.progress.seconds));
-        Ok(())
     }
 }
 
 impl Open {
-    fn line(&mut self, step: u64, lr: f64, global_batch: usize) -> Result<()> {
+    fn line(&mut self, step: u64, lr: f64, global_batch: usize) {
         let steps = (step - self.window.step).max(1) as f64;
         let seconds = self.window.since.elapsed().as_secs_f64().max(1e-9);
         self.progress.images_per_s = steps * global_batch as f64 / seconds;
@@ -196,17 +197,32 @@ impl Open {
             100.0 * waiting,
             self.progress.eta(global_batch).map_or("?".into(), duration)
         );
-        self.metrics.log(step, &[("loss", loss), ("lr", lr), ("images_per_s", rate), ("data_wait", waiting)])?;
+        let values = [("loss", loss), ("lr", lr), ("images_per_s", rate), ("data_wait", waiting)];
+        let logged = self.metrics.log(step, &values);
+        self.heard(logged);
         self.window = Window::from(step);
-        Ok(())
     }
 
-    fn beat(&mut self, run: &RunDir, state: State) -> Result<()> {
+    fn beat(&mut self, run: &RunDir, state: State) {
         self.progress.state = state;
         self.progress.seconds = self.before + self.started.elapsed().as_secs_f64();
         self.progress.updated = unix_time();
         self.heartbeat = Instant::now();
         counted_up_to(self.heartbeat);
-        self.progress.write(&run.path)
+        let written = self.progress.write(&run.path);
+        self.is_heard |= written.is_ok();
+        self.heard(written);
+    }
+
+    /// Training goes on where the file system does not take a heartbeat or a line for the curves, as one that is shared may
+    /// for a moment; what must not be lost are checkpoints and artefacts.
+    fn heard(&mut self, written: Result<()>) {
+        if let (Err(error), true) = (written, self.is_heard) {
+            self.is_heard = false;
+            log::warn!(
+                "{}: {error:#}; training goes on, `status` and the curves may lack some of it",
+                self.progress.phase
+            );
+        }
     }
 }

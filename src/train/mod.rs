@@ -12,6 +12,7 @@ use crate::data::loader::{Loader, Mixing};
 use crate::device::memory;
 use crate::error::Failure;
 use crate::model::Network;
+use crate::model::libtorch::empty_cache;
 use crate::plan::{PhasePlan, Plan};
 use crate::store::lease::Lease;
 use crate::store::{Artefact, Header, RunDir, artefact};
@@ -60,11 +61,12 @@ pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&s
     let mut trainer = Trainer::resume(setting, phase, start, meta)?;
     // What it started from and a step to try the micro-batch took; the training's tensors are of other sizes.
     memory::give_back();
+    empty_cache(setting.device);
     let mut logging = Logging::open(setting.run, phase, setting.group, trainer.step)?;
     let result = trainer.train(setting, phase, meta, &mut logging);
     match &result {
-        Ok(()) => logging.done(trainer.step)?,
-        Err(error) if Failure::is_stop(error) => logging.stopped(trainer.step)?,
+        Ok(()) => logging.done(trainer.step),
+        Err(error) if Failure::is_stop(error) => logging.stopped(trainer.step),
         // The caller tells.
         Err(_) => {}
     }
@@ -84,7 +86,7 @@ pub fn time_checkpoints(
     let mut stepper = Stepper::new(setting.plan, phase, setting.group);
     let mut loader = Loader::start(setting.plan, phase, setting.source, 0, 1, 0, Mixing::Host);
     let header = trainer.header(setting.plan, phase, None, BTreeMap::new());
-    let mut checkpoints = Checkpoints::start(setting, phase, header, &trainer);
+    let mut checkpoints = Checkpoints::start(setting, phase, header, &trainer)?;
     let mut block = |with: bool| -> Result<f64> {
         let began = Instant::now();
         if with {
@@ -111,7 +113,7 @@ impl Trainer {
         let network = |weights: &Weights| {
             Network::new(&plan.config, &phase.depths, phase.trained.clone(), &on_device(weights, device))
         };
-        let newest = if group.is_zero() { run.newest_checkpoint(&phase.name, &phase.recipe, meta) } else { None };
+        let newest = if group.is_zero() { run.newest_checkpoint(&phase.name, &phase.recipe, meta)? } else { None };
         // Whether there is one, and its step.
         let mut chosen = newest.as_ref().map_or([0.0; 2], |checkpoint| [1.0, checkpoint.header.step as f64]);
         group.all_reduce_f64(&mut chosen)?;
@@ -143,48 +145,47 @@ impl Trainer {
         let mut loader = Loader::start(plan, phase, source, group.rank(), group.size(), self.step, mixing);
         let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
         let header = self.header(plan, phase, meta, BTreeMap::new());
-        let mut checkpoints = group.is_zero().then(|| Checkpoints::start(setting, phase, header, self));
+        let mut checkpoints = group.is_zero().then(|| Checkpoints::start(setting, phase, header, self)).transpose()?;
 
         while self.step < phase.steps {
             let lr = phase.lr(self.step);
             let told = stepper.step(&mut self.network, &mut self.optimiser, &mut loader, self.step, lr)?;
             self.step += 1;
-            // What is about to look at the weights waits for them.
             let is_last = self.step == phase.steps;
             let evaluates = eval_steps > 0 && self.step.is_multiple_of(eval_steps);
-            let stop = told.is_some_and(|outcome| outcome.stop);
-            let rest = if is_last || evaluates || stop { stepper.last()? } else { None };
-            for outcome in told.into_iter().chain(rest) {
+            // What is about to look at the weights waits for them.
+            let waits = is_last || evaluates || told.is_some_and(|outcome| outcome.stop);
+            let rest = if waits { stepper.last()? } else { None };
+            for outcome in told.iter().chain(&rest) {
                 if !outcome.loss.is_finite() {
                     return self.not_finite(setting, phase, outcome.step, checkpoints.as_mut());
                 }
-                logging.step(&outcome, phase.lr(outcome.step), plan.config.run.log_steps)?;
+                logging.step(outcome, phase.lr(outcome.step), plan.config.run.log_steps);
             }
-            if is_last {
-                break;
-            }
-            if evaluates {
-                logging.evaluation(self.step, &self.evaluate(setting, phase.micro_batch)?)?;
+            let mut stop = told.iter().chain(&rest).any(|outcome| outcome.stop);
+            if evaluates && !is_last && !stop {
+                match self.evaluate(setting, phase.micro_batch)? {
+                    Some(metrics) => logging.evaluation(self.step, &metrics),
+                    None => stop = true,
+                }
             }
             if let Some(lease) = lease.filter(|lease| lease.is_lost()) {
                 lease.fence().check()?;
             }
-            if let Some(checkpoints) = &mut checkpoints {
-                if stop {
-                    checkpoints.save_now(self)?
-                } else {
-                    checkpoints.after_step(self)?
+            if stop {
+                return self.stop(setting, phase, checkpoints.as_mut(), logging);
+            }
+            if let Some(checkpoints) = checkpoints.as_mut().filter(|_| !is_last) {
+                if checkpoints.is_due(self.step)? && stepper.is_finite()? {
+                    checkpoints.begin(self)?;
                 }
                 logging.saved(checkpoints.save_s());
             }
-            if stop {
-                // None leaves while another may still be at the sum that told it to.
-                group.barrier()?;
-                return Err(Failure::Stopped { phase: phase.name.clone(), step: self.step }.into());
-            }
         }
-        let metrics = self.evaluate(setting, phase.micro_batch)?;
-        logging.evaluation(self.step, &metrics)?;
+        let Some(metrics) = self.evaluate(setting, phase.micro_batch)? else {
+            return self.stop(setting, phase, checkpoints.as_mut(), logging);
+        };
+        logging.evaluation(self.step, &metrics);
         if !metrics["loss"].is_finite() {
             return self.not_finite(setting, phase, self.step - 1, checkpoints.as_mut());
         }
@@ -193,9 +194,26 @@ impl Trainer {
             let header = self.header(plan, phase, meta, metrics);
             let weights = self.network.flat().layout().named(&self.evaluated_weights().to_device(Device::Cpu));
             artefact::write(&run.file(&phase.file), &header, &weights, lease.map(Lease::fence))?;
-            run.prune_checkpoints(&phase.name, 0)?;
+            run.prune_checkpoints(&phase.name, self.step, 0);
         }
         group.barrier()
+    }
+
+    /// The orderly end after a signal, with a checkpoint of this very step, also of the last one if it is yet to be evaluated.
+    fn stop(
+        &mut self,
+        setting: &Setting,
+        phase: &PhasePlan,
+        checkpoints: Option<&mut Checkpoints>,
+        logging: &mut Logging,
+    ) -> Result<()> {
+        if let Some(checkpoints) = checkpoints {
+            checkpoints.save_now(self)?;
+            logging.saved(checkpoints.save_s());
+        }
+        // None leaves while another may still be at the sum that told it to.
+        setting.group.barrier()?;
+        Err(Failure::Stopped { phase: phase.name.clone(), step: self.step }.into())
     }
 
     /// The error for a step, counted from 0, whose loss is not finite. All replicas have seen the same; the first one says so.
@@ -206,9 +224,14 @@ impl Trainer {
         step: u64,
         checkpoints: Option<&mut Checkpoints>,
     ) -> Result<()> {
-        let Some(checkpoints) = checkpoints else { return Err(Failure::Elsewhere { code: 1 }.into()) };
-        checkpoints.finish()?;
-        let good = setting.run.checkpoints(&phase.name);
+        let writer = checkpoints.is_some();
+        checkpoints.map_or(Ok(()), Checkpoints::finish)?;
+        // The others end the world when they have waited for the reason long enough; writing may take longer.
+        setting.group.barrier()?;
+        if !writer {
+            return Err(Failure::Elsewhere { code: 1 }.into());
+        }
+        let good = setting.run.checkpoints(&phase.name)?;
         let good = good.first().map_or("none".into(), |(_, path)| path.display().to_string());
         Err(anyhow!(
             "{}: the loss is no longer finite at step {} (learning rate {:.3e}); last good checkpoint: {good}. Lower \
@@ -237,7 +260,7 @@ impl Trainer {
         self.optimiser.average().unwrap_or(self.network.flat().buffer())
     }
 
-    fn evaluate(&mut self, setting: &Setting, micro_batch: usize) -> Result<BTreeMap<String, f64>> {
+    fn evaluate(&mut self, setting: &Setting, micro_batch: usize) -> Result<Option<BTreeMap<String, f64>>> {
         let Setting { plan, source, group, .. } = *setting;
         let weights: Option<Tensor> = self.optimiser.average().map(|average| {
             let kept = self.network.flat().buffer().copy();

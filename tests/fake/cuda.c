@@ -28,6 +28,9 @@ int cuCtxSetCurrent(void *context) { return context != &members; }
 
 int cuMemGetInfo_v2(size_t *free, size_t *total) { *total = (size_t)80 << 30; *free = *total / 4; return 0; }
 
+int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) { *start = malloc(bytes); return flags != 1; }
+int cuMemFreeHost(void *start) { free(start); return 0; }
+
 // An event has passed when its thread's sum is done: a stand-in for its place behind that sum on the stream.
 int cuEventCreate(void **event, unsigned flags) { *event = malloc(sizeof(long)); return flags != 2; }
 int cuEventRecord(void *event, void *stream) { *(long *)event = awaited; return stream != NULL; }

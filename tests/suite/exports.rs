@@ -269,7 +269,14 @@ fn a_model_goes_on_at_a_higher_resolution() {
     ended(command.current_dir(&larger.folder).output().unwrap()).ok();
     let assembled = artefact::read(&larger.file("assembled.h5")).unwrap();
     assert_eq!(assembled.weights[&(0, "pos_embed".into())].size(), [1, 37, 16]);
-    larger.ok(&["finetune"]);
+    // Nothing that comes before what was imported.
+    larger.ok(&["run"]);
+    let rows: serde_json::Value = serde_json::from_slice(&larger.bytes("summary.json")).unwrap();
+    let models: Vec<&str> = rows.as_array().unwrap().iter().map(|row| row["model"].as_str().unwrap()).collect();
+    assert_eq!(models, ["assembled", "fine-tuned"]);
+    let submitted: serde_json::Value =
+        serde_json::from_str(&larger.ok(&["submit", "--dry-run", "--json"]).out).unwrap();
+    assert_eq!(submitted, serde_json::json!([]));
     // From the artefact itself, without an export.
     let imported = larger.bytes("assembled.h5");
     let other = Incubate::new().set("model.image_size=24").set("model.depths=[1, 1, 1, 1]").set("finetune.epochs=1");

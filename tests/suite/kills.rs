@@ -1,6 +1,6 @@
 //! A run killed at any moment and started again ends with the same bits as one never interrupted.
 
-use crate::incubate::Incubate;
+use crate::incubate::{Incubate, ended};
 use incubate::random::Random;
 use incubate::store::progress::Progress;
 use std::process::{Child, Stdio};
@@ -18,6 +18,48 @@ fn trains(child: &Child, run: &Incubate, phase: &str) -> bool {
 fn kill(mut child: Child) {
     child.kill().unwrap();
     assert!(!child.wait().unwrap().success(), "the run was over before it was killed: it is too short for this test");
+}
+
+#[test]
+fn a_signal_during_an_evaluation_is_heeded_and_the_run_resumes_there() {
+    let build = || Incubate::new().set("data.test_images=60000").set("meta.epochs=1");
+    let (whole, told) = (build(), build());
+    whole.ok(&["meta"]);
+    let began = Instant::now();
+    let child = told.command(&["meta"]).stderr(Stdio::piped()).spawn().unwrap();
+    let is_evaluating = || Progress::read(&told.run_dir, "meta").is_some_and(|p| p.step == p.steps);
+    while told.losses("meta").len() < 8 && !is_evaluating() {
+        assert!(began.elapsed() < Duration::from_secs(120), "the last step does not come");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // SAFETY: a child that was not waited for yet.
+    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+    let ended = ended(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, Some(75), "{}", ended.err);
+    assert!(ended.err.contains("checkpoint written at step 8"), "{}", ended.err);
+    let resumed = told.ok(&["meta"]);
+    assert!(resumed.err.contains("resuming at step 8 of 8"), "{}", resumed.err);
+    assert!(whole.bytes("meta.h5") == told.bytes("meta.h5"));
+}
+
+#[test]
+fn a_file_system_that_takes_no_heartbeat_for_a_while_does_not_end_the_training() {
+    let run = Incubate::new().set("meta.epochs=60").set("run.log_steps=20");
+    let child = run.command(&["meta"]).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while !trains(&child, &run, "meta") {
+        assert!(began.elapsed() < Duration::from_secs(120), "it does not begin");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::fs::rename(run.file("progress"), run.file("away")).unwrap();
+    // One heartbeat is tried every half a second.
+    std::thread::sleep(Duration::from_millis(1200));
+    std::fs::rename(run.file("away"), run.file("progress")).unwrap();
+    let ended = ended(child.wait_with_output().unwrap()).ok();
+    assert_eq!(ended.err.matches("training goes on").count(), 1, "{}", ended.err);
+    assert_eq!(run.losses("meta").len(), 24);
+    let progress = Progress::read(&run.run_dir, "meta").unwrap();
+    assert_eq!((progress.step, progress.steps), (480, 480));
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn resumed_where_it_was_told(log: &str) {
 /// The newest checkpoint's step.
 fn newest_checkpoint(run: &Incubate, phase: &str) -> u64 {
     let run = incubate::store::RunDir { path: run.run_dir.clone() };
-    run.checkpoints(phase)[0].0
+    run.checkpoints(phase).unwrap()[0].0
 }
 
 /// What `incubate status` says of a phase.
@@ -69,7 +69,7 @@ fn submit_and_see_a_checkpoint(cluster: &Cluster, run: &Incubate) -> Vec<(String
 
 fn until_checkpoint(cluster: &Cluster, run: &Incubate, phase: &str) {
     let run_dir = incubate::store::RunDir { path: run.run_dir.clone() };
-    cluster.until("a checkpoint", || !run_dir.checkpoints(phase).is_empty());
+    cluster.until("a checkpoint", || run_dir.checkpoints(phase).is_ok_and(|found| !found.is_empty()));
 }
 
 fn until_restarted(cluster: &Cluster, job: &str) {
@@ -330,6 +330,19 @@ fn a_requeued_job_goes_on_with_the_same_bits() {
     cluster.output("scontrol", &["requeue", &jobs[0].1]);
     until_restarted(&cluster, &jobs[0].1);
     ends_as_its_twin(&cluster, &run, &twin, &jobs);
+}
+
+#[test]
+fn a_requeued_job_of_several_ranks_writes_a_checkpoint_before_it_ends() {
+    let cluster = Cluster::start();
+    let run = Incubate::new().set("meta.epochs=100000").set("run.checkpoint_every=\"1 epochs\"");
+    let run = run.set("slurm.mode=\"allocation\"").set("slurm.ranks=2").set("slurm.nodes=2");
+    let jobs = submit_and_see_a_checkpoint(&cluster, &run);
+    cluster.output("scontrol", &["requeue", &jobs[0].1]);
+    until_restarted(&cluster, &jobs[0].1);
+    cluster.until("the resumption", || log(&run, "run", &jobs[0].1).contains("resuming at step"));
+    resumed_where_it_was_told(&log(&run, "run", &jobs[0].1));
+    cancel(&cluster, &run, &[]);
 }
 
 #[test]

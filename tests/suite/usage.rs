@@ -23,6 +23,7 @@ fn mistakes_in_a_config_are_named_with_their_cure() {
         ("model.depths=[2, 0]", &["model.depths", "between 1 and"]),
         ("model.depths=[]", &["model.depths is empty"]),
         ("data.mean=[0.1, 0.2]", &["data.mean has 2 values", "model.channels = 1"]),
+        ("data.auto_augment=rand-x1", &["data.auto_augment = \"rand-x1\"", "rand-m9-mstd0.5-inc1"]),
         ("data.flip=1.5", &["data.flip = 1.5", "between 0 and 1"]),
         ("data.train_fraction=0.0", &["data.train_fraction = 0", "(0, 1]"]),
         ("train.global_batch=63", &["global_batch = 63", "even", "try 64"]),
@@ -55,14 +56,38 @@ fn mistakes_in_a_config_are_named_with_their_cure() {
         ("data.train_images=4000000000", &["data.train_images = 4000000000", "GiB", "lower"]),
         ("data.train_images=1", &["data.train_images = 1", "at least 2"]),
         ("module.epochs=9999999999", &["module.epochs = 9999999999", "at most 1000000"]),
+        ("slurm.ranks=3", &["slurm.ranks = 3", "slurm.nodes = 2", "multiple"]),
         ("run", &["--set run", "key=value"]),
     ] {
-        let run = Incubate::with(&TINY.replace("heads = 2", "heads = 4")).set(set);
+        let slurm = "[slurm]\nnodes = 2\nranks = 4\n";
+        let run = Incubate::with(&(TINY.replace("heads = 2", "heads = 4") + slurm)).set(set);
         let ended = run.incubate(&["meta"]).fails(2, words);
         let logged = |line: &&str| line.contains(" INFO ") || line.contains(" WARN ");
         assert_eq!(ended.err.lines().filter(|line| !logged(line)).count(), 1, "in one line: {}", ended.err);
         assert!(!run.run_dir.exists(), "{set}: refused before anything is written");
     }
+}
+
+#[test]
+fn what_the_ranks_cannot_train_is_refused_where_it_is_planned_and_submitted_too() {
+    let run = Incubate::new().set("train.global_batch=4").set("slurm.ranks=4");
+    for command in [&["plan", "--ranks", "4", "--rate", "1"][..], &["submit", "--dry-run"]] {
+        run.incubate(command).fails(2, &["global_batch = 4 is too small for 4 replicas", "raise it to 8"]);
+    }
+    let rate = run.incubate(&["plan", "--rate", "nan"]);
+    assert!(rate.code == Some(2) && rate.err.contains("it must be a positive number"), "{}", rate.err);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error_and_a_full_disk_is_one() {
+    let run = Incubate::new();
+    let mut command = run.command(&["plan", "--rate", "1"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(ended(command.stdout(writer).output().unwrap()).ok().err, "");
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = run.command(&["plan", "--rate", "1"]);
+    ended(command.stdout(full).output().unwrap()).fails(1, &["standard output", "No space left"]);
 }
 
 #[test]

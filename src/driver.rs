@@ -3,9 +3,23 @@
 //! Signatures as in CUDA's `cuda.h` (driver API). `libcuda.so.1` is the driver's on every Linux, whatever CUDA version
 //! libtorch was built with; the names with a suffix are those that the header maps the plain ones to.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use libloading::Library;
+use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::OnceLock;
+
+/// The driver, or why this process computes on the CPU. Set once, when CUDA is loaded.
+pub static CUDA: OnceLock<Result<Driver, String>> = OnceLock::new();
+
+/// The driver, once CUDA is loaded.
+///
+/// # Errors
+/// Why it is not, with the cure.
+pub fn cuda() -> Result<&'static Driver> {
+    let loaded = CUDA.get().context("CUDA was not asked for")?;
+    loaded.as_ref().map_err(|error| anyhow!("{error}"))
+}
 
 type Status = c_int;
 
@@ -21,6 +35,8 @@ pub struct Driver {
     record_event: unsafe extern "C" fn(*mut c_void, *mut c_void) -> Status,
     query_event: unsafe extern "C" fn(*mut c_void) -> Status,
     destroy_event: unsafe extern "C" fn(*mut c_void) -> Status,
+    alloc_host: unsafe extern "C" fn(*mut *mut c_void, usize, c_uint) -> Status,
+    free_host: unsafe extern "C" fn(*mut c_void) -> Status,
 }
 
 /// A point in the work of a GPU's default stream, libtorch's own.
@@ -29,6 +45,18 @@ pub struct Event {
     event: *mut c_void,
 }
 
+/// Pinned host memory, freed when dropped, of just the size asked for: libtorch's own is rounded up to a power of two and
+/// kept for good, which for a checkpoint's buffers is gigabytes.
+pub struct PinnedMemory {
+    driver: &'static Driver,
+    start: *mut c_void,
+}
+
+// SAFETY: the memory belongs to no thread, and nothing is done with it here but to free it.
+unsafe impl Send for PinnedMemory {}
+
+/// CU_MEMHOSTALLOC_PORTABLE: pinned for all GPUs.
+const PORTABLE: c_uint = 1;
 /// CU_EVENT_DISABLE_TIMING and CUDA_ERROR_NOT_READY.
 const NO_TIMING: c_uint = 2;
 const NOT_READY: Status = 600;
@@ -98,6 +126,8 @@ impl Driver {
             record_event: function!("cuEventRecord", unsafe extern "C" fn(*mut c_void, *mut c_void) -> Status),
             query_event: function!("cuEventQuery", unsafe extern "C" fn(*mut c_void) -> Status),
             destroy_event: function!("cuEventDestroy_v2", unsafe extern "C" fn(*mut c_void) -> Status),
+            alloc_host: function!("cuMemHostAlloc", unsafe extern "C" fn(*mut *mut c_void, usize, c_uint) -> Status),
+            free_host: function!("cuMemFreeHost", unsafe extern "C" fn(*mut c_void) -> Status),
         })
     }
 
@@ -110,15 +140,23 @@ impl Driver {
         &self.gpus
     }
 
-    /// Makes a GPU the calling thread's current one, as `cudaSetDevice` does: for NCCL, which asks for it. libtorch
-    /// uses the same (primary) context.
+    /// Makes a GPU the calling thread's current one, as `cudaSetDevice` does: for NCCL, which asks for it, and for calls of
+    /// CUDA that ask for none and else would set up the first GPU. libtorch uses the same (primary) context.
     pub fn make_current(&self, number: usize) -> Result<()> {
+        thread_local! {
+            static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+        }
+        if CURRENT.get() == Some(number) {
+            return Ok(());
+        }
         let mut context = std::ptr::null_mut();
         // SAFETY: the output is one pointer. The context is never released, so it stays valid as current one.
         unsafe {
             check((self.retain_context)(&mut context, number as c_int), "cuDevicePrimaryCtxRetain")?;
-            check((self.set_context)(context), "cuCtxSetCurrent")
+            check((self.set_context)(context), "cuCtxSetCurrent")?;
         }
+        CURRENT.set(Some(number));
+        Ok(())
     }
 
     /// Bytes of the calling thread's current GPU that are taken, by this process or another. libtorch keeps what it has
@@ -128,6 +166,28 @@ impl Driver {
         // SAFETY: the outputs are one size_t each.
         check(unsafe { (self.get_memory_info)(&mut free, &mut total) }, "cuMemGetInfo")?;
         Ok((total - free) as u64)
+    }
+}
+
+impl PinnedMemory {
+    /// Of some bytes, for a thread with a current GPU.
+    pub fn new(driver: &'static Driver, bytes: usize) -> Result<PinnedMemory> {
+        let mut start = std::ptr::null_mut();
+        // SAFETY: the output is one pointer.
+        let status = unsafe { (driver.alloc_host)(&mut start, bytes, PORTABLE) };
+        ensure!(status == 0, "{bytes} bytes of host memory cannot be pinned (cuMemHostAlloc: error {status})");
+        Ok(PinnedMemory { driver, start })
+    }
+
+    pub fn start(&self) -> *mut c_void {
+        self.start
+    }
+}
+
+impl Drop for PinnedMemory {
+    fn drop(&mut self) {
+        // SAFETY: the memory came from cuMemHostAlloc and is freed once.
+        unsafe { (self.driver.free_host)(self.start) };
     }
 }
 

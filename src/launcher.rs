@@ -1,0 +1,96 @@
+//! What the launcher, mpirun or Slurm, says of this process before MPI is up: its rank, its node's ranks, its cores.
+
+/// The cores that this rank may compute on: those it is bound to, or its part of those that the node's ranks share.
+pub fn cores_of_this_rank() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let on_node = std::env::var("SLURM_CPUS_ON_NODE").ok().and_then(|text| text.parse().ok());
+    share(cores, ranks_on_this_node(), launchers_cores(), on_node)
+}
+
+/// Whose cores are they? A launcher that has more itself has bound this rank to its own. So has Slurm, if such shares are
+/// all that the job has on the node.
+fn share(cores: usize, ranks: usize, launchers: Option<usize>, on_node: Option<usize>) -> usize {
+    let own = launchers.is_some_and(|launchers| launchers > cores) || on_node.is_some_and(|all| cores * ranks <= all);
+    if own { cores } else { (cores / ranks.max(1)).max(1) }
+}
+
+/// The cores of the launcher on this node, which is among this process's ancestors.
+fn launchers_cores() -> Option<usize> {
+    const LAUNCHERS: [&str; 8] =
+        ["mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "slurmstepd", "hydra_pmi_proxy"];
+    let mut pid = std::os::unix::process::parent_id();
+    while pid > 1 {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        if LAUNCHERS.contains(&field("Name:")?) {
+            let masks = field("Cpus_allowed:")?.split(',');
+            return masks.map(|mask| Some(u64::from_str_radix(mask, 16).ok()?.count_ones() as usize)).sum();
+        }
+        pid = field("PPid:")?.parse().ok()?;
+    }
+    None
+}
+
+/// This process's rank as the launcher says it, before MPI is up: for messages that one rank should print.
+pub fn launched_rank() -> usize {
+    ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]
+        .iter()
+        .find_map(|variable| std::env::var(variable).ok()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// This process's rank among those of its node.
+pub fn rank_on_this_node() -> usize {
+    ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"]
+        .iter()
+        .find_map(|variable| std::env::var(variable).ok()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// How many ranks of this job share this node.
+pub fn ranks_on_this_node() -> usize {
+    ["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE", "PALS_LOCAL_SIZE"]
+        .iter()
+        .find_map(|variable| std::env::var(variable).ok())
+        .and_then(|text| text.parse().ok())
+        .or_else(|| {
+            let node = std::env::var("SLURM_NODEID").ok()?.parse().ok()?;
+            tasks_on_node(&std::env::var("SLURM_STEP_TASKS_PER_NODE").ok()?, node)
+        })
+        .unwrap_or(1)
+}
+
+/// The tasks of one node in Slurm's list, such as `2(x3),1`.
+fn tasks_on_node(list: &str, node: usize) -> Option<usize> {
+    let mut before = 0;
+    list.split(',').find_map(|item| {
+        let (tasks, nodes) = item.split_once("(x").unwrap_or((item, "1)"));
+        before += nodes.strip_suffix(')')?.parse::<usize>().ok()?;
+        (node < before).then(|| tasks.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ranks_of_this_node_are_counted_where_nodes_have_unequal_numbers() {
+        assert_eq!([0, 1].map(|node| tasks_on_node("2,1", node)), [Some(2), Some(1)]);
+        assert_eq!([0, 2, 3, 4].map(|node| tasks_on_node("4(x3),2", node)), [Some(4), Some(4), Some(2), None]);
+        assert_eq!(tasks_on_node("8", 0), Some(8));
+    }
+
+    #[test]
+    fn cores_that_a_rank_is_bound_to_are_not_divided_again() {
+        // mpirun --bind-to none: all share what the launcher has.
+        assert_eq!(share(8, 4, Some(8), None), 2);
+        assert_eq!(share(1, 4, Some(1), None), 1);
+        // Bound by mpirun, or by Slurm's step daemon.
+        assert_eq!(share(2, 4, Some(8), None), 2);
+        assert_eq!(share(16, 4, None, Some(64)), 16);
+        // A job with all cores of the node and no binding; a container's cores under mpirun.
+        assert_eq!(share(64, 4, Some(64), Some(64)), 16);
+        assert_eq!(share(4, 4, Some(4), None), 1);
+    }
+}
