@@ -190,13 +190,14 @@ fn random_batches(plan: &Plan, phase: &PhasePlan, device: Device) -> impl Iterat
             targets_bc: pinned(Tensor::randn([b, classes], options).softmax(-1, Kind::Float), device),
             mix: None,
             positions,
+            lent: None,
         }
     };
     let batches: Vec<Batch> = cut.into_iter().map(random).collect();
     (0..).map(move |n: usize| {
         let Batch { images_bchw, targets_bc, positions, .. } = &batches[n % batches.len()];
         let (images_bchw, targets_bc) = (images_bchw.shallow_clone(), targets_bc.shallow_clone());
-        Ok(Batch { images_bchw, targets_bc, mix: None, positions: positions.clone() })
+        Ok(Batch { images_bchw, targets_bc, mix: None, positions: positions.clone(), lent: None })
     })
 }
 

@@ -5,6 +5,7 @@ use super::ahead::Ahead;
 use super::mix::Mix;
 use super::reader::{Reader, Reading};
 use super::sampler::{Epoch, Sampler};
+use super::spare::{Lent, Spare};
 use crate::config::{Config, Data};
 use crate::launcher::cores_of_this_rank;
 use crate::plan::groups::{micro_batches, share};
@@ -14,7 +15,7 @@ use crate::weights::{floats_mut, pinned};
 use anyhow::Result;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// One micro-batch. For a GPU its tensors are in pinned memory.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct Batch {
     pub mix: Option<Mix>,
     /// Where the samples stand in the global batch.
     pub positions: Range<usize>,
+    /// The images' memory, if it is to be used again once the batch is dropped.
+    pub lent: Option<Lent>,
 }
 
 /// An endless stream of micro-batches from some step on.
@@ -53,6 +56,7 @@ struct Job {
     /// This replica's micro-batches of each step.
     micro: Vec<Range<usize>>,
     first_step: u64,
+    spare: Spare,
     /// The newest epoch's order, drawn by the first worker that comes to it.
     epoch: Mutex<Option<(u64, Arc<Epoch>)>>,
 }
@@ -95,6 +99,7 @@ impl Loader {
             mixing,
             micro: micro_batches(share(global_batch, replica, replicas), phase.micro_batch),
             first_step,
+            spare: Spare::default(),
             epoch: Mutex::new(None),
         });
         let largest = job.micro.iter().map(Range::len).max().unwrap_or(0);
@@ -139,7 +144,8 @@ impl Worker {
             Some(epoch) if epoch.0 == wanted => self.epoch.insert(epoch),
             _ => self.epoch.insert(job.order(wanted)),
         };
-        let (mut images_bchw, image) = empty(positions.len(), job.channels, job.size);
+        let (mut images_bchw, lent) = job.spare.take(shape(positions.len(), job.channels, job.size));
+        let image = job.channels * job.size * job.size;
         let pixels = floats_mut(&mut images_bchw);
         let mut labels = Vec::with_capacity(positions.len());
         for (position, out) in positions.clone().zip(pixels.chunks_exact_mut(image)) {
@@ -157,7 +163,9 @@ impl Worker {
             Mixing::Device(device) => (Some(mix), device),
         };
         let [images_bchw, targets_bc] = [images_bchw, targets_bc].map(|tensor| pinned(tensor, device));
-        Ok(Batch { images_bchw, targets_bc, mix, positions })
+        // What is pinned is a copy.
+        let lent = Some(lent).filter(|_| !device.is_cuda());
+        Ok(Batch { images_bchw, targets_bc, mix, positions, lent })
     }
 }
 
@@ -167,6 +175,8 @@ pub struct TestBatch {
     pub images_bchw: Tensor,
     /// The class of each.
     pub labels_b: Tensor,
+    /// The images' memory, used again once the batch is dropped.
+    _lent: Option<Lent>,
 }
 
 /// The test images of `range` in batches of `size` at most, in order; unreadable ones are left out.
@@ -180,24 +190,25 @@ pub fn test_batches(
     let reading = Reading::evaluation(config, &source.test, &source.bad);
     let (channels, side) = (config.model.channels, config.model.image_size);
     let batches = range.len().div_ceil(size);
+    let spare = Spare::default();
     Ahead::start(workers(config), batch_bytes(size, channels, side, device.is_cuda()), move || {
-        let (mut reader, range) = (reading.reader(), range.clone());
+        let (mut reader, range, spare) = (reading.reader(), range.clone(), spare.clone());
         move |number| {
             let start = range.start + number * size;
             let batch = start..(start + size).min(range.end);
-            (number < batches).then(|| test_batch(&mut reader, channels, side, batch, device))
+            let shape = shape(batch.len(), channels, side);
+            (number < batches).then(|| test_batch(&mut reader, spare.take(shape), batch, device))
         }
     })
 }
 
 fn test_batch(
     reader: &mut Reader,
-    channels: usize,
-    size: usize,
+    (mut images_bchw, lent): (Tensor, Lent),
     range: Range<usize>,
     device: Device,
 ) -> Result<TestBatch> {
-    let (mut images_bchw, image) = empty(range.len(), channels, size);
+    let image = images_bchw.numel() / range.len();
     let mut labels: Vec<i64> = Vec::with_capacity(range.len());
     let mut places = floats_mut(&mut images_bchw).chunks_exact_mut(image);
     let mut place = places.next();
@@ -209,7 +220,11 @@ fn test_batch(
         }
     }
     let images_bchw = pinned(images_bchw.narrow(0, 0, labels.len() as i64), device);
-    Ok(TestBatch { images_bchw, labels_b: Tensor::from_slice(&labels) })
+    Ok(TestBatch {
+        images_bchw,
+        labels_b: Tensor::from_slice(&labels),
+        _lent: Some(lent).filter(|_| !device.is_cuda()),
+    })
 }
 
 /// Memory that a batch takes; libtorch rounds what is pinned up to a power of two.
@@ -234,10 +249,8 @@ pub fn automatic_workers(cores: usize, replicas: usize) -> usize {
     (cores.saturating_sub(replicas) / replicas.max(1)).max(1)
 }
 
-/// Memory for a batch, and how many numbers an image has.
-fn empty(batch: usize, channels: usize, size: usize) -> (Tensor, usize) {
-    let shape = [batch as i64, channels as i64, size as i64, size as i64];
-    (Tensor::empty(shape, (Kind::Float, Device::Cpu)), channels * size * size)
+fn shape(batch: usize, channels: usize, size: usize) -> [i64; 4] {
+    [batch as i64, channels as i64, size as i64, size as i64]
 }
 
 #[cfg(test)]

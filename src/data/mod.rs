@@ -27,6 +27,7 @@ pub mod samples;
 mod shapes;
 pub mod shard;
 pub mod shrink;
+pub mod spare;
 mod tar;
 
 use crate::config::{Config, Format};

@@ -72,18 +72,14 @@ fn free_in_groups(own: &str, root: &Path) -> Option<u64> {
 
 /// Whether memory that a step frees is kept for the next one. A step frees and takes the same large tensors again and
 /// again; given back to the kernel each time, they cost a page fault for every 4 KiB: up to a sixth of a small model's
-/// step. All threads take it from one arena: in arenas of their own the data workers would keep a gigabyte that only they
-/// could take again. Call it before other threads run.
+/// step. Call it before other threads run.
 pub fn keep_freed(keep: bool) {
     #[cfg(target_env = "gnu")]
-    // With it and, as glibc's defaults, without.
-    for (option, kept, usual) in [
-        (libc::M_MMAP_THRESHOLD, 1 << 30, 128 << 10),
-        (libc::M_TRIM_THRESHOLD, i32::MAX, 128 << 10),
-        (libc::M_ARENA_MAX, 1, 0),
-    ] {
+    for (option, value) in [(libc::M_MMAP_THRESHOLD, 1 << 30), (libc::M_TRIM_THRESHOLD, i32::MAX)] {
+        // Without it, glibc's defaults.
+        let value = if keep { value } else { 128 << 10 };
         // SAFETY: it sets a number in the allocator.
-        unsafe { libc::mallopt(option, if keep { kept } else { usual }) };
+        unsafe { libc::mallopt(option, value) };
     }
 }
 

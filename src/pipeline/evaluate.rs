@@ -42,9 +42,10 @@ pub fn outputs(config: &Config, weights: &Path, device: Device, into: &Path) -> 
     for batch in test_batches(config, &source, 0..source.test.len(), size, device) {
         let batch = batch?;
         logits.push(network.forward(&batch.images_bchw.to_device(device)).to_device(Device::Cpu));
-        labels.push(batch.labels_b);
+        labels.push(batch.labels_b.shallow_clone());
         if inputs.len() * size < kept {
-            inputs.push(batch.images_bchw);
+            // The batch's own memory is used again.
+            inputs.push(batch.images_bchw.copy());
         }
     }
     let inputs = Tensor::cat(&inputs, 0);

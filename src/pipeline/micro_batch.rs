@@ -96,6 +96,7 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights) -> Result<()> {
         targets_bc: Tensor::zeros([b, model.classes as i64], options),
         mix: None,
         positions: 0..phase.micro_batch,
+        lent: None,
     };
     let mut stepper = Stepper::new(plan, &phase, &Solo);
     stepper.step(&mut network, &mut optimiser, &mut std::iter::once(Ok(batch)), 0, 0.0).map(|_| ())

@@ -32,10 +32,11 @@ pub fn evaluate(
                 sums[4] = 1.0;
                 break;
             }
-            let TestBatch { images_bchw, labels_b } = batch?;
+            let batch = batch?;
+            let TestBatch { images_bchw, labels_b, .. } = &batch;
             if labels_b.numel() > 0 {
-                let logits_bc = network.forward(&upload(&images_bchw, device));
-                add(&mut sums, &logits_bc.to_device(Device::Cpu), &labels_b);
+                let logits_bc = network.forward(&upload(images_bchw, device));
+                add(&mut sums, &logits_bc.to_device(Device::Cpu), labels_b);
             }
         }
         Ok(())

@@ -249,6 +249,7 @@ mod tests {
                     targets_bc: Tensor::full([4, 3], 1.0 / 3.0, OPTIONS),
                     mix: None,
                     positions: start..start + 4,
+                    lent: None,
                 })
             });
             let mut told = Vec::new();

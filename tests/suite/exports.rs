@@ -202,6 +202,8 @@ fn an_exported_model_is_imported_bit_for_bit_and_the_run_goes_on_from_it() {
     export(&run, "pth");
     export(&run, "safetensors");
     let ours = artefact::read(&run.file("meta.h5")).unwrap();
+    let source: serde_json::Value = serde_json::from_slice(&run.bytes("export/pth/source.json")).unwrap();
+    assert!(source["file"].as_str().unwrap().ends_with("meta.h5") && source["content_hash"] == ours.hash, "{source}");
     for file in ["pth/model.pth", "safetensors/model.safetensors"] {
         let other = run.fork(&[]);
         let import = |config: &str| {
