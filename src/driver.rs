@@ -45,7 +45,7 @@ pub struct Event {
     event: *mut c_void,
 }
 
-/// Pinned host memory, freed when dropped, of just the size asked for: libtorch's own is rounded up to a power of two and
+/// Pinned host memory of just the size asked for: libtorch's own is rounded up to a power of two and
 /// kept for good, which for a checkpoint's buffers is gigabytes.
 pub struct PinnedMemory {
     driver: &'static Driver,
@@ -182,10 +182,9 @@ impl PinnedMemory {
     pub fn start(&self) -> *mut c_void {
         self.start
     }
-}
 
-impl Drop for PinnedMemory {
-    fn drop(&mut self) {
+    /// Gives it back. Not done by dropping: CUDA waits here for the GPU, and after an error that may never be through.
+    pub fn free(self) {
         // SAFETY: the memory came from cuMemHostAlloc and is freed once.
         unsafe { (self.driver.free_host)(self.start) };
     }

@@ -14,7 +14,8 @@ options=(--bind-to none --oversubscribe --quiet)
 # mpirun kills its ranks a second after Ctrl-C or TERM, whatever they write. In a session of its own it does not hear of
 # them: the ranks do, as USR2, and write a checkpoint.
 setsid mpirun "${options[@]}" -n 2 target/release/incubate run "$config" "$@" &
-trap 'kill -s USR2 $!' INT TERM HUP
+# A second one waits for nothing.
+trap 'kill -s "${again:-USR2}" $!; again=TERM' INT TERM HUP QUIT USR2
 # A signal ends `wait` early.
 until wait $!; code=$?; ! kill -0 $! 2>/dev/null; do :; done
 exit "$code"

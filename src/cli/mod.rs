@@ -131,8 +131,8 @@ fn watch(run_dir: &Path) -> Result<()> {
     while !stop_requested() {
         let lines = status::status(run_dir, &mut seen)?;
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-        print(&format!("{clear}{}", status::table(&lines)))?;
-        if status::is_over(&lines) {
+        let is_read = is_read(&format!("{clear}{}", status::table(&lines)))?;
+        if !is_read || status::is_over(&lines) {
             break;
         }
         std::thread::sleep(Duration::from_secs(2));
@@ -197,11 +197,15 @@ fn print_either(json: bool, value: &impl serde::Serialize, text: impl FnOnce() -
     print(&if json { serde_json::to_string_pretty(value)? + "\n" } else { text() })
 }
 
-/// Prints a text. Whoever reads it may have seen enough, as `head` has.
 fn print(text: &str) -> Result<()> {
+    is_read(text).map(|_| ())
+}
+
+/// Prints a text; false if whoever reads has seen enough, as `head` may have.
+fn is_read(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        printed => printed.context("standard output"),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        printed => printed.map(|()| true).context("standard output"),
     }
 }

@@ -47,14 +47,15 @@ pub fn free_on_host() -> u64 {
 }
 
 /// The least that the control groups of a process, and those around them, still give (the kernel's cgroup-v1 and
-/// cgroup-v2): Slurm ends a job that takes more memory than it asked for. Pages of files do not count, as they go first.
+/// cgroup-v2): Slurm ends a job that takes more memory than it asked for. Pages of files do not count, as they go first, but for
+/// those in memory alone (`/dev/shm`).
 fn free_in_groups(own: &str, root: &Path) -> Option<u64> {
     let of = |line: &str| -> Option<u64> {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-        let (mount, limit, taken) = match controllers {
-            "" => (root.to_path_buf(), "memory.max", "anon "),
+        let (mount, limit, taken, shared) = match controllers {
+            "" => (root.to_path_buf(), "memory.max", "anon ", "shmem "),
             _ if controllers.split(',').any(|name| name == "memory") => {
-                (root.join("memory"), "memory.limit_in_bytes", "total_rss ")
+                (root.join("memory"), "memory.limit_in_bytes", "total_rss ", "total_shmem ")
             }
             _ => return None,
         };
@@ -62,7 +63,8 @@ fn free_in_groups(own: &str, root: &Path) -> Option<u64> {
         let free = |group: &Path| -> Option<u64> {
             let limit: u64 = std::fs::read_to_string(group.join(limit)).ok()?.trim().parse().ok()?;
             let stat = std::fs::read_to_string(group.join("memory.stat")).ok()?;
-            let taken: u64 = stat.lines().find_map(|line| line.strip_prefix(taken))?.parse().ok()?;
+            let number = |name: &str| stat.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok());
+            let taken = number(taken)? + number(shared).unwrap_or(0);
             Some(limit.saturating_sub(taken))
         };
         group.ancestors().take_while(|group| group.starts_with(&mount)).filter_map(free).min()

@@ -114,12 +114,11 @@ pub fn pack(
     }
     let ended = work.run(&missing, &mut report);
     match &ended {
-        Ok(()) => work.tell(State::Done, parts.len(), parts.len())?,
+        Ok(()) => work.tell(State::Done, parts.len(), parts.len()),
         Err(error) if Failure::is_stop(error) => {
             let done = parts.iter().filter(|part| part.path.exists()).count();
-            work.tell(State::Stopped, done, parts.len())?
+            work.tell(State::Stopped, done, parts.len())
         }
-        // The caller tells.
         Err(_) => {}
     }
     ended.map(|()| report)
@@ -139,7 +138,7 @@ impl Work<'_> {
                     part.write(&shard, &bytes)?;
                     report.add(part, &shard)?;
                     (done, images) = (done + 1, images + shard.samples.len());
-                    self.tell(State::Running, done, total)?;
+                    self.tell(State::Running, done, total);
                     log::info!(
                         "{}: {} images, {:.1} MB; shard {done} of {total}, {:.0} images/s",
                         part.path.display(),
@@ -160,12 +159,12 @@ impl Work<'_> {
         })
     }
 
-    /// A heartbeat, in shards, where the run directory is there.
-    fn tell(&self, state: State, done: usize, total: usize) -> Result<()> {
-        if !self.run.join("progress").is_dir() {
-            return Ok(());
+    /// A heartbeat, in shards, where the run directory is there. One that is lost costs nothing.
+    fn tell(&self, state: State, done: usize, total: usize) {
+        if self.run.join("progress").is_dir() {
+            let progress = Progress { state, step: done as u64, steps: total as u64, ..Progress::begun("pack") };
+            progress.write(self.run).unwrap_or_else(|error| log::warn!("{error:#}"));
         }
-        Progress { state, step: done as u64, steps: total as u64, ..Progress::begun("pack") }.write(self.run)
     }
 
     /// What there is to do, in order.

@@ -159,7 +159,11 @@ impl RunDir {
                 }
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
                 Err(error) if matches!(error.downcast_ref(), Some(Failure::Damaged { .. })) => format!("{error:#}"),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    return Err(
+                        error.context("resuming; if it stays so, delete this checkpoint to go on from the one before")
+                    );
+                }
             };
             log::warn!("{why}; trying the checkpoint before it");
         }

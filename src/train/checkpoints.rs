@@ -32,8 +32,8 @@ pub struct Checkpoints {
 struct Buffers {
     weights: Tensor,
     state: Vec<(&'static str, Tensor)>,
-    /// What they lie in, where they are copies; dropped after them.
-    _pinned: Vec<PinnedMemory>,
+    /// What they lie in, where they are copies.
+    pinned: Vec<PinnedMemory>,
 }
 
 struct Snapshot {
@@ -113,6 +113,16 @@ impl Checkpoints {
         Ok(())
     }
 
+    /// The orderly end, which gives back what copies lay in.
+    pub fn close(mut self) -> Result<()> {
+        self.finish()?;
+        if let Some(Buffers { weights, state, pinned }) = self.spare.take() {
+            drop((weights, state));
+            pinned.into_iter().for_each(PinnedMemory::free);
+        }
+        Ok(())
+    }
+
     /// The seconds that the last save took, from the copy to the file in its place.
     pub fn save_s(&self) -> Option<f64> {
         self.save_s
@@ -162,7 +172,7 @@ impl Buffers {
         let weights = host(trainer.network.flat().buffer())?;
         let state = trainer.optimiser.state().into_iter().map(|(name, tensor)| Ok((name, host(tensor)?)));
         let state = state.collect::<Result<_>>()?;
-        Ok(Buffers { weights, state, _pinned: pinned })
+        Ok(Buffers { weights, state, pinned })
     }
 
     /// Makes them what the trainer's are now, and stay so.

@@ -189,8 +189,8 @@ impl Trainer {
         if !metrics["loss"].is_finite() {
             return self.not_finite(setting, phase, self.step - 1, checkpoints.as_mut());
         }
-        if let Some(mut checkpoints) = checkpoints {
-            checkpoints.finish()?;
+        if let Some(checkpoints) = checkpoints {
+            checkpoints.close()?;
             let header = self.header(plan, phase, meta, metrics);
             let weights = self.network.flat().layout().named(&self.evaluated_weights().to_device(Device::Cpu));
             artefact::write(&run.file(&phase.file), &header, &weights, lease.map(Lease::fence))?;
