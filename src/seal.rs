@@ -64,7 +64,7 @@ impl Kind {
     ///
     /// # Errors
     /// [`Failure::Damaged`] if anything but the bytes left out has changed since [`Kind::set`]; a usage error if there is no
-    /// such file, or it cannot be opened.
+    /// such file, or it cannot be read.
     pub fn verify(&self, path: &Path) -> Result<Sealed> {
         let damaged = |what: String| Failure::Damaged { path: path.into(), what };
         // Perhaps only now: a shared file system may stall, and the file be whole.

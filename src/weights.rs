@@ -13,7 +13,7 @@ pub fn on_device(weights: &Weights, device: Device) -> Weights {
     weights.iter().map(|(key, tensor)| (key.clone(), tensor.to_device(device))).collect()
 }
 
-/// Held by all that pin memory, or by one that keeps them from it.
+/// Held by those who pin a tensor, or by one that keeps them from it.
 static PINNING: RwLock<()> = RwLock::new(());
 
 /// A host tensor in pinned memory, from which a GPU takes it beside its work; as it is where `device` is no GPU. (libtorch's
