@@ -27,6 +27,7 @@
 //! 1  launcher           what mpirun or Slurm says of this process
 //! 1  driver             the NVIDIA driver's library, loaded at run time
 //! 1  seal               what finds damage before a byte of an HDF5 file is parsed
+//! 1  svg                pictures of curves and of a confusion matrix
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
 //! ```
 //! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`, reading and
@@ -77,5 +78,6 @@ pub mod random;
 pub mod resample;
 pub mod seal;
 pub mod store;
+pub mod svg;
 pub mod train;
 pub mod weights;

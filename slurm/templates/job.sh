@@ -6,10 +6,10 @@
 # The early signal and TERM are noted from the first line on. Either goes on to the one child as USR2, at which the program
 # writes a checkpoint and ends with 75. Not as TERM: srun would kill the ranks at once.
 child= told= ended_by_slurm=
-pass_on() { [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null; }
-trap 'told=1; pass_on USR2' {signal}
+pass_on() { [ -z "$child" ] || kill -s USR2 "$child" 2>/dev/null; }
+trap 'told=1; pass_on' {signal}
 # scancel, preemption and requeueing send TERM: whether the job comes back is Slurm's to say then, not this script's.
-trap 'ended_by_slurm=1; pass_on USR2' TERM INT
+trap 'ended_by_slurm=1; pass_on' TERM INT
 
 # Submitted from within a step, the job would take itself for a part of that one; your own OMPI_MCA_* stay.
 for name in ${!PMI_@} ${!PMIX_@} ${!OMPI_COMM_@} ${!SLURM_STEP_@} ${!SLURM_STEPID@} ${!SLURM_CPU_BIND@} {foreign}; do
@@ -32,7 +32,7 @@ step() {
   {launch} "${program[@]}" "$@" --run-dir "$run_dir" &
   child=$!
   # Told between the lines above: nobody was there to hear it.
-  [ -z "$told$ended_by_slurm" ] || pass_on USR2
+  [ -z "$told$ended_by_slurm" ] || pass_on
   # `wait` also returns when a trap has run: wait again until the child is gone, and once more for its code.
   while true; do
     wait "$child"

@@ -194,7 +194,7 @@ pub struct EvaluateArgs {
     /// meta.h5, module-i.h5, assembled.h5, final.h5 or e2e.h5 [default: final.h5 of the run directory]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// Also write logits, labels and the first 16 inputs as safetensors, to compare other programs with
+    /// Also write logits, labels and inputs (of large sets the first 16) as safetensors, to compare other programs with
     #[arg(long, value_name = "FILE")]
     pub outputs: Option<PathBuf>,
     /// Print JSON: top1, top5, loss, images

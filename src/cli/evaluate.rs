@@ -13,10 +13,7 @@ pub fn evaluate_artefact(args: &EvaluateArgs) -> Result<()> {
     let config = args.over.load(args.config.as_ref().context("clap requires the config")?)?;
     let weights = weights_or_final(&config, &args.weights);
     let device = devices(&config)?.device(0);
-    let metrics = evaluate::evaluate(&config, &weights, device)?;
-    if let Some(file) = &args.outputs {
-        evaluate::outputs(&config, &weights, device, file)?;
-    }
+    let metrics = evaluate::evaluate(&config, &weights, device, args.outputs.as_deref())?;
     if args.json {
         return print(&(serde_json::to_string(&metrics)? + "\n"));
     }

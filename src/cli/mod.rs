@@ -17,7 +17,7 @@ use crate::data::shard::Encoding;
 use crate::data::shrink::Form;
 use crate::model::matrix_product_rate;
 use crate::pipeline::bars::{self, Bars};
-use crate::pipeline::{Job, check_shares, plan_report, report, summary};
+use crate::pipeline::{Job, check_jobs, check_shares, plan_report, report, summary};
 use crate::plan::Plan;
 use crate::plan::phases::{E2E, FINETUNE, META};
 use crate::store::RunDir;
@@ -74,7 +74,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             let images = data::train_images(&config)?;
             let binary = std::env::current_exe().context("this program's own path")?;
             let plan = Plan::new(config, images)?;
-            check_shares(&plan, plan.config.slurm.ranks, plan.replicas_per_rank())?;
+            check_jobs(&plan)?;
             let jobs = submit::submit(&plan, &binary, *dry_run)?;
             print_either(*json, &jobs, || submit::table(&jobs))
         }

@@ -3,7 +3,7 @@
 use super::queue::{self, Queued};
 use crate::data::packed;
 use crate::plan::Plan;
-use crate::plan::phases::{ASSEMBLED, MODULE};
+use crate::plan::phases::{ASSEMBLED, BEFORE_ASSEMBLED, FINETUNE, MODULE};
 use crate::store::progress::{Progress, State, duration, unix_time};
 use crate::store::{RunDir, artefact, lease};
 use anyhow::Result;
@@ -41,23 +41,44 @@ pub struct Line {
     pub top1: Option<f64>,
 }
 
-/// The top-1 of finished artefacts by file, with the length and time of change at which it was read. A file is hashed whole
+/// What finished artefacts say, by file, with the length and time of change at which it was read. A file is hashed whole
 /// before it is believed, which is too much for every look of `--watch`.
 #[derive(Default)]
-pub struct Seen(BTreeMap<PathBuf, (u64, SystemTime, Option<f64>)>);
+pub struct Seen(BTreeMap<PathBuf, (u64, SystemTime, Finished)>);
+
+/// What the status tells of an artefact.
+#[derive(Debug, Clone, Copy)]
+struct Finished {
+    top1: Option<f64>,
+    /// Whether it derives from no meta model.
+    is_imported: bool,
+}
 
 impl Seen {
-    fn top1(&mut self, file: &Path) -> Result<Option<f64>> {
+    /// None where there is no such file.
+    fn look(&mut self, file: &Path) -> Option<Result<Finished>> {
+        file.exists().then(|| self.finished(file))
+    }
+
+    fn finished(&mut self, file: &Path) -> Result<Finished> {
         let found = std::fs::metadata(file)?;
         let as_it_is = (found.len(), found.modified()?);
         match self.0.get(file) {
-            Some(&(length, changed, top1)) if (length, changed) == as_it_is => Ok(top1),
+            Some(&(length, changed, finished)) if (length, changed) == as_it_is => Ok(finished),
             _ => {
-                let top1 = artefact::read_header(file)?.0.metrics.get("top1").copied();
-                self.0.insert(file.into(), (as_it_is.0, as_it_is.1, top1));
-                Ok(top1)
+                let header = artefact::read_header(file)?.0;
+                let finished =
+                    Finished { top1: header.metrics.get("top1").copied(), is_imported: header.meta.is_none() };
+                self.0.insert(file.into(), (as_it_is.0, as_it_is.1, finished));
+                Ok(finished)
             }
         }
+    }
+
+    /// As `RunDir::is_imported`: whether there is a model that needs none of the phases before it.
+    fn has_imported(&mut self, run: &RunDir) -> bool {
+        let is_imported = |name| self.look(&run.file(name)).is_some_and(|found| found.is_ok_and(|it| it.is_imported));
+        [FINETUNE.writes, ASSEMBLED].into_iter().any(is_imported)
     }
 }
 
@@ -67,9 +88,13 @@ pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
     let run = RunDir { path: path.into() };
     // Steps come from the heartbeats: the data need not be reachable here.
     let plan = Plan::without_data(config);
-    let entries = entries(&plan);
+    let mut entries = entries(&plan);
+    if seen.has_imported(&run) {
+        // Those will never be run; what was run all the same is shown.
+        entries.retain(|entry| !entry.is_before || run.file(&entry.file).exists());
+    }
     let packs = !plan.config.data.pack_from.as_os_str().is_empty();
-    let names = entries.iter().map(|(name, ..)| name.clone());
+    let names = entries.iter().map(|entry| entry.name.clone());
     let phases: Vec<String> = packs.then(|| PACK.to_string()).into_iter().chain(names).collect();
     let jobs = queue::submitted(&run)?;
     // The heartbeats tell most of it, also where no Slurm can be asked.
@@ -84,10 +109,9 @@ pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
         let done = packed::open(&plan.config.data.path).is_ok();
         lines.push(line(&run, PACK, done.then_some(Ok(None)), 0, queued(PACK)));
     }
-    for (name, file, batch) in &entries {
-        let file = run.file(file);
-        let finished = file.exists().then(|| seen.top1(&file));
-        lines.push(line(&run, name, finished, *batch, queued(name)));
+    for Entry { name, file, global_batch, .. } in &entries {
+        let finished = seen.look(&run.file(file)).map(|found| found.map(|it| it.top1));
+        lines.push(line(&run, name, finished, *global_batch, queued(name)));
     }
     Ok(lines)
 }
@@ -95,14 +119,27 @@ pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
 /// The job that packs the data, where there is one.
 const PACK: &str = "pack";
 
-fn entries(plan: &Plan) -> Vec<(String, String, usize)> {
+/// What gets a line.
+struct Entry {
+    name: String,
+    /// Its artefact.
+    file: String,
+    global_batch: usize,
+    /// Whether it comes before the assembled model, or is that.
+    is_before: bool,
+}
+
+fn entries(plan: &Plan) -> Vec<Entry> {
     let mut entries = Vec::new();
     for phase in plan.wanted() {
+        let is_before = BEFORE_ASSEMBLED.contains(&phase.name);
         for phase in plan.phases(phase) {
-            entries.push((phase.name, phase.file, phase.training.global_batch));
+            let global_batch = phase.training.global_batch;
+            entries.push(Entry { name: phase.name, file: phase.file, global_batch, is_before });
         }
         if phase.name == MODULE.name {
-            entries.push(("assemble".into(), ASSEMBLED.into(), 0));
+            let (name, file) = ("assemble".into(), ASSEMBLED.into());
+            entries.push(Entry { name, file, global_batch: 0, is_before: true });
         }
     }
     entries

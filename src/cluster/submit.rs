@@ -4,7 +4,7 @@ use super::queue::{self, Queued, Submitted};
 use super::slurm::{Alive, Job, Places, Situation, jobs};
 use crate::data::packed;
 use crate::plan::cost::cost;
-use crate::plan::phases::{E2E, FINETUNE, META, MODULE};
+use crate::plan::phases::{BEFORE_ASSEMBLED, E2E, FINETUNE, META, MODULE};
 use crate::plan::{PhasePlan, Plan};
 use crate::store::progress::Progress;
 use crate::store::{RunDir, artefact, durable};
@@ -50,7 +50,8 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
     let places = Places { binary, config: &config, run_dir: &run_dir };
     // Each phase's recipe is a hash of the whole config: with a thousand modules once is enough.
     let phases: Vec<PhasePlan> = plan.wanted().flat_map(|row| plan.phases(row)).collect();
-    let situation = situation(plan, &phases, &run, alive(&earlier, &queued))?;
+    let left = left(&phases, &run)?;
+    let situation = situation(plan, &phases, &left, &run, alive(&earlier, &queued));
     let mut graph = jobs(plan, places, &situation)?;
     graph.extend(downstream(plan, &graph, &situation, &earlier, &queued, &run_dir)?);
     let of_alive: Vec<&str> = queued.iter().filter(|q| q.is_alive()).map(|q| q.id.as_str()).collect();
@@ -68,7 +69,7 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
     if !dry_run {
         withdraw(&graph, &earlier, &queued)?;
     }
-    let costs = costs(plan, phases);
+    let costs = costs(plan, left);
     let mut written: Vec<Written> = Vec::new();
     let mut refused = None;
     for job in graph {
@@ -164,35 +165,37 @@ fn withdraw(graph: &[Job], earlier: &[Submitted], queued: &[Queued]) -> Result<(
     queue::scancel(&ids)
 }
 
-fn situation(plan: &Plan, phases: &[PhasePlan], run: &RunDir, alive: Alive) -> Result<Situation> {
-    let is_done = |phase: &PhasePlan| -> Result<bool> {
-        let path = run.file(&phase.file);
-        Ok(path.exists() && artefact::read_header(&path)?.0.recipe == phase.recipe)
-    };
-    let mut done = BTreeSet::new();
+/// The phases that are neither done nor before an imported model.
+fn left(phases: &[PhasePlan], run: &RunDir) -> Result<Vec<PhasePlan>> {
+    let is_imported = run.is_imported()?;
+    let mut left = Vec::new();
     for phase in phases {
-        if is_done(phase)? {
-            done.insert(phase.name.as_str());
+        let path = run.file(&phase.file);
+        let is_done = path.exists() && artefact::read_header(&path)?.0.recipe == phase.recipe;
+        if !is_done && !(is_imported && BEFORE_ASSEMBLED.contains(&phase.row)) {
+            left.push(phase.clone());
         }
     }
-    let is_imported = run.is_imported()?;
-    let needless = |phase: &&PhasePlan| is_imported || done.contains(phase.name.as_str());
-    let modules = phases.iter().filter(needless).filter_map(|phase| phase.index);
-    let mut of_last = [FINETUNE.name].into_iter().chain(plan.config.run.e2e.then_some(E2E.name));
+    Ok(left)
+}
+
+fn situation(plan: &Plan, phases: &[PhasePlan], left: &[PhasePlan], run: &RunDir, alive: Alive) -> Situation {
+    let is_left = |name: &str| left.iter().any(|phase| phase.row == name);
+    let modules_left: BTreeSet<usize> = left.iter().filter_map(|phase| phase.index).collect();
+    let modules = phases.iter().filter_map(|phase| phase.index);
     let progress = phases.iter().filter_map(|phase| Progress::read(&run.path, &phase.name));
     let measured = progress.filter_map(|p| p.save_s).fold(0.0, f64::max);
-    let default = Situation::default();
     let data = &plan.config.data;
-    Ok(Situation {
+    Situation {
         packed: data.pack_from.as_os_str().is_empty() || packed::open(&data.path).is_ok(),
-        meta_done: is_imported || done.contains(META.name),
-        modules_done: modules.collect(),
+        meta_done: !is_left(META.name),
+        modules_done: modules.filter(|index| !modules_left.contains(index)).collect(),
         // The report is the last thing that the last job writes.
-        all_done: of_last.all(|name| done.contains(name)) && run.file("report.html").exists(),
+        all_done: !is_left(FINETUNE.name) && !is_left(E2E.name) && run.file("report.html").exists(),
         alive,
-        max_array_size: queue::max_array_size().unwrap_or(default.max_array_size),
+        max_array_size: queue::max_array_size().unwrap_or(Situation::default().max_array_size),
         save_s: if measured > 0.0 { measured } else { save_s(plan, phases) },
-    })
+    }
 }
 
 /// Seconds that the largest checkpoint may take, where none was written yet: weights and two moments in fp32.

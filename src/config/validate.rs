@@ -52,12 +52,6 @@ impl Slurm {
             self.nodes
         );
         require!(
-            self.ranks.is_multiple_of(self.nodes),
-            "slurm.ranks = {} cannot be spread evenly over slurm.nodes = {}, so that GPUs would idle; make it a multiple",
-            self.ranks,
-            self.nodes
-        );
-        require!(
             ["USR1", "USR2"].contains(&self.signal.as_str()),
             "slurm.signal = {:?}: give USR2, or USR1 (which NCCL may use); TERM is how Slurm cancels",
             self.signal

@@ -4,7 +4,7 @@
 //! that appears in neither labels nor predictions is left out of the mean (mmsegmentation) or counts as 0 (the CSAIL
 //! benchmark): both are given.
 
-use super::svg;
+use crate::svg;
 use crate::{require, usage};
 use anyhow::Result;
 use serde::Serialize;

@@ -1,7 +1,6 @@
 //! COCO's twelve figures, as pycocotools computes them.
 
-use super::svg;
-use crate::usage;
+use crate::{svg, usage};
 use anyhow::{Context, Result};
 use hotcoco::detection::AccumulatedEval;
 use hotcoco::params::IouType;
@@ -121,6 +120,7 @@ impl Report {
 
     /// Precision over recall, a curve for each IoU threshold.
     pub fn plot(&self) -> String {
-        svg::curves(&format!("COCO {}", self.iou), "recall", "precision", &self.curves)
+        let axis = |name| svg::Axis { name, low: 0.0, high: 1.0 };
+        svg::curves(&format!("COCO {}", self.iou), axis("recall"), axis("precision"), &self.curves)
     }
 }

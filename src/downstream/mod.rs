@@ -2,4 +2,3 @@
 
 pub mod ade20k;
 pub mod coco;
-mod svg;

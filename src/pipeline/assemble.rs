@@ -57,8 +57,14 @@ pub fn assemble(job: &Job) -> Result<()> {
         weights.extend(module.weights);
     }
     let network = Network::new(&plan.config, &model.depths, 0..0, &on_device(&weights, job.devices.device(0)))?;
-    let evaluated =
-        evaluate::evaluate(&network, &job.source, &plan.config, plan.config.run.micro_batch.samples(), &Solo)?;
+    let evaluated = evaluate::evaluate(
+        &network,
+        &job.source,
+        &plan.config,
+        plan.config.run.micro_batch.samples(),
+        &Solo,
+        &mut |_, _| (),
+    )?;
     let Some(metrics) = evaluated else { return Err(Failure::Stopped { phase: "assemble".into(), step: 0 }.into()) };
     log::info!("assemble: test top-1 {:.2} %, top-5 {:.2} %", metrics["top1"], metrics["top5"]);
     let header = Header {

@@ -3,10 +3,11 @@
 use crate::collective::Solo;
 use crate::config::Config;
 use crate::data;
-use crate::data::loader::test_batches;
+use crate::data::loader::TestBatch;
 use crate::error::Failure;
 use crate::model::Network;
 use crate::plan::phases::META;
+use crate::require;
 use crate::store::artefact::{self, Artefact};
 use crate::store::durable;
 use crate::train::evaluate;
@@ -16,42 +17,68 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Tensor};
 
-/// How many inputs [`outputs`] keeps where all of them would be more than so many bytes.
+/// How many inputs [`Outputs`] keeps where all of them would be more than so many bytes.
 const INPUTS: usize = 16;
 const SMALL: usize = 256 << 20;
 
-/// The metrics of `weights` under `config`'s data, computed on a device.
-pub fn evaluate(config: &Config, weights: &Path, device: Device) -> Result<BTreeMap<String, f64>> {
+/// The metrics of `weights` under `config`'s data, computed on a device. What another program's results can be compared with
+/// goes into the safetensors file `outputs`: `logits` (images, classes) and `labels` of every test image, and `inputs`
+/// (images, channels, rows, columns) as the network sees them: all of a set of small images, such as Fashion-MNIST's, or else
+/// the first 16.
+pub fn evaluate(
+    config: &Config,
+    weights: &Path,
+    device: Device,
+    outputs: Option<&Path>,
+) -> Result<BTreeMap<String, f64>> {
+    if let Some(folder) = outputs.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty()) {
+        require!(folder.is_dir(), "{}: no such folder; make it, or give --outputs another file", folder.display());
+    }
     let source = data::open(config)?;
     let network = network(config, weights, device)?;
-    let metrics = evaluate::evaluate(&network, &source, config, config.run.micro_batch.samples(), &Solo)?;
+    let mut kept = Outputs::of(config, source.test.len());
+    let mut seen = |batch: &TestBatch, logits_bc: &Tensor| {
+        if outputs.is_some() {
+            kept.keep(batch, logits_bc);
+        }
+    };
+    let batch = config.run.micro_batch.samples();
+    let metrics = evaluate::evaluate(&network, &source, config, batch, &Solo, &mut seen)?;
+    outputs.map_or(Ok(()), |into| kept.write(into))?;
     Ok(metrics.expect("a signal ends this command at once"))
 }
 
-/// Writes what another program's results can be compared with, as safetensors: `logits` (images, classes) and `labels` of
-/// every test image, and `inputs` (images, channels, rows, columns) as the network sees them: all of a set of small images,
-/// such as Fashion-MNIST's, or else the first 16.
-pub fn outputs(config: &Config, weights: &Path, device: Device, into: &Path) -> Result<()> {
-    let source = data::open(config)?;
-    let network = network(config, weights, device)?;
-    let (mut inputs, mut logits, mut labels) = (Vec::new(), Vec::new(), Vec::new());
-    let size = config.run.micro_batch.samples();
-    let model = &config.model;
-    let image = 4 * model.channels * model.image_size.pow(2);
-    let kept = if source.test.len().saturating_mul(image) <= SMALL { source.test.len() } else { INPUTS };
-    for batch in test_batches(config, &source, 0..source.test.len(), size, device) {
-        let batch = batch?;
-        logits.push(network.forward(&batch.images_bchw.to_device(device)).to_device(Device::Cpu));
-        labels.push(batch.labels_b.shallow_clone());
-        if inputs.len() * size < kept {
-            // The batch's own memory is used again.
-            inputs.push(batch.images_bchw.copy());
-        }
+/// What is kept of an evaluation, batch by batch.
+struct Outputs {
+    /// How many inputs are wanted.
+    wanted: usize,
+    inputs: Vec<Tensor>,
+    logits: Vec<Tensor>,
+    labels: Vec<Tensor>,
+}
+
+impl Outputs {
+    fn of(config: &Config, images: usize) -> Outputs {
+        let model = &config.model;
+        let image = 4 * model.channels * model.image_size.pow(2);
+        let wanted = if images.saturating_mul(image) <= SMALL { images } else { INPUTS };
+        Outputs { wanted, inputs: vec![], logits: vec![], labels: vec![] }
     }
-    let inputs = Tensor::cat(&inputs, 0);
-    let inputs = inputs.narrow(0, 0, inputs.size()[0].min(kept as i64)).contiguous();
-    let all = [("logits", Tensor::cat(&logits, 0)), ("labels", Tensor::cat(&labels, 0)), ("inputs", inputs)];
-    durable::replace(into, |beside| Ok(Tensor::write_safetensors(&all, beside)?))
+
+    fn keep(&mut self, batch: &TestBatch, logits_bc: &Tensor) {
+        let taken = batch.images_bchw.size()[0].min(self.wanted as i64);
+        // The batch's own memory is used again.
+        self.inputs.push(batch.images_bchw.narrow(0, 0, taken).copy());
+        self.wanted -= taken as usize;
+        self.logits.push(logits_bc.shallow_clone());
+        self.labels.push(batch.labels_b.shallow_clone());
+    }
+
+    fn write(&self, into: &Path) -> Result<()> {
+        let all = [("logits", &self.logits), ("labels", &self.labels), ("inputs", &self.inputs)];
+        let all = all.map(|(name, parts)| (name, Tensor::cat(parts, 0)));
+        durable::replace(into, |beside| Ok(Tensor::write_safetensors(&all, beside)?))
+    }
 }
 
 fn network(config: &Config, weights: &Path, device: Device) -> Result<Network> {

@@ -11,7 +11,7 @@ pub mod summary;
 use crate::collective::mpi::World;
 use crate::collective::replicas::on_replicas;
 use crate::collective::{Collective, Solo, agree, on_zero, zero_says};
-use crate::config::{Config, Ranks};
+use crate::config::{Config, Ranks, SlurmMode};
 use crate::data::{self, Source};
 use crate::device::memory::{self, OutOfMemory};
 use crate::device::{self, Devices};
@@ -234,6 +234,14 @@ pub fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
         check_share(plan, &phase, in_rank, plan.ranks_on(phase.training.on, phase.index, ranks) * in_rank)?;
     }
     Ok(())
+}
+
+/// The same for the jobs that `submit` writes: in an array each module has all of slurm.ranks to itself.
+pub fn check_jobs(plan: &Plan) -> Result<()> {
+    let (slurm, in_rank) = (&plan.config.slurm, plan.replicas_per_rank());
+    check_shares(plan, slurm.ranks, in_rank)?;
+    let modules = (slurm.mode == SlurmMode::Array).then(|| plan.phases(&MODULE)).into_iter().flatten();
+    modules.map(|phase| check_share(plan, &phase, in_rank, slurm.ranks * in_rank)).collect()
 }
 
 /// Refuses what several replicas cannot do.

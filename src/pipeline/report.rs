@@ -1,34 +1,43 @@
-//! `report.html`: the run's curves and table as one file that opens anywhere, with no script and no download.
+//! `report.html`: the run's table, curves and config as one file that opens anywhere, with no script and no download.
 
 use super::summary::{Row, unreadable};
 use crate::plan::Plan;
+use crate::plan::phases::Phase;
 use crate::store::metrics;
 use crate::store::{RunDir, durable};
+use crate::svg::{self, Axis, Curve, escaped};
 use anyhow::Result;
 use serde_json::{Map, Value};
 use std::fmt::Write;
 
-const WIDTH: f64 = 640.0;
-const HEIGHT: f64 = 220.0;
-const MARGIN: f64 = 45.0;
+/// As many points as a picture of a thousand modules can take, and the fewest that still show a curve.
+const POINTS: usize = 20_000;
+const FEWEST: usize = 20;
 
 /// Writes the report from what the run directory holds.
 pub fn write(plan: &Plan, run: &RunDir, rows: &[Row]) -> Result<()> {
+    let config = &plan.config;
     let mut html = format!(
-        "<!doctype html><meta charset=utf-8><title>{name}</title><style>body{{font:15px sans-serif;margin:2em;max-width:70em}}\
+        "<!doctype html><meta charset=utf-8><title>{name}</title><style>body{{font:15px sans-serif;margin:2em;max-width:75em}}\
          table{{border-collapse:collapse}}td,th{{padding:.25em .8em;text-align:right;border-bottom:1px solid #ddd}}\
-         td:first-child,th:first-child{{text-align:left}}svg{{background:#fafafa;margin:.3em}}</style><h1>{name}</h1>",
-        name = escape(&plan.config.run.name)
+         td:first-child,th:first-child{{text-align:left}}svg{{width:36em}}meter{{width:12em}}</style><h1>{name}</h1>\
+         <p>Written by incubate {version} at {now} in {run_dir}. {images} training images of {data}.",
+        name = escaped(&config.run.name),
+        version = env!("CARGO_PKG_VERSION"),
+        now = jiff::Timestamp::now().strftime("%F %H:%M UTC"),
+        run_dir = escaped(&run.path.display().to_string()),
+        images = plan.train_images,
+        data = escaped(&config.data.path.display().to_string()),
     );
-    html +=
-        "<h2>Models</h2><table><tr><th>model<th>top-1 %<th>top-5 %<th>training images<th>FLOPs<th>device-hours</tr>";
+    html += "<h2>Models</h2><table><tr><th>model<th>top-1 %<th><th>top-5 %<th>training images<th>FLOPs<th>device-hours</tr>";
     for row in rows {
         let percent = |v: Option<f64>| v.map_or("–".into(), |v| format!("{v:.2}"));
         let _ = write!(
             html,
-            "<tr><td>{}<td>{}<td>{}<td>{}<td>{:.2e}<td>{:.4}</tr>",
-            escape(&row.model),
+            "<tr><td>{}<td>{}<td><meter max=100 value={:.2}></meter><td>{}<td>{}<td>{:.2e}<td>{:.4}</tr>",
+            escaped(&row.model),
             percent(row.top1),
+            row.top1.unwrap_or_default(),
             percent(row.top5),
             row.images,
             row.flops,
@@ -40,46 +49,35 @@ pub fn write(plan: &Plan, run: &RunDir, rows: &[Row]) -> Result<()> {
         let _ = write!(html, "<p>{count} image(s) could not be read and were skipped; the log names them.");
     }
     html += "<h2>Curves</h2>";
-    for phase in super::bars::phase_names(plan).into_iter().map(|(name, _)| name) {
-        let lines = metrics::read(&run.logs(&phase));
-        for (key, title) in [("loss", "training loss"), ("test/top1", "test top-1 %")] {
-            html += &curve(&format!("{phase}: {title}"), &points(&lines, key));
-        }
+    for phase in plan.wanted() {
+        html += &curves(plan, run, phase);
     }
+    let _ = write!(html, "<h2>Config</h2><pre>{}</pre>", escaped(&config.to_toml()));
     durable::replace_bytes(&run.file("report.html"), html.as_bytes())
 }
 
-fn points(lines: &[Map<String, Value>], key: &str) -> Vec<(f64, f64)> {
-    lines.iter().filter_map(|line| Some((line.get("step")?.as_f64()?, line.get(key)?.as_f64()?))).collect()
-}
-
-/// One curve as SVG; nothing for fewer than two points.
-fn curve(title: &str, points: &[(f64, f64)]) -> String {
-    if points.len() < 2 {
-        return String::new();
-    }
-    let range = |pick: fn(&(f64, f64)) -> f64| {
-        let (low, high) = points.iter().map(pick).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
-        (low, (high - low).max(1e-12))
+/// The loss and accuracy of one row of the table of phases: all modules in one picture.
+fn curves(plan: &Plan, run: &RunDir, phase: &Phase) -> String {
+    let phases = plan.phases(phase);
+    let logged: Vec<_> = phases.iter().map(|phase| (&phase.name, metrics::read(&run.logs(&phase.name)))).collect();
+    let most = (POINTS / logged.len()).max(FEWEST);
+    let picture = |(key, title): (&str, &str)| {
+        let curves =
+            logged.iter().map(|(name, lines)| Curve { name: name.to_string(), points: points(lines, key, most) });
+        let all: Vec<Curve> = curves.filter(|curve| !curve.points.is_empty()).collect();
+        let values = || all.iter().flat_map(|curve| &curve.points);
+        let (x, y) = (Axis::around("step", values().map(|p| p.0)), Axis::around(title, values().map(|p| p.1)));
+        if all.is_empty() { String::new() } else { svg::curves(&format!("{}: {title}", phase.name), x, y, &all) }
     };
-    let ((x0, dx), (y0, dy)) = (range(|p| p.0), range(|p| p.1));
-    let x = |v: f64| MARGIN + (v - x0) / dx * (WIDTH - 2.0 * MARGIN);
-    let y = |v: f64| HEIGHT - MARGIN / 2.0 - (v - y0) / dy * (HEIGHT - 1.5 * MARGIN);
-    let path: String = points.iter().map(|&(a, b)| format!("{:.1},{:.1} ", x(a), y(b))).collect();
-    let label = |at: f64| format!("<text x=4 y={:.0} font-size=11>{at:.3}</text>", y(at) + 4.0);
-    format!(
-        "<svg width={WIDTH} height={HEIGHT}><text x={MARGIN} y=16 font-size=13>{}</text>{}{}\
-         <text x={:.0} y={} font-size=11 text-anchor=end>step {}</text>\
-         <polyline points=\"{path}\" fill=none stroke=#1668b0 stroke-width=1.5 /></svg>",
-        escape(title),
-        label(y0),
-        label(y0 + dy),
-        WIDTH - MARGIN,
-        HEIGHT - 6.0,
-        x0 + dx
-    )
+    [("loss", "training loss"), ("test/top1", "test top-1 %")].map(picture).concat()
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+/// The logged values of a key by step, thinned out to about `most`, the last one always among them.
+fn points(lines: &[Map<String, Value>], key: &str, most: usize) -> Vec<(f64, f64)> {
+    let all: Vec<(f64, f64)> =
+        lines.iter().filter_map(|line| Some((line.get("step")?.as_f64()?, line.get(key)?.as_f64()?))).collect();
+    let every = all.len().div_ceil(most).max(1);
+    let mut points: Vec<(f64, f64)> = all.iter().rev().step_by(every).copied().collect();
+    points.reverse();
+    points
 }

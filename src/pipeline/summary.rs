@@ -93,8 +93,10 @@ pub fn table(rows: &[Row]) -> String {
     // The baseline is no part of incubation's cost.
     let ours = rows.iter().filter(|row| row.model != "end to end");
     let (hours, flops) = ours.fold((0.0, 0.0), |(h, f), row| (h + row.device_hours, f + row.flops));
-    let _ =
-        writeln!(text, "incubation in all: {flops:.2e} FLOPs, {hours:.4} device-hours (a device here is one rank's)");
+    let _ = writeln!(
+        text,
+        "incubation in all: {flops:.2e} FLOPs, {hours:.4} device-hours (a device is a GPU, or the cores of a replica)"
+    );
     if let Some(count) = unreadable(rows) {
         let _ = writeln!(text, "unreadable images skipped: {count}, named in the log");
     }

@@ -88,5 +88,8 @@ pub const E2E: Phase = Phase {
 /// Every phase that trains, in the order of a run.
 pub const PHASES: [&Phase; 4] = [&META, &MODULE, &FINETUNE, &E2E];
 
+/// Those that nobody needs where the assembled or the finished model was imported.
+pub const BEFORE_ASSEMBLED: [&str; 2] = [META.name, MODULE.name];
+
 /// The assembled target: no training, so no row above.
 pub const ASSEMBLED: &str = "assembled.h5";

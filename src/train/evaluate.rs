@@ -12,14 +12,16 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// `top1` and `top5` in percent, `loss` (cross entropy), `images`; `batch` of them at a time. None if a signal asked one of
-/// the ranks to stop: an evaluation can take longer than there is time left.
+/// `top1` and `top5` in percent, `loss` (cross entropy), `images`; `batch` of them at a time, each of which `seen` is shown
+/// with its logits (images, classes) in host memory. None if a signal asked one of the ranks to stop: an evaluation can take
+/// longer than there is time left.
 pub fn evaluate(
     network: &Network,
     source: &Source,
     config: &Config,
     batch: usize,
     group: &dyn Collective,
+    seen: &mut dyn FnMut(&TestBatch, &Tensor),
 ) -> Result<Option<BTreeMap<String, f64>>> {
     let (images, device) = (source.test.len(), network.options().1);
     let (rank, size) = (group.rank(), group.size());
@@ -33,10 +35,10 @@ pub fn evaluate(
                 break;
             }
             let batch = batch?;
-            let TestBatch { images_bchw, labels_b, .. } = &batch;
-            if labels_b.numel() > 0 {
-                let logits_bc = network.forward(&upload(images_bchw, device));
-                add(&mut sums, &logits_bc.to_device(Device::Cpu), labels_b);
+            if batch.labels_b.numel() > 0 {
+                let logits_bc = network.forward(&upload(&batch.images_bchw, device)).to_device(Device::Cpu);
+                add(&mut sums, &logits_bc, &batch.labels_b);
+                seen(&batch, &logits_bc);
             }
         }
         Ok(())

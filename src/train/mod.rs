@@ -267,7 +267,7 @@ impl Trainer {
             self.network.flat_mut().set(average);
             kept
         });
-        let metrics = evaluate::evaluate(&self.network, source, &plan.config, micro_batch, group);
+        let metrics = evaluate::evaluate(&self.network, source, &plan.config, micro_batch, group, &mut |_, _| ());
         if let Some(weights) = weights {
             self.network.flat_mut().set(&weights);
         }

@@ -150,6 +150,8 @@ fn outputs_hold_every_small_image_and_are_decoded_at_full_size() {
         run.ok(&arguments);
         safetensors_of(&into)
     };
+    let nowhere = run.incubate(&["evaluate", "--weights", "meta.h5", "--outputs", "nowhere/outputs"]);
+    nowhere.fails(2, &["nowhere: no such folder"]);
     let all = outputs(&run, &[]);
     assert_eq!((&all["inputs"].0, &all["logits"].0), (&vec![128, 1, 28, 28], &vec![128, 4]));
     // A photograph six times as large as the input: a reduced decode would take it at a quarter.
@@ -272,13 +274,24 @@ fn a_model_goes_on_at_a_higher_resolution() {
     let assembled = artefact::read(&larger.file("assembled.h5")).unwrap();
     assert_eq!(assembled.weights[&(0, "pos_embed".into())].size(), [1, 37, 16]);
     // Nothing that comes before what was imported.
+    let json = |arguments: &[&str]| -> serde_json::Value { serde_json::from_str(&larger.ok(arguments).out).unwrap() };
+    let states = || -> Vec<String> {
+        let status = ended(plain(&["status", "--json"]).arg(&larger.run_dir).output().unwrap()).ok();
+        let lines: serde_json::Value = serde_json::from_str(&status.out).unwrap();
+        let state = |line: &serde_json::Value| format!("{} {}", line["phase"], line["state"]).replace('"', "");
+        lines.as_array().unwrap().iter().map(state).collect()
+    };
+    assert_eq!(states(), ["assemble done", "finetune waiting"]);
+    let phases = json(&["plan", "--rate", "1", "--json"])["phases"].clone();
+    let finetune =
+        phases.as_array().unwrap().iter().find(|phase| phase["phase"] == "finetune").unwrap()["flops"].clone();
+    assert_eq!(json(&["submit", "--dry-run", "--json"])[0]["flops"], finetune);
     larger.ok(&["run"]);
+    assert_eq!(states(), ["assemble done", "finetune done"]);
     let rows: serde_json::Value = serde_json::from_slice(&larger.bytes("summary.json")).unwrap();
     let models: Vec<&str> = rows.as_array().unwrap().iter().map(|row| row["model"].as_str().unwrap()).collect();
     assert_eq!(models, ["assembled", "fine-tuned"]);
-    let submitted: serde_json::Value =
-        serde_json::from_str(&larger.ok(&["submit", "--dry-run", "--json"]).out).unwrap();
-    assert_eq!(submitted, serde_json::json!([]));
+    assert_eq!(json(&["submit", "--dry-run", "--json"]), serde_json::json!([]));
     // From the artefact itself, without an export.
     let imported = larger.bytes("assembled.h5");
     let other = Incubate::new().set("model.image_size=24").set("model.depths=[1, 1, 1, 1]").set("finetune.epochs=1");

@@ -74,6 +74,12 @@ fn what_the_ranks_cannot_train_is_refused_where_it_is_planned_and_submitted_too(
     for command in [&["plan", "--ranks", "4", "--rate", "1"][..], &["submit", "--dry-run"]] {
         run.incubate(command).fails(2, &["global_batch = 4 is too small for 4 replicas", "raise it to 8"]);
     }
+    // In an array a module has all ranks to itself, in one allocation a quarter of them.
+    let run = Incubate::new().set("module.global_batch=4").set("slurm.ranks=4");
+    run.incubate(&["submit", "--dry-run"]).fails(2, &["module.global_batch = 4 is too small for 4 replicas"]);
+    run.set("slurm.mode=\"allocation\"").ok(&["submit", "--dry-run"]);
+    let run = Incubate::new().set("slurm.ranks=3").set("slurm.nodes=2");
+    run.incubate(&["submit", "--dry-run"]).fails(2, &["slurm.ranks = 3 cannot be spread evenly over slurm.nodes = 2"]);
     let rate = run.incubate(&["plan", "--rate", "nan"]);
     assert!(rate.code == Some(2) && rate.err.contains("it must be a positive number"), "{}", rate.err);
 }
