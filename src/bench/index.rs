@@ -47,9 +47,8 @@ const BATCHES: usize = 48;
 
 /// Measures in `folder`, and leaves nothing there.
 pub fn measure(entries: usize, folder: &Path) -> Result<Report> {
-    let root = folder.join("bench-index");
-    let cache = Cache { path: folder.join("bench-index.index"), keep: true };
-    let _ = (fs::remove_dir_all(&root), fs::remove_file(&cache.path));
+    let root = folder.join(format!("bench-index-{}", std::process::id()));
+    let cache = Cache { path: root.with_extension("index"), keep: true };
     (0..CLASSES).try_for_each(|class| fs::create_dir_all(root.join(name_of(class))))?;
     let measured = measure_in(entries, &root, &cache);
     let _ = (fs::remove_dir_all(&root), fs::remove_file(&cache.path));

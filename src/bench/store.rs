@@ -38,10 +38,16 @@ pub struct Report {
 /// config's target with its optimiser state by us and as many bytes by dd, in turn. What it writes into `config.run.dir` it
 /// removes.
 pub fn measure(mut config: Config, every: u64, pairs: usize) -> Result<Report> {
-    config.run.dir = config.run.dir.join("bench-store");
+    config.run.dir = config.run.dir.join(format!("bench-store-{}", std::process::id()));
     config.run.checkpoint_every = Interval::Never;
     let dir = config.run.dir.clone();
+    let measured = measure_in(&dir, config, every, pairs);
     let _ = std::fs::remove_dir_all(&dir);
+    let _ = dir.parent().map(std::fs::remove_dir);
+    measured
+}
+
+fn measure_in(dir: &Path, config: Config, every: u64, pairs: usize) -> Result<Report> {
     let checkpoint = Checkpoint::of(&config);
     let (without, with) = blocks(config, every, pairs)?;
     let (mut ours, mut dds) = (Vec::new(), Vec::new());
@@ -49,8 +55,6 @@ pub fn measure(mut config: Config, every: u64, pairs: usize) -> Result<Report> {
         ours.push(checkpoint.write(&dir.join("checkpoint.h5"))?);
         dds.push(dd(&dir.join("dd"), checkpoint.bytes())?);
     }
-    std::fs::remove_dir_all(&dir)?;
-    let _ = dir.parent().map(std::fs::remove_dir);
     let ratios = ours.iter().zip(&dds).map(|(ours, dd)| dd / ours).collect();
     let megabytes = checkpoint.bytes() as f64 / 1e6;
     let (without, with) = (median(without), median(with));

@@ -5,7 +5,7 @@ use crate::config::Format;
 use crate::data::{self, packed, shard};
 use crate::error::Failure;
 use crate::store::{RunDir, artefact};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 /// Reads everything whole; names each damaged file and fails with the first.
@@ -52,14 +52,18 @@ fn verify_file(file: &Path) -> Result<String> {
 fn artefacts_in(folder: &Path) -> Result<Vec<PathBuf>> {
     RunDir::config_of(folder)?;
     let run = RunDir { path: folder.into() };
-    let in_folder = |path: &Path| -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-        let mut found: Vec<PathBuf> =
-            entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "h5")).collect();
+    let mut files = Vec::new();
+    for path in [folder, &run.file("checkpoints")] {
+        let entries = match std::fs::read_dir(path).and_then(|entries| entries.collect::<Result<Vec<_>, _>>()) {
+            // A copy of the artefacts alone.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries.with_context(|| format!("{}: cannot be listed", path.display()))?,
+        };
+        let found = entries.into_iter().map(|entry| entry.path());
+        let mut found: Vec<PathBuf> = found.filter(|p| p.extension().is_some_and(|e| e == "h5")).collect();
         found.sort();
-        found
-    };
-    let files: Vec<PathBuf> = in_folder(folder).into_iter().chain(in_folder(&run.file("checkpoints"))).collect();
+        files.append(&mut found);
+    }
     if files.is_empty() {
         return Err(Failure::Usage(format!("{}: no artefacts yet", folder.display())).into());
     }

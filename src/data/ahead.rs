@@ -1,6 +1,7 @@
 //! Things made ahead by worker threads. Worker w of W makes every W-th and the consumer takes them in turn, so that the
 //! number of workers changes nothing but the speed.
 
+use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
@@ -18,7 +19,8 @@ fn ready(workers: usize, bytes: usize) -> usize {
 pub struct Ahead<T> {
     workers: Vec<Receiver<T>>,
     next: usize,
-    threads: Vec<JoinHandle<()>>,
+    /// None where it has been waited for.
+    threads: Vec<Option<JoinHandle<()>>>,
 }
 
 impl<T: Send + 'static> Ahead<T> {
@@ -40,7 +42,7 @@ impl<T: Send + 'static> Ahead<T> {
                 }
             };
             let thread = Builder::new().name(format!("data-{worker}")).spawn(work).expect("a thread can be started");
-            (receiver, thread)
+            (receiver, Some(thread))
         };
         let (workers, threads) = (0..workers).map(start).unzip();
         Ahead { workers, next: 0, threads }
@@ -50,9 +52,16 @@ impl<T: Send + 'static> Ahead<T> {
 impl<T> Iterator for Ahead<T> {
     type Item = T;
 
-    /// The next thing; waits for it if it is not ready.
+    /// The next thing; waits for it if it is not ready. A worker's panic goes on here: what it did not make is no end of the
+    /// stream.
     fn next(&mut self) -> Option<T> {
         let thing = self.workers[self.next].recv().ok();
+        if thing.is_none()
+            && let Some(thread) = self.threads[self.next].take()
+            && let Err(panic) = thread.join()
+        {
+            resume_unwind(panic);
+        }
         self.next = (self.next + 1) % self.workers.len();
         thing
     }
@@ -62,7 +71,7 @@ impl<T> Drop for Ahead<T> {
     /// Waits for the workers to end with what they are at: none may make tensors while the program ends.
     fn drop(&mut self) {
         self.workers.clear();
-        for thread in self.threads.drain(..) {
+        for thread in self.threads.drain(..).flatten() {
             // A worker that panicked has said so.
             let _ = thread.join();
         }
@@ -82,6 +91,13 @@ mod tests {
         for workers in 1..=13 {
             assert!(workers * (ready(workers, small) + 1) * small <= BOUND, "{workers}");
         }
+    }
+
+    #[test]
+    fn a_worker_that_panics_is_no_end_of_the_stream() {
+        let stopping = |number| if number == 5 { panic!("no memory for {number}") } else { Some(number) };
+        let all = std::panic::catch_unwind(|| Ahead::start(2, 1, || stopping).collect::<Vec<usize>>());
+        assert_eq!(all.unwrap_err().downcast_ref(), Some(&"no memory for 5".to_string()));
     }
 
     #[test]

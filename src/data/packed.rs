@@ -139,13 +139,20 @@ impl Samples for Packed {
 /// Reads a shard whole and compares every sample with its checksum.
 ///
 /// # Errors
-/// [`Failure::Damaged`] that names the first damaged samples and how many there are.
+/// [`Failure::Damaged`] that names the first damaged samples and how many there are; any other if it cannot be read.
 pub fn verify(path: &Path) -> Result<Shard> {
     let shard = shard::read(path)?;
     let packed =
         Packed { starts: vec![0, shard.samples.len()], files: Files::new(vec![path.into()]), shards: vec![shard] };
     let mut bytes = Vec::new();
-    let damaged: Vec<usize> = (0..packed.len()).filter(|&row| packed.read(row, &mut bytes).is_err()).collect();
+    let mut damaged = Vec::new();
+    for row in 0..packed.len() {
+        match packed.read(row, &mut bytes) {
+            Ok(_) => {}
+            Err(error) if error.is::<Failure>() => damaged.push(row),
+            Err(error) => return Err(error.context(format!("{}: cannot be read just now; try again", path.display()))),
+        }
+    }
     let names: Vec<String> = damaged
         .iter()
         .take(5)

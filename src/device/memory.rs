@@ -77,11 +77,15 @@ fn free_in_groups(own: &str, root: &Path) -> Option<u64> {
 /// step. Call it before other threads run.
 pub fn keep_freed(keep: bool) {
     #[cfg(target_env = "gnu")]
-    for (option, value) in [(libc::M_MMAP_THRESHOLD, 1 << 30), (libc::M_TRIM_THRESHOLD, i32::MAX)] {
-        // Without it, glibc's defaults.
-        let value = if keep { value } else { 128 << 10 };
+    {
         // SAFETY: it sets a number in the allocator.
-        unsafe { libc::mallopt(option, value) };
+        let set = |option, value| unsafe { libc::mallopt(option, value) } == 1;
+        // Older versions of glibc take no more than 32 MiB. Without `keep` it is glibc's own default.
+        let thresholds: &[i32] = if keep { &[1 << 30, 32 << 20] } else { &[128 << 10] };
+        // After the second call glibc no longer raises the first by itself.
+        if thresholds.iter().any(|&bytes| set(libc::M_MMAP_THRESHOLD, bytes)) {
+            set(libc::M_TRIM_THRESHOLD, if keep { i32::MAX } else { 128 << 10 });
+        }
     }
 }
 

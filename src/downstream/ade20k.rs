@@ -73,9 +73,10 @@ pub fn evaluate(labels: &Path, predictions: &Path, zero_based: bool) -> Result<R
 }
 
 fn label_maps(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).map_err(|e| usage!("{}: {e}", folder.display()))?;
-    let mut files: Vec<PathBuf> =
-        entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "png")).collect();
+    let entries = std::fs::read_dir(folder).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+    let entries = entries.map_err(|e| usage!("{}: {e}", folder.display()))?;
+    let files = entries.into_iter().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = files.filter(|p| p.extension().is_some_and(|e| e == "png")).collect();
     require!(!files.is_empty(), "{}: it holds no .png label maps", folder.display());
     files.sort();
     Ok(files)

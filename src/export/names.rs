@@ -51,14 +51,9 @@ pub fn renamed(tensors: &[Named], column: impl Fn(&Row) -> Option<&'static str>)
 }
 
 /// Queries, keys and values are a third of the rows each.
-fn split(pattern: &str, tensor: &Tensor) -> impl Iterator<Item = Named> {
-    let thirds = tensor.chunk(3, 0);
-    ["query", "key", "value"]
-        .into_iter()
-        .zip(thirds)
-        .map(|(third, tensor)| Named { name: pattern.replace("{qkv}", third), tensor })
-        .collect::<Vec<_>>()
-        .into_iter()
+fn split(pattern: &str, tensor: &Tensor) -> Vec<Named> {
+    let thirds = ["query", "key", "value"].into_iter().zip(tensor.chunk(3, 0));
+    thirds.map(|(third, tensor)| Named { name: pattern.replace("{qkv}", third), tensor }).collect()
 }
 
 /// The row of a timm name, its block, and `weight` or `bias`.

@@ -96,35 +96,47 @@ pub fn pack(
         bad: &source.bad,
         tick,
     };
-    let parts = work.parts(source, into);
-    let mut report = Report { shards: parts.len(), ..Report::default() };
-    let mut missing = Vec::new();
-    for part in &parts {
-        match part.is_there()? {
-            Some(shard) => {
-                report.add(part, &shard)?;
-                report.kept_shards += 1;
-                tick(part.range.len() as u64);
-            }
-            None => missing.push(part),
-        }
+    let ended = work.pack(source, into);
+    if let Err(error) = &ended
+        && !Failure::is_stop(error)
+        && work.is_watched()
+    {
+        Progress::fail(work.run, "pack", &format!("{error:#}")).unwrap_or_else(|error| log::warn!("{error:#}"));
     }
-    if report.kept_shards > 0 {
-        log::info!("{}: {} of {} shards are there already", into.display(), report.kept_shards, parts.len());
-    }
-    let ended = work.run(&missing, &mut report);
-    match &ended {
-        Ok(()) => work.tell(State::Done, parts.len(), parts.len()),
-        Err(error) if Failure::is_stop(error) => {
-            let done = parts.iter().filter(|part| part.path.exists()).count();
-            work.tell(State::Stopped, done, parts.len())
-        }
-        Err(_) => {}
-    }
-    ended.map(|()| report)
+    ended
 }
 
 impl Work<'_> {
+    fn pack(&self, source: &Source, into: &Path) -> Result<Report> {
+        let parts = self.parts(source, into);
+        let mut report = Report { shards: parts.len(), ..Report::default() };
+        self.tell(State::Running, 0, parts.len());
+        let mut missing = Vec::new();
+        for part in &parts {
+            match part.is_there()? {
+                Some(shard) => {
+                    report.add(part, &shard)?;
+                    report.kept_shards += 1;
+                    (self.tick)(part.range.len() as u64);
+                }
+                None => missing.push(part),
+            }
+        }
+        if report.kept_shards > 0 {
+            log::info!("{}: {} of {} shards are there already", into.display(), report.kept_shards, parts.len());
+        }
+        let ended = self.run(&missing, &mut report);
+        match &ended {
+            Ok(()) => self.tell(State::Done, parts.len(), parts.len()),
+            Err(error) if Failure::is_stop(error) => {
+                let done = parts.iter().filter(|part| part.path.exists()).count();
+                self.tell(State::Stopped, done, parts.len())
+            }
+            Err(_) => {}
+        }
+        ended.map(|()| report)
+    }
+
     /// Encodes one shard after the other, while a thread writes the one before.
     fn run(&self, missing: &[&Part], report: &mut Report) -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads).build()?;
@@ -159,9 +171,14 @@ impl Work<'_> {
         })
     }
 
-    /// A heartbeat, in shards, where the run directory is there. One that is lost costs nothing.
+    /// Whether there is a run directory to tell `status` in.
+    fn is_watched(&self) -> bool {
+        self.run.join("progress").is_dir()
+    }
+
+    /// A heartbeat, in shards. One that is lost costs nothing.
     fn tell(&self, state: State, done: usize, total: usize) {
-        if self.run.join("progress").is_dir() {
+        if self.is_watched() {
             let progress = Progress { state, step: done as u64, steps: total as u64, ..Progress::begun("pack") };
             progress.write(self.run).unwrap_or_else(|error| log::warn!("{error:#}"));
         }

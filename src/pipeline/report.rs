@@ -50,16 +50,17 @@ pub fn write(plan: &Plan, run: &RunDir, rows: &[Row]) -> Result<()> {
     }
     html += "<h2>Curves</h2>";
     for phase in plan.wanted() {
-        html += &curves(plan, run, phase);
+        html += &curves(plan, run, phase)?;
     }
     let _ = write!(html, "<h2>Config</h2><pre>{}</pre>", escaped(&config.to_toml()));
     durable::replace_bytes(&run.file("report.html"), html.as_bytes())
 }
 
 /// The loss and accuracy of one row of the table of phases: all modules in one picture.
-fn curves(plan: &Plan, run: &RunDir, phase: &Phase) -> String {
+fn curves(plan: &Plan, run: &RunDir, phase: &Phase) -> Result<String> {
     let phases = plan.phases(phase);
-    let logged: Vec<_> = phases.iter().map(|phase| (&phase.name, metrics::read(&run.logs(&phase.name)))).collect();
+    let logged = phases.iter().map(|phase| Ok((&phase.name, metrics::read(&run.logs(&phase.name))?)));
+    let logged: Vec<_> = logged.collect::<Result<_>>()?;
     let most = (POINTS / logged.len()).max(FEWEST);
     let picture = |(key, title): (&str, &str)| {
         let curves =
@@ -69,7 +70,7 @@ fn curves(plan: &Plan, run: &RunDir, phase: &Phase) -> String {
         let (x, y) = (Axis::around("step", values().map(|p| p.0)), Axis::around(title, values().map(|p| p.1)));
         if all.is_empty() { String::new() } else { svg::curves(&format!("{}: {title}", phase.name), x, y, &all) }
     };
-    [("loss", "training loss"), ("test/top1", "test top-1 %")].map(picture).concat()
+    Ok([("loss", "training loss"), ("test/top1", "test top-1 %")].map(picture).concat())
 }
 
 /// The logged values of a key by step, thinned out to about `most`, the last one always among them.

@@ -23,6 +23,11 @@ pub fn assignment(rank: usize, ranks: usize, modules: usize) -> Assignment {
     }
 }
 
+/// How many ranks train a module.
+pub fn ranks_of(module: usize, ranks: usize, modules: usize) -> usize {
+    if ranks <= modules { 1 } else { members(module, ranks, modules).len() }
+}
+
 fn members(module: usize, ranks: usize, modules: usize) -> Range<usize> {
     module * ranks / modules..(module + 1) * ranks / modules
 }
@@ -70,6 +75,9 @@ mod tests {
                     }
                 }
                 assert!(trained.iter().all(Option::is_some), "{ranks} ranks leave out a module of {modules}");
+                for (module, group) in trained.into_iter().flatten().enumerate() {
+                    assert_eq!(ranks_of(module, ranks, modules), group.len());
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::config::{Config, DeviceChoice, Ranks, Training};
 use crate::random::key_of_text;
 use crate::require;
 use anyhow::Result;
-use groups::assignment;
+use groups::ranks_of;
 use parameters::{Parameter, parameters};
 use phases::{Depths, E2E, PHASES, Phase, Start, Trains};
 use std::ops::Range;
@@ -145,10 +145,7 @@ impl Plan {
             Ranks::World => ranks,
             Ranks::Zero if self.gpus_per_node() > 0 => ranks.min(self.ranks_per_node()),
             Ranks::Zero => 1,
-            Ranks::Group => (0..ranks)
-                .map(|rank| assignment(rank, ranks, stages))
-                .find(|part| part.modules.contains(&index.unwrap_or(0)))
-                .map_or(1, |part| part.group.len()),
+            Ranks::Group => ranks_of(index.unwrap_or(0), ranks, stages),
         }
     }
 

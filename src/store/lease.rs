@@ -237,15 +237,6 @@ pub fn holder(run: &RunDir, phase: &str) -> Option<Holder> {
     newest(&run.file("leases"), phase).ok()??.1.filter(|holder| !holder.released)
 }
 
-/// Whether somebody else than this process holds a phase: then none of its files are this process's to remove.
-pub fn is_anothers(run: &RunDir, phase: &str) -> bool {
-    let pid = std::process::id();
-    let ours = |holder: &Holder| {
-        holder.pid == pid && holder.machine == machine() && Some(holder.started) == process_start(pid)
-    };
-    holder(run, phase).is_some_and(|holder| !ours(&holder))
-}
-
 /// This process's Slurm job as `squeue` names it: `17`, or `17_2` for a task of an array.
 pub fn slurm_job() -> Option<String> {
     let variable = |name: &str| std::env::var(name).ok();
@@ -382,10 +373,9 @@ mod tests {
         let other = Holder { pid: lease.holder.pid + 1, ..lease.holder.clone() };
         let fence = Fence { generation: 2, ..lease.fence().clone() };
         assert!(fence.create(&other).unwrap());
-        run.prune_checkpoints("meta", 9, 1);
+        run.prune_checkpoints("meta", 9, 1, Some(lease.fence()));
         assert!(left.exists() && run.checkpoints("meta").unwrap().len() == 2, "the ghost removes nothing");
-        fence.write(&lease.holder).unwrap();
-        run.prune_checkpoints("meta", 9, 1);
+        run.prune_checkpoints("meta", 9, 1, Some(&fence));
         assert!(!left.exists() && run.checkpoints("meta").unwrap().len() == 1);
     }
 

@@ -22,7 +22,7 @@ impl Metrics {
     pub fn open(folder: &Path, step: u64) -> Result<Metrics> {
         std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
         let path = folder.join("metrics.jsonl");
-        let kept: Vec<Map<String, Value>> = read(folder)
+        let kept: Vec<Map<String, Value>> = read(folder)?
             .into_iter()
             .filter(|line| line.get("step").and_then(Value::as_u64).is_some_and(|s| s <= step))
             .collect();
@@ -49,8 +49,38 @@ impl Metrics {
     }
 }
 
-/// The logged lines of a phase; a torn last line is left out.
-pub fn read(folder: &Path) -> Vec<Map<String, Value>> {
-    let text = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+/// The logged lines of a phase; torn ones are left out.
+///
+/// # Errors
+/// They cannot be read, which is not to be taken for none.
+pub fn read(folder: &Path) -> Result<Vec<Map<String, Value>>> {
+    let path = folder.join("metrics.jsonl");
+    let bytes = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.with_context(|| format!("{}: cannot be read just now; try again", path.display()))?,
+    };
+    Ok(String::from_utf8_lossy(&bytes).lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_torn_costs_its_line_alone_and_what_cannot_be_read_is_not_begun_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        std::fs::write(
+            &path,
+            b"{\"step\":1,\"loss\":2.5}\n{\"step\":2,\"l\xff\0\0\n{\"step\":3,\"loss\":1.5}\n{\"step\":4",
+        )
+        .unwrap();
+        drop(Metrics::open(folder.path(), 3).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1,\"loss\":2.5}\n{\"step\":3,\"loss\":1.5}\n");
+        // Reading a folder fails, as a file does whose server is away.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let error = format!("{:#}", Metrics::open(folder.path(), 3).err().unwrap());
+        assert!(error.contains("metrics.jsonl: cannot be read just now"), "{error}");
+    }
 }

@@ -14,7 +14,8 @@
 //! ```
 
 use super::artefact::{self, Artefact};
-use super::{durable, lease};
+use super::durable;
+use super::lease::Fence;
 use crate::config::Config;
 use crate::error::Failure;
 use crate::plan::phases::{ASSEMBLED, FINETUNE};
@@ -120,9 +121,10 @@ impl RunDir {
 
     /// Removes all but the newest `keep` checkpoints of a phase up to `step`, those of later steps, which were refused when
     /// it resumed, and what killed writers left half written: the caller is the phase's one writer, and has none in the
-    /// making. One that has lost the phase removes nothing. What cannot be removed is only warned of.
-    pub fn prune_checkpoints(&self, phase: &str, step: u64, keep: usize) {
-        if lease::is_anothers(self, phase) {
+    /// making. One that has lost the phase, as its fence tells, removes nothing. What cannot be removed is only warned of.
+    pub fn prune_checkpoints(&self, phase: &str, step: u64, keep: usize, fence: Option<&Fence>) {
+        if let Err(error) = fence.map_or(Ok(()), Fence::check) {
+            log::warn!("{error:#}");
             return;
         }
         let listed = self.in_checkpoints().and_then(|paths| Ok((paths, self.checkpoints(phase)?)));
@@ -187,7 +189,7 @@ mod tests {
         let steps = || run.checkpoints("meta").unwrap().into_iter().map(|(step, _)| step).collect::<Vec<_>>();
         for (step, left) in [(5, vec![5]), (10, vec![10, 5]), (15, vec![15, 10])] {
             write(step);
-            run.prune_checkpoints("meta", step, 2);
+            run.prune_checkpoints("meta", step, 2, None);
             assert_eq!(steps(), left);
         }
     }

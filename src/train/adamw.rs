@@ -25,12 +25,16 @@ pub struct AdamW {
 
 /// The numbers of one pass, the same for every parameter.
 struct Pass {
+    /// What the gradients are multiplied by, to clip them.
     scale: f32,
     beta1: f32,
     beta2: f32,
+    /// The learning rate over the first moment's bias correction 1 − β₁ᵗ.
     step_size: f32,
+    /// √(1 − β₂ᵗ), the second moment's.
     root_correction: f32,
     eps: f32,
+    /// What weight decay leaves: 1 − learning rate · weight decay.
     keep: f32,
 }
 
@@ -82,8 +86,8 @@ impl AdamW {
         self.ema.as_ref()
     }
 
-    /// One update, after bringing the gradients' global norm down to `clip` (0: no limit). None where the loss is not
-    /// finite: nor are then its gradients.
+    /// One update, after bringing the gradients' global norm down to `clip` (0: no limit). Nothing changes where the
+    /// loss is not finite: nor are then its gradients.
     pub fn step(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         self.steps += 1;
         flat.wait_for_loan();

@@ -1,15 +1,18 @@
 //! Checkpoints beside the training: a thread writes the file. From host memory it writes the trainer's own flat buffers,
 //! which the next update leaves alone until they are in the file; a GPU's it writes from a copy.
 
+use super::step::Stepper;
 use super::{Setting, Trainer};
 use crate::config::Interval;
+use crate::data::loader::{Loader, Mixing};
 use crate::driver::{PinnedMemory, cuda};
 use crate::model::Loan;
 use crate::plan::PhasePlan;
 use crate::store::lease::Fence;
 use crate::store::{Header, RunDir, artefact};
-use crate::weights::floats;
+use crate::weights::{Weights, floats};
 use anyhow::{Result, anyhow};
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -45,7 +48,8 @@ struct Snapshot {
 
 struct Written {
     buffers: Buffers,
-    took: Duration,
+    /// None where the weights are not finite, and so were not written.
+    took: Option<Duration>,
 }
 
 /// Where and how the writer writes.
@@ -97,20 +101,27 @@ impl Checkpoints {
         Ok(self.spare.is_some() && self.due.is_now(step, self.save_s))
     }
 
-    /// Writes a checkpoint of this very step and waits until it is on disk.
-    pub fn save_now(&mut self, trainer: &mut Trainer) -> Result<()> {
+    /// Writes a checkpoint of this very step and waits until it is on disk. False where its weights are not finite.
+    pub fn save_now(&mut self, trainer: &mut Trainer) -> Result<bool> {
         self.finish()?;
         self.begin(trainer)?;
-        self.finish()
+        let written = self.receive()?;
+        let is_saved = written.took.is_some();
+        self.take_back(written);
+        Ok(is_saved)
     }
 
     /// Waits for what is being written.
     pub fn finish(&mut self) -> Result<()> {
         if self.spare.is_none() {
-            let written = self.written.recv().map_err(|_| anyhow!("the checkpoint writer has died"))?;
-            self.take_back(written?);
+            let written = self.receive()?;
+            self.take_back(written);
         }
         Ok(())
+    }
+
+    fn receive(&self) -> Result<Written> {
+        self.written.recv().map_err(|_| anyhow!("the checkpoint writer has died"))?
     }
 
     /// The orderly end, which gives back what copies lay in.
@@ -129,7 +140,7 @@ impl Checkpoints {
     }
 
     fn take_back(&mut self, written: Written) {
-        self.save_s = Some(written.took.as_secs_f64());
+        self.save_s = written.took.map(|took| took.as_secs_f64()).or(self.save_s);
         self.spare = Some(written.buffers);
     }
 
@@ -193,27 +204,61 @@ impl Writer {
     fn write_all(&self, snapshots: &Receiver<Snapshot>, done: &Sender<Result<Written>>) {
         for Snapshot { header, buffers, loan } in snapshots {
             let began = Instant::now();
-            let written = self.write(&header, &buffers, loan).map(|()| Written { buffers, took: began.elapsed() });
+            let written = self.write(&header, &buffers, loan);
+            let written = written.map(|is_written| Written { buffers, took: is_written.then(|| began.elapsed()) });
             if done.send(written).is_err() {
                 break;
             }
         }
     }
 
-    fn write(&self, header: &Header, buffers: &Buffers, loan: Option<Loan>) -> Result<()> {
+    /// Whether it could: weights that are not finite are no checkpoint.
+    fn write(&self, header: &Header, buffers: &Buffers, loan: Option<Loan>) -> Result<bool> {
         if !floats(&buffers.weights).iter().all(|weight| weight.is_finite()) {
             // The next step's loss says it loudly, and names the last good one.
             log::warn!("{}: the weights of step {} are not finite; no checkpoint of them", self.phase, header.step);
-            return Ok(());
+            return Ok(false);
         }
         let state = buffers.state.iter().map(|(name, tensor)| (*name, tensor));
         let all: Vec<(&str, &Tensor)> = std::iter::once(("weights", &buffers.weights)).chain(state).collect();
         let path = self.run.checkpoint(&self.phase, header.step);
         // What is left to do then, such as waiting for the disk, needs the buffers no more.
         artefact::write_checkpoint(&path, header, &all, self.fence.as_ref(), || drop(loan))?;
-        self.run.prune_checkpoints(&self.phase, header.step, self.keep);
-        Ok(())
+        self.run.prune_checkpoints(&self.phase, header.step, self.keep, self.fence.as_ref());
+        Ok(true)
     }
+}
+
+/// Seconds that blocks of `every` steps take from `start` on, in pairs: without a checkpoint, and with one that begins
+/// with the block and is in place at its end.
+pub fn time_checkpoints(
+    setting: &Setting,
+    phase: &PhasePlan,
+    start: Weights,
+    every: u64,
+    pairs: usize,
+) -> Result<Vec<(f64, f64)>> {
+    let mut trainer = Trainer::resume(setting, phase, start, None)?;
+    let mut stepper = Stepper::new(setting.plan, phase, setting.group);
+    let mut loader = Loader::start(setting.plan, phase, setting.source, 0, 1, 0, Mixing::Host);
+    let header = trainer.header(setting.plan, phase, None, BTreeMap::new());
+    let mut checkpoints = Checkpoints::start(setting, phase, header, &trainer)?;
+    let mut block = |with: bool| -> Result<f64> {
+        let began = Instant::now();
+        if with {
+            checkpoints.begin(&mut trainer)?;
+        }
+        for _ in 0..every {
+            let lr = phase.lr(trainer.step);
+            stepper.step(&mut trainer.network, &mut trainer.optimiser, &mut loader, trainer.step, lr)?;
+            trainer.step += 1;
+        }
+        checkpoints.finish()?;
+        Ok(began.elapsed().as_secs_f64())
+    };
+    // The first block pays for what is set up once.
+    block(true)?;
+    (0..pairs).map(|_| Ok((block(false)?, block(true)?))).collect()
 }
 
 /// Mean time between failures of one job, in seconds. The interval goes with its root, so the order of magnitude will do:

@@ -20,11 +20,11 @@ use crate::weights::{Weights, on_device};
 use adamw::AdamW;
 use anyhow::{Context, Result, anyhow};
 use checkpoints::Checkpoints;
+pub use checkpoints::time_checkpoints;
 use logging::Logging;
 pub use logging::waited;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 use step::Stepper;
 use tch::{Device, Tensor};
 
@@ -71,38 +71,6 @@ pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&s
         Err(_) => {}
     }
     result
-}
-
-/// Seconds that blocks of `every` steps take from `start` on, in pairs: without a checkpoint, and with one that begins
-/// with the block and is in place at its end.
-pub fn time_checkpoints(
-    setting: &Setting,
-    phase: &PhasePlan,
-    start: Weights,
-    every: u64,
-    pairs: usize,
-) -> Result<Vec<(f64, f64)>> {
-    let mut trainer = Trainer::resume(setting, phase, start, None)?;
-    let mut stepper = Stepper::new(setting.plan, phase, setting.group);
-    let mut loader = Loader::start(setting.plan, phase, setting.source, 0, 1, 0, Mixing::Host);
-    let header = trainer.header(setting.plan, phase, None, BTreeMap::new());
-    let mut checkpoints = Checkpoints::start(setting, phase, header, &trainer)?;
-    let mut block = |with: bool| -> Result<f64> {
-        let began = Instant::now();
-        if with {
-            checkpoints.begin(&mut trainer)?;
-        }
-        for _ in 0..every {
-            let lr = phase.lr(trainer.step);
-            stepper.step(&mut trainer.network, &mut trainer.optimiser, &mut loader, trainer.step, lr)?;
-            trainer.step += 1;
-        }
-        checkpoints.finish()?;
-        Ok(began.elapsed().as_secs_f64())
-    };
-    // The first block pays for what is set up once.
-    block(true)?;
-    (0..pairs).map(|_| Ok((block(false)?, block(true)?))).collect()
 }
 
 impl Trainer {
@@ -194,7 +162,7 @@ impl Trainer {
             let header = self.header(plan, phase, meta, metrics);
             let weights = self.network.flat().layout().named(&self.evaluated_weights().to_device(Device::Cpu));
             artefact::write(&run.file(&phase.file), &header, &weights, lease.map(Lease::fence))?;
-            run.prune_checkpoints(&phase.name, self.step, 0);
+            run.prune_checkpoints(&phase.name, self.step, 0, lease.map(Lease::fence));
         }
         group.barrier()
     }
@@ -208,7 +176,10 @@ impl Trainer {
         logging: &mut Logging,
     ) -> Result<()> {
         if let Some(checkpoints) = checkpoints {
-            checkpoints.save_now(self)?;
+            if !checkpoints.save_now(self)? {
+                // Nor will be the next step's loss.
+                return self.not_finite(setting, phase, self.step, Some(checkpoints));
+            }
             logging.saved(checkpoints.save_s());
         }
         // None leaves while another may still be at the sum that told it to.

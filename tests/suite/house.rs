@@ -26,20 +26,38 @@ fn module_of(path: &Path, root: &Path) -> String {
     Path::new(&first).file_stem().unwrap().to_string_lossy().into_owned()
 }
 
+/// The modules that a text names as `crate::word::…`, `use crate::word;` or in the list of a `use crate::{…};`.
+fn imports(text: &str) -> Vec<String> {
+    let word = |text: &str| -> String { text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
+    let macros = ["require", "usage"];
+    let mut found = Vec::new();
+    for (before, after) in text.match_indices("crate::").map(|(at, found)| (&text[..at], &text[at + found.len()..])) {
+        match after.strip_prefix('{') {
+            Some(list) => {
+                let list = &list[..list.find("};").expect("the list has an end")];
+                assert!(!list.contains('{'), "a list within a list: {list}");
+                found.extend(list.split(',').map(|item| word(item.trim())));
+            }
+            None if after[word(after).len()..].starts_with("::") || before.ends_with("use ") => found.push(word(after)),
+            // A macro in passing.
+            None => {}
+        }
+    }
+    found.retain(|word| !word.is_empty() && !macros.contains(&word.as_str()));
+    found
+}
+
 #[test]
 fn a_file_imports_only_from_lower_floors() {
+    let forms = "use crate::a;\nuse crate::{b, usage};\ncrate::c::act(crate::require!(true))";
+    assert_eq!(imports(forms), ["a", "b", "c"]);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for path in sources(&root).iter().filter(|p| !p.ends_with("lib.rs")) {
         let own = module_of(path, &root);
         let (floor, _) = place(&own);
         let text = std::fs::read_to_string(path).unwrap();
-        for import in text.split("crate::").skip(1) {
-            let used: String = import.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            let followed = import[used.len()..].starts_with("::");
-            if !followed || used == own {
-                continue;
-            }
-            let (below, _) = place(&used);
+        for used in imports(&text).iter().filter(|used| **used != own) {
+            let (below, _) = place(used);
             // Floors 0 and 1 hold several words each that may use one another.
             let same_base = floor == below && floor <= 1;
             assert!(below < floor || same_base, "{}: imports crate::{used}", path.display());

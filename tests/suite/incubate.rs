@@ -121,7 +121,7 @@ impl Incubate {
 
     /// The losses that a phase logged, by step.
     pub fn losses(&self, phase: &str) -> Vec<f64> {
-        let lines = incubate::store::metrics::read(&self.run_dir.join("logs").join(phase));
+        let lines = incubate::store::metrics::read(&self.run_dir.join("logs").join(phase)).unwrap();
         lines.iter().filter_map(|line| line.get("loss")?.as_f64()).collect()
     }
 

@@ -134,7 +134,21 @@ fn a_config_may_say_what_it_is_packed_from() {
         images.path("images")
     );
     let run = Incubate::with(&config);
+    // In a run directory `status` tells how packing goes.
+    run.ok(&["submit", "--dry-run"]);
+    let status = || {
+        let ended = ended(plain(&["status", "--json", run.run_dir.to_str().unwrap()]).output().unwrap()).ok();
+        serde_json::from_str::<Value>(&ended.out).unwrap()[0].clone()
+    };
+    let (image, away) = (images.path("images/train/class-00/0001.jpg"), images.path("away.jpg"));
+    std::fs::copy(&image, &away).unwrap();
+    std::fs::write(&image, b"").unwrap();
+    run.incubate(&["pack"]).fails(2, &["0001.jpg", "empty"]);
+    let line = status();
+    assert!(line["state"] == "failed" && line["why"].as_str().unwrap().contains("0001.jpg"), "{line}");
+    std::fs::rename(&away, &image).unwrap();
     run.ok(&["pack"]);
+    assert_eq!(status()["state"], "done");
     verify(&images.path("pack")).ok();
     let dry = run.set("data.path=\"nowhere\"").incubate(&["submit", "--dry-run", "--json"]);
     assert_eq!(json(&dry)[0]["name"], "pack");

@@ -88,6 +88,7 @@ fn tensorboard_events_have_valid_checksums_and_the_values_of_metrics_jsonl() {
         })
         .collect();
     let logged: Vec<(String, u64, f32)> = incubate::store::metrics::read(&logs)
+        .unwrap()
         .iter()
         .flat_map(|line| {
             let step = line["step"].as_u64().unwrap();
