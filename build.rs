@@ -16,7 +16,7 @@ fn main() {
         );
         return;
     }
-    const SHIM: &str = "src/model/libtorch.cpp";
+    const SHIM: &str = "src/libtorch.cpp";
     println!("cargo::rerun-if-changed={SHIM}");
     cc::Build::new()
         .cpp(true)

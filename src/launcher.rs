@@ -1,10 +1,16 @@
 //! What the launcher, mpirun or Slurm, says of this process before MPI is up: its rank, its node's ranks, its cores.
 
-/// The cores that this rank may compute on: those it is bound to, or its part of those that the node's ranks share.
+use std::sync::OnceLock;
+
+/// The cores that this rank may compute on: those it is bound to, or its part of those that the node's ranks share. As the
+/// first call finds them: threads that are pinned later see fewer.
 pub fn cores_of_this_rank() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let on_node = std::env::var("SLURM_CPUS_ON_NODE").ok().and_then(|text| text.parse().ok());
-    share(cores, ranks_on_this_node(), launchers_cores(), on_node)
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let on_node = std::env::var("SLURM_CPUS_ON_NODE").ok().and_then(|text| text.parse().ok());
+        share(cores, ranks_on_this_node(), launchers_cores(), on_node)
+    })
 }
 
 /// Whose cores are they? A launcher that has more itself has bound this rank to its own. So has Slurm, if such shares are

@@ -25,7 +25,7 @@
 //! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
 //! 1  resample           position embeddings and patch kernels at another size
 //! 1  launcher           what mpirun or Slurm says of this process
-//! 1  driver             the NVIDIA driver's library, loaded at run time
+//! 1  driver, libtorch    the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind
 //! 1  seal               what finds damage before a byte of an HDF5 file is parsed
 //! 1  svg                pictures of curves and of a confusion matrix
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
@@ -70,6 +70,7 @@ pub mod error;
 pub mod export;
 pub mod import;
 pub mod launcher;
+pub mod libtorch;
 pub mod model;
 pub mod pack;
 pub mod pipeline;

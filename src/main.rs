@@ -3,12 +3,13 @@
 use clap::Parser;
 use incubate::cli::{Cli, dispatch};
 use incubate::collective::mpi::World;
-use incubate::device::memory;
+use incubate::device::{cuda, memory};
 use incubate::error::{Failure, exit_code};
 use incubate::launcher::launched_rank;
 use incubate::pipeline::bars::{LogTarget, on_a_terminal};
 use incubate::train::STOP;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -29,13 +30,21 @@ fn main() -> ExitCode {
     }
     let world = match if cli.command.trains() { World::join() } else { Ok(World::alone()) } {
         Ok(world) => world,
-        Err(error) => return finish(&error, None),
+        Err(error) => return ExitCode::from(finish(&error, None)),
     };
     abort_on_panic();
-    match dispatch(&cli.command, &world) {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match dispatch(&cli.command, &world) {
+        Ok(()) => 0,
         Err(error) => finish(&error, Some(&world)),
+    };
+    drop(world);
+    if cuda().is_ok() {
+        let _ = std::io::stdout().flush();
+        // All is written; what CUDA's and NCCL's libraries clear up at exit can only go wrong.
+        // SAFETY: it ends the process.
+        unsafe { libc::_exit(code.into()) };
     }
+    ExitCode::from(code)
 }
 
 /// Asks for a stop at the next step. A second Ctrl-C does not wait for it; Slurm's warning and its TERM after that do.
@@ -45,12 +54,12 @@ fn stop(signal: i32) {
     }
 }
 
-/// Prints the error once in the whole world, and takes the world down unless it stops in order.
-fn finish(error: &anyhow::Error, world: Option<&World>) -> ExitCode {
+/// Prints the error once in the whole world, and takes the world down unless it stops in order. Returns the exit code.
+fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
     let code = exit_code(error);
     if Failure::is_stop(error) {
         log::warn!("{error:#}");
-        return ExitCode::from(code);
+        return code;
     }
     let failure = error.chain().find_map(|e| e.downcast_ref::<Failure>());
     match (failure, world) {
@@ -61,7 +70,7 @@ fn finish(error: &anyhow::Error, world: Option<&World>) -> ExitCode {
     }
     match world {
         Some(world) => world.abort(code),
-        None => ExitCode::from(code),
+        None => code,
     }
 }
 
@@ -101,7 +110,6 @@ fn start_logging(cli: &Cli) {
         .parse_env("INCUBATE_LOG")
         .target(env_logger::Target::Pipe(Box::new(LogTarget)))
         .format(move |out, record| {
-            use std::io::Write;
             let tag = if many { format!(" [{rank}]") } else { String::new() };
             let time = out.timestamp_seconds();
             writeln!(out, "{time} {}{tag} {}", record.level(), record.args())

@@ -60,7 +60,7 @@ pub fn curves(title: &str, x: Axis, y: Axis, curves: &[Curve]) -> String {
         let _ = write!(
             body,
             "<path d=\"M{at:.1} 0V{SIDE}\" stroke=\"#ddd\"/><text x=\"{at:.1}\" y=\"{}\">{text}</text>",
-            SIDE + 18.0
+            SIDE + 20.0
         );
     }
     for (value, text) in y.ticks() {
@@ -93,7 +93,7 @@ pub fn curves(title: &str, x: Axis, y: Axis, curves: &[Curve]) -> String {
                 body,
                 "<text x=\"{}\" y=\"{}\" fill=\"hsl({hue} 70% 45%)\" text-anchor=\"start\">{name}</text>",
                 SIDE + 10.0,
-                14 + 18 * index
+                15 + 18 * index
             );
         }
     }
@@ -125,8 +125,8 @@ fn page(title: &str, x: &str, y: &str, legend: f64, body: &str) -> String {
     let (width, height) = (SIDE + 2.0 * MARGIN + legend, SIDE + 2.0 * MARGIN);
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
-         font-size=\"12\" text-anchor=\"middle\"><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\
-         <g transform=\"translate({MARGIN} {MARGIN})\"><text x=\"{0}\" y=\"-20\" font-size=\"16\">{1}</text>\
+         font-size=\"15\" text-anchor=\"middle\"><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\
+         <g transform=\"translate({MARGIN} {MARGIN})\"><text x=\"{0}\" y=\"-20\" font-size=\"20\">{1}</text>\
          <text x=\"{0}\" y=\"{2}\">{3}</text><text transform=\"rotate(-90)\" x=\"-{0}\" y=\"-42\">{4}</text>{body}</g></svg>\n",
         SIDE / 2.0,
         escaped(title),

@@ -1,6 +1,7 @@
 //! What the rooms exchange: tensors by stage and name, and their numbers as slices.
 
 use crate::driver::cuda;
+use crate::libtorch;
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use tch::{Device, Kind, Tensor};
@@ -13,18 +14,33 @@ pub fn on_device(weights: &Weights, device: Device) -> Weights {
     weights.iter().map(|(key, tensor)| (key.clone(), tensor.to_device(device))).collect()
 }
 
-/// Held by those who pin a tensor, or by one that keeps them from it.
+/// Held by those who pin memory, or by one that keeps them from it.
 static PINNING: RwLock<()> = RwLock::new(());
 
-/// A host tensor in pinned memory, from which a GPU takes it beside its work; as it is where `device` is no GPU. (libtorch's
-/// `pin_memory` warns about its device at every call; this is what it calls.)
-pub fn pinned(tensor: Tensor, device: Device) -> Tensor {
-    let Device::Cuda(number) = device else { return tensor };
+/// An fp32 host tensor of any content, from whose pinned memory a GPU takes it beside its work; none where `device` is no GPU.
+pub fn empty_pinned(sizes: &[i64], device: Device) -> Option<Tensor> {
+    let Device::Cuda(number) = device else { return None };
     // libtorch asks here which of the GPU's copies are done, in this thread.
     let current = cuda().and_then(|driver| driver.make_current(number));
     current.unwrap_or_else(|error| panic!("{error:#}"));
     let _held = PINNING.read().unwrap_or_else(PoisonError::into_inner);
-    tensor.internal_pin_memory(device)
+    Some(libtorch::empty_pinned(sizes))
+}
+
+/// An fp32 host tensor in pinned memory; as it is where `device` is no GPU.
+pub fn pinned(tensor: Tensor, device: Device) -> Tensor {
+    match empty_pinned(&tensor.size(), device) {
+        Some(mut copy) => {
+            copy.copy_(&tensor);
+            copy
+        }
+        None => tensor,
+    }
+}
+
+/// A host tensor on a device; from pinned memory without waiting for it.
+pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
+    tensor.to_device_(device, tensor.kind(), true, false)
 }
 
 /// While it is held nobody in this process begins to pin memory, which can wait for a GPU and have others wait for it.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a tarball that runs on nodes of the same processor family without installing anything: the program, its MPI and
-# HDF5 with their plug-ins, and a launcher. Build once, unpack on the shared file system, run everywhere.
+# HDF5 with their plug-ins, and a launcher. Build once, unpack on the shared file system, run on every node whose C library
+# (glibc) is as new as this machine's: build on the oldest system that you have.
 #   tools/bundle.sh [--with-libtorch] [FILE]          default: target/incubate-VERSION-ARCH.tar.gz
 # Without libtorch inside (about 500 MB), set LIBTORCH on the nodes to a libtorch 2.11.0, or to the folder `torch` of a
 # Python that has it. To use a site's own Open MPI 4 in place of the bundled one, set MPI_LIB to its lib folder.

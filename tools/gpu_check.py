@@ -252,7 +252,8 @@ def step_benchmark(stage, pairs):
         for _ in range(pairs):
             reports.append(json.loads(program.run(ours, sets).stdout))
             done = subprocess.run(peer, text=True, capture_output=True, timeout=540)
-            assert done.returncode == 0, done.stderr[-2000:]
+            # Our figure is worth keeping all the same.
+            assert done.returncode == 0, f"the peer failed: {done.stderr[-2000:]}; ours: {reports}"
             peers.append(json.loads(done.stdout))
         ratios = [ours["images_per_s"] / theirs["images_per_s"] for ours, theirs in zip(reports, peers)]
         return {"ratio": statistics.median(ratios), "ratios": ratios, "ours": reports[-1], "peer": peers[-1]}

@@ -90,7 +90,9 @@ def main():
         step()
         times.append(time.perf_counter() - began)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = torch.cuda.max_memory_allocated() if cuda else resident
+    # On a GPU what is taken of it, context and cache included, as the program tells it.
+    free, total = torch.cuda.mem_get_info() if cuda else (0, 0)
+    peak = total - free if cuda else resident
     print(json.dumps({
         "model": a.model, "mode": a.mode, "stage": a.stage, "batch": a.batch, "dtype": a.dtype, "device": a.device,
         "threads": a.threads, "torch": torch.__version__,

@@ -49,7 +49,7 @@ pub struct Report {
     pub share: Shares,
 }
 
-/// Where the time of a step goes; together 1.
+/// Where the time of a step goes; together 1. With a GPU all but `device` is what it takes to hand it the work.
 #[derive(Debug, Serialize)]
 pub struct Shares {
     pub data: f64,
@@ -57,6 +57,8 @@ pub struct Shares {
     pub backward: f64,
     pub all_reduce: f64,
     pub optimiser: f64,
+    /// Waiting for a GPU to have done its work.
+    pub device: f64,
 }
 
 /// Sizes by name: image, patch, width, depth, heads, channels, classes; four stages of the same depth.
@@ -168,10 +170,10 @@ const WARM_UP: usize = 3;
 
 impl Shares {
     fn of(times: &Times) -> Shares {
-        let parts = [times.data, times.forward, times.backward, times.all_reduce, times.optimiser];
+        let parts = [times.data, times.forward, times.backward, times.all_reduce, times.optimiser, times.device];
         let total = parts.iter().sum::<std::time::Duration>().as_secs_f64();
-        let [data, forward, backward, all_reduce, optimiser] = parts.map(|part| part.as_secs_f64() / total);
-        Shares { data, forward, backward, all_reduce, optimiser }
+        let [data, forward, backward, all_reduce, optimiser, device] = parts.map(|part| part.as_secs_f64() / total);
+        Shares { data, forward, backward, all_reduce, optimiser, device }
     }
 }
 
@@ -185,19 +187,14 @@ fn random_batches(plan: &Plan, phase: &PhasePlan, device: Device) -> impl Iterat
     let random = |positions: std::ops::Range<usize>| {
         let b = positions.len() as i64;
         let options = (Kind::Float, Device::Cpu);
-        Batch {
-            images_bchw: pinned(Tensor::randn([b, channels, side, side], options), device),
-            targets_bc: pinned(Tensor::randn([b, classes], options).softmax(-1, Kind::Float), device),
-            mix: None,
-            positions,
-            lent: None,
-        }
+        let images_bchw = pinned(Tensor::randn([b, channels, side, side], options), device);
+        let targets_bc = pinned(Tensor::randn([b, classes], options).softmax(-1, Kind::Float), device);
+        (images_bchw, targets_bc, positions)
     };
-    let batches: Vec<Batch> = cut.into_iter().map(random).collect();
+    let batches: Vec<_> = cut.into_iter().map(random).collect();
     (0..).map(move |n: usize| {
-        let Batch { images_bchw, targets_bc, positions, .. } = &batches[n % batches.len()];
-        let (images_bchw, targets_bc) = (images_bchw.shallow_clone(), targets_bc.shallow_clone());
-        Ok(Batch { images_bchw, targets_bc, mix: None, positions: positions.clone(), lent: None })
+        let (images_bchw, targets_bc, positions) = &batches[n % batches.len()];
+        Ok(Batch::of(images_bchw.shallow_clone(), targets_bc.shallow_clone(), positions.clone()))
     })
 }
 
@@ -215,7 +212,7 @@ pub fn text(r: &Report) -> String {
     format!(
         "{} {} on {}, batch {}, {:?}, {} thread(s): {:.2} images/s (median of {} steps of {:.3} s)\n\
          {:.0} of {:.0} GFLOP/s, {:.0} % of the matrix product; peak memory {:.0} MiB\n\
-         data {:.0} %, forward {:.0} %, backward {:.0} %, all-reduce {:.0} %, optimiser {:.0} %\n",
+         data {:.0} %, forward {:.0} %, backward {:.0} %, all-reduce {:.0} %, optimiser {:.0} %, waiting for the GPU {:.0} %\n",
         r.model,
         r.work,
         r.device,
@@ -233,6 +230,7 @@ pub fn text(r: &Report) -> String {
         100.0 * r.share.forward,
         100.0 * r.share.backward,
         100.0 * r.share.all_reduce,
-        100.0 * r.share.optimiser
+        100.0 * r.share.optimiser,
+        100.0 * r.share.device
     )
 }

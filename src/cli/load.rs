@@ -60,6 +60,8 @@ impl Overrides {
 
 /// What libtorch must be told before it is first used: CUDA first of all.
 pub fn start_libtorch(config: &Config) {
+    // Before any thread is pinned.
+    cores_of_this_rank();
     device::load(config.run.device);
     tch::set_num_interop_threads(1);
     tch::set_num_threads(threads(config) as i32);
@@ -82,5 +84,6 @@ pub fn devices(config: &Config) -> Result<Devices> {
         device::tf32::allow()?;
     }
     tch::set_num_threads((threads(config) / devices.replicas()).max(1) as i32);
+    data::loader::share_cores(devices.replicas());
     Ok(devices)
 }

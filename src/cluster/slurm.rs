@@ -225,7 +225,7 @@ impl Graph<'_> {
             1 => String::new(),
             // When one rank is gone the others wait for it in a collective call, for ever but for --wait. (Not
             // --kill-on-bad-exit: 75 is a bad exit to it.)
-            ranks => format!("srun --mpi=pmix --wait=\"${{SLURM_WAIT:-60}}\" --ntasks={ranks} --cpus-per-task={cpus}"),
+            ranks => format!("srun --mpi=pmix --wait=\"${{SLURM_WAIT:-20}}\" --ntasks={ranks} --cpus-per-task={cpus}"),
         };
         // A task is requeued by its own name: the last task's number is that of the whole array.
         let (job, foreign) = match modules {

@@ -39,7 +39,8 @@ struct Shared {
 }
 
 /// Runs `act` once for each of this rank's replicas, replica zero on the calling thread. `suit_nccl` says whether
-/// this rank's devices can be joined by it. Collective over the group; so is the end of `act` if it succeeds.
+/// this rank's devices can be joined by it. Collective over the group; so is the end of `act` if it succeeds or
+/// stops as a signal asked.
 ///
 /// # Errors
 /// The first replica's own error, if any has one.
@@ -53,8 +54,12 @@ pub fn on_replicas(
     let run = |local: usize, ranks: Option<&dyn Collective>| {
         let _released = Released(&shared.meeting);
         let replica = Replica { shared: &shared, local, ranks, nccl: RefCell::default() };
-        act(&replica)?;
-        replica.nccl.into_inner().map_or(Ok(()), Nccl::leave)
+        let ended = act(&replica);
+        // After a stop, too, all have met.
+        if ended.as_ref().map_or_else(Failure::is_stop, |()| true) {
+            replica.nccl.into_inner().map_or(Ok(()), Nccl::leave)?;
+        }
+        ended
     };
     let results = std::thread::scope(|scope| {
         let run = &run;

@@ -1,46 +1,68 @@
-//! Batches ahead of the step: worker threads read and augment whole micro-batches.
+//! Batches ahead of the step: worker threads read and augment pieces of micro-batches.
 
 use super::Source;
 use super::ahead::Ahead;
-use super::mix::Mix;
+use super::mix::{BLOCK, Mix};
 use super::reader::{Reader, Reading};
 use super::sampler::{Epoch, Sampler};
-use super::spare::{Lent, Spare};
+use super::spare::{Lent, Spare, batch_bytes, room, shape};
 use crate::config::{Config, Data};
 use crate::launcher::cores_of_this_rank;
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
-use crate::weights::{floats_mut, pinned};
+use crate::weights::{floats_mut, pinned, upload};
 use anyhow::Result;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Tensor};
 
-/// One micro-batch. For a GPU its tensors are in pinned memory.
+/// One micro-batch.
 #[derive(Debug)]
 pub struct Batch {
-    /// (batch, channel, row, column), normalised.
-    pub images_bchw: Tensor,
-    /// (batch, class), each row a distribution.
-    pub targets_bc: Tensor,
-    /// What is still to be done to the images, where the device does it.
-    pub mix: Option<Mix>,
+    pieces: Vec<Piece>,
     /// Where the samples stand in the global batch.
     pub positions: Range<usize>,
+}
+
+/// Samples of a global batch, all of one block. For a GPU its tensors are in pinned memory.
+#[derive(Debug)]
+struct Piece {
+    /// (batch, channel, row, column), normalised.
+    images_bchw: Tensor,
+    /// (batch, class), each row a distribution.
+    targets_bc: Tensor,
+    /// What is still to be done to the images, where the device does it.
+    mix: Option<Mix>,
     /// The images' memory, if it is to be used again once the batch is dropped.
-    pub lent: Option<Lent>,
+    _lent: Option<Lent>,
+}
+
+/// As many samples as a worker makes at a time: few enough that a large micro-batch is made by all of them.
+const PIECE: usize = 64;
+const _: () = assert!(BLOCK.is_multiple_of(PIECE) && PIECE.is_multiple_of(2));
+
+/// Where micro-batches are cut into pieces: at multiples of [`PIECE`] in the global batch, however that is shared out.
+fn pieces(micro: &Range<usize>) -> Vec<Range<usize>> {
+    let starts = (micro.start / PIECE..micro.end.div_ceil(PIECE)).map(|piece| piece * PIECE);
+    starts.map(|start| start.max(micro.start)..(start + PIECE).min(micro.end)).collect()
 }
 
 /// An endless stream of micro-batches from some step on.
-pub struct Loader(Ahead<Result<Batch>>);
+pub struct Loader {
+    pieces: Ahead<Result<Piece>>,
+    /// The micro-batches of each step, and in how many pieces they come.
+    micro: Vec<(Range<usize>, usize)>,
+    next: usize,
+}
 
 /// Who mixes the images of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mixing {
     /// The loader's workers.
     Host,
-    /// Whoever takes the batch, on this device: [`Mix::tensor`].
+    /// This device, in [`Batch::on`].
     Device(Device),
 }
 
@@ -53,8 +75,8 @@ struct Job {
     channels: usize,
     size: usize,
     mixing: Mixing,
-    /// This replica's micro-batches of each step.
-    micro: Vec<Range<usize>>,
+    /// The pieces of this replica's micro-batches of each step.
+    pieces: Vec<Range<usize>>,
     first_step: u64,
     spare: Spare,
     /// The newest epoch's order, drawn by the first worker that comes to it.
@@ -83,6 +105,7 @@ impl Loader {
     ) -> Loader {
         let config = &plan.config;
         let global_batch = phase.training.global_batch;
+        let micro = micro_batches(share(global_batch, replica, replicas), phase.micro_batch);
         let job = Arc::new(Job {
             reading: Reading::training(config, &source.train, &source.bad),
             sampler: Sampler {
@@ -97,17 +120,19 @@ impl Loader {
             channels: config.model.channels,
             size: config.model.image_size,
             mixing,
-            micro: micro_batches(share(global_batch, replica, replicas), phase.micro_batch),
+            pieces: micro.iter().flat_map(pieces).collect(),
             first_step,
             spare: Spare::default(),
             epoch: Mutex::new(None),
         });
-        let largest = job.micro.iter().map(Range::len).max().unwrap_or(0);
+        let largest = job.pieces.iter().map(Range::len).max().unwrap_or(0);
         let bytes = batch_bytes(largest, job.channels, job.size, matches!(mixing, Mixing::Device(_)));
-        Loader(Ahead::start(workers(config), bytes, || {
+        let made = Ahead::start(workers(config), bytes, || {
             let mut worker = Worker { job: job.clone(), reader: job.reading.reader(), epoch: None };
             move |number| Some(worker.make(number))
-        }))
+        });
+        let counted = |micro: Range<usize>| (micro.clone(), pieces(&micro).len());
+        Loader { pieces: made, micro: micro.into_iter().map(counted).collect(), next: 0 }
     }
 }
 
@@ -116,7 +141,32 @@ impl Iterator for Loader {
 
     /// The next micro-batch; waits for it if it is not ready. There is always one, or an error that names an image.
     fn next(&mut self) -> Option<Result<Batch>> {
-        Some(self.0.next().expect("workers run until the loader is dropped"))
+        let (positions, count) = &self.micro[self.next];
+        self.next = (self.next + 1) % self.micro.len();
+        let pieces = self.pieces.by_ref().take(*count).collect::<Result<Vec<Piece>>>();
+        Some(pieces.map(|pieces| Batch { pieces, positions: positions.clone() }))
+    }
+}
+
+impl Batch {
+    /// A batch that nobody need mix: images (batch, channel, row, column) and targets (batch, class).
+    pub fn of(images_bchw: Tensor, targets_bc: Tensor, positions: Range<usize>) -> Batch {
+        Batch { pieces: vec![Piece { images_bchw, targets_bc, mix: None, _lent: None }], positions }
+    }
+
+    /// Its images (batch, channel, row, column) and targets (batch, class) on a device, mixed.
+    pub fn on(&self, device: Device) -> (Tensor, Tensor) {
+        let (mut images, mut targets) = (Vec::new(), Vec::new());
+        for Piece { images_bchw, targets_bc, mix, .. } in &self.pieces {
+            let images_bchw = upload(images_bchw, device);
+            mix.iter().for_each(|mix| mix.tensor(&images_bchw));
+            images.push(images_bchw);
+            targets.push(upload(targets_bc, device));
+        }
+        if let [_] = *images {
+            return (images.swap_remove(0), targets.swap_remove(0));
+        }
+        (Tensor::cat(&images, 0), Tensor::cat(&targets, 0))
     }
 }
 
@@ -135,16 +185,20 @@ impl Job {
 }
 
 impl Worker {
-    fn make(&mut self, number: usize) -> Result<Batch> {
+    fn make(&mut self, number: usize) -> Result<Piece> {
         let job = self.job.clone();
-        let step = job.first_step + (number / job.micro.len()) as u64;
-        let positions = job.micro[number % job.micro.len()].clone();
+        let step = job.first_step + (number / job.pieces.len()) as u64;
+        let positions = job.pieces[number % job.pieces.len()].clone();
         let wanted = step / job.sampler.steps_per_epoch;
         let (_, order) = match self.epoch.take() {
             Some(epoch) if epoch.0 == wanted => self.epoch.insert(epoch),
             _ => self.epoch.insert(job.order(wanted)),
         };
-        let (mut images_bchw, lent) = job.spare.take(shape(positions.len(), job.channels, job.size));
+        let device = match job.mixing {
+            Mixing::Host => Device::Cpu,
+            Mixing::Device(device) => device,
+        };
+        let (mut images_bchw, lent) = room(&job.spare, shape(positions.len(), job.channels, job.size), device);
         let image = job.channels * job.size * job.size;
         let pixels = floats_mut(&mut images_bchw);
         let mut labels = Vec::with_capacity(positions.len());
@@ -152,94 +206,34 @@ impl Worker {
             let (index, key) = job.sampler.sample(order, step, position);
             labels.push(self.reader.read(index, &Random::new(&key), out)?);
         }
-        let mix = Mix::draw(&job.data, job.size, &[job.sampler.seed, MIX, step]);
+        let block = (positions.start / BLOCK) as u64;
+        let mix = Mix::draw(&job.data, job.size, &[job.sampler.seed, MIX, step, block]);
         let targets = mix.targets(&labels, job.classes, job.data.label_smoothing);
         let targets_bc = Tensor::from_slice(&targets).view([positions.len() as i64, job.classes as i64]);
-        let (mix, device) = match job.mixing {
+        let mix = match job.mixing {
             Mixing::Host => {
                 mix.images(pixels, job.channels, job.size);
-                (None, Device::Cpu)
+                None
             }
-            Mixing::Device(device) => (Some(mix), device),
+            Mixing::Device(_) => Some(mix),
         };
-        let [images_bchw, targets_bc] = [images_bchw, targets_bc].map(|tensor| pinned(tensor, device));
-        // What is pinned is a copy.
-        let lent = Some(lent).filter(|_| !device.is_cuda());
-        Ok(Batch { images_bchw, targets_bc, mix, positions, lent })
+        Ok(Piece { images_bchw, targets_bc: pinned(targets_bc, device), mix, _lent: lent })
     }
 }
 
-/// Test images without augmentation. For a GPU they are in pinned memory.
-pub struct TestBatch {
-    /// (batch, channel, row, column), normalised.
-    pub images_bchw: Tensor,
-    /// The class of each.
-    pub labels_b: Tensor,
-    /// The images' memory, used again once the batch is dropped.
-    _lent: Option<Lent>,
-}
+/// How many replicas share this rank's cores.
+static REPLICAS: AtomicUsize = AtomicUsize::new(1);
 
-/// The test images of `range` in batches of `size` at most, in order; unreadable ones are left out.
-pub fn test_batches(
-    config: &Config,
-    source: &Source,
-    range: Range<usize>,
-    size: usize,
-    device: Device,
-) -> impl Iterator<Item = Result<TestBatch>> + use<> {
-    let reading = Reading::evaluation(config, &source.test, &source.bad);
-    let (channels, side) = (config.model.channels, config.model.image_size);
-    let batches = range.len().div_ceil(size);
-    let spare = Spare::default();
-    Ahead::start(workers(config), batch_bytes(size, channels, side, device.is_cuda()), move || {
-        let (mut reader, range, spare) = (reading.reader(), range.clone(), spare.clone());
-        move |number| {
-            let start = range.start + number * size;
-            let batch = start..(start + size).min(range.end);
-            let shape = shape(batch.len(), channels, side);
-            (number < batches).then(|| test_batch(&mut reader, spare.take(shape), batch, device))
-        }
-    })
-}
-
-fn test_batch(
-    reader: &mut Reader,
-    (mut images_bchw, lent): (Tensor, Lent),
-    range: Range<usize>,
-    device: Device,
-) -> Result<TestBatch> {
-    let image = images_bchw.numel() / range.len();
-    let mut labels: Vec<i64> = Vec::with_capacity(range.len());
-    let mut places = floats_mut(&mut images_bchw).chunks_exact_mut(image);
-    let mut place = places.next();
-    for index in range {
-        let Some(out) = place.as_deref_mut() else { break };
-        if let Some(label) = reader.read_this(index, &Random::new(&[]), out)? {
-            labels.push(label.into());
-            place = places.next();
-        }
-    }
-    let images_bchw = pinned(images_bchw.narrow(0, 0, labels.len() as i64), device);
-    Ok(TestBatch {
-        images_bchw,
-        labels_b: Tensor::from_slice(&labels),
-        _lent: Some(lent).filter(|_| !device.is_cuda()),
-    })
-}
-
-/// Memory that a batch takes; libtorch rounds what is pinned up to a power of two.
-fn batch_bytes(images: usize, channels: usize, size: usize, is_pinned: bool) -> usize {
-    let bytes = 4 * images * channels * size * size;
-    if is_pinned { bytes.next_power_of_two() } else { bytes }
+/// Says how many replicas of this rank have loaders.
+pub fn share_cores(replicas: usize) {
+    REPLICAS.store(replicas, Ordering::Relaxed);
 }
 
 /// Data workers of one replica: as many as the config says; for 0 the cores of this rank that its replicas leave, divided
 /// among them. Their number changes nothing but the speed.
 pub fn workers(config: &Config) -> usize {
     match config.run.workers {
-        // libtorch was told each replica's part of the rank's cores.
-        0 if config.run.threads == 0 => automatic_workers(tch::get_num_threads().max(1) as usize, 1),
-        0 => automatic_workers(cores_of_this_rank(), Plan::without_data(config.clone()).replicas_per_rank()),
+        0 => automatic_workers(cores_of_this_rank(), REPLICAS.load(Ordering::Relaxed)),
         workers => workers,
     }
 }
@@ -249,13 +243,21 @@ pub fn automatic_workers(cores: usize, replicas: usize) -> usize {
     (cores.saturating_sub(replicas) / replicas.max(1)).max(1)
 }
 
-fn shape(batch: usize, channels: usize, size: usize) -> [i64; 4] {
-    [batch as i64, channels as i64, size as i64, size as i64]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_lie_in_one_block_each_and_make_up_the_micro_batch() {
+        assert_eq!(pieces(&(0..64)), [0..64]);
+        assert_eq!(pieces(&(100..250)), [100..128, 128..192, 192..250]);
+        for micro in [0..2, 62..66, 130..1154, 64..128] {
+            let pieces = pieces(&micro);
+            assert!(pieces.iter().all(|p| p.start / BLOCK == (p.end - 1) / BLOCK && p.len() % 2 == 0), "{pieces:?}");
+            assert_eq!((pieces[0].start, pieces.last().unwrap().end), (micro.start, micro.end));
+            assert!(pieces.windows(2).all(|two| two[0].end == two[1].start));
+        }
+    }
 
     #[test]
     fn every_core_that_the_replicas_leave_works_on_data() {

@@ -1,11 +1,16 @@
-//! Mixup and CutMix on a batch, and the smoothed targets (timm 1.0: `mixup.py`, mode batch). λ and the box are drawn
-//! once per step for the whole global batch; partners are the neighbours (2j, 2j + 1), see [`super::sampler`].
+//! Mixup and CutMix on a batch, and the smoothed targets (timm 1.0: `mixup.py`, mode batch). λ and the box are drawn for
+//! each [`BLOCK`] of the global batch, as for each GPU's part there; partners are the neighbours (2j, 2j + 1), see
+//! [`super::sampler`].
 
 use crate::config::Data;
 use crate::random::Random;
 use tch::Tensor;
 
-/// What one step does to its samples.
+/// Samples that are mixed alike: what a GPU has of a batch in DeiT's recipe (arXiv 2012.12877: 1,024 on 8), however many
+/// replicas there are here.
+pub const BLOCK: usize = 128;
+
+/// What one step does to the samples of a block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mix {
     /// Share of a sample's own label; the partner has the rest.
@@ -15,7 +20,7 @@ pub struct Mix {
 }
 
 impl Mix {
-    /// Draws a step's mix; `key` names the step.
+    /// Draws a block's mix; `key` names step and block.
     pub fn draw(data: &Data, size: usize, key: &[u64]) -> Mix {
         let mut random = Random::new(key);
         let cut = match (data.mixup > 0.0, data.cutmix > 0.0) {

@@ -29,6 +29,7 @@ pub mod shard;
 pub mod shrink;
 pub mod spare;
 mod tar;
+pub mod test_batches;
 
 use crate::config::{Config, Format};
 use crate::launcher::launched_rank;

@@ -1,6 +1,7 @@
 //! The memory of batches, used again. Taken anew each time, in sizes of tens of megabytes and by many threads, it would leave
 //! the allocator in pieces: a loader that holds 350 MiB grew to a gigabyte and more.
 
+use crate::weights::empty_pinned;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
@@ -31,6 +32,28 @@ impl Drop for Lent {
     fn drop(&mut self) {
         self.spare.0.lock().unwrap_or_else(PoisonError::into_inner).push(self.tensor.shallow_clone());
     }
+}
+
+/// An fp32 host tensor for images. libtorch itself looks after pinned memory that a GPU still copies from.
+pub fn room(spare: &Spare, shape: [i64; 4], device: Device) -> (Tensor, Option<Lent>) {
+    match empty_pinned(&shape, device) {
+        Some(pinned) => (pinned, None),
+        None => {
+            let (tensor, lent) = spare.take(shape);
+            (tensor, Some(lent))
+        }
+    }
+}
+
+/// Memory that a batch takes; libtorch rounds what is pinned up to a power of two.
+pub fn batch_bytes(images: usize, channels: usize, size: usize, is_pinned: bool) -> usize {
+    let bytes = 4 * images * channels * size * size;
+    if is_pinned { bytes.next_power_of_two() } else { bytes }
+}
+
+/// (batch, channel, row, column) of square images.
+pub fn shape(batch: usize, channels: usize, size: usize) -> [i64; 4] {
+    [batch as i64, channels as i64, size as i64, size as i64]
 }
 
 #[cfg(test)]

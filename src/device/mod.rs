@@ -18,7 +18,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use tch::{Device, Tensor};
+use tch::Device;
 
 /// Where a rank stands among those of its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,11 +183,6 @@ pub fn name(device: Device) -> String {
 pub fn memory_of(device: Device) -> Option<u64> {
     let Device::Cuda(number) = device else { return None };
     Some(cuda().ok()?.gpus()[number].memory)
-}
-
-/// A host tensor on a device; from pinned memory ([`crate::weights::pinned`]) without waiting for it.
-pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
-    tensor.to_device_(device, tensor.kind(), true, false)
 }
 
 /// The GPUs of one of the node's ranks, neighbours to neighbours; and whether ranks must share one.

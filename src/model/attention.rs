@@ -4,8 +4,9 @@
 //! fused kernel is up to four times slower there in bf16, and slower for small heads in fp32. On other devices it is
 //! libtorch's fused attention.
 
+use super::cpu;
 use super::off::{Part, is_on};
-use super::{cpu, libtorch};
+use crate::libtorch;
 use tch::Tensor;
 
 /// What the backward pass needs.
@@ -59,8 +60,9 @@ pub fn backward(gradient_md: &Tensor, kept: Kept, n: i64, heads: i64) -> Tensor 
         }
         Kept::Fused { qkv_bhne, mixed_bhne } => {
             let gradient_bhne = gradient_md.view([b, n, heads, e]).transpose(1, 2);
-            let joined = Tensor::stack(&libtorch::gradients(&mixed_bhne, &qkv_bhne, &gradient_bhne), 0);
-            joined.permute([1, 3, 0, 2, 4]).reshape([m, 3 * d])
+            let gradients_bnhe =
+                libtorch::gradients(&mixed_bhne, &qkv_bhne, &gradient_bhne).map(|bhne| bhne.transpose(1, 2));
+            Tensor::stack(&gradients_bnhe, 2).view([m, 3 * d])
         }
     }
 }

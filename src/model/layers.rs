@@ -2,7 +2,7 @@
 
 use super::cpu;
 use super::flat::Weight;
-use super::libtorch;
+use crate::libtorch;
 use tch::{Kind, Tensor};
 
 pub struct Linear {

@@ -8,7 +8,6 @@ mod cpu;
 mod flat;
 mod init;
 mod layers;
-pub mod libtorch;
 pub mod off;
 mod rate;
 mod stage;

@@ -2,7 +2,7 @@
 
 use crate::collective::replicas::Replica;
 use crate::collective::{Collective, Solo};
-use crate::config::MicroBatch;
+use crate::config::{DeviceChoice, MicroBatch};
 use crate::data::loader::Batch;
 use crate::device::memory::{self, OutOfMemory};
 use crate::device::{memory_of, name};
@@ -63,11 +63,16 @@ pub fn decide(
 
 /// The smallest even size that needs no more passes than the largest that fits: passes of one size.
 fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, device: Device) -> Result<usize> {
+    let mut plan = plan.clone();
     let (memory, most) = match memory_of(device) {
         Some(memory) => (memory, own),
-        None => (memory::free_on_host() / (ranks_on_this_node() * replica.in_rank()) as u64, own.min(MOST_ON_CPU)),
+        None => {
+            // Also where the config's nodes have GPUs.
+            plan.config.run.device = DeviceChoice::Cpu;
+            (memory::free_on_host() / (ranks_on_this_node() * replica.in_rank()) as u64, own.min(MOST_ON_CPU))
+        }
     };
-    let fitting = fitting_micro_batch(plan, phase, memory, most).ok_or_else(|| {
+    let fitting = fitting_micro_batch(&plan, phase, memory, most).ok_or_else(|| {
         usage!(
             "{}: not even two samples fit the {:.1} GiB of {}; set run.activation_checkpointing = true or run.precision = \
              \"bf16\", or use a device with more memory",
@@ -88,16 +93,9 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights) -> Result<()> {
     let mut optimiser = AdamW::new(&phase.training, network.flat());
     let model = &plan.config.model;
     let (b, options) = (phase.micro_batch as i64, (Kind::Float, Device::Cpu));
-    let batch = Batch {
-        images_bchw: Tensor::zeros(
-            [b, model.channels as i64, model.image_size as i64, model.image_size as i64],
-            options,
-        ),
-        targets_bc: Tensor::zeros([b, model.classes as i64], options),
-        mix: None,
-        positions: 0..phase.micro_batch,
-        lent: None,
-    };
+    let [channels, side, classes] = [model.channels, model.image_size, model.classes].map(|n| n as i64);
+    let images_bchw = Tensor::zeros([b, channels, side, side], options);
+    let batch = Batch::of(images_bchw, Tensor::zeros([b, classes], options), 0..phase.micro_batch);
     let mut stepper = Stepper::new(plan, &phase, &Solo);
     stepper.step(&mut network, &mut optimiser, &mut std::iter::once(Ok(batch)), 0, 0.0).map(|_| ())
 }

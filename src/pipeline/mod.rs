@@ -16,10 +16,10 @@ use crate::data::{self, Source};
 use crate::device::memory::{self, OutOfMemory};
 use crate::device::{self, Devices};
 use crate::error::Failure;
+use crate::libtorch::empty_cache;
 use crate::model::fresh;
-use crate::model::libtorch::empty_cache;
 use crate::plan::cost::fitting_micro_batch;
-use crate::plan::groups::assignment;
+use crate::plan::groups::{assignment, share};
 use crate::plan::phases::{ASSEMBLED, E2E, FINETUNE, META, MODULE, Phase, Start};
 use crate::plan::{PhasePlan, Plan};
 use crate::store::lease::Lease;
@@ -180,21 +180,22 @@ impl<'a> Job<'a> {
         on_replicas(group, devices.replicas(), devices.suit_nccl(), &|replica| {
             devices.take_up(replica.local)?;
             let device = devices.device(replica.local);
+            let own = share(phase.training.global_batch, replica.rank(), replica.size()).len();
             let start = memory::caught(|| {
                 // What an earlier phase has left there.
                 empty_cache(device);
                 replica.join_nccl()?;
                 check_share(plan, phase, devices.replicas(), replica.size())?;
-                let own = starts.lock().expect("taking does not panic").pop().expect("there is one for each");
-                Ok(on_device(&own, device))
+                let start = starts.lock().expect("taking does not panic").pop().expect("there is one for each");
+                Ok(on_device(&start, device))
             })
-            .map_err(|error| with_what_fits(error, plan, phase, device))?;
+            .map_err(|error| with_what_fits(error, plan, phase, own, device))?;
             let phase = &micro_batch::decide(plan, run, phase, &start, replica, device)
-                .map_err(|error| with_what_fits(error, plan, phase, device))?;
+                .map_err(|error| with_what_fits(error, plan, phase, own, device))?;
             let lease = lease.filter(|_| replica.is_zero());
             let setting = Setting { plan, run, source, group: replica, device, lease };
             memory::caught(|| train::run(&setting, phase, start, meta.as_deref()))
-                .map_err(|error| with_what_fits(error, plan, phase, device))
+                .map_err(|error| with_what_fits(error, plan, phase, own, device))
         })
     }
 
@@ -263,13 +264,13 @@ fn check_share(plan: &Plan, phase: &PhasePlan, in_rank: usize, in_group: usize) 
     Ok(())
 }
 
-/// To an error about memory, the micro-batch that would fit; any other stays.
-fn with_what_fits(error: anyhow::Error, plan: &Plan, phase: &PhasePlan, device: Device) -> anyhow::Error {
+/// To an error about memory, the micro-batch that would fit, of a replica's `own` samples of a step; any other stays.
+fn with_what_fits(error: anyhow::Error, plan: &Plan, phase: &PhasePlan, own: usize, device: Device) -> anyhow::Error {
     if !error.is::<OutOfMemory>() {
         return error;
     }
     let micro = phase.micro_batch;
-    let half = micro.min(phase.training.global_batch) / 4 * 2;
+    let half = micro.min(own) / 4 * 2;
     let (fitting, hope) = match device::memory_of(device) {
         Some(memory) => (fitting_micro_batch(plan, phase, memory, half), "should fit"),
         None => (Some(half).filter(|&half| half > 0), "may fit"),

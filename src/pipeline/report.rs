@@ -18,9 +18,9 @@ const FEWEST: usize = 20;
 pub fn write(plan: &Plan, run: &RunDir, rows: &[Row]) -> Result<()> {
     let config = &plan.config;
     let mut html = format!(
-        "<!doctype html><meta charset=utf-8><title>{name}</title><style>body{{font:15px sans-serif;margin:2em;max-width:75em}}\
+        "<!doctype html><meta charset=utf-8><title>{name}</title><style>body{{font:15px sans-serif;margin:2em;max-width:80em}}\
          table{{border-collapse:collapse}}td,th{{padding:.25em .8em;text-align:right;border-bottom:1px solid #ddd}}\
-         td:first-child,th:first-child{{text-align:left}}svg{{width:36em}}meter{{width:12em}}</style><h1>{name}</h1>\
+         td:first-child,th:first-child{{text-align:left}}svg{{width:38em}}meter{{width:12em}}</style><h1>{name}</h1>\
          <p>Written by incubate {version} at {now} in {run_dir}. {images} training images of {data}.",
         name = escaped(&config.run.name),
         version = env!("CARGO_PKG_VERSION"),

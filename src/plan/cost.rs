@@ -2,7 +2,7 @@
 
 use super::parameters::counts;
 use super::{PhasePlan, Plan};
-use crate::config::{DeviceChoice, Model, Precision};
+use crate::config::{Model, Precision};
 
 /// Cost of one phase.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -108,7 +108,7 @@ fn activation_bytes(plan: &Plan, phase: &PhasePlan) -> f64 {
     let blocks = |stages: std::ops::Range<usize>| phase.depths[stages].iter().sum::<usize>() as f64;
     let (trained, suffix) = (blocks(phase.trained.clone()), blocks(phase.trained.end..phase.depths.len()));
     // On a CPU the attention's probabilities are kept as well.
-    let probabilities = if plan.config.run.device == DeviceChoice::Cpu { model.heads as f64 * n * n } else { 0.0 };
+    let probabilities = if plan.is_for_cpu() { model.heads as f64 * n * n } else { 0.0 };
     let (trained_block, frozen_block) = (n * (9.0 * d + 2.0 * h) + probabilities, n * (6.0 * d + h) + probabilities);
     let kept = if plan.config.run.activation_checkpointing {
         (trained + suffix) * n * d + trained_block
@@ -172,6 +172,18 @@ mod tests {
         let [fp32, bf16] = [fit(""), fit("precision = \"bf16\"")];
         assert!((fp32 as f64 * 1.9..fp32 as f64 * 2.2).contains(&(bf16 as f64)), "{fp32}, {bf16}");
         assert!(fit("precision = \"fp32\"\nactivation_checkpointing = true") > 4 * fp32);
+    }
+
+    #[test]
+    fn without_gpus_a_device_that_is_left_open_is_a_cpu_which_keeps_more() {
+        let memory = |text: &str| {
+            let plan = plan(text);
+            cost(&plan, &plan.phase(&E2E, None)).memory
+        };
+        assert_eq!(memory("[run]\ndevice = \"auto\""), memory("[run]\ndevice = \"cpu\""));
+        let on_gpus = memory("[slurm]\ngpus_per_node = 1");
+        assert_eq!(on_gpus, memory("[run]\ndevice = \"cuda\""));
+        assert!(on_gpus < memory(""));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod phases;
 pub mod schedule;
 
 use crate::config::{Config, DeviceChoice, Ranks, Training};
+use crate::driver::cuda;
 use crate::random::key_of_text;
 use crate::require;
 use anyhow::Result;
@@ -146,6 +147,15 @@ impl Plan {
             Ranks::Zero if self.gpus_per_node() > 0 => ranks.min(self.ranks_per_node()),
             Ranks::Zero => 1,
             Ranks::Group => ranks_of(index.unwrap_or(0), ranks, stages),
+        }
+    }
+
+    /// Whether it computes on CPUs, as far as the config and this machine tell.
+    pub fn is_for_cpu(&self) -> bool {
+        match self.config.run.device {
+            DeviceChoice::Cpu => true,
+            DeviceChoice::Auto => self.gpus_per_node() == 0 && cuda().is_err(),
+            DeviceChoice::Cuda => false,
         }
     }
 

@@ -7,12 +7,11 @@ use super::adamw::AdamW;
 use crate::collective::Collective;
 use crate::data::loader::Batch;
 use crate::device::later::Later;
-use crate::device::upload;
 use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
-use crate::weights::pinned;
+use crate::weights::{pinned, upload};
 use anyhow::Result;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
@@ -29,7 +28,7 @@ pub struct Outcome {
     pub times: Times,
 }
 
-/// Where the time of a step went on this replica; with a GPU, the time to hand it the work.
+/// Where the time of a step went on this replica. All but `device` is, with a GPU, the time to hand it the work.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
     /// Waiting for the loader.
@@ -39,6 +38,8 @@ pub struct Times {
     pub all_reduce: Duration,
     /// With the norm for clipping.
     pub optimiser: Duration,
+    /// Waiting for a GPU to have done it.
+    pub device: Duration,
 }
 
 impl std::ops::AddAssign for Times {
@@ -48,6 +49,7 @@ impl std::ops::AddAssign for Times {
         self.backward += other.backward;
         self.all_reduce += other.all_reduce;
         self.optimiser += other.optimiser;
+        self.device += other.device;
     }
 }
 
@@ -144,7 +146,7 @@ impl<'a> Stepper<'a> {
 
     fn outcome(&self, told: Told) -> Result<Outcome> {
         let Told { step, numbers, mut times } = told;
-        timed(&mut times.all_reduce, || self.group.settle(&|| numbers.is_here()))?;
+        timed(&mut times.device, || self.group.settle(&|| numbers.is_here()))?;
         let numbers = numbers.numbers()?;
         Ok(Outcome { step, loss: numbers[0].into(), stop: numbers[1] > 0.0, times })
     }
@@ -155,10 +157,9 @@ impl<'a> Stepper<'a> {
             let (_, device) = network.options();
             let DropPath { scale } = self.drop.draw(step, batch.positions.clone());
             let drop = DropPath { scale: scale.map(|scale| upload(&pinned(scale, device), device)) };
-            let images_bchw = upload(&batch.images_bchw, device);
-            batch.mix.iter().for_each(|mix| mix.tensor(&images_bchw));
+            let (images_bchw, targets_bc) = batch.on(device);
             let (logits_bc, tape) = network.train(&images_bchw, &drop);
-            let (loss, gradient_bc) = soft_cross_entropy(&logits_bc, &upload(&batch.targets_bc, device));
+            let (loss, gradient_bc) = soft_cross_entropy(&logits_bc, &targets_bc);
             let _ = network.flat().loss().g_add_(&(loss / self.global_batch));
             (gradient_bc / self.global_batch, tape)
         });
@@ -244,13 +245,7 @@ mod tests {
             let mut batches = (0..).map(|number: usize| {
                 let start = number % 2 * 4;
                 let images_bchw = Tensor::ones([4, 3, 8, 8], OPTIONS) * (number as f64).sin();
-                Ok(Batch {
-                    images_bchw,
-                    targets_bc: Tensor::full([4, 3], 1.0 / 3.0, OPTIONS),
-                    mix: None,
-                    positions: start..start + 4,
-                    lent: None,
-                })
+                Ok(Batch::of(images_bchw, Tensor::full([4, 3], 1.0 / 3.0, OPTIONS), start..start + 4))
             });
             let mut told = Vec::new();
             for step in 0..5 {

@@ -96,13 +96,7 @@ fn micro_batches(plan: &Plan, step: usize) -> impl Iterator<Item = anyhow::Resul
     let (images, targets) = batch(plan, step);
     [0..4, 4..6].into_iter().map(move |positions| {
         let cut = |t: &Tensor| t.narrow(0, positions.start as i64, positions.len() as i64);
-        Ok(Batch {
-            images_bchw: cut(&images),
-            targets_bc: cut(&targets),
-            mix: None,
-            positions: positions.clone(),
-            lent: None,
-        })
+        Ok(Batch::of(cut(&images), cut(&targets), positions.clone()))
     })
 }
 

@@ -185,15 +185,15 @@ fn a_rank_that_is_killed_ends_its_job_and_the_run_goes_on_when_submitted_again()
     let twin = build();
     twin.mpirun(2, &["run"]).ok();
     let run = build().set("slurm.nodes=2");
-    // The script's own minute would do, but is long for a test.
-    let mut command = run.command(&["submit"]);
-    ended(cluster.client(&mut command).env("SLURM_WAIT", "3").output().unwrap()).ok();
+    submit(&cluster, &run, &[]).ok();
     until_checkpoint(&cluster, &run, "meta");
     let (pid, _) = cluster.processes().into_iter().find(|(_, command)| command == "incubate").unwrap();
     // SAFETY: a process of this cluster's jobs.
     unsafe { libc::kill(pid, libc::SIGKILL) };
+    let killed = Instant::now();
     let job = status(&cluster, &run, "meta")["job"].as_str().unwrap().to_string();
     cluster.until("the end of the job", || cluster.state(&job) == "FAILED");
+    assert!(killed.elapsed().as_secs() < 30, "a job that waits for the dead costs its whole allocation");
     let kept = newest_checkpoint(&run, "meta");
     let again = jobs(&cluster, &run);
     cluster.until_completed(&again[0].1);

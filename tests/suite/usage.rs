@@ -56,7 +56,6 @@ fn mistakes_in_a_config_are_named_with_their_cure() {
         ("data.train_images=4000000000", &["data.train_images = 4000000000", "GiB", "lower"]),
         ("data.train_images=1", &["data.train_images = 1", "at least 2"]),
         ("module.epochs=9999999999", &["module.epochs = 9999999999", "at most 1000000"]),
-        ("slurm.ranks=3", &["slurm.ranks = 3", "slurm.nodes = 2", "multiple"]),
         ("run", &["--set run", "key=value"]),
     ] {
         let slurm = "[slurm]\nnodes = 2\nranks = 4\n";

@@ -87,7 +87,7 @@ fn nothing_from_a_config_reaches_a_shell_unquoted() {
         assert_eq!(lines.next(), Some(program.as_str()));
         assert_eq!(lines.next(), Some(format!("run_dir={run_dir}").as_str()));
         assert_eq!(lines.next(), None);
-        assert!(job.script.contains("srun --mpi=pmix --wait=\"${SLURM_WAIT:-60}\" --ntasks=2"), "{}", job.script);
+        assert!(job.script.contains("srun --mpi=pmix --wait=\"${SLURM_WAIT:-20}\" --ntasks=2"), "{}", job.script);
     }
 }
 

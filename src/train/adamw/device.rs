@@ -2,7 +2,8 @@
 //! wait for.
 
 use super::AdamW;
-use crate::model::{FlatParameters, libtorch};
+use crate::libtorch;
+use crate::model::FlatParameters;
 use tch::{Kind, Tensor};
 
 impl AdamW {

@@ -31,6 +31,7 @@ unsafe extern "C" {
         eps: f64,
     ) -> *mut c_char;
     fn incubate_gradients(out: *mut Raw, output: Raw, inputs: *const Raw, gradient: Raw) -> *mut c_char;
+    fn incubate_empty_pinned(out: *mut Raw, sizes: *const i64, dimensions: usize) -> *mut c_char;
     fn incubate_empty_cache() -> *mut c_char;
 }
 
@@ -116,6 +117,15 @@ pub fn gradients(output: &Tensor, inputs: &[Tensor; 3], gradient: &Tensor) -> [T
     // SAFETY: all are live tensors, and `out` has room for as many pointers as there are inputs.
     check(unsafe { incubate_gradients(out.as_mut_ptr(), raw(output), inputs.as_ptr(), raw(gradient)) });
     out.map(|one| take(one).expect("it was written"))
+}
+
+/// An fp32 tensor of any content in pinned host memory, for a thread with a current GPU. Its memory is used again once it is
+/// gone and what was copied from it has arrived.
+pub fn empty_pinned(sizes: &[i64]) -> Tensor {
+    let mut out = std::ptr::null_mut();
+    // SAFETY: the output is one pointer, and the sizes are as many as told.
+    check(unsafe { incubate_empty_pinned(&mut out, sizes.as_ptr(), sizes.len()) });
+    take(out).expect("it was written")
 }
 
 /// Gives the memory of a GPU that libtorch keeps for later back to its driver, from which NCCL takes its own; nothing on the

@@ -3,6 +3,7 @@
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/native_layer_norm_backward.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -55,6 +56,14 @@ char *incubate_gradients(at::Tensor **out, const at::Tensor *output, at::Tensor 
     auto all = torch::autograd::grad({*output}, {*inputs[0], *inputs[1], *inputs[2]}, {*gradient});
     for (size_t i = 0; i < all.size(); ++i)
       out[i] = new at::Tensor(all[i]);
+  });
+}
+
+// An fp32 tensor of any content in pinned host memory.
+char *incubate_empty_pinned(at::Tensor **out, const int64_t *sizes, size_t dimensions) {
+  return told([&] {
+    auto options = at::TensorOptions(at::kFloat).pinned_memory(true);
+    *out = new at::Tensor(at::empty(at::IntArrayRef(sizes, dimensions), options));
   });
 }
 
