@@ -62,7 +62,7 @@ fn bench_step_says_how_fast_and_where_the_time_goes() {
         for key in ["images_per_s", "gflops", "matrix_product_gflops", "utilisation", "peak_mib"] {
             assert!(report[key].as_f64().unwrap() > 0.0, "{key} in {report}");
         }
-        let shares = ["data", "forward", "backward", "all_reduce", "optimiser"];
+        let shares = ["data", "forward", "backward", "all_reduce", "optimiser", "device"];
         let total: f64 = shares.iter().map(|part| report["share"][part].as_f64().unwrap()).sum();
         assert!((total - 1.0).abs() < 1e-6, "{report}");
         assert_eq!((&report["precision"], &report["threads"]), (&"bf16".into(), &1.into()));
