@@ -40,6 +40,8 @@ fn main() -> ExitCode {
     drop(world);
     if cuda().is_ok() {
         let _ = std::io::stdout().flush();
+        // SAFETY: null is every stream of C's, such as NCCL's log.
+        unsafe { libc::fflush(std::ptr::null_mut()) };
         // All is written; what CUDA's and NCCL's libraries clear up at exit can only go wrong.
         // SAFETY: it ends the process.
         unsafe { libc::_exit(code.into()) };

@@ -96,11 +96,12 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             let encoding = if *raw { Encoding::Raw } else { Encoding::Jpeg };
             let (size, threads) = (*size as usize, threads(&config));
             let options = pack::Options { form: Form { encoding, size, quality: *quality }, threads };
-            let source = data::open_unchecked(&config)?;
-            let bar = bars::counting("pack", source.train.len() + source.test.len());
-            let report = pack::pack(&source, &config, &into, &options, &|images| {
-                bar.iter().for_each(|bar| bar.inc(images));
-            })?;
+            let pack = || {
+                let source = data::open_unchecked(&config)?;
+                let bar = bars::counting("pack", source.train.len() + source.test.len());
+                pack::pack(&source, &config, &into, &options, &|images| bar.iter().for_each(|bar| bar.inc(images)))
+            };
+            let report = pack().inspect_err(|error| pack::note_failure(&config.run.dir, error))?;
             print_either(*json, &report, || pack::text(&report, &into))
         }
         Command::Verify { path, json } => verify(path, *json),

@@ -95,17 +95,10 @@ pub struct Alive {
 /// that one is among them again: it waits for something that failed, so whoever submits these cancels it first.
 ///
 /// # Errors
-/// A usage error for text that cannot be written into a script, and for ranks that no `--ntasks-per-node` spreads.
+/// A usage error for text that cannot be written into a script.
 pub fn jobs(plan: &Plan, places: Places, situation: &Situation) -> Result<Vec<Job>> {
     require_plain_text(plan, places)?;
-    let slurm = &plan.config.slurm;
-    require!(
-        slurm.ranks.is_multiple_of(slurm.nodes),
-        "slurm.ranks = {} cannot be spread evenly over slurm.nodes = {}, so that GPUs would idle; make it a multiple",
-        slurm.ranks,
-        slurm.nodes
-    );
-    let graph = Graph { plan, places, lead: lead(slurm, situation), alive: &situation.alive };
+    let graph = Graph { plan, places, lead: lead(&plan.config.slurm, situation), alive: &situation.alive };
     let alive = &situation.alive;
     let all = "step run \"$config\" || code=$?";
     let mut jobs = Vec::new();

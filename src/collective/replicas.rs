@@ -56,10 +56,9 @@ pub fn on_replicas(
         let replica = Replica { shared: &shared, local, ranks, nccl: RefCell::default() };
         let ended = act(&replica);
         // After a stop, too, all have met.
-        if ended.as_ref().map_or_else(Failure::is_stop, |()| true) {
-            replica.nccl.into_inner().map_or(Ok(()), Nccl::leave)?;
-        }
-        ended
+        let is_orderly = ended.as_ref().map_or_else(Failure::is_stop, |()| true);
+        let left = if is_orderly { replica.nccl.into_inner().map_or(Ok(()), Nccl::leave) } else { Ok(()) };
+        ended.and(left)
     };
     let results = std::thread::scope(|scope| {
         let run = &run;

@@ -35,8 +35,8 @@ struct Piece {
     targets_bc: Tensor,
     /// What is still to be done to the images, where the device does it.
     mix: Option<Mix>,
-    /// The images' memory, if it is to be used again once the batch is dropped.
-    _lent: Option<Lent>,
+    /// The images' memory, if it is to be used again once this is dropped.
+    lent: Option<Lent>,
 }
 
 /// As many samples as a worker makes at a time: few enough that a large micro-batch is made by all of them.
@@ -143,7 +143,8 @@ impl Iterator for Loader {
     fn next(&mut self) -> Option<Result<Batch>> {
         let (positions, count) = &self.micro[self.next];
         self.next = (self.next + 1) % self.micro.len();
-        let pieces = self.pieces.by_ref().take(*count).collect::<Result<Vec<Piece>>>();
+        let piece = |_| self.pieces.next().expect("workers run until the loader is dropped");
+        let pieces = (0..*count).map(piece).collect::<Result<Vec<Piece>>>();
         Some(pieces.map(|pieces| Batch { pieces, positions: positions.clone() }))
     }
 }
@@ -151,22 +152,24 @@ impl Iterator for Loader {
 impl Batch {
     /// A batch that nobody need mix: images (batch, channel, row, column) and targets (batch, class).
     pub fn of(images_bchw: Tensor, targets_bc: Tensor, positions: Range<usize>) -> Batch {
-        Batch { pieces: vec![Piece { images_bchw, targets_bc, mix: None, _lent: None }], positions }
+        Batch { pieces: vec![Piece { images_bchw, targets_bc, mix: None, lent: None }], positions }
     }
 
-    /// Its images (batch, channel, row, column) and targets (batch, class) on a device, mixed.
-    pub fn on(&self, device: Device) -> (Tensor, Tensor) {
-        let (mut images, mut targets) = (Vec::new(), Vec::new());
-        for Piece { images_bchw, targets_bc, mix, .. } in &self.pieces {
-            let images_bchw = upload(images_bchw, device);
+    /// Its images (batch, channel, row, column) and targets (batch, class) on a device, mixed; and what must not be dropped
+    /// before the images are done with.
+    pub fn on(self, device: Device) -> (Tensor, Tensor, Option<Lent>) {
+        let piece = |Piece { images_bchw, targets_bc, mix, lent }: Piece| {
+            let images_bchw = upload(&images_bchw, device);
             mix.iter().for_each(|mix| mix.tensor(&images_bchw));
-            images.push(images_bchw);
-            targets.push(upload(targets_bc, device));
+            (images_bchw, upload(&targets_bc, device), lent)
+        };
+        let mut pieces: Vec<_> = self.pieces.into_iter().map(piece).collect();
+        if pieces.len() == 1 {
+            return pieces.swap_remove(0);
         }
-        if let [_] = *images {
-            return (images.swap_remove(0), targets.swap_remove(0));
-        }
-        (Tensor::cat(&images, 0), Tensor::cat(&targets, 0))
+        let images: Vec<&Tensor> = pieces.iter().map(|(images_bchw, ..)| images_bchw).collect();
+        let targets: Vec<&Tensor> = pieces.iter().map(|(_, targets_bc, _)| targets_bc).collect();
+        (Tensor::cat(&images, 0), Tensor::cat(&targets, 0), None)
     }
 }
 
@@ -217,14 +220,14 @@ impl Worker {
             }
             Mixing::Device(_) => Some(mix),
         };
-        Ok(Piece { images_bchw, targets_bc: pinned(targets_bc, device), mix, _lent: lent })
+        Ok(Piece { images_bchw, targets_bc: pinned(targets_bc, device), mix, lent })
     }
 }
 
-/// How many replicas share this rank's cores.
+/// How many loaders at a time share this rank's cores.
 static REPLICAS: AtomicUsize = AtomicUsize::new(1);
 
-/// Says how many replicas of this rank have loaders.
+/// Says how many replicas of this rank have loaders at the same time.
 pub fn share_cores(replicas: usize) {
     REPLICAS.store(replicas, Ordering::Relaxed);
 }

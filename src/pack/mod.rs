@@ -96,14 +96,19 @@ pub fn pack(
         bad: &source.bad,
         tick,
     };
-    let ended = work.pack(source, into);
-    if let Err(error) = &ended
-        && !Failure::is_stop(error)
-        && work.is_watched()
-    {
-        Progress::fail(work.run, "pack", &format!("{error:#}")).unwrap_or_else(|error| log::warn!("{error:#}"));
+    work.pack(source, into)
+}
+
+/// For `status`, where `run` is a run directory: packing failed, or could not begin.
+pub fn note_failure(run: &Path, error: &anyhow::Error) {
+    if !Failure::is_stop(error) && is_watched(run) {
+        Progress::fail(run, "pack", &format!("{error:#}")).unwrap_or_else(|error| log::warn!("{error:#}"));
     }
-    ended
+}
+
+/// Whether there is a run directory to tell `status` in.
+fn is_watched(run: &Path) -> bool {
+    run.join("progress").is_dir()
 }
 
 impl Work<'_> {
@@ -123,6 +128,7 @@ impl Work<'_> {
             }
         }
         if report.kept_shards > 0 {
+            self.tell(State::Running, report.kept_shards, parts.len());
             log::info!("{}: {} of {} shards are there already", into.display(), report.kept_shards, parts.len());
         }
         let ended = self.run(&missing, &mut report);
@@ -171,14 +177,9 @@ impl Work<'_> {
         })
     }
 
-    /// Whether there is a run directory to tell `status` in.
-    fn is_watched(&self) -> bool {
-        self.run.join("progress").is_dir()
-    }
-
     /// A heartbeat, in shards. One that is lost costs nothing.
     fn tell(&self, state: State, done: usize, total: usize) {
-        if self.is_watched() {
+        if is_watched(self.run) {
             let progress = Progress { state, step: done as u64, steps: total as u64, ..Progress::begun("pack") };
             progress.write(self.run).unwrap_or_else(|error| log::warn!("{error:#}"));
         }

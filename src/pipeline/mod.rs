@@ -237,9 +237,16 @@ pub fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
     Ok(())
 }
 
-/// The same for the jobs that `submit` writes: in an array each module has all of slurm.ranks to itself.
+/// The same for the jobs that `submit` writes: in an array each module has all of slurm.ranks to itself. And each node has as
+/// many ranks.
 pub fn check_jobs(plan: &Plan) -> Result<()> {
     let (slurm, in_rank) = (&plan.config.slurm, plan.replicas_per_rank());
+    require!(
+        slurm.ranks.is_multiple_of(slurm.nodes),
+        "slurm.ranks = {} cannot be spread evenly over slurm.nodes = {}, so that GPUs would idle; make it a multiple",
+        slurm.ranks,
+        slurm.nodes
+    );
     check_shares(plan, slurm.ranks, in_rank)?;
     let modules = (slurm.mode == SlurmMode::Array).then(|| plan.phases(&MODULE)).into_iter().flatten();
     modules.map(|phase| check_share(plan, &phase, in_rank, slurm.ranks * in_rank)).collect()

@@ -12,7 +12,7 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// `top1` and `top5` in percent, `loss` (cross entropy), `images`; `batch` of them at a time, each of which `seen` is shown
+/// `top1` and `top5` in percent, `loss` (cross entropy), `images`; at most `batch` and 128 of them at a time, which `seen` is shown
 /// with its logits (images, classes) in host memory. None if a signal asked one of the ranks to stop: an evaluation can take
 /// longer than there is time left.
 pub fn evaluate(

@@ -118,7 +118,7 @@ impl<'a> Stepper<'a> {
         }
         for _ in 0..self.micro_batches {
             let batch = timed(&mut times.data, || batches.next()).expect("a loader has no end")?;
-            self.accumulate(network, &batch, step, &mut times);
+            self.accumulate(network, batch, step, &mut times);
         }
         let numbers = network.flat().len() as i64;
         let gradients = network.flat_mut().gradients_mut();
@@ -152,16 +152,16 @@ impl<'a> Stepper<'a> {
     }
 
     /// Adds one micro-batch's share of loss and gradients.
-    fn accumulate(&mut self, network: &mut Network, batch: &Batch, step: u64, times: &mut Times) {
-        let (gradient_bc, tape) = timed(&mut times.forward, || {
+    fn accumulate(&mut self, network: &mut Network, batch: Batch, step: u64, times: &mut Times) {
+        let (gradient_bc, tape, _lent) = timed(&mut times.forward, || {
             let (_, device) = network.options();
             let DropPath { scale } = self.drop.draw(step, batch.positions.clone());
             let drop = DropPath { scale: scale.map(|scale| upload(&pinned(scale, device), device)) };
-            let (images_bchw, targets_bc) = batch.on(device);
+            let (images_bchw, targets_bc, lent) = batch.on(device);
             let (logits_bc, tape) = network.train(&images_bchw, &drop);
             let (loss, gradient_bc) = soft_cross_entropy(&logits_bc, &targets_bc);
             let _ = network.flat().loss().g_add_(&(loss / self.global_batch));
-            (gradient_bc / self.global_batch, tape)
+            (gradient_bc / self.global_batch, tape, lent)
         });
         timed(&mut times.backward, || network.backward(tape, &gradient_bc));
     }

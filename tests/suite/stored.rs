@@ -5,6 +5,7 @@ use incubate::config::Config;
 use incubate::data::decode::jpeg;
 use incubate::data::loader::{Loader, Mixing};
 use incubate::plan::Plan;
+use incubate::plan::groups::{micro_batches, share};
 use incubate::plan::phases::META;
 use incubate::random::Random;
 use incubate::weights::floats;
@@ -141,7 +142,7 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
             for loader in &mut loaders {
                 for batch in loader.take(8 / ranks) {
                     let batch = batch.unwrap();
-                    let (images_bchw, targets_bc) = batch.on(Device::Cpu);
+                    let (images_bchw, targets_bc, _lent) = batch.on(Device::Cpu);
                     numbers.extend_from_slice(floats(&images_bchw));
                     numbers.extend_from_slice(floats(&targets_bc));
                 }
@@ -158,4 +159,46 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
     // Where a device mixes them, but for the rounding of its own arithmetic.
     let there = stream(2, 1, Mixing::Device(Device::Cpu));
     assert!(there.len() == one.len() && there.iter().zip(&one).all(|(a, b)| (a - b).abs() < 1e-5));
+}
+
+#[test]
+fn a_global_batch_is_the_same_however_it_is_cut_and_is_mixed_in_blocks_of_128() {
+    let stream = |micro: usize, ranks: usize| -> [Vec<f32>; 2] {
+        let text = "[model]\nimage_size = 16\npatch_size = 4\nchannels = 1\nclasses = 4\n[data]\nformat = \"shapes\"\n\
+                    train_images = 640\ntest_images = 4\nmean = [0.3]\nstd = [0.3]\nrepeats = 1\nlabel_smoothing = 0\n\
+                    cutmix = 0\n[train]\nglobal_batch = 320\n";
+        let config = Config::parse(text, &[format!("run.micro_batch={micro}"), "run.workers=3".into()]).unwrap();
+        let source = incubate::data::open(&config).unwrap();
+        let plan = Plan::new(config, source.train.len()).unwrap();
+        let phase = plan.phase(&META, None);
+        let mut streams = [vec![], vec![]];
+        let mut loaders: Vec<Loader> =
+            (0..ranks).map(|rank| Loader::start(&plan, &phase, &source, rank, ranks, 0, Mixing::Host)).collect();
+        for _step in 0..2 {
+            for (rank, loader) in loaders.iter_mut().enumerate() {
+                let passes = micro_batches(share(320, rank, ranks), micro).len();
+                for batch in loader.take(passes) {
+                    let (images_bchw, targets_bc, _lent) = batch.unwrap().on(Device::Cpu);
+                    streams[0].extend_from_slice(floats(&images_bchw));
+                    streams[1].extend_from_slice(floats(&targets_bc));
+                }
+            }
+        }
+        streams
+    };
+    let whole = stream(320, 1);
+    assert_eq!(whole.each_ref().map(Vec::len), [2 * 320 * 256, 2 * 320 * 4]);
+    for (micro, ranks) in [(4, 1), (96, 1), (320, 3), (64, 3)] {
+        assert!(stream(micro, ranks) == whole, "micro-batches of {micro} on {ranks} rank(s)");
+    }
+    // A pair of two classes shows the λ of its block, or 1 − λ.
+    let rows: Vec<&[f32]> = whole[1].chunks(4).collect();
+    let lambda = |block: std::ops::Range<usize>| {
+        let largest = rows[block].iter().map(|row| row.iter().copied().fold(0.0, f32::max));
+        let mut mixed: Vec<u32> = largest.filter(|&share| share < 0.9999).map(f32::to_bits).collect();
+        mixed.dedup();
+        assert_eq!(mixed.len(), 1, "one λ in a block");
+        mixed[0]
+    };
+    assert!(lambda(0..128) != lambda(128..256) && lambda(128..256) != lambda(256..320));
 }
