@@ -3,7 +3,7 @@
 use super::queue::{self, Queued};
 use crate::data::packed;
 use crate::plan::Plan;
-use crate::plan::phases::{ASSEMBLED, BEFORE_ASSEMBLED, FINETUNE, MODULE};
+use crate::plan::phases::{ASSEMBLED, BEFORE_ASSEMBLED, E2E, FINETUNE, MODULE};
 use crate::store::progress::{Progress, State, duration, unix_time};
 use crate::store::{RunDir, artefact, lease};
 use anyhow::Result;
@@ -84,8 +84,10 @@ impl Seen {
 
 /// Every phase of a run directory.
 pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
-    let config = RunDir::config_of(path)?;
+    let mut config = RunDir::config_of(path)?;
     let run = RunDir { path: path.into() };
+    // `incubate e2e` trains the baseline whatever the config says.
+    config.run.e2e |= run.file(E2E.writes).exists() || Progress::read(path, E2E.name).is_some();
     // Steps come from the heartbeats: the data need not be reachable here.
     let plan = Plan::without_data(config);
     let mut entries = entries(&plan);

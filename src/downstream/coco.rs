@@ -43,8 +43,7 @@ pub struct Category {
 pub fn evaluate(annotations: &Path, results: &Path, segm: bool) -> Result<Report> {
     let named = |path: &Path, error: hotcoco::error::Error| usage!("{}: {error}", path.display());
     let truth = COCO::new(annotations).map_err(|e| named(annotations, e))?;
-    let found =
-        if segm { masks_alone(&truth, results)? } else { truth.load_res(results).map_err(|e| named(results, e))? };
+    let found = truth.load_res_anns(detections(results, segm)?).map_err(|e| named(results, e))?;
     // Detections of images or categories that do not exist would lower the figures in silence.
     if let Some(warning) = found.load_warnings().first() {
         return Err(usage!("{}: {warning}", results.display()));
@@ -68,14 +67,19 @@ pub fn evaluate(annotations: &Path, results: &Path, segm: bool) -> Result<Report
     Ok(Report { iou, figures, categories, curves: curves(all, &evaluation.params.iou_thrs) })
 }
 
-/// The results, without the boxes beside masks.
-fn masks_alone(truth: &COCO, results: &Path) -> Result<COCO> {
+/// The results, of masks without the boxes beside them.
+fn detections(results: &Path, segm: bool) -> Result<Vec<Annotation>> {
     let broken = |what: String| usage!("{}: {what}", results.display());
     let file = File::open(results).map_err(|e| broken(e.to_string()))?;
     let mut found: Vec<Annotation> =
         serde_json::from_reader(BufReader::new(file)).map_err(|e| broken(e.to_string()))?;
-    found.iter_mut().filter(|one| one.segmentation.is_some()).for_each(|one| one.bbox = None);
-    truth.load_res_anns(found).map_err(|e| broken(e.to_string()))
+    if let Some(number) = found.iter().position(|one| one.score.is_none()) {
+        return Err(broken(format!("its entry {number} (from 0) has no score; give a JSON list of detections")));
+    }
+    if segm {
+        found.iter_mut().filter(|one| one.segmentation.is_some()).for_each(|one| one.bbox = None);
+    }
+    Ok(found)
 }
 
 /// Mean precision over thresholds and recalls, at all areas and the most detections.

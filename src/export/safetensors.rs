@@ -7,6 +7,7 @@ use ::safetensors::tensor::{Dtype, View};
 use anyhow::Result;
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 use tch::Tensor;
 
@@ -29,7 +30,10 @@ pub fn write_tensors(folder: &Path, tensors: &[Named]) -> Result<()> {
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let entries = tensors.iter().map(|Named { name, tensor }| (name.as_str(), Entry::new(tensor)));
     durable::replace(&folder.join("model.safetensors"), |beside| {
-        Ok(::safetensors::serialize_to_file(entries, Some(metadata), beside)?)
+        // It makes a file that its owner alone may read; this one is as the folder's others.
+        let permissions = File::create(beside)?.metadata()?.permissions();
+        ::safetensors::serialize_to_file(entries, Some(metadata), beside)?;
+        Ok(std::fs::set_permissions(beside, permissions)?)
     })
 }
 

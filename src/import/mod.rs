@@ -62,6 +62,13 @@ pub fn import(config: &Config, file: &Path, role: Option<Role>) -> Result<PathBu
         foreign(&config.model, &source, role).map_err(refused)?
     };
 
+    let is_finite = |tensor: &Tensor| floats(tensor).iter().all(|weight| weight.is_finite());
+    if let Some(((stage, name), _)) = weights.iter().find(|(_, tensor)| !is_finite(tensor)) {
+        return Err(usage!(
+            "{}: {name} (of stage {stage}) holds numbers that are not finite; give another file",
+            file.display()
+        ));
+    }
     // A recipe depends on the config alone: the number of images does not matter.
     let plan = Plan::without_data(config.clone());
     let (name, phase, recipe) = match role {

@@ -84,6 +84,11 @@ fn results_that_do_not_belong_to_the_annotations_are_refused() {
             ["results.json", "category_id 2"],
         ),
         ("[{\"image_id\": 10, ", ["results.json", "EOF"]),
+        (
+            "[{\"image_id\": 10, \"category_id\": 1, \"bbox\": [1, 2, 3, 4]}]",
+            ["results.json", "entry 0 (from 0) has no score"],
+        ),
+        ("{\"images\": []}", ["results.json", "expected a sequence"]),
     ] {
         std::fs::write(&results, text).unwrap();
         coco(&annotations, &results, &[]).fails(2, &words);

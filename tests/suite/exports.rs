@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use tch::Tensor;
 use zip::{CompressionMethod, ZipArchive};
 
 /// A meta model stands for any whole model: it takes a second to train. ViT-H's peculiarities: no qkv bias, patches that
@@ -206,6 +207,8 @@ fn an_exported_model_is_imported_bit_for_bit_and_the_run_goes_on_from_it() {
     let ours = artefact::read(&run.file("meta.h5")).unwrap();
     let source: serde_json::Value = serde_json::from_slice(&run.bytes("export/pth/source.json")).unwrap();
     assert!(source["file"].as_str().unwrap().ends_with("meta.h5") && source["content_hash"] == ours.hash, "{source}");
+    let permissions = |file: &str| std::fs::metadata(run.file(file)).unwrap().permissions();
+    assert_eq!(permissions("export/safetensors/model.safetensors"), permissions("export/safetensors/README.md"));
     for file in ["pth/model.pth", "safetensors/model.safetensors"] {
         let other = run.fork(&[]);
         let import = |config: &str| {
@@ -253,6 +256,14 @@ fn a_file_that_does_not_fit_the_config_or_is_none_is_refused() {
     import(&exported, &["model.width=32"]).fails(2, &["model.pth", "cls_token", "[1, 1, 16]", "[1, 1, 32]"]);
     import(&exported, &["model.depths=[3, 2, 2, 2]", "model.meta_depth=2"]).fails(2, &["model.depths"]);
     import(&exported, &["model.depths=[1, 1, 1, 1]"]).fails(2, &["equally deep", "--as"]);
+    export(&run, "safetensors");
+    let bad = other.folder.path().join("bad.safetensors");
+    let mut tensors = Tensor::read_safetensors(run.file("export/safetensors/model.safetensors")).unwrap();
+    let (_, bias) = tensors.iter_mut().find(|(name, _)| name == "blocks.1.norm1.bias").unwrap();
+    let _ = bias.fill_(f64::NAN);
+    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    Tensor::write_safetensors(&named, &bad).unwrap();
+    import(&bad, &[]).fails(2, &["bad.safetensors", "norm1.bias", "not finite"]);
     let text = run.file("config.toml");
     import(&text, &[]).fails(2, &["config.toml", "neither a .pth"]);
     import(Path::new("nowhere.pth"), &[]).fails(2, &["nowhere.pth", "No such file"]);

@@ -8,6 +8,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 #[test]
+fn a_baseline_that_the_config_does_not_ask_for_has_its_line_in_the_status() {
+    let run = Incubate::new();
+    run.ok(&["e2e"]);
+    let status = plain(&["status", run.run_dir.to_str().unwrap(), "--json"]).output().unwrap();
+    let lines: Vec<Value> = serde_json::from_slice(&status.stdout).unwrap();
+    let state = |phase: &str| lines.iter().find(|line| line["phase"] == phase).unwrap()["state"].clone();
+    assert_eq!((state("e2e"), state("meta")), ("done".into(), "waiting".into()));
+}
+
+#[test]
 fn a_run_trains_every_phase_exports_and_prints_the_table() {
     let run = Incubate::new().set("run.e2e=true").set("data.mixup=0").set("data.cutmix=0").set("data.erase=0");
     let run = run
