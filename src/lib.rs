@@ -16,7 +16,7 @@
 //! 4  downstream         the official figures of COCO and ADE20K results
 //! 4  cluster            Slurm scripts and submission, status, doctor
 //! 3  train              THE LOOP (read this first), one optimiser step, AdamW, evaluation
-//! 2  data               sources (image folders, tar shards, packs, IDX, CIFAR, drawn), augmentation, sampler, loader
+//! 2  data               source: image folders, tar shards, packs, IDX, CIFAR, drawn; image: decoding, augmentation; feed: loader
 //! 2  model              the staged Vision Transformer, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl
 //! 2  device             CUDA loaded at run time, this rank's GPUs, cores near them
@@ -31,7 +31,7 @@
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
 //! ```
 //! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`, reading and
-//! writing HDF5 in `store/artefact.rs` and `data/shard.rs`, `clap` in `cli/`.
+//! writing HDF5 in `store/artefact.rs` and `data/source/shard.rs`, `clap` in `cli/`.
 //!
 //! # From `main` to one optimiser step in five hops
 //! 1. `main.rs` parses, sets up logging and signals, joins the world of ranks, and turns any error into an exit code.

@@ -2,18 +2,18 @@
 //! the time goes, and what the whole loader gives. The peer is timm's transform on the same folder.
 
 use crate::config::Config;
-use crate::data::decode::Decoder;
-use crate::data::folder::Folder;
-use crate::data::loader::{Loader, Mixing};
-use crate::data::normalise::Normalise;
-use crate::data::packed::{self, Packed};
-use crate::data::pixels::Region;
-use crate::data::randaugment::{Canvas, Operation};
-use crate::data::recipe::{Recipe, Spent};
-use crate::data::resize::{Order, Resample};
-use crate::data::samples::{Samples, Split, Stored};
-use crate::data::shard::{self, Encoding, Shard, Table};
-use crate::data::shrink::{Form, Image, Shrink};
+use crate::data::feed::loader::{Loader, Mixing};
+use crate::data::image::decode::Decoder;
+use crate::data::image::normalise::Normalise;
+use crate::data::image::pixels::Region;
+use crate::data::image::randaugment::{Canvas, Operation};
+use crate::data::image::recipe::{Recipe, Spent};
+use crate::data::image::resize::{Order, Resample};
+use crate::data::image::shrink::{Form, Image, Shrink};
+use crate::data::source::folder::Folder;
+use crate::data::source::packed::{self, Packed};
+use crate::data::source::samples::{Samples, Split, Stored};
+use crate::data::source::shard::{self, Encoding, Shard, Table};
 use crate::data::{BadImages, Source};
 use crate::plan::Plan;
 use crate::plan::phases::META;

@@ -2,10 +2,10 @@
 //! generated entries.
 
 use crate::config::Config;
-use crate::data::decode::jpeg;
-use crate::data::index::{Cache, Index, fingerprint};
-use crate::data::loader::{Loader, Mixing};
-use crate::data::samples::{Samples, Split, Stored};
+use crate::data::feed::loader::{Loader, Mixing};
+use crate::data::image::decode::jpeg;
+use crate::data::source::index::{Cache, Index, fingerprint};
+use crate::data::source::samples::{Samples, Split, Stored};
 use crate::data::{BadImages, Source};
 use crate::plan::Plan;
 use crate::plan::phases::META;

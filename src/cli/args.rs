@@ -2,7 +2,7 @@
 
 use super::bench::Bench;
 use crate::config::ExportFormat;
-use crate::data::shrink::{QUALITY, SHORT_SIDE};
+use crate::data::image::shrink::{QUALITY, SHORT_SIDE};
 use crate::import::Role;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;

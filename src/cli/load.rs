@@ -84,6 +84,6 @@ pub fn devices(config: &Config) -> Result<Devices> {
         device::tf32::allow()?;
     }
     tch::set_num_threads((threads(config) / devices.replicas()).max(1) as i32);
-    data::loader::share_cores(devices.replicas());
+    data::feed::loader::share_cores(devices.replicas());
     Ok(devices)
 }

@@ -2,7 +2,8 @@
 
 use super::print;
 use crate::config::Format;
-use crate::data::{self, packed, shard};
+use crate::data;
+use crate::data::source::{packed, shard};
 use crate::error::Failure;
 use crate::store::{RunDir, artefact};
 use anyhow::{Context, Result};

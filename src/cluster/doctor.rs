@@ -115,11 +115,11 @@ fn fast_enough(config: &Config) -> Result<String> {
     let kind = if config.run.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
     let gpus = if config.run.device == DeviceChoice::Cpu { 0 } else { cuda().map_or(0, |driver| driver.gpus().len()) };
     let device = if gpus > 0 { Device::Cuda(0) } else { Device::Cpu };
-    data::rate::finding(config, matrix_product_rate((kind, device)), gpus.max(config.run.replicas).max(1))
+    data::feed::rate::finding(config, matrix_product_rate((kind, device)), gpus.max(config.run.replicas).max(1))
 }
 
 fn readable(config: &Config) -> Result<String> {
-    let source = data::look(config)?;
+    let source = data::open_read_only(config)?;
     Ok(format!("{} training and {} test images", source.train.len(), source.test.len()))
 }
 

@@ -1,7 +1,7 @@
 //! `incubate status RUN_DIR`: where each phase stands, from heartbeats, artefacts and, where there is one, the queue.
 
 use super::queue::{self, Queued};
-use crate::data::packed;
+use crate::data::source::packed;
 use crate::plan::Plan;
 use crate::plan::phases::{ASSEMBLED, BEFORE_ASSEMBLED, E2E, FINETUNE, MODULE};
 use crate::store::progress::{Progress, State, duration, unix_time};

@@ -2,7 +2,7 @@
 
 use super::queue::{self, Queued, Submitted};
 use super::slurm::{Alive, Job, Places, Situation, jobs};
-use crate::data::packed;
+use crate::data::source::packed;
 use crate::plan::cost::cost;
 use crate::plan::phases::{BEFORE_ASSEMBLED, E2E, FINETUNE, META, MODULE};
 use crate::plan::{PhasePlan, Plan};

@@ -1,9 +1,9 @@
 //! One image as it is packed.
 
 use super::Options;
-use crate::data::Images;
-use crate::data::samples::{Split, Stored};
-use crate::data::shrink::{Image, Shrink};
+use crate::data::image::shrink::{Image, Shrink};
+use crate::data::source::images::Images;
+use crate::data::source::samples::{Split, Stored};
 use anyhow::Result;
 
 /// What reads and shrinks images, with its memory; each thread has its own.

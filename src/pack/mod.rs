@@ -5,10 +5,11 @@
 mod image;
 
 use crate::config::Config;
-use crate::data::samples::Split;
-use crate::data::shard::{self, Encoding, Shard, Table};
-use crate::data::shrink::{Form, Image};
-use crate::data::{BadImages, Source, packed};
+use crate::data::image::shrink::{Form, Image};
+use crate::data::source::packed;
+use crate::data::source::samples::Split;
+use crate::data::source::shard::{self, Encoding, Shard, Table};
+use crate::data::{BadImages, Source};
 use crate::error::Failure;
 use crate::store::durable;
 use crate::store::progress::{Progress, State};

@@ -3,7 +3,7 @@
 use crate::collective::Solo;
 use crate::config::Config;
 use crate::data;
-use crate::data::test_batches::TestBatch;
+use crate::data::feed::test_batches::TestBatch;
 use crate::error::Failure;
 use crate::model::Network;
 use crate::plan::phases::META;

@@ -1,6 +1,6 @@
 //! What `incubate plan` prints: parameters per stage, steps, learning rates, memory, cost, and each rank's part.
 
-use crate::data::rate;
+use crate::data::feed::rate;
 use crate::plan::cost::cost;
 use crate::plan::groups::{assignment, micro_batches, ranges, share};
 use crate::plan::parameters::counts;

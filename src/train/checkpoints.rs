@@ -4,7 +4,7 @@
 use super::step::Stepper;
 use super::{Setting, Trainer};
 use crate::config::Interval;
-use crate::data::loader::{Loader, Mixing};
+use crate::data::feed::loader::{Loader, Mixing};
 use crate::driver::{PinnedMemory, cuda};
 use crate::model::Loan;
 use crate::plan::PhasePlan;

@@ -4,7 +4,7 @@ use super::stop_requested;
 use crate::collective::Collective;
 use crate::config::Config;
 use crate::data::Source;
-use crate::data::test_batches::{TestBatch, test_batches};
+use crate::data::feed::test_batches::{TestBatch, test_batches};
 use crate::model::Network;
 use crate::require;
 use crate::weights::upload;

@@ -8,7 +8,7 @@ pub mod step;
 
 use crate::collective::Collective;
 use crate::data::Source;
-use crate::data::loader::{Loader, Mixing};
+use crate::data::feed::loader::{Loader, Mixing};
 use crate::device::memory;
 use crate::error::Failure;
 use crate::libtorch::empty_cache;

@@ -1,6 +1,6 @@
 //! Drawn images in every form that sources read: JPEG and PNG files, image folders, tar shards.
 
-use incubate::data::decode::jpeg;
+use incubate::data::image::decode::jpeg;
 use incubate::random::Random;
 use std::ops::Range;
 use std::path::Path;

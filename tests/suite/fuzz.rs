@@ -4,8 +4,8 @@
 use crate::drawn;
 use crate::incubate::{ended, plain};
 use incubate::config::{Config, Format};
-use incubate::data::reader::Reading;
-use incubate::data::samples::{Samples, Split, Stored};
+use incubate::data::feed::reader::Reading;
+use incubate::data::source::samples::{Samples, Split, Stored};
 use incubate::data::{BadImages, Source, open_unchecked};
 use incubate::error::{Failure, exit_code};
 use incubate::random::Random;

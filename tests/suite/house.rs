@@ -66,11 +66,25 @@ fn a_file_imports_only_from_lower_floors() {
 }
 
 #[test]
+fn a_room_of_data_imports_only_from_the_rooms_before_it() {
+    let rooms = ["source", "image", "feed"];
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/data");
+    for (number, room) in rooms.iter().enumerate() {
+        for path in sources(&data.join(room)) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            for later in &rooms[number + 1..] {
+                assert!(!text.contains(&format!("data::{later}::")), "{}: imports data::{later}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
 fn heavy_dependencies_have_one_room_each() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for (needle, rooms) in [
         ("use mpi::", &["collective/mpi.rs"][..]),
-        ("hdf5::", &["store/artefact.rs", "data/shard.rs", "main.rs", "cluster/doctor.rs"]),
+        ("hdf5::", &["store/artefact.rs", "data/source/shard.rs", "main.rs", "cluster/doctor.rs"]),
         ("clap::", &["cli/args.rs", "cli/bench.rs", "cli/mod.rs", "main.rs"]),
         ("hotcoco::", &["downstream/coco.rs"]),
         ("indicatif::", &["pipeline/bars.rs"]),

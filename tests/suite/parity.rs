@@ -3,7 +3,7 @@
 
 use incubate::collective::Solo;
 use incubate::config::{Config, MicroBatch, Schedule};
-use incubate::data::loader::Batch;
+use incubate::data::feed::loader::Batch;
 use incubate::model::{DropPath, Network};
 use incubate::plan::parameters::parameters;
 use incubate::plan::phases::{E2E, MODULE};

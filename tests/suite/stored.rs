@@ -2,8 +2,8 @@
 
 use crate::incubate::Incubate;
 use incubate::config::Config;
-use incubate::data::decode::jpeg;
-use incubate::data::loader::{Loader, Mixing};
+use incubate::data::feed::loader::{Loader, Mixing};
+use incubate::data::image::decode::jpeg;
 use incubate::plan::Plan;
 use incubate::plan::groups::{micro_batches, share};
 use incubate::plan::phases::META;

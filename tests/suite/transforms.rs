@@ -1,16 +1,16 @@
 //! Equality of the large-image recipe with the real timm and Pillow, through what `tools/golden_transforms.py` wrote.
 
 use incubate::config::Config;
-use incubate::data::decode::{Decoder, jpeg};
-use incubate::data::folder::Folder;
-use incubate::data::mix::Mix;
-use incubate::data::normalise::Normalise;
-use incubate::data::pixels::{Pixels, Region};
-use incubate::data::randaugment::{Canvas, Operation, Policy};
-use incubate::data::recipe::Recipe;
-use incubate::data::resize::{Order, Resample};
-use incubate::data::samples::{Samples, Stored};
-use incubate::data::{crop, erase};
+use incubate::data::image::decode::{Decoder, jpeg};
+use incubate::data::image::mix::Mix;
+use incubate::data::image::normalise::Normalise;
+use incubate::data::image::pixels::{Pixels, Region};
+use incubate::data::image::randaugment::{Canvas, Operation, Policy};
+use incubate::data::image::recipe::Recipe;
+use incubate::data::image::resize::{Order, Resample};
+use incubate::data::image::{crop, erase};
+use incubate::data::source::folder::Folder;
+use incubate::data::source::samples::{Samples, Stored};
 use incubate::random::Random;
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -374,7 +374,7 @@ fn a_part_of_a_jpeg_has_the_pixels_of_the_whole() {
                 let part = other.view(bytes, region, shrunk).unwrap();
                 for row in region.top / shrunk..(region.top + region.height) / shrunk {
                     for column in region.left / shrunk..(region.left + region.width) / shrunk {
-                        let at = |v: &incubate::data::decode::View| {
+                        let at = |v: &incubate::data::image::pixels::View| {
                             let start = 4 * ((row - v.top) * v.width + column - v.left);
                             v.bytes[start..start + 3].to_vec()
                         };

@@ -1,0 +1,225 @@
+//! Whether the data keeps up: images per second and core, measured on some of a config's own images, against what the
+//! devices of a node ask for.
+
+use super::loader::automatic_workers;
+use super::reader::Reading;
+use crate::config::{Config, Format};
+use crate::data::image::recipe::Recipe;
+use crate::data::image::shrink::{Form, Shrink};
+use crate::data::source::bad_images::BadImages;
+use crate::data::source::open_read_only;
+use crate::data::source::samples::{Split, Stored};
+use crate::data::source::shard::Encoding;
+use crate::plan::Plan;
+use crate::plan::cost::training_flops;
+use crate::random::Random;
+use crate::usage;
+use anyhow::Result;
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How many images are measured.
+const SAMPLE: usize = 64;
+
+/// Training images per second that one core reads and transforms.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Rates {
+    pub now: f64,
+    /// The same images as `incubate pack` would store them; none where they are packed so.
+    pub packed: Option<f64>,
+    pub packed_raw: Option<f64>,
+}
+
+/// What a node's devices ask for, and what its cores give.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Input {
+    pub images_per_s_core: Rates,
+    /// Of this process.
+    pub cores: usize,
+    /// Of a node.
+    pub devices: usize,
+    /// Cores that the data workers of all devices can use.
+    pub cores_at_work: usize,
+    /// The phase with the least computation per image.
+    pub phase: String,
+    /// What all devices would take in that phase at their full rate; a real step takes a part of it.
+    pub demanded_images_per_s: f64,
+    pub given_images_per_s: f64,
+    pub feeds: bool,
+}
+
+/// Measures a config's training images on this core, and compares: `rate` is the operations per second of one of the node's
+/// `devices`.
+///
+/// # Errors
+/// If the images cannot be opened.
+pub fn input(config: &Config, rate: f64, devices: usize) -> Result<Input> {
+    let rates = measure(config, &open_read_only(config)?.train)?;
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    Ok(compare(config, rates, rate, cores, devices))
+}
+
+/// As a finding of `doctor`.
+///
+/// # Errors
+/// If the images cannot be opened, or if the cores give less than the devices ask for; with the cure.
+pub fn finding(config: &Config, rate: f64, devices: usize) -> Result<String> {
+    let input = input(config, rate, devices)?;
+    if input.feeds { Ok(input.text()) } else { Err(usage!("{}", input.text())) }
+}
+
+fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usize) -> Input {
+    let plan = Plan::without_data(config.clone());
+    let phases = plan.wanted().flat_map(|row| plan.phases(row));
+    let demands = phases.map(|phase| (rate / training_flops(&config.model, &phase), phase.name));
+    let (per_device, phase) = demands.max_by(|a, b| a.0.total_cmp(&b.0)).expect("there are phases");
+    let workers = match config.run.workers {
+        0 => automatic_workers(cores, devices),
+        workers => workers,
+    };
+    let cores_at_work = (workers * devices).min(cores);
+    let (demanded, given) = (per_device * devices as f64, rates.now * cores_at_work as f64);
+    Input {
+        images_per_s_core: rates,
+        cores,
+        devices,
+        cores_at_work,
+        phase,
+        demanded_images_per_s: demanded,
+        given_images_per_s: given,
+        feeds: given >= demanded,
+    }
+}
+
+impl Input {
+    /// One line for people: the verdict and, where it is no, what would help.
+    pub fn text(&self) -> String {
+        let Input { images_per_s_core: rates, cores, devices, demanded_images_per_s: demanded, .. } = self;
+        let found = format!(
+            "{:.0} images/s and core, {:.0} on {} of {cores} core(s); {devices} device(s) at full rate ask for {demanded:.0} ({})",
+            rates.now, self.given_images_per_s, self.cores_at_work, self.phase
+        );
+        if self.feeds {
+            return format!("{found}: this node feeds them");
+        }
+        let needs = |rate: f64| (demanded / rate).ceil();
+        let mut cures = Vec::new();
+        if self.cores_at_work + devices <= *cores && rates.now * *cores as f64 >= *demanded {
+            cures.push("run.workers = 0 or a larger number".into());
+        }
+        cures.push(format!("{:.0} cores for data", needs(rates.now)));
+        for (name, rate) in [("`incubate pack`", rates.packed), ("`incubate pack --raw`", rates.packed_raw)] {
+            cures
+                .extend(rate.map(|rate| format!("{name} with {:.0} cores ({rate:.0} images/s and core)", needs(rate))));
+        }
+        let share = 100.0 * self.given_images_per_s / demanded;
+        format!("{found}: this node feeds {share:.0} % of that; it would take {}", cures.join(", or "))
+    }
+}
+
+/// Measures images evenly spread over a split, as training reads them, on the calling thread.
+///
+/// # Errors
+/// If images cannot be read.
+pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
+    let images = split.len();
+    let count = SAMPLE.min(images);
+    let sample: Vec<usize> = (0..count).map(|i| i * images / count).collect();
+    let mut out = vec![0.0; config.model.channels * config.model.image_size.pow(2)];
+    // Those that cannot be read are named, and not measured.
+    let mut reader = Reading::training(config, split, &Arc::new(BadImages::new(count))).reader();
+    let now = rate(count, |i, key| reader.read_this(sample[i], &Random::new(&[key]), &mut out).map(drop))?;
+    let Split::Stored(samples) = split else { return Ok(Rates { now, packed: None, packed_raw: None }) };
+    let (mut shrink, mut packed, mut raw) = (Shrink::new()?, Vec::new(), Vec::new());
+    let mut bytes = Vec::new();
+    let mut is_raw = false;
+    for &index in &sample {
+        let Ok((stored, image)) = samples.read(index, &mut bytes).and_then(|stored| {
+            is_raw |= stored != Stored::Encoded;
+            Ok((stored, shrink.shrink(&bytes, stored, Form::usual(Encoding::Raw))?))
+        }) else {
+            continue;
+        };
+        if config.data.format != Format::Packed {
+            packed.push((shrink.shrink(&bytes, stored, Form::usual(Encoding::Jpeg))?.bytes, Stored::Encoded));
+        }
+        raw.push((image.bytes, Stored::Raw { height: image.height, width: image.width }));
+    }
+    if is_raw {
+        raw.clear();
+    }
+    let recipe = Recipe::new(config);
+    let mut bench = recipe.workbench()?;
+    let mut of = |images: &[(Vec<u8>, Stored)]| -> Result<Option<f64>> {
+        let mut train = |i: usize, key| {
+            let (bytes, stored) = &images[i];
+            recipe.train(&mut bench, bytes, *stored, &mut Random::new(&[key]), &mut out)
+        };
+        if images.is_empty() { Ok(None) } else { rate(images.len(), &mut train).map(Some) }
+    };
+    Ok(Rates { now, packed: of(&packed)?, packed_raw: of(&raw)? })
+}
+
+/// Images per second: all once, and again as long as that takes no time.
+fn rate(count: usize, mut work: impl FnMut(usize, u64) -> Result<()>) -> Result<f64> {
+    const ENOUGH: Duration = Duration::from_millis(100);
+    (0..count.min(4)).try_for_each(|i| work(i, 0))?;
+    let (began, mut done) = (Instant::now(), 0);
+    while done == 0 || began.elapsed() < ENOUGH {
+        (0..count).try_for_each(|i| work(i, (done + i) as u64))?;
+        done += count;
+    }
+    Ok(done as f64 / began.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::image::decode::jpeg;
+    use crate::data::source::folder::Folder;
+
+    fn config(sets: &[&str]) -> Config {
+        Config::parse("", &sets.iter().map(|set| set.to_string()).collect::<Vec<_>>()).unwrap()
+    }
+
+    const RATES: Rates = Rates { now: 1000.0, packed: Some(2000.0), packed_raw: Some(4000.0) };
+
+    #[test]
+    fn the_cores_are_compared_with_what_the_devices_ask_for_in_the_cheapest_phase() {
+        // ViT-B's last module: three blocks train behind three thin stages, about 35 GFLOPs an image.
+        let input = compare(&config(&[]), RATES, 400e12, 32, 8);
+        assert_eq!((input.phase.as_str(), input.cores_at_work), ("module-3", 24));
+        assert!((60e3..150e3).contains(&input.demanded_images_per_s), "{input:?}");
+        assert!(!input.feeds);
+        let text = input.text();
+        let cores = (input.demanded_images_per_s / 1000.0).ceil();
+        for words in [&format!("{cores:.0} cores for data"), "incubate pack", "--raw", "feeds"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        let slow = compare(&config(&[]), RATES, 1e12, 32, 8);
+        assert!(slow.feeds && slow.text().contains("this node feeds them"), "{}", slow.text());
+        assert!((slow.demanded_images_per_s * 400.0 / input.demanded_images_per_s - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn too_few_workers_for_the_cores_that_are_there_are_named() {
+        let input = compare(&config(&["run.workers=1"]), RATES, 40e12, 64, 2);
+        assert!(!input.feeds && input.text().contains("run.workers"), "{}", input.text());
+    }
+
+    #[test]
+    fn images_of_a_folder_are_measured_as_they_are_and_as_they_would_be_packed() {
+        let folder = tempfile::tempdir().unwrap();
+        let rgb: Vec<u8> = (0..3 * 300 * 400).map(|i| (i / 7) as u8).collect();
+        for number in 0..5 {
+            let file = jpeg::encode(&rgb, 300, 400, 90).unwrap();
+            std::fs::write(folder.path().join(format!("{number}.jpg")), file).unwrap();
+        }
+        // One that cannot be read is left out.
+        std::fs::write(folder.path().join("2.jpg"), b"").unwrap();
+        let split = Split::Stored(Arc::new(Folder::flat(folder.path()).unwrap()));
+        let rates = measure(&config(&[]), &split).unwrap();
+        assert!(rates.now > 0.0 && rates.packed.unwrap() > 0.0 && rates.packed_raw.unwrap() > 0.0, "{rates:?}");
+    }
+}

@@ -1,0 +1,63 @@
+//! Which part of an image becomes the model's input (timm 1.0: `transforms.py`, `RandomResizedCropAndInterpolation`;
+//! torchvision's `Resize` and `CenterCrop`).
+
+use super::pixels::{Area, Region};
+use crate::random::Random;
+
+/// A random part of the image: its share of the area uniform in `scale`, its ratio of width to height log-uniform in
+/// `ratio`; after ten draws that do not fit, the largest central part of an allowed ratio.
+pub fn random(random: &mut Random, height: usize, width: usize, scale: [f64; 2], ratio: [f64; 2]) -> Region {
+    for _attempt in 0..10 {
+        let area = random.between(scale[0], scale[1]) * (height * width) as f64;
+        let aspect = random.between(ratio[0].ln(), ratio[1].ln()).exp();
+        let w = (area * aspect).sqrt().round_ties_even() as usize;
+        let h = (area / aspect).sqrt().round_ties_even() as usize;
+        if (1..=width).contains(&w) && (1..=height).contains(&h) {
+            let (top, left) = (random.below(height - h + 1), random.below(width - w + 1));
+            return Region { left, top, width: w, height: h };
+        }
+    }
+    let own = width as f64 / height as f64;
+    let (h, w) = if own < ratio[0] {
+        ((width as f64 / ratio[0]).round_ties_even() as usize, width)
+    } else if own > ratio[1] {
+        (height, (height as f64 * ratio[1]).round_ties_even() as usize)
+    } else {
+        (height, width)
+    };
+    let (h, w) = (h.clamp(1, height), w.clamp(1, width));
+    Region { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
+}
+
+/// The part that is left after the shorter side is resized to `size` / `percent` and the centre of `size` × `size` cut
+/// out, in pixels of the stored image; and the region that its resampling looks at.
+pub fn centre(height: usize, width: usize, size: usize, percent: f64) -> (Area, Region) {
+    let short = (size as f64 / percent).floor() as usize;
+    let long = |own: usize, other: usize| (short as f64 * own as f64 / other as f64) as usize;
+    let (resized_h, resized_w) =
+        if width <= height { (long(height, width), short) } else { (short, long(width, height)) };
+    let offset = |resized: usize| ((resized - size) as f64 / 2.0).round_ties_even();
+    let (per_row, per_column) = (height as f64 / resized_h as f64, width as f64 / resized_w as f64);
+    let area = Area {
+        left: offset(resized_w) * per_column,
+        top: offset(resized_h) * per_row,
+        width: size as f64 * per_column,
+        height: size as f64 * per_row,
+    };
+    let span = |start: f64, length: f64, per: f64, most: usize| {
+        // A bicubic kernel reaches two output pixels far, and no less than two of the input's.
+        let reach = 2.0 * per.max(1.0) + 1.0;
+        let first = (start - reach).floor().max(0.0) as usize;
+        let last = ((start + length + reach).ceil() as usize).min(most);
+        (first, last - first)
+    };
+    let (left, wide) = span(area.left, area.width, per_column, width);
+    let (top, high) = span(area.top, area.height, per_row, height);
+    (area, Region { left, top, width: wide, height: high })
+}
+
+/// The most by which an image may be decoded smaller so that `area` of it is still of `size` × `size` pixels or more.
+pub fn shrinkable(area: Area, size: usize) -> usize {
+    let fits = |n: &usize| area.height.min(area.width) >= (n * size) as f64;
+    [8, 4, 2].into_iter().find(fits).unwrap_or(1)
+}

@@ -1,0 +1,91 @@
+//! Decoded images in memory, and parts of them.
+
+use anyhow::{Result, ensure};
+
+/// Red, green, blue and a byte that means nothing: with four bytes, vector units move whole pixels.
+pub type Pixel = [u8; 4];
+
+/// An image, row after row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Pixels {
+    pub width: usize,
+    pub height: usize,
+    /// height · width pixels.
+    pub rgbx: Vec<Pixel>,
+}
+
+/// Images of more pixels are refused before memory is taken for them: the size from which Pillow warns of a
+/// decompression bomb.
+const MOST_PIXELS: usize = 89_478_485;
+
+/// Pixels for which memory is kept: 64 MiB.
+const KEPT: usize = 16 << 20;
+
+impl Pixels {
+    /// Takes a size; what the pixels hold is of no meaning. Allocates only to grow.
+    pub fn resize(&mut self, height: usize, width: usize) {
+        (self.height, self.width) = (height, width);
+        self.rgbx.resize(height * width, [0; 4]);
+    }
+
+    /// Gives the memory of a huge image back: hardly any other needs it.
+    pub fn let_go(&mut self) {
+        if self.rgbx.capacity() > KEPT {
+            *self = Pixels::default();
+        }
+    }
+
+    /// One row.
+    pub fn row(&self, row: usize) -> &[Pixel] {
+        &self.rgbx[row * self.width..(row + 1) * self.width]
+    }
+}
+
+/// Whole pixels of an image: columns from `left`, rows from `top`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    pub left: usize,
+    pub top: usize,
+    pub width: usize,
+    pub height: usize,
+}
+
+/// A part of an image with fractional borders.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Area {
+    pub left: f64,
+    pub top: f64,
+    pub width: f64,
+    pub height: f64,
+}
+
+/// A decoded part of an image.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    pub bytes: &'a [u8],
+    /// Bytes of a pixel: 3 (RGB) or 4 (RGBX).
+    pub channels: usize,
+    pub width: usize,
+    pub height: usize,
+    /// The stored image is this many times larger than what was decoded: 1, 2, 4 or 8.
+    pub shrunk: usize,
+    /// Where the view begins in the decoded image, in the view's pixels.
+    pub left: usize,
+    pub top: usize,
+}
+
+impl Region {
+    /// The same as fractions.
+    pub fn area(self) -> Area {
+        let Region { left, top, width, height } = self;
+        Area { left: left as f64, top: top as f64, width: width as f64, height: height as f64 }
+    }
+}
+
+/// Refuses an image without pixels, and one that is too large.
+pub fn check_size(height: usize, width: usize) -> Result<()> {
+    ensure!(height > 0 && width > 0, "it claims {width} × {height} pixels");
+    let pixels = height.saturating_mul(width);
+    ensure!(pixels <= MOST_PIXELS, "it claims {width} × {height} pixels, more than the {MOST_PIXELS} that are read");
+    Ok(())
+}

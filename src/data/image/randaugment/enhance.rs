@@ -1,0 +1,66 @@
+//! Color and Sharpness: blends of an image with another one made of it (Pillow: `ImageEnhance.py`, `Blend.c`,
+//! `Filter.c`), and the gray that Color and Contrast need.
+
+use crate::data::image::pixels::Pixel;
+use multiversion::multiversion;
+
+/// The byte of a finite number, clipped and cut off. As `value as u8`, which is not vectorised.
+#[inline(always)]
+pub fn truncated(value: f32) -> u8 {
+    // SAFETY: a finite number clipped to 0…255 fits into an i32.
+    unsafe { value.clamp(0.0, 255.0).to_int_unchecked::<i32>() as u8 }
+}
+
+/// Pillow's `Image.blend` of two bytes: cut off, not rounded; outside 0…1 it extrapolates.
+#[inline(always)]
+pub fn blend(from: u8, to: u8, factor: f32) -> u8 {
+    truncated(f32::from(from) + factor * (f32::from(to) - f32::from(from)))
+}
+
+/// Pillow's conversion to `L`.
+#[inline(always)]
+fn gray([r, g, b, _]: Pixel) -> u8 {
+    ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
+}
+
+/// The mean gray, rounded as `ImageEnhance.Contrast` does.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+pub fn mean_gray(pixels: &[Pixel]) -> u8 {
+    let sum: u64 =
+        pixels.chunks(1024).map(|part| u64::from(part.iter().map(|&p| u32::from(gray(p))).sum::<u32>())).sum();
+    (sum as f64 / pixels.len() as f64 + 0.5) as u8
+}
+
+/// Blends each pixel with its gray.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+pub fn color(pixels: &mut [Pixel], factor: f32) {
+    for pixel in pixels {
+        let gray = gray(*pixel);
+        *pixel = pixel.map(|value| blend(gray, value, factor));
+    }
+}
+
+/// Blends with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13, whose border is the image's own.
+pub fn sharpness(from: &[Pixel], size: usize, factor: f32, to: &mut [Pixel]) {
+    to.copy_from_slice(from);
+    for row in 1..size - 1 {
+        let line = |row: usize| from[row * size..(row + 1) * size].as_flattened();
+        let out = to[row * size..(row + 1) * size].as_flattened_mut();
+        sharpen_row([line(row - 1), line(row), line(row + 1)], factor, out);
+    }
+}
+
+/// One row of bytes; neighbours in a row are four bytes apart. The border's blend is of two equal values: itself.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn sharpen_row([above, own, below]: [&[u8]; 3], factor: f32, out: &mut [u8]) {
+    let inner = out.len() - 8;
+    let (a, o, b) = (&above[..inner + 8], &own[..inner + 8], &below[..inner + 8]);
+    let out = &mut out[4..inner + 4];
+    for i in 0..inner {
+        let column = |i: usize| u32::from(a[i]) + u32::from(o[i]) + u32::from(b[i]);
+        let sum = column(i) + column(i + 4) + column(i + 8) + 4 * u32::from(o[i + 4]);
+        // Pillow rounds the sum over 13 half up.
+        let smooth = ((2 * sum + 13) / 26) as u8;
+        out[i] = blend(smooth, o[i + 4], factor);
+    }
+}

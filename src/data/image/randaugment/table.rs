@@ -1,0 +1,100 @@
+//! Operations that look at one byte at a time: tables of what becomes of each value, per channel.
+
+use super::enhance::blend;
+use crate::data::image::pixels::Pixel;
+
+/// For each channel (red, green, blue), what each byte becomes.
+pub type Table = [[u8; 256]; 3];
+
+/// How often each value occurs in each channel.
+pub type Histogram = [[u32; 256]; 3];
+
+pub const IDENTITY: Table = {
+    let mut table = [[0; 256]; 3];
+    let mut value = 0;
+    while value < 256 {
+        table[0][value] = value as u8;
+        table[1][value] = value as u8;
+        table[2][value] = value as u8;
+        value += 1;
+    }
+    table
+};
+
+/// The same for every channel.
+pub fn uniform(of: impl Fn(u32) -> u32) -> Table {
+    [std::array::from_fn(|value| of(value as u32) as u8); 3]
+}
+
+/// `after` applied to what `table` gives.
+pub fn compose(table: &mut Table, after: &Table) {
+    for (table, after) in table.iter_mut().zip(after) {
+        table.iter_mut().for_each(|value| *value = after[*value as usize]);
+    }
+}
+
+pub fn histogram(pixels: &[Pixel]) -> Histogram {
+    // Two of each, since neighbours are often alike and would wait for each other's count.
+    let mut counts = [[[0u32; 256]; 3]; 2];
+    let mut count = |which: usize, pixel: &Pixel| {
+        for (counts, &value) in counts[which].iter_mut().zip(pixel) {
+            counts[value as usize] += 1;
+        }
+    };
+    for pair in pixels.chunks(2) {
+        pair.iter().enumerate().for_each(|(which, pixel)| count(which, pixel));
+    }
+    let [mut sum, other] = counts;
+    sum.as_flattened_mut().iter_mut().zip(other.as_flattened()).for_each(|(sum, other)| *sum += other);
+    sum
+}
+
+/// The histogram of an image after a table.
+pub fn mapped(histogram: &Histogram, table: &Table) -> Histogram {
+    let mut result = [[0; 256]; 3];
+    for channel in 0..3 {
+        for value in 0..256 {
+            result[channel][table[channel][value] as usize] += histogram[channel][value];
+        }
+    }
+    result
+}
+
+/// Pillow's `ImageOps.autocontrast` with no cutoff: each channel is stretched to 0…255.
+pub fn auto_contrast(histogram: &Histogram) -> Table {
+    std::array::from_fn(|channel| {
+        let counts = &histogram[channel];
+        let low = counts.iter().position(|&n| n > 0).unwrap_or(0);
+        let high = counts.iter().rposition(|&n| n > 0).unwrap_or(0);
+        if high <= low {
+            return IDENTITY[channel];
+        }
+        let scale = 255.0 / (high - low) as f64;
+        let offset = -(low as f64) * scale;
+        // Truncated toward zero and clipped.
+        std::array::from_fn(|value| (value as f64 * scale + offset) as u8)
+    })
+}
+
+/// Pillow's `ImageOps.equalize`.
+pub fn equalize(histogram: &Histogram) -> Table {
+    std::array::from_fn(|channel| {
+        let counts = &histogram[channel];
+        let last = counts.iter().rfind(|&&n| n > 0).copied().unwrap_or(0);
+        let step = (counts.iter().sum::<u32>() - last) / 255;
+        if step == 0 {
+            return IDENTITY[channel];
+        }
+        let mut sum = step / 2;
+        std::array::from_fn(|value| {
+            let level = (sum / step).min(255);
+            sum += counts[value];
+            level as u8
+        })
+    })
+}
+
+/// Pillow's `Image.blend` of a constant with each value.
+pub fn blend_with(constant: u8, factor: f64) -> Table {
+    uniform(|value| blend(constant, value as u8, factor as f32).into())
+}

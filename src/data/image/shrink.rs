@@ -1,0 +1,92 @@
+//! An image as a pack stores it: its shorter side bounded, as JPEG or as rows of RGB bytes.
+
+use super::decode::{Decoder, jpeg};
+use super::pixels::{Pixels, Region};
+use super::resize::{Order, Resample};
+use crate::data::source::samples::Stored;
+use crate::data::source::shard::Encoding;
+use anyhow::Result;
+
+/// What `incubate pack` bounds the shorter side by, and its quality of JPEG, unless told otherwise.
+pub const SHORT_SIDE: u32 = 256;
+pub const QUALITY: u8 = 90;
+
+/// What is stored of one image.
+pub struct Image {
+    pub bytes: Vec<u8>,
+    pub height: usize,
+    pub width: usize,
+}
+
+/// How images are stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Form {
+    pub encoding: Encoding,
+    /// The longest that the shorter side may be.
+    pub size: usize,
+    /// Of JPEG, 1 to 100.
+    pub quality: u8,
+}
+
+/// A decoder and resampler with their memory; each thread has its own.
+pub struct Shrink {
+    decoder: Decoder,
+    resample: Resample,
+    pixels: Pixels,
+}
+
+impl Form {
+    /// As `incubate pack` does by default.
+    pub fn usual(encoding: Encoding) -> Form {
+        Form { encoding, size: SHORT_SIDE as usize, quality: QUALITY }
+    }
+}
+
+impl Shrink {
+    pub fn new() -> Result<Shrink> {
+        Ok(Shrink { decoder: Decoder::new()?, resample: Resample::default(), pixels: Pixels::default() })
+    }
+
+    /// Decodes an image whole, so that a damaged one is found now, and shrinks it if it is too large. A JPEG that is small
+    /// enough is kept as it is: encoding it again would only lose quality.
+    pub fn shrink(&mut self, bytes: &[u8], stored: Stored, form: Form) -> Result<Image> {
+        let (height, width) = self.decoder.open(bytes, stored)?;
+        let whole = Region { left: 0, top: 0, width, height };
+        let view = self.decoder.view(bytes, whole, 1)?;
+        let (new_height, new_width) = bounded(height, width, form.size);
+        let small_enough = (new_height, new_width) == (height, width);
+        let is_jpeg = stored == Stored::Encoded && bytes.starts_with(&[0xFF, 0xD8]);
+        if small_enough && is_jpeg && form.encoding == Encoding::Jpeg {
+            return Ok(Image { bytes: bytes.to_vec(), height, width });
+        }
+        self.pixels.resize(new_height, new_width);
+        self.resample.resample(&view, whole.area(), whole, Order::ColumnsFirst, &mut self.pixels)?;
+        let rgb: Vec<u8> = self.pixels.rgbx.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
+        let bytes = match form.encoding {
+            Encoding::Raw => rgb,
+            Encoding::Jpeg => jpeg::encode(&rgb, new_height, new_width, form.quality)?,
+        };
+        Ok(Image { bytes, height: new_height, width: new_width })
+    }
+}
+
+/// (height, width) with the shorter side at most `size` and the same proportions.
+fn bounded(height: usize, width: usize, size: usize) -> (usize, usize) {
+    let short = height.min(width);
+    let scaled = |side: usize| (side * size + short / 2) / short;
+    if short <= size { (height, width) } else { (scaled(height), scaled(width)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shorter_side_is_bounded_and_the_proportions_stay() {
+        assert_eq!(bounded(500, 375, 256), (341, 256));
+        assert_eq!(bounded(1000, 1000, 256), (256, 256));
+        assert_eq!(bounded(256, 9000, 256), (256, 9000));
+        assert_eq!(bounded(512, 51200, 256), (256, 25600));
+        assert_eq!(bounded(10, 20, 256), (10, 20));
+    }
+}

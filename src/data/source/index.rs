@@ -1,0 +1,258 @@
+//! The table of a split's samples: where each lies, what it is called, its label. A million samples are a few large
+//! allocations (some 45 bytes each) rather than millions of small ones, and one file to load when a run starts again.
+//!
+//! # The cached form, version 1
+//! ```text
+//! line 1     «incubate index, format 1», a line break
+//! 32 bytes   BLAKE3 of everything behind them
+//! 32 bytes   the fingerprint of what was indexed: names, sizes and times of its folders or tars
+//! sections   each a u64 length in bytes and the bytes, numbers little-endian: groups and names (both as text and ends),
+//!            group, label, offset, length
+//! ```
+
+use super::names::Names;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8] = b"incubate index, format 1\n";
+
+/// Where an index is kept, or all of a source.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    pub path: PathBuf,
+    /// Whether a new one is written; else one that is there is only read.
+    pub keep: bool,
+}
+
+impl Cache {
+    /// That of one split.
+    pub fn split(&self, name: &str) -> Cache {
+        Cache { path: self.path.join(format!("{name}.index")), keep: self.keep }
+    }
+}
+
+/// The samples of one split, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Index {
+    /// What holds samples, relative to the split's folder: folders of images, or tars.
+    pub groups: Names,
+    /// Of each sample: its file's name in that folder, or its member in that tar.
+    pub names: Names,
+    pub group: Vec<u32>,
+    pub label: Vec<u32>,
+    /// Where each sample lies in its tar; empty for folders, whose files hold one sample each.
+    pub offset: Vec<u64>,
+    pub length: Vec<u32>,
+}
+
+impl Index {
+    pub fn len(&self) -> usize {
+        self.label.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.label.is_empty()
+    }
+
+    /// The sample's group and name.
+    pub fn path(&self, index: usize) -> PathBuf {
+        self.groups.path(self.group[index] as usize).join(self.names.path(index))
+    }
+
+    /// The index kept at `cache`, if what it was built from is unchanged; else a new one, which is kept there. A cache
+    /// that cannot be written costs the time of building, nothing else.
+    ///
+    /// `fingerprint` says what the groups look like now; it must change whenever a sample comes, goes or moves. `build` gives
+    /// with the index what it was before the first of them was read: one that changed meanwhile is not kept.
+    pub fn cached(
+        cache: Option<&Cache>,
+        fingerprint: impl Fn(&Names) -> Result<blake3::Hash>,
+        build: impl FnOnce() -> Result<(Index, blake3::Hash)>,
+    ) -> Result<Index> {
+        let Some(Cache { path, keep }) = cache else { return Ok(build()?.0) };
+        if let Some((index, stored)) = fs::read(path).ok().and_then(|bytes| Self::decode(&bytes))
+            && fingerprint(&index.groups).is_ok_and(|now| now == stored)
+        {
+            log::debug!("{}: {} samples", path.display(), index.len());
+            return Ok(index);
+        }
+        let (index, before) = build()?;
+        if *keep {
+            let kept = fingerprint(&index.groups).and_then(|after| {
+                ensure!(before == after, "files came or went while they were listed");
+                write(path, &index.encode(before))
+            });
+            kept.unwrap_or_else(|error| log::warn!("{}: the index is not kept: {error:#}", path.display()));
+        }
+        Ok(index)
+    }
+
+    fn encode(&self, fingerprint: blake3::Hash) -> Vec<u8> {
+        let mut body = fingerprint.as_bytes().to_vec();
+        let mut section = |bytes: &[u8]| {
+            body.extend((bytes.len() as u64).to_le_bytes());
+            body.extend(bytes);
+        };
+        let words = |numbers: &[u32]| -> Vec<u8> { numbers.iter().flat_map(|n| n.to_le_bytes()).collect() };
+        for names in [&self.groups, &self.names] {
+            section(&names.text);
+            section(&words(&names.ends));
+        }
+        section(&words(&self.group));
+        section(&words(&self.label));
+        section(&self.offset.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>());
+        section(&words(&self.length));
+        [MAGIC, blake3::hash(&body).as_bytes(), &body].concat()
+    }
+
+    /// `None` for anything but the bytes of [`Index::encode`].
+    fn decode(bytes: &[u8]) -> Option<(Index, blake3::Hash)> {
+        let (hash, body) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<32>()?;
+        if blake3::hash(body) != *hash {
+            return None;
+        }
+        let (fingerprint, mut rest) = body.split_first_chunk::<32>()?;
+        let mut section = || {
+            let (length, tail) = rest.split_first_chunk::<8>()?;
+            let (bytes, tail) = tail.split_at_checked(u64::from_le_bytes(*length) as usize)?;
+            rest = tail;
+            Some(bytes)
+        };
+        let words =
+            |bytes: &[u8]| -> Vec<u32> { bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect() };
+        let mut names = || Some(Names { text: section()?.to_vec(), ends: words(section()?) });
+        let (groups, names) = (names()?, names()?);
+        let (group, label) = (words(section()?), words(section()?));
+        let offset = section()?.as_chunks().0.iter().map(|&n| u64::from_le_bytes(n)).collect();
+        let index = Index { groups, names, group, label, offset, length: words(section()?) };
+        Some((index, blake3::Hash::from_bytes(*fingerprint)))
+    }
+}
+
+/// A cache that is torn or lost is built again, so it is moved into place whole but not synced.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().context("the cache needs a folder")?;
+    fs::create_dir_all(folder)?;
+    let beside = path.with_extension(format!("partial-{}", std::process::id()));
+    fs::write(&beside, bytes)?;
+    Ok(fs::rename(&beside, path)?)
+}
+
+/// What tells whether a folder or file has changed: its size if it is a file, and when it was last written to.
+pub type Stamp = [i64; 3];
+
+pub fn stamp(path: &Path) -> Result<Stamp> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::metadata(path).with_context(|| format!("{}", path.display()))?;
+    let size = if metadata.is_file() { metadata.len() as i64 } else { 0 };
+    Ok([size, metadata.mtime(), metadata.mtime_nsec()])
+}
+
+/// A fingerprint of folders or files below `root`: their names, sizes and times of change.
+pub fn fingerprint(root: &Path, groups: &Names) -> Result<blake3::Hash> {
+    let own = stamp(root)?;
+    let stamps = (0..groups.len()).map(|index| stamp(&root.join(groups.path(index)))).collect::<Result<Vec<_>>>()?;
+    fingerprint_of(root, own, groups.iter().zip(stamps))
+}
+
+/// As [`fingerprint`], of stamps that were taken already.
+pub fn fingerprint_of<'a>(
+    root: &Path,
+    own: Stamp,
+    groups: impl Iterator<Item = (&'a [u8], Stamp)>,
+) -> Result<blake3::Hash> {
+    let root = root.canonicalize().with_context(|| format!("{}", root.display()))?;
+    let mut hasher = blake3::Hasher::new();
+    let mut add = |name: &[u8], stamp: Stamp| {
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+        for number in stamp {
+            hasher.update(&number.to_le_bytes());
+        }
+    };
+    add(root.as_os_str().as_bytes(), own);
+    groups.for_each(|(name, stamp)| add(name, stamp));
+    Ok(hasher.finalize())
+}
+
+/// Bytes that no image exceeds.
+pub const LARGEST: u64 = 1 << 28;
+
+/// Refuses what no image is.
+pub fn sample_length(length: u64) -> Result<u32> {
+    ensure!(length <= LARGEST, "claims {length} bytes, more than any image that can be read ({LARGEST})");
+    Ok(length as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    fn index(samples: usize) -> Index {
+        let mut index = Index::default();
+        for group in 0..samples.div_ceil(10) {
+            index.groups.push(format!("class-{group}").as_bytes()).unwrap();
+        }
+        for sample in 0..samples {
+            index.names.push(format!("image-{sample}.jpg").as_bytes()).unwrap();
+            index.group.push(sample as u32 / 10);
+            index.label.push(sample as u32 / 10);
+        }
+        index
+    }
+
+    #[test]
+    fn an_index_is_built_once_and_again_only_when_a_folder_changes_or_the_cache_is_damaged() {
+        let root = tempfile::tempdir().unwrap();
+        (0..3).for_each(|group| fs::create_dir(root.path().join(format!("class-{group}"))).unwrap());
+        let cache = root.path().join("class-0/cache/train.index");
+        fs::create_dir(cache.parent().unwrap()).unwrap();
+        let built = Cell::new(0);
+        let keep = Cell::new(true);
+        let meanwhile: Cell<fn(&Path)> = Cell::new(|_| {});
+        let open = || {
+            let build = || {
+                built.set(built.get() + 1);
+                let before = fingerprint(root.path(), &index(25).groups)?;
+                meanwhile.get()(root.path());
+                Ok((index(25), before))
+            };
+            let cache = Cache { path: cache.clone(), keep: keep.get() };
+            assert_eq!(
+                Index::cached(Some(&cache), |groups| fingerprint(root.path(), groups), build).unwrap(),
+                index(25)
+            );
+            built.get()
+        };
+        assert_eq!([open(), open()], [1, 1]);
+        fs::write(root.path().join("class-2/new.jpg"), b"").unwrap();
+        assert_eq!([open(), open()], [2, 2]);
+        let mut bytes = fs::read(&cache).unwrap();
+        bytes[200] ^= 1;
+        fs::write(&cache, &bytes).unwrap();
+        assert_eq!([open(), open()], [3, 3]);
+        fs::remove_file(&cache).unwrap();
+        fs::create_dir(&cache).unwrap();
+        assert_eq!([open(), open()], [4, 5], "no place to keep it");
+        fs::remove_dir(&cache).unwrap();
+        keep.set(false);
+        assert_eq!([open(), open()], [6, 7], "looking keeps nothing");
+        assert!(!cache.exists());
+        keep.set(true);
+        meanwhile.set(|root| fs::write(root.join("class-1/late.jpg"), b"").unwrap());
+        assert_eq!(open(), 8);
+        assert!(!cache.exists(), "what was listed was changing");
+        fs::remove_file(root.path().join("class-1/late.jpg")).unwrap();
+        meanwhile.set(|_| {});
+        assert_eq!([open(), open()], [9, 9]);
+    }
+
+    #[test]
+    fn a_cut_cache_is_no_index() {
+        let bytes = index(12).encode(blake3::hash(b""));
+        assert!(Index::decode(&bytes).is_some());
+        assert!((0..bytes.len()).all(|keep| Index::decode(&bytes[..keep]).is_none()));
+    }
+}

@@ -1,0 +1,87 @@
+//! Many files read at places, by many threads at the same time, with no lock and no shared position.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, OnceLock};
+
+/// How many files of one split stay open; the ones beyond are opened for each read. Of the files that this process may hold,
+/// which are raised to all that it could, each of the two splits leaves more than half.
+static KEPT_OPEN: LazyLock<usize> = LazyLock::new(|| (raised_limit() * 2 / 5).max(256));
+
+/// Raises the number of files that this process may hold from the usual 1024 to the most that it may ask for.
+fn raised_limit() -> usize {
+    /// More than any pack has shards; some sites' limit is a billion.
+    const ENOUGH: libc::rlim_t = 1 << 20;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live rlimit, which the calls fill and read; where they fail nothing changes.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        let raised = libc::rlimit { rlim_cur: limit.rlim_max.min(ENOUGH).max(limit.rlim_cur), ..limit };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raised) == 0 {
+            limit = raised;
+        }
+    }
+    limit.rlim_cur.min(ENOUGH) as usize
+}
+
+/// Files that stay as they are while they are read.
+#[derive(Debug)]
+pub struct OpenFiles {
+    paths: Vec<PathBuf>,
+    open: Vec<OnceLock<File>>,
+}
+
+impl OpenFiles {
+    pub fn new(paths: Vec<PathBuf>) -> OpenFiles {
+        let open = paths.iter().take(*KEPT_OPEN).map(|_| OnceLock::new()).collect();
+        OpenFiles { paths, open }
+    }
+
+    pub fn path(&self, file: usize) -> &Path {
+        &self.paths[file]
+    }
+
+    /// Replaces `bytes` by `length` bytes from `offset` on.
+    pub fn read(&self, file: usize, offset: u64, length: usize, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+        bytes.resize(length, 0);
+        match self.open.get(file) {
+            None => File::open(&self.paths[file])?.read_exact_at(bytes, offset),
+            Some(slot) => {
+                if slot.get().is_none() {
+                    // Another thread may have been faster; then this one's is closed again.
+                    let _ = slot.set(File::open(&self.paths[file])?);
+                }
+                slot.get().expect("set above").read_exact_at(bytes, offset)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_open_files_is_raised_and_every_file_stays_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = (0..300).map(|file| folder.path().join(file.to_string())).collect();
+        paths.iter().for_each(|path| std::fs::write(path, path.display().to_string()).unwrap());
+        let files = OpenFiles::new(paths.clone());
+        let mut bytes = Vec::new();
+        for _ in 0..2 {
+            for (file, path) in paths.iter().enumerate() {
+                let text = path.display().to_string();
+                files.read(file, 1, text.len() - 1, &mut bytes).unwrap();
+                assert_eq!(bytes, text.as_bytes()[1..]);
+            }
+        }
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the pointer is to a live rlimit.
+        unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+        assert!(limit.rlim_cur == limit.rlim_max || limit.rlim_cur >= 1 << 20);
+        if limit.rlim_cur >= 1024 {
+            assert!(files.open.len() == 300 && files.open.iter().all(|slot| slot.get().is_some()));
+        }
+    }
+}
