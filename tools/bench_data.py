@@ -51,7 +51,7 @@ def main():
     print("|---|---|---|---|---|")
     for name, our, their in ROWS:
         here, there = [ours[our] for ours, _ in pairs], [theirs[their] for _, theirs in pairs]
-        ratios = [each / peers for each, peers in zip(here, there)]
+        ratios = [each / peers for each, peers in zip(here, there, strict=True)]
         print(f"| {name} | {statistics.median(here):.0f} | {statistics.median(there):.0f} "
               f"| {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |")
     print(json.dumps(pairs))

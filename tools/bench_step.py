@@ -65,8 +65,8 @@ def without(a):
     for part in PARTS:
         ratios = []
         for _, *sizes, stage in PARTED:
-            time = lambda *options: step(a, sizes_of(a, *sizes), stage, "fp32", *options)["step_s"]
-            pairs = [(time(), time("--without", part)) for _ in range(a.pairs)]
+            common = (a, sizes_of(a, *sizes), stage, "fp32")
+            pairs = [(step(*common)["step_s"], step(*common, "--without", part)["step_s"]) for _ in range(a.pairs)]
             ratios.append(statistics.median(off / on for on, off in pairs))
         print(f"| {part} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |", flush=True)
 
@@ -90,13 +90,12 @@ def main():
         per_work = []
         for stage in works:
             pairs = [pair(a, *sizes, stage) for _ in range(a.pairs)]
-            median = lambda of: statistics.median(of(*each) for each in pairs)
             per_work.append({
                 "stage": stage,
-                "here": median(lambda ours, _: ours["images_per_s"]),
-                "there": median(lambda _, theirs: theirs["images_per_s"]),
-                "ratio": median(lambda ours, theirs: ours["images_per_s"] / theirs["images_per_s"]),
-                "memory": median(lambda ours, theirs: ours["peak_mib"] / theirs["peak_mib"]),
+                "here": statistics.median(ours["images_per_s"] for ours, _ in pairs),
+                "there": statistics.median(theirs["images_per_s"] for _, theirs in pairs),
+                "ratio": statistics.median(ours["images_per_s"] / theirs["images_per_s"] for ours, theirs in pairs),
+                "memory": statistics.median(ours["peak_mib"] / theirs["peak_mib"] for ours, theirs in pairs),
             })
         mean = {key: statistics.mean(work[key] for work in per_work) for key in ("here", "there", "ratio", "memory")}
         print(f"| {sizes[0]} | {name} | {mean['here']:.2f} | {mean['there']:.2f} | {mean['ratio']:.2f} "

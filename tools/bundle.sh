@@ -46,8 +46,10 @@ ldd target/release/incubate "$root"/lib/*/*.so 2>/dev/null | awk '$2 == "=>" && 
 if $libtorch; then
   # As it lies, so that its own search paths hold; without the headers and what only Python needs.
   mkdir -p "$root/libtorch"
-  (cd "$torch/.." && tar -ch --exclude=torch/include --exclude='libtorch_python*' --exclude='*.py' \
-    torch/lib $(test -d nvidia && echo nvidia)) | tar -x -C "$root/libtorch"
+  folders=(torch/lib)
+  [ ! -d "$torch/../nvidia" ] || folders+=(nvidia)
+  tar -ch -C "$torch/.." --exclude=torch/include --exclude='libtorch_python*' --exclude='*.py' "${folders[@]}" |
+    tar -x -C "$root/libtorch"
 fi
 
 cat >"$root/incubate" <<'LAUNCHER'

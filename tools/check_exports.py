@@ -16,8 +16,18 @@ OUTPUTS holds incubate's logits of the test images and these as the network saw 
 Fashion-MNIST's, else the first. --images names the test images of a config with data.format = "folder", for timm's and
 transformers' preprocessing to make the same pixels of.
 """
-import argparse, functools, importlib.util, json, os, re, resource, sys, types
-import timm, torch
+import argparse
+import functools
+import importlib.util
+import json
+import os
+import re
+import resource
+import sys
+import types
+
+import timm
+import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
@@ -134,7 +144,7 @@ def check_preprocessing(folder, inputs, images):
     paths = [os.path.join(images, c, f) for c in sorted(os.listdir(images)) for f in sorted(os.listdir(os.path.join(images, c)))]
     opened = [Image.open(path).convert("RGB") for path in paths[: len(inputs)]]
     inputs = inputs[: len(opened)]
-    for path, image in zip(paths, opened):
+    for path, image in zip(paths[: len(inputs)], opened, strict=True):
         print(f"    {os.path.basename(path)} {image.width}x{image.height}")
     model = types.SimpleNamespace(pretrained_cfg=config)
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
@@ -187,7 +197,8 @@ def check_resampling(folder, reference):
 
 def mmseg_backbone():
     """mmsegmentation's class alone: the rest of the package wants compiled operators."""
-    import mmseg, mmseg.registry
+    import mmseg
+    import mmseg.registry
     root = os.path.dirname(mmseg.__file__)
     for name in ("mmseg.models", "mmseg.models.backbones", "mmseg.models.utils"):
         package = types.ModuleType(name)
@@ -227,7 +238,7 @@ def check_mmseg(folder, inputs, model):
                 require(f"mmseg keys, patch_bias={patch_bias}", not keys.missing_keys and not unexpected,
                         f"{keys.missing_keys} {unexpected}" if keys.missing_keys or unexpected else "")
                 report(f"mmseg features, patch_bias={patch_bias}",
-                       max(difference(a, b) for a, b in zip(net(inputs), ours)))
+                       max(difference(a, b) for a, b in zip(net(inputs), ours, strict=True)))
             else:
                 w = model.state_dict()
                 bias = w["patch_embed.proj.bias"].view(1, 1, -1)
@@ -271,6 +282,14 @@ def mmdet_backbone(clone):
     return load_source("mmdet_vit", f"{clone}/projects/ViTDet/vitdet/vit.py").ViT
 
 
+def detectron2_norm(eps):
+    return {"norm_layer": functools.partial(torch.nn.LayerNorm, eps=eps)}
+
+
+def mmdet_norm(eps):
+    return {"norm_cfg": {"type": "LN", "eps": eps}}
+
+
 def check_vitdet(name, ViT, weights, norm, folder, inputs, model):
     c = settings(f"{folder}/{name}/mask_rcnn_1x.py")
     grid = c["pretrain_img_size"] // c["patch_size"]
@@ -297,13 +316,13 @@ def check_vitdet(name, ViT, weights, norm, folder, inputs, model):
 def check_detectors(folder, inputs, model, detectron2, mmdetection):
     if detectron2:
         weights = {k.removeprefix("backbone.net."): v for k, v in load(f"{folder}/detectron2", "model").items()}
-        norm = lambda eps: dict(norm_layer=functools.partial(torch.nn.LayerNorm, eps=eps))
-        check_vitdet("detectron2", detectron2_backbone(detectron2), weights, norm, folder, inputs, model)
+        backbone = detectron2_backbone(detectron2)
+        check_vitdet("detectron2", backbone, weights, detectron2_norm, folder, inputs, model)
     else:
         print("--  detectron2 skipped: no clone given")
     if mmdetection:
-        norm = lambda eps: dict(norm_cfg=dict(type="LN", eps=eps))
-        check_vitdet("mmdet", mmdet_backbone(mmdetection), load(f"{folder}/mmdet", "model"), norm, folder, inputs, model)
+        backbone, weights = mmdet_backbone(mmdetection), load(f"{folder}/mmdet", "model")
+        check_vitdet("mmdet", backbone, weights, mmdet_norm, folder, inputs, model)
     else:
         print("--  mmdetection skipped: no clone given")
 

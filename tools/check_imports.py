@@ -7,7 +7,12 @@ PNG files of odd sizes with `check_exports.py`.
 
 Needs torch, timm and Pillow, and for ViT-H about 12 GB of memory and 15 GB of disk. Anything unequal ends in exit code 1.
 """
-import os, shutil, subprocess, sys, tempfile
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -27,7 +32,10 @@ def stages(size):
     """What `[module.state_dict() for module in model.stages]` is, of random weights with the spread of trained ones."""
     _, image, patch, classes, width, depths, qkv_bias = SIZES[size]
     generator = torch.Generator().manual_seed(1)
-    draw = lambda *shape, std=0.02: torch.empty(*shape).normal_(0, std, generator=generator)
+
+    def draw(*shape, std=0.02):
+        return torch.empty(*shape).normal_(0, std, generator=generator)
+
     made = []
     for i, depth in enumerate(depths):
         stage = {}
@@ -103,8 +111,21 @@ def check(binary, size, folder, more):
             "data.test_images=0"]
     sets += [f"model.{s}" for s in SMALL] if size == "small" else []
     common = [os.path.join(CONFIGS, f"{config}.toml"), *(part for s in sets for part in ("--set", s)), "-q"]
-    run = lambda directory, command, *rest: subprocess.run(
-        [binary, *command, *common, "--run-dir", os.path.join(folder, directory), *rest], check=True, stdout=subprocess.DEVNULL)
+
+    def run(directory, command, *rest):
+        subprocess.run([binary, *command, *common, "--run-dir", os.path.join(folder, directory), *rest], check=True,
+                       stdout=subprocess.DEVNULL)
+
+    failed = check_layouts(run, size, folder)
+    outputs = os.path.join(folder, "outputs.safetensors")
+    run("official", ["evaluate"], "--outputs", outputs)
+    run("official", ["export"], "--format", "all")
+    checker = os.path.join(os.path.dirname(os.path.abspath(__file__)), "check_exports.py")
+    return failed | bool(subprocess.run([sys.executable, checker, os.path.join(folder, "official/export"), outputs,
+                                         "--images", os.path.join(images, "val"), *more]).returncode)
+
+
+def check_layouts(run, size, folder):
     made = stages(size)
     whole = flat(made)
     official = {"model": whole, "model_stages": made, "epoch": 99, "scaler": {}, "lr_scheduler": {"base_values": [1e-3]},
@@ -126,13 +147,7 @@ def check(binary, size, folder, more):
         del got
         if layout != "official":
             shutil.rmtree(os.path.join(folder, layout))
-    outputs = os.path.join(folder, "outputs.safetensors")
-    run("official", ["evaluate"], "--outputs", outputs)
-    run("official", ["export"], "--format", "all")
-    checker = os.path.join(os.path.dirname(os.path.abspath(__file__)), "check_exports.py")
-    del made, whole, official
-    return failed | bool(subprocess.run([sys.executable, checker, os.path.join(folder, "official/export"), outputs, "--images",
-                                       os.path.join(images, "val"), *more]).returncode)
+    return failed
 
 
 main()

@@ -6,9 +6,14 @@ for, with the preprocessing that its own config describes.
 
 Prints one JSON line: top1 and loss, to compare with `incubate evaluate --json`.
 """
-import gzip, json, os, sys
+import gzip
+import json
+import os
+import sys
+
 import numpy as np
-import timm, torch
+import timm
+import torch
 import torch.nn.functional as F
 
 

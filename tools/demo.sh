@@ -15,7 +15,8 @@ options=(--bind-to none --oversubscribe --quiet)
 # them: the ranks do, as USR2, and write a checkpoint.
 setsid mpirun "${options[@]}" -n 2 target/release/incubate run "$config" "$@" &
 # A second one waits for nothing.
-trap 'kill -s "${again:-USR2}" $!; again=TERM' INT TERM HUP QUIT USR2
+signal=USR2
+trap 'kill -s "$signal" $!; signal=TERM' INT TERM HUP QUIT USR2
 # A signal ends `wait` early.
 until wait $!; code=$?; ! kill -0 $! 2>/dev/null; do :; done
 exit "$code"

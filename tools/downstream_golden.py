@@ -7,7 +7,12 @@ pycocotools and a plain numpy computation give for them.
 The annotations have crowds, ignored objects, images without objects, ties between scores, polygons, and run-length masks both
 compressed and not.
 """
-import contextlib, io, json, os, sys
+import contextlib
+import io
+import json
+import os
+import sys
+
 import numpy as np
 from PIL import Image
 from pycocotools import mask as masks
@@ -73,7 +78,11 @@ def coco(folder, rng, images):
             found["bbox"].append({"image_id": image["id"], "category_id": int(2 * rng.integers(CATEGORIES) + 1),
                                   "bbox": box_of(rng), "score": float(round(rng.random(), 1))})
     os.makedirs(folder, exist_ok=True)
-    write = lambda name, value: json.dump(value, open(os.path.join(folder, name), "w"), separators=(",", ":"))
+
+    def write(name, value):
+        with open(os.path.join(folder, name), "w") as file:
+            json.dump(value, file, separators=(",", ":"))
+
     write("annotations.json", truth)
     figures = {}
     for kind, results in found.items():

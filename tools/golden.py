@@ -7,8 +7,11 @@ Weights, images and targets are the formulas `wave` and `target` below, which te
 only results are stored. One file per network: logits, loss and the gradient of every trained parameter, by timm's names;
 all stages of a hybrid but the one that trains have no gradient.
 """
-import json, os, sys
+import json
+import os
+import sys
 from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F

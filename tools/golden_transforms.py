@@ -10,14 +10,15 @@ import random
 import struct
 import sys
 import zlib
+
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import AugmentOp, rand_augment_transform
-from timm.data.random_erasing import RandomErasing
 from timm.data.mixup import cutmix_bbox_and_lam
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import functional
 
@@ -53,7 +54,10 @@ def png(pixels, colour, interlaced=False):
     for top, left, down, right in passes if interlaced else [(0, 0, 1, 1)]:
         part = pixels[top::down, left::right].astype(pixels.dtype.newbyteorder(">"))
         rows += b"".join(b"\0" + row.tobytes() for row in part if part.size)
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return np.frombuffer(data, np.uint8)
@@ -62,7 +66,7 @@ def png(pixels, colour, interlaced=False):
 def files():
     """Files of every kind, and what Pillow makes of each."""
     image = picture(45, 61)
-    deep = Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16) * 3))
+    deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 3)
     orientation = Image.Exif()
     orientation[0x0112] = 6
     kinds = {

@@ -117,7 +117,7 @@ class Program:
 
 def difference(ours, reference):
     assert len(ours) == len(reference) > 0, f"{len(ours)} steps, expected {len(reference)}"
-    return max(abs(a / b - 1.0) for a, b in zip(ours, reference))
+    return max(abs(a / b - 1.0) for a, b in zip(ours, reference, strict=True))
 
 
 def within(found, tolerance):
@@ -255,7 +255,7 @@ def step_benchmark(stage, pairs):
             # Our figure is worth keeping all the same.
             assert done.returncode == 0, f"the peer failed: {done.stderr[-2000:]}; ours: {reports}"
             peers.append(json.loads(done.stdout))
-        ratios = [ours["images_per_s"] / theirs["images_per_s"] for ours, theirs in zip(reports, peers)]
+        ratios = [ours["images_per_s"] / theirs["images_per_s"] for ours, theirs in zip(reports, peers, strict=True)]
         return {"ratio": statistics.median(ratios), "ratios": ratios, "ours": reports[-1], "peer": peers[-1]}
 
     return check

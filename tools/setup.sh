@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and running incubate needs; quick when nothing is missing, safe to run again.
-#   tools/setup.sh [--tests] [--print]     --tests adds what only the tests need: a Slurm, and cargo-nextest
+#   tools/setup.sh [--tests] [--print]     --tests adds what only the tests and the linters need: a Slurm,
+#                                          cargo-nextest, shellcheck, ruff
 #                                          --print shows every command without running it
 # Already have them, from Spack or modules? Point at yours and the rest is skipped:
 #   LIBTORCH=/path/to/libtorch-2.11.0   MPICC=/path/to/mpicc   HDF5_DIR=/path/to/hdf5
@@ -8,9 +9,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TORCH=2.11.0
-RUST=1.88
+RUST=1.89
 # The newest that this Rust builds.
 NEXTEST=0.9.110
+RUFF=0.17.6
 cache=${INCUBATE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/incubate}
 torch_home=$cache/libtorch-$TORCH
 print=false tests=false
@@ -65,8 +67,12 @@ fi
 if $tests; then
   have slurmctld || [ -x /usr/sbin/slurmctld ] || need slurm-wlm
   have munged || [ -x /usr/sbin/munged ] || need munge
+  have shellcheck || need shellcheck
 fi
-if [ -z "${LIBTORCH:-}" ] && [ ! -e "$torch_home/complete" ]; then
+ruff=$cache/ruff-$RUFF
+lacks_libtorch() { [ -z "${LIBTORCH:-}" ] && [ ! -e "$torch_home/complete" ]; }
+lacks_ruff() { $tests && [ ! -x "$ruff/bin/ruff" ]; }
+if lacks_libtorch || lacks_ruff; then
   have python3 || need python3
   python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv
 fi
@@ -114,6 +120,14 @@ else
 fi
 run mkdir -p .deps
 [ "$(readlink .deps/torch 2>/dev/null)" = "$torch" ] || run ln -sfn "$torch" .deps/torch
+if $tests; then
+  if lacks_ruff; then
+    say "fetching ruff $RUFF into $ruff"
+    run python3 -m venv --clear "$ruff"
+    run "$ruff/bin/python" -m pip install --quiet --disable-pip-version-check "ruff==$RUFF"
+  fi
+  [ "$(readlink .deps/ruff 2>/dev/null)" = "$ruff/bin/ruff" ] || run ln -sfn "$ruff/bin/ruff" .deps/ruff
+fi
 # The tests run in a process each; cargo test would do, in one.
 if $tests && ! cargo nextest --version >/dev/null 2>&1; then
   say "installing cargo-nextest $NEXTEST (minutes)"

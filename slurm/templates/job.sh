@@ -5,7 +5,7 @@
 
 # The early signal and TERM are noted from the first line on. Either goes on to the one child as USR2, at which the program
 # writes a checkpoint and ends with 75. Not as TERM: srun would kill the ranks at once.
-child= told= ended_by_slurm=
+child='' told='' ended_by_slurm=''
 pass_on() { [ -z "$child" ] || kill -s USR2 "$child" 2>/dev/null; }
 trap 'told=1; pass_on' {signal}
 # scancel, preemption and requeueing send TERM: whether the job comes back is Slurm's to say then, not this script's.

@@ -172,7 +172,8 @@ fn left(phases: &[PhasePlan], run: &RunDir) -> Result<Vec<PhasePlan>> {
     for phase in phases {
         let path = run.file(&phase.file);
         let is_done = path.exists() && artefact::read_header(&path)?.0.recipe == phase.recipe;
-        if !is_done && !(is_imported && BEFORE_ASSEMBLED.contains(&phase.row)) {
+        let is_replaced = is_imported && BEFORE_ASSEMBLED.contains(&phase.row);
+        if !is_done && !is_replaced {
             left.push(phase.clone());
         }
     }

@@ -248,8 +248,8 @@ pub fn check_jobs(plan: &Plan) -> Result<()> {
         slurm.nodes
     );
     check_shares(plan, slurm.ranks, in_rank)?;
-    let modules = (slurm.mode == SlurmMode::Array).then(|| plan.phases(&MODULE)).into_iter().flatten();
-    modules.map(|phase| check_share(plan, &phase, in_rank, slurm.ranks * in_rank)).collect()
+    let mut modules = (slurm.mode == SlurmMode::Array).then(|| plan.phases(&MODULE)).into_iter().flatten();
+    modules.try_for_each(|phase| check_share(plan, &phase, in_rank, slurm.ranks * in_rank))
 }
 
 /// Refuses what several replicas cannot do.

@@ -83,7 +83,7 @@ pub fn write(path: &Path, header: &Header, weights: &Weights, fence: Option<&Fen
     replace(path, &tensors, fence, |file| fill(file, header, &tensors))
 }
 
-/// As [`write`], a checkpoint: the flat buffers `weights`, `exp_avg`, … in the order of [`flat_order`]. Calls `taken` when it
+/// As [`write()`], a checkpoint: the flat buffers `weights`, `exp_avg`, … in the order of [`flat_order`]. Calls `taken` when it
 /// has read them for the last time.
 pub fn write_checkpoint(
     path: &Path,

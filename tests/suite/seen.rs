@@ -105,7 +105,8 @@ fn listing(path: &Path) -> String {
     const H5PY: &str = "import h5py, sys\nf = h5py.File(sys.argv[1])\nprint(*f.attrs, sep='\\n')\nf.visit(print)";
     let h5dump = Command::new("h5dump").arg("-A").arg(path).output();
     let h5py = || Command::new("python3").args(["-c", H5PY]).arg(path).output();
-    for output in [h5dump, h5py()].into_iter().flatten().filter(|output| output.status.success()) {
+    let worked = |output: &std::process::Output| output.status.success();
+    if let Some(output) = h5dump.ok().filter(worked).or_else(|| h5py().ok().filter(worked)) {
         return String::from_utf8(output.stdout).unwrap();
     }
     fn walk(group: &hdf5::Group, names: &mut Vec<String>) {

@@ -235,8 +235,8 @@ fn the_early_signal_reaches_the_program_as_usr2_and_before_it_listens_is_no_fail
         }
     }
     // While the site's lines run: the program is not even started.
-    let setup = format!("[slurm]\nsetup = [\"touch \\\"${{0%/*}}/ready\\\"; sleep 0.3\"]\n");
-    let staged = Staged::new(&setup, "echo started", 0);
+    let setup = "[slurm]\nsetup = [\"touch \\\"${0%/*}/ready\\\"; sleep 0.3\"]\n";
+    let staged = Staged::new(setup, "echo started", 0);
     let (code, words) = staged.signalled(&mut staged.command(), libc::SIGUSR2);
     assert!(code == Some(0) && words == "requeue 17\n", "{code:?} {words}");
     // TERM is Slurm's own: it decides whether the job comes back.

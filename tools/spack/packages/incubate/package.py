@@ -14,7 +14,7 @@ class Incubate(Package):
 
     depends_on("c", type="build")
     depends_on("cxx", type="build")
-    depends_on("rust@1.88:", type="build")
+    depends_on("rust@1.89:", type="build")
     # The JPEG decoder is built with its assembly.
     depends_on("cmake", type="build")
     depends_on("nasm", type="build")
