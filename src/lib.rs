@@ -23,12 +23,13 @@
 //! 2  store              run directory, HDF5 artefacts, durable write, leases, metrics, heartbeats
 //! 1  plan               all that follows from the config: the PHASES table, schedules, groups, parameters, cost
 //! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
-//! 1  resample           position embeddings and patch kernels at another size
 //! 1  launcher           what mpirun or Slurm says of this process
 //! 1  driver, libtorch    the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind
 //! 1  seal               what finds damage before a byte of an HDF5 file is parsed
 //! 1  svg                pictures of curves and of a confusion matrix
+//! 0  family             per kind of network: config keys, table of parameters, cost, other programs' names
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
+//! 0  bounds             limits of the numbers in a config
 //! ```
 //! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`, reading and
 //! writing HDF5 in `store/artefact.rs` and `data/source/shard.rs`, `clap` in `cli/`.
@@ -58,6 +59,7 @@
 //! Deliberately absent: a plug-in system, a second way to write a config, any state outside the run directory.
 
 pub mod bench;
+pub mod bounds;
 pub mod cli;
 pub mod cluster;
 pub mod collective;
@@ -68,6 +70,7 @@ pub mod downstream;
 pub mod driver;
 pub mod error;
 pub mod export;
+pub mod family;
 pub mod import;
 pub mod launcher;
 pub mod libtorch;
@@ -76,7 +79,6 @@ pub mod pack;
 pub mod pipeline;
 pub mod plan;
 pub mod random;
-pub mod resample;
 pub mod seal;
 pub mod store;
 pub mod svg;

@@ -161,7 +161,7 @@ fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
 fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bool) -> Result<(f64, Parts)> {
     let recipe = Recipe::new(config);
     let mut bench = recipe.workbench()?;
-    let mut out = vec![0.0; 3 * config.model.image_size.pow(2)];
+    let mut out = vec![0.0; 3 * config.model.image_size().pow(2)];
     let (rate, reading) = rate(passes, samples, |key, bytes, stored| {
         if key == 0 {
             bench.spent = Spent::default();
@@ -240,7 +240,7 @@ fn operations(config: &Config, files: &dyn Samples) -> Result<BTreeMap<&'static 
         ("translate_y", Operation::TranslateY(0.405)),
     ];
     const TIMES: usize = 200;
-    let size = config.model.image_size;
+    let size = config.model.image_size();
     let (bytes, stored) = read(files, 0)?;
     let (mut decoder, mut resample) = (Decoder::new()?, Resample::default());
     let (height, width) = decoder.open(&bytes, stored)?;

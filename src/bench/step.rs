@@ -180,7 +180,7 @@ impl Shares {
 /// The same micro-batches for every step.
 fn random_batches(plan: &Plan, phase: &PhasePlan, device: Device) -> impl Iterator<Item = Result<Batch>> + use<> {
     let model = &plan.config.model;
-    let (channels, side, classes) = (model.channels as i64, model.image_size as i64, model.classes as i64);
+    let (channels, side, classes) = (model.channels() as i64, model.image_size() as i64, model.classes() as i64);
     tch::manual_seed(0);
     let batch = phase.training.global_batch;
     let cut = crate::plan::groups::micro_batches(0..batch, phase.micro_batch);

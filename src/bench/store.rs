@@ -6,7 +6,6 @@ use crate::config::{Config, Interval};
 use crate::data;
 use crate::model::fresh;
 use crate::plan::Plan;
-use crate::plan::parameters::parameters;
 use crate::plan::phases::META;
 use crate::store::{Header, RunDir, artefact};
 use crate::train::{self, Setting};
@@ -92,13 +91,13 @@ struct Checkpoint {
 
 impl Checkpoint {
     fn of(config: &Config) -> Checkpoint {
-        let table = parameters(&config.model, &config.model.depths);
+        let table = config.model.parameters(config.model.depths());
         let numbers: usize = table.iter().map(|p| p.count()).sum();
         let buffer = Tensor::rand([numbers as i64], (Kind::Float, Device::Cpu));
         let header = Header {
             phase: "finetune".into(),
             index: None,
-            depths: config.model.depths.clone(),
+            depths: config.model.depths().to_vec(),
             step: 1,
             recipe: String::new(),
             meta: None,

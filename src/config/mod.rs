@@ -9,7 +9,8 @@ mod micro_batch;
 mod overlay;
 mod validate;
 
-use crate::usage;
+use crate::family::{self, Model};
+use crate::{require, usage};
 use anyhow::{Context, Result};
 pub use auto_augment::Policy;
 pub use interval::Interval;
@@ -124,23 +125,6 @@ impl std::str::FromStr for ExportFormat {
         ExportFormat::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text))
             .map_err(|e| usage!("{e}"))
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Model {
-    pub image_size: usize,
-    pub channels: usize,
-    pub classes: usize,
-    pub patch_size: usize,
-    pub width: usize,
-    pub heads: usize,
-    pub mlp_ratio: f64,
-    pub depths: Vec<usize>,
-    pub meta_depth: usize,
-    pub qkv_bias: bool,
-    pub layer_norm_eps: f64,
-    pub dropout: f64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -261,11 +245,11 @@ impl Config {
 
     /// As [`Config::load`], from text.
     pub fn parse(text: &str, sets: &[String]) -> Result<Config> {
-        let defaults: Table = DEFAULTS.parse().expect("the embedded defaults are TOML");
         let mut user: Table = text.parse().map_err(|e| not_toml(text, &e))?;
         for set in sets {
             lay_over(&mut user, parse_set(set)?);
         }
+        let defaults = defaults_for(&user)?;
         check_keys(&user, &defaults)?;
         let read = |user: Table| Value::Table(over_defaults(&defaults, user)).try_into::<Config>();
         let config = read(user.clone()).map_err(|e| {
@@ -305,6 +289,23 @@ impl Config {
     }
 }
 
+/// The defaults of every key, with those of the family that the user's `model.family` names in `[model]`.
+fn defaults_for(user: &Table) -> Result<Table> {
+    let mut defaults: Table = DEFAULTS.parse().expect("the embedded defaults are TOML");
+    let named = user.get("model").and_then(|model| model.get("family")).and_then(Value::as_str);
+    if let Some(name) = named {
+        require!(
+            family::names().contains(&name),
+            "model.family = {name:?}: give one of {}",
+            family::names().join(", ")
+        );
+        if let Some(model) = family::defaults(name) {
+            defaults.insert("model".into(), Value::Table(model));
+        }
+    }
+    Ok(defaults)
+}
+
 /// The user's tables over the defaults, with `[train]` handed down to the phases.
 fn over_defaults(defaults: &Table, user: Table) -> Table {
     let mut all = defaults.clone();
@@ -326,21 +327,4 @@ fn not_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
     let start = error.span().map_or(0, |span| span.start);
     let line = text.bytes().take(start).filter(|&byte| byte == b'\n').count() + 1;
     usage!("not valid TOML, line {line}: {}", error.message().replace('\n', "; "))
-}
-
-impl Model {
-    /// Hidden units of the MLP.
-    pub fn hidden(&self) -> usize {
-        (self.width as f64 * self.mlp_ratio) as usize
-    }
-
-    /// Patches plus the class token.
-    pub fn tokens(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2) + 1
-    }
-
-    /// K, the number of stages.
-    pub fn stages(&self) -> usize {
-        self.depths.len()
-    }
 }

@@ -1,11 +1,11 @@
 //! What can be refused without data: each message names the key, the value and the cure.
 
-use super::{Config, Data, Format, Model, Policy, Ranks, Slurm, Training};
+use super::{Config, Data, Format, Policy, Ranks, Slurm, Training};
+use crate::bounds::{at_most, positive, probability};
+use crate::family::Model;
 use crate::require;
 use anyhow::Result;
 
-const MOST_BLOCKS: usize = 100_000;
-const MOST_PARAMETERS: f64 = 1e12;
 /// Bytes of drawn images.
 const MOST_DRAWN: usize = 256 << 30;
 
@@ -87,75 +87,14 @@ impl Slurm {
     }
 }
 
-impl Model {
-    /// Checks what every network needs: sizes that divide each other, at least one block per stage.
-    pub fn validate(&self) -> Result<()> {
-        for (key, value, most) in [
-            ("image_size", self.image_size, 1 << 14),
-            ("channels", self.channels, 1 << 10),
-            ("classes", self.classes, 1 << 24),
-            ("patch_size", self.patch_size, 1 << 14),
-            ("width", self.width, 1 << 20),
-            ("heads", self.heads, 1 << 20),
-            ("meta_depth", self.meta_depth, 10_000),
-        ] {
-            require!(value >= 1, "model.{key} = 0: it must be at least 1");
-            at_most(&format!("model.{key}"), value, most)?;
-        }
-        require!(
-            self.image_size.is_multiple_of(self.patch_size),
-            "model.image_size = {} is not a multiple of model.patch_size = {}; try image_size = {}",
-            self.image_size,
-            self.patch_size,
-            self.image_size.div_ceil(self.patch_size) * self.patch_size
-        );
-        require!(
-            self.width.is_multiple_of(self.heads),
-            "model.width = {} is not divisible by model.heads = {}; try width = {}",
-            self.width,
-            self.heads,
-            self.width.div_ceil(self.heads) * self.heads
-        );
-        require!(!self.depths.is_empty(), "model.depths is empty: give the blocks of each stage, such as [3, 3, 3, 3]");
-        require!(
-            self.depths.iter().all(|&d| (1..=10_000).contains(&d)) && self.depths.len() <= 10_000,
-            "model.depths = {:?}: every stage needs between 1 and 10000 blocks",
-            self.depths
-        );
-        let hidden = self.width as f64 * self.mlp_ratio;
-        require!(
-            hidden >= 1.0 && hidden.fract() == 0.0 && self.mlp_ratio <= 1024.0,
-            "model.mlp_ratio = {} times model.width = {} is not a whole number; try mlp_ratio = 4.0",
-            self.mlp_ratio,
-            self.width
-        );
-        positive("model.layer_norm_eps", self.layer_norm_eps, 1e-6)?;
-        let blocks = self.depths.iter().sum::<usize>().max(self.depths.len() * self.meta_depth);
-        require!(
-            blocks <= MOST_BLOCKS,
-            "model.depths and model.meta_depth give {blocks} blocks in all: at most {MOST_BLOCKS}; lower them"
-        );
-        let (width, patch) = (self.width as f64, self.patch_size as f64);
-        let around = self.channels as f64 * patch * patch + (self.tokens() + self.classes) as f64;
-        let parameters = width * (width * (4.0 + 2.0 * self.mlp_ratio) * blocks as f64 + around);
-        require!(
-            parameters <= MOST_PARAMETERS,
-            "model.width = {} in {blocks} blocks has {parameters:.1e} parameters: more than any machine holds; lower \
-             model.width or model.depths",
-            self.width
-        );
-        probability("model.dropout", self.dropout)
-    }
-}
-
 impl Data {
     fn validate(&self, model: &Model) -> Result<()> {
         for (key, values) in [("mean", &self.mean), ("std", &self.std)] {
             require!(
-                values.len() == model.channels,
+                values.len() == model.channels(),
                 "data.{key} has {} values but model.channels = {}; give one per channel",
                 values.len(),
-                model.channels
+                model.channels()
             );
         }
         require!(
@@ -172,7 +111,7 @@ impl Data {
             ("train_images", self.train_images, 1 << 32),
             ("test_images", self.test_images, 1 << 32),
             ("repeats", self.repeats, 1000),
-            ("crop_padding", self.crop_padding, model.image_size),
+            ("crop_padding", self.crop_padding, model.image_size()),
         ] {
             at_most(&format!("data.{key}"), value, most)?;
         }
@@ -225,7 +164,7 @@ impl Data {
             self.train_images,
             self.train_fraction
         );
-        let bytes = (self.train_images + self.test_images).saturating_mul(model.channels * model.image_size.pow(2));
+        let bytes = (self.train_images + self.test_images).saturating_mul(model.channels() * model.image_size().pow(2));
         require!(
             self.format != Format::Shapes || bytes <= MOST_DRAWN,
             "data.train_images = {} and data.test_images = {}: drawn images lie in memory, and these take {} GiB; lower them",
@@ -276,20 +215,4 @@ impl Training {
         require!((0.0..1.0).contains(&self.ema), "{phase}.ema = {}: it must be in [0, 1)", self.ema);
         Ok(())
     }
-}
-
-fn positive(key: &str, value: f64, usual: f64) -> Result<()> {
-    require!(value > 0.0 && value.is_finite(), "{key} = {value}: it must be a positive number, such as {usual:e}");
-    Ok(())
-}
-
-/// A slip of the keyboard ends here, and not in an allocation that fails.
-fn at_most(key: &str, value: usize, most: usize) -> Result<()> {
-    require!(value <= most, "{key} = {value}: at most {most}; lower it");
-    Ok(())
-}
-
-fn probability(key: &str, value: f64) -> Result<()> {
-    require!((0.0..=1.0).contains(&value), "{key} = {value}: a probability is between 0 and 1");
-    Ok(())
 }

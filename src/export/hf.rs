@@ -1,6 +1,6 @@
 //! A folder for transformers' `ViTForImageClassification.from_pretrained` (4.57 and 5.23 read the same names).
 
-use super::names::renamed;
+use super::renamed::renamed;
 use super::safetensors::write_tensors;
 use super::{Whole, write_json, write_text};
 use anyhow::Result;
@@ -16,7 +16,7 @@ pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
 }
 
 fn description(whole: &Whole) -> Value {
-    let model = &whole.model;
+    let model = whole.vit();
     let name = |class: usize| format!("LABEL_{class}");
     let names: serde_json::Map<_, _> = (0..model.classes).map(|c| (c.to_string(), name(c).into())).collect();
     let numbers: serde_json::Map<_, _> = (0..model.classes).map(|c| (name(c), c.into())).collect();
@@ -47,7 +47,7 @@ fn description(whole: &Whole) -> Value {
 /// transformers 4 round the half to even; every other processor of transformers 4 and 5 rounds down, and may crop one pixel
 /// off. `evaluate.py` beside it crops as torchvision does.
 fn preprocessing(whole: &Whole) -> Value {
-    let (size, data) = (whole.model.image_size, &whole.config.data);
+    let (size, data) = (whole.model.image_size(), &whole.config.data);
     let mut all = json!({
         "do_resize": true,
         "resample": 3,

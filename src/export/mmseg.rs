@@ -1,6 +1,6 @@
 //! A backbone and config for mmsegmentation: UPerNet on ADE20K.
 
-use super::names::renamed;
+use super::renamed::renamed;
 use super::{Named, Whole, assignments, number, write_text, write_torch};
 use anyhow::Result;
 use serde_json::json;
@@ -39,7 +39,7 @@ fn fold_patch_bias(mut tensors: Vec<Named>) -> Vec<Named> {
 }
 
 fn config(whole: &Whole) -> String {
-    let (model, data) = (&whole.model, &whole.config.data);
+    let (model, data) = (whole.vit(), &whole.config.data);
     let numbers = assignments(&[
         ("embed_dims", json!(model.width)),
         ("num_layers", json!(whole.depth)),

@@ -8,15 +8,17 @@ mod detectron2;
 mod hf;
 mod mmdet;
 mod mmseg;
-mod names;
 mod pth;
+mod renamed;
 mod safetensors;
 mod timm;
 mod torch_file;
 mod vitdet;
 
-use crate::config::{Config, ExportFormat, Format, Model};
+use crate::config::{Config, ExportFormat, Format};
 use crate::error::Failure;
+use crate::family::Model;
+use crate::family::vit::Vit;
 use crate::model::OPTIONS;
 use crate::store::{Artefact, artefact, durable};
 use crate::{require, usage};
@@ -62,6 +64,12 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
         let what = "its model differs from the config's [model]; export it with the config it was trained with".into();
         return Err(Failure::Damaged { path: weights.into(), what }.into());
     }
+    let wanted = |format| formats.contains(&format) || formats.contains(&ExportFormat::All);
+    let wanted: Vec<_> = FORMATS.into_iter().filter(|(format, ..)| wanted(*format)).collect();
+    let is_vit = matches!(config.model, Model::Vit(_));
+    if let Some((_, name, ..)) = wanted.iter().find(|(_, _, takes, _)| *takes == Takes::Vit && !is_vit) {
+        return Err(usage!("{name}: this format takes Vision Transformers alone; give safetensors or pth"));
+    }
     let source = serde_json::json!({
         "file": weights,
         "phase": artefact.header.phase,
@@ -78,8 +86,7 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
         mmseg::LEAST_DEPTH
     );
     let mut folders = Vec::new();
-    let wanted = |format| formats.contains(&format) || formats.contains(&ExportFormat::All);
-    for (format, name, write) in FORMATS.into_iter().filter(|(format, ..)| wanted(*format)) {
+    for (format, name, _, write) in wanted {
         if shallow && format == ExportFormat::Mmseg {
             log::warn!("not exported for mmseg: UPerNet taps {} different blocks", mmseg::LEAST_DEPTH);
         } else {
@@ -95,15 +102,22 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
 
 type Write = fn(&Whole, &Path) -> Result<()>;
 
-/// Every format, the folder it writes and how.
-const FORMATS: [(ExportFormat, &str, Write); 7] = [
-    (ExportFormat::Timm, "timm", timm::write),
-    (ExportFormat::Hf, "hf", hf::write),
-    (ExportFormat::Detectron2, "detectron2", detectron2::write),
-    (ExportFormat::Mmdet, "mmdet", mmdet::write),
-    (ExportFormat::Mmseg, "mmseg", mmseg::write),
-    (ExportFormat::Safetensors, "safetensors", safetensors::write),
-    (ExportFormat::Pth, "pth", pth::write),
+/// Which families a format takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    Any,
+    Vit,
+}
+
+/// Every format, the folder it writes, which families it takes and how.
+const FORMATS: [(ExportFormat, &str, Takes, Write); 7] = [
+    (ExportFormat::Timm, "timm", Takes::Vit, timm::write),
+    (ExportFormat::Hf, "hf", Takes::Vit, hf::write),
+    (ExportFormat::Detectron2, "detectron2", Takes::Vit, detectron2::write),
+    (ExportFormat::Mmdet, "mmdet", Takes::Vit, mmdet::write),
+    (ExportFormat::Mmseg, "mmseg", Takes::Vit, mmseg::write),
+    (ExportFormat::Safetensors, "safetensors", Takes::Any, safetensors::write),
+    (ExportFormat::Pth, "pth", Takes::Any, pth::write),
 ];
 
 impl Whole<'_> {
@@ -112,18 +126,25 @@ impl Whole<'_> {
         let mut weights = artefact.weights;
         let mut tensors = Vec::new();
         for parameter in header.parameters() {
-            let name = parameter.timm_name(&header.depths);
+            let name = header.model.whole_name(&parameter, &header.depths);
             // A model without qkv biases is exactly one with biases of zero, which is what every reader expects.
-            let bias = name.strip_suffix("qkv.weight").filter(|_| !header.model.qkv_bias).map(|block| Named {
-                name: format!("{block}qkv.bias"),
-                tensor: Tensor::zeros([parameter.shape[0]], OPTIONS),
-            });
+            let zeros = || Tensor::zeros([parameter.shape[0]], OPTIONS);
+            let bias = header.model.absent_bias(&name).map(|name| Named { name, tensor: zeros() });
             let tensor = weights.remove(&(parameter.stage, parameter.name)).expect("an artefact has been checked");
             tensors.push(Named { name, tensor });
             tensors.extend(bias);
         }
         let depth = header.depths.iter().sum();
         Whole { config, model: header.model, depth, tensors }
+    }
+
+    /// The model of a format that is a ViT's alone.
+    fn vit(&self) -> &Vit {
+        match &self.model {
+            Model::Vit(vit) => vit,
+            #[cfg(test)]
+            Model::Toy(_) => unreachable!("the table of formats says which families a format takes"),
+        }
     }
 
     /// The share of the resized image that evaluation crops: stored images are resized and cropped, those that are drawn or
@@ -183,7 +204,6 @@ fn write_torch(folder: &Path, tensors: &[Named], wrapped: Option<&str>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::parameters::parameters;
     use serde_json::Value;
     use std::collections::BTreeMap;
 
@@ -200,15 +220,14 @@ mod tests {
         let model = config.model.clone();
         let mut tensors = Vec::new();
         let zeros = |shape: &[i64]| Tensor::zeros([1], OPTIONS).expand(shape, false);
-        for parameter in parameters(&model, &model.depths) {
-            let name = parameter.timm_name(&model.depths);
-            if let Some(block) = name.strip_suffix("qkv.weight").filter(|_| !model.qkv_bias) {
-                let name = format!("{block}qkv.bias");
+        for parameter in model.parameters(model.depths()) {
+            let name = model.whole_name(&parameter, model.depths());
+            if let Some(name) = model.absent_bias(&name) {
                 tensors.push(Named { name, tensor: zeros(&parameter.shape[..1]) });
             }
             tensors.push(Named { name, tensor: zeros(&parameter.shape) });
         }
-        let depth = model.depths.iter().sum();
+        let depth = model.depths().iter().sum();
         of(&Whole { config: &config, model, depth, tensors })
     }
 
@@ -232,8 +251,8 @@ mod tests {
         let keys: Value = serde_json::from_str(include_str!("templates/keys.json")).unwrap();
         for (size, config) in SHAPES {
             for (reader, tensors) in [
-                ("timm", shaped(config, |whole| names::renamed(&whole.tensors, |row| Some(row.timm)))),
-                ("hf", shaped(config, |whole| names::renamed(&whole.tensors, |row| Some(row.transformers)))),
+                ("timm", shaped(config, |whole| renamed::renamed(&whole.tensors, |row| Some(row.timm)))),
+                ("hf", shaped(config, |whole| renamed::renamed(&whole.tensors, |row| Some(row.transformers)))),
                 ("mmseg", shaped(config, mmseg::backbone)),
                 ("detectron2", shaped(config, vitdet::backbone)),
             ] {

@@ -8,10 +8,10 @@ use serde_json::json;
 use std::path::Path;
 
 pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
-    let scale = residual_scale(whole.model.layer_norm_eps);
+    let scale = residual_scale(whole.vit().layer_norm_eps);
     write_tensors(folder, &scaled(&whole.tensors, scale))?;
     write_json(folder, "config.json", &description(whole))?;
-    write_text(folder, "README.md", &readme(whole.model.layer_norm_eps, scale))
+    write_text(folder, "README.md", &readme(whole.vit().layer_norm_eps, scale))
 }
 
 /// timm's own, which its config cannot change.
@@ -40,7 +40,7 @@ fn scaled(tensors: &[Named], scale: Option<f64>) -> Vec<Named> {
 
 /// timm's config.json. `model_args` carries any size on one architecture name.
 fn description(whole: &Whole) -> serde_json::Value {
-    let (model, data) = (&whole.model, &whole.config.data);
+    let (model, data) = (whole.vit(), &whole.config.data);
     let size = model.image_size;
     json!({
         "architecture": "vit_base_patch16_224",

@@ -1,16 +1,16 @@
 //! What ViTDet (arXiv 2203.16527) takes of a model, in detectron2 as in mmdetection: windowed attention with four global
 //! blocks, patches of 16 pixels, position embeddings whole with their class row, and no final norm, head or class token.
 
-use super::names::renamed;
+use super::renamed::renamed;
 use super::{Named, Whole, assignments, number, write_text};
-use crate::resample;
+use crate::family::vit::resample;
 use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
 
 /// The backbone's tensors under timm's names.
 pub fn backbone(whole: &Whole) -> Vec<Named> {
-    let grid = whole.model.image_size / PATCH;
+    let grid = whole.model.image_size() / PATCH;
     let mut tensors = renamed(&whole.tensors, |row| row.vitdet.then_some(row.timm));
     for Named { name, tensor } in &mut tensors {
         match name.as_str() {
@@ -29,7 +29,7 @@ const PATCH: usize = 16;
 ///
 /// 1× and 3× are detectron2's 90,000 and 270,000 steps of 16 images; drop path and layer decay are ViTDet's for B, L, H.
 pub fn write_configs(whole: &Whole, folder: &Path, body: &str) -> Result<()> {
-    let (model, data) = (&whole.model, &whole.config.data);
+    let (model, data) = (whole.vit(), &whole.config.data);
     let global = whole.quarter_ends();
     let windowed: Vec<usize> = (0..whole.depth).filter(|block| !global.contains(block)).collect();
     for (name, steps, milestones) in [("1x", 90_000, [60_000, 80_000]), ("3x", 270_000, [210_000, 250_000])] {

@@ -7,13 +7,14 @@ mod safetensors;
 mod stored;
 mod torch_file;
 
-use crate::config::{Config, Model};
+use crate::config::Config;
+use crate::family::Model;
+use crate::family::parameter::Parameter;
 use crate::plan::Plan;
-use crate::plan::parameters::{Parameter, parameters};
 use crate::plan::phases::{ASSEMBLED, FINETUNE, META, MODULE};
 use crate::store::{Artefact, Header, RunDir, artefact};
 use crate::weights::{Weights, floats};
-use crate::{require, resample, usage};
+use crate::{require, usage};
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -110,15 +111,17 @@ const SEALED: &[u8] = b"incubate artefact,";
 fn own(model: &Model, artefact: Artefact, role: Option<Role>) -> Result<Whole> {
     let (header, mut weights) = (artefact.header, artefact.weights);
     anyhow::ensure!(header.index.is_none(), "a single module is no whole model; give one, such as final.h5");
-    // Its own depths are compared below.
-    let Model { image_size, depths, meta_depth, .. } = header.model.clone();
-    let same = Model { image_size, depths, meta_depth, ..model.clone() } == header.model;
-    anyhow::ensure!(same, "its model differs from the config's [model] in more than image_size");
+    anyhow::ensure!(
+        model.is_like(&header.model),
+        "its model differs from the config's [model] in more than image_size"
+    );
     let role = role.map_or_else(|| guess(model, header.depths.iter().sum()), Ok)?;
     let depths = depths_of(model, role);
     anyhow::ensure!(header.depths == depths, "{}", misfit(&header.depths, &depths));
-    if let Some(positions) = weights.get_mut(&(0, "pos_embed".to_string())) {
-        *positions = resampled(model, positions);
+    for parameter in model.parameters(&depths) {
+        if let Some(tensor) = weights.get_mut(&(parameter.stage, parameter.name.clone())) {
+            *tensor = model.resampled(&parameter, tensor.shallow_clone());
+        }
     }
     Ok((role, depths, weights))
 }
@@ -135,19 +138,9 @@ fn foreign(model: &Model, source: &File, role: Option<Role>) -> Result<Whole> {
 
 fn depths_of(model: &Model, role: Role) -> Vec<usize> {
     match role {
-        Role::Meta => vec![model.meta_depth; model.stages()],
-        Role::Assembled | Role::Final => model.depths.clone(),
+        Role::Meta => model.meta_depths(),
+        Role::Assembled | Role::Final => model.depths().to_vec(),
     }
-}
-
-/// Position embeddings on the model's own grid.
-fn resampled(model: &Model, positions: &Tensor) -> Tensor {
-    let side = model.image_size / model.patch_size;
-    let rows = positions.size()[1];
-    if rows != (side * side + 1) as i64 {
-        log::info!("pos_embed: resampled from {rows} rows to a grid of {side}×{side}");
-    }
-    resample::positions(positions, side)
 }
 
 /// By the first bytes: a zip's name, a JSON header after its length, or a pickle, which is torch's format before 1.6.
@@ -164,7 +157,7 @@ fn list(mut file: &File) -> Result<Listing> {
 }
 
 fn guess(model: &Model, blocks: usize) -> Result<Role> {
-    let (thin, deep): (usize, usize) = (model.meta_depth * model.stages(), model.depths.iter().sum());
+    let (thin, deep): (usize, usize) = (model.meta_depths().iter().sum(), model.depths().iter().sum());
     if blocks == thin && blocks == deep {
         return Err(anyhow!("the config's meta model and target are equally deep; say which it is with --as"));
     }
@@ -190,25 +183,21 @@ fn misfit(theirs: &[usize], expected: &[usize]) -> String {
 /// Reads every parameter of the model, and nothing else may be there.
 fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File) -> Result<Weights> {
     let mut weights = Weights::new();
-    for parameter in parameters(model, depths) {
-        let flat_name = parameter.timm_name(depths);
+    for parameter in model.parameters(depths) {
+        let flat_name = model.whole_name(&parameter, depths);
         let mut take = |stage: &str, flat: &str| listing.take(parameter.stage, stage, flat);
-        let stored = take(&parameter.name, &flat_name).with_context(|| missing(&parameter, &flat_name))?;
+        let stored = take(&parameter.name, &flat_name).with_context(|| missing(model, &parameter, &flat_name))?;
         anyhow::ensure!(
-            stored.sizes == parameter.shape || is_resampled(&parameter, &stored),
+            model.takes(&parameter, &stored.sizes),
             "{flat_name} has shape {:?}, but {:?} is expected; set [model] to the sizes of this file",
             stored.sizes,
             parameter.shape
         );
-        if !model.qkv_bias && flat_name.ends_with("qkv.weight") {
-            let bias = |name: &str| name.replace("weight", "bias");
-            let bias = take(&bias(&parameter.name), &bias(&flat_name));
+        if let (Some(name), Some(flat)) = (model.absent_bias(&parameter.name), model.absent_bias(&flat_name)) {
+            let bias = take(&name, &flat);
             bias.map_or(Ok(()), |bias| check_zero(&bias, file)).with_context(|| bias_of(&flat_name))?;
         }
-        let mut tensor = stored.read(file).with_context(|| flat_name.clone())?;
-        if stored.sizes != parameter.shape {
-            tensor = resampled(model, &tensor);
-        }
+        let tensor = model.resampled(&parameter, stored.read(file).with_context(|| flat_name.clone())?);
         weights.insert((parameter.stage, parameter.name), tensor);
     }
     let left = listing.names();
@@ -220,18 +209,8 @@ fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File) -> R
     Ok(weights)
 }
 
-/// Whether it is the position embeddings of another image size, for a model to be fine-tuned at this one.
-fn is_resampled(parameter: &Parameter, stored: &Stored) -> bool {
-    let square = |rows: i64| (2..=LARGEST_GRID).contains(&rows) && (rows - 1).isqrt().pow(2) == rows - 1;
-    parameter.name == "pos_embed"
-        && matches!((&stored.sizes[..], &parameter.shape[..]), (&[1, rows, a], &[1, _, b]) if a == b && square(rows))
-}
-
-/// Rows of position embeddings: of 4,096 pixels in patches of 16.
-const LARGEST_GRID: i64 = 256 * 256 + 1;
-
-fn missing(parameter: &Parameter, flat_name: &str) -> String {
-    let cure = if flat_name.ends_with("qkv.bias") { "; set model.qkv_bias = false" } else { "" };
+fn missing(model: &Model, parameter: &Parameter, flat_name: &str) -> String {
+    let cure = model.cure_for_missing(flat_name);
     format!("{flat_name} (stage {}) is missing{cure}", parameter.stage)
 }
 

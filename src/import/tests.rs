@@ -202,7 +202,7 @@ fn tiny(folder: &TempDir) -> (Config, Vec<u8>, Vec<Vec<u8>>) {
     let config = Config::parse("", &sets.map(String::from)).unwrap();
     let mut stages = vec![Vec::new(), Vec::new()];
     let mut storages = Vec::new();
-    for parameter in parameters(&config.model, &config.model.depths) {
+    for parameter in config.model.parameters(config.model.depths()) {
         storages.push(vec![parameter.stage as u8 + 1; 4 * parameter.shape.iter().product::<i64>() as usize]);
         stages[parameter.stage].push((parameter.name, parameter.shape));
     }
@@ -258,20 +258,23 @@ fn our_own_artefact_of_another_image_size_is_imported_with_its_positions_resampl
     std::fs::write(&file, zipped(&pickle, &storages)).unwrap();
     let ours = import(&config, &file, Some(Role::Final)).unwrap();
     let mut larger = config.clone();
-    larger.model.image_size = 12;
+    let Model::Vit(mut vit) = config.model.clone() else { unreachable!() };
+    vit.image_size = 12;
+    larger.model = Model::Vit(vit.clone());
     larger.run.dir = folder.path().join("larger");
     let path = import(&larger, &ours, Some(Role::Assembled)).unwrap();
     let (before, after) = (artefact::read(&ours).unwrap(), artefact::read(&path).unwrap());
     assert_eq!((after.header.phase.as_str(), &after.header.model), ("assemble", &larger.model));
     for (name, tensor) in &after.weights {
         if name.1 == "pos_embed" {
-            assert_eq!(tensor, &resample::positions(&before.weights[name], 3));
+            assert_eq!(tensor, &crate::family::vit::resample::positions(&before.weights[name], 3));
             assert_eq!(tensor.size(), [1, 10, 8]);
         } else {
             assert_eq!(tensor, &before.weights[name]);
         }
     }
-    larger.model.mlp_ratio = 2.0;
+    vit.mlp_ratio = 2.0;
+    larger.model = Model::Vit(vit);
     larger.run.dir = folder.path().join("other");
     let error = import(&larger, &ours, None).unwrap_err();
     assert!(format!("{error:#}").contains("in more than image_size"), "{error:#}");

@@ -1,23 +1,26 @@
 //! Trained parameters as views of one flat buffer: one all-reduce, one norm, one optimiser pass and one write per
 //! buffer in place of hundreds.
 
-use crate::plan::parameters::{Parameter, flat_order};
+use crate::family::parameter::{Parameter, Role, flat_order};
 use crate::weights::{Weights, floats, floats_mut};
 use anyhow::{Context, Result};
 use std::convert::Infallible;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use tch::{Device, Kind, Tensor};
 
-/// The flat buffers and their parts. Parameters with weight decay come first.
+/// The flat buffers and their parts: first the parameters with weight decay, then those without, then the buffers that are
+/// saved but not trained.
 pub struct FlatParameters {
     /// The fp32 weights, which the optimiser changes.
     buffer: Tensor,
     /// Their copy in the number type that the network computes in, where that is another.
     compute: Option<Tensor>,
-    /// Gradients in the order of the buffer, then [`EXTRAS`] numbers that travel with them.
+    /// Gradients in the order of the buffer, then [`EXTRAS`] numbers that travel with them. In the place of a buffer's
+    /// gradient stands the sum, over the samples, of what its stage reported.
     gradients: Tensor,
     layout: Layout,
     decayed: usize,
+    trainable: usize,
     /// Ends when what is lent is back.
     lent: Option<Receiver<Infallible>>,
 }
@@ -51,6 +54,7 @@ struct Part {
     shape: Vec<i64>,
     /// The first number.
     start: usize,
+    role: Role,
 }
 
 impl FlatParameters {
@@ -61,8 +65,11 @@ impl FlatParameters {
         kind: Kind,
     ) -> Result<FlatParameters> {
         let ordered = flat_order(parameters.cloned().collect());
-        let decayed = ordered.iter().filter(|(_, p)| p.decays()).map(|(_, p)| p.count()).sum();
-        let total: usize = ordered.iter().map(|(_, p)| p.count()).sum();
+        let count = |counts: &dyn Fn(&Parameter) -> bool| -> usize {
+            ordered.iter().filter(|(_, p)| counts(p)).map(|(_, p)| p.count()).sum()
+        };
+        let decayed = count(&|p| p.role == Role::Decayed);
+        let (trainable, total) = (count(&Parameter::is_trainable), count(&|_| true));
         let device = weights.values().next().map_or(Device::Cpu, Tensor::device);
         let buffer = Tensor::zeros([total as i64], (Kind::Float, device));
         let mut parts = Vec::with_capacity(ordered.len());
@@ -78,14 +85,15 @@ impl FlatParameters {
                 weight.size(),
                 parameter.shape
             );
-            let part = Part { stage: parameter.stage, name: parameter.name, shape: parameter.shape, start };
+            let Parameter { stage, name, shape, role, .. } = parameter;
+            let part = Part { stage, name, shape, start, role };
             part.of(&buffer).copy_(weight);
             parts.push(part);
         }
         let layout = Layout { parts };
         let compute = (kind != Kind::Float).then(|| buffer.to_kind(kind));
         let gradients = Tensor::zeros([(total + EXTRAS) as i64], (Kind::Float, device));
-        Ok(FlatParameters { buffer, compute, gradients, layout, decayed, lent: None })
+        Ok(FlatParameters { buffer, compute, gradients, layout, decayed, trainable, lent: None })
     }
 
     /// Numbers in the buffer.
@@ -100,6 +108,29 @@ impl FlatParameters {
     /// How many of them, from the start, have weight decay.
     pub fn decayed(&self) -> usize {
         self.decayed
+    }
+
+    /// How many of them, from the start, the optimiser changes; the rest are buffers.
+    pub fn trainable(&self) -> usize {
+        self.trainable
+    }
+
+    /// Moves each buffer by its momentum towards the mean, over `samples`, of what its stage reported. Nothing changes if
+    /// the loss is not finite.
+    pub fn move_buffers(&mut self, samples: f64) {
+        if self.trainable == self.len() {
+            return;
+        }
+        self.wait_for_loan();
+        let is_finite = self.loss().isfinite();
+        for part in &self.layout.parts {
+            if let Role::Buffer { momentum } = part.role {
+                let mut value = part.of(&self.buffer);
+                let moved = value.lerp(&(part.of(&self.gradients) / samples), momentum);
+                value.copy_(&moved.where_self(&is_finite, &value));
+            }
+        }
+        self.refresh();
     }
 
     /// The buffer itself.

@@ -1,6 +1,6 @@
-//! Fresh weights (DeiT's initialisation), from the counter-based generator: the same for any number of ranks.
+//! Fresh weights and buffers, from the counter-based generator: the same for any number of ranks.
 
-use crate::plan::parameters::{Kind, Parameter};
+use crate::family::parameter::{Parameter, Start};
 use crate::random::{Random, key_of_text};
 use crate::weights::Weights;
 use tch::Tensor;
@@ -12,15 +12,14 @@ pub fn fresh<'a>(parameters: impl Iterator<Item = &'a Parameter>, seed: u64) -> 
 
 fn fresh_one(parameter: &Parameter, seed: u64) -> Tensor {
     let mut random = Random::new(&[seed, INIT, parameter.stage as u64, key_of_text(&parameter.name)]);
-    let mut draw = || match parameter.kind {
-        // timm truncates at ±2, a hundred standard deviations away.
-        Kind::Weight | Kind::Embedding => 0.02 * random.normal(),
-        Kind::Patch { fan_in } => {
+    let mut draw = || match parameter.start {
+        Start::Normal => 0.02 * random.normal(),
+        Start::FanIn { fan_in } => {
             let bound = 1.0 / (fan_in as f64).sqrt();
             random.between(-bound, bound)
         }
-        Kind::Bias => 0.0,
-        Kind::Scale => 1.0,
+        Start::Zeros => 0.0,
+        Start::Ones => 1.0,
     };
     let numbers: Vec<f32> = (0..parameter.count()).map(|_| draw() as f32).collect();
     Tensor::from_slice(&numbers).view(&parameter.shape[..])

@@ -1,62 +1,62 @@
-//! The staged Vision Transformer. Meta model, hybrid and target are this one network with different stage depths.
+//! A staged network with only some of its stages trainable. Its stages and head are built by its family.
 //!
-//! Shape suffixes: b = batch, n = tokens, d = width, c = channels or classes, p = patch side, h = heads, e = head width.
+//! Tensor names end in their shape: b = batch, c = channels or classes, h and w = rows and columns.
 
-mod attention;
-mod block;
-mod cpu;
+#[cfg(test)]
+mod autograd;
 mod flat;
 mod init;
-mod layers;
 pub mod off;
 mod rate;
 mod stage;
+pub mod threads;
+#[cfg(test)]
+mod toy;
+mod vit;
 
-pub use block::DropPath;
-pub use cpu::threads;
 pub use flat::{EXTRAS, FlatParameters, Loan, Weight};
 pub use init::fresh;
 pub use rate::matrix_product_rate;
+pub use stage::{DropPath, Tap};
 
-use crate::config::{Config, Model, Precision};
-use crate::plan::parameters::parameters;
+use crate::config::{Config, Precision};
+use crate::family::Model;
 use crate::weights::Weights;
 use anyhow::{Context, Result};
-use block::Masks;
-use stage::{KeptEmbed, KeptHead, Stage};
+use stage::{Backward, Pass, Stage};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// A network whose stages in `trained` have their parameters in one flat buffer and can be trained; all other stages
 /// are frozen.
 pub struct Network {
-    model: Model,
     trained: Range<usize>,
-    stages: Vec<Stage>,
+    parts: Parts,
     flat: FlatParameters,
     kind: Kind,
+    dropout: f64,
+}
+
+/// What a family builds.
+struct Parts {
+    stages: Vec<Box<dyn Stage>>,
+    head: Box<dyn Stage>,
+}
+
+/// What a family builds a network from.
+struct Blueprint<'a> {
+    depths: &'a [usize],
+    /// A parameter by stage and name, in the number type of the computation or, with true, in fp32.
+    get: &'a dyn Fn(usize, &str, bool) -> Result<Weight>,
+    /// Whether a block keeps only its input and is computed again in the backward pass.
     checkpointing: bool,
 }
 
-/// What the backward pass needs of a forward pass: of the trained stages and those after them.
-pub struct Tape {
-    embed: Option<KeptEmbed>,
-    blocks: Vec<KeptBlock>,
-    head: KeptHead,
-}
-
-struct KeptBlock {
-    stage: usize,
-    block: usize,
-    masks: Masks,
-    kept: Activations,
-}
-
-/// Of one block.
-enum Activations {
-    Kept(block::Kept),
-    /// To be computed again from the block's input (Chen et al., arXiv 1604.06174).
-    Input(Tensor),
+/// The backward passes of one training pass: of the trained stages, of those after them, and of the head if it ran.
+pub struct Tape<'a> {
+    taps: Vec<Tap>,
+    stages: Vec<Backward<'a>>,
+    head: Option<Backward<'a>>,
 }
 
 impl Network {
@@ -69,7 +69,7 @@ impl Network {
             // TF32 is fp32 whose products the device may round.
             Precision::Fp32 | Precision::Tf32 => Kind::Float,
         };
-        let table = parameters(model, depths);
+        let table = model.parameters(depths);
         let flat = FlatParameters::new(table.iter().filter(|p| trained.contains(&p.stage)), weights, kind)?;
         let get = |stage: usize, name: &str, exact: bool| -> Result<Weight> {
             if let Some(weight) = flat.get(stage, name, exact) {
@@ -82,9 +82,13 @@ impl Network {
         // A GPU's norms take weights of the type that they normalise; their statistics are fp32 all the same.
         let on_cpu = flat.buffer().device() == Device::Cpu;
         let get = |stage: usize, name: &str, exact: bool| get(stage, name, exact && on_cpu);
-        let stages = (0..depths.len()).map(|s| Stage::new(model, depths, s, &get)).collect::<Result<_>>()?;
-        let checkpointing = config.run.activation_checkpointing;
-        Ok(Network { model: model.clone(), trained, stages, flat, kind, checkpointing })
+        let blueprint = Blueprint { depths, get: &get, checkpointing: config.run.activation_checkpointing };
+        let parts = match model {
+            Model::Vit(vit) => vit::parts(vit, &blueprint)?,
+            #[cfg(test)]
+            Model::Toy(toy) => toy::parts(toy, &blueprint)?,
+        };
+        Ok(Network { trained, parts, flat, kind, dropout: model.dropout() })
     }
 
     /// The trained parameters.
@@ -101,53 +105,63 @@ impl Network {
         (self.kind, self.flat.buffer().device())
     }
 
-    /// Logits (b, classes) in fp32 of images (b, channels, rows, columns), for evaluation.
-    pub fn forward(&self, images_bchw: &Tensor) -> Tensor {
-        tch::no_grad(|| self.pass(images_bchw, None, 0.0, false).0)
+    /// The outputs at `taps` of images (b, channels, rows, columns), for evaluation.
+    pub fn forward(&self, images_bchw: &Tensor, taps: &[Tap]) -> Vec<Tensor> {
+        tch::no_grad(|| self.pass(images_bchw, &Pass { drop: None, dropout: 0.0 }, taps, false).0)
     }
 
-    /// Logits in fp32, and what [`Network::backward`] needs. Of stages before the trained ones nothing is kept.
-    pub fn train(&self, images_bchw: &Tensor, drop: &DropPath) -> (Tensor, Tape) {
-        let (logits_bc, tape) = tch::no_grad(|| self.pass(images_bchw, Some(drop), self.model.dropout, true));
-        (logits_bc, tape.expect("it was asked for"))
+    /// The outputs at `taps`, and what [`Network::backward`] needs. Nothing is kept of the stages before the trained ones.
+    pub fn train(&self, images_bchw: &Tensor, drop: &DropPath, taps: &[Tap]) -> (Vec<Tensor>, Tape<'_>) {
+        let pass = Pass { drop: Some(drop), dropout: self.dropout };
+        tch::no_grad(|| self.pass(images_bchw, &pass, taps, true))
     }
 
-    fn pass(&self, images_bchw: &Tensor, drop: Option<&DropPath>, dropout: f64, keep: bool) -> (Tensor, Option<Tape>) {
-        let (mut x_bnd, embed) = self.stages[0].embed(&images_bchw.to_kind(self.kind), dropout);
-        let embed = embed.filter(|_| keep);
-        let (b, n, d) = x_bnd.size3().expect("tokens are (b, n, d)");
-        let mut blocks = Vec::new();
-        let numbered = self.stages.iter().enumerate();
-        let numbered = numbered.flat_map(|(s, stage)| (0..stage.blocks.len()).map(move |block| (s, stage, block)));
-        for (number, (stage, of, block)) in numbered.enumerate() {
-            let masks = Masks::new(&x_bnd, self.model.hidden() as i64, drop, number, dropout);
-            let x_md = x_bnd.view([b * n, d]);
-            let (out_md, kept) = of.blocks[block].forward(&x_md, &masks);
-            if keep && stage >= self.trained.start {
-                let kept = if self.checkpointing { Activations::Input(x_md) } else { Activations::Kept(kept) };
-                blocks.push(KeptBlock { stage, block, masks, kept });
-            }
-            x_bnd = out_md.view([b, n, d]);
+    /// The head runs only if a tap reads it.
+    fn pass(&self, images_bchw: &Tensor, pass: &Pass, taps: &[Tap], keep: bool) -> (Vec<Tensor>, Tape<'_>) {
+        let mut outputs: Vec<Tensor> = taps.iter().map(|_| Tensor::new()).collect();
+        let mut note = |tap: Tap, output: &Tensor| {
+            let reading = taps.iter().zip(&mut outputs).filter(|(reads, _)| **reads == tap);
+            reading.for_each(|(_, slot)| *slot = output.shallow_clone());
+        };
+        let mut tape = Tape { taps: taps.to_vec(), stages: Vec::new(), head: None };
+        let mut x = images_bchw.to_kind(self.kind);
+        for (number, stage) in self.parts.stages.iter().enumerate() {
+            let (output, backward) = stage.forward(x, pass, keep && number >= self.trained.start);
+            x = output;
+            note(Tap::Stage(number), &x);
+            tape.stages.extend(backward);
         }
-        let (logits_bc, head) = self.stages[self.stages.len() - 1].head(&x_bnd);
-        (logits_bc, keep.then_some(Tape { embed, blocks, head }))
+        if taps.contains(&Tap::Head) {
+            let (output, backward) = self.parts.head.forward(x, pass, keep);
+            note(Tap::Head, &output);
+            tape.head = backward;
+        }
+        (outputs, tape)
     }
 
-    /// Adds the gradients of the trained parameters to the flat buffer's, from that of the logits. Stages after the
-    /// trained ones pass activation gradients back and compute no weight gradients.
-    pub fn backward(&self, tape: Tape, gradient_bc: &Tensor) {
+    /// Adds the gradients of the trained parameters to the flat buffer's, from those of the outputs at the taps, in their
+    /// order. Stages after the trained ones pass activation gradients back and compute no weight gradients.
+    pub fn backward(&self, tape: Tape, gradients: Vec<Tensor>) {
+        let Tape { taps, stages, head } = tape;
+        assert_eq!(taps.len(), gradients.len(), "each tap has a gradient");
+        let mut at_taps: Vec<(Tap, Tensor)> = taps.into_iter().zip(gradients).collect();
+        let mut take = |tap: Tap| -> Option<Tensor> {
+            let here;
+            (here, at_taps) = std::mem::take(&mut at_taps).into_iter().partition(|(reads, _)| *reads == tap);
+            here.into_iter().map(|(_, gradient): (Tap, Tensor)| gradient).reduce(|sum, gradient| sum + gradient)
+        };
         tch::no_grad(|| {
-            let mut gradient_md = self.stages[self.stages.len() - 1].head_backward(gradient_bc, tape.head);
-            for KeptBlock { stage, block, masks, kept } in tape.blocks.into_iter().rev() {
-                let block = &self.stages[stage].blocks[block];
-                let kept = match kept {
-                    Activations::Kept(kept) => kept,
-                    Activations::Input(x_md) => block.forward(&x_md, &masks).1,
+            let mut gradient = match (take(Tap::Head), head) {
+                (Some(gradient), Some(head)) => head(gradient),
+                _ => None,
+            };
+            for (offset, backward) in stages.into_iter().enumerate().rev() {
+                let from_tap = take(Tap::Stage(self.trained.start + offset)).map(|one| one.to_kind(self.kind));
+                let sum = match (gradient, from_tap) {
+                    (Some(a), Some(b)) => Some(a + b),
+                    (a, b) => a.or(b),
                 };
-                gradient_md = block.backward(gradient_md, kept, &masks);
-            }
-            if let Some(kept) = tape.embed {
-                self.stages[0].embed_backward(&gradient_md, kept);
+                gradient = sum.and_then(backward);
             }
         });
     }
@@ -155,3 +169,31 @@ impl Network {
 
 /// The number type of every parameter as it is trained and kept, and where weights are read and written.
 pub const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_at_taps_add_up_and_reach_only_what_lies_before_them() {
+        let text = "[model]\nimage_size = 8\npatch_size = 4\nwidth = 8\nheads = 2\ndepths = [1, 2]\nclasses = 3";
+        let config = Config::parse(text, &[]).unwrap();
+        let weights = fresh(config.model.parameters(&[1, 2]).iter(), 3);
+        let images_bchw = (Tensor::arange(2 * 3 * 64, OPTIONS) * 0.37).sin().view([2, 3, 8, 8]);
+        let gradients = |taps: &[Tap]| {
+            let network = Network::new(&config, &[1, 2], 0..2, &weights).unwrap();
+            let (outputs, tape) = network.train(&images_bchw, &DropPath { scale: None }, taps);
+            network.backward(tape, outputs.iter().map(|output| output.cos()).collect());
+            network.flat().layout().named(network.flat().gradients())
+        };
+        let (stage, head) = (gradients(&[Tap::Stage(0)]), gradients(&[Tap::Head]));
+        let both = gradients(&[Tap::Head, Tap::Stage(0)]);
+        for (key, sum) in &both {
+            let difference = (sum - &stage[key] - &head[key]).abs().max().double_value(&[]);
+            assert!(difference < 1e-5 * sum.abs().max().double_value(&[]).max(1.0), "{key:?}: {difference}");
+            let is_reached = stage[key].abs().max().double_value(&[]) > 0.0;
+            assert_eq!(is_reached, key.0 == 0, "{key:?}");
+            assert!(head[key].abs().max().double_value(&[]) > 0.0, "{key:?}");
+        }
+    }
+}

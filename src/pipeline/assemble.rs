@@ -56,7 +56,7 @@ pub fn assemble(job: &Job) -> Result<()> {
         }
         weights.extend(module.weights);
     }
-    let network = Network::new(&plan.config, &model.depths, 0..0, &on_device(&weights, job.devices.device(0)))?;
+    let network = Network::new(&plan.config, model.depths(), 0..0, &on_device(&weights, job.devices.device(0)))?;
     let evaluated = evaluate::evaluate(
         &network,
         &job.source,
@@ -70,7 +70,7 @@ pub fn assemble(job: &Job) -> Result<()> {
     let header = Header {
         phase: "assemble".into(),
         index: None,
-        depths: model.depths.clone(),
+        depths: model.depths().to_vec(),
         step: 0,
         recipe,
         meta: Some(meta),

@@ -60,7 +60,7 @@ struct Outputs {
 impl Outputs {
     fn of(config: &Config, images: usize) -> Outputs {
         let model = &config.model;
-        let image = 4 * model.channels * model.image_size.pow(2);
+        let image = 4 * model.channels() * model.image_size().pow(2);
         let wanted = if images.saturating_mul(image) <= SMALL { images } else { INPUTS };
         Outputs { wanted, inputs: vec![], logits: vec![], labels: vec![] }
     }

@@ -93,7 +93,7 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights) -> Result<()> {
     let mut optimiser = AdamW::new(&phase.training, network.flat());
     let model = &plan.config.model;
     let (b, options) = (phase.micro_batch as i64, (Kind::Float, Device::Cpu));
-    let [channels, side, classes] = [model.channels, model.image_size, model.classes].map(|n| n as i64);
+    let [channels, side, classes] = [model.channels(), model.image_size(), model.classes()].map(|n| n as i64);
     let images_bchw = Tensor::zeros([b, channels, side, side], options);
     let batch = Batch::of(images_bchw, Tensor::zeros([b, classes], options), 0..phase.micro_batch);
     let mut stepper = Stepper::new(plan, &phase, &Solo);

@@ -263,10 +263,10 @@ fn check_share(plan: &Plan, phase: &PhasePlan, in_rank: usize, in_group: usize) 
         2 * in_group
     );
     require!(
-        plan.config.model.dropout == 0.0 || in_rank == 1,
+        plan.config.model.dropout() == 0.0 || in_rank == 1,
         "model.dropout = {} needs one replica per rank, as the replicas of a process share libtorch's generator; set \
          run.replicas = 1 and start a rank for each device",
-        plan.config.model.dropout
+        plan.config.model.dropout()
     );
     Ok(())
 }

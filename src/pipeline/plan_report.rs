@@ -3,7 +3,6 @@
 use crate::data::feed::rate;
 use crate::plan::cost::cost;
 use crate::plan::groups::{assignment, micro_batches, ranges, share};
-use crate::plan::parameters::counts;
 use crate::plan::{PhasePlan, Plan};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -12,7 +11,7 @@ use std::fmt::Write;
 pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let model = &plan.config.model;
     let stages = model.stages();
-    let per_stage = counts(model, &model.depths);
+    let per_stage = model.counts(model.depths());
     let mut phases = Vec::new();
     for phase in plan.wanted() {
         phases.extend(plan.phases(phase).iter().map(|phase| phase_report(plan, phase, ranks, rate)));
@@ -29,7 +28,7 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
         "train_images": plan.train_images,
         "parameters": per_stage.iter().sum::<usize>(),
         "parameters_per_stage": per_stage,
-        "depths": model.depths,
+        "depths": model.depths(),
         "flops_per_s": rate,
         "devices_per_rank": plan.replicas_per_rank(),
         "phases": phases,

@@ -1,8 +1,8 @@
 //! What a phase costs: parameters, floating-point operations and memory. Estimates by formula, for `plan` and reports.
 
-use super::parameters::counts;
 use super::{PhasePlan, Plan};
-use crate::config::{Model, Precision};
+use crate::config::Precision;
+use crate::family::{Memory, Model};
 
 /// Cost of one phase.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -20,7 +20,7 @@ pub struct Cost {
 /// The cost of a phase.
 pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
     let model = &plan.config.model;
-    let counts = counts(model, &phase.depths);
+    let counts = model.counts(&phase.depths);
     let sum = |stages: &[usize]| stages.iter().sum::<usize>() as u64;
     let (all, trained) = (sum(&counts), sum(&counts[phase.trained.clone()]));
     let images = phase.steps * phase.training.global_batch as u64;
@@ -61,28 +61,9 @@ pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: u64, most: us
     (even > 0).then_some(even)
 }
 
-/// Forward passes of one block on one sample: four width² and two width·hidden products per token, and attention.
-fn block_flops(model: &Model) -> f64 {
-    let (n, d, h) = (model.tokens() as f64, model.width as f64, model.hidden() as f64);
-    2.0 * n * (4.0 * d * d + 2.0 * d * h) + 4.0 * n * n * d
-}
-
-/// The patch projection (stage 0) and head (last stage) of one sample.
-fn end_flops(model: &Model, stage: usize, stages: usize) -> f64 {
-    let d = model.width as f64;
-    let patch = 2.0 * (model.tokens() - 1) as f64 * d * (model.channels * model.patch_size.pow(2)) as f64;
-    let head = 2.0 * d * model.classes as f64;
-    let at = |own: usize, flops: f64| if stage == own { flops } else { 0.0 };
-    at(0, patch) + at(stages - 1, head)
-}
-
 /// Operations of one forward pass on one sample through the network with these stage depths.
 pub fn forward_flops(model: &Model, depths: &[usize]) -> f64 {
-    (0..depths.len()).map(|s| stage_flops(model, depths, s)).sum()
-}
-
-fn stage_flops(model: &Model, depths: &[usize], stage: usize) -> f64 {
-    depths[stage] as f64 * block_flops(model) + end_flops(model, stage, depths.len())
+    (0..depths.len()).map(|stage| model.stage_flops(depths, stage)).sum()
 }
 
 /// Operations of training on one sample: a frozen prefix runs forward only; trained stages compute activation and
@@ -95,27 +76,20 @@ pub fn training_flops(model: &Model, phase: &PhasePlan) -> f64 {
                 s if s < phase.trained.end => 3.0,
                 _ => 2.0,
             };
-            passes * stage_flops(model, &phase.depths, stage)
+            passes * model.stage_flops(&phase.depths, stage)
         })
         .sum()
 }
 
-/// Activations of one sample that are kept for the backward pass, from the first trained stage on, and those of the block
-/// that is being computed.
+/// Bytes of the activations of one sample.
 fn activation_bytes(plan: &Plan, phase: &PhasePlan) -> f64 {
-    let model = &plan.config.model;
-    let (n, d, h) = (model.tokens() as f64, model.width as f64, model.hidden() as f64);
-    let blocks = |stages: std::ops::Range<usize>| phase.depths[stages].iter().sum::<usize>() as f64;
-    let (trained, suffix) = (blocks(phase.trained.clone()), blocks(phase.trained.end..phase.depths.len()));
-    // On a CPU the attention's probabilities are kept as well.
-    let probabilities = if plan.is_for_cpu() { model.heads as f64 * n * n } else { 0.0 };
-    let (trained_block, frozen_block) = (n * (9.0 * d + 2.0 * h) + probabilities, n * (6.0 * d + h) + probabilities);
-    let kept = if plan.config.run.activation_checkpointing {
-        (trained + suffix) * n * d + trained_block
-    } else {
-        trained * trained_block + suffix * frozen_block
+    let memory = Memory {
+        depths: &phase.depths,
+        trained: phase.trained.clone(),
+        checkpointing: plan.config.run.activation_checkpointing,
+        on_cpu: plan.is_for_cpu(),
     };
-    number_bytes(plan) * (kept + n * (6.0 * d + 2.0 * h))
+    number_bytes(plan) * plan.config.model.activations(&memory)
 }
 
 #[cfg(test)]
@@ -139,19 +113,9 @@ mod tests {
     }
 
     #[test]
-    fn counts_by_stage_are_those_of_the_listed_parameters() {
-        let model = &plan("[model]\nqkv_bias = false").config.model;
-        for depths in [&[3][..], &[1, 4], &[2, 1, 3]] {
-            let listed = super::super::parameters::parameters(model, depths);
-            let of = |stage| listed.iter().filter(|p| p.stage == stage).map(|p| p.count()).sum();
-            assert_eq!(counts(model, depths), (0..depths.len()).map(of).collect::<Vec<usize>>());
-        }
-    }
-
-    #[test]
     fn vit_b_forward_is_17_6_gflop_per_image_by_multiply_adds() {
         let plan = plan("");
-        let flops = forward_flops(&plan.config.model, &plan.config.model.depths);
+        let flops = forward_flops(&plan.config.model, plan.config.model.depths());
         // timm counts 17.58 G multiply-adds for vit_base_patch16_224 including attention.
         assert!((flops / 2.0 / 17.58e9 - 1.0).abs() < 0.01, "{flops}");
     }

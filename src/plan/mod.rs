@@ -3,17 +3,16 @@
 
 pub mod cost;
 pub mod groups;
-pub mod parameters;
 pub mod phases;
 pub mod schedule;
 
 use crate::config::{Config, DeviceChoice, Ranks, Training};
 use crate::driver::cuda;
+use crate::family::parameter::Parameter;
 use crate::random::key_of_text;
 use crate::require;
 use anyhow::Result;
 use groups::ranks_of;
-use parameters::{Parameter, parameters};
 use phases::{Depths, E2E, PHASES, Phase, Start, Trains};
 use std::ops::Range;
 
@@ -83,12 +82,12 @@ impl Plan {
     pub fn phase(&self, phase: &Phase, index: Option<usize>) -> PhasePlan {
         let model = &self.config.model;
         let training = (phase.training)(&self.config).clone();
-        let thin = vec![model.meta_depth; model.stages()];
+        let thin = model.meta_depths();
         let depths = match (phase.depths, index) {
-            (Depths::Deep, _) => model.depths.clone(),
+            (Depths::Deep, _) => model.depths().to_vec(),
             (Depths::DeepAtModule, Some(i)) => {
                 let mut depths = thin;
-                depths[i] = model.depths[i];
+                depths[i] = model.depths()[i];
                 depths
             }
             (Depths::Thin | Depths::DeepAtModule, _) => thin,
@@ -183,9 +182,9 @@ impl Plan {
 }
 
 impl PhasePlan {
-    /// The parameters of the network that runs, in timm's order.
+    /// The parameters and buffers of the network that runs, in the order of its family's table.
     pub fn parameters(&self, plan: &Plan) -> Vec<Parameter> {
-        parameters(&plan.config.model, &self.depths)
+        plan.config.model.parameters(&self.depths)
     }
 
     /// The learning rate of an optimiser step, counted from 0.

@@ -25,9 +25,9 @@
 
 use super::durable;
 use super::lease::Fence;
-use crate::config::Model;
 use crate::error::Failure;
-use crate::plan::parameters::{Parameter, flat_order, parameters};
+use crate::family::Model;
+use crate::family::parameter::{Parameter, flat_order};
 use crate::seal;
 use crate::weights::{Weights, bytes, floats, floats_mut};
 use anyhow::{Context, Result};
@@ -71,7 +71,7 @@ pub struct Artefact {
 impl Header {
     /// The parameters that the file holds.
     pub fn parameters(&self) -> Vec<Parameter> {
-        let all = parameters(&self.model, &self.depths);
+        let all = self.model.parameters(&self.depths);
         all.into_iter().filter(|p| self.index.is_none_or(|i| p.stage == i)).collect()
     }
 }

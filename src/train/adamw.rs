@@ -109,12 +109,13 @@ impl AdamW {
             eps: self.eps as f32,
             keep: (1.0 - lr * self.weight_decay) as f32,
         };
-        let decayed = flat.decayed();
+        let (decayed, trainable) = (flat.decayed(), flat.trainable());
         flat.update(|weights, gradients| {
+            let gradients = &gradients[..trainable];
             pass.scale = clip_scale(gradients, clip);
-            let (weights_decayed, plain) = weights.split_at_mut(decayed);
-            let (m, m_plain) = floats_mut(&mut self.exp_avg).split_at_mut(decayed);
-            let (v, v_plain) = floats_mut(&mut self.exp_avg_sq).split_at_mut(decayed);
+            let (weights_decayed, plain) = weights[..trainable].split_at_mut(decayed);
+            let (m, m_plain) = floats_mut(&mut self.exp_avg)[..trainable].split_at_mut(decayed);
+            let (v, v_plain) = floats_mut(&mut self.exp_avg_sq)[..trainable].split_at_mut(decayed);
             let (g, g_plain) = gradients.split_at(decayed);
             pass.update(weights_decayed, m, v, g);
             pass.keep = 1.0;
@@ -171,7 +172,6 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::model::fresh;
-    use crate::plan::parameters::parameters;
     use std::sync::mpsc::channel;
     use tch::Kind;
 
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn nothing_changes_what_is_lent() {
         let config = Config::parse("[model]\nimage_size = 32\npatch_size = 4\nwidth = 64\nheads = 2", &[]).unwrap();
-        let table = parameters(&config.model, &config.model.depths);
+        let table = config.model.parameters(config.model.depths());
         let mut flat = FlatParameters::new(table.iter(), &fresh(table.iter(), 1), Kind::Float).unwrap();
         let mut optimiser = AdamW::new(&config.meta, &flat);
         let _ = flat.gradients_mut().fill_(1.0);

@@ -31,7 +31,7 @@ pub struct Checkpoints {
     save_s: Option<f64>,
 }
 
-/// Weights and optimiser state, in the order of [`crate::plan::parameters::flat_order`].
+/// Weights and optimiser state, in the order of [`crate::family::parameter::flat_order`].
 struct Buffers {
     weights: Tensor,
     state: Vec<(&'static str, Tensor)>,

@@ -5,7 +5,7 @@ use crate::collective::Collective;
 use crate::config::Config;
 use crate::data::Source;
 use crate::data::feed::test_batches::{TestBatch, test_batches};
-use crate::model::Network;
+use crate::model::{Network, Tap};
 use crate::require;
 use crate::weights::upload;
 use anyhow::Result;
@@ -36,7 +36,8 @@ pub fn evaluate(
             }
             let batch = batch?;
             if batch.labels_b.numel() > 0 {
-                let logits_bc = network.forward(&upload(&batch.images_bchw, device)).to_device(Device::Cpu);
+                let logits_bc =
+                    network.forward(&upload(&batch.images_bchw, device), &[Tap::Head]).remove(0).to_device(Device::Cpu);
                 add(&mut sums, &logits_bc, &batch.labels_b);
                 seen(&batch, &logits_bc);
             }

@@ -250,3 +250,6 @@ impl Trainer {
 pub fn stop_requested() -> bool {
     STOP.load(Ordering::Relaxed)
 }
+
+#[cfg(test)]
+mod tests;

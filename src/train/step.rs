@@ -7,7 +7,7 @@ use super::adamw::AdamW;
 use crate::collective::Collective;
 use crate::data::feed::loader::Batch;
 use crate::device::later::Later;
-use crate::model::{DropPath, EXTRAS, Network};
+use crate::model::{DropPath, EXTRAS, Network, Tap};
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
@@ -92,8 +92,11 @@ impl<'a> Stepper<'a> {
             global_batch: global_batch as f64,
             micro_batches: micro_batches(share, phase.micro_batch).len(),
             clip: phase.training.clip_grad,
-            drop: DropPathRule { rate: phase.training.drop_path, blocks: phase.depths.iter().sum(), seed: phase.seed },
-            dropout: plan.config.model.dropout > 0.0,
+            drop: DropPathRule {
+                rates: plan.config.model.drop_rates(&phase.depths, phase.training.drop_path),
+                seed: phase.seed,
+            },
+            dropout: plan.config.model.dropout() > 0.0,
             seed: phase.seed,
             untold: None,
             runs_ahead: false,
@@ -125,6 +128,7 @@ impl<'a> Stepper<'a> {
         let _ = gradients.narrow(0, numbers + 1, 1).fill_(f64::from(u8::from(super::stop_requested())));
         timed(&mut times.all_reduce, || self.group.all_reduce(gradients))?;
         let numbers = Later::of(&gradients.narrow(0, numbers, EXTRAS as i64))?;
+        network.flat_mut().move_buffers(self.global_batch);
         timed(&mut times.optimiser, || optimiser.step(network.flat_mut(), self.clip, lr));
         let told = Told { step, numbers, times };
         self.runs_ahead |= network.options().1.is_cuda();
@@ -158,12 +162,13 @@ impl<'a> Stepper<'a> {
             let DropPath { scale } = self.drop.draw(step, batch.positions.clone());
             let drop = DropPath { scale: scale.map(|scale| upload(&pinned(scale, device), device)) };
             let (images_bchw, targets_bc, lent) = batch.on(device);
-            let (logits_bc, tape) = network.train(&images_bchw, &drop);
-            let (loss, gradient_bc) = soft_cross_entropy(&logits_bc, &targets_bc);
+            let (outputs, tape) = network.train(&images_bchw, &drop, &[Tap::Head]);
+            let logits_bc = &outputs[0];
+            let (loss, gradient_bc) = soft_cross_entropy(logits_bc, &targets_bc);
             let _ = network.flat().loss().g_add_(&(loss / self.global_batch));
             (gradient_bc / self.global_batch, tape, lent)
         });
-        timed(&mut times.backward, || network.backward(tape, &gradient_bc));
+        timed(&mut times.backward, || network.backward(tape, vec![gradient_bc]));
     }
 }
 
@@ -178,25 +183,25 @@ pub fn soft_cross_entropy(logits_bc: &Tensor, targets_bc: &Tensor) -> (Tensor, T
     (loss, log_probability_bc.exp() * weight_b1 - targets_bc)
 }
 
-/// Stochastic depth: the rate rises linearly from 0 to `rate` over the blocks of the network that runs.
+/// Stochastic depth.
 struct DropPathRule {
-    rate: f64,
-    blocks: usize,
+    /// The drop rate of each residual branch of the network that runs; none if nothing is dropped.
+    rates: Vec<f64>,
     seed: u64,
 }
 
 impl DropPathRule {
     /// Masks of one micro-batch, keyed by the sample's position in the global batch: any cut of it draws the same.
     fn draw(&self, step: u64, positions: std::ops::Range<usize>) -> DropPath {
-        if self.rate == 0.0 || self.blocks < 2 {
+        if self.rates.is_empty() {
             return DropPath { scale: None };
         }
-        let (branches, samples) = (2 * self.blocks, positions.len());
+        let (branches, samples) = (self.rates.len(), positions.len());
         let mut scale = vec![0.0f32; branches * samples];
         for (column, position) in positions.enumerate() {
             let mut random = Random::new(&[self.seed, DROP_PATH, step, position as u64]);
-            for branch in 0..branches {
-                let keep = 1.0 - self.rate * (branch / 2) as f64 / (self.blocks - 1) as f64;
+            for (branch, rate) in self.rates.iter().enumerate() {
+                let keep = 1.0 - rate;
                 let kept = random.uniform() < keep;
                 scale[branch * samples + column] = if kept { (1.0 / keep) as f32 } else { 0.0 };
             }
@@ -218,7 +223,9 @@ mod tests {
 
     #[test]
     fn drop_path_keeps_each_branch_at_its_rate_without_bias_and_depends_only_on_the_position() {
-        let rule = DropPathRule { rate: 0.5, blocks: 3, seed: 1 };
+        let rates = Config::parse("", &[]).unwrap().model.drop_rates(&[1, 2], 0.5);
+        assert_eq!(rates, [0.0, 0.0, 0.25, 0.25, 0.5, 0.5]);
+        let rule = DropPathRule { rates, seed: 1 };
         let whole = rule.draw(7, 0..4000).scale.unwrap();
         let mean = whole.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
         assert!((&mean - 1.0).abs().max().double_value(&[]) < 0.06, "{mean}");

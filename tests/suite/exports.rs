@@ -89,7 +89,7 @@ fn weights_are_exported_bit_for_bit_and_missing_qkv_biases_as_zeros() {
         assert_eq!(theirs.next().unwrap(), ours, "{}", parameter.name);
         if parameter.name.ends_with("qkv.weight") {
             assert!(theirs.next().unwrap().iter().all(|&byte| byte == 0), "the bias after {}", parameter.name);
-            let block = parameter.timm_name(&header.depths).split('.').nth(1).unwrap().to_string();
+            let block = header.model.whole_name(&parameter, &header.depths).split('.').nth(1).unwrap().to_string();
             let third = |name: &str| {
                 let (shape, bytes) = &hf[&format!("vit.encoder.layer.{block}.attention.attention.{name}.weight")];
                 assert_eq!(shape, &[16, 16]);

@@ -9,8 +9,8 @@ fn place(module: &str) -> (u32, &str) {
         "pipeline" | "export" | "import" | "downstream" | "cluster" | "bench" | "pack" => 4,
         "train" => 3,
         "data" | "model" | "collective" | "device" | "store" => 2,
-        "plan" | "driver" | "launcher" | "libtorch" | "random" | "resample" | "seal" | "svg" | "weights" => 1,
-        "config" | "error" => 0,
+        "plan" | "driver" | "launcher" | "libtorch" | "random" | "seal" | "svg" | "weights" => 1,
+        "bounds" | "config" | "error" | "family" => 0,
         other => panic!("which floor is {other} on? Say it here and in the documentation of lib.rs"),
     };
     (floor, module)

@@ -4,8 +4,7 @@
 use incubate::collective::Solo;
 use incubate::config::{Config, MicroBatch, Schedule};
 use incubate::data::feed::loader::Batch;
-use incubate::model::{DropPath, Network};
-use incubate::plan::parameters::parameters;
+use incubate::model::{DropPath, Network, Tap};
 use incubate::plan::phases::{E2E, MODULE};
 use incubate::plan::{PhasePlan, Plan};
 use incubate::train::adamw::AdamW;
@@ -67,19 +66,19 @@ fn wave(count: usize, phase: f64) -> impl Iterator<Item = f64> {
 }
 
 fn weights(plan: &Plan, depths: &[usize]) -> Weights {
-    let weight = |p: incubate::plan::parameters::Parameter| {
-        let name = p.timm_name(depths);
+    let weight = |p: incubate::family::parameter::Parameter| {
+        let name = plan.config.model.whole_name(&p, depths);
         let one = if name.contains("norm") && name.ends_with("weight") { 1.0 } else { 0.0 };
         let phase = name.bytes().map(f64::from).sum();
         let values: Vec<f32> = wave(p.count(), phase).map(|w| (one + 0.1 * w) as f32).collect();
         ((p.stage, p.name), Tensor::from_slice(&values).view(&p.shape[..]))
     };
-    parameters(&plan.config.model, depths).into_iter().map(weight).collect()
+    plan.config.model.parameters(depths).into_iter().map(weight).collect()
 }
 
 fn batch(plan: &Plan, step: usize) -> (Tensor, Tensor) {
     let model = &plan.config.model;
-    let (size, channels, classes) = (model.image_size, model.channels, model.classes);
+    let (size, channels, classes) = (model.image_size(), model.channels(), model.classes());
     let images: Vec<f32> = wave(BATCH * channels * size * size, 1000.0 + step as f64).map(|v| v as f32).collect();
     let raw: Vec<f64> = wave(BATCH * classes, 2000.0 + step as f64).map(|v| (1.0 + v).powi(2)).collect();
     let targets: Vec<f32> =
@@ -120,13 +119,17 @@ fn logits_loss_and_every_gradient_equal_timms_and_frozen_stages_have_none() {
             Tensor::read_safetensors(golden(&format!("{case}.safetensors"))).unwrap().into_iter().collect();
         let network = network(&plan, &phase);
         let (images, targets) = batch(&plan, 0);
-        let (logits, tape) = network.train(&images, &DropPath { scale: None });
+        let (mut outputs, tape) = network.train(&images, &DropPath { scale: None }, &[Tap::Head]);
+        let logits = outputs.remove(0);
         let (loss, gradient) = soft_cross_entropy(&logits, &targets);
         assert!(difference(&logits, &golden["logits"]) < 1e-5, "{case}: logits");
-        assert!(difference(&network.forward(&images), &golden["logits"]) < 1e-5, "{case}: logits of an evaluation");
+        assert!(
+            difference(&network.forward(&images, &[Tap::Head])[0], &golden["logits"]) < 1e-5,
+            "{case}: logits of an evaluation"
+        );
         assert!(difference(&(loss / BATCH as f64).reshape([1]), &golden["loss"]) < 1e-5, "{case}: loss");
 
-        network.backward(tape, &(gradient / BATCH as f64));
+        network.backward(tape, vec![gradient / BATCH as f64]);
         let gradients = network.flat().layout().named(network.flat().gradients());
         assert_eq!(gradients.len() + 2, golden.len(), "{case}: exactly the trained parameters have gradients");
         for ((stage, name), gradient) in &gradients {
@@ -138,8 +141,9 @@ fn logits_loss_and_every_gradient_equal_timms_and_frozen_stages_have_none() {
 }
 
 fn timm_name(plan: &Plan, phase: &PhasePlan, stage: usize, name: &str) -> String {
-    let table = parameters(&plan.config.model, &phase.depths);
-    table.iter().find(|p| p.stage == stage && p.name == name).unwrap().timm_name(&phase.depths)
+    let table = plan.config.model.parameters(&phase.depths);
+    let parameter = table.iter().find(|p| p.stage == stage && p.name == name).unwrap();
+    plan.config.model.whole_name(parameter, &phase.depths)
 }
 
 #[test]

@@ -6,7 +6,6 @@ use clap::CommandFactory;
 use incubate::cli::Cli;
 use incubate::config::Config;
 use incubate::plan::Plan;
-use incubate::plan::parameters::counts;
 use incubate::plan::phases::PHASES;
 use serde_json::Value;
 use std::path::Path;
@@ -156,7 +155,7 @@ fn every_shipped_config_is_planned_and_opens_with_the_command_that_runs_it_and_i
         for phase in PHASES.iter().flat_map(|row| plan.phases(row)) {
             let mut by_stage = vec![0; phase.depths.len()];
             phase.parameters(&plan).iter().for_each(|p| by_stage[p.stage] += p.count());
-            assert_eq!(by_stage, counts(&plan.config.model, &phase.depths), "{name}, {}", phase.name);
+            assert_eq!(by_stage, plan.config.model.counts(&phase.depths), "{name}, {}", phase.name);
             assert!(phase.steps > 0, "{name}, {}", phase.name);
         }
     }

@@ -126,7 +126,7 @@ pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
     let images = split.len();
     let count = SAMPLE.min(images);
     let sample: Vec<usize> = (0..count).map(|i| i * images / count).collect();
-    let mut out = vec![0.0; config.model.channels * config.model.image_size.pow(2)];
+    let mut out = vec![0.0; config.model.channels() * config.model.image_size().pow(2)];
     // Those that cannot be read are named, and not measured.
     let mut reader = Reading::training(config, split, &Arc::new(BadImages::new(count))).reader();
     let now = rate(count, |i, key| reader.read_this(sample[i], &Random::new(&[key]), &mut out).map(drop))?;

@@ -31,7 +31,7 @@ pub fn test_batches(
     device: Device,
 ) -> impl Iterator<Item = Result<TestBatch>> + use<> {
     let reading = Reading::evaluation(config, &source.test, &source.bad);
-    let (channels, side) = (config.model.channels, config.model.image_size);
+    let (channels, side) = (config.model.channels(), config.model.image_size());
     let size = size.min(MOST_TESTED);
     let batches = range.len().div_ceil(size);
     let spare = Spare::default();

@@ -21,7 +21,7 @@ impl Transform {
     pub fn training(config: &Config) -> Transform {
         let data = &config.data;
         // Images of more than 32 pixels that are all of the model's size are not cropped.
-        let padding = if config.model.image_size <= 32 { data.crop_padding } else { 0 };
+        let padding = if config.model.image_size() <= 32 { data.crop_padding } else { 0 };
         Transform { padding, flip: data.flip, erase: data.erase, ..Self::evaluation(config) }
     }
 

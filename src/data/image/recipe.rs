@@ -68,7 +68,7 @@ impl Recipe {
     /// For a config that passed validation.
     pub fn new(config: &Config) -> Recipe {
         Recipe {
-            size: config.model.image_size,
+            size: config.model.image_size(),
             data: config.data.clone(),
             policy: Policy::parse(&config.data.auto_augment).expect("the config was validated"),
             normalise: Normalise::new(&config.data.mean, &config.data.std),

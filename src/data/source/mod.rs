@@ -112,27 +112,27 @@ fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
     let (channels, size) = match split {
         Split::Small(images) => (images.channels, images.size),
         // Decoded to RGB and resized to what the model takes.
-        Split::Stored(_) => (3, model.image_size),
+        Split::Stored(_) => (3, model.image_size()),
     };
     require!(
-        (channels, size) == (model.channels, model.image_size),
+        (channels, size) == (model.channels(), model.image_size()),
         "{path}: {name} images are {channels}×{size}×{size} (channels × height × width), but the model takes {}×{}×{}; set \
          model.channels = {channels} and model.image_size = {size}",
-        model.channels,
-        model.image_size,
-        model.image_size,
+        model.channels(),
+        model.image_size(),
+        model.image_size(),
     );
     let named = split.classes().len();
-    if name == "train" && named > 0 && named < model.classes && launched_rank() == 0 {
-        log::warn!("{path}: {named} classes, but model.classes = {}; set it to {named}", model.classes);
+    if name == "train" && named > 0 && named < model.classes() && launched_rank() == 0 {
+        log::warn!("{path}: {named} classes, but model.classes = {}; set it to {named}", model.classes());
     }
-    let beyond = (0..split.len()).find(|&index| split.label(index) as usize >= model.classes);
+    let beyond = (0..split.len()).find(|&index| split.label(index) as usize >= model.classes());
     if let Some(index) = beyond {
         return Err(usage!(
             "{path}: {name} {} has label {}, but model.classes = {}; set model.classes to at least {}",
             split.name(index),
             split.label(index),
-            model.classes,
+            model.classes(),
             split.label(index) + 1
         ));
     }

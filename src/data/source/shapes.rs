@@ -11,10 +11,10 @@ pub fn draw(config: &Config) -> (Images, Images) {
     let (model, data) = (&config.model, &config.data);
     let split = |number: u64, count: usize| {
         let mut images = Images {
-            pixels: Vec::with_capacity(count * model.channels * model.image_size.pow(2)),
-            labels: (0..count).map(|i| (i % model.classes) as u32).collect(),
-            channels: model.channels,
-            size: model.image_size,
+            pixels: Vec::with_capacity(count * model.channels() * model.image_size().pow(2)),
+            labels: (0..count).map(|i| (i % model.classes()) as u32).collect(),
+            channels: model.channels(),
+            size: model.image_size(),
         };
         for (index, &class) in images.labels.iter().enumerate() {
             let random = Random::new(&[config.run.seed, number, index as u64]);

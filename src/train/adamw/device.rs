@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 impl AdamW {
     /// As `step_on_host`, for buffers on any device.
     pub(super) fn step_on_device(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
-        let (numbers, decayed) = (flat.len() as i64, flat.decayed() as i64);
+        let (numbers, decayed) = (flat.trainable() as i64, flat.decayed() as i64);
         let scalar = |value: f64| Tensor::full([], value, (Kind::Float, flat.buffer().device()));
         let mut update = libtorch::AdamW {
             step: scalar(self.steps as f64),
@@ -46,13 +46,12 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::model::fresh;
-    use crate::plan::parameters::parameters;
 
     #[test]
     fn both_passes_make_the_same_weights_moments_and_average() {
         let text = "[model]\nimage_size = 8\npatch_size = 4\nwidth = 8\nheads = 2\ndepths = [1]\n[train]\nema = 0.9";
         let config = Config::parse(text, &[]).unwrap();
-        let table = parameters(&config.model, &[1]);
+        let table = config.model.parameters(&[1]);
         let weights = fresh(table.iter(), 7);
         let flat = || FlatParameters::new(table.iter(), &weights, Kind::Float).unwrap();
         let (mut host, mut device) = (flat(), flat());

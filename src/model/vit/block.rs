@@ -1,20 +1,12 @@
 //! One transformer block, as timm's `Block`: x + drop(attn(norm1(x))), then x + drop(mlp(norm2(x))).
-//!
-//! The backward pass is written out instead of left to autograd: it keeps only what it needs (of frozen blocks much
-//! less), adds gradients straight into the flat buffer, and recomputes a block where activations are not kept.
 
+use super::super::Weight;
+use super::super::stage::Pass;
 use super::attention;
-use super::flat::Weight;
 use super::layers::{Linear, Norm, Statistics, gelu, gelu_backward};
-use crate::config::Model;
+use crate::family::vit::Vit;
 use anyhow::Result;
 use tch::Tensor;
-
-/// Stochastic depth masks of one forward pass: 0, or 1 / keep probability, for each residual branch and sample.
-pub struct DropPath {
-    /// (2 · blocks, b, 1, 1); none where the rate is zero.
-    pub scale: Option<Tensor>,
-}
 
 /// What is random in one block and one pass: drawn once, so that a block can be computed again.
 pub struct Masks {
@@ -51,23 +43,23 @@ pub struct Kept {
 
 impl Block {
     /// `get` gives a parameter by name; with true as fp32.
-    pub fn new(model: &Model, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Block> {
+    pub fn new(vit: &Vit, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Block> {
         let linear = |name: &str, bias: bool| -> Result<Linear> {
             let bias = if bias { Some(get(&format!("{name}.bias"), false)?) } else { None };
             Ok(Linear { weight: get(&format!("{name}.weight"), false)?, bias })
         };
         let norm = |name: &str| -> Result<Norm> {
-            let eps = model.layer_norm_eps;
+            let eps = vit.layer_norm_eps;
             Ok(Norm { weight: get(&format!("{name}.weight"), true)?, bias: get(&format!("{name}.bias"), true)?, eps })
         };
         Ok(Block {
             norm1: norm("norm1")?,
-            qkv: linear("attn.qkv", model.qkv_bias)?,
+            qkv: linear("attn.qkv", vit.qkv_bias)?,
             proj: linear("attn.proj", true)?,
             norm2: norm("norm2")?,
             fc1: linear("mlp.fc1", true)?,
             fc2: linear("mlp.fc2", true)?,
-            heads: model.heads as i64,
+            heads: vit.heads as i64,
         })
     }
 
@@ -113,11 +105,12 @@ impl Block {
 }
 
 impl Masks {
-    /// Of block `number` of the whole network; dropout with probability `dropout` on tensors like `x_bnd`.
-    pub fn new(x_bnd: &Tensor, hidden: i64, drop: Option<&DropPath>, number: usize, dropout: f64) -> Masks {
+    /// The masks of block `number` of the whole network, for tokens like `x_bnd` and so many hidden units.
+    pub fn new(x_bnd: &Tensor, hidden: i64, pass: &Pass, number: usize) -> Masks {
         let (b, n, d) = x_bnd.size3().expect("tokens are (b, n, d)");
         // The first block's rate is always zero.
-        let scale = drop.and_then(|drop| drop.scale.as_ref()).filter(|_| number > 0);
+        let dropout = pass.dropout;
+        let scale = pass.drop.and_then(|drop| drop.scale.as_ref()).filter(|_| number > 0);
         let branch = |half| Some(scale?.get((2 * number + half) as i64).to_kind(x_bnd.kind()));
         let mask = |width: i64| x_bnd.new_ones([b * n, width], (x_bnd.kind(), x_bnd.device())).dropout(dropout, true);
         let dropout = (dropout > 0.0).then(|| [mask(d), mask(hidden), mask(d)]);

@@ -1,9 +1,6 @@
-//! The one table of names: what each reader calls a parameter.
+//! The names that other programs' readers have for a ViT's parameters.
 
-use super::Named;
-use tch::Tensor;
-
-/// One kind of parameter. `{i}` is the block, `{p}` is `weight` or `bias`.
+/// One kind of parameter under each reader's name. `{i}` is the block, `{p}` is `weight` or `bias`.
 pub struct Row {
     /// timm's name, which is ours.
     pub timm: &'static str,
@@ -34,30 +31,8 @@ const TABLE: [Row; 11] = [
     row("head.{p}", "classifier.{p}", None, false),
 ];
 
-/// The tensors that a reader takes, under its names; no number is copied.
-pub fn renamed(tensors: &[Named], column: impl Fn(&Row) -> Option<&'static str>) -> Vec<Named> {
-    let mut all = Vec::new();
-    for Named { name, tensor } in tensors {
-        let (row, block, part) = find(name);
-        let Some(pattern) = column(row) else { continue };
-        let theirs = pattern.replace("{i}", block).replace("{p}", part);
-        if theirs.contains("{qkv}") {
-            all.extend(split(&theirs, tensor));
-        } else {
-            all.push(Named { name: theirs, tensor: tensor.shallow_clone() });
-        }
-    }
-    all
-}
-
-/// Queries, keys and values are a third of the rows each.
-fn split(pattern: &str, tensor: &Tensor) -> Vec<Named> {
-    let thirds = ["query", "key", "value"].into_iter().zip(tensor.chunk(3, 0));
-    thirds.map(|(third, tensor)| Named { name: pattern.replace("{qkv}", third), tensor }).collect()
-}
-
 /// The row of a timm name, its block, and `weight` or `bias`.
-fn find(name: &str) -> (&'static Row, &str, &str) {
+pub fn find(name: &str) -> (&'static Row, &str, &str) {
     let block = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')).map_or("", |(block, _)| block);
     let part = name.rsplit_once('.').map_or("", |(_, part)| part);
     let matches = |row: &&Row| row.timm.replace("{i}", block).replace("{p}", part) == name;
@@ -68,26 +43,15 @@ fn find(name: &str) -> (&'static Row, &str, &str) {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::plan::parameters::parameters;
 
     #[test]
     fn every_parameter_has_a_row_and_vitdet_takes_147_of_vit_bs() {
         let model = Config::parse("", &[]).unwrap().model;
-        let names: Vec<String> = parameters(&model, &model.depths).iter().map(|p| p.timm_name(&model.depths)).collect();
+        let names: Vec<String> =
+            model.parameters(model.depths()).iter().map(|p| model.whole_name(p, model.depths())).collect();
         assert_eq!(names.len(), 152);
         let rows: Vec<&Row> = names.iter().map(|name| find(name).0).collect();
         assert_eq!(rows.iter().filter(|row| row.vitdet).count(), 147);
         assert_eq!(rows.iter().filter(|row| row.mmseg.is_some()).count(), 148);
-    }
-
-    #[test]
-    fn transformers_takes_queries_keys_and_values_apart() {
-        let stacked = Tensor::from_slice(&[1f32, 2., 3., 4., 5., 6.]);
-        let ours = [Named { name: "blocks.11.attn.qkv.bias".into(), tensor: stacked }];
-        let theirs = renamed(&ours, |row| Some(row.transformers));
-        let found: Vec<(&str, Vec<f32>)> =
-            theirs.iter().map(|n| (n.name.as_str(), Vec::try_from(&n.tensor).unwrap())).collect();
-        assert_eq!(found[1], ("vit.encoder.layer.11.attention.attention.key.bias", vec![3., 4.]));
-        assert_eq!(found.len(), 3);
     }
 }

@@ -1,7 +1,8 @@
 //! Changes of layout between tokens and heads.
 
 use super::element::{Bf16, Element};
-use super::{by_kind, numbers, numbers_mut, threads};
+use super::{by_kind, numbers, numbers_mut};
+use crate::model::threads;
 use tch::{Kind, Tensor};
 
 /// Sizes of the two layouts: (b, n, parts, heads, e) as the projections have it, (parts, b, heads, n, e) as products
@@ -72,8 +73,8 @@ fn place(number: usize, layout: Layout) -> (usize, usize, usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::wave;
     use super::*;
-    use crate::model::cpu::tests::wave;
 
     #[test]
     fn splitting_equals_a_permutation_and_joining_is_its_inverse() {

@@ -2,7 +2,7 @@
 //! with fp32 statistics. Activations are fp32 or bf16; every sum and function is computed in fp32.
 //!
 //! The loops are plain Rust that the compiler vectorises, compiled for several instruction sets and chosen at run time.
-//! They run on libtorch's own threads ([`threads`]); results do not depend on the number of threads.
+//! They run on libtorch's own threads ([`crate::model::threads`]); results do not depend on the number of threads.
 
 mod element;
 mod gelu;
@@ -10,14 +10,13 @@ mod heads;
 mod math;
 mod norm;
 mod softmax;
-pub mod threads;
 
 pub use gelu::{gelu, gelu_backward};
 pub use heads::{Layout, join, split};
 pub use norm::{Statistics, norm, norm_backward};
 pub use softmax::{softmax_, softmax_backward_};
 
-use super::off::{Part, is_on};
+use crate::model::off::{Part, is_on};
 use element::Element;
 use tch::{Device, Kind, Tensor};
 

@@ -2,7 +2,8 @@
 
 use super::element::{Bf16, Element};
 use super::math::{LANES, across, dot, exp, load, sum};
-use super::{by_kind, numbers, numbers_mut, threads};
+use super::{by_kind, numbers, numbers_mut};
+use crate::model::threads;
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
@@ -72,8 +73,8 @@ fn backward_rows<T: Element>(p: &[T], gradient: &mut [T], n: usize, scale: f32) 
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{close, wave};
     use super::*;
-    use crate::model::cpu::tests::{close, wave};
 
     #[test]
     fn softmax_and_its_gradient_equal_libtorchs() {

@@ -4,8 +4,8 @@
 //! fused kernel is up to four times slower there in bf16, and slower for small heads in fp32. On other devices it is
 //! libtorch's fused attention.
 
+use super::super::off::{Part, is_on};
 use super::cpu;
-use super::off::{Part, is_on};
 use crate::libtorch;
 use tch::Tensor;
 
@@ -69,8 +69,8 @@ pub fn backward(gradient_md: &Tensor, kept: Kept, n: i64, heads: i64) -> Tensor 
 
 #[cfg(test)]
 mod tests {
+    use super::super::cpu::tests::{close, wave};
     use super::*;
-    use crate::model::cpu::tests::{close, wave};
     use tch::Kind;
 
     #[test]

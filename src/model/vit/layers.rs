@@ -1,7 +1,7 @@
 //! Linear layers and norms, forward and backward. Gradients of trained parameters go straight into the flat buffer.
 
+use super::super::Weight;
 use super::cpu;
-use super::flat::Weight;
 use crate::libtorch;
 use tch::{Kind, Tensor};
 
@@ -106,8 +106,8 @@ pub fn gelu_backward(mut gradient: Tensor, x: &Tensor) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cpu::tests::{close, wave};
     use super::*;
-    use crate::model::cpu::tests::{close, wave};
 
     /// A norm that trains, in the kind of its weights, with its gradients' sums.
     fn norm(kind: Kind) -> (Norm, [Tensor; 2]) {

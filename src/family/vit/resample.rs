@@ -1,6 +1,18 @@
 //! Position embeddings and patch kernels at another size.
 
+use crate::family::parameter::Parameter;
 use tch::{Device, Kind, Tensor};
+
+/// Rows of the largest position embeddings that are resampled: those of 4,096 pixels in patches of 16.
+const LARGEST_GRID: i64 = 256 * 256 + 1;
+
+/// Whether a tensor of this shape holds the position embeddings of another image size, for a model that is to be
+/// fine-tuned at its own.
+pub fn is_another_grid(parameter: &Parameter, shape: &[i64]) -> bool {
+    let is_grid = |rows: i64| (2..=LARGEST_GRID).contains(&rows) && (rows - 1).isqrt().pow(2) == rows - 1;
+    parameter.name == "pos_embed"
+        && matches!((shape, &parameter.shape[..]), (&[1, rows, a], &[1, _, b]) if a == b && is_grid(rows))
+}
 
 /// Position embeddings (1, 1 + n², width) on a grid of `side`² patches; the class row stays as it is.
 ///

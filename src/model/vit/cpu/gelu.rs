@@ -2,7 +2,8 @@
 
 use super::element::{Bf16, Element};
 use super::math::normal;
-use super::{by_kind, numbers, numbers_mut, threads};
+use super::{by_kind, numbers, numbers_mut};
+use crate::model::threads;
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
@@ -51,8 +52,8 @@ fn backward_part<T: Element>(x: &[T], gradient: &mut [T]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{close, wave};
     use super::*;
-    use crate::model::cpu::tests::{close, wave};
 
     #[test]
     fn gelu_and_its_gradient_equal_libtorchs() {

@@ -2,7 +2,8 @@
 
 use super::element::{Bf16, Element};
 use super::math::{dot, load, sum};
-use super::{by_kind, numbers, numbers_mut, threads};
+use super::{by_kind, numbers, numbers_mut};
+use crate::model::threads;
 use crate::weights::{floats, floats_mut};
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
@@ -134,8 +135,8 @@ fn backward_rows<T: Element>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{close, wave};
     use super::*;
-    use crate::model::cpu::tests::{close, wave};
 
     #[test]
     fn the_norm_and_its_gradients_equal_autograds() {

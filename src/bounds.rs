@@ -1,0 +1,20 @@
+//! Limits of the numbers in a config: each refusal names the key, the value and the cure.
+
+use crate::require;
+use anyhow::Result;
+
+pub fn positive(key: &str, value: f64, usual: f64) -> Result<()> {
+    require!(value > 0.0 && value.is_finite(), "{key} = {value}: it must be a positive number, such as {usual:e}");
+    Ok(())
+}
+
+/// A slip of the keyboard ends here, and not in an allocation that fails.
+pub fn at_most(key: &str, value: usize, most: usize) -> Result<()> {
+    require!(value <= most, "{key} = {value}: at most {most}; lower it");
+    Ok(())
+}
+
+pub fn probability(key: &str, value: f64) -> Result<()> {
+    require!((0.0..=1.0).contains(&value), "{key} = {value}: a probability is between 0 and 1");
+    Ok(())
+}

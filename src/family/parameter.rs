@@ -1,0 +1,65 @@
+//! One row of a network's table of parameters and buffers. The model, the store, the exports and `plan` all read the
+//! table that a family gives.
+
+/// One named tensor of a network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parameter {
+    /// The stage that owns it. The first stage has the embeddings, the last the final norm and head (paper, section 3).
+    pub stage: usize,
+    /// The name within the stage, with blocks numbered from 0: the official `model_stages[stage]` name for a ViT.
+    pub name: String,
+    pub shape: Vec<i64>,
+    pub start: Start,
+    pub role: Role,
+}
+
+/// The value of a parameter before training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Start {
+    /// Normal with a standard deviation of 0.02. timm truncates it at ±2, a hundred standard deviations away.
+    Normal,
+    /// Uniform in ±1/√`fan_in`, as torch initialises convolutions and linear layers.
+    FanIn {
+        fan_in: usize,
+    },
+    Zeros,
+    Ones,
+}
+
+/// What training does to a tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Role {
+    /// The optimiser changes it, with weight decay.
+    Decayed,
+    /// The optimiser changes it, without weight decay.
+    Plain,
+    /// A buffer, such as BatchNorm's statistics: saved but not trained. After each step it moves by `momentum` towards the
+    /// mean, over the global batch, of what its stage reported.
+    Buffer { momentum: f64 },
+}
+
+impl Parameter {
+    /// How many numbers it holds.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product::<i64>() as usize
+    }
+
+    /// Whether it is a parameter that the optimiser changes, not a buffer.
+    pub fn is_trainable(&self) -> bool {
+        !matches!(self.role, Role::Buffer { .. })
+    }
+}
+
+/// Parameters in the order of flat buffers, each with the offset of its first number: the decayed ones come first, then the
+/// plain ones, then the buffers, each group in the order of the table.
+pub fn flat_order(parameters: Vec<Parameter>) -> Vec<(usize, Parameter)> {
+    let (trainable, buffers): (Vec<_>, Vec<_>) = parameters.into_iter().partition(Parameter::is_trainable);
+    let (decayed, plain): (Vec<_>, Vec<_>) = trainable.into_iter().partition(|p| p.role == Role::Decayed);
+    let mut end = 0;
+    let with_offset = |parameter: Parameter| {
+        let offset = end;
+        end += parameter.count();
+        (offset, parameter)
+    };
+    decayed.into_iter().chain(plain).chain(buffers).map(with_offset).collect()
+}

@@ -1,0 +1,100 @@
+//! A family for tests, as small as one can be: an embedding of the centred images, residual layers, a linear head, and one
+//! buffer, the running mean of the pixels. libtorch's autograd has its backward pass.
+
+use super::parameter::{Parameter, Role, Start};
+use super::{Family, Memory, Model};
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Toy {
+    #[serde(default)]
+    family: Name,
+    image_size: usize,
+    channels: usize,
+    classes: usize,
+    width: usize,
+    depths: Vec<usize>,
+}
+
+/// Written with the other keys, as it says what they mean.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Name {
+    #[default]
+    Toy,
+}
+
+pub const DEFAULTS: &str = "family = \"toy\"\nimage_size = 4\nchannels = 3\nclasses = 5\nwidth = 8\ndepths = [2, 2]";
+
+impl Family for Toy {
+    fn image_size(&self) -> usize {
+        self.image_size
+    }
+
+    fn channels(&self) -> usize {
+        self.channels
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn depths(&self) -> &[usize] {
+        &self.depths
+    }
+
+    fn meta_depths(&self) -> Vec<usize> {
+        vec![1; self.depths.len()]
+    }
+
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn parameters(&self, depths: &[usize]) -> Vec<Parameter> {
+        let (width, classes) = (self.width as i64, self.classes as i64);
+        let pixels = (self.channels * self.image_size.pow(2)) as i64;
+        let row = |stage: usize, name: &str, shape: &[i64], start: Start, role: Role| Parameter {
+            stage,
+            name: name.into(),
+            shape: shape.to_vec(),
+            start,
+            role,
+        };
+        let fan_in = |numbers: i64| Start::FanIn { fan_in: numbers as usize };
+        let mut all = vec![
+            row(0, "embed.weight", &[width, pixels], fan_in(pixels), Role::Decayed),
+            row(0, "embed.mean", &[pixels], Start::Zeros, Role::Buffer { momentum: 0.1 }),
+        ];
+        for (stage, &depth) in depths.iter().enumerate() {
+            for layer in 0..depth {
+                all.push(row(stage, &format!("{layer}.weight"), &[width, width], fan_in(width), Role::Decayed));
+                all.push(row(stage, &format!("{layer}.bias"), &[width], Start::Zeros, Role::Plain));
+            }
+        }
+        all.push(row(depths.len() - 1, "head.weight", &[classes, width], fan_in(width), Role::Decayed));
+        all
+    }
+
+    fn whole_name(&self, parameter: &Parameter, _: &[usize]) -> String {
+        format!("{}.{}", parameter.stage, parameter.name)
+    }
+
+    fn stage_flops(&self, depths: &[usize], stage: usize) -> f64 {
+        (2 * depths[stage] * self.width.pow(2)) as f64
+    }
+
+    fn activations(&self, training: &Memory) -> f64 {
+        (training.depths.iter().sum::<usize>() * self.width) as f64
+    }
+
+    fn drop_rates(&self, _: &[usize], _: f64) -> Vec<f64> {
+        Vec::new()
+    }
+
+    fn is_like(&self, other: &Model) -> bool {
+        matches!(other, Model::Toy(other) if other == self)
+    }
+}

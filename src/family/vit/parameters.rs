@@ -1,0 +1,91 @@
+//! The table of a ViT's parameters: stage, timm's name, shape.
+
+use super::Vit;
+use crate::family::parameter::{Parameter, Role, Start};
+
+/// The parameters of the network with these stage depths, in the order of timm's `state_dict`. Weight decay holds for
+/// matrices and kernels alone: neither for 1-d parameters nor for `cls_token` and `pos_embed`.
+pub fn parameters(vit: &Vit, depths: &[usize]) -> Vec<Parameter> {
+    let (width, hidden) = (vit.width as i64, vit.hidden() as i64);
+    let last = depths.len() - 1;
+    let mut all = Vec::new();
+    let mut add = |stage: usize, name: String, shape: &[i64], start: Start, role: Role| {
+        all.push(Parameter { stage, name, shape: shape.to_vec(), start, role });
+    };
+    let (channels, patch, classes) = (vit.channels as i64, vit.patch_size as i64, vit.classes as i64);
+    add(0, "cls_token".into(), &[1, 1, width], Start::Normal, Role::Plain);
+    add(0, "pos_embed".into(), &[1, vit.tokens() as i64, width], Start::Normal, Role::Plain);
+    // The patch projection keeps the convolution's own initialisation.
+    let proj = Start::FanIn { fan_in: (channels * patch * patch) as usize };
+    add(0, "patch_embed.proj.weight".into(), &[width, channels, patch, patch], proj, Role::Decayed);
+    add(0, "patch_embed.proj.bias".into(), &[width], proj, Role::Plain);
+    for (stage, &depth) in depths.iter().enumerate() {
+        for block in 0..depth {
+            let mut pair = |name: &str, weight: &[i64], bias: bool| {
+                let (start, role) = match weight.len() {
+                    1 => (Start::Ones, Role::Plain),
+                    _ => (Start::Normal, Role::Decayed),
+                };
+                add(stage, format!("blocks.{block}.{name}.weight"), weight, start, role);
+                if bias {
+                    add(stage, format!("blocks.{block}.{name}.bias"), &weight[..1], Start::Zeros, Role::Plain);
+                }
+            };
+            pair("norm1", &[width], true);
+            pair("attn.qkv", &[3 * width, width], vit.qkv_bias);
+            pair("attn.proj", &[width, width], true);
+            pair("norm2", &[width], true);
+            pair("mlp.fc1", &[hidden, width], true);
+            pair("mlp.fc2", &[width, hidden], true);
+        }
+    }
+    add(last, "norm.weight".into(), &[width], Start::Ones, Role::Plain);
+    add(last, "norm.bias".into(), &[width], Start::Zeros, Role::Plain);
+    add(last, "head.weight".into(), &[classes, width], Start::Normal, Role::Decayed);
+    add(last, "head.bias".into(), &[classes], Start::Zeros, Role::Plain);
+    all
+}
+
+/// timm's name in the whole network: the block number counts through all stages.
+pub fn timm_name(parameter: &Parameter, depths: &[usize]) -> String {
+    match parameter.name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')) {
+        Some((block, rest)) => {
+            let before: usize = depths[..parameter.stage].iter().sum();
+            format!("blocks.{}.{rest}", before + block.parse::<usize>().expect("a block's name holds its number"))
+        }
+        None => parameter.name.clone(),
+    }
+}
+
+/// How many numbers the parameters of each stage hold, from those of a single block.
+pub fn counts(vit: &Vit, depths: &[usize]) -> Vec<usize> {
+    let (mut block, mut first, mut last) = (0, 0, 0);
+    for parameter in parameters(vit, &[1]) {
+        *match parameter.name.split('.').next() {
+            Some("blocks") => &mut block,
+            Some("norm" | "head") => &mut last,
+            _ => &mut first,
+        } += parameter.count();
+    }
+    let mut counts: Vec<usize> = depths.iter().map(|depth| depth * block).collect();
+    counts[0] += first;
+    counts[depths.len() - 1] += last;
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::family::Model;
+
+    #[test]
+    fn counts_by_stage_are_those_of_the_listed_parameters() {
+        let Model::Vit(vit) = Config::parse("[model]\nqkv_bias = false", &[]).unwrap().model else { unreachable!() };
+        for depths in [&[3][..], &[1, 4], &[2, 1, 3]] {
+            let listed = parameters(&vit, depths);
+            let of = |stage| listed.iter().filter(|p| p.stage == stage).map(|p| p.count()).sum();
+            assert_eq!(counts(&vit, depths), (0..depths.len()).map(of).collect::<Vec<usize>>());
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Images to tokens: the embedding of patches, the class token and the position embeddings.
+
+use super::super::Weight;
+use super::layers::Linear;
+use crate::family::vit::Vit;
+use anyhow::Result;
+use tch::{Kind, Tensor};
+
+pub struct Embed {
+    patch: i64,
+    cls_token: Weight,
+    pos_embed: Weight,
+    proj: Linear,
+}
+
+/// What the backward pass needs.
+pub struct Kept {
+    patches_mp: Tensor,
+    dropout_bnd: Option<Tensor>,
+}
+
+impl Embed {
+    /// `get` gives a parameter by name.
+    pub fn new(vit: &Vit, get: &dyn Fn(&str) -> Result<Weight>) -> Result<Embed> {
+        let proj = Linear { weight: get("patch_embed.proj.weight")?, bias: Some(get("patch_embed.proj.bias")?) };
+        Ok(Embed { patch: vit.patch_size as i64, cls_token: get("cls_token")?, pos_embed: get("pos_embed")?, proj })
+    }
+
+    /// Images (b, c, h, w) to tokens (b, n, d). Only a trained embedding keeps anything.
+    pub fn forward(&self, images_bchw: &Tensor, dropout: f64) -> (Tensor, Option<Kept>) {
+        let patches_mp = patches(images_bchw, self.patch);
+        let weight = self.proj.weight.value.view([-1, patches_mp.size()[1]]);
+        let bias = self.proj.bias.as_ref().map(|bias| &bias.value);
+        let b = images_bchw.size()[0];
+        let tokens_bnd = patches_mp.linear(&weight, bias).view([b, -1, weight.size()[0]]);
+        let class_b1d = self.cls_token.value.expand([b, -1, -1], false);
+        let mut x_bnd = Tensor::cat(&[class_b1d, tokens_bnd], 1) + &self.pos_embed.value;
+        let dropout_bnd = (dropout > 0.0).then(|| x_bnd.ones_like().dropout(dropout, true));
+        if let Some(mask) = &dropout_bnd {
+            x_bnd *= mask;
+        }
+        let trained = self.proj.weight.gradient.is_some();
+        (x_bnd, trained.then_some(Kept { patches_mp, dropout_bnd }))
+    }
+
+    /// Adds the gradients of the parameters, from that of the tokens.
+    pub fn backward(&self, gradient_md: &Tensor, kept: Kept) {
+        let d = gradient_md.size()[1];
+        let n = self.pos_embed.value.size()[1];
+        let gradient_bnd = gradient_md.view([-1, n, d]);
+        let gradient_bnd = kept.dropout_bnd.map_or(gradient_bnd.shallow_clone(), |mask| &gradient_bnd * mask);
+        let over_batch_nd = gradient_bnd.sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
+        self.pos_embed.accumulate(|| over_batch_nd.shallow_clone());
+        self.cls_token.accumulate(|| over_batch_nd.get(0));
+        let tokens_md = gradient_bnd.narrow(1, 1, n - 1).reshape([-1, d]);
+        self.proj.backward_parameters(&tokens_md, &Some(kept.patches_mp));
+    }
+}
+
+/// Splits images (b, c, H, W) into rows of pixels (b · n, c·p·p), in the order of the patch kernel: the convolution with
+/// stride p becomes one matrix product.
+fn patches(images_bchw: &Tensor, p: i64) -> Tensor {
+    let (b, c, height, width) = images_bchw.size4().expect("images are (b, c, h, w)");
+    let split = images_bchw.view([b, c, height / p, p, width / p, p]).permute([0, 2, 4, 1, 3, 5]);
+    split.reshape([b * (height / p) * (width / p), c * p * p])
+}

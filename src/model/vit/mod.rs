@@ -1,0 +1,102 @@
+//! The Vision Transformer, its blocks, layers and CPU kernels.
+//!
+//! The backward pass is written out instead of left to autograd: it keeps only what it needs (much less of frozen blocks),
+//! adds gradients straight into the flat buffer, and recomputes a block whose activations were not kept.
+//!
+//! Tensor names end in their shape: b = batch, n = tokens, d = width, m = b · n tokens, p = numbers of a patch, c = channels
+//! or classes, h and w = rows and columns.
+
+mod attention;
+mod block;
+mod cpu;
+mod embed;
+mod head;
+mod layers;
+
+use super::stage::{Backward, Pass, Stage};
+use super::{Blueprint, Parts};
+use crate::family::vit::Vit;
+use anyhow::Result;
+use block::{Block, Kept, Masks};
+use embed::Embed;
+use head::Head;
+use tch::Tensor;
+
+/// The blocks of one stage; the first stage begins with the embedding of patches.
+struct Blocks {
+    embed: Option<Embed>,
+    blocks: Vec<Block>,
+    /// Blocks of the stages before.
+    before: usize,
+    hidden: i64,
+    checkpointing: bool,
+}
+
+/// What the backward pass needs of one block.
+struct KeptBlock {
+    masks: Masks,
+    activations: Activations,
+}
+
+enum Activations {
+    Kept(Kept),
+    /// To be computed again from the block's input (Chen et al., arXiv 1604.06174).
+    Input(Tensor),
+}
+
+/// Builds a ViT: the last stage owns the parameters of the head.
+pub fn parts(vit: &Vit, blueprint: &Blueprint) -> Result<Parts> {
+    let &Blueprint { depths, get, checkpointing } = blueprint;
+    let mut stages: Vec<Box<dyn Stage>> = Vec::new();
+    let mut before = 0;
+    for (stage, &depth) in depths.iter().enumerate() {
+        let embed = if stage == 0 { Some(Embed::new(vit, &|name| get(0, name, false))?) } else { None };
+        let block = |block| Block::new(vit, &|name, exact| get(stage, &format!("blocks.{block}.{name}"), exact));
+        let blocks = (0..depth).map(block).collect::<Result<_>>()?;
+        stages.push(Box::new(Blocks { embed, blocks, before, hidden: vit.hidden() as i64, checkpointing }));
+        before += depth;
+    }
+    let last = depths.len() - 1;
+    let head = Head::new(vit, &|name, exact| get(last, name, exact))?;
+    Ok(Parts { stages, head: Box::new(head) })
+}
+
+impl Stage for Blocks {
+    /// Images or tokens (b, n, d) to tokens (b, n, d).
+    fn forward<'a>(&'a self, input: Tensor, pass: &Pass, keep: bool) -> (Tensor, Option<Backward<'a>>) {
+        let (mut x_bnd, embedded) = match &self.embed {
+            Some(embed) => embed.forward(&input, pass.dropout),
+            None => (input, None),
+        };
+        let (b, n, d) = x_bnd.size3().expect("tokens are (b, n, d)");
+        let mut kept_blocks = Vec::new();
+        for (number, block) in self.blocks.iter().enumerate() {
+            let masks = Masks::new(&x_bnd, self.hidden, pass, self.before + number);
+            let x_md = x_bnd.view([b * n, d]);
+            let (out_md, kept) = block.forward(&x_md, &masks);
+            if keep {
+                let activations = if self.checkpointing { Activations::Input(x_md) } else { Activations::Kept(kept) };
+                kept_blocks.push(KeptBlock { masks, activations });
+            }
+            x_bnd = out_md.view([b, n, d]);
+        }
+        let backward = move |gradient_bnd: Tensor| {
+            let mut gradient_md = gradient_bnd.view([b * n, d]);
+            for (block, KeptBlock { masks, activations }) in self.blocks.iter().zip(kept_blocks).rev() {
+                let kept = match activations {
+                    Activations::Kept(kept) => kept,
+                    Activations::Input(x_md) => block.forward(&x_md, &masks).1,
+                };
+                gradient_md = block.backward(gradient_md, kept, &masks);
+            }
+            match &self.embed {
+                Some(embed) => {
+                    embedded.into_iter().for_each(|kept| embed.backward(&gradient_md, kept));
+                    None
+                }
+                None => Some(gradient_md.view([b, n, d])),
+            }
+        };
+        (x_bnd, keep.then(|| Box::new(backward) as Backward<'a>))
+    }
+}

@@ -1,0 +1,86 @@
+//! The loop on a family whose backward pass is autograd's and which has a buffer.
+
+use super::*;
+use crate::collective::Solo;
+use crate::collective::replicas::on_replicas;
+use crate::config::Config;
+use crate::data;
+use crate::model::fresh;
+use crate::plan::phases::META;
+use anyhow::ensure;
+use std::cell::Cell;
+use std::path::Path;
+
+const STEPS: u64 = 12;
+
+fn plan(dir: &Path) -> Plan {
+    let text = format!(
+        "[run]\ndir = {dir:?}\ndevice = \"cpu\"\nworkers = 1\nmicro_batch = 4\ncheckpoint_every = \"5 steps\"\n\
+         [model]\nfamily = \"toy\"\nimage_size = 8\n\
+         [data]\nformat = \"shapes\"\ntrain_images = 48\ntest_images = 12\nrepeats = 1\n\
+         [train]\nepochs = 2\nglobal_batch = 8\nwarmup_epochs = 0\nbase_lr = 0.5\nema = 0.5\neval_epochs = 0"
+    );
+    Plan::new(Config::parse(&text, &[]).unwrap(), 48).unwrap()
+}
+
+/// A world of one whose sums fail after so many.
+struct Failing(Cell<usize>);
+
+impl Collective for Failing {
+    fn rank(&self) -> usize {
+        0
+    }
+    fn size(&self) -> usize {
+        1
+    }
+    fn all_reduce(&self, _: &mut Tensor) -> Result<()> {
+        ensure!(self.0.get() > 0, "the network is gone");
+        self.0.set(self.0.get() - 1);
+        Ok(())
+    }
+    fn all_reduce_f64(&self, _: &mut [f64]) -> Result<()> {
+        Ok(())
+    }
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Trains the meta model on a group; its start is drawn again each time.
+fn train(plan: &Plan, group: &dyn Collective) -> Result<Artefact> {
+    let (run, source, phase) = (RunDir::open(&plan.config)?, data::open(&plan.config)?, plan.phase(&META, None));
+    assert_eq!(phase.steps, STEPS);
+    let setting = Setting { plan, run: &run, source: &source, group, device: Device::Cpu, lease: None };
+    super::run(&setting, &phase, fresh(phase.parameters(plan).iter(), phase.seed), None)?;
+    artefact::read(&run.file(&phase.file))
+}
+
+fn largest_difference(a: &Weights, b: &Weights) -> f64 {
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    a.iter().map(|(key, tensor)| (tensor - &b[key]).abs().max().double_value(&[])).fold(0.0, f64::max)
+}
+
+#[test]
+fn a_family_under_autograd_trains_resumes_with_the_same_bits_and_sums_over_replicas() {
+    tch::set_num_threads(1);
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, resumed, shared] = ["whole", "resumed", "shared"].map(|name| plan(&folder.path().join(name)));
+
+    let undisturbed = train(&whole, &Solo).unwrap();
+    let mean = &undisturbed.weights[&(0, "embed.mean".to_string())];
+    assert!(mean.abs().max().double_value(&[]) > 0.01, "the buffer follows the pixels and is saved: {mean}");
+    assert!(undisturbed.header.metrics["loss"] < 5f64.ln(), "it learns: {:?}", undisturbed.header.metrics);
+
+    let error = train(&resumed, &Failing(Cell::new(7))).unwrap_err();
+    assert!(format!("{error:#}").contains("the network is gone"), "{error:#}");
+    let run = RunDir::open(&resumed.config).unwrap();
+    assert_eq!(run.checkpoints("meta").unwrap()[0].0, 5, "there is work to resume");
+    let again = train(&resumed, &Solo).unwrap();
+    assert_eq!(largest_difference(&undisturbed.weights, &again.weights), 0.0);
+    assert_eq!(undisturbed.header.metrics, again.header.metrics);
+
+    on_replicas(&Solo, 2, false, &|replica| train(&shared, replica).map(|_| ())).unwrap();
+    let by_two = artefact::read(&folder.path().join("shared/meta.h5")).unwrap();
+    let difference = largest_difference(&undisturbed.weights, &by_two.weights);
+    assert!(difference < 1e-5, "two replicas end as one: {difference:e}");
+}
