@@ -8,14 +8,15 @@
 //!
 //! # The map: a file imports only from lower floors
 //! ```text
-//! 5  main, cli          the door: commands, exit codes
-//! 4  pipeline           walks the phases; assembly, evaluation, reports, progress bars
-//! 4  pack               any source into HDF5 shards
-//! 4  bench              performance claims as commands
-//! 4  export, import      one small file per format of other programs
-//! 4  downstream         the official figures of COCO and ADE20K results
-//! 4  cluster            Slurm scripts and submission, status, doctor
-//! 3  train              THE LOOP (read this first), one optimiser step, AdamW, evaluation
+//! 6  main, cli          the door: commands, exit codes
+//! 5  pipeline           walks the phases; assembly, evaluation, reports, progress bars
+//! 5  pack               any source into HDF5 shards
+//! 5  bench              performance claims as commands
+//! 5  export, import      one small file per format of other programs
+//! 5  downstream         the official figures of COCO and ADE20K results
+//! 5  cluster            Slurm scripts and submission, status, doctor
+//! 4  train              THE LOOP (read this first), one optimiser step, AdamW, evaluation
+//! 3  task               what is learned: losses with their gradients, metrics; classification
 //! 2  data               source: image folders, tar shards, packs, IDX, CIFAR, drawn; image: decoding, augmentation; feed: loader
 //! 2  model              the staged Vision Transformer, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl
@@ -82,5 +83,6 @@ pub mod random;
 pub mod seal;
 pub mod store;
 pub mod svg;
+pub mod task;
 pub mod train;
 pub mod weights;

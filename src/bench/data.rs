@@ -16,6 +16,7 @@ use crate::data::source::samples::{Samples, Split, Stored};
 use crate::data::source::shard::{self, Encoding, Shard, Table};
 use crate::data::{BadImages, Source};
 use crate::plan::Plan;
+use crate::plan::groups::micro_batches;
 use crate::plan::phases::META;
 use crate::random::Random;
 use anyhow::{Context, Result};
@@ -207,7 +208,9 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     let plan = Plan::new(Config::parse("", &sets)?, count)?;
     let split = Split::Stored(files.clone());
     let source = Source { train: split.clone(), test: split, bad: Arc::new(BadImages::new(0)) };
-    let mut loader = Loader::start(&plan, &plan.phase(&META, None), &source, 0, 1, 0, Mixing::Host);
+    let phase = plan.phase(&META, None);
+    let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
+    let mut loader = Loader::start(&plan, &phase, &source, micro_batches, 0, Mixing::Host);
     let batches = (passes * count).div_ceil(batch);
     // What was made ahead before the clock started must not count.
     for batch in loader.by_ref().take(4 * workers) {

@@ -8,6 +8,7 @@ use crate::data::source::index::{Cache, Index, fingerprint};
 use crate::data::source::samples::{Samples, Split, Stored};
 use crate::data::{BadImages, Source};
 use crate::plan::Plan;
+use crate::plan::groups::micro_batches;
 use crate::plan::phases::META;
 use crate::random::Random;
 use anyhow::{Context, Result};
@@ -99,7 +100,9 @@ fn load(index: Index) -> Result<()> {
     let plan = Plan::new(Config::parse("", &sets)?, index.len())?;
     let split = Split::Stored(Arc::new(Generated { index, file }));
     let source = Source { train: split.clone(), test: split, bad: Arc::new(BadImages::new(0)) };
-    let loader = Loader::start(&plan, &plan.phase(&META, None), &source, 0, 1, 0, Mixing::Host);
+    let phase = plan.phase(&META, None);
+    let micro_batches = micro_batches(0..phase.training.global_batch, plan.config.run.micro_batch.samples());
+    let loader = Loader::start(&plan, &phase, &source, micro_batches, 0, Mixing::Host);
     loader.take(BATCHES).try_for_each(|batch| batch.map(drop))
 }
 

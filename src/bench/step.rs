@@ -8,15 +8,18 @@ use crate::data::feed::loader::Batch;
 use crate::device;
 use crate::model::off::{Part, is_on};
 use crate::model::{self, Network, fresh};
+use crate::plan::Plan;
 use crate::plan::cost::training_flops;
+use crate::plan::groups::micro_batches;
 use crate::plan::phases::{E2E, MODULE};
-use crate::plan::{PhasePlan, Plan};
 use crate::require;
+use crate::task::Task;
 use crate::train::adamw::AdamW;
 use crate::train::step::{Stepper, Times};
 use crate::weights::{on_device, pinned};
 use anyhow::Result;
 use serde::Serialize;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
@@ -126,8 +129,9 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
     let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &on_device(&start, device))?;
     drop(start);
     let mut optimiser = AdamW::new(&phase.training, network.flat());
-    let mut stepper = Stepper::new(&plan, &phase, &Solo);
-    let mut batches = random_batches(&plan, &phase, device);
+    let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
+    let mut stepper = Stepper::new(&plan, &phase, &Solo, micro_batches.len());
+    let mut batches = random_batches(&plan, micro_batches, device);
     let mut seconds = Vec::new();
     let mut times = Times::default();
     for step in 0..(WARM_UP + steps) as u64 {
@@ -150,7 +154,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
         blocks: phase.depths.iter().sum(),
         trained_parameters: network.flat().len(),
         batch,
-        micro_batch: phase.micro_batch.min(batch),
+        micro_batch: run.micro_batch.samples().min(batch),
         precision: run.precision,
         activation_checkpointing: run.activation_checkpointing,
         device: device::name(device),
@@ -178,23 +182,24 @@ impl Shares {
 }
 
 /// The same micro-batches for every step.
-fn random_batches(plan: &Plan, phase: &PhasePlan, device: Device) -> impl Iterator<Item = Result<Batch>> + use<> {
-    let model = &plan.config.model;
-    let (channels, side, classes) = (model.channels() as i64, model.image_size() as i64, model.classes() as i64);
+fn random_batches(
+    plan: &Plan,
+    micro_batches: Vec<Range<usize>>,
+    device: Device,
+) -> impl Iterator<Item = Result<Batch>> + use<> {
+    let (model, task) = (&plan.config.model, Task::of(&plan.config));
+    let (channels, side) = (model.channels() as i64, model.image_size() as i64);
     tch::manual_seed(0);
-    let batch = phase.training.global_batch;
-    let cut = crate::plan::groups::micro_batches(0..batch, phase.micro_batch);
-    let random = |positions: std::ops::Range<usize>| {
+    let random = |positions: Range<usize>| {
         let b = positions.len() as i64;
-        let options = (Kind::Float, Device::Cpu);
-        let images_bchw = pinned(Tensor::randn([b, channels, side, side], options), device);
-        let targets_bc = pinned(Tensor::randn([b, classes], options).softmax(-1, Kind::Float), device);
-        (images_bchw, targets_bc, positions)
+        let images_bchw = pinned(Tensor::randn([b, channels, side, side], (Kind::Float, Device::Cpu)), device);
+        let targets = pinned(task.random_targets(positions.len()), device);
+        (images_bchw, targets, positions)
     };
-    let batches: Vec<_> = cut.into_iter().map(random).collect();
+    let batches: Vec<_> = micro_batches.into_iter().map(random).collect();
     (0..).map(move |n: usize| {
-        let (images_bchw, targets_bc, positions) = &batches[n % batches.len()];
-        Ok(Batch::of(images_bchw.shallow_clone(), targets_bc.shallow_clone(), positions.clone()))
+        let (images_bchw, targets, positions) = &batches[n % batches.len()];
+        Ok(Batch::of(images_bchw.shallow_clone(), targets.shallow_clone(), positions.clone()))
     })
 }
 

@@ -4,11 +4,16 @@ use super::median;
 use crate::collective::Solo;
 use crate::config::{Config, Interval};
 use crate::data;
+use crate::data::feed::loader::{Loader, Mixing};
 use crate::model::fresh;
-use crate::plan::Plan;
+use crate::plan::groups::micro_batches;
 use crate::plan::phases::META;
+use crate::plan::{PhasePlan, Plan};
 use crate::store::{Header, RunDir, artefact};
-use crate::train::{self, Setting};
+use crate::train::checkpoints::Checkpoints;
+use crate::train::step::Stepper;
+use crate::train::trainer::Trainer;
+use crate::train::{Clock, Setting};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use std::path::Path;
@@ -76,10 +81,60 @@ fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64
     let run = RunDir::open(&config)?;
     let plan = Plan::new(config, source.train.len())?;
     let phase = plan.phase(&META, None);
-    let start = fresh(phase.parameters(&plan).iter(), phase.seed);
-    let (run, plan, source, device) = (&run, &plan, &source, Device::Cpu);
-    let setting = Setting { plan, run, source, group: &Solo, device, lease: None };
-    Ok(train::time_checkpoints(&setting, &phase, start, every, pairs)?.into_iter().unzip())
+    let setting = Setting {
+        plan: &plan,
+        run: &run,
+        source: &source,
+        group: &Solo,
+        device: Device::Cpu,
+        micro_batch: plan.config.run.micro_batch.samples(),
+        lease: None,
+        clock: &Clock::of_process(),
+    };
+    let mut blocks = Blocks::new(&setting, &phase, every)?;
+    // The first block pays for what is set up once.
+    blocks.time(true)?;
+    let pairs = (0..pairs).map(|_| Ok((blocks.time(false)?, blocks.time(true)?)));
+    Ok(pairs.collect::<Result<Vec<_>>>()?.into_iter().unzip())
+}
+
+/// Training in blocks of steps.
+struct Blocks<'a> {
+    phase: &'a PhasePlan,
+    steps: u64,
+    trainer: Trainer,
+    stepper: Stepper<'a>,
+    loader: Loader,
+    checkpoints: Checkpoints,
+}
+
+impl<'a> Blocks<'a> {
+    fn new(setting: &Setting<'a>, phase: &'a PhasePlan, steps: u64) -> Result<Blocks<'a>> {
+        let plan = setting.plan;
+        let start = fresh(phase.parameters(plan).iter(), phase.seed);
+        let trainer = Trainer::resume(setting, phase, start, None)?;
+        let micro_batches = micro_batches(0..phase.training.global_batch, setting.micro_batch);
+        let stepper = Stepper::new(plan, phase, setting.group, micro_batches.len());
+        let loader = Loader::start(plan, phase, setting.source, micro_batches, 0, Mixing::Host);
+        let header = trainer.header(plan, phase, None, Default::default());
+        let checkpoints = Checkpoints::start(setting, phase, header, &trainer)?;
+        Ok(Blocks { phase, steps, trainer, stepper, loader, checkpoints })
+    }
+
+    /// Seconds that the next block takes; a checkpoint of its start, if wanted, is in place at its end.
+    fn time(&mut self, with_checkpoint: bool) -> Result<f64> {
+        let began = Instant::now();
+        if with_checkpoint {
+            self.checkpoints.begin(&mut self.trainer)?;
+        }
+        for _ in 0..self.steps {
+            let Trainer { network, optimiser, step } = &mut self.trainer;
+            self.stepper.step(network, optimiser, &mut self.loader, *step, self.phase.lr(*step))?;
+            *step += 1;
+        }
+        self.checkpoints.finish()?;
+        Ok(began.elapsed().as_secs_f64())
+    }
 }
 
 /// A checkpoint of the config's target: weights and optimiser state.

@@ -5,6 +5,8 @@ use super::load::devices;
 use super::{print, print_either, weights_or_final};
 use crate::downstream::{ade20k, coco};
 use crate::pipeline::evaluate;
+use crate::task::Task;
+use crate::train::evaluate::IMAGES;
 use crate::usage;
 use anyhow::{Context, Result};
 use std::path::PathBuf;
@@ -17,10 +19,7 @@ pub fn evaluate_artefact(args: &EvaluateArgs) -> Result<()> {
     if args.json {
         return print(&(serde_json::to_string(&metrics)? + "\n"));
     }
-    print(&format!(
-        "top-1 {:.2} %, top-5 {:.2} %, loss {:.4} on {} images\n",
-        metrics["top1"], metrics["top5"], metrics["loss"], metrics["images"]
-    ))
+    print(&format!("{} on {} images\n", Task::of(&config).text(&metrics), metrics[IMAGES]))
 }
 
 pub fn evaluate_downstream(results: &Downstream) -> Result<()> {

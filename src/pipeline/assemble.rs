@@ -7,6 +7,7 @@ use crate::model::Network;
 use crate::plan::phases::{ASSEMBLED, META, MODULE};
 use crate::store::lease::Lease;
 use crate::store::{Header, artefact};
+use crate::task::Task;
 use crate::train::{evaluate, stop_requested};
 use crate::usage;
 use crate::weights::{Weights, on_device};
@@ -66,7 +67,7 @@ pub fn assemble(job: &Job) -> Result<()> {
         &mut |_, _| (),
     )?;
     let Some(metrics) = evaluated else { return Err(Failure::Stopped { phase: "assemble".into(), step: 0 }.into()) };
-    log::info!("assemble: test top-1 {:.2} %, top-5 {:.2} %", metrics["top1"], metrics["top5"]);
+    log::info!("assemble: test {}", Task::of(&plan.config).text(&metrics));
     let header = Header {
         phase: "assemble".into(),
         index: None,

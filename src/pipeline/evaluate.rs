@@ -10,6 +10,7 @@ use crate::plan::phases::META;
 use crate::require;
 use crate::store::artefact::{self, Artefact};
 use crate::store::durable;
+use crate::task::Task;
 use crate::train::evaluate;
 use crate::weights::on_device;
 use anyhow::Result;
@@ -17,14 +18,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Tensor};
 
-/// How many inputs [`Outputs`] keeps where all of them would be more than so many bytes.
-const INPUTS: usize = 16;
-const SMALL: usize = 256 << 20;
+/// [`Outputs`] keeps all inputs if they are at most so many bytes, else so many inputs.
+const ALL_INPUTS_BYTES: usize = 256 << 20;
+const FEW_INPUTS: usize = 16;
 
-/// The metrics of `weights` under `config`'s data, computed on a device. What another program's results can be compared with
-/// goes into the safetensors file `outputs`: `logits` (images, classes) and `labels` of every test image, and `inputs`
-/// (images, channels, rows, columns) as the network sees them: all of a set of small images, such as Fashion-MNIST's, or else
-/// the first 16.
+/// Evaluates `weights` on `config`'s test images and returns the metrics. For a comparison with another program it writes the
+/// safetensors file `outputs`: the network's outputs and the labels of every test image, as the task names them, and `inputs`
+/// (images, channels, rows, columns) as the network is given them. Of large images it writes the first 16 inputs alone.
 pub fn evaluate(
     config: &Config,
     weights: &Path,
@@ -36,47 +36,47 @@ pub fn evaluate(
     }
     let source = data::open(config)?;
     let network = network(config, weights, device)?;
-    let mut kept = Outputs::of(config, source.test.len());
-    let mut seen = |batch: &TestBatch, logits_bc: &Tensor| {
+    let mut kept = Outputs::new(config, source.test.len());
+    let mut see = |batch: &TestBatch, of_network: &[Tensor]| {
         if outputs.is_some() {
-            kept.keep(batch, logits_bc);
+            kept.keep(batch, of_network);
         }
     };
     let batch = config.run.micro_batch.samples();
-    let metrics = evaluate::evaluate(&network, &source, config, batch, &Solo, &mut seen)?;
+    let metrics = evaluate::evaluate(&network, &source, config, batch, &Solo, &mut see)?;
     outputs.map_or(Ok(()), |into| kept.write(into))?;
     Ok(metrics.expect("a signal ends this command at once"))
 }
 
-/// What is kept of an evaluation, batch by batch.
+/// The tensors of an evaluation that are written, batch by batch.
 struct Outputs {
-    /// How many inputs are wanted.
-    wanted: usize,
-    inputs: Vec<Tensor>,
-    logits: Vec<Tensor>,
-    labels: Vec<Tensor>,
+    task: Task,
+    /// How many inputs are still to be kept.
+    inputs_wanted: usize,
+    kept: BTreeMap<&'static str, Vec<Tensor>>,
 }
 
 impl Outputs {
-    fn of(config: &Config, images: usize) -> Outputs {
+    fn new(config: &Config, images: usize) -> Outputs {
         let model = &config.model;
         let image = 4 * model.channels() * model.image_size().pow(2);
-        let wanted = if images.saturating_mul(image) <= SMALL { images } else { INPUTS };
-        Outputs { wanted, inputs: vec![], logits: vec![], labels: vec![] }
+        let all = images.saturating_mul(image) <= ALL_INPUTS_BYTES;
+        Outputs { task: Task::of(config), inputs_wanted: if all { images } else { FEW_INPUTS }, kept: BTreeMap::new() }
     }
 
-    fn keep(&mut self, batch: &TestBatch, logits_bc: &Tensor) {
-        let taken = batch.images_bchw.size()[0].min(self.wanted as i64);
-        // The batch's own memory is used again.
-        self.inputs.push(batch.images_bchw.narrow(0, 0, taken).copy());
-        self.wanted -= taken as usize;
-        self.logits.push(logits_bc.shallow_clone());
-        self.labels.push(batch.labels_b.shallow_clone());
+    fn keep(&mut self, batch: &TestBatch, of_network: &[Tensor]) {
+        let taken = batch.images_bchw.size()[0].min(self.inputs_wanted as i64);
+        self.inputs_wanted -= taken as usize;
+        // The memory of the batch is reused.
+        let inputs = batch.images_bchw.narrow(0, 0, taken).copy();
+        let named = self.task.named_outputs(of_network, &batch.labels_b).into_iter();
+        for (name, tensor) in named.chain([("inputs", &inputs)]) {
+            self.kept.entry(name).or_default().push(tensor.shallow_clone());
+        }
     }
 
     fn write(&self, into: &Path) -> Result<()> {
-        let all = [("logits", &self.logits), ("labels", &self.labels), ("inputs", &self.inputs)];
-        let all = all.map(|(name, parts)| (name, Tensor::cat(parts, 0)));
+        let all: Vec<(&str, Tensor)> = self.kept.iter().map(|(name, parts)| (*name, Tensor::cat(parts, 0))).collect();
         durable::replace(into, |beside| Ok(Tensor::write_safetensors(&all, beside)?))
     }
 }

@@ -13,6 +13,7 @@ use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::store::RunDir;
 use crate::store::progress::Progress;
+use crate::task::Task;
 use crate::train::adamw::AdamW;
 use crate::train::step::Stepper;
 use crate::usage;
@@ -23,8 +24,8 @@ use tch::{Device, Kind, Tensor};
 /// A CPU gains nothing from more samples at a time.
 const MOST_ON_CPU: usize = 64;
 
-/// The phase with a micro-batch that all replicas of the group can take; as it is where the config has a number. What an
-/// earlier start took is taken again, as another cut of a batch rounds differently. Collective.
+/// The config's micro-batch; if it is left open, the largest that every replica of the group can take. A phase that is started
+/// again keeps the micro-batch of its earlier start, since other micro-batches round differently. Collective.
 pub fn decide(
     plan: &Plan,
     run: &RunDir,
@@ -32,33 +33,32 @@ pub fn decide(
     start: &Weights,
     replica: &Replica,
     device: Device,
-) -> Result<PhasePlan> {
-    let mut phase = phase.clone();
-    if plan.config.run.micro_batch != MicroBatch::Auto {
-        return Ok(phase);
+) -> Result<usize> {
+    if let MicroBatch::Samples(samples) = plan.config.run.micro_batch {
+        return Ok(samples);
     }
     let own = share(phase.training.global_batch, replica.rank(), replica.size()).len();
     let earlier = if replica.is_zero() { Progress::read(&run.path, &phase.name) } else { None };
     let mut recorded = [earlier.and_then(|progress| progress.micro_batch).unwrap_or(0) as f64];
     replica.all_reduce_f64(&mut recorded)?;
-    phase.micro_batch = match recorded[0] as usize {
-        0 => by_formula(plan, &phase, own, replica, device)?,
+    let mut samples = match recorded[0] as usize {
+        0 => by_formula(plan, phase, own, replica, device)?,
         recorded => recorded,
     };
-    while let Err(error) = memory::caught(|| try_step(plan, &phase, start)) {
-        if !error.is::<OutOfMemory>() || phase.micro_batch < 4 {
+    while let Err(error) = memory::caught(|| try_step(plan, phase, start, samples)) {
+        if !error.is::<OutOfMemory>() || samples < 4 {
             return Err(error);
         }
-        phase.micro_batch = phase.micro_batch / 4 * 2;
+        samples = samples / 4 * 2;
     }
-    let mut all = vec![0.0; replica.size()];
-    all[replica.rank()] = phase.micro_batch as f64;
-    replica.all_reduce_f64(&mut all)?;
-    phase.micro_batch = all.into_iter().fold(f64::MAX, f64::min) as usize;
+    let mut of_replicas = vec![0.0; replica.size()];
+    of_replicas[replica.rank()] = samples as f64;
+    replica.all_reduce_f64(&mut of_replicas)?;
+    let smallest = of_replicas.into_iter().fold(f64::MAX, f64::min) as usize;
     if replica.is_zero() {
-        log::info!("{}: micro-batches of {} samples fit {}", phase.name, phase.micro_batch, name(device));
+        log::info!("{}: micro-batches of {smallest} samples fit {}", phase.name, name(device));
     }
-    Ok(phase)
+    Ok(smallest)
 }
 
 /// The smallest even size that needs no more passes than the largest that fits: passes of one size.
@@ -85,17 +85,15 @@ fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, dev
     Ok(own.div_ceil(2 * passes) * 2)
 }
 
-/// One step on a batch of zeros, as the phase would make it, on copies of its weights.
-fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights) -> Result<()> {
-    let mut phase = phase.clone();
-    phase.training.global_batch = phase.micro_batch;
+/// One step of the phase with a single micro-batch of so many samples, on copies of its weights.
+fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> Result<()> {
     let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), start)?;
     let mut optimiser = AdamW::new(&phase.training, network.flat());
     let model = &plan.config.model;
-    let (b, options) = (phase.micro_batch as i64, (Kind::Float, Device::Cpu));
-    let [channels, side, classes] = [model.channels(), model.image_size(), model.classes()].map(|n| n as i64);
-    let images_bchw = Tensor::zeros([b, channels, side, side], options);
-    let batch = Batch::of(images_bchw, Tensor::zeros([b, classes], options), 0..phase.micro_batch);
-    let mut stepper = Stepper::new(plan, &phase, &Solo);
+    let [b, channels, side] = [samples, model.channels(), model.image_size()].map(|n| n as i64);
+    let images_bchw = Tensor::zeros([b, channels, side, side], (Kind::Float, Device::Cpu));
+    let targets = Task::of(&plan.config).random_targets(samples);
+    let batch = Batch::of(images_bchw, targets, 0..samples);
+    let mut stepper = Stepper::new(plan, phase, &Solo, 1);
     stepper.step(&mut network, &mut optimiser, &mut std::iter::once(Ok(batch)), 0, 0.0).map(|_| ())
 }

@@ -25,7 +25,7 @@ use crate::plan::{PhasePlan, Plan};
 use crate::store::lease::Lease;
 use crate::store::progress::Progress;
 use crate::store::{RunDir, artefact};
-use crate::train::{self, Setting};
+use crate::train::{self, Clock, Setting};
 use crate::weights::{Weights, on_device};
 use crate::{require, usage};
 use anyhow::Result;
@@ -41,6 +41,8 @@ pub struct Job<'a> {
     pub world: &'a World,
     /// This rank's.
     pub devices: Devices,
+    /// The time of this rank.
+    pub clock: Clock,
 }
 
 impl<'a> Job<'a> {
@@ -54,7 +56,7 @@ impl<'a> Job<'a> {
         agree(whole, check_shares(&plan, whole.size(), devices.replicas()))?;
         on_zero(whole, || RunDir::open(&plan.config))?;
         let run = RunDir { path: plan.config.run.dir.clone() };
-        Ok(Job { plan, run, source, world, devices })
+        Ok(Job { plan, run, source, world, devices, clock: Clock::of_process() })
     }
 
     /// Everything, in order. What is done already is verified and skipped, and so is what comes before an imported model.
@@ -115,7 +117,7 @@ impl<'a> Job<'a> {
             return trained;
         }
         self.world.whole().barrier()?;
-        train::waited();
+        self.clock.skip();
         agree(self.world.whole(), trained)
     }
 
@@ -144,7 +146,7 @@ impl<'a> Job<'a> {
         }
         let lease = on_zero(group, || Lease::take(&self.run, &phase.name, train::stop_requested))?;
         if lease.as_ref().is_some_and(|lease| lease.has_waited) {
-            train::waited();
+            self.clock.skip();
         }
         // While this one waited, the holder may have finished it.
         if zero_says(group, || self.is_done(phase))? {
@@ -172,7 +174,7 @@ impl<'a> Job<'a> {
 
     /// Runs the loop on each replica of each rank of the group.
     fn train_on(&self, phase: &PhasePlan, group: &dyn Collective, lease: Option<&Lease>) -> Result<()> {
-        let Job { plan, run, source, devices, .. } = self;
+        let Job { plan, run, source, devices, clock, .. } = self;
         let (start, meta) = agree(group, self.start(phase))?;
         // Each replica takes its own out, so that nothing is left here once all have begun.
         let starts = Mutex::new((0..devices.replicas()).map(|_| on_device(&start, Device::Cpu)).collect::<Vec<_>>());
@@ -181,6 +183,7 @@ impl<'a> Job<'a> {
             devices.take_up(replica.local)?;
             let device = devices.device(replica.local);
             let own = share(phase.training.global_batch, replica.rank(), replica.size()).len();
+            let usual = plan.config.run.micro_batch.samples();
             let start = memory::caught(|| {
                 // What an earlier phase has left there.
                 empty_cache(device);
@@ -189,13 +192,13 @@ impl<'a> Job<'a> {
                 let start = starts.lock().expect("taking does not panic").pop().expect("there is one for each");
                 Ok(on_device(&start, device))
             })
-            .map_err(|error| with_what_fits(error, plan, phase, own, device))?;
-            let phase = &micro_batch::decide(plan, run, phase, &start, replica, device)
-                .map_err(|error| with_what_fits(error, plan, phase, own, device))?;
+            .map_err(|error| with_what_fits(error, (plan, phase), usual, own, device))?;
+            let micro_batch = micro_batch::decide(plan, run, phase, &start, replica, device)
+                .map_err(|error| with_what_fits(error, (plan, phase), usual, own, device))?;
             let lease = lease.filter(|_| replica.is_zero());
-            let setting = Setting { plan, run, source, group: replica, device, lease };
+            let setting = Setting { plan, run, source, group: replica, device, micro_batch, lease, clock };
             memory::caught(|| train::run(&setting, phase, start, meta.as_deref()))
-                .map_err(|error| with_what_fits(error, plan, phase, own, device))
+                .map_err(|error| with_what_fits(error, (plan, phase), micro_batch, own, device))
         })
     }
 
@@ -271,12 +274,18 @@ fn check_share(plan: &Plan, phase: &PhasePlan, in_rank: usize, in_group: usize) 
     Ok(())
 }
 
-/// To an error about memory, the micro-batch that would fit, of a replica's `own` samples of a step; any other stays.
-fn with_what_fits(error: anyhow::Error, plan: &Plan, phase: &PhasePlan, own: usize, device: Device) -> anyhow::Error {
+/// Adds to an error about memory the micro-batch that would fit, of a replica's `own` samples of a step; leaves any other
+/// error as it is.
+fn with_what_fits(
+    error: anyhow::Error,
+    (plan, phase): (&Plan, &PhasePlan),
+    micro: usize,
+    own: usize,
+    device: Device,
+) -> anyhow::Error {
     if !error.is::<OutOfMemory>() {
         return error;
     }
-    let micro = phase.micro_batch;
     let half = micro.min(own) / 4 * 2;
     let (fitting, hope) = match device::memory_of(device) {
         Some(memory) => (fitting_micro_batch(plan, phase, memory, half), "should fit"),

@@ -55,7 +55,7 @@ fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64) -> Valu
     let replicas = ranks_of_phase * plan.replicas_per_rank();
     let global_batch = phase.training.global_batch;
     let largest = share(global_batch, 0, replicas);
-    let passes = micro_batches(largest.clone(), phase.micro_batch).len();
+    let passes = micro_batches(largest, plan.config.run.micro_batch.samples()).len();
     let warmup = phase.training.warmup_epochs as u64 * phase.steps_per_epoch;
     let device_hours = cost.flops / rate / 3600.0;
     json!({

@@ -24,7 +24,7 @@ pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
     let sum = |stages: &[usize]| stages.iter().sum::<usize>() as u64;
     let (all, trained) = (sum(&counts), sum(&counts[phase.trained.clone()]));
     let images = phase.steps * phase.training.global_batch as u64;
-    let micro = phase.micro_batch.min(phase.training.global_batch) as f64;
+    let micro = plan.config.run.micro_batch.samples().min(phase.training.global_batch) as f64;
     let memory = state_bytes(plan, all, trained) + micro * activation_bytes(plan, phase);
     Cost {
         parameters: all,
@@ -95,7 +95,7 @@ fn activation_bytes(plan: &Plan, phase: &PhasePlan) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, MicroBatch};
     use crate::plan::phases::{E2E, MODULE};
 
     fn plan(model: &str) -> Plan {
@@ -124,14 +124,15 @@ mod tests {
     fn the_micro_batch_that_fits_fills_the_memory_by_its_own_estimate() {
         let memory = 40 << 30;
         let fit = |run: &str| {
-            let plan = plan(&format!("[run]\n{run}"));
-            let mut phase = plan.phase(&E2E, None);
-            phase.micro_batch = fitting_micro_batch(&plan, &phase, memory, 2048).unwrap();
+            let mut plan = plan(&format!("[run]\n{run}"));
+            let phase = plan.phase(&E2E, None);
+            let fitting = fitting_micro_batch(&plan, &phase, memory, 2048).unwrap();
+            plan.config.run.micro_batch = MicroBatch::Samples(fitting);
             let used = cost(&plan, &phase).memory as f64 / memory as f64;
-            assert!((0.87..=0.9).contains(&used), "{run}: {} fills {used}", phase.micro_batch);
+            assert!((0.87..=0.9).contains(&used), "{run}: {fitting} fills {used}");
             assert_eq!(fitting_micro_batch(&plan, &phase, memory, 33), Some(32), "at most what is asked for");
             assert_eq!(fitting_micro_batch(&plan, &phase, 1 << 30, 2048), None);
-            phase.micro_batch
+            fitting
         };
         let [fp32, bf16] = [fit(""), fit("precision = \"bf16\"")];
         assert!((fp32 as f64 * 1.9..fp32 as f64 * 2.2).contains(&(bf16 as f64)), "{fp32}, {bf16}");

@@ -41,8 +41,6 @@ pub struct PhasePlan {
     pub trained: Range<usize>,
     pub start: Start,
     pub training: Training,
-    /// Samples per forward pass of a replica.
-    pub micro_batch: usize,
     pub steps_per_epoch: u64,
     pub steps: u64,
     /// Key of everything random in this phase.
@@ -105,7 +103,6 @@ impl Plan {
             depths,
             trained,
             start: phase.start,
-            micro_batch: self.config.run.micro_batch.samples(),
             steps_per_epoch,
             steps: steps_per_epoch * training.epochs as u64,
             seed: crate::random::key(&[self.config.run.seed, key_of_text(&name)]),

@@ -1,18 +1,16 @@
 //! Checkpoints beside the training: a thread writes the file. From host memory it writes the trainer's own flat buffers,
 //! which the next update leaves alone until they are in the file; a GPU's it writes from a copy.
 
-use super::step::Stepper;
-use super::{Setting, Trainer};
+use super::Setting;
+use super::trainer::Trainer;
 use crate::config::Interval;
-use crate::data::feed::loader::{Loader, Mixing};
 use crate::driver::{PinnedMemory, cuda};
 use crate::model::Loan;
 use crate::plan::PhasePlan;
 use crate::store::lease::Fence;
 use crate::store::{Header, RunDir, artefact};
-use crate::weights::{Weights, floats};
+use crate::weights::floats;
 use anyhow::{Result, anyhow};
-use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -227,38 +225,6 @@ impl Writer {
         self.run.prune_checkpoints(&self.phase, header.step, self.keep, self.fence.as_ref());
         Ok(true)
     }
-}
-
-/// Seconds that blocks of `every` steps take from `start` on, in pairs: without a checkpoint, and with one that begins
-/// with the block and is in place at its end.
-pub fn time_checkpoints(
-    setting: &Setting,
-    phase: &PhasePlan,
-    start: Weights,
-    every: u64,
-    pairs: usize,
-) -> Result<Vec<(f64, f64)>> {
-    let mut trainer = Trainer::resume(setting, phase, start, None)?;
-    let mut stepper = Stepper::new(setting.plan, phase, setting.group);
-    let mut loader = Loader::start(setting.plan, phase, setting.source, 0, 1, 0, Mixing::Host);
-    let header = trainer.header(setting.plan, phase, None, BTreeMap::new());
-    let mut checkpoints = Checkpoints::start(setting, phase, header, &trainer)?;
-    let mut block = |with: bool| -> Result<f64> {
-        let began = Instant::now();
-        if with {
-            checkpoints.begin(&mut trainer)?;
-        }
-        for _ in 0..every {
-            let lr = phase.lr(trainer.step);
-            stepper.step(&mut trainer.network, &mut trainer.optimiser, &mut loader, trainer.step, lr)?;
-            trainer.step += 1;
-        }
-        checkpoints.finish()?;
-        Ok(began.elapsed().as_secs_f64())
-    };
-    // The first block pays for what is set up once.
-    block(true)?;
-    (0..pairs).map(|_| Ok((block(false)?, block(true)?))).collect()
 }
 
 /// Mean time between failures of one job, in seconds. The interval goes with its root, so the order of magnitude will do:

@@ -7,14 +7,14 @@ use super::adamw::AdamW;
 use crate::collective::Collective;
 use crate::data::feed::loader::Batch;
 use crate::device::later::Later;
-use crate::model::{DropPath, EXTRAS, Network, Tap};
-use crate::plan::groups::{micro_batches, share};
+use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
+use crate::task::{Loss, Task};
 use crate::weights::{pinned, upload};
 use anyhow::Result;
 use std::time::{Duration, Instant};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// What a step tells the loop.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +71,7 @@ struct Told {
 /// The constants of a phase's steps.
 pub struct Stepper<'a> {
     group: &'a dyn Collective,
+    task: Task,
     global_batch: f64,
     micro_batches: usize,
     clip: f64,
@@ -84,13 +85,13 @@ pub struct Stepper<'a> {
 }
 
 impl<'a> Stepper<'a> {
-    pub fn new(plan: &Plan, phase: &PhasePlan, group: &'a dyn Collective) -> Stepper<'a> {
-        let global_batch = phase.training.global_batch;
-        let share = share(global_batch, group.rank(), group.size());
+    /// The steps of a phase, in each of which this replica has so many micro-batches.
+    pub fn new(plan: &Plan, phase: &PhasePlan, group: &'a dyn Collective, micro_batches: usize) -> Stepper<'a> {
         Stepper {
             group,
-            global_batch: global_batch as f64,
-            micro_batches: micro_batches(share, phase.micro_batch).len(),
+            task: Task::of(&plan.config),
+            global_batch: phase.training.global_batch as f64,
+            micro_batches,
             clip: phase.training.clip_grad,
             drop: DropPathRule {
                 rates: plan.config.model.drop_rates(&phase.depths, phase.training.drop_path),
@@ -157,31 +158,22 @@ impl<'a> Stepper<'a> {
 
     /// Adds one micro-batch's share of loss and gradients.
     fn accumulate(&mut self, network: &mut Network, batch: Batch, step: u64, times: &mut Times) {
-        let (gradient_bc, tape, _lent) = timed(&mut times.forward, || {
+        let (gradients, tape, _lent) = timed(&mut times.forward, || {
             let (_, device) = network.options();
             let DropPath { scale } = self.drop.draw(step, batch.positions.clone());
             let drop = DropPath { scale: scale.map(|scale| upload(&pinned(scale, device), device)) };
-            let (images_bchw, targets_bc, lent) = batch.on(device);
-            let (outputs, tape) = network.train(&images_bchw, &drop, &[Tap::Head]);
-            let logits_bc = &outputs[0];
-            let (loss, gradient_bc) = soft_cross_entropy(logits_bc, &targets_bc);
-            let _ = network.flat().loss().g_add_(&(loss / self.global_batch));
-            (gradient_bc / self.global_batch, tape, lent)
+            let (images_bchw, targets, lent) = batch.on(device);
+            let (outputs, tape) = network.train(&images_bchw, &drop, self.task.taps());
+            let Loss { sum, gradients } = self.task.loss(&outputs, &targets);
+            let _ = network.flat().loss().g_add_(&(sum / self.global_batch));
+            let gradients: Vec<Tensor> = gradients.into_iter().map(|gradient| gradient / self.global_batch).collect();
+            (gradients, tape, lent)
         });
-        timed(&mut times.backward, || network.backward(tape, vec![gradient_bc]));
+        timed(&mut times.backward, || network.backward(tape, gradients));
     }
 }
 
 const DROPOUT: u64 = 5;
-
-/// Σ over the batch of −Σ target · log softmax(logits) (timm: `SoftTargetCrossEntropy`, before its mean), and its
-/// gradient with respect to the logits. All in fp32.
-pub fn soft_cross_entropy(logits_bc: &Tensor, targets_bc: &Tensor) -> (Tensor, Tensor) {
-    let log_probability_bc = logits_bc.log_softmax(-1, Kind::Float);
-    let loss = -(targets_bc * &log_probability_bc).sum(Kind::Float);
-    let weight_b1 = targets_bc.sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
-    (loss, log_probability_bc.exp() * weight_b1 - targets_bc)
-}
 
 /// Stochastic depth.
 struct DropPathRule {
@@ -220,6 +212,7 @@ mod tests {
     use crate::config::Config;
     use crate::model::{OPTIONS, fresh};
     use crate::plan::phases::META;
+    use tch::Kind;
 
     #[test]
     fn drop_path_keeps_each_branch_at_its_rate_without_bias_and_depends_only_on_the_position() {
@@ -240,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_host_that_runs_ahead_hears_the_same_of_every_step_one_step_late() {
-        let text = "[run]\nmicro_batch = 4\n[model]\nimage_size = 8\npatch_size = 4\nwidth = 8\nheads = 2\ndepths = [1, 1]\n\
+        let text = "[model]\nimage_size = 8\npatch_size = 4\nwidth = 8\nheads = 2\ndepths = [1, 1]\n\
                     classes = 3\n[train]\nglobal_batch = 8\nwarmup_epochs = 0\n[data]\nrepeats = 1";
         let plan = Plan::new(Config::parse(text, &[]).unwrap(), 8).unwrap();
         let phase = plan.phase(&META, None);
@@ -248,7 +241,7 @@ mod tests {
         let losses = |runs_ahead: bool| -> Vec<f64> {
             let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &weights).unwrap();
             let mut optimiser = AdamW::new(&phase.training, network.flat());
-            let mut stepper = Stepper { runs_ahead, ..Stepper::new(&plan, &phase, &Solo) };
+            let mut stepper = Stepper { runs_ahead, ..Stepper::new(&plan, &phase, &Solo, 2) };
             let mut batches = (0..).map(|number: usize| {
                 let start = number % 2 * 4;
                 let images_bchw = Tensor::ones([4, 3, 8, 8], OPTIONS) * (number as f64).sin();

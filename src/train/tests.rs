@@ -7,9 +7,11 @@ use crate::config::Config;
 use crate::data;
 use crate::model::fresh;
 use crate::plan::phases::META;
+use crate::store::Artefact;
 use anyhow::ensure;
 use std::cell::Cell;
 use std::path::Path;
+use tch::Tensor;
 
 const STEPS: u64 = 12;
 
@@ -50,7 +52,16 @@ impl Collective for Failing {
 fn train(plan: &Plan, group: &dyn Collective) -> Result<Artefact> {
     let (run, source, phase) = (RunDir::open(&plan.config)?, data::open(&plan.config)?, plan.phase(&META, None));
     assert_eq!(phase.steps, STEPS);
-    let setting = Setting { plan, run: &run, source: &source, group, device: Device::Cpu, lease: None };
+    let setting = Setting {
+        plan,
+        run: &run,
+        source: &source,
+        group,
+        device: Device::Cpu,
+        micro_batch: plan.config.run.micro_batch.samples(),
+        lease: None,
+        clock: &Clock::of_process(),
+    };
     super::run(&setting, &phase, fresh(phase.parameters(plan).iter(), phase.seed), None)?;
     artefact::read(&run.file(&phase.file))
 }

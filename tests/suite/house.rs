@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 /// Floor and room of a module.
 fn place(module: &str) -> (u32, &str) {
     let floor = match module {
-        "main" | "cli" => 5,
-        "pipeline" | "export" | "import" | "downstream" | "cluster" | "bench" | "pack" => 4,
-        "train" => 3,
+        "main" | "cli" => 6,
+        "pipeline" | "export" | "import" | "downstream" | "cluster" | "bench" | "pack" => 5,
+        "train" => 4,
+        "task" => 3,
         "data" | "model" | "collective" | "device" | "store" => 2,
         "plan" | "driver" | "launcher" | "libtorch" | "random" | "seal" | "svg" | "weights" => 1,
         "bounds" | "config" | "error" | "family" => 0,

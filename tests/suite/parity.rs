@@ -2,13 +2,14 @@
 //! another folder of its output, to compare with the versions installed here.
 
 use incubate::collective::Solo;
-use incubate::config::{Config, MicroBatch, Schedule};
+use incubate::config::{Config, Schedule};
 use incubate::data::feed::loader::Batch;
-use incubate::model::{DropPath, Network, Tap};
+use incubate::model::{DropPath, Network};
 use incubate::plan::phases::{E2E, MODULE};
 use incubate::plan::{PhasePlan, Plan};
+use incubate::task::{Loss, Task};
 use incubate::train::adamw::AdamW;
-use incubate::train::step::{Stepper, soft_cross_entropy};
+use incubate::train::step::Stepper;
 use incubate::weights::{Weights, floats};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -38,9 +39,7 @@ fn plan(shape: &str) -> Plan {
          [finetune]\nepochs = {STEPS}",
         1e-3 * 512.0 / BATCH as f64
     );
-    let mut plan = Plan::new(Config::parse(&text, &[]).unwrap(), BATCH).unwrap();
-    plan.config.run.micro_batch = MicroBatch::Samples(4); // so that gradients accumulate over two forward passes of different size
-    plan
+    Plan::new(Config::parse(&text, &[]).unwrap(), BATCH).unwrap()
 }
 
 /// The networks that have golden results: the target, and each hybrid.
@@ -90,7 +89,7 @@ fn batch(plan: &Plan, step: usize) -> (Tensor, Tensor) {
     )
 }
 
-/// The batch of a step as a loader gives it: in two micro-batches.
+/// The batch of a step as a loader gives it: in two micro-batches of different size, over which gradients accumulate.
 fn micro_batches(plan: &Plan, step: usize) -> impl Iterator<Item = anyhow::Result<Batch>> + use<> {
     let (images, targets) = batch(plan, step);
     [0..4, 4..6].into_iter().map(move |positions| {
@@ -119,17 +118,15 @@ fn logits_loss_and_every_gradient_equal_timms_and_frozen_stages_have_none() {
             Tensor::read_safetensors(golden(&format!("{case}.safetensors"))).unwrap().into_iter().collect();
         let network = network(&plan, &phase);
         let (images, targets) = batch(&plan, 0);
-        let (mut outputs, tape) = network.train(&images, &DropPath { scale: None }, &[Tap::Head]);
-        let logits = outputs.remove(0);
-        let (loss, gradient) = soft_cross_entropy(&logits, &targets);
-        assert!(difference(&logits, &golden["logits"]) < 1e-5, "{case}: logits");
-        assert!(
-            difference(&network.forward(&images, &[Tap::Head])[0], &golden["logits"]) < 1e-5,
-            "{case}: logits of an evaluation"
-        );
-        assert!(difference(&(loss / BATCH as f64).reshape([1]), &golden["loss"]) < 1e-5, "{case}: loss");
+        let task = Task::of(&plan.config);
+        let (outputs, tape) = network.train(&images, &DropPath { scale: None }, task.taps());
+        let Loss { sum, gradients } = task.loss(&outputs, &targets);
+        assert!(difference(&outputs[0], &golden["logits"]) < 1e-5, "{case}: logits");
+        let evaluated = network.forward(&images, task.taps());
+        assert!(difference(&evaluated[0], &golden["logits"]) < 1e-5, "{case}: logits of an evaluation");
+        assert!(difference(&(sum / BATCH as f64).reshape([1]), &golden["loss"]) < 1e-5, "{case}: loss");
 
-        network.backward(tape, vec![gradient / BATCH as f64]);
+        network.backward(tape, gradients.into_iter().map(|gradient| gradient / BATCH as f64).collect());
         let gradients = network.flat().layout().named(network.flat().gradients());
         assert_eq!(gradients.len() + 2, golden.len(), "{case}: exactly the trained parameters have gradients");
         for ((stage, name), gradient) in &gradients {
@@ -152,7 +149,7 @@ fn twenty_adamw_steps_with_the_official_schedule_give_torchs_loss_curve() {
     for (case, plan, phase) in cases() {
         let mut network = network(&plan, &phase);
         let mut optimiser = AdamW::new(&phase.training, network.flat());
-        let mut stepper = Stepper::new(&plan, &phase, &Solo);
+        let mut stepper = Stepper::new(&plan, &phase, &Solo, 2);
         let curve = curves["curves"][&case].as_array().unwrap();
         assert_eq!((curve.len(), phase.steps), (STEPS, STEPS as u64));
         for (step, golden) in curve.iter().enumerate() {
@@ -192,7 +189,7 @@ fn clipping_bounds_what_the_optimiser_sees() {
         phase.training.clip_grad = clip;
         let mut network = network(&plan, &phase);
         let mut optimiser = AdamW::new(&phase.training, network.flat());
-        let mut stepper = Stepper::new(&plan, &phase, &Solo);
+        let mut stepper = Stepper::new(&plan, &phase, &Solo, 2);
         stepper.step(&mut network, &mut optimiser, &mut micro_batches(&plan, 0), 0, 1e-3).unwrap();
         // exp_avg = 0.1 · gradient after the first step.
         floats(optimiser.state()[0].1).iter().map(|m| f64::from(m / 0.1).powi(2)).sum::<f64>().sqrt()

@@ -10,7 +10,7 @@ use incubate::plan::Plan;
 use incubate::plan::phases::MODULE;
 use incubate::store::RunDir;
 use incubate::store::progress::Progress;
-use incubate::train::{self, Setting};
+use incubate::train::{self, Clock, Setting};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -94,12 +94,22 @@ fn a_step_reduces_the_modules_gradients_and_two_numbers_and_nothing_of_the_froze
     let phase = plan.phase(&MODULE, Some(1));
     let parameters = phase.parameters(&plan);
     let start = Mutex::new(fresh(parameters.iter(), phase.seed));
+    let clock = Clock::of_process();
     let (between_ranks, of_replicas) = (AtomicUsize::new(0), AtomicUsize::new(0));
     on_replicas(&Counting(&Solo, &between_ranks), 2, false, &|replica| {
         let counted = Counting(replica, &of_replicas);
         let start = incubate::weights::on_device(&start.lock().unwrap(), Device::Cpu);
-        let (plan, run, source, device) = (&plan, &run, &source, Device::Cpu);
-        train::run(&Setting { plan, run, source, group: &counted, device, lease: None }, &phase, start, None)
+        let setting = Setting {
+            plan: &plan,
+            run: &run,
+            source: &source,
+            group: &counted,
+            device: Device::Cpu,
+            micro_batch: plan.config.run.micro_batch.samples(),
+            lease: None,
+            clock: &clock,
+        };
+        train::run(&setting, &phase, start, None)
     })
     .unwrap();
     let of_module: usize = parameters.iter().filter(|p| p.stage == 1).map(|p| p.count()).sum();

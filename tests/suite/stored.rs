@@ -135,8 +135,9 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
         let source = incubate::data::open(&config).unwrap();
         let plan = Plan::new(config, source.train.len()).unwrap();
         let phase = plan.phase(&META, None);
+        let own = |rank| micro_batches(share(32, rank, ranks), 4);
         let mut loaders: Vec<Loader> =
-            (0..ranks).map(|rank| Loader::start(&plan, &phase, &source, rank, ranks, 1, mixing)).collect();
+            (0..ranks).map(|rank| Loader::start(&plan, &phase, &source, own(rank), 1, mixing)).collect();
         let mut numbers = Vec::new();
         for _step in 0..4 {
             for loader in &mut loaders {
@@ -172,12 +173,12 @@ fn a_global_batch_is_the_same_however_it_is_cut_and_is_mixed_in_blocks_of_128() 
         let plan = Plan::new(config, source.train.len()).unwrap();
         let phase = plan.phase(&META, None);
         let mut streams = [vec![], vec![]];
+        let own = |rank| micro_batches(share(320, rank, ranks), micro);
         let mut loaders: Vec<Loader> =
-            (0..ranks).map(|rank| Loader::start(&plan, &phase, &source, rank, ranks, 0, Mixing::Host)).collect();
+            (0..ranks).map(|rank| Loader::start(&plan, &phase, &source, own(rank), 0, Mixing::Host)).collect();
         for _step in 0..2 {
             for (rank, loader) in loaders.iter_mut().enumerate() {
-                let passes = micro_batches(share(320, rank, ranks), micro).len();
-                for batch in loader.take(passes) {
+                for batch in loader.take(own(rank).len()) {
                     let (images_bchw, targets_bc, _lent) = batch.unwrap().on(Device::Cpu);
                     streams[0].extend_from_slice(floats(&images_bchw));
                     streams[1].extend_from_slice(floats(&targets_bc));

@@ -8,7 +8,6 @@ use crate::config::{Config, Data};
 use crate::data::image::mix::{BLOCK, Mix};
 use crate::data::source::Source;
 use crate::launcher::cores_of_this_rank;
-use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
 use crate::weights::{floats_mut, pinned, upload};
@@ -93,25 +92,23 @@ struct Worker {
 const MIX: u64 = 3;
 
 impl Loader {
-    /// Starts the workers of one replica for a phase that goes on at `first_step`.
+    /// Starts the workers of one replica for a phase that goes on at `first_step`; `micro_batches` are the replica's part of
+    /// every global batch.
     pub fn start(
         plan: &Plan,
         phase: &PhasePlan,
         source: &Source,
-        replica: usize,
-        replicas: usize,
+        micro_batches: Vec<Range<usize>>,
         first_step: u64,
         mixing: Mixing,
     ) -> Loader {
         let config = &plan.config;
-        let global_batch = phase.training.global_batch;
-        let micro = micro_batches(share(global_batch, replica, replicas), phase.micro_batch);
         let job = Arc::new(Job {
             reading: Reading::training(config, &source.train, &source.bad),
             sampler: Sampler {
                 images: source.train.len(),
                 repeats: config.data.repeats,
-                global_batch,
+                global_batch: phase.training.global_batch,
                 steps_per_epoch: phase.steps_per_epoch,
                 seed: phase.seed,
             },
@@ -120,7 +117,7 @@ impl Loader {
             channels: config.model.channels(),
             size: config.model.image_size(),
             mixing,
-            pieces: micro.iter().flat_map(pieces).collect(),
+            pieces: micro_batches.iter().flat_map(pieces).collect(),
             first_step,
             spare: Spare::default(),
             epoch: Mutex::new(None),
@@ -132,7 +129,7 @@ impl Loader {
             move |number| Some(worker.make(number))
         });
         let counted = |micro: Range<usize>| (micro.clone(), pieces(&micro).len());
-        Loader { pieces: made, micro: micro.into_iter().map(counted).collect(), next: 0 }
+        Loader { pieces: made, micro: micro_batches.into_iter().map(counted).collect(), next: 0 }
     }
 }
 

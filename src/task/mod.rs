@@ -1,0 +1,114 @@
+//! What is learned: the loss of a batch and its gradients, and what an evaluation measures. Everything outside prints and
+//! stores metrics from the data here, and knows none of them by name.
+//!
+//! A new task is a variant of [`Task`] with a file of its own beside `classification.rs`. The targets of a batch are one
+//! tensor whose first dimension counts samples; only the task knows what its numbers mean.
+//!
+//! Shape suffixes: b = batch, c = classes, k = the best guesses.
+
+mod classification;
+mod metric;
+
+pub use metric::{Better, Metric, Scores};
+
+use crate::config::Config;
+use crate::model::Tap;
+use std::collections::BTreeMap;
+use tch::Tensor;
+
+/// The tasks that a network can learn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// One class for each image.
+    Classification { classes: usize },
+}
+
+/// What a batch costs.
+pub struct Loss {
+    /// Summed over the samples: a scalar.
+    pub sum: Tensor,
+    /// The gradients of that sum with respect to the outputs at the taps, in the order of the taps.
+    pub gradients: Vec<Tensor>,
+}
+
+impl Task {
+    /// The task of a config.
+    pub fn of(config: &Config) -> Task {
+        Task::Classification { classes: config.model.classes() }
+    }
+
+    /// The outputs of the network that the task reads.
+    pub fn taps(self) -> &'static [Tap] {
+        match self {
+            Task::Classification { .. } => &[Tap::Head],
+        }
+    }
+
+    /// The loss of a batch with these outputs at the taps and these training targets.
+    pub fn loss(self, outputs: &[Tensor], targets: &Tensor) -> Loss {
+        match self {
+            Task::Classification { .. } => classification::loss(outputs, targets),
+        }
+    }
+
+    /// Random training targets of a batch, for trials and timings.
+    pub fn random_targets(self, samples: usize) -> Tensor {
+        match self {
+            Task::Classification { classes } => classification::random_targets(samples, classes),
+        }
+    }
+
+    /// The metrics in the order in which they are shown; the first one is the headline.
+    pub fn metrics(self) -> &'static [Metric] {
+        match self {
+            Task::Classification { .. } => &classification::METRICS,
+        }
+    }
+
+    /// The metric that stands for the quality of a model where there is room for one alone.
+    pub fn headline(self) -> &'static Metric {
+        &self.metrics()[0]
+    }
+
+    /// The sums of an evaluation before its first batch. They add up over batches and over ranks.
+    pub fn sums(self) -> Vec<f64> {
+        vec![0.0; self.metrics().len()]
+    }
+
+    /// Adds a batch of evaluated images to the sums: the outputs at the taps and the labels, all in host memory.
+    pub fn add(self, sums: &mut [f64], outputs: &[Tensor], labels: &Tensor) {
+        match self {
+            Task::Classification { .. } => classification::add(sums, outputs, labels),
+        }
+    }
+
+    /// The values of all metrics from the sums over so many images.
+    pub fn values(self, sums: &[f64], images: f64) -> BTreeMap<String, f64> {
+        match self {
+            Task::Classification { .. } => classification::values(sums, images),
+        }
+    }
+
+    /// The outputs at the taps and the labels of an evaluated batch, by the names under which another program's results are compared with them.
+    pub fn named_outputs<'a>(self, outputs: &'a [Tensor], labels: &'a Tensor) -> Vec<(&'static str, &'a Tensor)> {
+        match self {
+            Task::Classification { .. } => vec![("logits", &outputs[0]), ("labels", labels)],
+        }
+    }
+
+    /// All metrics of an evaluation in one line for people.
+    pub fn text(self, values: &BTreeMap<String, f64>) -> String {
+        let known = self.metrics().iter().filter_map(|metric| Some(metric.text(*values.get(metric.key)?)));
+        known.collect::<Vec<_>>().join(", ")
+    }
+
+    /// What a model's evaluation scored in the metrics that have a column in tables.
+    pub fn scores(self, values: &BTreeMap<String, f64>) -> Scores {
+        Scores::of(self.metrics().iter().filter(|metric| metric.has_column), values)
+    }
+
+    /// What a model's evaluation scored in the headline alone.
+    pub fn headline_score(self, values: &BTreeMap<String, f64>) -> Scores {
+        Scores::of([self.headline()], values)
+    }
+}

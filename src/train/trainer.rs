@@ -1,0 +1,90 @@
+//! Network and optimiser of a phase: fresh or from a checkpoint, evaluated, and as its files name them.
+
+use super::adamw::AdamW;
+use super::{Setting, evaluate};
+use crate::model::Network;
+use crate::plan::{PhasePlan, Plan};
+use crate::store::{Artefact, Header, artefact};
+use crate::weights::{Weights, on_device};
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use tch::{Device, Tensor};
+
+/// Weights and optimiser of a phase, as they stand after some step.
+pub struct Trainer {
+    pub network: Network,
+    pub optimiser: AdamW,
+    /// How many steps are done.
+    pub step: u64,
+}
+
+impl Trainer {
+    /// Starts from the newest checkpoint that verifies, or from `start` if there is none; of the frozen stages it keeps
+    /// `start`'s weights. Collective: the first replica chooses.
+    pub fn resume(setting: &Setting, phase: &PhasePlan, mut start: Weights, meta: Option<&str>) -> Result<Trainer> {
+        let Setting { plan, run, group, device, .. } = *setting;
+        let network = |weights: &Weights| {
+            Network::new(&plan.config, &phase.depths, phase.trained.clone(), &on_device(weights, device))
+        };
+        let newest = if group.is_zero() { run.newest_checkpoint(&phase.name, &phase.recipe, meta)? } else { None };
+        // Whether there is a checkpoint, and its step.
+        let mut chosen = newest.as_ref().map_or([0.0; 2], |checkpoint| [1.0, checkpoint.header.step as f64]);
+        group.all_reduce_f64(&mut chosen)?;
+        let checkpoint = match (chosen, newest) {
+            ([0.0, _], _) => None,
+            (_, Some(newest)) => Some(newest),
+            ([_, step], None) => Some(artefact::read(&run.checkpoint(&phase.name, step as u64))?),
+        };
+        let Some(Artefact { header, weights, state, .. }) = checkpoint else {
+            let network = network(&start)?;
+            let optimiser = AdamW::new(&phase.training, network.flat());
+            return Ok(Trainer { network, optimiser, step: 0 });
+        };
+        if group.is_zero() {
+            log::info!("{}: resuming at step {} of {}", phase.name, header.step, phase.steps);
+        }
+        // A module's checkpoint holds its own stage alone.
+        start.extend(weights);
+        let network = network(&start)?;
+        let optimiser = AdamW::resume(&phase.training, network.flat(), state, header.step)
+            .with_context(|| format!("{}: checkpoint of step {}", phase.name, header.step))?;
+        Ok(Trainer { network, optimiser, step: header.step })
+    }
+
+    /// The header of a file that is written now.
+    pub fn header(&self, plan: &Plan, phase: &PhasePlan, meta: Option<&str>, metrics: BTreeMap<String, f64>) -> Header {
+        Header {
+            phase: phase.row.to_string(),
+            index: phase.index,
+            depths: phase.depths.clone(),
+            step: self.step,
+            recipe: phase.recipe.clone(),
+            meta: meta.map(str::to_string),
+            model: plan.config.model.clone(),
+            metrics,
+        }
+    }
+
+    /// The weights that are evaluated and written as the phase's artefact, in host memory: their moving average if the
+    /// phase keeps one.
+    pub(super) fn result(&self) -> Weights {
+        let flat = self.network.flat();
+        let evaluated = self.optimiser.average().unwrap_or(flat.buffer());
+        flat.layout().named(&evaluated.to_device(Device::Cpu))
+    }
+
+    /// The metrics of the weights that [`Trainer::result`] gives; none if a signal asked a rank to stop. Collective.
+    pub(super) fn evaluate(&mut self, setting: &Setting) -> Result<Option<BTreeMap<String, f64>>> {
+        let Setting { plan, source, group, micro_batch, .. } = *setting;
+        let weights: Option<Tensor> = self.optimiser.average().map(|average| {
+            let weights = self.network.flat().buffer().copy();
+            self.network.flat_mut().set(average);
+            weights
+        });
+        let metrics = evaluate::evaluate(&self.network, source, &plan.config, micro_batch, group, &mut |_, _| ());
+        if let Some(weights) = weights {
+            self.network.flat_mut().set(&weights);
+        }
+        metrics
+    }
+}
