@@ -16,7 +16,7 @@
 //! 5  downstream         the official figures of COCO and ADE20K results
 //! 5  cluster            Slurm scripts and submission, status, doctor
 //! 4  train              THE LOOP (read this first), one optimiser step, AdamW, evaluation
-//! 3  task               what is learned: losses with their gradients, metrics; classification
+//! 3  task               losses with their gradients, and metrics as data; classification
 //! 2  data               source: image folders, tar shards, packs, IDX, CIFAR, drawn; image: decoding, augmentation; feed: loader
 //! 2  model              the staged Vision Transformer, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl

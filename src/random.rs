@@ -1,7 +1,8 @@
-//! Counter-based randomness: a generator is a pure function of its key, so a sample's augmentation or a step's
-//! drop-path masks are the same for any number of workers and ranks, and resuming needs no saved generator state.
+//! Counter-based randomness: a generator is a pure function of its key. So the augmentation of a sample and the drop-path
+//! masks of a step are the same for any number of workers and ranks, and a resumed run needs no saved generator state.
 //!
-//! SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014) over a mixed key.
+//! The generator is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), seeded with the
+//! mixed key.
 
 /// A stream of random numbers.
 #[derive(Debug, Clone)]
@@ -9,12 +10,12 @@ pub struct Random {
     state: u64,
 }
 
-/// Folds the parts of a key, such as (seed, epoch, sample), into one.
+/// Folds the parts of a key, such as (seed, epoch, sample), into one number.
 pub fn key(parts: &[u64]) -> u64 {
     parts.iter().fold(0x9E37_79B9_7F4A_7C15, |state, &part| mix(state.wrapping_add(mix(part ^ 0xD1B5_4A32_D192_ED03))))
 }
 
-/// A key from text, such as a phase's name (FNV-1a).
+/// Makes a key of a text, such as the name of a phase (FNV-1a).
 pub fn key_of_text(text: &str) -> u64 {
     text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }
@@ -26,39 +27,40 @@ fn mix(mut z: u64) -> u64 {
 }
 
 impl Random {
-    /// The stream of a key.
+    /// Starts the stream of a key.
     pub fn new(parts: &[u64]) -> Self {
         Random { state: key(parts) }
     }
 
-    /// 64 uniform bits.
+    /// Draws 64 uniform bits.
     pub fn bits(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         mix(self.state)
     }
 
-    /// Uniform in [0, 1).
+    /// Draws uniformly from [0, 1).
     pub fn uniform(&mut self) -> f64 {
         (self.bits() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
-    /// Uniform in [low, high).
+    /// Draws uniformly from [low, high).
     pub fn between(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.uniform()
     }
 
-    /// Uniform in 0..bound (bound > 0), by multiplication (Lemire); the bias is below 2^-32 for any bound here.
+    /// Draws uniformly from 0..bound for a positive bound, by multiplication (Lemire). For a bound below 2^32 the bias is below
+    /// 2^-32.
     pub fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.bits()) * bound as u128) >> 64) as usize
     }
 
-    /// Standard normal (Box–Muller).
+    /// Draws from the standard normal distribution (Box–Muller).
     pub fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// Gamma(shape, 1) (Marsaglia and Tsang, 2000).
+    /// Draws from Gamma(shape, 1) (Marsaglia and Tsang, 2000).
     fn gamma(&mut self, shape: f64) -> f64 {
         if shape < 1.0 {
             let boost = self.uniform().powf(1.0 / shape);
@@ -74,13 +76,13 @@ impl Random {
         }
     }
 
-    /// Beta(a, a), the mixing ratio of Mixup and CutMix.
+    /// Draws from Beta(a, a), the distribution of the mixing ratio of Mixup and CutMix.
     pub fn beta(&mut self, a: f64) -> f64 {
         let (x, y) = (self.gamma(a), self.gamma(a));
         if x + y > 0.0 { x / (x + y) } else { 0.5 }
     }
 
-    /// Fisher–Yates.
+    /// Shuffles in place (Fisher–Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));

@@ -1,11 +1,11 @@
-//! A seal on a finished file: a user block of text before its HDF5 part, with the file's length and the hash of what
-//! follows, so that damage is found before a byte is parsed. A range of bytes may be left out of the hash, where every part
-//! of it has a checksum of its own that is compared when it is read.
+//! The seal of a finished file: a user block of text before the HDF5 part. It holds the length of the file and the hash of all
+//! bytes behind the block, so that damage is found before any byte is parsed. The hash may leave out a range of bytes whose
+//! parts have checksums of their own, which are compared when a part is read.
 //! ```text
 //! incubate KIND, format VERSION
 //! length BYTES
 //! blake3 HEX
-//! except FROM TO          only where a range is left out
+//! except FROM TO          only if a range is left out
 //! An HDF5 file behind a user block of 512 bytes; …
 //! ```
 
@@ -18,41 +18,42 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-/// Bytes of the user block.
+/// The size of the user block in bytes.
 pub const BLOCK: u64 = 512;
 
-/// What a kind of file says in its user block.
+/// A kind of sealed file.
 #[derive(Debug, Clone, Copy)]
 pub struct Kind {
     /// `artefact` or `pack`.
     pub name: &'static str,
+    /// The version of the format.
     pub version: i32,
-    /// What to do about a damaged one.
+    /// The advice that an error about a damaged file gives.
     pub cure: &'static str,
 }
 
-/// What a seal that holds says.
+/// The content of a verified seal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
-    /// The content's hash as hexadecimal.
+    /// The hash of the file's content, in hexadecimal.
     pub hash: String,
-    /// The bytes that the hash leaves out; empty if none.
+    /// The bytes that the hash leaves out; an empty range if there are none.
     pub except: Range<u64>,
 }
 
 impl Kind {
-    /// Whether a file begins like one of this kind.
+    /// Whether a file begins as a file of this kind.
     pub fn is(&self, path: &Path) -> bool {
         let magic = self.magic();
         let mut begin = vec![0; magic.len()];
         File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == magic.as_bytes()
     }
 
-    /// Writes the user block over a finished HDF5 file and returns the content's hash.
+    /// Writes the user block of a finished HDF5 file, which must have left room for it, and returns the hash of the content.
     pub fn set(&self, path: &Path, except: Range<u64>) -> Result<String> {
         let mut file = OpenOptions::new().read(true).write(true).open(path)?;
         let length = file.metadata()?.len();
-        // While it is hashed from memory.
+        // The disk writes while the content is hashed from memory.
         start_writing(&file);
         let hash = hash(&mut file, &except, length)?;
         file.seek(SeekFrom::Start(0))?;
@@ -63,25 +64,25 @@ impl Kind {
     /// Verifies a file against its user block.
     ///
     /// # Errors
-    /// [`Failure::Damaged`] if anything but the bytes left out has changed since [`Kind::set`]; a usage error if there is no
-    /// such file, or it cannot be read.
+    /// [`Failure::Damaged`] if any byte outside the left-out range has changed since [`Kind::set`]; a usage error if the file
+    /// is missing or cannot be read.
     pub fn verify(&self, path: &Path) -> Result<Sealed> {
         let damaged = |what: String| Failure::Damaged { path: path.into(), what };
-        // Perhaps only now: a shared file system may stall, and the file be whole.
+        // The file may be whole even so: a shared file system may fail for a moment.
         let unreadable =
             |error: &Error| usage!("{}: cannot be read: {error}; try again, or look at its disk", path.display());
         let mut file = File::open(path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => usage!("{}: missing; {}", path.display(), self.cure_of_a_missing_one()),
+            ErrorKind::NotFound => usage!("{}: missing; {}", path.display(), self.cure_if_missing()),
             _ => unreadable(&error),
         })?;
         let length = file.metadata()?.len();
         let mut block = Vec::with_capacity(BLOCK as usize);
         (&mut file).take(BLOCK).read_to_end(&mut block).map_err(|error| unreadable(&error))?;
         let magic = self.magic();
-        // What is somebody else's file is not to be deleted.
+        // The cure must not be to delete a file that is perhaps not incubate's.
         if !block.starts_with(&magic.as_bytes()[..magic.len().min(block.len())]) {
             return Err(damaged(format!(
-                "not {} of incubate (its first bytes differ); name another file, or move this one away",
+                "not {} of incubate (its first bytes differ); name another file, or move this file away",
                 self.with_article()
             ))
             .into());
@@ -104,14 +105,15 @@ impl Kind {
             return Err(damaged(what).into());
         }
         let hash = hash(&mut file, &except, length).map_err(|error| unreadable(&error))?;
-        // The block is compared whole, so that no bit of it can change unseen.
+        // Every byte of the block is compared, so that no change in it goes unseen.
         if hash != stored_hash || block != self.block(length, &hash, &except) {
             return Err(damaged(format!("its bytes have changed since it was written; {}", self.cure)).into());
         }
         Ok(Sealed { hash, except })
     }
 
-    fn cure_of_a_missing_one(&self) -> &'static str {
+    /// The advice that an error about a missing file gives.
+    fn cure_if_missing(&self) -> &'static str {
         match self.name {
             "pack" => "write it with `incubate pack`, or name another file",
             _ => "run the phase that writes it (`incubate run CONFIG` runs them all), or name another file",
@@ -142,19 +144,19 @@ impl Kind {
     }
 }
 
-/// Has the disk begin to take what a file holds now, without waiting. Durable it is after a sync.
+/// Starts to write the present content of a file to the disk and does not wait. Only a later sync makes the content durable.
 pub fn start_writing(file: &File) {
-    // SAFETY: the descriptor is open. What it returns does not matter: where it is not done now, the sync does it.
+    // SAFETY: the descriptor is open, and no memory is passed. A failure does not matter, because the sync writes the rest.
     unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-/// `FROM TO`; anything else is nothing, and then the block does not compare equal.
+/// Parses `FROM TO`. Any other text gives an empty range, and then the comparison of the block fails.
 fn range(text: &str) -> Range<u64> {
     let numbers = text.split_once(' ').and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
     numbers.map_or(0..0, |(from, to)| from..to)
 }
 
-/// Hash of the bytes from the user block to the end, but for a range.
+/// The hash of all bytes behind the user block except a range.
 fn hash(file: &mut File, except: &Range<u64>, length: u64) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 4 << 20];

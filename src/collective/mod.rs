@@ -1,4 +1,4 @@
-//! How ranks, and the replicas inside them, speak to each other: a one-page trait with a stand-in for a world of one.
+//! Communication between ranks and between the replicas inside a rank: one trait, with a stand-in for a world of one.
 
 pub mod mpi;
 pub mod nccl;
@@ -12,29 +12,29 @@ use anyhow::Result;
 use std::time::Duration;
 use tch::Tensor;
 
-/// A set of ranks, or of their replicas, that act together. Every method but `rank` and `size` is collective: all
-/// members call it, in the same order, with the same lengths.
+/// A group of ranks or replicas that act together. Every method but `rank`, `size` and `is_zero` is collective: all members
+/// call it in the same order, with values of the same length.
 pub trait Collective {
-    /// This member's number, from 0.
+    /// The number of this member, from 0.
     fn rank(&self) -> usize;
-    /// How many there are.
+    /// The number of members.
     fn size(&self) -> usize;
-    /// Sums element-wise over all members, in place: contiguous fp32, on this member's device.
+    /// Sums contiguous fp32 numbers on this member's device, element by element over all members, in place.
     fn all_reduce(&self, values: &mut Tensor) -> Result<()>;
-    /// As [`Collective::all_reduce`], in double precision (counts and losses of an evaluation).
+    /// Sums numbers in double precision, such as the counts of an evaluation, over all members, in place.
     fn all_reduce_f64(&self, values: &mut [f64]) -> Result<()>;
-    /// Waits for all members without burning the core that another may be computing on.
+    /// Waits until all members have called it. It sleeps meanwhile, because another member may be computing on the same core.
     fn barrier(&self) -> Result<()>;
 
-    /// Returns when `is_here` says that something which follows a sum has happened on this member's device.
+    /// Waits until `is_here` says that work which follows an all-reduce is done on this member's device.
     ///
     /// # Errors
-    /// It will not happen, as another member is gone.
+    /// Another member has failed, so the work will never be done.
     fn settle(&self, is_here: &dyn Fn() -> Result<bool>) -> Result<()> {
         wait_for(is_here)
     }
 
-    /// Rank zero writes files, logs and reports.
+    /// Whether this is the first member, which alone writes files, logs and reports.
     fn is_zero(&self) -> bool {
         self.rank() == 0
     }
@@ -47,8 +47,8 @@ fn wait_for(is_here: &dyn Fn() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
-/// Brings every rank to one conclusion about something that each has tried: if any failed, all fail, the first of them
-/// with its own error and the others with [`Failure::Elsewhere`], so that one message is printed.
+/// Makes all ranks succeed or fail together after each has tried something. If any rank failed, the first of these returns
+/// its own error and all other ranks return [`Failure::Elsewhere`], so that one message is printed.
 pub fn agree<T>(group: &dyn Collective, tried: Result<T>) -> Result<T> {
     let mut codes = vec![0.0; group.size()];
     codes[group.rank()] = tried.as_ref().err().map_or(0.0, |e| exit_code(e).into());
@@ -59,21 +59,21 @@ pub fn agree<T>(group: &dyn Collective, tried: Result<T>) -> Result<T> {
     }
 }
 
-/// Has rank zero do something that the others wait for, and fail with it if it fails.
+/// Calls `act` on rank zero alone, while the other ranks wait. All ranks fail if it fails.
 pub fn on_zero<T>(group: &dyn Collective, act: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
     let done = if group.is_zero() { act().map(Some) } else { Ok(None) };
     group.barrier()?;
     agree(group, done)
 }
 
-/// Gives everybody rank zero's bytes; meant for a few of them.
+/// Gives every rank the bytes of rank zero. Each byte travels as a double, so it is meant for a few bytes.
 pub fn from_zero<const N: usize>(group: &dyn Collective, own: [u8; N]) -> Result<[u8; N]> {
     let mut values = own.map(|byte| if group.is_zero() { f64::from(byte) } else { 0.0 });
     group.all_reduce_f64(&mut values)?;
     Ok(values.map(|value| value as u8))
 }
 
-/// Whether rank zero says yes.
+/// Gives every rank the answer of rank zero.
 pub fn zero_says(group: &dyn Collective, ask: impl FnOnce() -> Result<bool>) -> Result<bool> {
     let answer = on_zero(group, ask)?;
     let mut votes = [f64::from(u8::from(answer == Some(true)))];

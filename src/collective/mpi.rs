@@ -13,15 +13,15 @@ use std::io::Write;
 use std::time::Duration;
 use tch::Tensor;
 
-/// The world this process was started in. Dropping it finalises MPI, so it outlives every communicator.
+/// The world of ranks that this process was started in. Dropping it finalises MPI, so it must outlive every communicator.
 pub struct World {
     universe: Option<Universe>,
     whole: Box<dyn Collective>,
 }
 
 impl World {
-    /// Joins the world that mpirun or srun started, or a world of one without them. Refuses a launch that gives N
-    /// worlds of one, the commonest silent mistake on a cluster (open-mpi/ompi#13523).
+    /// Joins the world that mpirun or srun has started; without them it makes a world of one. It refuses a launch that gives
+    /// N worlds of one, which is the most common silent mistake on a cluster (open-mpi/ompi#13523).
     pub fn join() -> Result<World> {
         let Some(launched) = launched_size()? else {
             return Ok(World::alone());
@@ -32,8 +32,8 @@ impl World {
         let size = comm.size() as usize;
         require!(
             size == launched.size,
-            "{} says {} ranks, but MPI sees a world of {size}: the launcher and this binary's MPI do not speak the same \
-             language. Start it with the mpirun of the MPI it was built with ({}), or with `srun --mpi=pmix`",
+            "{} says {} ranks, but MPI sees a world of {size}: the launcher belongs to another MPI than this binary. Start it \
+             with the mpirun of the MPI it was built with ({}), or with `srun --mpi=pmix`",
             launched.variable,
             launched.size,
             library_version()
@@ -41,7 +41,7 @@ impl World {
         Ok(World { universe: Some(universe), whole: Box::new(Mpi::new(comm)) })
     }
 
-    /// A world of one, without MPI.
+    /// Makes a world of one, without MPI.
     pub fn alone() -> World {
         World { universe: None, whole: Box::new(Solo) }
     }
@@ -51,7 +51,7 @@ impl World {
         self.whole.as_ref()
     }
 
-    /// The ranks that name the same group. Collective over the world.
+    /// Splits the world; returns the ranks that name the same group as this rank. Collective over the world.
     pub fn split(&self, group: usize) -> Box<dyn Collective> {
         match &self.universe {
             None => Box::new(Solo),
@@ -63,7 +63,7 @@ impl World {
         }
     }
 
-    /// The ranks of rank zero's node, for those. Collective over the world.
+    /// The ranks on the node of rank zero; none on any other node. Collective over the world.
     pub fn node_of_zero(&self) -> Result<Option<Box<dyn Collective>>> {
         let Some(universe) = &self.universe else { return Ok(Some(Box::new(Solo))) };
         let node = Mpi::new(universe.world().split_shared(self.whole.rank() as i32));
@@ -72,18 +72,18 @@ impl World {
         Ok(if zeros[0] > 0.0 { Some(Box::new(node)) } else { None })
     }
 
-    /// Ends every rank of the world with this exit code, at once: nobody is left waiting in a collective call.
+    /// Ends every rank of the world at once with this exit code, so that none keeps waiting in a collective call.
     pub fn abort(&self, code: u8) -> ! {
         if self.whole.size() > 1 {
             World::abort_all(code);
         }
         let _ = std::io::stdout().flush();
-        // Not `exit`: CUDA would wait there for sums on its GPUs that will never be over.
+        // `exit` would run CUDA's cleanup, which waits for sums on the GPUs that never end.
         // SAFETY: it ends the process and does nothing else.
         unsafe { libc::_exit(code.into()) }
     }
 
-    /// As [`World::abort`], from a panic anywhere in the process.
+    /// Ends every rank of the world at once, after a panic in any thread. Without MPI it does nothing.
     pub fn abort_all(code: u8) {
         if mpi::environment::is_initialized() {
             SimpleCommunicator::world().abort(code.into());
@@ -91,21 +91,24 @@ impl World {
     }
 }
 
-/// The MPI library's own version line.
+/// The version line that the MPI library gives.
 pub fn library_version() -> String {
     let version = mpi::environment::library_version().unwrap_or_default();
     version.split(['\n', ',']).next().unwrap_or_default().trim().to_string()
 }
 
+/// A world that a launcher has started.
 struct Launched {
+    /// The environment variable that says so.
     variable: &'static str,
     size: usize,
 }
 
-/// What the launcher says, if there is one.
+/// The world that the environment describes; none without a launcher.
 ///
-/// A Slurm step without PMI is refused here, as Open MPI would abort in its own words or start N worlds of one. Slurm's
-/// variables count only within a step: a batch script has most of them too.
+/// # Errors
+/// The process is in a Slurm step without a PMI that MPI understands: Open MPI would abort or start N worlds of one. Slurm's
+/// variables count only within a step, because a batch script has most of them too.
 fn launched_size() -> Result<Option<Launched>> {
     let number = |variable: &str| -> Option<usize> { std::env::var(variable).ok()?.parse().ok() };
     let is_set = |variable: &str| std::env::var_os(variable).is_some();
@@ -113,10 +116,10 @@ fn launched_size() -> Result<Option<Launched>> {
     if let (Some(size), None) = (pmi, number("OMPI_COMM_WORLD_SIZE"))
         && library_version().contains("Open MPI")
     {
-        // It would abort, in words about how Slurm was built.
+        // Open MPI would abort with a message about how Slurm was built.
         require!(
             size == 1,
-            "srun started {size} tasks with PMI-2, which {} does not speak; start them with `srun --mpi=pmix`",
+            "srun started {size} tasks with PMI-2, which {} does not support; start them with `srun --mpi=pmix`",
             library_version()
         );
         return Ok(None);
@@ -135,10 +138,10 @@ fn launched_size() -> Result<Option<Launched>> {
     Ok(pmix.then_some(Launched { variable, size }))
 }
 
-/// How this process was started.
+/// Says for people how this process was started.
 ///
 /// # Errors
-/// A usage error if Slurm has given the job more tasks than the world has ranks: those would idle.
+/// A usage error if Slurm has given the job several tasks but the world has one rank: the other tasks would idle.
 pub fn launch() -> Result<String> {
     let tasks = std::env::var("SLURM_NTASKS").ok().and_then(|text| text.parse::<usize>().ok()).unwrap_or(1);
     let launched = launched_size()?;
@@ -152,12 +155,12 @@ pub fn launch() -> Result<String> {
     })
 }
 
-/// Numbers that are summed in one call, which bounds the copy of them. MPI itself counts no further than an i32.
+/// The most numbers that one call sums. It bounds the size of the copy, and MPI's counts are 32-bit.
 const AT_ONCE: usize = 1 << 26;
 
 struct Mpi {
     comm: SimpleCommunicator,
-    /// MPI_IN_PLACE has no binding in rsmpi, so the input is copied.
+    /// The copy of the input, which is needed because rsmpi has no binding for MPI_IN_PLACE.
     scratch: RefCell<Vec<f32>>,
 }
 

@@ -1,11 +1,12 @@
-//! NCCL, loaded at run time: sums over GPUs of one node or many.
+//! NCCL, loaded at run time: sums over the GPUs of one node or many.
 //!
-//! Signatures and numbers as in `nccl.h` 2.18–2.32. `libnccl.so.2` is the name in every package; where libtorch's CUDA part
-//! is loaded it has brought a copy, and that one is used. Everything runs on the device's default stream, libtorch's own:
-//! a sum follows the kernels that made the gradients and comes before those that use it, with nothing to synchronise.
+//! Signatures and numbers are those of `nccl.h` 2.18–2.32. The library is called `libnccl.so.2` in every package; if
+//! libtorch's CUDA part has loaded a copy, that copy is used. Every sum runs on the device's default stream, which is also
+//! libtorch's. So a sum follows the kernels that compute the gradients and precedes the kernels that use it, without any
+//! synchronisation.
 //!
-//! A sum is only begun here; the host goes on. A peer that dies leaves it unfinished for ever. So whoever waits for what
-//! follows it asks NCCL and the other replicas of its rank meanwhile whether it will still come, and gives up with an error.
+//! A sum is only begun here, and the host goes on. If a peer dies, the sum never ends. A thread that waits for a sum therefore
+//! keeps asking NCCL and the other replicas of its rank whether the sum can still end, and otherwise returns an error.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libloading::os::unix::{Library, RTLD_NOW};
@@ -14,15 +15,15 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
-/// `ncclUniqueId`: what the members of a communicator find each other by.
+/// `ncclUniqueId`, by which the members of a communicator find each other.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct UniqueId {
     internal: [u8; 128],
 }
 
-/// This thread's GPU as a member of a communicator. After an error it is left as it is: the process is about to end, and to
-/// free it NCCL would wait for the node's other members, which may not know of the error yet.
+/// This thread's GPU as a member of a communicator. After an error the communicator is not freed: the process is about to
+/// end, and NCCL would wait for the other members on the node, which may not know of the error yet.
 pub struct Nccl {
     api: &'static Api,
     communicator: Communicator,
@@ -38,12 +39,14 @@ const SUM: c_int = 0;
 /// CUDA_ERROR_NOT_READY.
 const NOT_READY: c_int = 600;
 
-/// A sum takes as long as the slowest member needs to come to it: it may be writing a checkpoint or waiting for data.
+/// The longest time that a sum may take. It includes the time until the slowest member begins the sum, which may be writing a
+/// checkpoint or waiting for data.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// After another replica of this rank has ended: what it took part in to the end is over by then.
+/// The time that a sum may take after another replica of this rank has ended. A sum that the replica has finished is over by
+/// then on this replica too.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The functions used, good for the life of the process.
+/// The functions of the libraries, which stay loaded for the life of the process.
 struct Api {
     version: c_int,
     get_unique_id: unsafe extern "C" fn(*mut UniqueId) -> Status,
@@ -54,7 +57,7 @@ struct Api {
     abort: unsafe extern "C" fn(Communicator) -> Status,
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
     last_error: unsafe extern "C" fn(Communicator) -> *const c_char,
-    /// The driver's: whether a stream has done what it was given.
+    /// The driver's `cuStreamQuery`: whether a stream has no work left.
     query_stream: unsafe extern "C" fn(*mut c_void) -> c_int,
 }
 
@@ -67,16 +70,16 @@ fn api() -> Result<&'static Api> {
     opened.as_ref().map_err(|error| anyhow!("{error}"))
 }
 
-/// NCCL's version, such as `2.27.7`.
+/// The version of NCCL, such as `2.27.7`.
 ///
 /// # Errors
-/// It cannot be loaded, with the cure.
+/// NCCL cannot be loaded; the error names the cure.
 pub fn version() -> Result<String> {
     let v = api()?.version;
     Ok(format!("{}.{}.{}", v / 10_000, v % 10_000 / 100, v % 100))
 }
 
-/// Sums over the calling thread's current GPU and no other, which shows whether NCCL works at all.
+/// Sums over the calling thread's current GPU alone, which shows whether NCCL works at all.
 pub fn sum_alone(values: &mut Tensor) -> Result<()> {
     let mut alone = Nccl::join(UniqueId::new()?, 0, 1)?;
     alone.sum_and_wait(values, &|| false)?;
@@ -92,7 +95,7 @@ impl Api {
         let driver = load(driver).context("this node has no NVIDIA driver")?;
         macro_rules! function {
             ($library:expr, $name:literal) => {
-                // SAFETY: the field that takes it has the type that the header gives the function.
+                // SAFETY: the field that it is stored in has the type that the header gives the function.
                 *unsafe { $library.get(concat!($name, "\0").as_bytes()) }.with_context(|| format!("no {}", $name))?
             };
         }
@@ -114,24 +117,24 @@ impl Api {
         })
     }
 
-    /// Whether the calling thread's current GPU has done all that its default stream was given.
-    fn default_stream_is_through(&self) -> Result<bool> {
+    /// Whether the default stream of the calling thread's current GPU has no work left.
+    fn default_stream_is_done(&self) -> Result<bool> {
         // SAFETY: the null stream always exists.
         match unsafe { (self.query_stream)(std::ptr::null_mut()) } {
             SUCCESS => Ok(true),
             NOT_READY => Ok(false),
-            error => bail!("CUDA: error {error} while gradients were summed"),
+            error => bail!("CUDA gives error {error} while gradients are summed"),
         }
     }
 
-    /// Turns a status into an error that says what NCCL says.
+    /// Turns a status into an error with NCCL's own text.
     fn check(&self, call: &str, status: Status) -> Result<()> {
         if status == SUCCESS {
             return Ok(());
         }
-        // SAFETY: both give texts that stay; the last error is asked of no communicator in particular.
+        // SAFETY: both return texts that stay valid; the last error of any communicator is asked for by null.
         let [what, last] = unsafe { [(self.error_string)(status), (self.last_error)(std::ptr::null_mut())] }.map(text);
-        bail!("NCCL: {call}: {what} ({last}); NCCL_DEBUG=INFO tells more")
+        bail!("NCCL: {call}: {what} ({last}); set NCCL_DEBUG=INFO to see more")
     }
 }
 
@@ -139,11 +142,11 @@ fn text(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
-    // SAFETY: NCCL's texts end with a zero.
+    // SAFETY: NCCL's texts are NUL-terminated.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-/// The copy that is loaded already, or else the one that the system finds. It stays loaded for ever.
+/// The copy of a library that is loaded already, or else the copy that the system finds. It stays loaded for ever.
 fn load(name: &OsStr) -> Result<&'static Library> {
     // SAFETY: these libraries' initialisers only prepare themselves.
     let opened = unsafe {
@@ -153,7 +156,7 @@ fn load(name: &OsStr) -> Result<&'static Library> {
 }
 
 impl UniqueId {
-    /// A new one. It listens in this process, which so must be a member.
+    /// Makes a new identity. NCCL listens for the other members in this process, so this process must be a member.
     pub fn new() -> Result<UniqueId> {
         let (api, mut id) = (api()?, UniqueId::default());
         // SAFETY: the output is one ncclUniqueId.
@@ -181,25 +184,27 @@ impl From<UniqueId> for [u8; 128] {
 }
 
 impl Nccl {
-    /// Joins the calling thread's current GPU as member `rank` of `size`. Returns when all have.
+    /// Joins a communicator of `size` members as member `rank`, with the calling thread's current GPU. It returns when all
+    /// members have joined.
     pub fn join(id: UniqueId, rank: usize, size: usize) -> Result<Nccl> {
         Nccl::join_by(api()?, id, rank, size)
     }
 
     fn join_by(api: &'static Api, id: UniqueId, rank: usize, size: usize) -> Result<Nccl> {
         let mut communicator = std::ptr::null_mut();
-        // SAFETY: the output is one pointer, the numbers are of this communicator.
+        // SAFETY: the output is one pointer, and the numbers belong to this communicator.
         let status = unsafe { (api.init_rank)(&mut communicator, size as c_int, id, rank as c_int) };
         api.check("ncclCommInitRank", status)?;
         Ok(Nccl { api, communicator })
     }
 
-    /// Begins to sum fp32 numbers on this member's GPU over all members, in place: for what follows on the default stream.
+    /// Begins to sum fp32 numbers on this member's GPU over all members, in place. Work that is given to the default stream
+    /// afterwards sees the sum.
     pub fn all_reduce(&mut self, values: &mut Tensor) -> Result<()> {
         assert!(values.kind() == Kind::Float && values.is_contiguous(), "expected contiguous fp32, got {values:?}");
         let numbers = values.data_ptr();
-        // SAFETY: `numel` fp32 numbers lie there. libtorch gives memory of the default stream to nobody but what follows
-        // on that stream, where the sum is, so they stay until it is done. The null stream is the device's default one.
+        // SAFETY: the tensor holds `numel` fp32 numbers. libtorch reuses memory of the default stream only for later work on
+        // that stream, where the sum is, so the numbers stay until it is done. The null stream is the default stream.
         let status = unsafe {
             (self.api.all_reduce)(
                 numbers,
@@ -214,30 +219,30 @@ impl Nccl {
         self.api.check("ncclAllReduce", status)
     }
 
-    /// Waits until `is_here` says that something behind a sum has happened. `left` says that another replica of this rank
-    /// has ended.
-    pub fn settle(&self, is_here: &dyn Fn() -> Result<bool>, left: &dyn Fn() -> bool) -> Result<()> {
+    /// Waits until `is_here` says that work behind a sum is done. `replica_has_ended` says whether another replica of this
+    /// rank has ended.
+    pub fn settle(&self, is_here: &dyn Fn() -> Result<bool>, replica_has_ended: &dyn Fn() -> bool) -> Result<()> {
         let began = Instant::now();
-        let mut left_at = None;
+        let mut end_seen = None;
         while !is_here()? {
             let mut state = SUCCESS;
-            // SAFETY: the communicator is alive, the output is one status.
+            // SAFETY: the communicator is alive, and the output is one status.
             let asked = unsafe { (self.api.get_async_error)(self.communicator, &mut state) };
             self.api.check("ncclCommGetAsyncError", asked)?;
             if state != IN_PROGRESS {
                 self.api.check("a peer failed while gradients were summed", state)?;
             }
-            if left() && left_at.get_or_insert_with(Instant::now).elapsed() > GRACE {
+            if replica_has_ended() && end_seen.get_or_insert_with(Instant::now).elapsed() > GRACE {
                 return Err(crate::error::Failure::Elsewhere { code: 1 }.into());
             }
             let waited = began.elapsed();
             ensure!(
                 waited < PATIENCE,
-                "a peer did not come to the sum of gradients within {} s: it is dead or stuck; start the same command \
+                "a peer did not begin the sum of gradients within {} s, so it is dead or stuck; start the same command \
                  again to resume",
                 PATIENCE.as_secs()
             );
-            // Most sums take less than it takes to fall asleep.
+            // Most sums take less time than falling asleep.
             if waited > Duration::from_millis(5) {
                 std::thread::sleep(Duration::from_micros(100));
             }
@@ -245,16 +250,16 @@ impl Nccl {
         Ok(())
     }
 
-    /// A sum that is over on return.
-    fn sum_and_wait(&mut self, values: &mut Tensor, left: &dyn Fn() -> bool) -> Result<()> {
+    /// Sums and waits until the sum is done.
+    fn sum_and_wait(&mut self, values: &mut Tensor, replica_has_ended: &dyn Fn() -> bool) -> Result<()> {
         self.all_reduce(values)?;
         let api = self.api;
-        self.settle(&|| api.default_stream_is_through(), left)
+        self.settle(&|| api.default_stream_is_done(), replica_has_ended)
     }
 
-    /// Frees the communicator, once all sums are over. All members leave at the same time.
+    /// Frees the communicator after the last sum. All members must call it at the same time.
     pub fn leave(self) -> Result<()> {
-        // SAFETY: the communicator is alive, and never used again.
+        // SAFETY: the communicator is alive and not used again.
         self.api.check("ncclCommAbort", unsafe { (self.api.abort)(self.communicator) })
     }
 }
@@ -267,7 +272,7 @@ mod tests {
     use std::thread;
     use tch::Device;
 
-    /// The functions of tests/fake/cuda.c, in a copy of their own.
+    /// The functions of tests/fake/cuda.c, built into a library of its own for each test.
     fn fake() -> &'static Api {
         let folder = tempfile::tempdir().unwrap();
         let library = folder.path().join("libfake.so");
@@ -288,7 +293,7 @@ mod tests {
         let mut id = UniqueId::default();
         // SAFETY: the fake writes 128 bytes.
         assert_eq!(unsafe { (api.get_unique_id)(&mut id) }, SUCCESS);
-        // As it travels between ranks.
+        // The identity travels between ranks as bytes.
         let id = UniqueId::from(<[u8; 128]>::from(id));
         thread::scope(|scope| {
             for rank in 0..3 {

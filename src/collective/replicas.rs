@@ -1,9 +1,9 @@
-//! The replicas of one rank: a thread and a device each, joined with those of the group's other ranks into one
-//! collective, so that training code sees neither threads nor MPI.
+//! The replicas of one rank, each with a thread and a device. Together with the replicas of the group's other ranks they form
+//! one collective, so that training code sees neither threads nor MPI.
 //!
-//! On the CPU the replicas' numbers are added in shared memory, always in the same order; the thread that owns MPI (the
-//! one that called, which drives replica zero) adds the other ranks' with them. GPUs are joined by NCCL where they can
-//! be, else by way of host memory. A replica that fails releases all that wait for it, with an error.
+//! On the CPU the replicas' numbers are added in shared memory, always in the same order. The calling thread drives replica
+//! zero and owns MPI, so it adds the numbers of the other ranks. NCCL joins the GPUs if it can;
+//! else their sums go through host memory. A replica that fails makes all replicas that wait for it fail too.
 
 use super::nccl::{self, Nccl, UniqueId};
 use super::{Collective, from_zero};
@@ -18,32 +18,33 @@ use tch::{Device, Tensor};
 /// One member of a group of replicas.
 pub struct Replica<'a> {
     shared: &'a Shared,
-    /// Its number inside its rank.
+    /// The number of the replica inside its rank.
     pub local: usize,
-    /// The group's ranks; only replica zero, on the thread of the rank, speaks to them.
+    /// The group's ranks; only replica zero has them, because it runs on the thread that owns MPI.
     ranks: Option<&'a dyn Collective>,
     nccl: RefCell<Option<Nccl>>,
 }
 
-/// What the replicas of one rank have in common.
+/// The state that the replicas of one rank share.
 struct Shared {
     /// The number of this rank's first replica in the group.
     first: usize,
-    /// Replicas of the whole group.
+    /// The number of replicas in the whole group.
     size: usize,
+    /// The identity of the group's NCCL communicator, if NCCL joins the group.
     id: Option<UniqueId>,
-    /// What each replica brings to a sum.
-    brought: Vec<Mutex<Option<Tensor>>>,
+    /// The summands of the replicas.
+    summands: Vec<Mutex<Option<Tensor>>>,
     sum: Mutex<Option<Tensor>>,
     meeting: Meeting,
 }
 
-/// Runs `act` once for each of this rank's replicas, replica zero on the calling thread. `suit_nccl` says whether
-/// this rank's devices can be joined by it. Collective over the group; so is the end of `act` if it succeeds or
-/// stops as a signal asked.
+/// Runs `act` once for each of this rank's replicas, replica zero on the calling thread. `suit_nccl` says whether NCCL can
+/// join this rank's devices. Collective over the group. The end of `act` is collective as well if it succeeds or if a signal
+/// has stopped it.
 ///
 /// # Errors
-/// The first replica's own error, if any has one.
+/// The error of the first replica that has failed by itself.
 pub fn on_replicas(
     group: &dyn Collective,
     replicas: usize,
@@ -54,11 +55,11 @@ pub fn on_replicas(
     let run = |local: usize, ranks: Option<&dyn Collective>| {
         let _released = Released(&shared.meeting);
         let replica = Replica { shared: &shared, local, ranks, nccl: RefCell::default() };
-        let ended = act(&replica);
-        // After a stop, too, all have met.
-        let is_orderly = ended.as_ref().map_or_else(Failure::is_stop, |()| true);
+        let result = act(&replica);
+        // After a stop, as after a success, all replicas are here, so that they can leave NCCL together.
+        let is_orderly = result.as_ref().map_or_else(Failure::is_stop, |()| true);
         let left = if is_orderly { replica.nccl.into_inner().map_or(Ok(()), Nccl::leave) } else { Ok(()) };
-        ended.and(left)
+        result.and(left)
     };
     let results = std::thread::scope(|scope| {
         let run = &run;
@@ -76,8 +77,7 @@ pub fn on_replicas(
     own.into_iter().chain(echoes).next().map_or(Ok(()), Err)
 }
 
-/// Releases the others when a replica ends: after a success nobody waits any more, after an error or a panic somebody
-/// may.
+/// Closes the meeting when a replica ends: after an error or a panic another replica may be waiting for it.
 struct Released<'a>(&'a Meeting);
 
 impl Drop for Released<'_> {
@@ -102,14 +102,14 @@ impl Shared {
             None
         };
         if suit_nccl && id.is_none() && size > 1 {
-            let why = nccl::version().err().map_or("another rank cannot".into(), |error| format!("{error:#}"));
-            log::warn!("gradients travel through host memory, as NCCL does not join the GPUs: {why}");
+            let why = nccl::version().err().map_or("another rank lacks it".into(), |error| format!("{error:#}"));
+            log::warn!("gradients travel through host memory, because NCCL does not join the GPUs: {why}");
         }
         Ok(Shared {
             first: counts[..group.rank()].iter().sum(),
             size,
             id,
-            brought: (0..replicas).map(|_| Mutex::default()).collect(),
+            summands: (0..replicas).map(|_| Mutex::default()).collect(),
             sum: Mutex::default(),
             meeting: Meeting::of(replicas),
         })
@@ -117,41 +117,42 @@ impl Shared {
 }
 
 impl Replica<'_> {
-    /// How many replicas its rank has.
+    /// The number of replicas in the rank of this replica.
     pub fn in_rank(&self) -> usize {
-        self.shared.brought.len()
+        self.shared.summands.len()
     }
 
-    /// Joins the group's NCCL communicator, where it has one, with the calling thread's current GPU. Collective.
+    /// Joins the group's NCCL communicator, if it has one, with the calling thread's current GPU. Collective.
     pub fn join_nccl(&self) -> Result<()> {
         if let Some(id) = self.shared.id {
-            // Inside NCCL nobody learns that another replica of this rank has failed before it came here.
+            // NCCL's call would wait for ever for a replica of this rank that has failed before this line.
             self.shared.meeting.wait()?;
             *self.nccl.borrow_mut() = Some(Nccl::join(id, self.rank(), self.size())?);
         }
         Ok(())
     }
 
-    /// Adds up what the replicas bring, with `beyond` the sums of the group's other ranks; the same to all.
-    fn add(&self, own: Tensor, beyond: impl Fn(&dyn Collective, &mut Tensor) -> Result<()>) -> Result<Tensor> {
+    /// Adds the summands of all replicas in the order of their numbers; `add_ranks` adds the sums of the group's other ranks.
+    /// All replicas return the same sum.
+    fn add(&self, own: Tensor, add_ranks: impl Fn(&dyn Collective, &mut Tensor) -> Result<()>) -> Result<Tensor> {
         let shared = self.shared;
-        *lock(&shared.brought[self.local]) = Some(own);
+        *lock(&shared.summands[self.local]) = Some(own);
         shared.meeting.wait()?;
         if let Some(ranks) = self.ranks {
-            let mut parts = shared.brought.iter().map(|part| lock(part).take().expect("all have met"));
-            let mut sum = parts.next().expect("there is a replica zero").copy();
-            for part in parts {
-                let _ = sum.g_add_(&part);
+            let mut summands = shared.summands.iter().map(|summand| lock(summand).take().expect("all have met"));
+            let mut sum = summands.next().expect("there is a replica zero").copy();
+            for summand in summands {
+                let _ = sum.g_add_(&summand);
             }
-            beyond(ranks, &mut sum)?;
+            add_ranks(ranks, &mut sum)?;
             *lock(&shared.sum) = Some(sum);
         }
         shared.meeting.wait()?;
         let sum = lock(&shared.sum);
-        Ok(sum.as_ref().expect("replica zero has left it").shallow_clone())
+        Ok(sum.as_ref().expect("replica zero has stored it").shallow_clone())
     }
 
-    /// The ranks, for a replica that is alone in its rank.
+    /// The group's ranks, if this replica is the only one of its rank.
     fn alone(&self) -> Option<&dyn Collective> {
         self.ranks.filter(|_| self.in_rank() == 1)
     }
@@ -178,9 +179,9 @@ impl Collective for Replica<'_> {
             return Ok(());
         }
         if let Some(nccl) = self.nccl.borrow_mut().as_mut() {
-            // NCCL's first sum connects the members, in calls that know no way out. And a sum that runs on one GPU before
-            // it has begun on another can have that wait for ever, if anybody in this process takes memory from CUDA in
-            // between. So they begin it together, and do nothing else until all have.
+            // All replicas begin a sum together and do nothing else until all have begun it. NCCL's first sum connects the
+            // members in calls that cannot be cancelled. And if a thread of this process allocates CUDA memory after one
+            // GPU has begun the sum and before another has, the other GPU may wait for ever.
             let meeting = &self.shared.meeting;
             meeting.wait()?;
             let _nobody_pins = (self.local == 0).then(keep_from_pinning);
@@ -219,7 +220,7 @@ impl Collective for Replica<'_> {
     }
 }
 
-/// Where the threads of a rank wait for each other. Once closed, nobody waits there any more.
+/// A barrier of the threads of a rank. Once it is closed, no thread waits any more.
 struct Meeting {
     members: usize,
     state: Mutex<State>,
@@ -228,7 +229,9 @@ struct Meeting {
 
 #[derive(Default)]
 struct State {
+    /// How often all members have met.
     round: u64,
+    /// The members that wait for the next meeting.
     waiting: usize,
     closed: bool,
 }
@@ -238,10 +241,10 @@ impl Meeting {
         Meeting { members, state: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Returns when all members have come.
+    /// Waits until all members have come.
     ///
     /// # Errors
-    /// One of them will not come.
+    /// The meeting is closed, so a member will not come.
     fn wait(&self) -> Result<()> {
         let mut state = lock(&self.state);
         let round = state.round;
@@ -267,7 +270,7 @@ impl Meeting {
     }
 }
 
-/// A panic elsewhere leaves nothing half done in what these locks guard.
+/// Locks a mutex even if another thread has panicked with it: no change under these locks is made in two steps.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

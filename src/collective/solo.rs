@@ -4,7 +4,7 @@ use super::Collective;
 use anyhow::Result;
 use tch::Tensor;
 
-/// One rank alone: nothing to exchange.
+/// One rank alone, which has nothing to exchange.
 pub struct Solo;
 
 impl Collective for Solo {

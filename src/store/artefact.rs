@@ -1,27 +1,27 @@
-//! Artefacts and checkpoints: one HDF5 file each, written durably and verified on reading.
+//! Artefacts and checkpoints. Each is one HDF5 file, which is written durably and verified when it is read.
 //!
 //! # Layout, format version 1
 //! ```text
-//! bytes 0–511     the seal (`seal.rs`): «incubate artefact, format 1», the file's length, and the BLAKE3 hash of every
-//!                 byte from 512 on; so damage is found before a byte is parsed. That hash names the file's content:
-//!                 a module records the hash of the meta model that it grew in.
-//! from byte 512   HDF5 (libver earliest; h5py, h5dump and HDFView open it as it is)
-//!   attributes of /   format_version, software, phase, index (modules only), depths, step, recipe, meta (if there is
-//!                     one), model (JSON: the config's [model]), metrics (JSON: top1, top5, loss, images, …)
+//! bytes 0–511     the seal (`seal.rs`): «incubate artefact, format 1», the length of the file, and the BLAKE3 hash of every
+//!                 byte from 512 on, so that damage is found before any byte is parsed. The hash identifies the content:
+//!                 a module records the hash of the meta model that it is trained in.
+//! from byte 512   HDF5 (libver earliest; h5py, h5dump and HDFView open the file as it is)
+//!   attributes of /   format_version, software, phase, index (modules only), depths, step, recipe, meta (if there is a
+//!                     meta model), model (JSON: the config's [model]), metrics (JSON: the evaluation's, by key)
 //!   /stage/{i}/{parameter}   fp32, contiguous; the official `model_stages[i]` names, blocks numbered from 0 within
 //!                            the stage; stage 0 holds patch_embed.proj.*, cls_token and pos_embed, the last stage
 //!                            norm.* and head.*
 //!   every dataset of fp32 has the attribute blake3: the hash of its little-endian bytes
 //! ```
-//! A checkpoint holds the same attributes and, in place of `/stage`, flat buffers as the optimiser has them: a few large
-//! datasets are written in half the time of hundreds of small ones.
+//! A checkpoint holds the same attributes. Instead of `/stage` it holds the optimiser's flat buffers, because a few large
+//! datasets are written in half the time of hundreds of small datasets.
 //! ```text
 //!   /state/{name}            fp32: weights, exp_avg, exp_avg_sq, and with an EMA `ema`; all trained parameters one after
 //!                            the other, decayed ones first, each part in the order of the parameter table
-//!   /state/parameters        their names in that order, as above: stage/{i}/{parameter}
-//!   /state/starts            where each begins
+//!   /state/parameters        the names of the parameters in that order, as above: stage/{i}/{parameter}
+//!   /state/starts            the offset of each parameter, in numbers
 //! ```
-//! A finished phase of module i holds stage i alone, at `depths[i]` blocks; every other artefact holds all stages.
+//! The artefact of module i holds stage i alone, with `depths[i]` blocks; every other artefact holds all stages.
 
 use super::durable;
 use super::lease::Fence;
@@ -41,7 +41,7 @@ use tch::{Kind, Tensor};
 const SEAL: seal::Kind =
     seal::Kind { name: "artefact", version: 1, cure: "delete it and start the phase again, or restore it from a copy" };
 
-/// Everything about an artefact but its tensors.
+/// The attributes of an artefact.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
     /// `meta`, `module`, `assemble`, `finetune` or `e2e`.
@@ -51,20 +51,20 @@ pub struct Header {
     pub depths: Vec<usize>,
     pub step: u64,
     pub recipe: String,
-    /// Content hash of the meta model that the weights derive from.
+    /// The content hash of the meta model from which the weights derive.
     pub meta: Option<String>,
     pub model: Model,
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// A file's content in memory.
+/// The content of a file.
 #[derive(Debug)]
 pub struct Artefact {
     pub header: Header,
     pub weights: Weights,
-    /// A checkpoint's flat buffers beside the weights, by name; empty in a finished artefact.
+    /// The flat buffers of a checkpoint without the weights, by name; empty in a finished artefact.
     pub state: BTreeMap<String, Tensor>,
-    /// The content hash of the file it was read from.
+    /// The content hash of the file.
     pub hash: String,
 }
 
@@ -76,27 +76,27 @@ impl Header {
     }
 }
 
-/// Writes a finished artefact durably, if the fence still holds when it is done; returns its content hash.
+/// Writes a finished artefact durably and returns its content hash. It fails if the fence no longer holds at the end.
 pub fn write(path: &Path, header: &Header, weights: &Weights, fence: Option<&Fence>) -> Result<String> {
     let tensors: Vec<(String, &Tensor)> =
         weights.iter().map(|((stage, name), tensor)| (path_of(*stage, name), tensor)).collect();
     replace(path, &tensors, fence, |file| fill(file, header, &tensors))
 }
 
-/// As [`write()`], a checkpoint: the flat buffers `weights`, `exp_avg`, … in the order of [`flat_order`]. Calls `taken` when it
-/// has read them for the last time.
+/// Writes a checkpoint as [`write()`] writes an artefact: the flat buffers `weights`, `exp_avg`, … in the order of
+/// [`flat_order`]. It calls `release` after it has read the buffers for the last time.
 pub fn write_checkpoint(
     path: &Path,
     header: &Header,
     buffers: &[(&str, &Tensor)],
     fence: Option<&Fence>,
-    taken: impl FnOnce(),
+    release: impl FnOnce(),
 ) -> Result<String> {
     let tensors: Vec<(String, &Tensor)> =
         buffers.iter().map(|(name, tensor)| (format!("state/{name}"), *tensor)).collect();
     replace(path, &tensors, fence, |file| {
         fill(file, header, &tensors)?;
-        taken();
+        release();
         let (mut names, mut starts) = (Vec::new(), Vec::new());
         for (start, parameter) in flat_order(header.parameters()) {
             names.push(text_of(&path_of(parameter.stage, &parameter.name))?);
@@ -108,7 +108,7 @@ pub fn write_checkpoint(
     })
 }
 
-/// Has `fill` write a sealed file of these tensors in the place of `path`.
+/// Replaces the file `path` by a sealed file with the content that `fill` writes.
 fn replace(
     path: &Path,
     tensors: &[(String, &Tensor)],
@@ -146,7 +146,7 @@ fn fill(file: &File, header: &Header, tensors: &[(String, &Tensor)]) -> Result<(
     text_attribute(file, "model", &serde_json::to_string(&header.model)?)?;
     text_attribute(file, "metrics", &serde_json::to_string(&header.metrics)?)?;
     let contents: Vec<&[u8]> = tensors.iter().map(|(_, tensor)| bytes(tensor)).collect();
-    // Hashed while they are written: each takes about as long as the other.
+    // The tensors are hashed while they are written, since both take about the same time.
     let (datasets, hashes) = std::thread::scope(|scope| {
         let hashing = scope.spawn(|| contents.iter().map(|content| hash_of(content)).collect::<Vec<_>>());
         let write = |(name, tensor): &(String, &Tensor)| {
@@ -159,9 +159,9 @@ fn fill(file: &File, header: &Header, tensors: &[(String, &Tensor)]) -> Result<(
     datasets?.iter().zip(hashes).try_for_each(|(dataset, hash)| text_attribute(dataset, "blake3", &hash))
 }
 
-/// Writes a dataset; the groups in its name are made where they are missing.
+/// Writes a dataset and creates the missing groups of its name.
 fn dataset<T: H5Type>(file: &File, name: &str, shape: &[usize], content: &[T]) -> Result<Dataset> {
-    // Without time stamps the same content is the same bytes.
+    // Without time stamps the same content gives the same bytes.
     let dataset = file.new_dataset::<T>().obj_track_times(false).shape(shape).create(name)?;
     dataset.write_raw(content)?;
     Ok(dataset)
@@ -175,7 +175,7 @@ fn text_of(text: &str) -> Result<VarLenUnicode> {
     VarLenUnicode::from_str(text).with_context(|| format!("{text:?} holds a NUL"))
 }
 
-/// Where a finished artefact holds a parameter.
+/// The name of the dataset that holds a parameter in a finished artefact.
 fn path_of(stage: usize, name: &str) -> String {
     format!("stage/{stage}/{name}")
 }
@@ -187,7 +187,8 @@ fn hash_of(bytes: &[u8]) -> String {
 /// Reads and verifies a whole artefact.
 ///
 /// # Errors
-/// [`Failure::Damaged`] if anything in it differs from what was written, or is not what its attributes promise.
+/// [`Failure::Damaged`] if the file differs from the file that was written, or does not hold the tensors that its attributes
+/// promise.
 pub fn read(path: &Path) -> Result<Artefact> {
     let hash = SEAL.verify(path)?.hash;
     parse(path, hash).map_err(|error| match error.downcast::<Failure>() {
@@ -196,7 +197,7 @@ pub fn read(path: &Path) -> Result<Artefact> {
     })
 }
 
-/// Reads and verifies the attributes alone (after hashing the whole file).
+/// Reads the attributes alone, after verifying the hash of the whole file.
 pub fn read_header(path: &Path) -> Result<(Header, String)> {
     let hash = SEAL.verify(path)?.hash;
     let header = File::open(path).map_err(anyhow::Error::from).and_then(|file| parse_header(&file));
@@ -232,7 +233,7 @@ fn parse_weights(file: &File, header: &Header, length: u64) -> Result<Weights> {
     Ok(weights)
 }
 
-/// The weights, as views of their flat buffer, and the optimiser's buffers.
+/// Returns the weights, as views of their flat buffer, and the optimiser's buffers.
 fn parse_checkpoint(file: &File, header: &Header, length: u64) -> Result<(Weights, BTreeMap<String, Tensor>)> {
     let order = flat_order(header.parameters());
     let names: Vec<VarLenUnicode> = file.dataset("state/parameters")?.read_raw()?;
@@ -249,11 +250,11 @@ fn parse_checkpoint(file: &File, header: &Header, length: u64) -> Result<(Weight
         }
     }
     let flat = state.remove("weights").context("state/weights is missing")?;
-    let cut = |(start, parameter): (usize, Parameter)| {
+    let view = |(start, parameter): (usize, Parameter)| {
         let tensor = flat.narrow(0, start as i64, parameter.count() as i64).view(&parameter.shape[..]);
         ((parameter.stage, parameter.name), tensor)
     };
-    Ok((order.into_iter().map(cut).collect(), state))
+    Ok((order.into_iter().map(view).collect(), state))
 }
 
 fn parse_header(file: &File) -> Result<Header> {
@@ -287,7 +288,7 @@ fn read_text(object: &hdf5::Location, name: &str) -> Result<String> {
     Ok(text.to_string())
 }
 
-/// Checks shape and size before memory is taken, and the content after reading.
+/// Checks shape and size before it allocates memory, and the content after reading.
 fn read_dataset(file: &File, name: &str, shape: &[i64], length: u64) -> Result<Tensor> {
     let dataset = file.dataset(name).map_err(|_| anyhow::anyhow!("{name} is missing"))?;
     let stored: Vec<i64> = dataset.shape().iter().map(|&n| n as i64).collect();

@@ -1,5 +1,5 @@
-//! Durable writing: beside, fsync, rename, fsync the folder. A reader sees the whole old file or the whole new one,
-//! also after a kill or a power cut.
+//! Durable writing: a temporary file beside the path is written, synced and renamed, and the folder is synced. A reader sees
+//! the whole old file or the whole new file, even after a kill or a power cut.
 
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
@@ -7,12 +7,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Has `write` fill a file beside `path`, then moves it into place.
+/// Calls `write` with the path of a temporary file beside `path`, then renames that file to `path`.
 pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     replace_if(path, write, || Ok(()))
 }
 
-/// As [`replace`], but right before the file is moved, when it is on the disk, `check` may still refuse.
+/// Replaces a file as [`replace`] does, unless `check` fails when the temporary file is on the disk.
 pub fn replace_if(
     path: &Path,
     write: impl FnOnce(&Path) -> Result<()>,
@@ -26,23 +26,23 @@ pub fn replace_if(
         Ok(())
     });
     if done.is_err() {
-        // The first error is the one to tell; what is left beside is swept by the next write.
+        // The first error is the one to report. A file that cannot be removed now is removed by a later write.
         let _ = fs::remove_file(&beside);
     }
     done.with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// As [`replace`], from bytes.
+/// Replaces the content of a file by these bytes, as [`replace`] does.
 pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |beside| {
         let mut file = File::create(beside)?;
         file.write_all(bytes)?;
-        // Where a quota is exceeded NFS tells the one who wrote.
+        // NFS reports an exceeded quota only to the descriptor that has written.
         Ok(file.sync_all()?)
     })
 }
 
-/// Refuses to start a write that the file system has no room for.
+/// Fails if the file system has no room for a write of so many bytes.
 pub fn require_space(path: &Path, bytes: u64) -> Result<()> {
     let free = free_space(folder(path))?;
     if free < bytes {
@@ -56,7 +56,7 @@ pub fn require_space(path: &Path, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Free bytes of the file system that holds `folder`.
+/// The free bytes of the file system that holds `folder`.
 pub fn free_space(folder: &Path) -> Result<u64> {
     let name = std::ffi::CString::new(folder.as_os_str().as_encoded_bytes())?;
     // SAFETY: statvfs only writes into the zeroed struct of its own type, and the name is NUL-terminated.
@@ -70,15 +70,15 @@ pub fn free_space(folder: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// The type of the file system that holds an existing path, such as `lustre` or `nfs4`, and where it is mounted.
+/// The type of the file system that holds an existing path, such as `lustre` or `nfs4`, and its mount point.
 pub fn file_system(path: &Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     mounted(&mounts, &path)
 }
 
-/// The mount that a path lies in, of lines as proc(5) describes them: the longest, and of these the last, which hides the
-/// others.
+/// The mount that holds a path, from lines as proc(5) describes them. It is the mount with the longest mount point; of several
+/// on the same mount point it is the last, which hides the others.
 fn mounted(mounts: &str, path: &Path) -> Option<String> {
     let parse = |line: &str| -> Option<(PathBuf, String)> {
         let (mount, system) = line.split_once(" - ")?;
@@ -102,10 +102,10 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// What nobody has written to for this long was left by a killed process; anything younger may be another's at work.
+/// The age from which a temporary file counts as left behind by a killed process. A younger file may belong to a living process.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
-/// A name beside `path` for this process; sweeps what killed processes left there under such names.
+/// A new name beside `path` for a temporary file. It also removes the temporary files of killed processes.
 fn beside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().context("a file name is needed")?.to_string_lossy().into_owned();
     let prefix = format!(".{name}.partial-");
@@ -118,7 +118,7 @@ fn beside(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(format!("{prefix}{}", unique())))
 }
 
-/// What no other writer calls itself, on this node or another: process numbers alone are used everywhere.
+/// A text that no other writer has, on this node or another; a process number alone would not be unique.
 pub(super) fn unique() -> String {
     let host = super::progress::host().replace('/', "-");
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::time::Instant::now());

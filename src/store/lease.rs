@@ -1,12 +1,12 @@
-//! One writer per phase, whatever jobs were started on the run directory.
+//! Leases ensure that a phase has one writer, however many jobs are started on the run directory.
 //!
-//! `leases/{phase}.{generation}.json` names the holder, who renews it every second. The highest generation holds the
-//! phase. Whoever finds it released or its holder dead creates the next generation, which only one of them can
-//! (exclusive creation, atomic on local disks, NFS and Lustre). A holder that finds a higher generation than its own has
-//! lost the phase: it checks before every step, and again right before a file is moved into place.
+//! `leases/{phase}.{generation}.json` names the holder, which renews the file every second. The highest generation holds the
+//! phase. A process that finds the lease released or its holder dead creates the next generation. Only one process can do so,
+//! because exclusive creation is atomic on local disks, NFS and Lustre. A holder that finds a higher generation than its own
+//! has lost the phase. It looks for one every second, and again right before a file is moved into place.
 //!
-//! A holder is dead if its process is gone from this machine, if Slurm has restarted its job, or if it has not renewed for
-//! half a minute of the finder's own clock: clocks of nodes need not agree.
+//! A holder counts as dead if its process is gone from this machine, if Slurm has restarted its job, or if it has not renewed
+//! for half a minute. The time is measured by the clock of the waiting process, because the clocks of nodes may differ.
 
 use super::progress::{host, unix_time};
 use super::{RunDir, durable};
@@ -24,26 +24,26 @@ use std::time::Duration;
 
 const RENEWAL: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(200);
-/// Seconds without a renewal after which a holder is dead, and in how many looks: a finder that was itself held up, by a
-/// file system or a stop, has looked once and not for half a minute.
+/// The seconds without a renewal after which a holder counts as dead, and the number of looks in that time. Looks are counted
+/// because a waiting process that was itself suspended has looked once and not for half a minute.
 const SILENCE: u64 = 30;
 const SILENT_LOOKS: u64 = SILENCE * 1000 / POLL.as_millis() as u64;
 
-/// Who holds a phase.
+/// The process that holds a phase.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Holder {
     pub host: String,
     pub pid: u32,
-    /// When the process started, in clock ticks since boot: a process number alone is used again.
+    /// When the process started, in clock ticks since boot; a process number alone may be reused.
     started: u64,
-    /// Boot and process-number namespace: whose process numbers these are.
+    /// The boot and the process-number namespace in which the process number is valid.
     machine: String,
     /// The Slurm job, as `squeue` names it.
     pub job: Option<String>,
     /// How often Slurm has restarted that job.
     restarts: u64,
     released: bool,
-    /// Unix time of the last renewal, for people.
+    /// The Unix time of the last renewal, for people.
     pub renewed: f64,
 }
 
@@ -53,11 +53,11 @@ pub struct Lease {
     holder: Holder,
     lost: Arc<AtomicBool>,
     renewing: Option<(Sender<()>, JoinHandle<()>)>,
-    /// It was another's when this process came.
+    /// Whether this process had to wait for another holder.
     pub has_waited: bool,
 }
 
-/// Tells whether a lease still holds; travels with what writes in the background.
+/// The check of a lease, which can be cloned for a thread that writes in the background.
 #[derive(Debug, Clone)]
 pub struct Fence {
     folder: PathBuf,
@@ -66,22 +66,22 @@ pub struct Fence {
 }
 
 impl Lease {
-    /// Takes a phase, waiting while a living holder has it.
+    /// Takes a phase; waits as long as a living process holds it.
     ///
     /// # Errors
-    /// [`Failure::Stopped`] if `stop` says so while it waits.
+    /// [`Failure::Stopped`] if `stop` becomes true during the wait.
     pub fn take(run: &RunDir, phase: &str, stop: impl Fn() -> bool) -> Result<Lease> {
         let folder = run.file("leases");
         let holder = Holder::this_process();
-        // What the phase's newest lease looked like, and how often it has looked the same since.
+        // The newest lease at the last look, and the number of looks since it last changed.
         let mut watched: Option<(u64, Option<Holder>)> = None;
-        let mut unchanged = 0;
+        let mut unchanged_looks = 0;
         loop {
             let newest = newest(&folder, phase)?;
             let free =
                 newest.as_ref().is_none_or(|(_, other)| other.as_ref().is_some_and(|other| holder.may_follow(other)));
-            unchanged = if newest == watched { unchanged + 1 } else { 0 };
-            let silent = newest.is_some() && unchanged >= SILENT_LOOKS;
+            unchanged_looks = if newest == watched { unchanged_looks + 1 } else { 0 };
+            let silent = newest.is_some() && unchanged_looks >= SILENT_LOOKS;
             if free || silent {
                 let generation = newest.as_ref().map_or(0, |(generation, _)| *generation) + 1;
                 let fence = Fence { folder: folder.clone(), phase: phase.into(), generation };
@@ -104,6 +104,7 @@ impl Lease {
         }
     }
 
+    /// Removes the files of earlier generations and starts the thread that renews the lease.
     fn renew(fence: Fence, holder: Holder, has_waited: bool) -> Lease {
         for (generation, path) in generations(&fence.folder, &fence.phase).unwrap_or_default() {
             if generation < fence.generation {
@@ -115,7 +116,7 @@ impl Lease {
         let (own, mut renewed, flag) = (fence.clone(), holder.clone(), lost.clone());
         let thread = std::thread::spawn(move || {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RENEWAL) {
-                // A folder that cannot be listed now may be listed in a second; before a file is moved it must be.
+                // An error may be gone in a second. Only a file that is about to be moved needs an answer.
                 match own.follower() {
                     Ok(None) => {}
                     Ok(Some(_)) => {
@@ -136,12 +137,12 @@ impl Lease {
         Lease { fence, holder, lost, renewing: Some((stop, thread)), has_waited }
     }
 
-    /// Whether another has taken the phase, as of the last renewal. Costs nothing.
+    /// Whether another process had taken the phase at the last renewal. It reads no file.
     pub fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// The check to make right before a file is moved into place.
+    /// The check that comes right before a file is moved into place.
     pub fn fence(&self) -> &Fence {
         &self.fence
     }
@@ -161,7 +162,7 @@ impl Drop for Lease {
 }
 
 impl Fence {
-    /// Fails if a higher generation holds the phase, or if nobody can tell.
+    /// Fails if a higher generation holds the phase, or if the leases cannot be read.
     pub fn check(&self) -> Result<()> {
         match self.follower().with_context(|| format!("{}: this process stops without writing", self.phase))? {
             None => Ok(()),
@@ -169,7 +170,7 @@ impl Fence {
         }
     }
 
-    /// Who holds the phase in a higher generation.
+    /// The name of the process that holds the phase in a higher generation.
     fn follower(&self) -> Result<Option<String>> {
         let newest = newest(&self.folder, &self.phase)?;
         let higher = newest.filter(|(generation, _)| *generation > self.generation);
@@ -180,7 +181,7 @@ impl Fence {
         self.folder.join(format!("{}.{:06}.json", self.phase, self.generation))
     }
 
-    /// Creates this generation; false if somebody else was first.
+    /// Creates this generation; false if another process was first.
     fn create(&self, holder: &Holder) -> Result<bool> {
         match File::options().write(true).create_new(true).open(self.path()) {
             Ok(mut file) => {
@@ -192,7 +193,7 @@ impl Fence {
         }
     }
 
-    /// Replaces this generation's file. Not fsynced: after a power cut nobody holds anything.
+    /// Replaces the file of this generation. It is not synced, because after a power cut no process holds a lease.
     fn write(&self, holder: &Holder) -> Result<()> {
         let beside = self.path().with_extension(format!("{}.partial", durable::unique()));
         let written = fs::write(&beside, serde_json::to_vec(holder)?).and_then(|()| fs::rename(&beside, self.path()));
@@ -219,7 +220,7 @@ impl Holder {
         }
     }
 
-    /// Whether this one may take what `other` held, without waiting for its silence.
+    /// Whether this process may take the phase of `other` at once, without waiting until `other` is silent for long enough.
     fn may_follow(&self, other: &Holder) -> bool {
         let restarted = self.job.is_some() && self.job == other.job && self.restarts > other.restarts;
         let gone = self.machine == other.machine && process_start(other.pid) != Some(other.started);
@@ -232,12 +233,12 @@ impl Holder {
     }
 }
 
-/// The holder of a phase, if somebody holds it.
+/// The holder of a phase, if the phase is held.
 pub fn holder(run: &RunDir, phase: &str) -> Option<Holder> {
     newest(&run.file("leases"), phase).ok()??.1.filter(|holder| !holder.released)
 }
 
-/// This process's Slurm job as `squeue` names it: `17`, or `17_2` for a task of an array.
+/// The Slurm job of this process as `squeue` names it: `17`, or `17_2` for a task of an array.
 pub fn slurm_job() -> Option<String> {
     let variable = |name: &str| std::env::var(name).ok();
     match (variable("SLURM_ARRAY_JOB_ID"), variable("SLURM_ARRAY_TASK_ID")) {
@@ -246,20 +247,20 @@ pub fn slurm_job() -> Option<String> {
     }
 }
 
-/// Seconds since this process was started.
+/// The seconds since this process was started.
 pub fn process_age() -> f64 {
     let uptime = fs::read_to_string("/proc/uptime").ok();
     let uptime: Option<f64> = uptime.and_then(|text| text.split(' ').next()?.parse().ok());
-    // SAFETY: it only reads a constant.
+    // SAFETY: sysconf only reads a constant.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
     let started = process_start(std::process::id()).map(|ticks| ticks as f64 / per_second);
     uptime.zip(started).map_or(0.0, |(now, started)| (now - started).max(0.0))
 }
 
-/// Clock ticks from boot to the start of a living process (proc(5), `stat`, field 22).
+/// The clock ticks from boot to the start of a living process (proc(5), `stat`, field 22); none for a zombie.
 fn process_start(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it may hold spaces, in parentheses.
+    // The process name stands in parentheses and may hold spaces.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
     if state == "Z" { None } else { fields.nth(18)?.parse().ok() }
@@ -284,7 +285,7 @@ fn generations(folder: &Path, phase: &str) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// The highest generation, and its holder if the file can be read (it cannot while it is being created).
+/// The highest generation and its holder. The holder is none while the file is being created.
 fn newest(folder: &Path, phase: &str) -> Result<Option<(u64, Option<Holder>)>> {
     let Some((generation, path)) = generations(folder, phase)?.into_iter().max() else { return Ok(None) };
     Ok(Some((generation, fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()))))
@@ -316,7 +317,11 @@ mod tests {
                 });
             }
         });
-        assert_eq!(fs::read_dir(run.file("leases")).unwrap().count(), 1, "what is over is swept");
+        assert_eq!(
+            fs::read_dir(run.file("leases")).unwrap().count(),
+            1,
+            "the files of earlier generations are removed"
+        );
     }
 
     #[test]
@@ -335,7 +340,7 @@ mod tests {
         let refused = ghost.fence().check().unwrap_err().to_string();
         assert!(refused.contains("job 18, process") && refused.contains("without writing"), "{refused}");
         drop(ghost);
-        assert_eq!(newest(&run.file("leases"), "meta").unwrap().unwrap().0, 2, "the ghost's end releases nothing");
+        assert_eq!(newest(&run.file("leases"), "meta").unwrap().unwrap().0, 2, "the end of the ghost releases nothing");
     }
 
     #[test]
@@ -347,7 +352,7 @@ mod tests {
         let gone = Holder { pid: child.id(), started, ..this.clone() };
         assert!(this.may_follow(&gone) && !this.may_follow(&this));
         let elsewhere = Holder { machine: "another".into(), ..gone };
-        assert!(!this.may_follow(&elsewhere), "its silence must show it");
+        assert!(!this.may_follow(&elsewhere), "only its silence shows that it is gone");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! A phase's curves: `metrics.jsonl` (one JSON object per line) and TensorBoard events, in `logs/{phase}/`.
+//! The curves of a phase, in `logs/{phase}/`: `metrics.jsonl` with one JSON object per line, and TensorBoard events.
 //!
-//! A phase that resumes at step s first drops what was logged after s and rewrites the events from the lines that
-//! stay, so that a restarted run shows one clean curve.
+//! A phase that resumes at step s first removes all lines after s and rewrites the events from the other lines, so that a
+//! restarted run shows one clean curve.
 
 use super::progress::unix_time;
 use super::tensorboard::EventFile;
@@ -38,7 +38,7 @@ impl Metrics {
         Ok(Metrics { lines, events })
     }
 
-    /// Logs values of one step.
+    /// Logs the values of one step.
     pub fn log(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
         let mut line = Map::from_iter([("step".into(), step.into()), ("time".into(), unix_time().into())]);
         line.extend(values.iter().map(|(name, value)| (name.to_string(), Value::from(*value))));
@@ -49,10 +49,10 @@ impl Metrics {
     }
 }
 
-/// The logged lines of a phase; torn ones are left out.
+/// The logged lines of a phase. Lines that were not written completely are left out.
 ///
 /// # Errors
-/// They cannot be read, which is not to be taken for none.
+/// The file exists and cannot be read.
 pub fn read(folder: &Path) -> Result<Vec<Map<String, Value>>> {
     let path = folder.join("metrics.jsonl");
     let bytes = match std::fs::read(&path) {

@@ -1,4 +1,4 @@
-//! What survives: the run directory, HDF5 artefacts, metrics, heartbeats.
+//! The files of a run: the run directory, HDF5 artefacts, leases, metrics and heartbeats.
 
 pub mod artefact;
 pub mod durable;

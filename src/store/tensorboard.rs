@@ -1,5 +1,5 @@
-//! TensorBoard event files: TFRecord framing (length, masked CRC-32C, payload, masked CRC-32C) around `Event` messages
-//! (tensorflow/core/util/event.proto), of which scalars need five fields.
+//! TensorBoard event files: `Event` messages (tensorflow/core/util/event.proto), of which scalars need five fields, in
+//! TFRecord frames (length, masked CRC-32C, payload, masked CRC-32C).
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
@@ -7,15 +7,15 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-/// The one event file of a phase.
+/// The event file of a phase.
 pub struct EventFile {
     file: File,
 }
 
 impl EventFile {
-    /// Starts the file anew.
+    /// Creates the file or truncates an existing file.
     pub fn create(folder: &Path) -> Result<EventFile> {
-        // TensorBoard takes any name that holds «tfevents».
+        // TensorBoard reads files whose name contains «tfevents».
         let path = folder.join("events.out.tfevents.incubate");
         let mut events = EventFile { file: File::create(&path).with_context(|| format!("{}", path.display()))? };
         let mut event = Vec::new();

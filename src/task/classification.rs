@@ -101,7 +101,9 @@ mod tests {
         let values = BTreeMap::from([("top1".into(), 85.999), ("loss".into(), 0.25), ("images".into(), 9.0)]);
         assert_eq!(TASK.text(&values), "top-1 86.00 %, loss 0.2500");
         assert_eq!(serde_json::to_string(&TASK.scores(&values)).unwrap(), r#"{"top1":85.999,"top5":null}"#);
-        assert_eq!(serde_json::to_string(&TASK.headline_score(&values)).unwrap(), r#"{"top1":85.999}"#);
+        assert_eq!(serde_json::to_string(&TASK.headline_score(Some(&values))).unwrap(), r#"{"top1":85.999}"#);
+        let cells: Vec<String> = TASK.scores(&values).0.iter().map(|score| score.cell("-")).collect();
+        assert_eq!(cells, ["86.00", "-"]);
         assert_eq!(METRICS.each_ref().map(Metric::title), ["top-1 %", "top-5 %", "loss"]);
     }
 }

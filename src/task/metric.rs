@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 
-/// A number that an evaluation measures.
+/// A number that an evaluation gives.
 #[derive(Debug, PartialEq)]
 pub struct Metric {
     /// Its name in JSON, in the metrics of artefacts and, after `test/`, in the curves.
@@ -35,35 +35,47 @@ impl Metric {
         [self.name, self.unit].join(" ").trim_end().to_string()
     }
 
-    /// A value for a column that the title says the unit of.
-    pub fn cell(&self, value: f64) -> String {
+    /// A value without its unit.
+    pub fn number(&self, value: f64) -> String {
         format!("{value:.*}", self.decimals)
     }
 
     /// A value with its name and unit, for a sentence.
     pub fn text(&self, value: f64) -> String {
-        [self.name, &self.cell(value), self.unit].join(" ").trim_end().to_string()
+        [self.name, &self.number(value), self.unit].join(" ").trim_end().to_string()
     }
 }
 
-/// The values of some metrics, in their order; a model that was never evaluated has none. Serialised as a map from the
-/// metrics' keys.
-#[derive(Debug, Clone)]
-pub struct Scores(Vec<(&'static Metric, Option<f64>)>);
+/// The value of a metric for a model; none before the first evaluation. It is serialised as a map with the metric's key.
+#[derive(Debug, Clone, Copy)]
+pub struct Score {
+    pub metric: &'static Metric,
+    pub value: Option<f64>,
+}
 
-impl Scores {
-    pub(super) fn of(metrics: impl IntoIterator<Item = &'static Metric>, values: &BTreeMap<String, f64>) -> Scores {
-        Scores(metrics.into_iter().map(|metric| (metric, values.get(metric.key).copied())).collect())
+/// The scores of a model in several metrics, in their order. They are serialised as one map.
+#[derive(Debug, Clone)]
+pub struct Scores(pub Vec<Score>);
+
+impl Score {
+    pub(super) fn of(metric: &'static Metric, values: Option<&BTreeMap<String, f64>>) -> Score {
+        Score { metric, value: values.and_then(|values| values.get(metric.key)).copied() }
     }
 
-    /// The metrics and their values.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static Metric, Option<f64>)> {
-        self.0.iter().copied()
+    /// The value for a column whose title says the unit; `missing` stands for no value.
+    pub fn cell(&self, missing: &str) -> String {
+        self.value.map_or(missing.into(), |value| self.metric.number(value))
+    }
+}
+
+impl Serialize for Score {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map([(self.metric.key, self.value)])
     }
 }
 
 impl Serialize for Scores {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.iter().map(|(metric, value)| (metric.key, value)))
+        serializer.collect_map(self.0.iter().map(|score| (score.metric.key, score.value)))
     }
 }

@@ -1,5 +1,5 @@
-//! What is learned: the loss of a batch and its gradients, and what an evaluation measures. Everything outside prints and
-//! stores metrics from the data here, and knows none of them by name.
+//! The task that a network learns: the loss of a batch with its gradients, and the metrics of an evaluation. The other rooms
+//! print and store metrics from the data here and know none of them by name.
 //!
 //! A new task is a variant of [`Task`] with a file of its own beside `classification.rs`. The targets of a batch are one
 //! tensor whose first dimension counts samples; only the task knows what its numbers mean.
@@ -9,7 +9,7 @@
 mod classification;
 mod metric;
 
-pub use metric::{Better, Metric, Scores};
+pub use metric::{Better, Metric, Score, Scores};
 
 use crate::config::Config;
 use crate::model::Tap;
@@ -23,9 +23,9 @@ pub enum Task {
     Classification { classes: usize },
 }
 
-/// What a batch costs.
+/// The loss of a batch.
 pub struct Loss {
-    /// Summed over the samples: a scalar.
+    /// The loss summed over the samples: a scalar.
     pub sum: Tensor,
     /// The gradients of that sum with respect to the outputs at the taps, in the order of the taps.
     pub gradients: Vec<Tensor>,
@@ -82,7 +82,7 @@ impl Task {
         }
     }
 
-    /// The values of all metrics from the sums over so many images.
+    /// Computes the values of all metrics from the sums over so many images.
     pub fn values(self, sums: &[f64], images: f64) -> BTreeMap<String, f64> {
         match self {
             Task::Classification { .. } => classification::values(sums, images),
@@ -102,13 +102,18 @@ impl Task {
         known.collect::<Vec<_>>().join(", ")
     }
 
-    /// What a model's evaluation scored in the metrics that have a column in tables.
-    pub fn scores(self, values: &BTreeMap<String, f64>) -> Scores {
-        Scores::of(self.metrics().iter().filter(|metric| metric.has_column), values)
+    /// The metrics that have a column in tables of models.
+    pub fn columns(self) -> impl Iterator<Item = &'static Metric> {
+        self.metrics().iter().filter(|metric| metric.has_column)
     }
 
-    /// What a model's evaluation scored in the headline alone.
-    pub fn headline_score(self, values: &BTreeMap<String, f64>) -> Scores {
-        Scores::of([self.headline()], values)
+    /// The scores of an evaluated model in the metrics that have a column in tables.
+    pub fn scores(self, values: &BTreeMap<String, f64>) -> Scores {
+        Scores(self.columns().map(|metric| Score::of(metric, Some(values))).collect())
+    }
+
+    /// The score of a model in the headline; `values` is none before the first evaluation of the model.
+    pub fn headline_score(self, values: Option<&BTreeMap<String, f64>>) -> Score {
+        Score::of(self.headline(), values)
     }
 }

@@ -1,4 +1,4 @@
-//! AdamW (Loshchilov and Hutter, arXiv 1711.05101; the arithmetic of torch.optim.AdamW) in one pass over flat buffers.
+//! AdamW (Loshchilov and Hutter, arXiv 1711.05101) with the arithmetic of torch.optim.AdamW, in one pass over flat buffers.
 
 mod device;
 
@@ -11,7 +11,7 @@ use multiversion::multiversion;
 use std::collections::BTreeMap;
 use tch::Tensor;
 
-/// Moments and, if asked for, the moving average of the weights.
+/// The optimiser: the moments and, if the config asks for it, the moving average of the weights.
 pub struct AdamW {
     betas: [f64; 2],
     eps: f64,
@@ -23,23 +23,23 @@ pub struct AdamW {
     steps: u64,
 }
 
-/// The numbers of one pass, the same for every parameter.
+/// The constants of one update.
 struct Pass {
-    /// What the gradients are multiplied by, to clip them.
+    /// The factor that clips the gradients.
     scale: f32,
     beta1: f32,
     beta2: f32,
-    /// The learning rate over the first moment's bias correction 1 − β₁ᵗ.
+    /// The learning rate divided by the bias correction of the first moment, 1 − β₁ᵗ.
     step_size: f32,
-    /// √(1 − β₂ᵗ), the second moment's.
+    /// The square root of the bias correction of the second moment, √(1 − β₂ᵗ).
     root_correction: f32,
     eps: f32,
-    /// What weight decay leaves: 1 − learning rate · weight decay.
+    /// The factor of weight decay: 1 − learning rate · weight decay.
     keep: f32,
 }
 
 impl AdamW {
-    /// Zero moments; the average starts at the weights.
+    /// Starts with moments of zero and with the weights as their average.
     pub fn new(training: &Training, flat: &FlatParameters) -> AdamW {
         AdamW {
             betas: training.betas,
@@ -53,7 +53,7 @@ impl AdamW {
         }
     }
 
-    /// Goes on from a checkpoint's buffers, taken after `steps` updates.
+    /// Resumes from the buffers of a checkpoint that was written after `steps` updates.
     pub fn resume(
         training: &Training,
         flat: &FlatParameters,
@@ -86,8 +86,8 @@ impl AdamW {
         self.ema.as_ref()
     }
 
-    /// One update, after bringing the gradients' global norm down to `clip` (0: no limit). Nothing changes where the
-    /// loss is not finite: nor are then its gradients.
+    /// Updates the weights once, with the gradients' global norm limited to `clip`; 0 means no limit. If the loss is not finite,
+    /// the gradients are not finite either, and the weights stay as they are.
     pub fn step(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         self.steps += 1;
         flat.wait_for_loan();
@@ -130,13 +130,13 @@ impl AdamW {
     }
 }
 
-/// The factor that brings the global norm down to `limit`, as torch's `clip_grad_norm_`; 1 where there is no limit.
+/// The factor that limits the global norm of the gradients, as torch's `clip_grad_norm_` computes it; 1 if `limit` is 0.
 fn clip_scale(gradients: &[f32], limit: f64) -> f32 {
     if limit == 0.0 {
         return 1.0;
     }
-    // Summed in chunks, so that rounding does not grow with the number of parameters, and in lanes, so that it
-    // vectorises.
+    // The squares are added in chunks, so that the rounding error does not grow with the number of parameters, and in lanes,
+    // so that the compiler vectorises the loop.
     let lanes = |chunk: &[f32]| {
         let mut lanes = [0.0f32; 16];
         for group in chunk.chunks(16) {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_changes_what_is_lent() {
+    fn weights_do_not_change_while_they_are_lent() {
         let config = Config::parse("[model]\nimage_size = 32\npatch_size = 4\nwidth = 64\nheads = 2", &[]).unwrap();
         let table = config.model.parameters(config.model.depths());
         let mut flat = FlatParameters::new(table.iter(), &fresh(table.iter(), 1), Kind::Float).unwrap();
@@ -205,8 +205,8 @@ mod tests {
                 false => flat.set(&(flat.buffer() + 1.0)),
             }
             let (stays, before) = reader.join().unwrap();
-            assert!(stays, "changed while it was lent, by the optimiser: {by_optimiser}");
-            assert_ne!(*flat.buffer(), before, "the change has come after it");
+            assert!(stays, "they change while they are lent, by the optimiser: {by_optimiser}");
+            assert_ne!(*flat.buffer(), before, "they change after the loan");
         };
         change(true);
         change(false);

@@ -1,5 +1,5 @@
-//! Checkpoints beside the training: a thread writes the file. From host memory it writes the trainer's own flat buffers,
-//! which the next update leaves alone until they are in the file; a GPU's it writes from a copy.
+//! Checkpoints that are written while the training goes on, by a thread. Buffers in host memory are lent to the thread: the next
+//! update waits until they are in the file. Buffers of a GPU are copied to host memory first.
 
 use super::Setting;
 use super::trainer::Trainer;
@@ -16,12 +16,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
-/// Writes a phase's checkpoints. Only the group's first replica has one.
+/// The checkpoints of a phase. Only the group's first replica writes them.
 pub struct Checkpoints {
     due: Due,
     header: Header,
-    /// What to write from; none while the writer has it.
-    spare: Option<Buffers>,
+    /// The buffers to write; none while the writer has them.
+    buffers: Option<Buffers>,
     to_writer: Option<Sender<Snapshot>>,
     written: Receiver<Result<Written>>,
     thread: Option<JoinHandle<()>>,
@@ -33,24 +33,26 @@ pub struct Checkpoints {
 struct Buffers {
     weights: Tensor,
     state: Vec<(&'static str, Tensor)>,
-    /// What they lie in, where they are copies.
+    /// The memory of the tensors, if they are copies.
     pinned: Vec<PinnedMemory>,
 }
 
+/// A checkpoint that the writer is to write.
 struct Snapshot {
     header: Header,
     buffers: Buffers,
-    /// Of the trainer's own buffers, where these are no copies.
+    /// The loan of the trainer's own buffers, if the buffers are no copies.
     loan: Option<Loan>,
 }
 
+/// The answer of the writer.
 struct Written {
     buffers: Buffers,
-    /// None where the weights are not finite, and so were not written.
+    /// None if the weights are not finite, so that no file is written.
     took: Option<Duration>,
 }
 
-/// Where and how the writer writes.
+/// The thread that writes.
 struct Writer {
     run: RunDir,
     phase: String,
@@ -59,10 +61,10 @@ struct Writer {
 }
 
 impl Checkpoints {
-    /// Starts the writer of a phase; `header` is what its checkpoints say beside their step.
+    /// Starts the writer of a phase; `header` is the header of its checkpoints except for the step.
     ///
     /// # Errors
-    /// There is no memory for the copies of a GPU's buffers.
+    /// There is no memory for copies of a GPU's buffers.
     pub fn start(setting: &Setting, phase: &PhasePlan, header: Header, trainer: &Trainer) -> Result<Checkpoints> {
         let config = &setting.plan.config.run;
         let writer = Writer {
@@ -78,7 +80,7 @@ impl Checkpoints {
         Ok(Checkpoints {
             due: Due::new(config.checkpoint_every, phase.steps_per_epoch, header.step),
             header,
-            spare: Some(buffers),
+            buffers: Some(buffers),
             to_writer: Some(to_writer),
             written,
             thread: Some(thread),
@@ -86,20 +88,20 @@ impl Checkpoints {
         })
     }
 
-    /// Whether to begin one after `step`: the one before is no longer being written.
+    /// Whether a checkpoint is due after `step`; none is while the last one is still being written.
     ///
     /// # Errors
-    /// What went wrong with an earlier one.
+    /// An earlier checkpoint could not be written.
     pub fn is_due(&mut self, step: u64) -> Result<bool> {
         match self.written.try_recv() {
             Ok(written) => self.take_back(written?),
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => return Err(anyhow!("the checkpoint writer has died")),
         }
-        Ok(self.spare.is_some() && self.due.is_now(step, self.save_s))
+        Ok(self.buffers.is_some() && self.due.is_now(step, self.save_s))
     }
 
-    /// Writes a checkpoint of this very step and waits until it is on disk. False where its weights are not finite.
+    /// Writes a checkpoint of the present step and waits until it is on the disk. False if the weights are not finite.
     pub fn save_now(&mut self, trainer: &mut Trainer) -> Result<bool> {
         self.finish()?;
         self.begin(trainer)?;
@@ -109,9 +111,9 @@ impl Checkpoints {
         Ok(is_saved)
     }
 
-    /// Waits for what is being written.
+    /// Waits until no checkpoint is being written.
     pub fn finish(&mut self) -> Result<()> {
-        if self.spare.is_none() {
+        if self.buffers.is_none() {
             let written = self.receive()?;
             self.take_back(written);
         }
@@ -122,30 +124,30 @@ impl Checkpoints {
         self.written.recv().map_err(|_| anyhow!("the checkpoint writer has died"))?
     }
 
-    /// The orderly end, which gives back what copies lay in.
+    /// Waits for the last checkpoint and frees the memory of the copies.
     pub fn close(mut self) -> Result<()> {
         self.finish()?;
-        if let Some(Buffers { weights, state, pinned }) = self.spare.take() {
+        if let Some(Buffers { weights, state, pinned }) = self.buffers.take() {
             drop((weights, state));
             pinned.into_iter().for_each(PinnedMemory::free);
         }
         Ok(())
     }
 
-    /// The seconds that the last save took, from the copy to the file in its place.
+    /// The seconds that the last save took, until the file was in its place.
     pub fn save_s(&self) -> Option<f64> {
         self.save_s
     }
 
     fn take_back(&mut self, written: Written) {
         self.save_s = written.took.map(|took| took.as_secs_f64()).or(self.save_s);
-        self.spare = Some(written.buffers);
+        self.buffers = Some(written.buffers);
     }
 
-    /// Has what there is now written; the one before must be done.
+    /// Starts to write a checkpoint of the present step; the last one must be done.
     pub fn begin(&mut self, trainer: &mut Trainer) -> Result<()> {
-        let mut buffers = self.spare.take().expect("the writer has given them back");
-        let loan = buffers.catch_up(trainer);
+        let mut buffers = self.buffers.take().expect("the writer has given them back");
+        let loan = buffers.take_state(trainer);
         let header = Header { step: trainer.step, ..self.header.clone() };
         let writer = self.to_writer.as_ref().expect("only dropping closes the channel");
         writer.send(Snapshot { header, buffers, loan }).map_err(|_| anyhow!("the checkpoint writer has died"))?;
@@ -156,7 +158,7 @@ impl Checkpoints {
 
 impl Drop for Checkpoints {
     fn drop(&mut self) {
-        // What has begun is worth finishing, also where the phase fails.
+        // A checkpoint that has begun is finished, even if the phase fails.
         self.to_writer = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -165,7 +167,8 @@ impl Drop for Checkpoints {
 }
 
 impl Buffers {
-    /// The trainer's own in host memory; for those of a GPU copies in pinned memory, to which they go at full speed.
+    /// The trainer's own buffers if they are in host memory; for buffers of a GPU, copies in pinned memory, because copying to
+    /// pinned memory is fastest.
     fn of(trainer: &Trainer) -> Result<Buffers> {
         let mut pinned = Vec::new();
         let mut host = |tensor: &Tensor| -> Result<Tensor> {
@@ -175,7 +178,7 @@ impl Buffers {
             let memory = PinnedMemory::new(cuda()?, tensor.numel() * size_of::<f32>())?;
             let (start, size) = (memory.start().cast_const().cast(), tensor.size());
             pinned.push(memory);
-            // SAFETY: the memory holds as many fp32 numbers and lives as long, in the same `Buffers`.
+            // SAFETY: the memory holds so many fp32 numbers, and it lives in the same `Buffers` as the tensor.
             Ok(unsafe { Tensor::from_blob(start, &size, &[1], Kind::Float, Device::Cpu) })
         };
         let weights = host(trainer.network.flat().buffer())?;
@@ -184,8 +187,8 @@ impl Buffers {
         Ok(Buffers { weights, state, pinned })
     }
 
-    /// Makes them what the trainer's are now, and stay so.
-    fn catch_up(&mut self, trainer: &mut Trainer) -> Option<Loan> {
+    /// Makes the buffers hold the present state of the trainer: copies it, or borrows it until the loan ends.
+    fn take_state(&mut self, trainer: &mut Trainer) -> Option<Loan> {
         let flat = trainer.network.flat_mut();
         if flat.buffer().device() == Device::Cpu {
             return Some(flat.lend());
@@ -210,32 +213,37 @@ impl Writer {
         }
     }
 
-    /// Whether it could: weights that are not finite are no checkpoint.
+    /// Writes a checkpoint unless its weights are not finite, and returns whether it has.
     fn write(&self, header: &Header, buffers: &Buffers, loan: Option<Loan>) -> Result<bool> {
         if !floats(&buffers.weights).iter().all(|weight| weight.is_finite()) {
-            // The next step's loss says it loudly, and names the last good one.
-            log::warn!("{}: the weights of step {} are not finite; no checkpoint of them", self.phase, header.step);
+            // The loss of the next step ends the phase, with an error that names the last good checkpoint.
+            log::warn!(
+                "{}: the weights of step {} are not finite, so no checkpoint of them is written",
+                self.phase,
+                header.step
+            );
             return Ok(false);
         }
         let state = buffers.state.iter().map(|(name, tensor)| (*name, tensor));
         let all: Vec<(&str, &Tensor)> = std::iter::once(("weights", &buffers.weights)).chain(state).collect();
         let path = self.run.checkpoint(&self.phase, header.step);
-        // What is left to do then, such as waiting for the disk, needs the buffers no more.
+        // The loan ends before the disk is waited for, because the buffers are no longer needed.
         artefact::write_checkpoint(&path, header, &all, self.fence.as_ref(), || drop(loan))?;
         self.run.prune_checkpoints(&self.phase, header.step, self.keep, self.fence.as_ref());
         Ok(true)
     }
 }
 
-/// Mean time between failures of one job, in seconds. The interval goes with its root, so the order of magnitude will do:
-/// a day is what large jobs on large machines report.
+/// The mean time between failures of one job, in seconds. The interval grows with the square root of this time, so the order of
+/// magnitude suffices: large jobs on large machines report about a day.
 const BETWEEN_FAILURES: f64 = 86_400.0;
-/// The first checkpoint of `auto`, which measures the time to save; and the bounds of those after it.
+/// The time until the first checkpoint of `auto`, which measures how long a save takes.
 const FIRST: Duration = Duration::from_secs(60);
+/// The bounds of the interval between later checkpoints of `auto`, in seconds.
 const SHORTEST: f64 = 10.0;
 const LONGEST: f64 = 3600.0;
 
-/// When the next checkpoint is due.
+/// Decides when a checkpoint is due.
 struct Due {
     every: Interval,
     steps_per_epoch: u64,
@@ -253,7 +261,7 @@ impl Due {
     }
 
     fn is_now(&self, step: u64, save_s: Option<f64>) -> bool {
-        // By multiples of n, and not n steps after the last: a resumed run keeps the rhythm.
+        // A checkpoint is due at multiples of n, so that a resumed run writes them at the same steps.
         let passed = |n: u64| step / n > self.last_step / n;
         match self.every {
             Interval::Never => false,
@@ -265,8 +273,8 @@ impl Due {
     }
 }
 
-/// The interval that loses least to saving and to failures together: √(2 · time to save · time between failures)
-/// (Young 1974, doi:10.1145/361147.361115; to first order also Daly 2006).
+/// The interval that loses the least time to saves and failures together: √(2 · time of a save · time between failures)
+/// (Young 1974, doi:10.1145/361147.361115; Daly 2006 agrees to first order).
 fn young_daly(save_s: f64) -> Duration {
     Duration::from_secs_f64((2.0 * save_s * BETWEEN_FAILURES).sqrt().clamp(SHORTEST, LONGEST))
 }
@@ -284,7 +292,7 @@ mod tests {
         let long_ago = Instant::now() - Duration::from_secs(61);
         let waited = |every, save_s| Due { last: long_ago, ..Due::new(every, 10, 3) }.is_now(4, save_s);
         assert!(waited(Interval::Minutes(1.0), None) && !waited(Interval::Minutes(1.1), None));
-        assert!(waited(Interval::Auto, None), "the first measures the time to save");
+        assert!(waited(Interval::Auto, None), "the first checkpoint measures the time of a save");
         // √(2 · 0.01 s · 86,400 s) = 42 s; a save of a tenth of a second asks for 131 s.
         assert!(waited(Interval::Auto, Some(0.01)) && !waited(Interval::Auto, Some(0.1)));
     }

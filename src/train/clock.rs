@@ -1,25 +1,25 @@
-//! Whose time it is: every second of a rank counts for one of its phases, or for none while the rank waits for others.
+//! The time of a rank: every second counts for one of its phases, or for none while the rank waits for others.
 
 use crate::store::lease::process_age;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Up to when a rank's time is counted. The time since then belongs to the next phase that begins.
+/// The time up to which a rank's time is counted. The time since then belongs to the next phase that begins.
 pub struct Clock(Mutex<Instant>);
 
 impl Clock {
-    /// Nothing is counted yet of this process's time, not even its start.
+    /// Starts at the start of this process, so that the first phase gets the time of loading.
     pub fn of_process() -> Clock {
         let now = Instant::now();
         Clock(Mutex::new(now.checked_sub(Duration::from_secs_f64(process_age())).unwrap_or(now)))
     }
 
-    /// Leaves the time up to now to no phase: the rank has waited for others.
+    /// Counts the time up to now for no phase, because the rank has waited for others.
     pub fn skip(&self) {
         self.count_up_to(Instant::now());
     }
 
-    /// Since when a phase that begins at `now` has its time.
+    /// Begins a phase and returns the time from which the phase counts.
     pub(super) fn begin(&self, now: Instant) -> Instant {
         std::mem::replace(&mut *self.0.lock().expect("no holder panics"), now)
     }

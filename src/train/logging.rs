@@ -1,4 +1,4 @@
-//! What the outside sees of a running phase: log lines, metrics, heartbeats. Written by the first replica of the group.
+//! Log lines, metrics and heartbeats of a running phase, written by the first replica of the group.
 
 use super::step::Outcome;
 use super::{Clock, Setting, evaluate};

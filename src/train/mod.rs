@@ -64,7 +64,8 @@ pub struct Setting<'a> {
 /// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.
 pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&str>) -> Result<()> {
     let trainer = Trainer::resume(setting, phase, start, meta)?;
-    // The tensors of the start and of the trial step that chose the micro-batch are of other sizes than the training's.
+    // The memory of the start and of the trial step that chose the micro-batch would not be reused: the tensors of the training
+    // have other sizes.
     memory::give_back();
     empty_cache(setting.device);
     let logging = Logging::open(setting, phase, trainer.step)?;

@@ -1,7 +1,7 @@
 //! One optimiser step: forward and backward of each micro-batch, one all-reduce, clipping, one optimiser pass.
 //!
-//! The host never waits for a GPU within a step: it reads a step's loss and stop flag while the GPU is at the next one. So
-//! the loop hears of a step one step late there; on the CPU at once.
+//! The host never waits for a GPU within a step: it reads the loss and the stop flag of a step while the GPU computes the next
+//! step. So with a GPU the loop gets the outcome of a step one step late; on the CPU it gets the outcome at once.
 
 use super::adamw::AdamW;
 use crate::collective::Collective;
@@ -16,19 +16,19 @@ use anyhow::Result;
 use std::time::{Duration, Instant};
 use tch::Tensor;
 
-/// What a step tells the loop.
+/// The result of a step.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome {
     /// The step, counted from 0.
     pub step: u64,
-    /// Mean loss over the global batch.
+    /// The mean loss over the global batch.
     pub loss: f64,
-    /// Some rank of the group was asked to stop.
+    /// Whether a signal has asked a rank of the group to stop.
     pub stop: bool,
     pub times: Times,
 }
 
-/// Where the time of a step went on this replica. All but `device` is, with a GPU, the time to hand it the work.
+/// The time that this replica spent on each part of a step. With a GPU every part but `device` is the time to hand over the work.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
     /// Waiting for the loader.
@@ -36,9 +36,9 @@ pub struct Times {
     pub forward: Duration,
     pub backward: Duration,
     pub all_reduce: Duration,
-    /// With the norm for clipping.
+    /// The optimiser, including the norm for clipping.
     pub optimiser: Duration,
-    /// Waiting for a GPU to have done it.
+    /// Waiting until the GPU has done the work.
     pub device: Duration,
 }
 
@@ -53,7 +53,7 @@ impl std::ops::AddAssign for Times {
     }
 }
 
-/// Adds what `act` takes to `time`.
+/// Adds the time that `act` takes to `time`.
 fn timed<T>(time: &mut Duration, act: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let result = act();
@@ -61,14 +61,15 @@ fn timed<T>(time: &mut Duration, act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What a step will tell once its numbers are there.
-struct Told {
+/// A step that is given to the device and whose outcome the host has not read.
+struct Unread {
     step: u64,
-    numbers: Later,
+    /// The loss and the number of ranks that were asked to stop.
+    extras: Later,
     times: Times,
 }
 
-/// The constants of a phase's steps.
+/// Makes the steps of a phase.
 pub struct Stepper<'a> {
     group: &'a dyn Collective,
     task: Task,
@@ -78,14 +79,14 @@ pub struct Stepper<'a> {
     drop: DropPathRule,
     dropout: bool,
     seed: u64,
-    /// The newest step, where the host has not waited for it.
-    untold: Option<Told>,
+    /// The newest step, if the host has gone on before the step was done.
+    unread: Option<Unread>,
     /// Whether the host goes on before a step is done.
     runs_ahead: bool,
 }
 
 impl<'a> Stepper<'a> {
-    /// The steps of a phase, in each of which this replica has so many micro-batches.
+    /// Prepares the steps of a phase. This replica has `micro_batches` micro-batches in every step.
     pub fn new(plan: &Plan, phase: &PhasePlan, group: &'a dyn Collective, micro_batches: usize) -> Stepper<'a> {
         Stepper {
             group,
@@ -99,13 +100,14 @@ impl<'a> Stepper<'a> {
             },
             dropout: plan.config.model.dropout() > 0.0,
             seed: phase.seed,
-            untold: None,
+            unread: None,
             runs_ahead: false,
         }
     }
 
-    /// Trains on one global batch, this replica's share of the next of `batches`, in micro-batches. Tells of the newest
-    /// step that is known to be done; a loss that is not finite leaves the weights as they were.
+    /// Trains on one global batch: this replica takes its micro-batches from `batches`. A loss that is not finite leaves the
+    /// weights as they were. It returns the outcome of the newest step that is done: of this step on a CPU, of the step before
+    /// on a GPU.
     pub fn step(
         &mut self,
         network: &mut Network,
@@ -117,46 +119,47 @@ impl<'a> Stepper<'a> {
         let mut times = Times::default();
         let _ = network.flat_mut().gradients_mut().zero_();
         if self.dropout {
-            // libtorch's generator draws the dropout masks: keyed by step and rank, a resumed run draws the same.
+            // libtorch's generator draws the dropout masks. With a seed for each step and rank a resumed run draws the same masks.
             tch::manual_seed(crate::random::key(&[self.seed, DROPOUT, step, self.group.rank() as u64]) as i64);
         }
         for _ in 0..self.micro_batches {
             let batch = timed(&mut times.data, || batches.next()).expect("a loader has no end")?;
             self.accumulate(network, batch, step, &mut times);
         }
-        let numbers = network.flat().len() as i64;
+        let extras = network.flat().len() as i64;
         let gradients = network.flat_mut().gradients_mut();
-        let _ = gradients.narrow(0, numbers + 1, 1).fill_(f64::from(u8::from(super::stop_requested())));
+        let _ = gradients.narrow(0, extras + 1, 1).fill_(f64::from(u8::from(super::stop_requested())));
         timed(&mut times.all_reduce, || self.group.all_reduce(gradients))?;
-        let numbers = Later::of(&gradients.narrow(0, numbers, EXTRAS as i64))?;
+        let extras = Later::of(&gradients.narrow(0, extras, EXTRAS as i64))?;
         network.flat_mut().move_buffers(self.global_batch);
         timed(&mut times.optimiser, || optimiser.step(network.flat_mut(), self.clip, lr));
-        let told = Told { step, numbers, times };
+        let newest = Unread { step, extras, times };
         self.runs_ahead |= network.options().1.is_cuda();
-        let done = if self.runs_ahead { self.untold.replace(told) } else { Some(told) };
-        done.map(|told| self.outcome(told)).transpose()
+        let done = if self.runs_ahead { self.unread.replace(newest) } else { Some(newest) };
+        done.map(|done| self.read(done)).transpose()
     }
 
-    /// Waits for the newest step, if the host has not yet.
+    /// Waits until the newest step is done and returns its outcome; none if the outcome was returned before.
     pub fn last(&mut self) -> Result<Option<Outcome>> {
-        self.untold.take().map(|told| self.outcome(told)).transpose()
+        self.unread.take().map(|newest| self.read(newest)).transpose()
     }
 
-    /// Waits for the newest step, if the host has not yet, and leaves it to be told of: whether its loss is finite.
+    /// Waits until the newest step is done and says whether its loss is finite. The step remains unread.
     pub fn is_finite(&self) -> Result<bool> {
-        let Some(Told { numbers, .. }) = &self.untold else { return Ok(true) };
-        self.group.settle(&|| numbers.is_here())?;
-        Ok(numbers.numbers()?[0].is_finite())
+        let Some(Unread { extras, .. }) = &self.unread else { return Ok(true) };
+        self.group.settle(&|| extras.is_here())?;
+        Ok(extras.numbers()?[0].is_finite())
     }
 
-    fn outcome(&self, told: Told) -> Result<Outcome> {
-        let Told { step, numbers, mut times } = told;
-        timed(&mut times.device, || self.group.settle(&|| numbers.is_here()))?;
-        let numbers = numbers.numbers()?;
-        Ok(Outcome { step, loss: numbers[0].into(), stop: numbers[1] > 0.0, times })
+    /// Waits until a step is done and returns its outcome.
+    fn read(&self, unread: Unread) -> Result<Outcome> {
+        let Unread { step, extras, mut times } = unread;
+        timed(&mut times.device, || self.group.settle(&|| extras.is_here()))?;
+        let extras = extras.numbers()?;
+        Ok(Outcome { step, loss: extras[0].into(), stop: extras[1] > 0.0, times })
     }
 
-    /// Adds one micro-batch's share of loss and gradients.
+    /// Adds the loss and the gradients of one micro-batch, each divided by the size of the global batch.
     fn accumulate(&mut self, network: &mut Network, batch: Batch, step: u64, times: &mut Times) {
         let (gradients, tape, _lent) = timed(&mut times.forward, || {
             let (_, device) = network.options();
@@ -183,7 +186,8 @@ struct DropPathRule {
 }
 
 impl DropPathRule {
-    /// Masks of one micro-batch, keyed by the sample's position in the global batch: any cut of it draws the same.
+    /// Draws the masks of one micro-batch. The key holds the position of a sample in the global batch, so the masks do not depend
+    /// on how the global batch is split.
     fn draw(&self, step: u64, positions: std::ops::Range<usize>) -> DropPath {
         if self.rates.is_empty() {
             return DropPath { scale: None };
@@ -232,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_runs_ahead_hears_the_same_of_every_step_one_step_late() {
+    fn a_host_that_runs_ahead_gets_the_same_outcome_of_every_step_one_step_late() {
         let text = "[model]\nimage_size = 8\npatch_size = 4\nwidth = 8\nheads = 2\ndepths = [1, 1]\n\
                     classes = 3\n[train]\nglobal_batch = 8\nwarmup_epochs = 0\n[data]\nrepeats = 1";
         let plan = Plan::new(Config::parse(text, &[]).unwrap(), 8).unwrap();
@@ -247,17 +251,17 @@ mod tests {
                 let images_bchw = Tensor::ones([4, 3, 8, 8], OPTIONS) * (number as f64).sin();
                 Ok(Batch::of(images_bchw, Tensor::full([4, 3], 1.0 / 3.0, OPTIONS), start..start + 4))
             });
-            let mut told = Vec::new();
+            let mut outcomes = Vec::new();
             for step in 0..5 {
                 let outcome = stepper.step(&mut network, &mut optimiser, &mut batches, step, 1e-2).unwrap();
                 assert_eq!(outcome.map(|o| o.step), if runs_ahead { step.checked_sub(1) } else { Some(step) });
-                // A look in between, as before a checkpoint, changes nothing.
+                // The question before a checkpoint changes nothing.
                 assert!(step % 2 == 0 || stepper.is_finite().unwrap());
-                told.extend(outcome);
+                outcomes.extend(outcome);
             }
-            told.extend(stepper.last().unwrap());
+            outcomes.extend(stepper.last().unwrap());
             assert!(stepper.last().unwrap().is_none());
-            told.iter().map(|outcome| outcome.loss).collect()
+            outcomes.iter().map(|outcome| outcome.loss).collect()
         };
         let at_once = losses(false);
         assert_eq!(at_once.len(), 5);

@@ -25,7 +25,7 @@ fn plan(dir: &Path) -> Plan {
     Plan::new(Config::parse(&text, &[]).unwrap(), 48).unwrap()
 }
 
-/// A world of one whose sums fail after so many.
+/// A group of one whose all-reduces fail after so many calls.
 struct Failing(Cell<usize>);
 
 impl Collective for Failing {
@@ -48,7 +48,7 @@ impl Collective for Failing {
     }
 }
 
-/// Trains the meta model on a group; its start is drawn again each time.
+/// Trains the meta model on a group, always from the same fresh weights.
 fn train(plan: &Plan, group: &dyn Collective) -> Result<Artefact> {
     let (run, source, phase) = (RunDir::open(&plan.config)?, data::open(&plan.config)?, plan.phase(&META, None));
     assert_eq!(phase.steps, STEPS);

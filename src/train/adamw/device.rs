@@ -1,5 +1,5 @@
-//! The same pass on a GPU, by libtorch's fused AdamW: one kernel for what decays and one for the rest, with nothing to
-//! wait for.
+//! The same update on a GPU by libtorch's fused AdamW: one kernel for the parameters with weight decay and one for the others.
+//! The host waits for neither.
 
 use super::AdamW;
 use crate::libtorch;
@@ -7,7 +7,7 @@ use crate::model::FlatParameters;
 use tch::{Kind, Tensor};
 
 impl AdamW {
-    /// As `step_on_host`, for buffers on any device.
+    /// Updates the weights as `step_on_host` does, for buffers on any device.
     pub(super) fn step_on_device(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         let (numbers, decayed) = (flat.trainable() as i64, flat.decayed() as i64);
         let scalar = |value: f64| Tensor::full([], value, (Kind::Float, flat.buffer().device()));
@@ -33,7 +33,7 @@ impl AdamW {
     }
 }
 
-/// What brings the gradients' norm down to the limit; it stays on the device, as torch's `clip_grad_norm_` has it.
+/// The divisor that limits the norm of the gradients, as torch's `clip_grad_norm_` computes it. It stays on the device.
 fn divisor(gradients: &Tensor, limit: f64) -> Tensor {
     if limit == 0.0 {
         return Tensor::full([], 1.0, (Kind::Float, gradients.device()));
@@ -48,7 +48,7 @@ mod tests {
     use crate::model::fresh;
 
     #[test]
-    fn both_passes_make_the_same_weights_moments_and_average() {
+    fn host_and_device_compute_the_same_weights_moments_and_average() {
         let text = "[model]\nimage_size = 8\npatch_size = 4\nwidth = 8\nheads = 2\ndepths = [1]\n[train]\nema = 0.9";
         let config = Config::parse(text, &[]).unwrap();
         let table = config.model.parameters(&[1]);
@@ -69,7 +69,7 @@ mod tests {
             on_host.step_on_host(&mut host, clip, lr);
             on_device.step_on_device(&mut device, clip, lr);
         }
-        // A loss that is not finite leaves everything as it was.
+        // A loss that is not finite changes nothing.
         for (flat, optimiser) in [(&mut host, &mut on_host), (&mut device, &mut on_device)] {
             let kept = flat.buffer().copy();
             let _ = flat.loss().fill_(f64::NAN);
