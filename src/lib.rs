@@ -9,7 +9,7 @@
 //! # The map: a file imports only from lower floors
 //! ```text
 //! 6  main, cli          the door: commands, exit codes
-//! 5  pipeline           walks the phases; assembly, evaluation, reports, progress bars
+//! 5  pipeline           walks the graph of the run; assembly, evaluation, reports, progress bars
 //! 5  pack               any source into HDF5 shards
 //! 5  bench              performance claims as commands
 //! 5  export, import      one small file per format of other programs
@@ -22,7 +22,8 @@
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl
 //! 2  device             CUDA loaded at run time, this rank's GPUs, cores near them
 //! 2  store              run directory, HDF5 artefacts, durable write, leases, metrics, heartbeats
-//! 1  plan               all that follows from the config: the PHASES table, schedules, groups, parameters, cost
+//! 1  run                the graph of a run as data: the table of its rows, the rule that says how each node stands
+//! 1  plan               all that follows from the config: phases, schedules, groups, cost
 //! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
 //! 1  launcher           what mpirun or Slurm says of this process
 //! 1  driver, libtorch    the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind
@@ -38,8 +39,8 @@
 //! # From `main` to one optimiser step in five hops
 //! 1. `main.rs` parses, sets up logging and signals, joins the world of ranks, and turns any error into an exit code.
 //! 2. [`cli::dispatch`] loads the config and opens a [`pipeline::Job`]: plan, data, run directory, world.
-//! 3. [`pipeline::Job::run`] reads like the paper: meta, modules, assemble, fine-tune. Each is a row of
-//!    [`plan::phases::PHASES`] turned into a [`plan::PhasePlan`]; no training code asks which phase it is in.
+//! 3. [`pipeline::Job::run`] walks the rows of [`run::table::TABLE`], which read like the paper: meta, modules, assemble,
+//!    fine-tune. A row that trains becomes a [`plan::PhasePlan`]; no training code asks which phase it is in.
 //! 4. [`train::run`] is the loop: step, log, evaluate, checkpoint, stop if told to, write the artefact.
 //! 5. [`train::step::Stepper::step`] is one optimiser step: forward, backward, all-reduce, clip, AdamW.
 //!
@@ -80,6 +81,7 @@ pub mod pack;
 pub mod pipeline;
 pub mod plan;
 pub mod random;
+pub mod run;
 pub mod seal;
 pub mod store;
 pub mod svg;

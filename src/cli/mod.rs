@@ -19,8 +19,8 @@ use crate::model::matrix_product_rate;
 use crate::pipeline::bars::{self, Bars};
 use crate::pipeline::{Job, check_jobs, check_shares, plan_report, report, summary};
 use crate::plan::Plan;
-use crate::plan::phases::{E2E, FINETUNE, META};
-use crate::store::RunDir;
+use crate::run::table::{ASSEMBLE, E2E, FINETUNE, META, MODULE};
+use crate::store::{RunDir, Seen};
 use crate::train::stop_requested;
 use crate::{device, export, import, model, pack, usage};
 use anyhow::{Context, Result};
@@ -41,11 +41,11 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             job.run()?;
             if world.whole().is_zero() { conclude(job, *json) } else { Ok(()) }
         }),
-        Command::Meta(args) => train(world, args, |job| job.phase(&META)),
-        Command::Module { config, index } => train(world, config, |job| job.modules(*index)),
-        Command::Assemble(args) => train(world, args, |job| job.assemble()),
-        Command::Finetune(args) => train(world, args, |job| job.phase(&FINETUNE)),
-        Command::E2e(args) => train(world, args, |job| job.phase(&E2E)),
+        Command::Meta(args) => train(world, args, |job| job.row(&META)),
+        Command::Module { config, index } => train(world, config, |job| job.modules(&MODULE, *index)),
+        Command::Assemble(args) => train(world, args, |job| job.row(&ASSEMBLE)),
+        Command::Finetune(args) => train(world, args, |job| job.row(&FINETUNE)),
+        Command::E2e(args) => train(world, args, |job| job.row(&E2E)),
         Command::Evaluate(args) => match &args.downstream {
             Some(downstream) => evaluate_downstream(downstream),
             None => evaluate_artefact(args),
@@ -80,7 +80,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         }
         Command::Status { run_dir, watch: true, .. } => watch(run_dir),
         Command::Status { run_dir, json, .. } => {
-            let lines = status::status(run_dir, &mut status::Seen::default())?;
+            let lines = status::status(run_dir, &mut Seen::default())?;
             print_either(*json, &lines, || status::table(&lines))
         }
         Command::Cancel { run_dir, json } => {
@@ -128,7 +128,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
 
 /// The status, again and again, in place on a terminal.
 fn watch(run_dir: &Path) -> Result<()> {
-    let mut seen = status::Seen::default();
+    let mut seen = Seen::default();
     while !stop_requested() {
         let lines = status::status(run_dir, &mut seen)?;
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
@@ -177,9 +177,9 @@ fn conclude(job: &Job, json: bool) -> Result<()> {
     } else {
         Vec::new()
     };
-    let rows = summary::rows(&job.plan, &job.run, job.source.bad.count())?;
+    let rows = summary::rows(&job.plan, &job.graph, &job.run, job.source.bad.count())?;
     summary::write(&job.run, &rows)?;
-    report::write(&job.plan, &job.run, &rows)?;
+    report::write(&job.plan, &job.graph, &job.run, &rows)?;
     let (report, curves) = (job.run.file("report.html"), job.run.file("logs"));
     let outcome = Outcome { models: &rows, exported, report, curves };
     print_either(json, &outcome, || {

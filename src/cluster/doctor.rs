@@ -9,7 +9,7 @@ use crate::launcher::{cores_of_this_rank, rank_on_this_node, ranks_on_this_node}
 use crate::model::matrix_product_rate;
 use crate::plan::Plan;
 use crate::plan::cost::cost;
-use crate::plan::phases::E2E;
+use crate::run::table::E2E;
 use crate::store::durable;
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;

@@ -1,83 +1,146 @@
-//! What Slurm says about a run's jobs, by `squeue` and `scontrol` alone: many sites keep no accounting database.
+//! The jobs that were submitted for a run, and what Slurm says about them, by `squeue` and `scontrol` alone: many sites keep
+//! no accounting database.
 
+use super::job::JobKind;
 use crate::error::Failure;
-use crate::plan::phases::{META, MODULE};
+use crate::run::graph::Node;
+use crate::run::state::{JobState, Queued};
 use crate::store::{RunDir, durable};
-use crate::usage;
+use crate::{require, usage};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::Command;
 
+/// The submitted jobs of a run with what Slurm says about them.
+#[derive(Debug, Default)]
+pub struct Queue {
+    /// The newest come first.
+    pub jobs: Vec<Submitted>,
+    /// The jobs and tasks that Slurm has not forgotten.
+    pub queued: Vec<Queued>,
+}
+
 /// A job that was submitted, as `RUN_DIR/slurm/jobs.json` keeps it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(from = "Record", into = "Record")]
 pub struct Submitted {
-    pub name: String,
+    pub kind: JobKind,
+    /// The modules of an array.
     pub modules: Vec<usize>,
     /// The module of the array's task 0.
     pub first: usize,
     pub script: PathBuf,
-    /// None in a dry run.
+    /// Slurm's number for it; none in a dry run.
     pub id: Option<String>,
 }
 
+/// The form of a [`Submitted`] in the file.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    name: String,
+    modules: Vec<usize>,
+    first: usize,
+    script: PathBuf,
+    id: Option<String>,
+}
+
+impl From<Record> for Submitted {
+    fn from(Record { name, modules, first, script, id }: Record) -> Submitted {
+        Submitted { kind: JobKind::of_name(&name, !modules.is_empty()), modules, first, script, id }
+    }
+}
+
+impl From<Submitted> for Record {
+    fn from(Submitted { kind, modules, first, script, id }: Submitted) -> Record {
+        Record { name: kind.to_string(), modules, first, script, id }
+    }
+}
+
 impl Submitted {
-    /// Whether this is the job, or one of its tasks.
+    fn does(&self, node: &Node) -> bool {
+        self.kind.does(&self.modules, node)
+    }
+
+    /// Whether Slurm speaks of this job or of one of its tasks.
     fn is(&self, queued: &Queued) -> bool {
         let id = self.id.as_deref().unwrap_or("?");
         queued.id == id || queued.id.strip_prefix(id).is_some_and(|rest| rest.starts_with('_'))
     }
 
-    /// How it stands; of an array, the task of a module.
-    pub fn among<'a>(&self, queued: &'a [Queued], module: Option<usize>) -> Option<&'a Queued> {
+    /// Slurm's name for the task that trains a module, or for the whole job if it has no tasks.
+    fn id_of(&self, module: Option<usize>) -> Option<String> {
         let id = self.id.as_ref()?;
-        let id = match module {
-            Some(module) => format!("{id}_{}", module.checked_sub(self.first)?),
-            None => id.clone(),
+        match module.filter(|_| !self.modules.is_empty()) {
+            Some(module) => Some(format!("{id}_{}", module.checked_sub(self.first)?)),
+            None => Some(id.clone()),
+        }
+    }
+}
+
+impl Queue {
+    /// Reads the record of submitted jobs and asks Slurm about them.
+    ///
+    /// # Errors
+    /// A usage error if Slurm cannot be asked: that must not be taken for an empty queue.
+    pub fn of_run(run: &RunDir) -> Result<Queue> {
+        let jobs = submitted(run)?;
+        Ok(Queue { queued: ask(&jobs)?, jobs })
+    }
+
+    /// As [`Queue::of_run`], but only warns if Slurm cannot be asked.
+    pub fn as_far_as_known(run: &RunDir) -> Result<Queue> {
+        let jobs = submitted(run)?;
+        let queued = ask(&jobs).unwrap_or_else(|error| {
+            log::warn!("{error:#}");
+            Vec::new()
+        });
+        Ok(Queue { jobs, queued })
+    }
+
+    /// What Slurm says of the newest job that does a node.
+    pub fn about(&self, node: &Node) -> Option<&Queued> {
+        let job = self.jobs.iter().find(|job| job.does(node))?;
+        self.about_job(job, node.index)
+    }
+
+    /// What Slurm says of a job, or of the task of an array that trains a module.
+    pub fn about_job(&self, job: &Submitted, module: Option<usize>) -> Option<&Queued> {
+        let id = job.id_of(module)?;
+        self.queued.iter().find(|queued| queued.id == id)
+    }
+
+    /// The number of the newest job that may still do a node, among those that `is_asked_for`.
+    pub fn alive(&self, node: &Node, is_asked_for: impl Fn(&JobKind) -> bool) -> Option<String> {
+        let jobs = self.jobs.iter().filter(|job| is_asked_for(&job.kind) && job.does(node));
+        jobs.filter_map(|job| self.about_job(job, node.index)).find(|queued| queued.is_alive()).map(|q| q.id.clone())
+    }
+
+    /// Whether the job that does a node ended well. So did one that Slurm has forgotten.
+    pub fn has_done(&self, node: &Node) -> bool {
+        let is_done = |job: &Submitted| self.about_job(job, node.index).is_none_or(|q| q.state == JobState::Completed);
+        self.jobs.iter().find(|job| job.does(node)).is_some_and(is_done)
+    }
+
+    /// The record of the jobs after `new` ones were submitted: these, and of the earlier ones those that are alive and those
+    /// that no new job replaces.
+    pub fn with_new(&self, new: &[Submitted]) -> Vec<Submitted> {
+        let is_replaced = |old: &Submitted| match old.modules.as_slice() {
+            [] => new.iter().any(|job| job.kind == old.kind),
+            modules => modules.iter().all(|module| new.iter().any(|job| job.modules.contains(module))),
         };
-        queued.iter().find(|q| q.id == id)
+        let is_alive = |old: &Submitted| self.queued.iter().any(|queued| queued.is_alive() && old.is(queued));
+        let kept = self.jobs.iter().filter(|old| is_alive(old) || !is_replaced(old));
+        new.iter().chain(kept).cloned().collect()
     }
 }
 
-/// A job or task in Slurm's own words.
-#[derive(Debug, Clone)]
-pub struct Queued {
-    /// `17`, or `17_2` for a task of an array.
-    pub id: String,
-    /// `PENDING`, `RUNNING`, `COMPLETED`, `FAILED`, `NODE_FAIL`, …
-    pub state: String,
-    /// Why it waits or how it ended, such as `Priority` or `NonZeroExitCode`.
-    pub reason: String,
-}
-
-impl Queued {
-    /// Whether it may still do something: what Slurm does not say is over (`squeue`, JOB STATE CODES).
-    pub fn is_alive(&self) -> bool {
-        const OVER: [&str; 12] = [
-            "BOOT_FAIL",
-            "CANCELLED",
-            "COMPLETED",
-            "DEADLINE",
-            "FAILED",
-            "LAUNCH_FAILED",
-            "NODE_FAIL",
-            "OUT_OF_MEMORY",
-            "PREEMPTED",
-            "RECONFIG_FAIL",
-            "REVOKED",
-            "TIMEOUT",
-        ];
-        !OVER.contains(&self.state.as_str())
-    }
-}
-
-/// The jobs that were submitted last, if any were.
+/// The jobs that were submitted for a run.
 ///
 /// # Errors
-/// A usage error if the record is there and cannot be read, or [`Failure::Damaged`]: they may be in the queue.
-pub fn submitted(run: &RunDir) -> Result<Vec<Submitted>> {
+/// A usage error if the record is there but cannot be read, or [`Failure::Damaged`]: its jobs may be in the queue.
+fn submitted(run: &RunDir) -> Result<Vec<Submitted>> {
     let path = run.file("slurm/jobs.json");
     match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
@@ -89,27 +152,13 @@ pub fn submitted(run: &RunDir) -> Result<Vec<Submitted>> {
     }
 }
 
-/// Keeps what was submitted.
+/// Writes the record of the submitted jobs.
 pub fn keep(run: &RunDir, jobs: &[Submitted]) -> Result<()> {
     durable::replace_bytes(&run.file("slurm/jobs.json"), &serde_json::to_vec_pretty(jobs)?)
 }
 
-/// What was submitted after what is kept of before: all that is alive, and what no later job does.
-pub fn following(new: &[Submitted], before: &[Submitted], queued: &[Queued]) -> Vec<Submitted> {
-    let superseded = |old: &Submitted| match old.modules.as_slice() {
-        [] => new.iter().any(|job| job.name == old.name),
-        modules => modules.iter().all(|module| new.iter().any(|job| job.modules.contains(module))),
-    };
-    let alive = |old: &Submitted| queued.iter().any(|q| q.is_alive() && old.is(q));
-    let kept = before.iter().filter(|old| alive(old) || !superseded(old));
-    new.iter().chain(kept).cloned().collect()
-}
-
-/// The jobs as Slurm sees them now, without those that it has forgotten. Asks nobody where nothing was submitted.
-///
-/// # Errors
-/// A usage error if Slurm cannot be asked: that is not to be taken for an empty queue.
-pub fn ask(jobs: &[Submitted]) -> Result<Vec<Queued>> {
+/// Asks Slurm about jobs, if there are any. It says nothing about those that it has forgotten.
+fn ask(jobs: &[Submitted]) -> Result<Vec<Queued>> {
     let ids: Vec<&str> = jobs.iter().filter_map(|job| job.id.as_deref()).collect();
     if ids.is_empty() {
         return Ok(Vec::new());
@@ -119,13 +168,13 @@ pub fn ask(jobs: &[Submitted]) -> Result<Vec<Queued>> {
     squeue.args(format).arg(format!("--jobs={}", ids.join(",")));
     let output = squeue.output().map_err(|e| cannot_ask(&ids, &e.to_string()))?;
     let words = String::from_utf8_lossy(&output.stderr);
-    // One job alone that Slurm has forgotten is an error to squeue.
+    // If squeue is asked about one job alone and Slurm has forgotten it, squeue fails.
     if !output.status.success() && !words.contains("Invalid job id") {
         return Err(cannot_ask(&ids, words.trim()));
     }
     let queued = |line: &str| -> Option<Queued> {
         let mut fields = line.trim().splitn(3, '|').map(str::to_string);
-        Some(Queued { id: fields.next()?, state: fields.next()?, reason: fields.next()? })
+        Some(Queued { id: fields.next()?, state: state_of(&fields.next()?), reason: fields.next()? })
     };
     Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(queued).collect())
 }
@@ -137,46 +186,38 @@ fn cannot_ask(ids: &[&str], why: &str) -> anyhow::Error {
     )
 }
 
-/// Each phase's job: the last one submitted that does it.
-pub fn by_phase<'a>(jobs: &[Submitted], queued: &'a [Queued], phases: &[String]) -> BTreeMap<String, &'a Queued> {
-    let find = |phase: &String| -> Option<&'a Queued> {
-        let module = phase.strip_prefix(&format!("{}-", MODULE.name)).and_then(|index| index.parse::<usize>().ok());
-        let does = |job: &&Submitted| match (job.name.as_str(), module) {
-            ("pack", _) => phase == "pack",
-            _ if phase == "pack" => false,
-            ("run", _) => true,
-            ("meta", _) => phase == META.name,
-            ("finalize", None) => phase != META.name,
-            (_, Some(module)) => job.modules.contains(&module),
-            _ => false,
-        };
-        let job = jobs.iter().find(does)?;
-        job.among(queued, module.filter(|_| !job.modules.is_empty()))
-    };
-    phases.iter().filter_map(|phase| Some((phase.clone(), find(phase)?))).collect()
+/// The state of a job by Slurm's word for it (`squeue`, JOB STATE CODES).
+fn state_of(word: &str) -> JobState {
+    match word {
+        "PENDING" | "REQUEUED" => JobState::Pending,
+        "COMPLETED" => JobState::Completed,
+        "CANCELLED" => JobState::Cancelled,
+        "BOOT_FAIL" | "DEADLINE" | "FAILED" | "LAUNCH_FAILED" | "NODE_FAIL" | "OUT_OF_MEMORY" | "PREEMPTED"
+        | "RECONFIG_FAIL" | "REVOKED" | "TIMEOUT" => JobState::Failed(word.into()),
+        _ => JobState::Active,
+    }
 }
 
-/// `incubate cancel RUN_DIR`: cancels what is queued or running; returns the jobs' numbers.
+/// `incubate cancel RUN_DIR`: cancels what is queued or running; returns the numbers of the jobs.
 pub fn cancel(run: &RunDir) -> Result<Vec<String>> {
-    let jobs = submitted(run)?;
-    let alive: Vec<Queued> = ask(&jobs)?.into_iter().filter(Queued::is_alive).collect();
-    let jobs = jobs.into_iter().filter(|job| alive.iter().any(|q| job.is(q)));
-    let ids: Vec<String> = jobs.filter_map(|job| job.id).collect();
+    let Queue { jobs, queued } = Queue::of_run(run)?;
+    let is_alive = |job: &Submitted| queued.iter().any(|queued| queued.is_alive() && job.is(queued));
+    let ids: Vec<String> = jobs.into_iter().filter(is_alive).filter_map(|job| job.id).collect();
     scancel(&ids)?;
     Ok(ids)
 }
 
-/// Takes jobs back.
+/// Has Slurm cancel jobs, if there are any.
 pub fn scancel(ids: &[String]) -> Result<()> {
     if !ids.is_empty() {
         let output = Command::new("scancel").args(ids).output().context("scancel")?;
         let refused = String::from_utf8_lossy(&output.stderr).trim().to_string();
-        crate::require!(output.status.success(), "scancel refuses: {refused}");
+        require!(output.status.success(), "scancel refuses: {refused}");
     }
     Ok(())
 }
 
-/// Slurm's MaxArraySize, where there is a Slurm.
+/// Slurm's MaxArraySize; none without a Slurm.
 pub fn max_array_size() -> Option<usize> {
     let output = Command::new("scontrol").args(["show", "config"]).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -187,54 +228,70 @@ pub fn max_array_size() -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::plan::Plan;
+
+    fn job(name: &str, modules: &[usize], first: usize, id: &str) -> Submitted {
+        let kind = JobKind::of_name(name, !modules.is_empty());
+        assert_eq!(kind.to_string(), name);
+        Submitted { kind, modules: modules.to_vec(), first, script: PathBuf::new(), id: Some(id.into()) }
+    }
+
+    fn queued(id: &str, state: JobState) -> Queued {
+        Queued { id: id.into(), state, reason: "Priority".into() }
+    }
 
     #[test]
-    fn every_phase_finds_its_job_or_task() {
-        let job = |name: &str, modules: &[usize], first, id: &str| Submitted {
-            name: name.into(),
-            modules: modules.to_vec(),
-            first,
-            script: PathBuf::new(),
-            id: Some(id.into()),
-        };
-        let jobs = [
+    fn every_node_finds_its_job_or_task() {
+        let jobs = vec![
+            job("pack", &[], 0, "6"),
             job("meta", &[], 0, "7"),
             job("modules", &[0, 1], 0, "8"),
-            job("modules-1", &[2], 2, "9"),
+            job("modules-1", &[2, 3], 2, "9"),
             job("finalize", &[], 0, "10"),
+            job("downstream-detect", &[], 0, "11"),
         ];
-        let queued = ["7", "8_0", "8_1", "9_0", "10"].map(|id| Queued {
-            id: id.into(),
-            state: "PENDING".into(),
-            reason: "Priority".into(),
-        });
-        let phases = ["meta", "module-0", "module-1", "module-2", "assemble", "finetune"].map(String::from);
-        let found = by_phase(&jobs, &queued, &phases);
-        let ids: Vec<&str> = phases.iter().map(|phase| found[phase].id.as_str()).collect();
-        assert_eq!(ids, ["7", "8_0", "8_1", "9_0", "10", "10"]);
-    }
-    #[test]
-    fn what_was_submitted_before_is_kept_while_it_is_alive_or_nobody_does_it_again() {
-        let job = |name: &str, modules: &[usize], id: &str| Submitted {
-            name: name.into(),
-            modules: modules.to_vec(),
-            first: 0,
-            script: PathBuf::new(),
-            id: Some(id.into()),
+        let ids = ["6", "7", "8_0", "8_1", "9_0", "9_1", "10", "11"];
+        let queue = Queue { jobs, queued: ids.map(|id| queued(id, JobState::Pending)).to_vec() };
+        let graph =
+            Plan::without_data(Config::parse("[slurm]\ndownstream = [\"/a/detect.sh\"]\n", &[]).unwrap()).graph();
+        let found = |queue: &Queue| -> Vec<String> {
+            graph.nodes().iter().map(|node| queue.about(node).unwrap().id.clone()).collect()
         };
-        let before = [
-            job("meta", &[], "1"),
-            job("modules", &[0, 1], "2"),
-            job("finalize", &[], "3"),
-            job("downstream-a", &[], "4"),
-        ];
-        let queued = [Queued { id: "2_0".into(), state: "RUNNING".into(), reason: "None".into() }];
+        let last = ["10"; 5];
+        assert_eq!(found(&queue), [&ids[..6], &last, &["11"]].concat());
+        let jobs = vec![job("pack", &[], 0, "6"), job("run", &[], 0, "12"), job("downstream-detect", &[], 0, "11")];
+        let queue = Queue { jobs, queued: ["6", "11", "12"].map(|id| queued(id, JobState::Pending)).to_vec() };
+        assert_eq!(found(&queue), [&["6"][..], &["12"; 10], &["11"]].concat());
+    }
+
+    #[test]
+    fn an_earlier_job_is_kept_while_it_is_alive_or_no_new_job_replaces_it() {
+        let jobs = || {
+            vec![
+                job("meta", &[], 0, "1"),
+                job("modules", &[0, 1], 0, "2"),
+                job("finalize", &[], 0, "3"),
+                job("downstream-a", &[], 0, "4"),
+            ]
+        };
+        let running = Queue { jobs: jobs(), queued: vec![queued("2_0", JobState::Active)] };
+        let over = Queue { jobs: jobs(), queued: vec![] };
         let ids = |jobs: Vec<Submitted>| jobs.into_iter().filter_map(|job| job.id).collect::<Vec<_>>();
-        let new = [job("modules", &[1], "5"), job("finalize", &[], "6")];
-        assert_eq!(ids(following(&new, &before, &queued)), ["5", "6", "1", "2", "4"]);
-        let all = [job("modules", &[0, 1], "7")];
-        assert_eq!(ids(following(&all, &before, &queued)), ["7", "1", "2", "3", "4"], "a task of 2 runs");
-        assert_eq!(ids(following(&all, &before, &[])), ["7", "1", "3", "4"]);
-        assert!(!job("meta", &[], "2").is(&Queued { id: "21_0".into(), ..queued[0].clone() }));
+        let new = [job("modules", &[1], 0, "5"), job("finalize", &[], 0, "6")];
+        assert_eq!(ids(running.with_new(&new)), ["5", "6", "1", "2", "4"]);
+        let all = [job("modules", &[0, 1], 0, "7")];
+        assert_eq!(ids(running.with_new(&all)), ["7", "1", "2", "3", "4"], "a task of 2 runs");
+        assert_eq!(ids(over.with_new(&all)), ["7", "1", "3", "4"]);
+        assert!(!job("meta", &[], 0, "2").is(&queued("21_0", JobState::Active)));
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_read_and_written_as_it_was() {
+        let text = r#"[{"name":"modules-1","modules":[2,3],"first":2,"script":"/r/modules-1.sh","id":"9"},{"name":"finalize","modules":[],"first":0,"script":"/r/finalize.sh","id":null}]"#;
+        let jobs: Vec<Submitted> = serde_json::from_str(text).unwrap();
+        assert_eq!(jobs[0].kind, JobKind::Array { row: "module".into(), number: 1 });
+        assert_eq!(jobs[1].kind, JobKind::Finalize);
+        assert_eq!(serde_json::to_string(&jobs).unwrap(), text);
     }
 }

@@ -1,19 +1,21 @@
 //! `incubate submit`: writes the scripts into the run directory and hands them to sbatch, each waiting for those before.
 
-use super::queue::{self, Queued, Submitted};
-use super::slurm::{Alive, Job, Places, Situation, jobs};
-use crate::data::source::packed;
+use super::evidence::{gather, is_imported};
+use super::job::JobKind;
+use super::queue::{self, Queue, Submitted};
+use super::sbatch;
+use super::script::Places;
+use super::slurm::{Alive, Job, MAX_ARRAY_SIZE, Situation, jobs};
+use crate::plan::Plan;
 use crate::plan::cost::cost;
-use crate::plan::phases::{BEFORE_ASSEMBLED, E2E, FINETUNE, META, MODULE};
-use crate::plan::{PhasePlan, Plan};
+use crate::run::graph::{Graph, Node};
+use crate::run::state::{Found, JobState, State, states};
 use crate::store::progress::Progress;
-use crate::store::{RunDir, artefact, durable};
+use crate::store::{RunDir, Seen, durable};
 use crate::{require, usage};
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 
 /// A job that was written, and submitted unless it was a dry run.
 #[derive(Debug, Serialize)]
@@ -22,248 +24,195 @@ pub struct Written {
     pub job: Submitted,
     /// The names of the jobs that it waits for.
     pub after: Vec<String>,
-    /// Of the whole job: training, forward and backward.
+    /// Operations of all its training, forward and backward.
     pub flops: f64,
-    /// What `sbatch --test-only` says, in a dry run where Slurm is there.
+    /// What `sbatch --test-only` says, in a dry run on a machine with Slurm.
     pub check: Option<String>,
     /// The script, in a dry run.
     pub text: Option<String>,
 }
 
-/// Submits what is neither done nor on its way. A dry run writes the scripts and has Slurm, where there is one, check them.
+/// Submits what is neither done nor on its way. A dry run writes the scripts and has Slurm, if there is one, check them.
 ///
 /// # Errors
-/// A usage error if sbatch refuses, or if all that is left is queued or running already.
+/// A usage error if sbatch refuses a script, or if all that is left is queued or running already; an artefact that the jobs
+/// would refuse is refused here.
 pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>> {
     let run = RunDir::open(&plan.config)?;
-    let earlier = queue::submitted(&run)?;
-    let queued = match queue::ask(&earlier) {
-        Err(error) if dry_run => {
-            log::warn!("{error:#}");
-            Vec::new()
-        }
-        asked => asked?,
-    };
+    let graph = plan.graph();
+    let queue = if dry_run { Queue::as_far_as_known(&run)? } else { Queue::of_run(&run)? };
     let run_dir = run.path.canonicalize()?;
     let folder = run_dir.join("slurm");
     let config = folder.join("config.toml");
     let places = Places { binary, config: &config, run_dir: &run_dir };
-    // Each phase's recipe is a hash of the whole config: with a thousand modules once is enough.
-    let phases: Vec<PhasePlan> = plan.wanted().flat_map(|row| plan.phases(row)).collect();
-    let left = left(&phases, &run)?;
-    let situation = situation(plan, &phases, &left, &run, alive(&earlier, &queued));
-    let mut graph = jobs(plan, places, &situation)?;
-    graph.extend(downstream(plan, &graph, &situation, &earlier, &queued, &run_dir)?);
-    let of_alive: Vec<&str> = queued.iter().filter(|q| q.is_alive()).map(|q| q.id.as_str()).collect();
+    let situation = situation(plan, &graph, &run, &queue)?;
+    let mut jobs = jobs(plan, &graph, places, &situation)?;
+    jobs.extend(scripts(&graph, &jobs, &situation, &run_dir)?);
+    let alive: Vec<&str> = queue.queued.iter().filter(|job| job.is_alive()).map(|job| job.id.as_str()).collect();
     require!(
-        dry_run || !graph.is_empty() || of_alive.is_empty(),
+        dry_run || !jobs.is_empty() || alive.is_empty(),
         "{}: already submitted as job {}; look with `incubate status`, or take it back with `incubate cancel`",
         run.path.display(),
-        of_alive.join(", ")
+        alive.join(", ")
     );
     std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
-    // Jobs read this one: what they run with is of the last submission, such as threads, and not of the run's first start.
-    if !dry_run || earlier.is_empty() {
+    // The jobs read this config: keys that change no result, such as run.threads, are those of the last submission.
+    if !dry_run || queue.jobs.is_empty() {
         durable::replace_bytes(&config, plan.config.to_toml().as_bytes())?;
     }
-    if !dry_run {
-        withdraw(&graph, &earlier, &queued)?;
+    let flops = |job: &Job| {
+        let phases = job.nodes.iter().filter_map(|&node| plan.phase_of(&graph.nodes()[node]));
+        phases.map(|phase| cost(plan, &phase).flops).sum()
+    };
+    if dry_run {
+        return check(jobs, flops, &folder);
     }
-    let costs = costs(plan, left);
+    withdraw(&jobs, &queue)?;
+    hand_over(jobs, flops, &folder, |new| queue::keep(&run, &queue.with_new(new)))
+}
+
+/// Writes the scripts and has Slurm, if there is one, check them.
+fn check(jobs: Vec<Job>, flops: impl Fn(&Job) -> f64, folder: &Path) -> Result<Vec<Written>> {
     let mut written: Vec<Written> = Vec::new();
     let mut refused = None;
-    for job in graph {
-        let script = folder.join(format!("{}.sh", job.name));
-        durable::replace_bytes(&script, job.script.as_bytes())?;
-        let before: Vec<&Submitted> = job.after.iter().map(|&place| &written[place].job).collect();
-        let ids: Vec<&str> =
-            before.iter().filter_map(|job| job.id.as_deref()).chain(job.alive.iter().map(String::as_str)).collect();
-        let id = if dry_run { None } else { Some(sbatch(&script, &job.arguments, &ids)?) };
-        let alive = job.alive.iter().map(|id| format!("job {id}"));
-        let after = before.iter().map(|job| job.name.clone()).chain(alive).collect();
-        let flops = flops(&costs, &job);
-        let check = if dry_run { test_only(&script) } else { None };
-        let Job { name, modules, first, script: text, .. } = job;
-        let text = dry_run.then_some(text);
-        let job = Submitted { name, modules, first, script, id };
+    for job in jobs {
+        let script = write(&job, folder)?;
+        let check = sbatch::test_only(&script);
         if let Some(Err(words)) = &check {
-            refused.get_or_insert_with(|| usage!("{}: sbatch refuses it: {words}", job.script.display()));
+            refused.get_or_insert_with(|| usage!("{}: sbatch refuses it: {words}", script.display()));
         }
+        let (after, flops) = (names_before(&job, &written), flops(&job));
         let check = check.map(|said| said.unwrap_or_else(|words| words));
-        written.push(Written { job, after, flops, check, text });
-        if !dry_run {
-            // After every job, so that `cancel` knows those that were submitted before one was refused.
-            let new: Vec<Submitted> = written.iter().map(|w| w.job.clone()).collect();
-            queue::keep(&run, &queue::following(&new, &earlier, &queued))?;
-        }
+        let Job { kind, modules, first, script: text, .. } = job;
+        let job = Submitted { kind, modules, first, script, id: None };
+        written.push(Written { job, after, flops, check, text: Some(text) });
     }
     refused.map_or(Ok(written), Err)
 }
 
-/// The jobs of earlier submissions that may still do something.
-fn alive(earlier: &[Submitted], queued: &[Queued]) -> Alive {
-    let mut alive = Alive::default();
-    let living = |job: &Submitted, module| job.among(queued, module).filter(|q| q.is_alive()).map(|q| q.id.clone());
-    for job in earlier {
-        match job.name.as_str() {
-            "pack" => alive.pack = alive.pack.or(living(job, None)),
-            "meta" => alive.meta = alive.meta.or(living(job, None)),
-            "finalize" | "run" => alive.last = alive.last.or(living(job, None)),
-            _ => {
-                for &module in &job.modules {
-                    if let Some(id) = living(job, Some(module)) {
-                        alive.modules.insert(module, id);
-                    }
-                }
-            }
-        }
+/// Writes the scripts and submits them. `keep` records what was submitted after every job, so that `incubate cancel` knows
+/// those that were submitted before one was refused.
+fn hand_over(
+    jobs: Vec<Job>,
+    flops: impl Fn(&Job) -> f64,
+    folder: &Path,
+    keep: impl Fn(&[Submitted]) -> Result<()>,
+) -> Result<Vec<Written>> {
+    let mut written: Vec<Written> = Vec::new();
+    let mut submitted: Vec<Submitted> = Vec::new();
+    for job in jobs {
+        let script = write(&job, folder)?;
+        let ids = job.after.iter().filter_map(|&place| submitted[place].id.as_deref());
+        let ids: Vec<&str> = ids.chain(job.after_alive.iter().map(String::as_str)).collect();
+        let id = sbatch::submit(&script, &job.arguments, &ids)?;
+        let (after, flops) = (names_before(&job, &written), flops(&job));
+        let Job { kind, modules, first, .. } = job;
+        let job = Submitted { kind, modules, first, script, id: Some(id) };
+        submitted.push(job.clone());
+        written.push(Written { job, after, flops, check: None, text: None });
+        keep(&submitted)?;
     }
-    alive
+    Ok(written)
 }
 
-/// The user's own scripts: after the last job where that is submitted, else those that did not end well.
-fn downstream(
-    plan: &Plan,
-    graph: &[Job],
-    situation: &Situation,
-    earlier: &[Submitted],
-    queued: &[Queued],
-    run_dir: &Path,
-) -> Result<Vec<Job>> {
-    let before: Vec<usize> = graph.len().checked_sub(1).into_iter().collect();
-    let alive: Vec<String> = if before.is_empty() { situation.alive.last.iter().cloned().collect() } else { vec![] };
-    let mut jobs = Vec::new();
-    for path in &plan.config.slurm.downstream {
+fn write(job: &Job, folder: &Path) -> Result<PathBuf> {
+    let script = folder.join(format!("{}.sh", job.kind));
+    durable::replace_bytes(&script, job.script.as_bytes())?;
+    Ok(script)
+}
+
+/// What a job waits for: jobs of this submission by their names, and those of earlier ones by their numbers.
+fn names_before(job: &Job, written: &[Written]) -> Vec<String> {
+    let alive = job.after_alive.iter().map(|id| format!("job {id}"));
+    job.after.iter().map(|&place| written[place].job.kind.to_string()).chain(alive).collect()
+}
+
+/// Jobs for the user's own scripts: all of them after a last job that is submitted, else those that did not end well.
+fn scripts(graph: &Graph, jobs: &[Job], situation: &Situation, run_dir: &Path) -> Result<Vec<Job>> {
+    let after: Vec<usize> = jobs.len().checked_sub(1).into_iter().collect();
+    let alive: Vec<String> = if after.is_empty() { situation.alive.last.iter().cloned().collect() } else { vec![] };
+    let mut scripts = Vec::new();
+    for (position, node) in graph.nodes().iter().enumerate() {
+        let Some(path) = &node.script else { continue };
+        let is_left = situation.left.contains(&position) && !situation.alive.nodes.contains_key(&position);
+        if after.is_empty() && !is_left {
+            continue;
+        }
         let script =
             std::fs::read_to_string(path).map_err(|e| usage!("{}: {e}; correct slurm.downstream", path.display()))?;
-        let job = Job::downstream(path, script, before.clone(), alive.clone(), &run_dir.join("export"));
-        let recorded = earlier.iter().find(|old| old.name == job.name);
-        // One that Slurm has forgotten has ended.
-        let is_well = |old: &Submitted| old.among(queued, None).is_none_or(|q| q.is_alive() || q.state == "COMPLETED");
-        if !before.is_empty() || !recorded.is_some_and(is_well) {
-            jobs.push(job);
-        }
+        scripts.push(Job {
+            kind: JobKind::Script(node.name.clone()),
+            nodes: vec![position],
+            modules: vec![],
+            first: 0,
+            after: after.clone(),
+            after_alive: alive.clone(),
+            script,
+            arguments: vec![run_dir.join("export").to_string_lossy().into_owned()],
+        });
     }
-    Ok(jobs)
+    Ok(scripts)
 }
 
-/// Cancels what waits for something that failed and is submitted again with new jobs to wait for.
-fn withdraw(graph: &[Job], earlier: &[Submitted], queued: &[Queued]) -> Result<()> {
-    let is_last = |name: &str| name == "finalize" || name == "run";
+/// Cancels jobs of earlier submissions that wait for something that failed: they are submitted again, with new jobs to wait
+/// for.
+fn withdraw(jobs: &[Job], queue: &Queue) -> Result<()> {
     let mut ids = Vec::new();
-    for old in earlier.iter().filter(|old| old.modules.is_empty()) {
-        let again = graph.iter().any(|job| job.name == old.name || is_last(&job.name) && is_last(&old.name));
-        let Some(q) = old.among(queued, None).filter(|q| again && q.is_alive()) else { continue };
+    for old in queue.jobs.iter().filter(|old| old.modules.is_empty()) {
+        let is_again = jobs.iter().any(|job| job.kind == old.kind || job.kind.is_last() && old.kind.is_last());
+        let Some(queued) = queue.about_job(old, None).filter(|queued| is_again && queued.is_alive()) else { continue };
         require!(
-            q.state == "PENDING",
+            queued.state == JobState::Pending,
             "job {} ({}) is running, though what it needs is not done; wait for its end, or take it back with `incubate cancel`",
-            q.id,
-            old.name
+            queued.id,
+            old.kind
         );
-        ids.push(q.id.clone());
+        ids.push(queued.id.clone());
     }
     queue::scancel(&ids)
 }
 
-/// The phases that are neither done nor before an imported model.
-fn left(phases: &[PhasePlan], run: &RunDir) -> Result<Vec<PhasePlan>> {
-    let is_imported = run.is_imported()?;
+/// What is left to do, what is alive, and what the scripts depend on.
+fn situation(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<Situation> {
+    let nodes = graph.nodes().iter().enumerate();
+    let alive = nodes.filter_map(|(position, node)| Some((position, queue.alive(node, |kind| !kind.is_last())?)));
+    let alive = alive.collect();
+    let last = graph.nodes().iter().find_map(|node| queue.alive(node, JobKind::is_last));
+    Ok(Situation {
+        left: left(plan, graph, run, queue)?,
+        alive: Alive { nodes: alive, last },
+        max_array_size: queue::max_array_size().unwrap_or(MAX_ARRAY_SIZE),
+        save_s: save_s(plan, run),
+    })
+}
+
+/// The nodes that are needed and not done.
+fn left(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<Vec<usize>> {
+    let mut seen = Seen::default();
+    let look = |node: &Node| if node.is_wanted { seen.look(run, node) } else { Ok(Found::Nothing) };
+    let evidence = gather(graph, &plan.config, queue, look)?;
+    let is_imported = is_imported(graph, &evidence);
     let mut left = Vec::new();
-    for phase in phases {
-        let path = run.file(&phase.file);
-        let is_done = path.exists() && artefact::read_header(&path)?.0.recipe == phase.recipe;
-        let is_replaced = is_imported && BEFORE_ASSEMBLED.contains(&phase.row);
-        if !is_done && !is_replaced {
-            left.push(phase.clone());
+    for (position, state) in states(graph, &evidence).into_iter().enumerate() {
+        let node = &graph.nodes()[position];
+        if node.is_needed(is_imported) && state.or_refusal(node, run.file(&node.file))? != State::Done {
+            left.push(position);
         }
     }
     Ok(left)
 }
 
-fn situation(plan: &Plan, phases: &[PhasePlan], left: &[PhasePlan], run: &RunDir, alive: Alive) -> Situation {
-    let is_left = |name: &str| left.iter().any(|phase| phase.row == name);
-    let modules_left: BTreeSet<usize> = left.iter().filter_map(|phase| phase.index).collect();
-    let modules = phases.iter().filter_map(|phase| phase.index);
-    let progress = phases.iter().filter_map(|phase| Progress::read(&run.path, &phase.name));
-    let measured = progress.filter_map(|p| p.save_s).fold(0.0, f64::max);
-    let data = &plan.config.data;
-    Situation {
-        packed: data.pack_from.as_os_str().is_empty() || packed::open(&data.path).is_ok(),
-        meta_done: !is_left(META.name),
-        modules_done: modules.filter(|index| !modules_left.contains(index)).collect(),
-        // The report is the last thing that the last job writes.
-        all_done: !is_left(FINETUNE.name) && !is_left(E2E.name) && run.file("report.html").exists(),
-        alive,
-        max_array_size: queue::max_array_size().unwrap_or(Situation::default().max_array_size),
-        save_s: if measured > 0.0 { measured } else { save_s(plan, phases) },
-    }
-}
-
-/// Seconds that the largest checkpoint may take, where none was written yet: weights and two moments in fp32.
-fn save_s(plan: &Plan, phases: &[PhasePlan]) -> f64 {
+/// Seconds that the slowest checkpoint took so far. Before the first one they are estimated, from weights and two moments
+/// in fp32.
+fn save_s(plan: &Plan, run: &RunDir) -> f64 {
     const BYTES_PER_S: f64 = 100e6;
+    let phases = plan.wanted_phases();
+    let measured = phases.iter().filter_map(|phase| Progress::read(&run.path, &phase.name)?.save_s).fold(0.0, f64::max);
+    if measured > 0.0 {
+        return measured;
+    }
     let largest = phases.iter().map(|phase| cost(plan, phase).trained_parameters).max().unwrap_or(0);
     12.0 * largest as f64 / BYTES_PER_S
-}
-
-/// Every phase that is asked for, with what it costs.
-fn costs(plan: &Plan, phases: Vec<PhasePlan>) -> Vec<(PhasePlan, f64)> {
-    let costed = |phase: PhasePlan| {
-        let flops = cost(plan, &phase).flops;
-        (phase, flops)
-    };
-    phases.into_iter().map(costed).collect()
-}
-
-fn flops(costs: &[(PhasePlan, f64)], job: &Job) -> f64 {
-    let runs = |phase: &PhasePlan| match job.name.as_str() {
-        "run" => true,
-        "meta" => phase.row == META.name,
-        "finalize" => phase.row != META.name && phase.row != MODULE.name,
-        _ => phase.index.is_some_and(|index| job.modules.binary_search(&index).is_ok()),
-    };
-    costs.iter().filter(|(phase, _)| runs(phase)).map(|(_, flops)| flops).sum()
-}
-
-/// What tells a job or step who it is.
-const INHERITED: [&str; 6] = ["SLURM_ARRAY_", "SLURM_RESTART_COUNT", "SLURM_STEP", "PMI_", "PMIX_RANK", "OMPI_COMM_"];
-
-/// Submits one script; returns the job's number.
-fn sbatch(script: &Path, arguments: &[String], after: &[&str]) -> Result<String> {
-    let mut command = Command::new("sbatch");
-    command.arg("--parsable");
-    // Submitted from within a job, the new one would inherit what that one is.
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if INHERITED.iter().any(|start| text.starts_with(start)) {
-            command.env_remove(&name);
-        }
-    }
-    if !after.is_empty() {
-        // Without --kill-on-invalid-dep a job behind a failed one would wait for ever.
-        command.args([&format!("--dependency=afterok:{}", after.join(":")), "--kill-on-invalid-dep=yes"]);
-    }
-    let output = command.arg(script).args(arguments).output().map_err(|e| {
-        usage!("sbatch cannot be started: {e}; submit from a machine of the cluster, or look at it with --dry-run")
-    })?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        let refused = String::from_utf8_lossy(&output.stderr);
-        return Err(usage!("{}: sbatch refuses it: {}", script.display(), refused.trim()));
-    }
-    // «number» or «number;cluster»
-    Ok(text.trim().split(';').next().unwrap_or_default().to_string())
-}
-
-/// What Slurm, where there is one, says of a script; an error if it refuses it.
-fn test_only(script: &Path) -> Option<Result<String, String>> {
-    let output = Command::new("sbatch").arg("--test-only").arg(script).output().ok()?;
-    let words = String::from_utf8_lossy(&output.stderr).trim().to_string();
-    // Installed here, but no cluster's: as good as none.
-    if ["configuration source", "Unable to contact"].iter().any(|unreached| words.contains(unreached)) {
-        return None;
-    }
-    Some(if output.status.success() { Ok(words) } else { Err(words) })
 }
 
 /// The jobs for people: the graph, and in a dry run each script.
@@ -283,31 +232,10 @@ pub fn table(written: &[Written]) -> String {
             n => format!(" ({n} modules)"),
         };
         let after = if after.is_empty() { String::new() } else { format!(", after {}", after.join(", ")) };
-        out += &format!("{}{modules}: {what}{after}, {flops:.2e} FLOPs\n  {}\n", job.name, job.script.display());
+        out += &format!("{}{modules}: {what}{after}, {flops:.2e} FLOPs\n  {}\n", job.kind, job.script.display());
         for line in text.iter().flat_map(|text| text.lines()) {
             out += &format!("  | {line}\n");
         }
     }
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Config;
-
-    #[test]
-    fn a_thousand_modules_each_in_its_own_job_cost_what_the_plan_does() {
-        let depths = vec!["1"; 1000].join(", ");
-        let plan =
-            Plan::new(Config::parse(&format!("[model]\ndepths = [{depths}]\n"), &[]).unwrap(), 1_281_167).unwrap();
-        let places = Places { binary: Path::new("/i"), config: Path::new("/r/c.toml"), run_dir: Path::new("/r") };
-        let jobs = jobs(&plan, places, &Situation { max_array_size: 1, ..Situation::default() }).unwrap();
-        assert_eq!(jobs.len(), 1002);
-        // Once for all jobs: a thousand modules by a thousand jobs would take minutes.
-        let costs = costs(&plan, plan.wanted().flat_map(|row| plan.phases(row)).collect());
-        let of_jobs: f64 = jobs.iter().map(|job| flops(&costs, job)).sum();
-        let of_plan: f64 = costs.iter().map(|(_, flops)| flops).sum();
-        assert!((of_jobs / of_plan - 1.0).abs() < 1e-9, "{of_jobs} {of_plan}");
-    }
 }

@@ -10,8 +10,8 @@ mod torch_file;
 use crate::config::Config;
 use crate::family::Model;
 use crate::family::parameter::Parameter;
-use crate::plan::Plan;
-use crate::plan::phases::{ASSEMBLED, FINETUNE, META, MODULE};
+use crate::run::graph::Node;
+use crate::run::table::{ASSEMBLE, FINETUNE, META};
 use crate::store::{Artefact, Header, RunDir, artefact};
 use crate::weights::{Weights, floats};
 use crate::{require, usage};
@@ -70,22 +70,21 @@ pub fn import(config: &Config, file: &Path, role: Option<Role>) -> Result<PathBu
             file.display()
         ));
     }
-    // A recipe depends on the config alone: the number of images does not matter.
-    let plan = Plan::without_data(config.clone());
-    let (name, phase, recipe) = match role {
-        Role::Meta => (META.writes, META.name, META.recipe),
-        Role::Assembled => (ASSEMBLED, "assemble", MODULE.recipe),
-        Role::Final => (FINETUNE.writes, FINETUNE.name, FINETUNE.recipe),
+    let row = match role {
+        Role::Meta => &META,
+        Role::Assembled => &ASSEMBLE,
+        Role::Final => &FINETUNE,
     };
+    let node = Node::new(config, row, None);
     let run = RunDir::open(config)?;
-    let path = run.file(name);
+    let path = run.file(&node.file);
     require!(!path.exists(), "{}: there already; delete it, or choose another --run-dir", path.display());
     let header = Header {
-        phase: phase.into(),
+        phase: node.name,
         index: None,
         depths,
         step: 0,
-        recipe: plan.recipe(recipe),
+        recipe: node.expected.expect("the row writes an artefact").recipe,
         meta: None,
         model: config.model.clone(),
         metrics: BTreeMap::new(),

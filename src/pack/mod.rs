@@ -11,8 +11,10 @@ use crate::data::source::samples::Split;
 use crate::data::source::shard::{self, Encoding, Shard, Table};
 use crate::data::{BadImages, Source};
 use crate::error::Failure;
+use crate::run::state::Activity;
+use crate::run::table::PACK;
 use crate::store::durable;
-use crate::store::progress::{Progress, State};
+use crate::store::progress::Progress;
 use crate::train::stop_requested;
 use crate::{require, usage};
 use anyhow::{Result, anyhow};
@@ -103,7 +105,7 @@ pub fn pack(
 /// For `status`, where `run` is a run directory: packing failed, or could not begin.
 pub fn note_failure(run: &Path, error: &anyhow::Error) {
     if !Failure::is_stop(error) && is_watched(run) {
-        Progress::fail(run, "pack", &format!("{error:#}")).unwrap_or_else(|error| log::warn!("{error:#}"));
+        Progress::fail(run, PACK.name, &format!("{error:#}")).unwrap_or_else(|error| log::warn!("{error:#}"));
     }
 }
 
@@ -116,7 +118,7 @@ impl Work<'_> {
     fn pack(&self, source: &Source, into: &Path) -> Result<Report> {
         let parts = self.parts(source, into);
         let mut report = Report { shards: parts.len(), ..Report::default() };
-        self.tell(State::Running, 0, parts.len());
+        self.tell(Activity::Running, 0, parts.len());
         let mut missing = Vec::new();
         for part in &parts {
             match part.is_there()? {
@@ -129,15 +131,15 @@ impl Work<'_> {
             }
         }
         if report.kept_shards > 0 {
-            self.tell(State::Running, report.kept_shards, parts.len());
+            self.tell(Activity::Running, report.kept_shards, parts.len());
             log::info!("{}: {} of {} shards are there already", into.display(), report.kept_shards, parts.len());
         }
         let ended = self.run(&missing, &mut report);
         match &ended {
-            Ok(()) => self.tell(State::Done, parts.len(), parts.len()),
+            Ok(()) => self.tell(Activity::Done, parts.len(), parts.len()),
             Err(error) if Failure::is_stop(error) => {
                 let done = parts.iter().filter(|part| part.path.exists()).count();
-                self.tell(State::Stopped, done, parts.len())
+                self.tell(Activity::Stopped, done, parts.len())
             }
             Err(_) => {}
         }
@@ -157,7 +159,7 @@ impl Work<'_> {
                     part.write(&shard, &bytes)?;
                     report.add(part, &shard)?;
                     (done, images) = (done + 1, images + shard.samples.len());
-                    self.tell(State::Running, done, total);
+                    self.tell(Activity::Running, done, total);
                     log::info!(
                         "{}: {} images, {:.1} MB; shard {done} of {total}, {:.0} images/s",
                         part.path.display(),
@@ -179,9 +181,9 @@ impl Work<'_> {
     }
 
     /// A heartbeat, in shards. One that is lost costs nothing.
-    fn tell(&self, state: State, done: usize, total: usize) {
+    fn tell(&self, state: Activity, done: usize, total: usize) {
         if is_watched(self.run) {
-            let progress = Progress { state, step: done as u64, steps: total as u64, ..Progress::begun("pack") };
+            let progress = Progress { state, step: done as u64, steps: total as u64, ..Progress::begun(PACK.name) };
             progress.write(self.run).unwrap_or_else(|error| log::warn!("{error:#}"));
         }
     }
@@ -220,7 +222,7 @@ impl Work<'_> {
     fn encode(&self, part: &Part) -> Result<(Shard, Vec<u8>)> {
         let images = part.range.clone().into_par_iter().map_init(Encoder::new, |encoder, index| {
             if stop_requested() {
-                return Err(Failure::Stopped { phase: "pack".into(), step: part.number as u64 }.into());
+                return Err(Failure::Stopped { phase: PACK.name.into(), step: part.number as u64 }.into());
             }
             let encoder = encoder.as_mut().map_err(|error| anyhow!("{error:#}"))?;
             let image = encoder.encode(part.images, index, self.options);

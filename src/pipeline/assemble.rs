@@ -1,10 +1,11 @@
 //! The target from K modules: no training, but every module must have grown in the same meta model by the same recipe.
 
-use super::{Job, is_done};
+use super::Job;
 use crate::collective::Solo;
 use crate::error::Failure;
 use crate::model::Network;
-use crate::plan::phases::{ASSEMBLED, META, MODULE};
+use crate::run::graph::Node;
+use crate::run::state::{Evidence, Found, state};
 use crate::store::lease::Lease;
 use crate::store::{Header, artefact};
 use crate::task::Task;
@@ -12,72 +13,57 @@ use crate::train::{evaluate, stop_requested};
 use crate::usage;
 use crate::weights::{Weights, on_device};
 use anyhow::Result;
-use std::path::Path;
+use std::collections::BTreeMap;
 
-/// Reads all modules, checks that they belong together, and writes the assembled target with its evaluation.
-pub fn assemble(job: &Job) -> Result<()> {
-    let (plan, run) = (&job.plan, &job.run);
-    let model = &plan.config.model;
-    let path = run.file(ASSEMBLED);
-    let recipe = plan.recipe(MODULE.recipe);
-    let lease = Lease::take(run, "assemble", stop_requested)?;
-    let meta_file = run.file(META.writes);
-    let meta = if meta_file.exists() { Some(artefact::read_header(&meta_file)?.1) } else { None };
-    if is_done(&path, &recipe, meta.as_deref())? {
-        log::info!("assemble: done already ({})", path.display());
+/// Writes the assembled target with its evaluation, unless that is done.
+pub fn assemble(job: &Job, node: &Node) -> Result<()> {
+    let path = job.run.file(&node.file);
+    let lease = Lease::take(&job.run, &node.name, stop_requested)?;
+    if job.is_done(node)? {
+        log::info!("{}: done already ({})", node.name, path.display());
         return Ok(());
     }
-    let missing = |file: &Path, cure: String| usage!("{}: missing; train it with `incubate {cure}`", file.display());
-    let meta = meta.ok_or_else(|| missing(&meta_file, "meta CONFIG".into()))?;
-    let mut weights = Weights::new();
-    for index in 0..model.stages() {
-        let phase = plan.phase(&MODULE, Some(index));
-        let file = run.file(&phase.file);
-        if !file.exists() {
-            return Err(missing(&file, format!("module CONFIG --index {index}")));
-        }
-        let module = artefact::read(&file)?;
-        let foreign = |what: String| {
-            let what = format!("{what}; delete {} and train module {index} again", phase.file);
-            Failure::Damaged { path: file.clone(), what }
-        };
-        let header = &module.header;
-        if header.index != Some(index) {
-            let held = header.index.map_or("no single module".into(), |held| format!("module {held}"));
-            return Err(foreign(format!("holds {held}, not module {index}")).into());
-        }
-        if header.depths != phase.depths {
-            return Err(foreign(format!("has depths {:?}, expected {:?}", header.depths, phase.depths)).into());
-        }
-        if header.recipe != recipe {
-            return Err(foreign("was trained by another recipe".into()).into());
-        }
-        if header.meta.as_deref() != Some(&meta) {
-            return Err(foreign("grew in another meta model than this run's meta.h5".into()).into());
-        }
-        weights.extend(module.weights);
-    }
-    let network = Network::new(&plan.config, model.depths(), 0..0, &on_device(&weights, job.devices.device(0)))?;
-    let evaluated = evaluate::evaluate(
-        &network,
-        &job.source,
-        &plan.config,
-        plan.config.run.micro_batch.samples(),
-        &Solo,
-        &mut |_, _| (),
-    )?;
-    let Some(metrics) = evaluated else { return Err(Failure::Stopped { phase: "assemble".into(), step: 0 }.into()) };
-    log::info!("assemble: test {}", Task::of(&plan.config).text(&metrics));
+    let meta = job.original(node)?;
+    let weights = modules(job, node, meta.as_deref())?;
+    let metrics = evaluated(job, node, &weights)?;
+    log::info!("{}: test {}", node.name, Task::of(&job.plan.config).text(&metrics));
+    let expected = node.expected.as_ref().expect("the row writes an artefact");
     let header = Header {
-        phase: "assemble".into(),
+        phase: node.row.name.into(),
         index: None,
-        depths: model.depths().to_vec(),
+        depths: expected.depths.clone(),
         step: 0,
-        recipe,
-        meta: Some(meta),
-        model: model.clone(),
+        recipe: expected.recipe.clone(),
+        meta,
+        model: job.plan.config.model.clone(),
         metrics,
     };
     artefact::write(&path, &header, &weights, Some(lease.fence()))?;
     Ok(())
+}
+
+/// The weights of all modules that the node needs, once each has proved to be its own and of that meta model.
+fn modules(job: &Job, node: &Node, meta: Option<&str>) -> Result<Weights> {
+    let mut weights = Weights::new();
+    for need in job.graph.needs(node).filter(|need| need.expected.is_some()) {
+        let path = job.run.file(&need.file);
+        if !path.exists() {
+            return Err(usage!("{}: missing; train it with `incubate {}`", path.display(), need.command()));
+        }
+        if need.index.is_some() {
+            let module = artefact::read(&path)?;
+            let evidence = Evidence::of(Found::Artefact(module.header.stamp(&module.hash)));
+            state(need, &evidence, meta).or_refusal(need, path)?;
+            weights.extend(module.weights);
+        }
+    }
+    Ok(weights)
+}
+
+/// The metrics of the assembled target on the test images.
+fn evaluated(job: &Job, node: &Node, weights: &Weights) -> Result<BTreeMap<String, f64>> {
+    let (config, micro_batch) = (&job.plan.config, job.plan.config.run.micro_batch.samples());
+    let network = Network::new(config, config.model.depths(), 0..0, &on_device(weights, job.devices.device(0)))?;
+    let metrics = evaluate::evaluate(&network, &job.source, config, micro_batch, &Solo, &mut |_, _| ())?;
+    metrics.ok_or_else(|| Failure::Stopped { phase: node.name.clone(), step: 0 }.into())
 }

@@ -2,9 +2,9 @@
 //! run directory: so rank zero shows every rank's module, whatever node it is on.
 
 use crate::plan::Plan;
-use crate::plan::phases::PHASES;
+use crate::run::state::Activity;
 use crate::store::RunDir;
-use crate::store::progress::{Progress, State, duration, unix_time};
+use crate::store::progress::{Progress, duration, unix_time};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use std::collections::HashMap;
 use std::fs::File;
@@ -75,7 +75,7 @@ impl Bars {
         }
         let screen = screen();
         let stop = Arc::new(AtomicBool::new(false));
-        let phases: Vec<(String, usize)> = phase_names(plan);
+        let phases = phase_names(plan);
         let (run, stopped, began) = (run.path.clone(), stop.clone(), unix_time());
         let thread = std::thread::spawn(move || {
             let mut bars = HashMap::new();
@@ -104,9 +104,10 @@ impl Drop for Bars {
     }
 }
 
-/// Every phase by name, with its global batch.
-pub(super) fn phase_names(plan: &Plan) -> Vec<(String, usize)> {
-    PHASES.iter().flat_map(|phase| plan.phases(phase)).map(|phase| (phase.name, phase.training.global_batch)).collect()
+/// Every phase by name, with its global batch. A command can train those too that the config does not ask for.
+fn phase_names(plan: &Plan) -> Vec<(String, usize)> {
+    let phases = plan.graph().nodes().iter().filter_map(|node| plan.phase_of(node)).collect::<Vec<_>>();
+    phases.into_iter().map(|phase| (phase.name, phase.training.global_batch)).collect()
 }
 
 /// A bar that counts `what` up to `total`; nothing where nobody looks.
@@ -123,7 +124,7 @@ fn screen() -> &'static MultiProgress {
 }
 
 fn draw(screen: &MultiProgress, bars: &mut HashMap<String, ProgressBar>, progress: &Progress, global_batch: usize) {
-    if progress.state == State::Done {
+    if progress.state == Activity::Done {
         // Its log line says how it ended.
         if let Some(bar) = bars.remove(&progress.phase) {
             bar.finish_and_clear();

@@ -97,3 +97,27 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> 
     let mut stepper = Stepper::new(plan, phase, &Solo, 1);
     stepper.step(&mut network, &mut optimiser, &mut std::iter::once(Ok(batch)), 0, 0.0).map(|_| ())
 }
+
+/// Adds to an error about memory the micro-batch that would fit, given a replica's `own` samples of a step. Any other error
+/// stays as it is.
+pub fn with_what_fits(
+    error: anyhow::Error,
+    (plan, phase): (&Plan, &PhasePlan),
+    micro: usize,
+    own: usize,
+    device: Device,
+) -> anyhow::Error {
+    if !error.is::<OutOfMemory>() {
+        return error;
+    }
+    let half = micro.min(own) / 4 * 2;
+    let (fitting, hope) = match memory_of(device) {
+        Some(memory) => (fitting_micro_batch(plan, phase, memory, half), "should fit"),
+        None => (Some(half).filter(|&half| half > 0), "may fit"),
+    };
+    let cure = match fitting {
+        Some(fitting) => format!("{fitting} {hope}: --set run.micro_batch={fitting} (the results stay)"),
+        None => "no smaller one fits; this phase needs a device with more memory".into(),
+    };
+    usage!("{}: run.micro_batch = {micro} on {}: {error}; {cure}", phase.name, name(device))
+}

@@ -12,10 +12,8 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let model = &plan.config.model;
     let stages = model.stages();
     let per_stage = model.counts(model.depths());
-    let mut phases = Vec::new();
-    for phase in plan.wanted() {
-        phases.extend(plan.phases(phase).iter().map(|phase| phase_report(plan, phase, ranks, rate)));
-    }
+    let phases = plan.wanted_phases();
+    let phases: Vec<Value> = phases.iter().map(|phase| phase_report(plan, phase, ranks, rate)).collect();
     let parts: Vec<Value> = (0..ranks)
         .map(|rank| {
             let part = assignment(rank, ranks, stages);

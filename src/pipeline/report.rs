@@ -1,8 +1,9 @@
 //! `report.html`: the run's table, curves and config as one file that opens anywhere, with no script and no download.
 
-use super::summary::{Row, unreadable};
+use super::summary::{self, unreadable};
 use crate::plan::Plan;
-use crate::plan::phases::Phase;
+use crate::run::graph::Graph;
+use crate::run::table::Row;
 use crate::store::metrics;
 use crate::store::{RunDir, durable};
 use crate::svg::{self, Axis, Curve, escaped};
@@ -15,7 +16,7 @@ const POINTS: usize = 20_000;
 const FEWEST: usize = 20;
 
 /// Writes the report from what the run directory holds.
-pub fn write(plan: &Plan, run: &RunDir, rows: &[Row]) -> Result<()> {
+pub fn write(plan: &Plan, graph: &Graph, run: &RunDir, rows: &[summary::Row]) -> Result<()> {
     let config = &plan.config;
     let mut html = format!(
         "<!doctype html><meta charset=utf-8><title>{name}</title><style>body{{font:15px sans-serif;margin:2em;max-width:80em}}\
@@ -49,17 +50,16 @@ pub fn write(plan: &Plan, run: &RunDir, rows: &[Row]) -> Result<()> {
         let _ = write!(html, "<p>{count} image(s) could not be read and were skipped; the log names them.");
     }
     html += "<h2>Curves</h2>";
-    for phase in plan.wanted() {
-        html += &curves(plan, run, phase)?;
+    for row in graph.rows(false).into_iter().filter(|row| row.phase().is_some()) {
+        html += &curves(graph, run, row)?;
     }
     let _ = write!(html, "<h2>Config</h2><pre>{}</pre>", escaped(&config.to_toml()));
     durable::replace_bytes(&run.file("report.html"), html.as_bytes())
 }
 
-/// The loss and accuracy of one row of the table of phases: all modules in one picture.
-fn curves(plan: &Plan, run: &RunDir, phase: &Phase) -> Result<String> {
-    let phases = plan.phases(phase);
-    let logged = phases.iter().map(|phase| Ok((&phase.name, metrics::read(&run.logs(&phase.name))?)));
+/// The loss and accuracy of one row of the graph: all modules in one picture.
+fn curves(graph: &Graph, run: &RunDir, row: &Row) -> Result<String> {
+    let logged = graph.of(row).map(|node| Ok((&node.name, metrics::read(&run.logs(&node.name))?)));
     let logged: Vec<_> = logged.collect::<Result<_>>()?;
     let most = (POINTS / logged.len()).max(FEWEST);
     let picture = |(key, title): (&str, &str)| {
@@ -68,7 +68,7 @@ fn curves(plan: &Plan, run: &RunDir, phase: &Phase) -> Result<String> {
         let all: Vec<Curve> = curves.filter(|curve| !curve.points.is_empty()).collect();
         let values = || all.iter().flat_map(|curve| &curve.points);
         let (x, y) = (Axis::around("step", values().map(|p| p.0)), Axis::around(title, values().map(|p| p.1)));
-        if all.is_empty() { String::new() } else { svg::curves(&format!("{}: {title}", phase.name), x, y, &all) }
+        if all.is_empty() { String::new() } else { svg::curves(&format!("{}: {title}", row.name), x, y, &all) }
     };
     Ok([("loss", "training loss"), ("test/top1", "test top-1 %")].map(picture).concat())
 }

@@ -1,8 +1,8 @@
 //! The table at the end of a run: accuracy and cost of every model, and where it lies.
 
+use crate::plan::Plan;
 use crate::plan::cost::cost;
-use crate::plan::phases::{ASSEMBLED, E2E, FINETUNE, META, MODULE, Phase};
-use crate::plan::{PhasePlan, Plan};
+use crate::run::graph::{Graph, Node};
 use crate::store::progress::{Progress, duration};
 use crate::store::{RunDir, artefact, durable};
 use anyhow::Result;
@@ -21,52 +21,45 @@ pub struct Row {
     pub seconds: f64,
     pub device_hours: f64,
     pub file: String,
-    /// Of the whole run, on all ranks and through all restarts: images that could not be read and were skipped.
+    /// Images that could not be read and were skipped, in the whole run, on all ranks and over all starts.
     pub unreadable_images: usize,
+    #[serde(skip)]
+    is_baseline: bool,
 }
 
-/// Rows of every artefact that is there, in the order of the run, which skipped so many unreadable images.
-pub fn rows(plan: &Plan, run: &RunDir, unreadable_images: usize) -> Result<Vec<Row>> {
-    let stages = plan.config.model.stages();
-    let single = |phase: &'static Phase| plan.phase(phase, None);
-    let mut rows = Vec::new();
-    rows.extend(trained(plan, run, &single(&META), "meta model")?);
-    for index in 0..stages {
-        let phase = plan.phase(&MODULE, Some(index));
-        rows.extend(trained(plan, run, &phase, &format!("hybrid {index}"))?);
-    }
-    if let Some((top1, top5, file)) = accuracy(run, ASSEMBLED)? {
-        let (images, flops, seconds, device_hours) = (0, 0.0, 0.0, 0.0);
-        let model = "assembled".into();
-        rows.push(Row { model, top1, top5, images, flops, seconds, device_hours, file, unreadable_images });
-    }
-    rows.extend(trained(plan, run, &single(&FINETUNE), "fine-tuned")?);
-    rows.extend(trained(plan, run, &single(&E2E), "end to end")?);
-    rows.iter_mut().for_each(|row| row.unreadable_images = unreadable_images);
-    Ok(rows)
+/// A row of every artefact that is there, in the order of the run, which skipped so many unreadable images.
+pub fn rows(plan: &Plan, graph: &Graph, run: &RunDir, unreadable_images: usize) -> Result<Vec<Row>> {
+    let rows = graph.nodes().iter().map(|node| row(plan, run, node, unreadable_images));
+    rows.filter_map(Result::transpose).collect()
 }
 
-fn trained(plan: &Plan, run: &RunDir, phase: &PhasePlan, model: &str) -> Result<Option<Row>> {
-    let Some((top1, top5, file)) = accuracy(run, &phase.file)? else { return Ok(None) };
-    // Nothing was trained for a model that was imported.
-    let trained = Progress::read(&run.path, &phase.name).map(|progress| (progress, cost(plan, phase)));
-    let (images, flops, seconds, ranks) =
-        trained.map_or((0, 0.0, 0.0, 1), |(p, cost)| (cost.images, cost.flops, p.seconds, p.ranks));
-    let device_hours = seconds * ranks as f64 / 3600.0;
-    let (model, unreadable_images) = (model.to_string(), 0);
-    Ok(Some(Row { model, top1, top5, images, flops, seconds, device_hours, file, unreadable_images }))
-}
-
-type Accuracy = (Option<f64>, Option<f64>, String);
-
-fn accuracy(run: &RunDir, file: &str) -> Result<Option<Accuracy>> {
-    let path = run.file(file);
+/// The row of a node, if its artefact is there.
+fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize) -> Result<Option<Row>> {
+    let path = run.file(&node.file);
+    let (Some(model), Some(label)) = (&node.row.model, node.label()) else { return Ok(None) };
     if !path.exists() {
         return Ok(None);
     }
     let (header, _) = artefact::read_header(&path)?;
     let metric = |name: &str| header.metrics.get(name).copied();
-    Ok(Some((metric("top1"), metric("top5"), path.display().to_string())))
+    // Assembly trains nothing, and nothing was trained for a model that was imported.
+    let trained = plan.phase_of(node).zip(Progress::read(&run.path, &node.name));
+    let (images, flops, seconds, replicas) = trained.map_or((0, 0.0, 0.0, 1), |(phase, progress)| {
+        let cost = cost(plan, &phase);
+        (cost.images, cost.flops, progress.seconds, progress.ranks)
+    });
+    Ok(Some(Row {
+        model: label,
+        top1: metric("top1"),
+        top5: metric("top5"),
+        images,
+        flops,
+        seconds,
+        device_hours: seconds * replicas as f64 / 3600.0,
+        file: path.display().to_string(),
+        unreadable_images,
+        is_baseline: model.is_baseline,
+    }))
 }
 
 /// The table for people.
@@ -91,7 +84,7 @@ pub fn table(rows: &[Row]) -> String {
         );
     }
     // The baseline is no part of incubation's cost.
-    let ours = rows.iter().filter(|row| row.model != "end to end");
+    let ours = rows.iter().filter(|row| !row.is_baseline);
     let (hours, flops) = ours.fold((0.0, 0.0), |(h, f), row| (h + row.device_hours, f + row.flops));
     let _ = writeln!(
         text,

@@ -96,7 +96,7 @@ fn activation_bytes(plan: &Plan, phase: &PhasePlan) -> f64 {
 mod tests {
     use super::*;
     use crate::config::{Config, MicroBatch};
-    use crate::plan::phases::{E2E, MODULE};
+    use crate::run::table::{E2E, MODULE};
 
     fn plan(model: &str) -> Plan {
         Plan::new(Config::parse(model, &[]).unwrap(), 1_281_167).unwrap()

@@ -3,7 +3,6 @@
 
 pub mod cost;
 pub mod groups;
-pub mod phases;
 pub mod schedule;
 
 use crate::config::{Config, DeviceChoice, Ranks, Training};
@@ -11,9 +10,10 @@ use crate::driver::cuda;
 use crate::family::parameter::Parameter;
 use crate::random::key_of_text;
 use crate::require;
+use crate::run::graph::{Graph, Node};
+use crate::run::table::{Row, TABLE, Trains};
 use anyhow::Result;
 use groups::ranks_of;
-use phases::{Depths, E2E, PHASES, Phase, Start, Trains};
 use std::ops::Range;
 
 /// The config plus the one number that only the data knows.
@@ -39,7 +39,6 @@ pub struct PhasePlan {
     pub depths: Vec<usize>,
     /// The stages that train.
     pub trained: Range<usize>,
-    pub start: Start,
     pub training: Training,
     pub steps_per_epoch: u64,
     pub steps: u64,
@@ -71,59 +70,42 @@ impl Plan {
         Plan { config, train_images: 0 }
     }
 
-    /// The phases that a run of this config has, in order.
-    pub fn wanted(&self) -> impl Iterator<Item = &'static Phase> + use<'_> {
-        PHASES.into_iter().filter(|phase| phase.name != E2E.name || self.config.run.e2e)
+    /// The nodes of the whole table.
+    pub fn graph(&self) -> Graph {
+        Graph::new(&self.config, &TABLE)
     }
 
-    /// The phase of that name; `index` is the stage of a module phase.
-    pub fn phase(&self, phase: &Phase, index: Option<usize>) -> PhasePlan {
-        let model = &self.config.model;
-        let training = (phase.training)(&self.config).clone();
-        let thin = model.meta_depths();
-        let depths = match (phase.depths, index) {
-            (Depths::Deep, _) => model.depths().to_vec(),
-            (Depths::DeepAtModule, Some(i)) => {
-                let mut depths = thin;
-                depths[i] = model.depths()[i];
-                depths
-            }
-            (Depths::Thin | Depths::DeepAtModule, _) => thin,
-        };
-        let trained = match (phase.trains, index) {
-            (Trains::Module, Some(i)) => i..i + 1,
-            _ => 0..model.stages(),
-        };
-        let name = index.map_or(phase.name.to_string(), |i| format!("{}-{i}", phase.name));
+    /// The phases that a run of this config trains, in order.
+    pub fn wanted_phases(&self) -> Vec<PhasePlan> {
+        self.graph().nodes().iter().filter(|node| node.is_wanted).filter_map(|node| self.phase_of(node)).collect()
+    }
+
+    /// The phase of a row that trains; `index` is the stage of a module phase.
+    pub fn phase(&self, row: &'static Row, index: Option<usize>) -> PhasePlan {
+        self.phase_of(&Node::new(&self.config, row, index)).expect("the row trains")
+    }
+
+    /// The phase that a node trains, if it trains one.
+    pub fn phase_of(&self, node: &Node) -> Option<PhasePlan> {
+        let (row, model) = (node.row.phase()?, node.expected.as_ref()?);
+        let training = (row.training)(&self.config).clone();
         let steps_per_epoch = self.steps_per_epoch(&training);
-        PhasePlan {
-            row: phase.name,
-            file: index.map_or(phase.writes.to_string(), |i| format!("{}-{i}.h5", phase.name)),
-            index,
-            depths,
-            trained,
-            start: phase.start,
+        Some(PhasePlan {
+            name: node.name.clone(),
+            row: node.row.name,
+            file: node.file.clone(),
+            index: node.index,
+            depths: model.depths.clone(),
+            trained: match (row.trains, node.index) {
+                (Trains::Module, Some(index)) => index..index + 1,
+                _ => 0..self.config.model.stages(),
+            },
             steps_per_epoch,
             steps: steps_per_epoch * training.epochs as u64,
-            seed: crate::random::key(&[self.config.run.seed, key_of_text(&name)]),
-            recipe: self.recipe(phase.recipe),
+            seed: crate::random::key(&[self.config.run.seed, key_of_text(&node.name)]),
+            recipe: model.recipe.clone(),
             training,
-            name,
-        }
-    }
-
-    /// A row of the table as it runs: one phase, or one for each module.
-    pub fn phases(&self, phase: &Phase) -> Vec<PhasePlan> {
-        match phase.trains {
-            Trains::Module => (0..self.config.model.stages()).map(|i| self.phase(phase, Some(i))).collect(),
-            Trains::Everything => vec![self.phase(phase, None)],
-        }
-    }
-
-    /// Hash of the config keys in `tables` that change what is computed, as hexadecimal.
-    pub fn recipe(&self, tables: &[&str]) -> String {
-        let text = format!("seed = {}\n{}", self.config.run.seed, self.config.recipe(tables));
-        blake3::hash(text.as_bytes()).to_hex().to_string()
+        })
     }
 
     /// Replicas of one rank, as far as the config tells: as many as it says, else the rank's part of the node's GPUs, else

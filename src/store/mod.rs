@@ -6,7 +6,9 @@ pub mod lease;
 pub mod metrics;
 pub mod progress;
 pub mod run_dir;
+pub mod seen;
 mod tensorboard;
 
 pub use artefact::{Artefact, Header};
 pub use run_dir::RunDir;
+pub use seen::Seen;

@@ -2,7 +2,9 @@
 //! the progress bars read them, so they work over any number of nodes with nothing but the run directory.
 
 use super::durable::unique;
-use super::lease::slurm_job;
+use super::lease::{self, slurm_job};
+use super::run_dir::RunDir;
+use crate::run::state::{Activity, Beat};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -12,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     pub phase: String,
-    pub state: State,
+    pub state: Activity,
     pub step: u64,
     pub steps: u64,
     /// Training images per second, all ranks of the group, lately.
@@ -46,15 +48,6 @@ pub struct Progress {
     pub updated: f64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    Running,
-    Stopped,
-    Failed,
-    Done,
-}
-
 impl Progress {
     /// Replaces the phase's heartbeat. Not fsynced: losing one costs nothing.
     pub fn write(&self, run: &Path) -> Result<()> {
@@ -69,14 +62,14 @@ impl Progress {
     pub fn fail(run: &Path, phase: &str, error: &str) -> Result<()> {
         let began = Progress::read(run, phase).unwrap_or_else(|| Progress::begun(phase));
         let (host, pid, updated) = (host(), std::process::id(), unix_time());
-        Progress { state: State::Failed, error: Some(error.into()), host, pid, updated, ..began }.write(run)
+        Progress { state: Activity::Failed, error: Some(error.into()), host, pid, updated, ..began }.write(run)
     }
 
     /// A phase that starts on this process, with nothing done.
     pub fn begun(phase: &str) -> Progress {
         Progress {
             phase: phase.into(),
-            state: State::Running,
+            state: Activity::Running,
             step: 0,
             steps: 0,
             images_per_s: 0.0,
@@ -99,6 +92,14 @@ impl Progress {
     pub fn read(run: &Path, phase: &str) -> Option<Progress> {
         let bytes = std::fs::read(run.join("progress").join(format!("{phase}.json"))).ok()?;
         serde_json::from_slice(&bytes).ok()
+    }
+
+    /// What this heartbeat says of its phase. During a long step or evaluation only the lease is renewed, by a thread of its
+    /// own: that is a sign of life too.
+    pub fn beat(&self, run: &RunDir) -> Beat {
+        let since = |time: f64| (unix_time() - time).max(0.0);
+        let renewed = lease::holder(run, &self.phase).map_or(f64::INFINITY, |holder| since(holder.renewed));
+        Beat { says: self.state, error: self.error.clone(), age: since(self.updated).min(renewed) }
     }
 
     /// Seconds until the phase ends at the present rate; none before the first measurement.
@@ -126,5 +127,25 @@ pub fn duration(seconds: f64) -> String {
         60..3600 => format!("{}m{:02}s", s / 60, s % 60),
         3600..86400 => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
         _ => format!("{}d{:02}h", s / 86400, s % 86400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::lease::Lease;
+
+    #[test]
+    fn a_phase_in_a_long_evaluation_shows_that_it_lives_while_its_lease_is_renewed() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir { path: folder.path().into() };
+        ["leases", "progress"].iter().for_each(|name| std::fs::create_dir(run.file(name)).unwrap());
+        Progress { updated: unix_time() - 120.0, ..Progress::begun("meta") }.write(&run.path).unwrap();
+        let age = || Progress::read(&run.path, "meta").unwrap().beat(&run).age;
+        assert!(age() >= 120.0);
+        let lease = Lease::take(&run, "meta", || false).unwrap();
+        assert!(age() < 60.0);
+        drop(lease);
+        assert!(age() >= 120.0);
     }
 }

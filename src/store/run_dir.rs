@@ -18,7 +18,6 @@ use super::durable;
 use super::lease::Fence;
 use crate::config::Config;
 use crate::error::Failure;
-use crate::plan::phases::{ASSEMBLED, FINETUNE};
 use crate::{require, usage};
 use anyhow::{Context, Result};
 use std::fs;
@@ -75,18 +74,6 @@ impl RunDir {
     /// An artefact's path by its file name.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
-    }
-
-    /// Whether the assembled or the finished model was imported: it derives from no meta model, and needs none of the phases
-    /// before it.
-    pub fn is_imported(&self) -> Result<bool> {
-        for name in [FINETUNE.writes, ASSEMBLED] {
-            let path = self.file(name);
-            if path.exists() && artefact::read_header(&path)?.0.meta.is_none() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Where a phase keeps its metrics.

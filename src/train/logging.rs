@@ -3,9 +3,10 @@
 use super::step::Outcome;
 use super::{Clock, Setting, evaluate};
 use crate::plan::PhasePlan;
+use crate::run::state::Activity;
 use crate::store::RunDir;
 use crate::store::metrics::Metrics;
-use crate::store::progress::{Progress, State, duration, unix_time};
+use crate::store::progress::{Progress, duration, unix_time};
 use crate::task::Task;
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -73,7 +74,7 @@ impl<'a> Logging<'a> {
             open.write_line(step, lr);
         }
         if open.last_heartbeat.elapsed() >= HEARTBEAT {
-            open.beat(State::Running);
+            open.beat(Activity::Running);
         }
     }
 
@@ -102,7 +103,7 @@ impl<'a> Logging<'a> {
     pub fn stopped(&mut self, step: u64) {
         let Some(open) = &mut self.open else { return };
         log::warn!("{}: stopped by a signal; checkpoint written at step {step}", open.progress.phase);
-        open.beat(State::Stopped);
+        open.beat(Activity::Stopped);
     }
 
     /// Logs that the artefact is written.
@@ -111,7 +112,7 @@ impl<'a> Logging<'a> {
         self.clock.count_up_to(Instant::now());
         let Some(open) = &mut self.open else { return };
         open.progress.step = step;
-        open.beat(State::Done);
+        open.beat(Activity::Done);
         log::info!("{}: done in {}", open.progress.phase, duration(open.progress.seconds));
     }
 }
@@ -185,7 +186,7 @@ impl<'a> Open<'a> {
         self.window = Window::from(step);
     }
 
-    fn beat(&mut self, state: State) {
+    fn beat(&mut self, state: Activity) {
         self.progress.state = state;
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         self.progress.updated = unix_time();

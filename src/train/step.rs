@@ -215,7 +215,7 @@ mod tests {
     use crate::collective::Solo;
     use crate::config::Config;
     use crate::model::{OPTIONS, fresh};
-    use crate::plan::phases::META;
+    use crate::run::table::META;
     use tch::Kind;
 
     #[test]

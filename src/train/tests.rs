@@ -6,7 +6,7 @@ use crate::collective::replicas::on_replicas;
 use crate::config::Config;
 use crate::data;
 use crate::model::fresh;
-use crate::plan::phases::META;
+use crate::run::table::META;
 use crate::store::Artefact;
 use anyhow::ensure;
 use std::cell::Cell;

@@ -1,6 +1,6 @@
 //! Every way an artefact or its place can be damaged: one clear error, the right exit code.
 
-use crate::incubate::{Incubate, flip, plain};
+use crate::incubate::{Incubate, ended, flip, plain};
 use incubate::store::artefact::{self, Artefact};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -19,7 +19,7 @@ fn finished() -> &'static Incubate {
 const ALL: [&str; 6] = ["config.toml", "meta.h5", "module-0.h5", "module-1.h5", "module-2.h5", "module-3.h5"];
 
 fn verify(path: &Path) -> crate::incubate::Ended {
-    crate::incubate::ended(plain(&["verify", path.to_str().unwrap()]).output().unwrap())
+    ended(plain(&["verify", path.to_str().unwrap()]).output().unwrap())
 }
 
 #[test]
@@ -117,6 +117,24 @@ fn assembly_refuses_a_mixture() {
     run.incubate(&["assemble"]).fails(3, &["has depths [1, 3, 1, 1], expected [1, 2, 1, 1]", cure]);
 }
 
+#[test]
+fn a_module_of_another_meta_model_is_taken_for_done_by_no_command() {
+    let run = finished().fork(&ALL);
+    let foreign = rewritten(&finished().file("module-1.h5"), |module| module.header.meta = Some("0".repeat(64)));
+    std::fs::write(run.file("module-1.h5"), foreign).unwrap();
+    let words = ["module-1.h5", "another meta model", "delete module-1.h5 and train module 1 again"];
+    for command in [&["submit", "--dry-run"][..], &["module", "--index", "1"], &["run"]] {
+        run.incubate(command).fails(3, &words);
+    }
+    let status = ended(plain(&["status", run.run_dir.to_str().unwrap(), "--json"]).output().unwrap()).ok();
+    let lines: serde_json::Value = serde_json::from_str(&status.out).unwrap();
+    let line = lines.as_array().unwrap().iter().find(|line| line["phase"] == "module-1").unwrap();
+    assert!(line["state"] == "stale" && line["why"].as_str().unwrap().contains(words[2]), "{line}");
+    // Another module in its place is not done either.
+    std::fs::copy(run.file("module-2.h5"), run.file("module-1.h5")).unwrap();
+    run.incubate(&["submit", "--dry-run"]).fails(3, &["module-1.h5", "holds module 2, not module 1"]);
+}
+
 /// An artefact's bytes after a change, sealed anew.
 fn rewritten(path: &Path, change: impl FnOnce(&mut Artefact)) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
@@ -181,7 +199,7 @@ fn a_full_disk_fails_the_write_with_one_error_and_leaves_no_pieces() {
         .current_dir(&run.folder)
         .output()
         .unwrap();
-    crate::incubate::ended(output).fails(1, &["cannot write", "checkpoints/meta-"]);
+    ended(output).fails(1, &["cannot write", "checkpoints/meta-"]);
     // In a world of two the other rank waits for the first in an all-reduce: it must not wait for ever.
     let output = std::process::Command::new("mpirun")
         .args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"])
@@ -189,7 +207,7 @@ fn a_full_disk_fails_the_write_with_one_error_and_leaves_no_pieces() {
         .current_dir(&run.folder)
         .output()
         .unwrap();
-    crate::incubate::ended(output).fails(1, &["cannot write", "checkpoints/meta-"]);
+    ended(output).fails(1, &["cannot write", "checkpoints/meta-"]);
     let left: Vec<_> = std::fs::read_dir(run.file("checkpoints")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }

@@ -13,6 +13,7 @@ mod kills;
 mod leases;
 mod pack;
 mod parity;
+mod phases;
 mod precision;
 mod replicas;
 mod runs;

@@ -7,7 +7,7 @@ use incubate::config::Config;
 use incubate::data;
 use incubate::model::fresh;
 use incubate::plan::Plan;
-use incubate::plan::phases::MODULE;
+use incubate::run::table::MODULE;
 use incubate::store::RunDir;
 use incubate::store::progress::Progress;
 use incubate::train::{self, Clock, Setting};

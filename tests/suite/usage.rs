@@ -6,7 +6,6 @@ use clap::CommandFactory;
 use incubate::cli::Cli;
 use incubate::config::Config;
 use incubate::plan::Plan;
-use incubate::plan::phases::PHASES;
 use serde_json::Value;
 use std::path::Path;
 
@@ -152,7 +151,7 @@ fn every_shipped_config_is_planned_and_opens_with_the_command_that_runs_it_and_i
         let config = Config::load(&path, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
         let images = if config.data.train_images > 0 { config.data.train_images } else { FASHION };
         let plan = Plan::new(config, images).unwrap_or_else(|e| panic!("{name}: {e:#}"));
-        for phase in PHASES.iter().flat_map(|row| plan.phases(row)) {
+        for phase in plan.graph().nodes().iter().filter_map(|node| plan.phase_of(node)) {
             let mut by_stage = vec![0; phase.depths.len()];
             phase.parameters(&plan).iter().for_each(|p| by_stage[p.stage] += p.count());
             assert_eq!(by_stage, plan.config.model.counts(&phase.depths), "{name}, {}", phase.name);

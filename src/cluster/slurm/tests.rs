@@ -1,10 +1,40 @@
 //! The graph, the scripts as text, and the scripts run under bash with the program and scontrol replaced.
 
 use super::*;
+use crate::cluster::script::filled;
 use crate::config::Config;
+use crate::plan::PhasePlan;
+use crate::plan::cost::cost;
+use std::collections::BTreeSet;
+use std::path::Path;
 
 fn plan(text: &str) -> Plan {
     Plan::new(Config::parse(text, &[]).unwrap(), 1_281_167).unwrap()
+}
+
+/// All wanted nodes are left but those of these names.
+fn all_but(plan: &Plan, done: &[&str]) -> Situation {
+    let is_left = |node: &Node| node.is_wanted && !done.contains(&node.name.as_str());
+    let graph = plan.graph();
+    let left = (0..graph.nodes().len()).filter(|&node| is_left(&graph.nodes()[node])).collect();
+    Situation { left, alive: Alive::default(), max_array_size: MAX_ARRAY_SIZE, save_s: 0.0 }
+}
+
+fn position(plan: &Plan, name: &str) -> usize {
+    plan.graph().nodes().iter().position(|node| node.name == name).unwrap()
+}
+
+fn jobs_of(plan: &Plan, situation: &Situation) -> Vec<Job> {
+    jobs(plan, &plan.graph(), places(), situation).unwrap()
+}
+
+/// The jobs of a run with nothing done.
+fn fresh(plan: &Plan, places: Places) -> Result<Vec<Job>> {
+    jobs(plan, &plan.graph(), places, &all_but(plan, &[]))
+}
+
+fn names(jobs: &[Job]) -> Vec<String> {
+    jobs.iter().map(|job| job.kind.to_string()).collect()
 }
 
 fn places() -> Places<'static> {
@@ -12,21 +42,21 @@ fn places() -> Places<'static> {
 }
 
 fn graph(plan: &Plan, situation: &Situation) -> Vec<(String, Vec<usize>, Vec<usize>)> {
-    jobs(plan, places(), situation).unwrap().into_iter().map(|job| (job.name, job.modules, job.after)).collect()
+    jobs_of(plan, situation).into_iter().map(|job| (job.kind.to_string(), job.modules, job.after)).collect()
 }
 
 #[test]
 fn an_array_run_is_meta_then_modules_then_the_rest_and_skips_what_is_done() {
     let plan = plan("[slurm]\npartition = \"gpu\"\narray_limit = 2\ntime_meta = \"01:00:00\"\n");
-    let fresh = Situation::default();
+    let fresh = all_but(&plan, &[]);
     let job = |name: &str, modules: &[usize], after: &[usize]| (name.to_string(), modules.to_vec(), after.to_vec());
     assert_eq!(
         graph(&plan, &fresh),
         [job("meta", &[], &[]), job("modules", &[0, 1, 2, 3], &[0]), job("finalize", &[], &[0, 1])]
     );
-    let begun = Situation { meta_done: true, modules_done: vec![0, 2, 3], ..fresh.clone() };
+    let begun = all_but(&plan, &["meta", "module-0", "module-2", "module-3"]);
     assert_eq!(graph(&plan, &begun), [job("modules", &[1], &[]), job("finalize", &[], &[0])]);
-    let jobs = jobs(&plan, places(), &fresh).unwrap();
+    let jobs = jobs_of(&plan, &fresh);
     assert!(jobs[0].script.contains("#SBATCH --time=01:00:00\n") && jobs[2].script.contains("--time=24:00:00\n"));
     let modules = &jobs[1].script;
     assert!(modules.contains("#SBATCH --array=0-3%2\n") && modules.contains("#SBATCH --partition=gpu\n"));
@@ -35,10 +65,10 @@ fn an_array_run_is_meta_then_modules_then_the_rest_and_skips_what_is_done() {
 
 #[test]
 fn what_is_not_packed_yet_is_packed_first_by_one_process_with_a_nodes_cores() {
-    let text = "[slurm]\nnodes = 2\nranks = 8\ncpus_per_rank = 3\ngpus_per_node = 4\n";
-    let situation = Situation { packed: false, ..Situation::default() };
-    let array = jobs(&plan(text), places(), &situation).unwrap();
-    assert_eq!(array.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(), ["pack", "meta", "modules", "finalize"]);
+    let text = "[data]\nformat = \"packed\"\npath = \"/pack\"\npack_from = \"/images\"\n\
+                [slurm]\nnodes = 2\nranks = 8\ncpus_per_rank = 3\ngpus_per_node = 4\n";
+    let array = fresh(&plan(text), places()).unwrap();
+    assert_eq!(names(&array), ["pack", "meta", "modules", "finalize"]);
     assert_eq!((&array[1].after[..], &array[2].after[..]), (&[0][..], &[0, 1][..]));
     let pack = &array[0].script;
     assert!(array[1].script.contains("#SBATCH --ntasks=8\n#SBATCH --ntasks-per-node=4\n"), "evenly");
@@ -46,16 +76,16 @@ fn what_is_not_packed_yet_is_packed_first_by_one_process_with_a_nodes_cores() {
         assert!(pack.contains(line), "{line} in {pack}");
     }
     assert!(!pack.contains("srun --") && !pack.contains("--gres"), "{pack}");
-    let one = jobs(&plan(&format!("{text}mode = \"allocation\"\n")), places(), &situation).unwrap();
-    assert_eq!(one.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(), ["pack", "run"]);
+    let one = fresh(&plan(&format!("{text}mode = \"allocation\"\n")), places()).unwrap();
+    assert_eq!(names(&one), ["pack", "run"]);
 }
 
 #[test]
 fn modules_beyond_the_largest_array_go_into_further_arrays() {
     let depths = vec!["1"; 25].join(", ");
     let plan = plan(&format!("[model]\ndepths = [{depths}]\n"));
-    let situation = Situation { max_array_size: 10, modules_done: vec![11, 12], ..Situation::default() };
-    let jobs = jobs(&plan, places(), &situation).unwrap();
+    let situation = Situation { max_array_size: 10, ..all_but(&plan, &["module-11", "module-12"]) };
+    let jobs = jobs_of(&plan, &situation);
     let arrays: Vec<&str> =
         jobs.iter().filter_map(|job| job.script.lines().find(|line| line.contains("--array"))).collect();
     assert_eq!(arrays, ["#SBATCH --array=0-9", "#SBATCH --array=0,3-9", "#SBATCH --array=0-4"]);
@@ -66,7 +96,8 @@ fn modules_beyond_the_largest_array_go_into_further_arrays() {
 #[test]
 fn the_lead_of_the_signal_follows_the_time_to_save_unless_it_is_given() {
     let script = |text: &str, save_s: f64| {
-        jobs(&plan(text), places(), &Situation { save_s, ..Situation::default() }).unwrap()[0].script.clone()
+        let plan = plan(text);
+        jobs_of(&plan, &Situation { save_s, ..all_but(&plan, &[]) })[0].script.clone()
     };
     assert!(script("", 0.2).contains("--signal=B:USR2@60\n"));
     assert!(script("", 50.0).contains("--signal=B:USR2@230\n"));
@@ -80,7 +111,7 @@ fn nothing_from_a_config_reaches_a_shell_unquoted() {
          container = \"/images/$(touch x).sif\"\n",
     );
     let run_dir = Path::new("/data/$(touch x)/it's");
-    for job in jobs(&plan, Places { run_dir, ..places() }, &Situation::default()).unwrap() {
+    for job in fresh(&plan, Places { run_dir, ..places() }).unwrap() {
         let mut lines = job.script.lines().filter(|line| line.contains("touch x") && !line.starts_with('#'));
         let run_dir = "'/data/$(touch x)/it'\\''s'";
         let program = format!("program=(apptainer exec --bind {run_dir} '/images/$(touch x).sif' incubate)");
@@ -96,7 +127,7 @@ fn what_stands_in_a_value_is_never_taken_for_a_placeholder() {
     assert_eq!(filled("{a} ${b} {b}{c", &[("a", "{b}"), ("b", "{a}")]), "{b} ${a} {a}{c");
     let plan = plan("[run]\nname = \"{options}{steps}\"\n");
     let run_dir = Path::new("/data/{setup}/{options}");
-    let script = &jobs(&plan, Places { run_dir, ..places() }, &Situation::default()).unwrap()[0].script;
+    let script = &fresh(&plan, Places { run_dir, ..places() }).unwrap()[0].script;
     assert!(script.contains("# meta of {options}{steps}\n"), "{script}");
     assert!(script.contains("run_dir='/data/{setup}/{options}'\n"), "{script}");
     assert_eq!(script.matches("#SBATCH --requeue").count(), 1);
@@ -106,7 +137,7 @@ fn what_stands_in_a_value_is_never_taken_for_a_placeholder() {
 fn a_line_break_anywhere_in_what_goes_into_a_script_is_refused() {
     let hostile = "/data/x\n#SBATCH --wrap=touch";
     let refused = |plan: &Plan, places: Places| {
-        let error = jobs(plan, places, &Situation::default()).unwrap_err();
+        let error = fresh(plan, places).unwrap_err();
         assert!(format!("{error}").contains("control character"), "{error}");
     };
     let harmless = plan("");
@@ -126,24 +157,33 @@ fn a_line_break_anywhere_in_what_goes_into_a_script_is_refused() {
 fn what_is_alive_is_left_alone_and_waited_for() {
     let plan = plan("");
     let alive = |modules: &[usize], last: Option<&str>| Alive {
-        modules: modules.iter().map(|&i| (i, format!("8_{i}"))).collect(),
+        nodes: modules.iter().map(|i| (position(&plan, &format!("module-{i}")), format!("8_{i}"))).collect(),
         last: last.map(str::to_string),
-        ..Alive::default()
     };
-    let begun = Situation { meta_done: true, modules_done: vec![0], ..Situation::default() };
-    let left = |alive| jobs(&plan, places(), &Situation { alive, ..begun.clone() }).unwrap();
+    let begun = all_but(&plan, &["meta", "module-0"]);
+    let left = |alive| jobs_of(&plan, &Situation { alive, ..begun.clone() });
     let again = left(alive(&[2, 3], Some("9")));
-    let names: Vec<&str> = again.iter().map(|job| job.name.as_str()).collect();
-    assert_eq!((names, &again[0].modules), (vec!["modules", "finalize"], &vec![1]));
-    assert_eq!(again[1].alive, ["8_2", "8_3"]);
+    assert_eq!((names(&again), &again[0].modules), (vec!["modules".into(), "finalize".into()], &vec![1]));
+    assert_eq!(again[1].after_alive, ["8_2", "8_3"]);
     assert!(left(alive(&[1, 2, 3], Some("9"))).is_empty(), "all of it is on its way");
     let only_last = left(alive(&[1, 2, 3], None));
-    assert_eq!((only_last.len(), only_last[0].alive.len()), (1, 3));
-    assert!(
-        jobs(&plan, places(), &Situation { modules_done: vec![0, 1, 2, 3], all_done: true, ..begun })
-            .unwrap()
-            .is_empty()
-    );
+    assert_eq!((only_last.len(), only_last[0].after_alive.len()), (1, 3));
+    assert!(jobs_of(&plan, &Situation { left: vec![], ..begun }).is_empty());
+}
+
+#[test]
+fn a_thousand_modules_each_in_its_own_job_cost_what_the_plan_does() {
+    let depths = vec!["1"; 1000].join(", ");
+    let plan = plan(&format!("[model]\ndepths = [{depths}]\n"));
+    let graph = plan.graph();
+    let jobs = jobs_of(&plan, &Situation { max_array_size: 1, ..all_but(&plan, &[]) });
+    assert_eq!(jobs.len(), 1002);
+    let nodes: Vec<usize> = jobs.iter().flat_map(|job| job.nodes.iter().copied()).collect();
+    assert_eq!(nodes.iter().collect::<BTreeSet<_>>().len(), nodes.len(), "no two jobs do the same");
+    let flops = |phase: &PhasePlan| cost(&plan, phase).flops;
+    let of_jobs: f64 = nodes.iter().filter_map(|&node| plan.phase_of(&graph.nodes()[node])).map(|p| flops(&p)).sum();
+    let of_plan: f64 = plan.wanted_phases().iter().map(flops).sum();
+    assert!((of_jobs / of_plan - 1.0).abs() < 1e-9, "{of_jobs} {of_plan}");
 }
 
 /// A job's script with its program and scontrol replaced, in a folder of its own.
@@ -167,7 +207,7 @@ impl Staged {
         file("scontrol", "#!/bin/sh\necho \"$@\"\n");
         let binary = file("program", &format!("#!/bin/bash\ncd {}\n{program}\n", folder.path().display()));
         let places = Places { binary: &binary, run_dir: folder.path(), ..places() };
-        let script = file("job.sh", &jobs(&plan(config), places, &Situation::default()).unwrap()[place].script);
+        let script = file("job.sh", &fresh(&plan(config), places).unwrap()[place].script);
         Staged { script, folder }
     }
 
@@ -262,7 +302,8 @@ fn the_settings_of_every_site_are_a_config() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "toml") {
             let text = std::fs::read_to_string(&path).unwrap();
-            assert_eq!(graph(&plan(&text), &Situation::default()).len(), 3, "{}", path.display());
+            let plan = plan(&text);
+            assert_eq!(graph(&plan, &all_but(&plan, &[])).len(), 3, "{}", path.display());
         }
     }
 }

@@ -71,8 +71,8 @@ pub fn finding(config: &Config, rate: f64, devices: usize) -> Result<String> {
 
 fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usize) -> Input {
     let plan = Plan::without_data(config.clone());
-    let phases = plan.wanted().flat_map(|row| plan.phases(row));
-    let demands = phases.map(|phase| (rate / training_flops(&config.model, &phase), phase.name));
+    let demands =
+        plan.wanted_phases().into_iter().map(|phase| (rate / training_flops(&config.model, &phase), phase.name));
     let (per_device, phase) = demands.max_by(|a, b| a.0.total_cmp(&b.0)).expect("there are phases");
     let workers = match config.run.workers {
         0 => automatic_workers(cores, devices),

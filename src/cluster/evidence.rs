@@ -1,0 +1,33 @@
+//! Gathers what tells how the nodes of a run stand: their files, and what Slurm says of their jobs.
+
+use super::queue::Queue;
+use crate::config::Config;
+use crate::data::source::packed;
+use crate::run::graph::{Graph, Node};
+use crate::run::state::{Evidence, Found};
+use crate::run::table::Kind;
+use anyhow::Result;
+
+/// The evidence of each node but for heartbeats; `look` says what is in the place of a node's file.
+pub fn gather(
+    graph: &Graph,
+    config: &Config,
+    queue: &Queue,
+    mut look: impl FnMut(&Node) -> Result<Found>,
+) -> Result<Vec<Evidence>> {
+    let whole_if = |is_done: bool| if is_done { Found::Whole } else { Found::Nothing };
+    let evidence = graph.nodes().iter().map(|node| {
+        let found = match node.row.kind {
+            Kind::Pack => whole_if(node.is_wanted && packed::open(&config.data.path).is_ok()),
+            Kind::Script => whole_if(queue.has_done(node)),
+            _ => look(node)?,
+        };
+        Ok(Evidence { found, beat: None, queued: queue.about(node).cloned() })
+    });
+    evidence.collect()
+}
+
+/// Whether a whole model was imported, so that the run needs nothing of what comes before it.
+pub fn is_imported(graph: &Graph, evidence: &[Evidence]) -> bool {
+    graph.nodes().iter().zip(evidence).any(|(node, evidence)| evidence.found.is_imported(node))
+}

@@ -1,0 +1,261 @@
+//! Slurm job scripts as pure functions of the plan: the same plan gives the same text.
+
+use super::job::JobKind;
+use super::slurm::Job;
+use crate::config::Slurm;
+use crate::plan::Plan;
+use crate::plan::groups::ranges;
+use crate::require;
+use crate::run::graph::Graph;
+use crate::run::table;
+use anyhow::Result;
+use std::path::Path;
+
+const TEMPLATE: &str = include_str!("../../slurm/templates/job.sh");
+
+/// Where the scripts find things.
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'a> {
+    pub binary: &'a Path,
+    /// The config in the run directory.
+    pub config: &'a Path,
+    pub run_dir: &'a Path,
+}
+
+/// What a job asks for: nodes, ranks, cores of each rank, GPUs of each node.
+struct Size {
+    nodes: usize,
+    ranks: usize,
+    cpus: usize,
+    gpus: usize,
+}
+
+/// Writes the scripts of one submission.
+pub struct Script<'a> {
+    plan: &'a Plan,
+    graph: &'a Graph,
+    places: Places<'a>,
+    /// Seconds from the early signal to the time limit.
+    lead: u64,
+}
+
+impl<'a> Script<'a> {
+    /// # Errors
+    /// A usage error for text that cannot be written into a script.
+    pub fn new(plan: &'a Plan, graph: &'a Graph, places: Places<'a>, save_s: f64) -> Result<Script<'a>> {
+        require_plain_text(plan, places)?;
+        Ok(Script { plan, graph, places, lead: lead(&plan.config.slurm, save_s) })
+    }
+
+    /// The script of one job.
+    pub fn of(&self, job: &Job) -> String {
+        let (config, slurm) = (&self.plan.config, &self.plan.config.slurm);
+        let path = |path: &Path| quoted(&path.to_string_lossy());
+        let options: Vec<String> =
+            self.options(job).iter().map(|option| format!("#SBATCH {}", quoted(option))).collect();
+        // A task is requeued by its own name: the number of the last task is also that of the whole array.
+        let (own_id, foreign) = match job.kind {
+            JobKind::Array { .. } => ("${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}", ""),
+            _ => ("$SLURM_JOB_ID", "${!SLURM_ARRAY_@}"),
+        };
+        let texts = [
+            ("title", format!("{} of {}", job.kind, config.run.name)),
+            ("options", options.join("\n")),
+            ("signal", slurm.signal.clone()),
+            ("foreign", foreign.into()),
+            ("setup", slurm.setup.join("\n")),
+            ("program", self.program()),
+            ("config", path(self.places.config)),
+            ("run_dir", path(self.places.run_dir)),
+            ("max_requeues", slurm.max_requeues.to_string()),
+            ("job", own_id.into()),
+            ("launch", self.launch(job)),
+            ("watched", self.watched(job)),
+            ("steps", step(job)),
+        ];
+        filled(TEMPLATE, &texts.each_ref().map(|(name, text)| (*name, text.as_str())))
+    }
+
+    /// One rank needs no launcher; several are started by the MPI plug-in that Open MPI speaks.
+    fn launch(&self, job: &Job) -> String {
+        match self.size(job) {
+            Size { ranks: 1, .. } => String::new(),
+            // When one rank is gone, the others wait for it in a collective call until --wait ends them. (--kill-on-bad-exit
+            // would take the exit code 75 for a failure.)
+            Size { ranks, cpus, .. } => {
+                format!("srun --mpi=pmix --wait=\"${{SLURM_WAIT:-20}}\" --ntasks={ranks} --cpus-per-task={cpus}")
+            }
+        }
+    }
+
+    /// The heartbeats that tell whether a start of the job has gained a step.
+    fn watched(&self, job: &Job) -> String {
+        let all_phases = || {
+            let trained = self.graph.nodes().iter().filter(|node| node.row.phase().is_some());
+            let mut files: Vec<String> = trained.map(|node| format!("{}*.json", node.row.name)).collect();
+            files.dedup();
+            files.join(" ")
+        };
+        match &job.kind {
+            JobKind::Row(row) => format!("{row}.json"),
+            JobKind::Array { row, .. } => format!("{row}-\"$(({} + SLURM_ARRAY_TASK_ID))\".json", job.first),
+            JobKind::Finalize | JobKind::Run | JobKind::Script(_) => all_phases(),
+        }
+    }
+
+    fn size(&self, job: &Job) -> Size {
+        let slurm = &self.plan.config.slurm;
+        let (nodes, ranks, cpus) = (slurm.nodes, slurm.ranks, slurm.cpus_per_rank);
+        match self.graph.nodes()[job.nodes[0]].row.job {
+            // One process with the cores that the ranks of a node have together.
+            table::Job::Alone => Size { nodes: 1, ranks: 1, cpus: ranks.div_ceil(nodes) * cpus, gpus: 0 },
+            _ => Size { nodes, ranks, cpus, gpus: slurm.gpus_per_node },
+        }
+    }
+
+    fn time(&self, job: &Job) -> &str {
+        let slurm = &self.plan.config.slurm;
+        let own = match job.kind {
+            JobKind::Run => "",
+            _ => (self.graph.nodes()[job.nodes[0]].row.time)(slurm),
+        };
+        if own.is_empty() { &slurm.time } else { own }
+    }
+
+    /// The words that start this program, within the container if there is one.
+    fn program(&self) -> String {
+        let (config, slurm) = (&self.plan.config, &self.plan.config.slurm);
+        if slurm.container.is_empty() {
+            return quoted(&self.places.binary.to_string_lossy());
+        }
+        let mut words = vec!["apptainer".to_string(), "exec".into()];
+        for folder in [self.places.run_dir, &config.data.path, &config.data.pack_from]
+            .into_iter()
+            .filter(|f| !f.as_os_str().is_empty())
+        {
+            words.extend(["--bind".into(), folder.to_string_lossy().into_owned()]);
+        }
+        if slurm.gpus_per_node > 0 {
+            words.push("--nv".into());
+        }
+        words.extend([slurm.container.clone(), "incubate".into()]);
+        words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The options of sbatch.
+    fn options(&self, job: &Job) -> Vec<String> {
+        let slurm: &Slurm = &self.plan.config.slurm;
+        let size = self.size(job);
+        let is_array = !job.modules.is_empty();
+        let pattern = if is_array { "%A_%a" } else { "%j" };
+        // Slurm expands % in file names; a literal one is doubled.
+        let logs = self.places.run_dir.join("slurm").to_string_lossy().replace('%', "%%");
+        let mut options = vec![
+            format!("--job-name={}-{}", self.plan.config.run.name, job.kind),
+            format!("--output={logs}/{}-{pattern}.log", job.kind),
+            "--open-mode=append".into(),
+            "--requeue".into(),
+            format!("--signal=B:{}@{}", slurm.signal, self.lead),
+            format!("--nodes={}", size.nodes),
+            format!("--ntasks={}", size.ranks),
+            format!("--ntasks-per-node={}", size.ranks / size.nodes),
+            format!("--cpus-per-task={}", size.cpus),
+        ];
+        if is_array {
+            let limit = if slurm.array_limit > 0 { format!("%{}", slurm.array_limit) } else { String::new() };
+            let tasks: Vec<usize> = job.modules.iter().map(|module| module - job.first).collect();
+            options.push(format!("--array={}{limit}", ranges(&tasks)));
+        }
+        if size.gpus > 0 {
+            // All ranks of a node see all of its GPUs: binding one to each task breaks peer-to-peer copies.
+            options.push(format!("--gres=gpu:{}", size.gpus));
+        }
+        for (key, value) in [
+            ("time", self.time(job)),
+            ("partition", &slurm.partition),
+            ("account", &slurm.account),
+            ("qos", &slurm.qos),
+            ("constraint", &slurm.constraint),
+        ] {
+            if !value.is_empty() {
+                options.push(format!("--{key}={value}"));
+            }
+        }
+        options.extend(slurm.options.clone());
+        options
+    }
+}
+
+/// The line of the script that starts the program.
+fn step(job: &Job) -> String {
+    let command = match &job.kind {
+        JobKind::Row(row) => format!("{row} \"$config\""),
+        JobKind::Array { row, .. } => {
+            format!("{row} \"$config\" --index \"$(({} + SLURM_ARRAY_TASK_ID))\"", job.first)
+        }
+        // `run` verifies and skips what the jobs before it have done.
+        JobKind::Finalize | JobKind::Run | JobKind::Script(_) => "run \"$config\"".into(),
+    };
+    format!("step {command} || code=$?")
+}
+
+/// Refuses what could end an #SBATCH line early and begin another.
+fn require_plain_text(plan: &Plan, places: Places) -> Result<()> {
+    let (config, slurm) = (&plan.config, &plan.config.slurm);
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    let mut texts = vec![
+        ("run.name", config.run.name.clone()),
+        ("the run directory", path(places.run_dir)),
+        ("the config's path", path(places.config)),
+        ("this program's path", path(places.binary)),
+        ("data.path", path(&config.data.path)),
+        ("data.pack_from", path(&config.data.pack_from)),
+        ("slurm.container", slurm.container.clone()),
+    ];
+    for (key, value) in slurm.words() {
+        texts.push((key, value.into()));
+    }
+    for (key, text) in texts {
+        require!(
+            !text.chars().any(char::is_control),
+            "{key} = {text:?}: a line break or another control character cannot go into a script; take it out"
+        );
+    }
+    Ok(())
+}
+
+/// A template with each `{name}` replaced by its text, in one pass: what stands in a text is never taken for a name.
+pub(super) fn filled(template: &str, texts: &[(&str, &str)]) -> String {
+    let (mut out, mut rest) = (String::new(), template);
+    while let Some(at) = rest.find('{') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let named =
+            texts.iter().find_map(|(name, text)| Some((text, rest[1..].strip_prefix(name)?.strip_prefix('}')?)));
+        rest = match named {
+            Some((text, after)) => {
+                out.push_str(text);
+                after
+            }
+            None => {
+                out.push('{');
+                &rest[1..]
+            }
+        };
+    }
+    out + rest
+}
+
+/// Seconds from the early signal to the time limit. Slurm may send the signal up to a minute early, never late.
+fn lead(slurm: &Slurm, save_s: f64) -> u64 {
+    match slurm.signal_lead {
+        0 => 60.max((30.0 + 4.0 * save_s).ceil() as u64),
+        seconds => seconds,
+    }
+}
+
+/// Quotes a word for a shell and for sbatch, which reads the #SBATCH lines, if it needs quotes.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}

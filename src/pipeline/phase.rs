@@ -1,0 +1,120 @@
+//! One phase on one group of ranks: it is skipped if it is done, else its weights are made and the loop is run.
+
+use super::Job;
+use super::micro_batch::{self, with_what_fits};
+use super::shares::check_share;
+use crate::collective::replicas::on_replicas;
+use crate::collective::{Collective, agree, on_zero, zero_says};
+use crate::device::memory;
+use crate::libtorch::empty_cache;
+use crate::model::fresh;
+use crate::plan::PhasePlan;
+use crate::plan::groups::share;
+use crate::run::graph::Node;
+use crate::run::state::{Evidence, Found, State, state};
+use crate::store::lease::Lease;
+use crate::store::{Artefact, Seen, artefact};
+use crate::train::{self, Setting};
+use crate::usage;
+use crate::weights::{Weights, on_device};
+use anyhow::Result;
+use std::sync::Mutex;
+use tch::Device;
+
+impl Job<'_> {
+    /// Trains a phase on a group of ranks, unless it is done. An error of one rank alone is returned at once, to end the
+    /// world: the others may be waiting for that rank in a collective call.
+    pub(super) fn train(&self, node: &Node, group: &dyn Collective) -> Result<()> {
+        if zero_says(group, || self.is_done(node))? {
+            if group.is_zero() {
+                log::info!("{}: done already ({})", node.name, self.run.file(&node.file).display());
+            }
+            return Ok(());
+        }
+        let lease = on_zero(group, || Lease::take(&self.run, &node.name, train::stop_requested))?;
+        if lease.as_ref().is_some_and(|lease| lease.has_waited) {
+            self.clock.skip();
+        }
+        // While this rank waited for the lease, its holder may have finished the phase.
+        if zero_says(group, || self.is_done(node))? {
+            return Ok(());
+        }
+        let trained = self.train_on(node, group, lease.as_ref());
+        if let (Err(error), Some(lease)) = (&trained, &lease)
+            && lease.fence().check().is_ok()
+        {
+            self.note_failure(node, error);
+        }
+        trained
+    }
+
+    /// Whether a node is done.
+    ///
+    /// # Errors
+    /// Its artefact is damaged, or is of another recipe or meta model.
+    pub(super) fn is_done(&self, node: &Node) -> Result<bool> {
+        let found = Seen::default().look(&self.run, node)?;
+        let original = if found == Found::Nothing { None } else { self.original(node)? };
+        let state = state(node, &Evidence::of(found), original.as_deref());
+        Ok(state.or_refusal(node, self.run.file(&node.file))? == State::Done)
+    }
+
+    /// The hash of the artefact that a node's own must derive from, if it is there.
+    pub(super) fn original(&self, node: &Node) -> Result<Option<String>> {
+        let Some(position) = self.graph.original(node) else { return Ok(None) };
+        let found = Seen::default().look(&self.run, &self.graph.nodes()[position])?;
+        Ok(found.hash().map(str::to_string))
+    }
+
+    /// Runs the loop on each replica of each rank of the group.
+    fn train_on(&self, node: &Node, group: &dyn Collective, lease: Option<&Lease>) -> Result<()> {
+        let Job { plan, run, source, devices, clock, .. } = self;
+        let phase = &plan.phase_of(node).expect("the node trains");
+        let (start, meta) = agree(group, self.start(node, phase))?;
+        // Each replica takes its own copy out, so that nothing is left here once all have begun.
+        let starts = Mutex::new((0..devices.replicas()).map(|_| on_device(&start, Device::Cpu)).collect::<Vec<_>>());
+        drop(start);
+        on_replicas(group, devices.replicas(), devices.suit_nccl(), &|replica| {
+            devices.take_up(replica.local)?;
+            let device = devices.device(replica.local);
+            let own = share(phase.training.global_batch, replica.rank(), replica.size()).len();
+            let usual = plan.config.run.micro_batch.samples();
+            let start = memory::caught(|| {
+                // Frees what an earlier phase has left on the device.
+                empty_cache(device);
+                replica.join_nccl()?;
+                check_share(plan, phase, devices.replicas(), replica.size())?;
+                let start = starts.lock().expect("taking does not panic").pop().expect("there is one for each");
+                Ok(on_device(&start, device))
+            })
+            .map_err(|error| with_what_fits(error, (plan, phase), usual, own, device))?;
+            let micro_batch = micro_batch::decide(plan, run, phase, &start, replica, device)
+                .map_err(|error| with_what_fits(error, (plan, phase), usual, own, device))?;
+            let lease = lease.filter(|_| replica.is_zero());
+            let setting = Setting { plan, run, source, group: replica, device, micro_batch, lease, clock };
+            memory::caught(|| train::run(&setting, phase, start, meta.as_deref()))
+                .map_err(|error| with_what_fits(error, (plan, phase), micro_batch, own, device))
+        })
+    }
+
+    /// Every weight at step 0, and the hash of the meta model that they derive from.
+    fn start(&self, node: &Node, phase: &PhasePlan) -> Result<(Weights, Option<String>)> {
+        let mut weights = fresh(phase.parameters(&self.plan).iter(), phase.seed);
+        let Some(from) = self.graph.start(node) else { return Ok((weights, None)) };
+        let path = self.run.file(&from.file);
+        if !path.exists() {
+            return Err(usage!(
+                "{}: phase {} starts from it; run the phases before it first",
+                path.display(),
+                phase.name
+            ));
+        }
+        let Artefact { header, weights: stored, hash, .. } = artefact::read(&path)?;
+        let evidence = Evidence::of(Found::Artefact(header.stamp(&hash)));
+        state(from, &evidence, None).or_refusal(from, path)?;
+        // A module's own stage stays fresh: only the stages that do not train come from the meta model.
+        weights.extend(stored.into_iter().filter(|((stage, _), _)| node.index != Some(*stage)));
+        let derives_from_it = node.row.model.is_some_and(|model| model.derives_from == Some(from.row.name));
+        Ok((weights, if derives_from_it { Some(hash) } else { header.meta }))
+    }
+}

@@ -1,0 +1,55 @@
+//! Refuses what several ranks or replicas cannot train.
+
+use crate::config::SlurmMode;
+use crate::plan::{PhasePlan, Plan};
+use crate::require;
+use crate::run::table::Job;
+use anyhow::Result;
+
+/// Refuses at the start what `ranks` ranks with `in_rank` replicas each could not do in a later phase.
+pub fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
+    for phase in &plan.wanted_phases() {
+        check_share(plan, phase, in_rank, plan.ranks_on(phase.training.on, phase.index, ranks) * in_rank)?;
+    }
+    Ok(())
+}
+
+/// Refuses what the jobs that `incubate submit` writes could not do. In an array, each module has all of `slurm.ranks` to
+/// itself. All nodes must have the same number of ranks.
+pub fn check_jobs(plan: &Plan) -> Result<()> {
+    let (slurm, in_rank) = (&plan.config.slurm, plan.replicas_per_rank());
+    require!(
+        slurm.ranks.is_multiple_of(slurm.nodes),
+        "slurm.ranks = {} cannot be spread evenly over slurm.nodes = {}, so that GPUs would idle; make it a multiple",
+        slurm.ranks,
+        slurm.nodes
+    );
+    check_shares(plan, slurm.ranks, in_rank)?;
+    if slurm.mode == SlurmMode::Array {
+        let graph = plan.graph();
+        let in_arrays = graph.nodes().iter().filter(|node| node.is_wanted && node.row.job == Job::Array);
+        for phase in in_arrays.filter_map(|node| plan.phase_of(node)) {
+            check_share(plan, &phase, in_rank, slurm.ranks * in_rank)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a phase that a group of `in_group` replicas, `in_rank` of them in each rank, cannot train.
+pub(super) fn check_share(plan: &Plan, phase: &PhasePlan, in_rank: usize, in_group: usize) -> Result<()> {
+    let batch = phase.training.global_batch;
+    require!(
+        batch / 2 >= in_group,
+        "{}.global_batch = {batch} is too small for {in_group} replicas (samples are mixed in pairs); raise it to {}, or \
+         use fewer ranks or replicas",
+        phase.row,
+        2 * in_group
+    );
+    require!(
+        plan.config.model.dropout() == 0.0 || in_rank == 1,
+        "model.dropout = {} needs one replica per rank, as the replicas of a process share libtorch's generator; set \
+         run.replicas = 1 and start a rank for each device",
+        plan.config.model.dropout()
+    );
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! The nodes of a run: the table's rows, expanded by a config.
+
+use super::table::{Depths, Kind, Row, Start};
+use crate::config::Config;
+use crate::family::Model;
+use std::path::{Path, PathBuf};
+
+/// Every node of the table's rows, in the order of a run. Those that the config does not ask for are among them, as a
+/// command can ask for them all the same.
+#[derive(Debug, Clone)]
+pub struct Graph {
+    nodes: Vec<Node>,
+}
+
+/// One piece of a run.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Such as `meta`, `module-2` or `downstream-detect`: the name of its checkpoints, heartbeats, leases and logs.
+    pub name: String,
+    pub row: &'static Row,
+    /// The stage that a module's node trains.
+    pub index: Option<usize>,
+    /// The nodes that must be done before, by their positions in the graph.
+    pub needs: Vec<usize>,
+    /// Whether the config asks for it.
+    pub is_wanted: bool,
+    /// The file in the run directory that tells that it is done; empty if none does.
+    pub file: String,
+    /// What its artefact must be, if it writes one.
+    pub expected: Option<Expected>,
+    /// The user's script that it runs, if that is what it does.
+    pub script: Option<PathBuf>,
+}
+
+/// What an artefact must be to be this node's.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// Blocks of each stage of the network.
+    pub depths: Vec<usize>,
+    /// Hash of every config key that changes what is computed.
+    pub recipe: String,
+}
+
+impl Graph {
+    /// Expands the rows of `table`, each of which stands after those that it needs.
+    pub fn new(config: &Config, table: &[&'static Row]) -> Graph {
+        let mut nodes: Vec<Node> = Vec::new();
+        for row in table {
+            for mut node in Node::of_row(config, row) {
+                node.needs = needs(&node, &nodes);
+                nodes.push(node);
+            }
+        }
+        Graph { nodes }
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The nodes of a row.
+    pub fn of<'a>(&'a self, row: &Row) -> impl Iterator<Item = &'a Node> + use<'a> {
+        let name = row.name;
+        self.nodes.iter().filter(move |node| node.row.name == name)
+    }
+
+    /// The node of a row that has only one.
+    pub fn one(&self, row: &Row) -> &Node {
+        self.of(row).next().expect("every row but that of the scripts has a node")
+    }
+
+    /// The nodes that this one needs.
+    pub fn needs<'a>(&'a self, node: &'a Node) -> impl Iterator<Item = &'a Node> {
+        node.needs.iter().map(|&position| &self.nodes[position])
+    }
+
+    /// The node whose weights a phase starts from, if it starts from any.
+    pub fn start<'a>(&'a self, node: &'a Node) -> Option<&'a Node> {
+        match node.row.phase()?.start {
+            Start::Fresh => None,
+            Start::From(row) => self.needs(node).find(|need| need.row.name == row),
+        }
+    }
+
+    /// The position of the node whose artefact this one's derives from, if it derives from any.
+    pub fn original(&self, node: &Node) -> Option<usize> {
+        let row = node.row.model?.derives_from?;
+        self.nodes.iter().position(|other| other.row.name == row)
+    }
+
+    /// The rows of which a run has something to do, in order. One into which a whole model was imported needs nothing of
+    /// what comes before it.
+    pub fn rows(&self, is_imported: bool) -> Vec<&'static Row> {
+        let mut rows: Vec<&'static Row> =
+            self.nodes.iter().filter(|node| node.is_needed(is_imported)).map(|node| node.row).collect();
+        rows.dedup_by_key(|row| row.name);
+        rows
+    }
+}
+
+impl Node {
+    /// The node of a row, or of one module of it, without the nodes that it needs.
+    pub fn new(config: &Config, row: &'static Row, index: Option<usize>) -> Node {
+        let number = index.map_or(String::new(), |index| index.to_string());
+        let expected = row.model.as_ref().map(|model| Expected {
+            depths: depths(&config.model, model.depths, index),
+            recipe: recipe(config, model.recipe),
+        });
+        Node {
+            name: index.map_or(row.name.to_string(), |index| format!("{}-{index}", row.name)),
+            row,
+            index,
+            needs: Vec::new(),
+            is_wanted: (row.is_wanted)(config),
+            file: row.writes.replace("{index}", &number),
+            expected,
+            script: None,
+        }
+    }
+
+    /// All nodes of a row.
+    fn of_row(config: &Config, row: &'static Row) -> Vec<Node> {
+        if row.is_for_each_module() {
+            return (0..config.model.stages()).map(|index| Node::new(config, row, Some(index))).collect();
+        }
+        match row.kind {
+            Kind::Script => config.slurm.downstream.iter().map(|path| Node::of_script(config, row, path)).collect(),
+            _ => vec![Node::new(config, row, None)],
+        }
+    }
+
+    fn of_script(config: &Config, row: &'static Row, path: &Path) -> Node {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let node = Node::new(config, row, None);
+        Node { name: format!("{}-{stem}", row.name), script: Some(path.into()), ..node }
+    }
+
+    /// Whether a run has something to do with it. One into which a whole model was imported needs nothing of what comes
+    /// before that.
+    pub fn is_needed(&self, is_imported: bool) -> bool {
+        self.is_wanted && !(is_imported && self.row.until_assembled)
+    }
+
+    /// The command of `incubate` that makes it, such as `module CONFIG --index 2`.
+    pub fn command(&self) -> String {
+        let index = self.index.map_or(String::new(), |index| format!(" --index {index}"));
+        format!("{} CONFIG{index}", self.row.name)
+    }
+
+    /// The model's name in the summary, if it writes one.
+    pub fn label(&self) -> Option<String> {
+        let number = self.index.map_or(String::new(), |index| index.to_string());
+        self.row.model.map(|model| model.label.replace("{index}", &number))
+    }
+}
+
+/// The positions of the nodes that a node needs among those before it. A module needs of another row for each module only
+/// the node of its own number.
+fn needs(node: &Node, before: &[Node]) -> Vec<usize> {
+    let is_needed = |other: &Node| {
+        node.row.needs.contains(&other.row.name)
+            && (node.index.is_none() || other.index.is_none() || node.index == other.index)
+    };
+    (0..before.len()).filter(|&position| is_needed(&before[position])).collect()
+}
+
+/// Blocks of each stage.
+fn depths(model: &Model, depths: Depths, index: Option<usize>) -> Vec<usize> {
+    let is_deep = |stage: usize| match depths {
+        Depths::Thin => false,
+        Depths::DeepAtModule => index == Some(stage),
+        Depths::Deep => true,
+    };
+    let thin_and_deep = model.meta_depths().into_iter().zip(model.depths()).enumerate();
+    thin_and_deep.map(|(stage, (thin, deep))| if is_deep(stage) { *deep } else { thin }).collect()
+}
+
+/// Hash of the config keys in `tables` that change what is computed, as hexadecimal.
+fn recipe(config: &Config, tables: &[&str]) -> String {
+    let text = format!("seed = {}\n{}", config.run.seed, config.recipe(tables));
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}

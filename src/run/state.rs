@@ -1,0 +1,365 @@
+//! The one rule that says how a node of a run stands. Every room that asks whether something is done asks here.
+
+use super::graph::{Graph, Node};
+use crate::error::Failure;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+
+/// A process that has not shown for this many seconds that it lives is taken for gone.
+const SILENCE: f64 = 60.0;
+
+/// How a node stands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum State {
+    Done,
+    /// Its file cannot be used, for this reason.
+    Damaged(String),
+    /// Its file is whole, but belongs to another node or run.
+    Stale(Misfit),
+    Running,
+    /// It was begun and nobody is working on it.
+    Stalled,
+    /// A signal stopped it.
+    Stopped,
+    /// Its Slurm job is queued, for this reason.
+    Queued(String),
+    /// It has not begun.
+    Waiting,
+    /// It failed, with this error if it could tell.
+    Failed(Option<String>),
+    /// Slurm has taken its job back, for this reason.
+    Cancelled(String),
+}
+
+/// In what an artefact differs from what its node expects.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Misfit {
+    /// It holds this module, or no single one.
+    Module {
+        held: Option<usize>,
+        expected: Option<usize>,
+    },
+    Depths {
+        held: Vec<usize>,
+        expected: Vec<usize>,
+    },
+    Recipe,
+    /// It derives from another model of this row than the one that is there.
+    Original(&'static str),
+}
+
+/// What tells how a node stands.
+#[derive(Debug, Default)]
+pub struct Evidence {
+    pub found: Found,
+    pub beat: Option<Beat>,
+    pub queued: Option<Queued>,
+}
+
+impl Evidence {
+    /// The evidence of the file alone.
+    pub fn of(found: Found) -> Evidence {
+        Evidence { found, ..Evidence::default() }
+    }
+}
+
+/// What is in the place of a node's file.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Found {
+    #[default]
+    Nothing,
+    /// Something that cannot be read, for this reason.
+    Unreadable(String),
+    /// A file whose existence is enough.
+    Whole,
+    Artefact(Stamp),
+}
+
+/// What an artefact says of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stamp {
+    pub index: Option<usize>,
+    pub depths: Vec<usize>,
+    pub recipe: String,
+    /// The hash of the artefact that it derives from.
+    pub original: Option<String>,
+    /// Its own hash.
+    pub hash: String,
+}
+
+/// The last heartbeat of the process that works on a node.
+#[derive(Debug, Clone)]
+pub struct Beat {
+    pub says: Activity,
+    pub error: Option<String>,
+    /// Seconds since the process last showed that it lives.
+    pub age: f64,
+}
+
+/// What a process says of the node that it works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activity {
+    Running,
+    Stopped,
+    Failed,
+    Done,
+}
+
+/// What Slurm says of the job, or the task of a job array, that does a node.
+#[derive(Debug, Clone)]
+pub struct Queued {
+    /// `17`, or `17_2` for a task.
+    pub id: String,
+    pub state: JobState,
+    /// Why it waits or how it ended, such as `Priority` or `NonZeroExitCode`.
+    pub reason: String,
+}
+
+/// How a Slurm job stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobState {
+    /// It waits, for the first time or again.
+    Pending,
+    /// It runs, or Slurm's word for it is none of those that mean its end.
+    Active,
+    Completed,
+    Cancelled,
+    /// It ended in another way, in Slurm's word for it, such as `TIMEOUT`.
+    Failed(String),
+}
+
+impl Found {
+    /// An artefact's own hash.
+    pub fn hash(&self) -> Option<&str> {
+        match self {
+            Found::Artefact(stamp) => Some(&stamp.hash),
+            Found::Nothing | Found::Unreadable(_) | Found::Whole => None,
+        }
+    }
+
+    /// Whether it is a whole model that was imported, so that a run needs nothing of what comes before it.
+    pub fn is_imported(&self, node: &Node) -> bool {
+        matches!(self, Found::Artefact(stamp) if stamp.is_imported(node))
+    }
+}
+
+impl Stamp {
+    fn is_imported(&self, node: &Node) -> bool {
+        self.original.is_none() && node.row.model.is_some_and(|model| model.may_be_imported)
+    }
+}
+
+impl Queued {
+    /// Whether it may still do something.
+    pub fn is_alive(&self) -> bool {
+        matches!(self.state, JobState::Pending | JobState::Active)
+    }
+}
+
+/// How each node of a graph stands, by its evidence.
+pub fn states(graph: &Graph, evidence: &[Evidence]) -> Vec<State> {
+    let state = |(node, own): (&Node, &Evidence)| {
+        let original = graph.original(node).and_then(|position| evidence[position].found.hash());
+        state(node, own, original)
+    };
+    graph.nodes().iter().zip(evidence).map(state).collect()
+}
+
+/// How a node stands. `original` is the hash of the artefact that its own must derive from, if that one is there.
+pub fn state(node: &Node, evidence: &Evidence, original: Option<&str>) -> State {
+    match &evidence.found {
+        Found::Nothing => unfinished(evidence),
+        Found::Unreadable(why) => State::Damaged(why.clone()),
+        Found::Whole => State::Done,
+        Found::Artefact(stamp) => misfit(node, stamp, original).map_or(State::Done, State::Stale),
+    }
+}
+
+fn misfit(node: &Node, stamp: &Stamp, original: Option<&str>) -> Option<Misfit> {
+    let expected = node.expected.as_ref()?;
+    let model = node.row.model?;
+    if stamp.index != node.index {
+        return Some(Misfit::Module { held: stamp.index, expected: node.index });
+    }
+    if stamp.depths != expected.depths {
+        return Some(Misfit::Depths { held: stamp.depths.clone(), expected: expected.depths.clone() });
+    }
+    if stamp.recipe != expected.recipe {
+        return Some(Misfit::Recipe);
+    }
+    let is_of_another = original.is_some() && stamp.original.as_deref() != original && !stamp.is_imported(node);
+    model.derives_from.filter(|_| is_of_another).map(Misfit::Original)
+}
+
+/// How a node without a file stands.
+fn unfinished(evidence: &Evidence) -> State {
+    let beat = evidence.beat.as_ref();
+    // A job that waits is queued, whatever its earlier starts left behind. A process that was killed could not say so, but
+    // Slurm does.
+    let has_said = beat.is_some_and(|beat| beat.says != Activity::Running);
+    if let Some(queued) = &evidence.queued {
+        let reason = queued.reason.clone();
+        match &queued.state {
+            JobState::Pending => return State::Queued(reason),
+            JobState::Cancelled if !has_said => return State::Cancelled(reason),
+            JobState::Failed(word) if !has_said => return State::Failed(Some(format!("{word} ({reason})"))),
+            JobState::Active | JobState::Completed | JobState::Cancelled | JobState::Failed(_) => {}
+        }
+    }
+    match beat {
+        None => State::Waiting,
+        Some(Beat { says: Activity::Stopped, .. }) => State::Stopped,
+        Some(Beat { says: Activity::Failed, error, .. }) => State::Failed(error.clone()),
+        Some(Beat { age, .. }) if *age <= SILENCE => State::Running,
+        Some(_) => State::Stalled,
+    }
+}
+
+impl State {
+    /// The word for it in `incubate status`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            State::Done => "done",
+            State::Damaged(_) => "damaged",
+            State::Stale(_) => "stale",
+            State::Running => "running",
+            State::Stalled => "stalled",
+            State::Stopped => "stopped",
+            State::Queued(_) => "queued",
+            State::Waiting => "waiting",
+            State::Failed(_) => "failed",
+            State::Cancelled(_) => "cancelled",
+        }
+    }
+
+    /// Why it is so, and the cure if there is one.
+    pub fn why(&self, node: &Node) -> Option<String> {
+        match self {
+            State::Done | State::Running | State::Waiting => None,
+            State::Damaged(why) | State::Queued(why) | State::Cancelled(why) => Some(why.clone()),
+            State::Stale(misfit) => Some(format!("{misfit}; {}", cure(node, misfit))),
+            State::Stalled => Some("no heartbeat; if its process is gone, start it again".into()),
+            State::Stopped => Some("start it again to resume".into()),
+            State::Failed(why) => why.clone(),
+        }
+    }
+
+    /// The same state, unless the node's file must not be used.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`] with the cure.
+    pub fn or_refusal(self, node: &Node, path: PathBuf) -> Result<State, Failure> {
+        match self {
+            State::Damaged(_) | State::Stale(_) => {
+                Err(Failure::Damaged { path, what: self.why(node).unwrap_or_default() })
+            }
+            state => Ok(state),
+        }
+    }
+}
+
+fn cure(node: &Node, misfit: &Misfit) -> String {
+    let again = match node.index {
+        Some(index) => format!("train module {index} again"),
+        None => format!("start `incubate {}` again", node.command()),
+    };
+    let or = match misfit {
+        Misfit::Module { .. } => "",
+        Misfit::Depths { .. } | Misfit::Recipe => ", or choose another --run-dir",
+        Misfit::Original(_) => ", or restore the one that it grew in",
+    };
+    format!("delete {} and {again}{or}", node.file)
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let module = |index: &Option<usize>| index.map_or("no single module".into(), |index| format!("module {index}"));
+        match self {
+            Misfit::Module { held, expected } => write!(out, "holds {}, not {}", module(held), module(expected)),
+            Misfit::Depths { held, expected } => write!(out, "has depths {held:?}, expected {expected:?}"),
+            Misfit::Recipe => write!(out, "was written by another recipe"),
+            Misfit::Original(row) => write!(out, "grew in another {row} model than the one of this run"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::run::graph::Expected;
+    use crate::run::table::{ASSEMBLE, MODULE, TABLE};
+
+    fn module() -> Node {
+        Node::new(&Config::parse("", &[]).unwrap(), &MODULE, Some(1))
+    }
+
+    fn beat(says: Activity, age: f64) -> Option<Beat> {
+        Some(Beat { says, error: Some("a full disk".into()), age })
+    }
+
+    fn queued(state: JobState) -> Option<Queued> {
+        Some(Queued { id: "7".into(), state, reason: "Dependency".into() })
+    }
+
+    #[test]
+    fn heartbeats_and_the_queue_tell_how_a_node_without_a_file_stands() {
+        let word = |beat, queued| state(&module(), &Evidence { found: Found::Nothing, beat, queued }, None).word();
+        assert_eq!(word(None, None), "waiting");
+        assert_eq!(word(beat(Activity::Running, 59.0), None), "running");
+        assert_eq!(word(beat(Activity::Running, 61.0), None), "stalled");
+        assert_eq!(word(beat(Activity::Stopped, 1.0), None), "stopped");
+        assert_eq!(word(beat(Activity::Failed, 1.0), queued(JobState::Failed("FAILED".into()))), "failed");
+        assert_eq!(word(beat(Activity::Running, 1.0), queued(JobState::Active)), "running");
+        assert_eq!(word(beat(Activity::Failed, 1.0), queued(JobState::Pending)), "queued", "it is tried again");
+        assert_eq!(word(None, queued(JobState::Cancelled)), "cancelled");
+        assert_eq!(
+            word(beat(Activity::Stopped, 1.0), queued(JobState::Cancelled)),
+            "stopped",
+            "it could say so itself"
+        );
+        let lost = Evidence { queued: queued(JobState::Failed("NODE_FAIL".into())), ..Evidence::default() };
+        let lost = Evidence { beat: beat(Activity::Running, 1.0), ..lost };
+        assert_eq!(state(&module(), &lost, None).why(&module()).unwrap(), "NODE_FAIL (Dependency)");
+    }
+
+    #[test]
+    fn a_file_is_done_only_if_it_is_the_nodes_own() {
+        let node = module();
+        let Expected { depths, recipe } = node.expected.clone().unwrap();
+        let own = Stamp { index: Some(1), depths, recipe, original: Some("m".into()), hash: "h".into() };
+        let state = |stamp: Stamp, original| state(&node, &Evidence::of(Found::Artefact(stamp)), original);
+        assert_eq!(state(own.clone(), Some("m")), State::Done);
+        assert_eq!(state(own.clone(), None), State::Done, "without a meta model nobody can tell");
+        for (stamp, why) in [
+            (Stamp { index: Some(2), ..own.clone() }, "holds module 2, not module 1"),
+            (Stamp { depths: vec![1; 4], ..own.clone() }, "has depths [1, 1, 1, 1]"),
+            (Stamp { recipe: "another".into(), ..own.clone() }, "another recipe"),
+            (Stamp { original: Some("n".into()), ..own.clone() }, "another meta model"),
+            (Stamp { original: None, ..own.clone() }, "another meta model"),
+        ] {
+            let stale = state(stamp, Some("m"));
+            let text = stale.why(&node).unwrap();
+            assert!(stale.word() == "stale" && text.contains(why), "{text}");
+            assert!(text.contains("delete module-1.h5 and train module 1 again"), "{text}");
+            assert!(stale.or_refusal(&node, "module-1.h5".into()).is_err());
+        }
+    }
+
+    #[test]
+    fn an_imported_model_derives_from_nothing_and_a_run_needs_nothing_before_it() {
+        let config = Config::parse("", &[]).unwrap();
+        let node = Node::new(&config, &ASSEMBLE, None);
+        let Expected { depths, recipe } = node.expected.clone().unwrap();
+        let found = Found::Artefact(Stamp { index: None, depths, recipe, original: None, hash: "h".into() });
+        assert!(found.is_imported(&node) && !Found::Whole.is_imported(&node));
+        assert_eq!(state(&node, &Evidence::of(found), Some("m")), State::Done);
+        let rows = |is_imported| -> Vec<&str> {
+            Graph::new(&config, &TABLE).rows(is_imported).iter().map(|row| row.name).collect()
+        };
+        assert_eq!(rows(false), ["meta", "module", "assemble", "finetune", "export", "report"]);
+        assert_eq!(rows(true), ["finetune", "export", "report"]);
+    }
+}

@@ -1,0 +1,280 @@
+//! The table of a run. Meta, hybrid and target are not three models but one network with a list of stage depths, so each
+//! phase is a row of values, and no training code asks which phase it is in. A new phase is a new row.
+
+use crate::config::{Config, Slurm, Training};
+
+/// All that the program knows of one kind of node.
+#[derive(Debug)]
+pub struct Row {
+    /// The name in file names, logs, the status and Slurm's jobs. A phase's command and config table have it too.
+    pub name: &'static str,
+    pub kind: Kind,
+    /// The rows that must be done before, as this one reads what they write.
+    pub needs: &'static [&'static str],
+    /// The file in the run directory that tells that it is done; `{index}` stands for a module's number. Empty if no file
+    /// of the run directory tells.
+    pub writes: &'static str,
+    /// What the artefact holds, if it writes one.
+    pub model: Option<Model>,
+    /// Whether it comes before the assembled model or is that: a run into which a whole model was imported needs none of
+    /// these rows.
+    pub until_assembled: bool,
+    pub job: Job,
+    /// The time limit that the config has for its Slurm job; empty means `slurm.time`.
+    pub time: fn(&Slurm) -> &str,
+    /// Whether a run of this config has it.
+    pub is_wanted: fn(&Config) -> bool,
+}
+
+/// What kind of work a row is.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    /// Packs the data.
+    Pack,
+    Train(Phase),
+    /// Puts the modules together; trains nothing.
+    Assemble,
+    Export,
+    Report,
+    /// Runs each of the user's own scripts.
+    Script,
+}
+
+/// How a row trains.
+#[derive(Debug, Clone, Copy)]
+pub struct Phase {
+    pub start: Start,
+    pub trains: Trains,
+    /// Its table of the config.
+    pub training: fn(&Config) -> &Training,
+}
+
+/// Where the weights come from at step 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    Fresh,
+    /// The artefact of that row, but fresh for the one stage that trains in a module phase.
+    From(&'static str),
+}
+
+/// Which stages train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trains {
+    Everything,
+    /// One stage alone. The row has a node for each module.
+    Module,
+}
+
+/// What an artefact holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Model {
+    pub depths: Depths,
+    /// The config tables that change what is computed: the artefact's recipe is a hash of them.
+    pub recipe: &'static [&'static str],
+    /// The row whose artefact it derives from, and whose hash it records.
+    pub derives_from: Option<&'static str>,
+    /// Whether `incubate import` may have written it: then it derives from nothing in the run directory.
+    pub may_be_imported: bool,
+    /// Its name in the summary; `{index}` stands for a module's number.
+    pub label: &'static str,
+    /// Whether it is what incubation is compared with, and so no part of incubation's cost.
+    pub is_baseline: bool,
+}
+
+/// Blocks of each stage of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depths {
+    /// Every stage at the meta depth.
+    Thin,
+    /// One stage at its target depth, the others thin: the hybrid.
+    DeepAtModule,
+    /// Every stage at its target depth.
+    Deep,
+}
+
+/// Which Slurm job does a row where `slurm.mode` is "array". In one allocation, the job `run` does all but the rows that
+/// have a job outside of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    /// One of its own, with one process and no GPU.
+    Alone,
+    /// One of its own, with all ranks.
+    Own,
+    /// A job array: a task for each module, with all ranks each.
+    Array,
+    /// The last job, together with all other such rows.
+    Last,
+    /// One of the user's own scripts, after the last job.
+    Script,
+}
+
+pub static PACK: Row = Row {
+    name: "pack",
+    kind: Kind::Pack,
+    needs: &[],
+    writes: "",
+    model: None,
+    until_assembled: false,
+    job: Job::Alone,
+    time: |slurm| &slurm.time,
+    is_wanted: |config| !config.data.pack_from.as_os_str().is_empty(),
+};
+
+pub static META: Row = Row {
+    name: "meta",
+    kind: Kind::Train(Phase { start: Start::Fresh, trains: Trains::Everything, training: |config| &config.meta }),
+    needs: &["pack"],
+    writes: "meta.h5",
+    model: Some(Model {
+        depths: Depths::Thin,
+        recipe: &["model", "data", "meta"],
+        derives_from: None,
+        may_be_imported: false,
+        label: "meta model",
+        is_baseline: false,
+    }),
+    until_assembled: true,
+    job: Job::Own,
+    time: |slurm| &slurm.time_meta,
+    is_wanted: |_| true,
+};
+
+pub static MODULE: Row = Row {
+    name: "module",
+    kind: Kind::Train(Phase { start: Start::From("meta"), trains: Trains::Module, training: |config| &config.module }),
+    needs: &["pack", "meta"],
+    writes: "module-{index}.h5",
+    model: Some(Model {
+        depths: Depths::DeepAtModule,
+        recipe: &["model", "data", "meta", "module"],
+        derives_from: Some("meta"),
+        may_be_imported: false,
+        label: "hybrid {index}",
+        is_baseline: false,
+    }),
+    until_assembled: true,
+    job: Job::Array,
+    time: |slurm| &slurm.time,
+    is_wanted: |_| true,
+};
+
+pub static ASSEMBLE: Row = Row {
+    name: "assemble",
+    kind: Kind::Assemble,
+    needs: &["pack", "meta", "module"],
+    writes: "assembled.h5",
+    model: Some(Model {
+        depths: Depths::Deep,
+        recipe: &["model", "data", "meta", "module"],
+        derives_from: Some("meta"),
+        may_be_imported: true,
+        label: "assembled",
+        is_baseline: false,
+    }),
+    until_assembled: true,
+    job: Job::Last,
+    time: |slurm| &slurm.time_finalize,
+    is_wanted: |_| true,
+};
+
+pub static FINETUNE: Row = Row {
+    name: "finetune",
+    kind: Kind::Train(Phase {
+        start: Start::From("assemble"),
+        trains: Trains::Everything,
+        training: |config| &config.finetune,
+    }),
+    needs: &["pack", "assemble"],
+    writes: "final.h5",
+    model: Some(Model {
+        depths: Depths::Deep,
+        recipe: &["model", "data", "meta", "module", "finetune"],
+        derives_from: Some("meta"),
+        may_be_imported: true,
+        label: "fine-tuned",
+        is_baseline: false,
+    }),
+    until_assembled: false,
+    job: Job::Last,
+    time: |slurm| &slurm.time_finalize,
+    is_wanted: |_| true,
+};
+
+pub static E2E: Row = Row {
+    name: "e2e",
+    kind: Kind::Train(Phase { start: Start::Fresh, trains: Trains::Everything, training: |config| &config.e2e }),
+    needs: &["pack"],
+    writes: "e2e.h5",
+    model: Some(Model {
+        depths: Depths::Deep,
+        recipe: &["model", "data", "e2e"],
+        derives_from: None,
+        may_be_imported: false,
+        label: "end to end",
+        is_baseline: true,
+    }),
+    until_assembled: false,
+    job: Job::Last,
+    time: |slurm| &slurm.time_finalize,
+    is_wanted: |config| config.run.e2e,
+};
+
+pub static EXPORT: Row = Row {
+    name: "export",
+    kind: Kind::Export,
+    needs: &["finetune"],
+    // Which folders it writes depends on the formats and the model. The report comes after it and tells of it too.
+    writes: REPORT.writes,
+    model: None,
+    until_assembled: false,
+    job: Job::Last,
+    time: |slurm| &slurm.time_finalize,
+    is_wanted: |config| !config.run.export.is_empty(),
+};
+
+pub static REPORT: Row = Row {
+    name: "report",
+    kind: Kind::Report,
+    needs: &["pack", "finetune", "e2e", "export"],
+    writes: "report.html",
+    model: None,
+    until_assembled: false,
+    job: Job::Last,
+    time: |slurm| &slurm.time_finalize,
+    is_wanted: |_| true,
+};
+
+pub static DOWNSTREAM: Row = Row {
+    name: "downstream",
+    kind: Kind::Script,
+    needs: &["report"],
+    writes: "",
+    model: None,
+    until_assembled: false,
+    job: Job::Script,
+    time: |slurm| &slurm.time,
+    is_wanted: |_| true,
+};
+
+/// Every row, in the order of a run.
+pub static TABLE: [&Row; 9] = [&PACK, &META, &MODULE, &ASSEMBLE, &FINETUNE, &E2E, &EXPORT, &REPORT, &DOWNSTREAM];
+
+impl Row {
+    /// How it trains, if it does.
+    pub fn phase(&self) -> Option<&Phase> {
+        match &self.kind {
+            Kind::Train(phase) => Some(phase),
+            _ => None,
+        }
+    }
+
+    /// Whether it has a node for each module.
+    pub fn is_for_each_module(&self) -> bool {
+        self.phase().is_some_and(|phase| phase.trains == Trains::Module)
+    }
+
+    /// Whether its nodes tell how far they are, in heartbeats, and so have a line in the status.
+    pub fn has_heartbeat(&self) -> bool {
+        matches!(self.kind, Kind::Pack | Kind::Train(_) | Kind::Assemble)
+    }
+}

@@ -1,0 +1,103 @@
+//! A new phase is one row of the table. It is trained, submitted, and has its lines in the status and the summary, without a
+//! word about it elsewhere.
+//!
+//! By design, two things about a phase are written by hand because people read them: a config table of its own is documented
+//! in `configs/default.toml` (and is a field of `Config`), and a command of its own has its help in `cli/args.rs`. A row
+//! needs neither: it may share another row's table, and `incubate run` trains it.
+
+use crate::incubate::TINY;
+use clap::CommandFactory;
+use incubate::cli::Cli;
+use incubate::cluster::queue::Queue;
+use incubate::cluster::script::Places;
+use incubate::cluster::slurm::{Alive, MAX_ARRAY_SIZE, Situation, jobs};
+use incubate::cluster::status;
+use incubate::collective::mpi::World;
+use incubate::config::{Config, DeviceChoice, PHASE_TABLES};
+use incubate::device::{Devices, OnNode};
+use incubate::pipeline::{Job, summary};
+use incubate::run::graph::Graph;
+use incubate::run::table::{self, Depths, FINETUNE, Kind, Model, Phase, Row, Start, TABLE, Trains};
+use incubate::store::{Seen, artefact};
+use std::path::Path;
+
+/// Fine-tunes the finished model once more.
+static AGAIN: Row = Row {
+    name: "again",
+    kind: Kind::Train(Phase {
+        start: Start::From("finetune"),
+        trains: Trains::Everything,
+        training: |config| &config.finetune,
+    }),
+    needs: &["pack", "finetune"],
+    writes: "again.h5",
+    model: Some(Model {
+        depths: Depths::Deep,
+        recipe: &["model", "data", "meta", "module", "finetune"],
+        derives_from: Some("meta"),
+        may_be_imported: false,
+        label: "tuned again",
+        is_baseline: false,
+    }),
+    until_assembled: false,
+    job: table::Job::Last,
+    time: |slurm| &slurm.time_finalize,
+    is_wanted: |_| true,
+};
+
+#[test]
+fn a_new_phase_is_one_row() {
+    let mut with_it = TABLE.to_vec();
+    let after_finetune = with_it.iter().position(|row| row.name == FINETUNE.name).unwrap() + 1;
+    with_it.insert(after_finetune, &AGAIN);
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::parse(TINY, &[format!("run.dir={:?}", folder.path().join("run"))]).unwrap();
+    let graph = Graph::new(&config, &with_it);
+
+    // It is trained from the model before it.
+    tch::set_num_threads(1);
+    let world = World::alone();
+    let devices = Devices::of_rank(DeviceChoice::Cpu, 1, OnNode { rank: 0, ranks: 1 }).unwrap();
+    let mut job = Job::open(config, &world, devices).unwrap();
+    job.graph = graph.clone();
+    job.run().unwrap();
+    let header = |file: &str| artefact::read_header(&job.run.file(file)).unwrap().0;
+    assert_eq!((header("again.h5").phase.as_str(), header("again.h5").meta), ("again", header("final.h5").meta));
+    job.run().unwrap();
+
+    let models = summary::rows(&job.plan, &graph, &job.run, 0).unwrap();
+    let models: Vec<&str> = models.iter().map(|row| row.model.as_str()).collect();
+    assert_eq!(models[5..], ["assembled", "fine-tuned", "tuned again"]);
+
+    let lines = status::lines(&job.plan, &graph, &job.run, &Queue::default(), &mut Seen::default()).unwrap();
+    assert!(status::is_over(&lines) && lines.last().unwrap().phase == "again", "{lines:?}");
+
+    // The last job does it, or in one allocation the only one.
+    let position = graph.nodes().iter().position(|node| node.name == "again").unwrap();
+    let situation =
+        Situation { left: vec![position], alive: Alive::default(), max_array_size: MAX_ARRAY_SIZE, save_s: 0.0 };
+    let places = Places { binary: Path::new("/i"), config: Path::new("/c.toml"), run_dir: Path::new("/r") };
+    let jobs = jobs(&job.plan, &graph, places, &situation).unwrap();
+    assert_eq!((jobs.len(), jobs[0].kind.to_string().as_str(), &jobs[0].nodes), (1, "finalize", &vec![position]));
+    assert!(jobs[0].script.contains("finetune*.json again*.json e2e*.json"), "{}", jobs[0].script);
+}
+
+#[test]
+fn every_phase_of_the_table_has_a_config_table_and_a_command() {
+    let commands = Cli::command();
+    for row in TABLE.iter().filter(|row| row.phase().is_some()) {
+        assert!(PHASE_TABLES.contains(&row.name), "configs/default.toml and Config: [{}]", row.name);
+        assert!(commands.find_subcommand(row.name).is_some(), "cli/args.rs: incubate {}", row.name);
+    }
+}
+
+#[test]
+fn every_row_stands_after_what_it_needs() {
+    for (place, row) in TABLE.iter().enumerate() {
+        let before: Vec<&str> = TABLE[..place].iter().map(|row| row.name).collect();
+        assert!(row.needs.iter().all(|need| before.contains(need)), "{}", row.name);
+        if let Some(Start::From(start)) = row.phase().map(|phase| phase.start) {
+            assert!(row.needs.contains(&start), "{} starts from what it does not need", row.name);
+        }
+    }
+}
