@@ -1,4 +1,4 @@
-//! What may stand on the command line. What it does is in the files beside.
+//! The commands and arguments; the files beside this one execute them.
 
 use super::bench::Bench;
 use crate::config::ExportFormat;
@@ -125,27 +125,7 @@ pub enum Command {
         json: bool,
     },
     /// Pack images into HDF5 shards that any number of ranks read fast (data.format = "packed")
-    Pack {
-        /// A config, or a folder: of images (train/CLASS/*.jpg, val/CLASS/*.jpg), of tar shards, or of an earlier pack
-        source: PathBuf,
-        /// Where to write train-*.h5 and val-*.h5; what is there already is kept [default: the config's data.path, packed
-        /// from its data.pack_from]
-        into: Option<PathBuf>,
-        /// Shrink images whose shorter side is longer than this
-        #[arg(long, default_value_t = SHORT_SIDE, value_parser = clap::value_parser!(u32).range(16..=4096))]
-        size: u32,
-        /// Quality of JPEG
-        #[arg(long, default_value_t = QUALITY, value_parser = clap::value_parser!(u8).range(1..=100))]
-        quality: u8,
-        /// Store pixels, which take some ten times the space of JPEG and no time to decode
-        #[arg(long, conflicts_with = "quality")]
-        raw: bool,
-        #[command(flatten)]
-        over: Overrides,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Pack(PackArgs),
     /// Verify one artefact or packed shard, or all of a run directory or pack
     Verify {
         /// A file that incubate wrote (.h5), or a folder of them: a run directory or a pack
@@ -179,6 +159,29 @@ pub enum Command {
         /// Made if it is not there
         folder: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct PackArgs {
+    /// A config, or a folder: of images (train/CLASS/*.jpg, val/CLASS/*.jpg), of tar shards, or of an earlier pack
+    pub source: PathBuf,
+    /// Where to write train-*.h5 and val-*.h5; what is there already is kept [default: the config's data.path, packed
+    /// from its data.pack_from]
+    pub into: Option<PathBuf>,
+    /// Shrink images whose shorter side is longer than this
+    #[arg(long, default_value_t = SHORT_SIDE, value_parser = clap::value_parser!(u32).range(16..=4096))]
+    pub size: u32,
+    /// Quality of JPEG
+    #[arg(long, default_value_t = QUALITY, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub quality: u8,
+    /// Store pixels, which take some ten times the space of JPEG and no time to decode
+    #[arg(long, conflicts_with = "quality")]
+    pub raw: bool,
+    #[command(flatten)]
+    pub over: Overrides,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -261,12 +264,12 @@ pub struct Overrides {
 }
 
 impl Command {
-    /// Whether the command looks at [`crate::train::STOP`] and ends in order; others just end.
+    /// Whether the command looks at [`crate::train::STOP`] and ends in order. A signal ends every other command at once.
     pub fn heeds_signals(&self) -> bool {
-        self.trains() || matches!(self, Command::Pack { .. } | Command::Status { watch: true, .. })
+        self.trains() || matches!(self, Command::Pack(_) | Command::Status { watch: true, .. })
     }
 
-    /// Whether the command trains, and so joins the world of ranks that it was started in.
+    /// Whether the command joins the world of ranks that it was started in: all ranks train, or evaluate what was assembled.
     pub fn trains(&self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! `incubate evaluate`: an artefact on the test images, or results on COCO or ADE20K.
+//! `incubate evaluate`: evaluates an artefact on the test images, or another program's results on COCO or ADE20K.
 
 use super::args::{Downstream, EvaluateArgs};
 use super::load::devices;

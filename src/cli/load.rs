@@ -1,4 +1,4 @@
-//! From arguments to a config, with libtorch told what it must know before it is first used.
+//! Makes a config of the arguments, and sets libtorch up before it is first used.
 
 use super::args::{ConfigArgs, Overrides};
 use crate::config::{Config, Precision};
@@ -24,7 +24,7 @@ impl Overrides {
         Ok(config)
     }
 
-    /// The config of what is to be packed, and the folder to pack it into.
+    /// The config of the source to pack, and the folder to pack it into.
     pub fn packing(&self, source: &Path, into: Option<&Path>) -> Result<(Config, PathBuf)> {
         if let Some(into) = into {
             return Ok((self.source(source)?, into.into()));
@@ -39,7 +39,7 @@ impl Overrides {
         }
     }
 
-    /// The config of a source of images: a file, or a folder whose format shows.
+    /// The config of a source of images, which is a config file or a folder whose format can be told from its files.
     fn source(&self, path: &Path) -> Result<Config> {
         if !path.is_dir() {
             return self.load(path);
@@ -52,22 +52,22 @@ impl Overrides {
         })?;
         let mut config = Config::parse("", &self.sets)?;
         (config.data.format, config.data.path) = (format, path.into());
-        // Without a run there is no place to keep an index.
+        // Without a run directory the index of the source is kept nowhere.
         config.run.dir = self.run_dir.clone().unwrap_or_default();
         Ok(config)
     }
 }
 
-/// What libtorch must be told before it is first used: CUDA first of all.
+/// Sets libtorch up before it is first used; CUDA must be loaded before all else.
 pub fn start_libtorch(config: &Config) {
-    // Before any thread is pinned.
+    // The cores are counted before any thread is pinned, since pinned threads see fewer.
     cores_of_this_rank();
     device::load(config.run.device);
     tch::set_num_interop_threads(1);
     tch::set_num_threads(threads(config) as i32);
 }
 
-/// Compute threads of this rank.
+/// The number of compute threads of this rank.
 pub fn threads(config: &Config) -> usize {
     match config.run.threads {
         0 => cores_of_this_rank(),
@@ -75,7 +75,7 @@ pub fn threads(config: &Config) -> usize {
     }
 }
 
-/// This rank's devices; its replicas divide its threads.
+/// Finds the devices of this rank, and divides its threads among its replicas.
 pub fn devices(config: &Config) -> Result<Devices> {
     let ranks = ranks_on_this_node().max(1);
     let place = OnNode { rank: rank_on_this_node().min(ranks - 1), ranks };

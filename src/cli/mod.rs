@@ -2,39 +2,37 @@
 
 mod args;
 mod bench;
+mod cluster;
 mod evaluate;
 mod load;
 mod verify;
 
 pub use args::{Cli, Command};
 
-use crate::cluster::{doctor, queue, status, submit};
+use crate::cluster::doctor;
 use crate::collective::agree;
 use crate::collective::mpi::World;
-use crate::config::{Config, DeviceChoice};
+use crate::config::Config;
 use crate::data;
 use crate::data::image::shrink::Form;
 use crate::data::source::shard::Encoding;
 use crate::model::matrix_product_rate;
 use crate::pipeline::bars::{self, Bars};
-use crate::pipeline::{Job, check_jobs, check_shares, plan_report, report, summary};
+use crate::pipeline::{Job, check_shares, plan_report, report, summary};
 use crate::plan::Plan;
 use crate::run::table::{ASSEMBLE, E2E, FINETUNE, META, MODULE};
-use crate::store::{RunDir, Seen};
-use crate::train::stop_requested;
-use crate::{device, export, import, model, pack, usage};
+use crate::{export, import, model, pack, usage};
 use anyhow::{Context, Result};
-use args::ConfigArgs;
+use args::{ConfigArgs, PackArgs};
 use clap::CommandFactory;
 use evaluate::{evaluate_artefact, evaluate_downstream};
 use load::{devices, threads};
 use serde::Serialize;
-use std::io::{ErrorKind, IsTerminal, Write};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
 use verify::verify;
 
-/// Does what the command says, without MPI where it needs none.
+/// Executes a command. Only the commands that train use the ranks of the world.
 pub fn dispatch(command: &Command, world: &World) -> Result<()> {
     match command {
         Command::Run { config, json } => train(world, config, |job| {
@@ -60,59 +58,14 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             let written = import::import(&config.load()?, file, *role)?;
             print_either(*json, &serde_json::json!({"file": written}), || format!("{}\n", written.display()))
         }
-        Command::Plan { config, ranks, rate, json } => {
-            let config = config.load()?;
-            let images = data::train_images(&config)?;
-            let plan = Plan::new(config, images)?;
-            check_shares(&plan, *ranks as usize, plan.replicas_per_rank())?;
-            let flops = rate.map_or_else(|| matrix_product_rate(model::OPTIONS), |tera| tera * 1e12);
-            let report = plan_report::report(&plan, *ranks as usize, flops);
-            print_either(*json, &report, || plan_report::text(&report, rate.is_none()))
-        }
-        Command::Submit { config, dry_run, json } => {
-            let config = config.load()?;
-            let images = data::train_images(&config)?;
-            let binary = std::env::current_exe().context("this program's own path")?;
-            let plan = Plan::new(config, images)?;
-            check_jobs(&plan)?;
-            let jobs = submit::submit(&plan, &binary, *dry_run)?;
-            print_either(*json, &jobs, || submit::table(&jobs))
-        }
-        Command::Status { run_dir, watch: true, .. } => watch(run_dir),
-        Command::Status { run_dir, json, .. } => {
-            let lines = status::status(run_dir, &mut Seen::default())?;
-            print_either(*json, &lines, || status::table(&lines))
-        }
-        Command::Cancel { run_dir, json } => {
-            RunDir::config_of(run_dir)?;
-            let ids = queue::cancel(&RunDir { path: run_dir.clone() })?;
-            print_either(*json, &serde_json::json!({"cancelled": ids}), || match ids.as_slice() {
-                [] => "nothing to cancel\n".into(),
-                ids => format!("cancelled {}\n", ids.join(", ")),
-            })
-        }
-        Command::Pack { source, into, size, quality, raw, over, json } => {
-            let (config, into) = over.packing(source, into.as_deref())?;
-            let encoding = if *raw { Encoding::Raw } else { Encoding::Jpeg };
-            let (size, threads) = (*size as usize, threads(&config));
-            let options = pack::Options { form: Form { encoding, size, quality: *quality }, threads };
-            let pack = || {
-                let source = data::open_unchecked(&config)?;
-                let bar = bars::counting("pack", source.train.len() + source.test.len());
-                pack::pack(&source, &config, &into, &options, &|images| bar.iter().for_each(|bar| bar.inc(images)))
-            };
-            let report = pack().inspect_err(|error| pack::note_failure(&config.run.dir, error))?;
-            print_either(*json, &report, || pack::text(&report, &into))
-        }
+        Command::Plan { config, ranks, rate, json } => print_plan(config, *ranks as usize, *rate, *json),
+        Command::Submit { config, dry_run, json } => cluster::submit(config, *dry_run, *json),
+        Command::Status { run_dir, watch: true, .. } => cluster::watch(run_dir),
+        Command::Status { run_dir, json, .. } => cluster::status(run_dir, *json),
+        Command::Cancel { run_dir, json } => cluster::cancel(run_dir, *json),
+        Command::Pack(args) => pack_images(args),
         Command::Verify { path, json } => verify(path, *json),
-        Command::Doctor { config, over, json } => {
-            let config = config.as_ref().map(|path| over.load(path)).transpose()?;
-            device::load(config.as_ref().map_or(DeviceChoice::Auto, |config| config.run.device));
-            let findings = doctor::examine(config.as_ref(), config.as_ref().map_or(1, threads));
-            print_either(*json, &findings, || doctor::table(&findings))?;
-            let bad = findings.iter().filter(|f| !f.ok).count();
-            if bad > 0 { Err(usage!("{bad} finding(s) need a cure")) } else { Ok(()) }
-        }
+        Command::Doctor { config, over, json } => cluster::doctor(config.as_deref(), over, *json),
         Command::Bench { bench } => bench.measure(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -126,22 +79,33 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
     }
 }
 
-/// The status, again and again, in place on a terminal.
-fn watch(run_dir: &Path) -> Result<()> {
-    let mut seen = Seen::default();
-    while !stop_requested() {
-        let lines = status::status(run_dir, &mut seen)?;
-        let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-        let is_read = is_read(&format!("{clear}{}", status::table(&lines)))?;
-        if !is_read || status::is_over(&lines) {
-            break;
-        }
-        std::thread::sleep(Duration::from_secs(2));
-    }
-    Ok(())
+/// Prints the report of a config for a world of `ranks`; `rate` is in TFLOP/s per device, and measured if it is not given.
+fn print_plan(config: &ConfigArgs, ranks: usize, rate: Option<f64>, json: bool) -> Result<()> {
+    let config = config.load()?;
+    let images = data::train_images(&config)?;
+    let plan = Plan::new(config, images)?;
+    check_shares(&plan, ranks, plan.replicas_per_rank())?;
+    let flops = rate.map_or_else(|| matrix_product_rate(model::OPTIONS), |tera| tera * 1e12);
+    let report = plan_report::report(&plan, ranks, flops);
+    print_either(json, &report, || plan_report::text(&report, rate.is_none()))
 }
 
-/// Opens the job and trains, with progress bars where somebody looks.
+/// Packs images, with a progress bar if there is a terminal.
+fn pack_images(args: &PackArgs) -> Result<()> {
+    let (config, into) = args.over.packing(&args.source, args.into.as_deref())?;
+    let encoding = if args.raw { Encoding::Raw } else { Encoding::Jpeg };
+    let form = Form { encoding, size: args.size as usize, quality: args.quality };
+    let options = pack::Options { form, threads: threads(&config) };
+    let pack = || {
+        let source = data::open_unchecked(&config)?;
+        let bar = bars::counting("pack", source.train.len() + source.test.len());
+        pack::pack(&source, &config, &into, &options, &|images| bar.iter().for_each(|bar| bar.inc(images)))
+    };
+    let report = pack().inspect_err(|error| pack::note_failure(&config.run.dir, error))?;
+    print_either(args.json, &report, || pack::text(&report, &into))
+}
+
+/// Opens the job and has `act` train, with progress bars if there is a terminal.
 fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
     let whole = world.whole();
     let config = agree(whole, args.load())?;
@@ -158,7 +122,7 @@ fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>)
     Ok(())
 }
 
-/// What a run has come to.
+/// The results of a run.
 #[derive(Serialize)]
 struct Outcome<'a> {
     models: &'a [summary::Row],
@@ -168,7 +132,7 @@ struct Outcome<'a> {
     curves: PathBuf,
 }
 
-/// Exports what the config asks for, if the final model is there, and prints the table.
+/// Exports the final model as the config asks, if it is there, writes the summary and the report, and prints the results.
 fn conclude(job: &Job, json: bool) -> Result<()> {
     let config = &job.plan.config;
     let weights = job.run.file(FINETUNE.writes);
@@ -202,7 +166,7 @@ fn print(text: &str) -> Result<()> {
     is_read(text).map(|_| ())
 }
 
-/// Prints a text; false if whoever reads has seen enough, as `head` may have.
+/// Prints a text. Returns false if the reader has closed the pipe, as `head` does.
 fn is_read(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -1,4 +1,4 @@
-//! `incubate verify`: artefacts and packed shards, read whole.
+//! `incubate verify`: reads artefacts and packed shards whole.
 
 use super::print;
 use crate::config::Format;
@@ -9,7 +9,7 @@ use crate::store::{RunDir, artefact};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
-/// Reads everything whole; names each damaged file and fails with the first.
+/// Reads one file or all files of a folder, names each damaged file, and fails with the first error.
 pub fn verify(path: &Path, json: bool) -> Result<()> {
     let is_pack = path.is_dir() && data::format_of(path) == Some(Format::Packed);
     let files = match path.is_dir() {
@@ -27,7 +27,7 @@ pub fn verify(path: &Path, json: bool) -> Result<()> {
         let verdict = read.as_ref().map_or_else(|error| format!("{error:#}"), |text| format!("ok, {text}"));
         results.push(serde_json::json!({"file": file, "ok": ok, "text": verdict}));
         if !json {
-            // An error names its file.
+            // The text of an error names the file already.
             print(&if ok { format!("{}: {verdict}\n", file.display()) } else { verdict + "\n" })?;
         }
         first = first.or(read.err());
@@ -35,12 +35,12 @@ pub fn verify(path: &Path, json: bool) -> Result<()> {
     if json {
         print(&(serde_json::to_string_pretty(&results)? + "\n"))?;
     }
-    // Whole shards may still be too few.
+    // Each shard may be whole and the pack still lack one.
     first = first.or_else(|| if is_pack { packed::open(path).err() } else { None });
     first.map_or(Ok(()), Err)
 }
 
-/// What a file holds, if it is as it was written.
+/// Verifies a file and says what it holds.
 fn verify_file(file: &Path) -> Result<String> {
     if shard::SEAL.is(file) {
         let shard = packed::verify(file)?;
@@ -56,7 +56,7 @@ fn artefacts_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in [folder, &run.file("checkpoints")] {
         let entries = match std::fs::read_dir(path).and_then(|entries| entries.collect::<Result<Vec<_>, _>>()) {
-            // A copy of the artefacts alone.
+            // A copy of the artefacts alone has no folder of checkpoints.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             entries => entries.with_context(|| format!("{}: cannot be listed", path.display()))?,
         };

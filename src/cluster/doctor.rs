@@ -1,4 +1,4 @@
-//! `incubate doctor`: can this node run that config? One line and one cure per finding.
+//! `incubate doctor`: checks whether this node can run a config, with one line for each finding.
 
 use super::gpus;
 use crate::collective::mpi;
@@ -17,16 +17,16 @@ use std::fmt::Write;
 use std::path::Path;
 use tch::{Device, Kind};
 
-/// One finding.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 pub struct Finding {
     pub subject: &'static str,
     pub ok: bool,
-    /// What was found, and where it is not ok, the cure.
+    /// What was found, with the cure if it is not ok.
     pub text: String,
 }
 
-/// Looks at the node, and with a config at its data and run directory.
+/// Checks the node and, given a config, also its precision, data and run directory.
 pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
     let mut findings = vec![
         finding("program", Ok(concat!("incubate ", env!("CARGO_PKG_VERSION")).to_string())),
@@ -49,9 +49,9 @@ pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
     findings
 }
 
-/// What a job looks at in its first seconds, on every rank: the cores it really has; on the first of a node the GPUs; and
-/// on the first of all the ranks and the run directory.
-/// It goes on whatever it finds: a warning costs nothing, an allocation does.
+/// Checks in the first seconds of a job what would slow it down or stop it later, and warns. Every rank checks its cores and
+/// the precision, the first rank of each node its GPUs, and the first rank of all how the ranks were started and the run
+/// directory. The job goes on whatever is found, as ending it would waste its allocation.
 pub fn warn_of_trouble(config: &Config, threads: usize, is_zero: bool) {
     let mut findings = vec![finding("cores", cores(threads)), finding("precision", precision(config))];
     if rank_on_this_node() == 0 {
@@ -72,7 +72,7 @@ pub(super) fn finding(subject: &'static str, found: Result<String>) -> Finding {
 }
 
 fn libtorch() -> Result<String> {
-    let path = loaded_library("libtorch_cpu.so").context("libtorch is linked into this program")?;
+    let path = loaded_library("libtorch_cpu.so").context("libtorch_cpu.so is not among the loaded libraries")?;
     Ok(format!("libtorch 2.11.0 ({})", path.display()))
 }
 
@@ -87,7 +87,7 @@ fn cores(threads: usize) -> Result<String> {
     Ok(format!("{cores} core(s) for this rank, {threads} thread(s)"))
 }
 
-/// Whether the CPU multiplies in the number type that is asked for; GPUs that libtorch 2.11 runs on do.
+/// Fails if the CPU computes in bf16 only slowly. All GPUs that libtorch 2.11 runs on compute in every precision.
 fn precision(config: &Config) -> Result<String> {
     let on_cpu = config.run.device == DeviceChoice::Cpu || cuda().is_err();
     Ok(match config.run.precision {
@@ -110,7 +110,7 @@ fn cpu_has_bf16() -> bool {
     return false;
 }
 
-/// Whether this node's cores read images as fast as its devices train on them at most.
+/// Fails if the cores of this node cannot read images as fast as its devices can train on them.
 fn fast_enough(config: &Config) -> Result<String> {
     let kind = if config.run.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
     let gpus = if config.run.device == DeviceChoice::Cpu { 0 } else { cuda().map_or(0, |driver| driver.gpus().len()) };
@@ -123,12 +123,21 @@ fn readable(config: &Config) -> Result<String> {
     Ok(format!("{} training and {} test images", source.train.len(), source.test.len()))
 }
 
-/// Makes, syncs and renames a file, has exclusive creation refuse a second one (leases rest on it), tries a lock (nothing
-/// rests on it), and compares free space with what the artefacts and checkpoints need.
+/// Fails if the run directory cannot be used. Leaves no file and no folder behind.
 fn writable(config: &Config) -> Result<String> {
     let folder = &config.run.dir;
     let there_before = folder.ancestors().find(|folder| folder.exists());
     std::fs::create_dir_all(folder).map_err(|e| anyhow!("{}: {e}; choose another --run-dir", folder.display()))?;
+    let tried = try_to_write(folder, needed_space(config));
+    for made in folder.ancestors().take_while(|folder| there_before != Some(folder)) {
+        let _ = std::fs::remove_dir(made);
+    }
+    tried
+}
+
+/// Writes a file durably, creates it again, which must be refused as leases rely on that, and locks it, which may be refused.
+/// Then compares the free space with the space that a run needs.
+fn try_to_write(folder: &Path, needed: u64) -> Result<String> {
     let probe = folder.join(format!("doctor-probe-{}", std::process::id()));
     durable::replace_bytes(&probe, b"probe")?;
     let again = std::fs::File::options().write(true).create_new(true).open(&probe);
@@ -138,11 +147,7 @@ fn writable(config: &Config) -> Result<String> {
     if again.is_ok() {
         return Err(anyhow!("{}: two processes can create one file; choose a --run-dir elsewhere", folder.display()));
     }
-    let (free, needed) = (durable::free_space(folder)?, needed_space(config));
-    // Looking leaves nothing behind: the folders that were made go.
-    for made in folder.ancestors().take_while(|folder| there_before != Some(folder)) {
-        let _ = std::fs::remove_dir(made);
-    }
+    let free = durable::free_space(folder)?;
     if free < needed {
         return Err(anyhow!(
             "{}: {} free, {} needed; free some or choose another --run-dir",
@@ -155,9 +160,9 @@ fn writable(config: &Config) -> Result<String> {
     Ok(format!("{} on {system} is writable, {locks}, {} free, {} needed", shown(folder), size(free), size(needed)))
 }
 
-/// Meta model, modules, assembled, final and end-to-end models, and checkpoints of three buffers each.
+/// Bytes of all artefacts, each taken for a whole target, and of the checkpoints of one phase, each of three buffers.
 fn needed_space(config: &Config) -> u64 {
-    // Only the parameters are asked for, which do not depend on the data.
+    // The number of parameters does not depend on the data.
     let plan = Plan::without_data(config.clone());
     let whole = 4 * cost(&plan, &plan.phase(&E2E, None)).parameters;
     whole * (5 + 3 * (config.run.keep_checkpoints as u64 + 1))

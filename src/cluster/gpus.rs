@@ -1,4 +1,4 @@
-//! What `incubate doctor` says about GPUs: the driver, libtorch's CUDA, the devices, NCCL; what is missing, with the cure.
+//! The checks of `incubate doctor` that concern GPUs: the driver, the devices, libtorch's CUDA, NCCL.
 
 use super::doctor::{Finding, finding};
 use crate::collective::nccl;
@@ -8,8 +8,8 @@ use crate::driver::Driver;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-/// Looks at everything that training on this node's GPUs needs. A node without a driver is none of the troubles, unless
-/// the config asks for GPUs.
+/// Checks everything that training on the GPUs of this node needs. A node without a driver passes, unless the config asks
+/// for GPUs.
 pub fn examine(choice: DeviceChoice) -> Vec<Finding> {
     let driver = match (choice, Driver::open()) {
         (DeviceChoice::Cpu, _) => return vec![finding("GPUs", Ok("not asked for (run.device = \"cpu\")".into()))],
@@ -42,10 +42,10 @@ fn version() -> String {
     format!("libtorch 2.11.0, built for CUDA {}.{}, computes on these GPUs", number / 1000, number % 1000 / 10)
 }
 
-/// Whether this process sees the GPUs that Slurm has given the job on this node.
+/// Counts the GPUs that this process can use, of those that Slurm has given the job on this node.
 ///
 /// # Errors
-/// With the cure, if it sees fewer: training would go on without them.
+/// It can use fewer: training would go on without the others.
 pub fn as_many_as_slurm_gave(choice: DeviceChoice) -> Result<String> {
     let given = std::env::var("SLURM_GPUS_ON_NODE").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let (seen, why) = match cuda() {
@@ -61,7 +61,7 @@ pub fn as_many_as_slurm_gave(choice: DeviceChoice) -> Result<String> {
     Ok(format!("{seen} of {given}"))
 }
 
-/// The version, where it was loaded from, and a sum of one GPU with nobody else.
+/// Loads NCCL and has it sum over one GPU alone.
 fn nccl() -> Result<String> {
     let version = nccl::version()?;
     let path = loaded_library("libnccl.so").map_or("?".into(), |path| path.display().to_string());

@@ -1,7 +1,7 @@
 //! Which Slurm job does which nodes of a run.
 
 use crate::run::graph::Node;
-use crate::run::table;
+use crate::run::table::{DOWNSTREAM, SlurmJob};
 use std::fmt;
 
 /// What a Slurm job does. Its text names the job, its script and its logs.
@@ -30,7 +30,7 @@ impl JobKind {
         match name {
             "finalize" => JobKind::Finalize,
             "run" => JobKind::Run,
-            _ if name.starts_with(&format!("{}-", table::DOWNSTREAM.name)) => JobKind::Script(name.into()),
+            _ if name.starts_with(&format!("{}-", DOWNSTREAM.name)) => JobKind::Script(name.into()),
             _ => JobKind::Row(name.into()),
         }
     }
@@ -42,8 +42,8 @@ impl JobKind {
             JobKind::Array { row, .. } => {
                 node.row.name == row && node.index.is_some_and(|index| modules.contains(&index))
             }
-            JobKind::Finalize => node.row.job == table::Job::Last,
-            JobKind::Run => matches!(node.row.job, table::Job::Own | table::Job::Array | table::Job::Last),
+            JobKind::Finalize => node.row.job == SlurmJob::Last,
+            JobKind::Run => matches!(node.row.job, SlurmJob::Own | SlurmJob::Array | SlurmJob::Last),
             JobKind::Script(name) => node.name == *name,
         }
     }

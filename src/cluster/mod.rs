@@ -1,4 +1,4 @@
-//! What a cluster's user asks from outside a job: submit it, see where it stands, know whether a node can do it.
+//! The commands that a user of a cluster gives from outside a job: submit a run, see how it stands, check a node.
 
 pub mod doctor;
 mod evidence;

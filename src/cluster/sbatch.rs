@@ -5,14 +5,14 @@ use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
-/// What tells a job or step who it is.
+/// Beginnings of the variables that tell a process which job, step or rank it is.
 const INHERITED: [&str; 6] = ["SLURM_ARRAY_", "SLURM_RESTART_COUNT", "SLURM_STEP", "PMI_", "PMIX_RANK", "OMPI_COMM_"];
 
-/// Submits one script; returns the job's number.
+/// Submits a script that starts when the jobs `after` have ended well. Returns the number of its job.
 pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<String> {
     let mut command = Command::new("sbatch");
     command.arg("--parsable");
-    // Submitted from within a job, the new one would inherit what that one is.
+    // A job that is submitted from within another one would otherwise inherit that one's variables.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if INHERITED.iter().any(|start| text.starts_with(start)) {
@@ -20,7 +20,7 @@ pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<Str
         }
     }
     if !after.is_empty() {
-        // Without --kill-on-invalid-dep a job behind a failed one would wait for ever.
+        // Without --kill-on-invalid-dep, a job that waits for a failed one would wait for ever.
         command.args([&format!("--dependency=afterok:{}", after.join(":")), "--kill-on-invalid-dep=yes"]);
     }
     let output = command.arg(script).args(arguments).output().map_err(|e| {
@@ -31,15 +31,15 @@ pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<Str
         let refused = String::from_utf8_lossy(&output.stderr);
         return Err(usage!("{}: sbatch refuses it: {}", script.display(), refused.trim()));
     }
-    // «number» or «number;cluster»
+    // sbatch prints «number» or «number;cluster».
     Ok(text.trim().split(';').next().unwrap_or_default().to_string())
 }
 
-/// What Slurm, where there is one, says of a script; an error if it refuses it.
+/// Has Slurm check a script. Returns its words, as an error if it refuses the script; none if no Slurm can be asked.
 pub fn test_only(script: &Path) -> Option<Result<String, String>> {
     let output = Command::new("sbatch").arg("--test-only").arg(script).output().ok()?;
     let words = String::from_utf8_lossy(&output.stderr).trim().to_string();
-    // Installed here, but no cluster's: as good as none.
+    // Slurm is installed on this machine, but the machine belongs to no cluster.
     if ["configuration source", "Unable to contact"].iter().any(|unreached| words.contains(unreached)) {
         return None;
     }

@@ -1,13 +1,13 @@
 //! Slurm job scripts as pure functions of the plan: the same plan gives the same text.
 
 use super::job::JobKind;
-use super::slurm::Job;
+use super::slurm::PlannedJob;
 use crate::config::Slurm;
 use crate::plan::Plan;
 use crate::plan::groups::ranges;
 use crate::require;
 use crate::run::graph::Graph;
-use crate::run::table;
+use crate::run::table::SlurmJob;
 use anyhow::Result;
 use std::path::Path;
 
@@ -48,7 +48,7 @@ impl<'a> Script<'a> {
     }
 
     /// The script of one job.
-    pub fn of(&self, job: &Job) -> String {
+    pub fn of(&self, job: &PlannedJob) -> String {
         let (config, slurm) = (&self.plan.config, &self.plan.config.slurm);
         let path = |path: &Path| quoted(&path.to_string_lossy());
         let options: Vec<String> =
@@ -77,7 +77,7 @@ impl<'a> Script<'a> {
     }
 
     /// One rank needs no launcher; several are started by the MPI plug-in that Open MPI speaks.
-    fn launch(&self, job: &Job) -> String {
+    fn launch(&self, job: &PlannedJob) -> String {
         match self.size(job) {
             Size { ranks: 1, .. } => String::new(),
             // When one rank is gone, the others wait for it in a collective call until --wait ends them. (--kill-on-bad-exit
@@ -89,7 +89,7 @@ impl<'a> Script<'a> {
     }
 
     /// The heartbeats that tell whether a start of the job has gained a step.
-    fn watched(&self, job: &Job) -> String {
+    fn watched(&self, job: &PlannedJob) -> String {
         let all_phases = || {
             let trained = self.graph.nodes().iter().filter(|node| node.row.phase().is_some());
             let mut files: Vec<String> = trained.map(|node| format!("{}*.json", node.row.name)).collect();
@@ -103,17 +103,17 @@ impl<'a> Script<'a> {
         }
     }
 
-    fn size(&self, job: &Job) -> Size {
+    fn size(&self, job: &PlannedJob) -> Size {
         let slurm = &self.plan.config.slurm;
         let (nodes, ranks, cpus) = (slurm.nodes, slurm.ranks, slurm.cpus_per_rank);
         match self.graph.nodes()[job.nodes[0]].row.job {
             // One process with the cores that the ranks of a node have together.
-            table::Job::Alone => Size { nodes: 1, ranks: 1, cpus: ranks.div_ceil(nodes) * cpus, gpus: 0 },
+            SlurmJob::Alone => Size { nodes: 1, ranks: 1, cpus: ranks.div_ceil(nodes) * cpus, gpus: 0 },
             _ => Size { nodes, ranks, cpus, gpus: slurm.gpus_per_node },
         }
     }
 
-    fn time(&self, job: &Job) -> &str {
+    fn time(&self, job: &PlannedJob) -> &str {
         let slurm = &self.plan.config.slurm;
         let own = match job.kind {
             JobKind::Run => "",
@@ -143,7 +143,7 @@ impl<'a> Script<'a> {
     }
 
     /// The options of sbatch.
-    fn options(&self, job: &Job) -> Vec<String> {
+    fn options(&self, job: &PlannedJob) -> Vec<String> {
         let slurm: &Slurm = &self.plan.config.slurm;
         let size = self.size(job);
         let is_array = !job.modules.is_empty();
@@ -187,7 +187,7 @@ impl<'a> Script<'a> {
 }
 
 /// The line of the script that starts the program.
-fn step(job: &Job) -> String {
+fn step(job: &PlannedJob) -> String {
     let command = match &job.kind {
         JobKind::Row(row) => format!("{row} \"$config\""),
         JobKind::Array { row, .. } => {

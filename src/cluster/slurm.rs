@@ -5,13 +5,13 @@ use super::script::{Places, Script};
 use crate::config::SlurmMode;
 use crate::plan::Plan;
 use crate::run::graph::{Graph, Node};
-use crate::run::table;
+use crate::run::table::SlurmJob;
 use anyhow::Result;
 use std::collections::BTreeMap;
 
 /// One job to submit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Job {
+pub struct PlannedJob {
     pub kind: JobKind,
     /// The nodes that it does, by their positions in the graph.
     pub nodes: Vec<usize>,
@@ -57,9 +57,9 @@ pub const MAX_ARRAY_SIZE: usize = 1001;
 ///
 /// # Errors
 /// A usage error for text that cannot be written into a script.
-pub fn jobs(plan: &Plan, graph: &Graph, places: Places, situation: &Situation) -> Result<Vec<Job>> {
+pub fn jobs(plan: &Plan, graph: &Graph, places: Places, situation: &Situation) -> Result<Vec<PlannedJob>> {
     let script = Script::new(plan, graph, places, situation.save_s)?;
-    let mut jobs: Vec<Job> = Vec::new();
+    let mut jobs: Vec<PlannedJob> = Vec::new();
     for mut job in candidates(plan, graph, situation.max_array_size) {
         let is_last = job.kind.is_last();
         let is_alive = |node: &usize| !is_last && situation.alive.nodes.contains_key(node);
@@ -80,14 +80,14 @@ pub fn jobs(plan: &Plan, graph: &Graph, places: Places, situation: &Situation) -
 }
 
 /// The program's own jobs that a run with nothing done has, with no script yet.
-fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<Job> {
-    let mut jobs: Vec<Job> = Vec::new();
+fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJob> {
+    let mut jobs: Vec<PlannedJob> = Vec::new();
     for (position, node) in graph.nodes().iter().enumerate() {
         let Some((kind, first)) = kind_of(node, plan.config.slurm.mode, max_array_size) else { continue };
         let place = jobs.iter().rposition(|job| job.kind == kind).unwrap_or(jobs.len());
         if place == jobs.len() {
             let (nodes, modules, after, after_alive, arguments) = (vec![], vec![], vec![], vec![], vec![]);
-            jobs.push(Job { kind, nodes, modules, first, after, after_alive, script: String::new(), arguments });
+            jobs.push(PlannedJob { kind, nodes, modules, first, after, after_alive, script: String::new(), arguments });
         }
         jobs[place].nodes.push(position);
         if let JobKind::Array { .. } = jobs[place].kind {
@@ -101,25 +101,25 @@ fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<Job> {
 fn kind_of(node: &Node, mode: SlurmMode, max_array_size: usize) -> Option<(JobKind, usize)> {
     let row = node.row.name.to_string();
     match (node.row.job, mode) {
-        (table::Job::Script, _) => None,
-        (table::Job::Alone, _) | (table::Job::Own, SlurmMode::Array) => Some((JobKind::Row(row), 0)),
-        (table::Job::Array, SlurmMode::Array) => {
+        (SlurmJob::Script, _) => None,
+        (SlurmJob::Alone, _) | (SlurmJob::Own, SlurmMode::Array) => Some((JobKind::Row(row), 0)),
+        (SlurmJob::Array, SlurmMode::Array) => {
             let size = max_array_size.max(1);
             let number = node.index.unwrap_or(0) / size;
             Some((JobKind::Array { row, number }, number * size))
         }
-        (table::Job::Last, SlurmMode::Array) => Some((JobKind::Finalize, 0)),
+        (SlurmJob::Last, SlurmMode::Array) => Some((JobKind::Finalize, 0)),
         (_, SlurmMode::Allocation) => Some((JobKind::Run, 0)),
     }
 }
 
 /// Whether a node of a job needs any of these nodes.
-fn needs_any(graph: &Graph, job: &Job, nodes: &[usize]) -> bool {
+fn needs_any(graph: &Graph, job: &PlannedJob, nodes: &[usize]) -> bool {
     job.nodes.iter().any(|&node| graph.nodes()[node].needs.iter().any(|need| nodes.contains(need)))
 }
 
 /// The jobs of earlier submissions that do what a job needs, or in one allocation do a part of it.
-fn alive_before(graph: &Graph, job: &Job, alive: &Alive) -> Vec<String> {
+fn alive_before(graph: &Graph, job: &PlannedJob, alive: &Alive) -> Vec<String> {
     let is_before = |node: &usize| job.nodes.contains(node) || needs_any(graph, job, &[*node]);
     alive.nodes.iter().filter(|(node, _)| is_before(node)).map(|(_, id)| id.clone()).collect()
 }

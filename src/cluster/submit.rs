@@ -5,7 +5,7 @@ use super::job::JobKind;
 use super::queue::{self, Queue, Submitted};
 use super::sbatch;
 use super::script::Places;
-use super::slurm::{Alive, Job, MAX_ARRAY_SIZE, Situation, jobs};
+use super::slurm::{Alive, MAX_ARRAY_SIZE, PlannedJob, Situation, jobs};
 use crate::plan::Plan;
 use crate::plan::cost::cost;
 use crate::run::graph::{Graph, Node};
@@ -60,7 +60,7 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
     if !dry_run || queue.jobs.is_empty() {
         durable::replace_bytes(&config, plan.config.to_toml().as_bytes())?;
     }
-    let flops = |job: &Job| {
+    let flops = |job: &PlannedJob| {
         let phases = job.nodes.iter().filter_map(|&node| plan.phase_of(&graph.nodes()[node]));
         phases.map(|phase| cost(plan, &phase).flops).sum()
     };
@@ -72,7 +72,7 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
 }
 
 /// Writes the scripts and has Slurm, if there is one, check them.
-fn check(jobs: Vec<Job>, flops: impl Fn(&Job) -> f64, folder: &Path) -> Result<Vec<Written>> {
+fn check(jobs: Vec<PlannedJob>, flops: impl Fn(&PlannedJob) -> f64, folder: &Path) -> Result<Vec<Written>> {
     let mut written: Vec<Written> = Vec::new();
     let mut refused = None;
     for job in jobs {
@@ -83,7 +83,7 @@ fn check(jobs: Vec<Job>, flops: impl Fn(&Job) -> f64, folder: &Path) -> Result<V
         }
         let (after, flops) = (names_before(&job, &written), flops(&job));
         let check = check.map(|said| said.unwrap_or_else(|words| words));
-        let Job { kind, modules, first, script: text, .. } = job;
+        let PlannedJob { kind, modules, first, script: text, .. } = job;
         let job = Submitted { kind, modules, first, script, id: None };
         written.push(Written { job, after, flops, check, text: Some(text) });
     }
@@ -93,8 +93,8 @@ fn check(jobs: Vec<Job>, flops: impl Fn(&Job) -> f64, folder: &Path) -> Result<V
 /// Writes the scripts and submits them. `keep` records what was submitted after every job, so that `incubate cancel` knows
 /// those that were submitted before one was refused.
 fn hand_over(
-    jobs: Vec<Job>,
-    flops: impl Fn(&Job) -> f64,
+    jobs: Vec<PlannedJob>,
+    flops: impl Fn(&PlannedJob) -> f64,
     folder: &Path,
     keep: impl Fn(&[Submitted]) -> Result<()>,
 ) -> Result<Vec<Written>> {
@@ -106,7 +106,7 @@ fn hand_over(
         let ids: Vec<&str> = ids.chain(job.after_alive.iter().map(String::as_str)).collect();
         let id = sbatch::submit(&script, &job.arguments, &ids)?;
         let (after, flops) = (names_before(&job, &written), flops(&job));
-        let Job { kind, modules, first, .. } = job;
+        let PlannedJob { kind, modules, first, .. } = job;
         let job = Submitted { kind, modules, first, script, id: Some(id) };
         submitted.push(job.clone());
         written.push(Written { job, after, flops, check: None, text: None });
@@ -115,20 +115,20 @@ fn hand_over(
     Ok(written)
 }
 
-fn write(job: &Job, folder: &Path) -> Result<PathBuf> {
+fn write(job: &PlannedJob, folder: &Path) -> Result<PathBuf> {
     let script = folder.join(format!("{}.sh", job.kind));
     durable::replace_bytes(&script, job.script.as_bytes())?;
     Ok(script)
 }
 
 /// What a job waits for: jobs of this submission by their names, and those of earlier ones by their numbers.
-fn names_before(job: &Job, written: &[Written]) -> Vec<String> {
+fn names_before(job: &PlannedJob, written: &[Written]) -> Vec<String> {
     let alive = job.after_alive.iter().map(|id| format!("job {id}"));
     job.after.iter().map(|&place| written[place].job.kind.to_string()).chain(alive).collect()
 }
 
 /// Jobs for the user's own scripts: all of them after a last job that is submitted, else those that did not end well.
-fn scripts(graph: &Graph, jobs: &[Job], situation: &Situation, run_dir: &Path) -> Result<Vec<Job>> {
+fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &Path) -> Result<Vec<PlannedJob>> {
     let after: Vec<usize> = jobs.len().checked_sub(1).into_iter().collect();
     let alive: Vec<String> = if after.is_empty() { situation.alive.last.iter().cloned().collect() } else { vec![] };
     let mut scripts = Vec::new();
@@ -140,7 +140,7 @@ fn scripts(graph: &Graph, jobs: &[Job], situation: &Situation, run_dir: &Path) -
         }
         let script =
             std::fs::read_to_string(path).map_err(|e| usage!("{}: {e}; correct slurm.downstream", path.display()))?;
-        scripts.push(Job {
+        scripts.push(PlannedJob {
             kind: JobKind::Script(node.name.clone()),
             nodes: vec![position],
             modules: vec![],
@@ -156,7 +156,7 @@ fn scripts(graph: &Graph, jobs: &[Job], situation: &Situation, run_dir: &Path) -
 
 /// Cancels jobs of earlier submissions that wait for something that failed: they are submitted again, with new jobs to wait
 /// for.
-fn withdraw(jobs: &[Job], queue: &Queue) -> Result<()> {
+fn withdraw(jobs: &[PlannedJob], queue: &Queue) -> Result<()> {
     let mut ids = Vec::new();
     for old in queue.jobs.iter().filter(|old| old.modules.is_empty()) {
         let is_again = jobs.iter().any(|job| job.kind == old.kind || job.kind.is_last() && old.kind.is_last());

@@ -1,5 +1,5 @@
-//! Progress bars on a terminal, one per phase that is running anywhere in the world, drawn from the heartbeats in the
-//! run directory: so rank zero shows every rank's module, whatever node it is on.
+//! Progress bars on a terminal, one for each phase that is running. They are drawn from the heartbeats in the run directory,
+//! so rank zero shows the modules of all ranks, on whatever nodes they are.
 
 use crate::plan::Plan;
 use crate::run::state::Activity;
@@ -17,8 +17,7 @@ use std::time::Duration;
 
 static SCREEN: OnceLock<MultiProgress> = OnceLock::new();
 
-/// Whether a person is looking: standard error is a terminal, or it is the pipe of an mpirun that was itself started
-/// on one.
+/// Whether standard error goes to a terminal, directly or through the pipe of an mpirun that was started on one.
 pub fn on_a_terminal() -> bool {
     terminal().is_some()
 }
@@ -33,7 +32,7 @@ fn terminal() -> Option<File> {
     File::open(format!("/proc/{parent}/fd/2")).ok().filter(IsTerminal::is_terminal)
 }
 
-/// Columns of the terminal; its lines must be counted right for bars to stay in place.
+/// Columns of the terminal. With a wrong number, long lines would move the bars.
 fn columns() -> Option<u16> {
     let terminal = terminal()?;
     // SAFETY: TIOCGWINSZ writes a winsize into the zeroed one, and the file is open.
@@ -44,7 +43,7 @@ fn columns() -> Option<u16> {
     size.map(|size| size.ws_col).filter(|&columns| columns > 0)
 }
 
-/// Standard error for log lines: above the bars while there are any.
+/// Standard error as a target for log lines, which are printed above the bars if there are any.
 pub struct LogTarget;
 
 impl Write for LogTarget {
@@ -61,14 +60,14 @@ impl Write for LogTarget {
     }
 }
 
-/// Draws until dropped.
+/// Draws the bars until it is dropped.
 pub struct Bars {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Bars {
-    /// Starts drawing the phases of a plan; nothing where nobody looks.
+    /// Starts to draw the phases of a plan, if there is a terminal.
     pub fn start(plan: &Plan, run: &RunDir) -> Option<Bars> {
         if !on_a_terminal() {
             return None;
@@ -104,13 +103,13 @@ impl Drop for Bars {
     }
 }
 
-/// Every phase by name, with its global batch. A command can train those too that the config does not ask for.
+/// The name and global batch of every phase, also of those that the config does not ask for: a command can train them too.
 fn phase_names(plan: &Plan) -> Vec<(String, usize)> {
     let phases = plan.graph().nodes().iter().filter_map(|node| plan.phase_of(node)).collect::<Vec<_>>();
     phases.into_iter().map(|phase| (phase.name, phase.training.global_batch)).collect()
 }
 
-/// A bar that counts `what` up to `total`; nothing where nobody looks.
+/// A bar that counts `what` up to `total`, if there is a terminal.
 pub fn counting(what: &'static str, total: usize) -> Option<ProgressBar> {
     let style = ProgressStyle::with_template("{prefix:>10} [{bar:30}] {pos}/{len} {per_sec}  ETA {eta}")
         .expect("a valid template")
@@ -125,7 +124,7 @@ fn screen() -> &'static MultiProgress {
 
 fn draw(screen: &MultiProgress, bars: &mut HashMap<String, ProgressBar>, progress: &Progress, global_batch: usize) {
     if progress.state == Activity::Done {
-        // Its log line says how it ended.
+        // The phase has a log line that says how it ended.
         if let Some(bar) = bars.remove(&progress.phase) {
             bar.finish_and_clear();
         }
@@ -143,7 +142,7 @@ fn draw(screen: &MultiProgress, bars: &mut HashMap<String, ProgressBar>, progres
     bar.set_message(format!("loss {loss}  {:.0} images/s  ETA {eta}", progress.images_per_s));
 }
 
-/// Standard error as a terminal even behind mpirun's pipe, which passes control sequences on.
+/// Standard error as a terminal. It may be a pipe of mpirun, which passes control sequences on.
 #[derive(Debug)]
 struct Screen;
 

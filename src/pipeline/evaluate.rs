@@ -93,7 +93,8 @@ fn network(config: &Config, weights: &Path, device: Device) -> Result<Network> {
     Network::new(config, &artefact.header.depths, 0..0, &weights)
 }
 
-/// Completes a module with the frozen stages of the meta model that it grew in, beside it or in the run directory.
+/// Completes a module with the frozen stages of the meta model that it grew in. The meta model is beside the module or in the
+/// run directory.
 fn as_network(mut artefact: Artefact, path: &Path, run: &Path) -> Result<Artefact> {
     let Some(index) = artefact.header.index else { return Ok(artefact) };
     let beside = path.with_file_name(META.writes);

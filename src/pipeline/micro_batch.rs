@@ -1,4 +1,4 @@
-//! `run.micro_batch = "auto"`: the micro-batch that a replica's memory holds, by formula and one step to try it.
+//! `run.micro_batch = "auto"`: the micro-batch that fits the memory of a replica, found by a formula and tried in one step.
 
 use crate::collective::replicas::Replica;
 use crate::collective::{Collective, Solo};
@@ -21,7 +21,7 @@ use crate::weights::Weights;
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-/// A CPU gains nothing from more samples at a time.
+/// A CPU is not faster with more samples at a time.
 const MOST_ON_CPU: usize = 64;
 
 /// The config's micro-batch; if it is left open, the largest that every replica of the group can take. A phase that is started
@@ -61,13 +61,13 @@ pub fn decide(
     Ok(smallest)
 }
 
-/// The smallest even size that needs no more passes than the largest that fits: passes of one size.
+/// The smallest even size with which a step needs as few passes as with the largest size that fits.
 fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, device: Device) -> Result<usize> {
     let mut plan = plan.clone();
     let (memory, most) = match memory_of(device) {
         Some(memory) => (memory, own),
         None => {
-            // Also where the config's nodes have GPUs.
+            // This replica computes on a CPU, even if the nodes of the config have GPUs.
             plan.config.run.device = DeviceChoice::Cpu;
             (memory::free_on_host() / (ranks_on_this_node() * replica.in_rank()) as u64, own.min(MOST_ON_CPU))
         }

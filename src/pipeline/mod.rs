@@ -1,4 +1,4 @@
-//! The whole job: walks the graph of the run, trains, assembles, evaluates, reports.
+//! The whole job: walks over the graph of the run, trains, assembles, evaluates, reports.
 
 pub mod assemble;
 pub mod bars;
@@ -106,8 +106,8 @@ impl<'a> Job<'a> {
         self.rejoin(group.map_or(Ok(()), |group| self.train(node, group.as_ref())))
     }
 
-    /// Waits for all ranks after each has trained in its group. A failure is returned at once, not when the other groups
-    /// are done: they may train for hours.
+    /// Waits for all ranks, after each has trained in its group. A failure other than a stop is returned at once, as the
+    /// other groups may train for hours.
     fn rejoin(&self, trained: Result<()>) -> Result<()> {
         if trained.as_ref().is_err_and(|error| !Failure::is_stop(error)) {
             return trained;

@@ -1,4 +1,4 @@
-//! What `incubate plan` prints: parameters per stage, steps, learning rates, memory, cost, and each rank's part.
+//! The report of `incubate plan`: parameters of each stage, steps, learning rates, memory, cost, and the part of each rank.
 
 use crate::data::feed::rate;
 use crate::plan::cost::cost;
@@ -7,7 +7,7 @@ use crate::plan::{PhasePlan, Plan};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// Every phase of a plan on a world of `ranks` at `rate` operations per second and device.
+/// The phases of a plan on a world of `ranks`, each device computing `rate` operations per second.
 pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let model = &plan.config.model;
     let stages = model.stages();
@@ -17,7 +17,7 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let parts: Vec<Value> = (0..ranks)
         .map(|rank| {
             let part = assignment(rank, ranks, stages);
-            // The group by its first and its last rank: of a large world all would fill gigabytes.
+            // Only the first and the last rank of the group are listed: all ranks of large worlds would fill gigabytes.
             json!({"rank": rank, "modules": part.modules, "group": [part.group.start, part.group.end - 1]})
         })
         .collect();
@@ -35,7 +35,7 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
     })
 }
 
-/// What the data gives on this node, as [`rate::Input`] and its `text`, or why that is not known.
+/// How fast this node reads the data: [`rate::Input`] and its `text`, or a `text` that says why it was not measured.
 fn input(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let slurm = &plan.config.slurm;
     let devices = plan.replicas_per_rank() * ranks.min(slurm.ranks.div_ceil(slurm.nodes));
@@ -83,12 +83,6 @@ fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64) -> Valu
 
 /// The report for people.
 pub fn text(report: &Value, measured: bool) -> String {
-    let number = |value: &Value| value.as_f64().unwrap_or(0.0);
-    let list = |value: &Value| {
-        let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
-        items.iter().map(Value::to_string).collect::<Vec<_>>().join(", ")
-    };
-    let numbers = |value: &Value| ranges(&serde_json::from_value::<Vec<usize>>(value.clone()).unwrap_or_default());
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -100,9 +94,35 @@ pub fn text(report: &Value, measured: bool) -> String {
         list(&report["parameters_per_stage"]),
         report["train_images"]
     );
-    let _ = writeln!(
-        out,
-        "{:<10} {:>12} {:>12} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>12} {:>9}",
+    out += &table(&report["phases"]);
+    let origin = if measured {
+        "this machine's fp32 matrix product, measured now; a real step reaches a part of it"
+    } else {
+        "as given by --rate"
+    };
+    let _ = writeln!(out, "hours at {:.3} TFLOP/s per device ({origin})", number(&report["flops_per_s"]) / 1e12);
+    let _ = writeln!(out, "data: {}", report["input"]["text"].as_str().unwrap_or_default());
+    for part in report["ranks"].as_array().into_iter().flatten() {
+        let modules = serde_json::from_value::<Vec<usize>>(part["modules"].clone()).unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "rank {}: {} device(s), modules {} with ranks {}",
+            part["rank"],
+            report["devices_per_rank"],
+            ranges(&modules),
+            match (&part["group"][0], &part["group"][1]) {
+                (first, last) if first == last => first.to_string(),
+                (first, last) => format!("{first}-{last}"),
+            }
+        );
+    }
+    out
+}
+
+/// A line for each phase.
+fn table(phases: &Value) -> String {
+    let mut out = format!(
+        "{:<10} {:>12} {:>12} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>12} {:>9}\n",
         "phase",
         "parameters",
         "trained",
@@ -116,7 +136,7 @@ pub fn text(report: &Value, measured: bool) -> String {
         "device-hours",
         "hours"
     );
-    for phase in report["phases"].as_array().into_iter().flatten() {
+    for phase in phases.as_array().into_iter().flatten() {
         let _ = writeln!(
             out,
             "{:<10} {:>12} {:>12} {:>8} {:>6} {:>9.2e} {:>9.2e} {:>9.2e} {:>9.2} {:>9.2e} {:>12.2} {:>9.2}",
@@ -134,25 +154,14 @@ pub fn text(report: &Value, measured: bool) -> String {
             number(&phase["hours"])
         );
     }
-    let origin = if measured {
-        "this machine's fp32 matrix product, measured now; a real step reaches a part of it"
-    } else {
-        "as given by --rate"
-    };
-    let _ = writeln!(out, "hours at {:.3} TFLOP/s per device ({origin})", number(&report["flops_per_s"]) / 1e12);
-    let _ = writeln!(out, "data: {}", report["input"]["text"].as_str().unwrap_or_default());
-    for part in report["ranks"].as_array().into_iter().flatten() {
-        let _ = writeln!(
-            out,
-            "rank {}: {} device(s), modules {} with ranks {}",
-            part["rank"],
-            report["devices_per_rank"],
-            numbers(&part["modules"]),
-            match (&part["group"][0], &part["group"][1]) {
-                (first, last) if first == last => first.to_string(),
-                (first, last) => format!("{first}-{last}"),
-            }
-        );
-    }
     out
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(0.0)
+}
+
+fn list(value: &Value) -> String {
+    let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    items.iter().map(Value::to_string).collect::<Vec<_>>().join(", ")
 }

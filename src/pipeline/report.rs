@@ -1,4 +1,4 @@
-//! `report.html`: the run's table, curves and config as one file that opens anywhere, with no script and no download.
+//! `report.html`: the table, curves and config of a run in one file, which needs no script and no download.
 
 use super::summary::{self, unreadable};
 use crate::plan::Plan;
@@ -11,11 +11,11 @@ use anyhow::Result;
 use serde_json::{Map, Value};
 use std::fmt::Write;
 
-/// As many points as a picture of a thousand modules can take, and the fewest that still show a curve.
+/// The most points in one picture, so that a thousand modules still open in a browser, and the fewest points of one curve.
 const POINTS: usize = 20_000;
 const FEWEST: usize = 20;
 
-/// Writes the report from what the run directory holds.
+/// Writes the report into the run directory.
 pub fn write(plan: &Plan, graph: &Graph, run: &RunDir, rows: &[summary::Row]) -> Result<()> {
     let config = &plan.config;
     let mut html = format!(
@@ -57,7 +57,7 @@ pub fn write(plan: &Plan, graph: &Graph, run: &RunDir, rows: &[summary::Row]) ->
     durable::replace_bytes(&run.file("report.html"), html.as_bytes())
 }
 
-/// The loss and accuracy of one row of the graph: all modules in one picture.
+/// The curves of one row of the table, with all modules in one picture.
 fn curves(graph: &Graph, run: &RunDir, row: &Row) -> Result<String> {
     let logged = graph.of(row).map(|node| Ok((&node.name, metrics::read(&run.logs(&node.name))?)));
     let logged: Vec<_> = logged.collect::<Result<_>>()?;
@@ -73,7 +73,7 @@ fn curves(graph: &Graph, run: &RunDir, row: &Row) -> Result<String> {
     Ok([("loss", "training loss"), ("test/top1", "test top-1 %")].map(picture).concat())
 }
 
-/// The logged values of a key by step, thinned out to about `most`, the last one always among them.
+/// The logged values of a key by step, thinned out to about `most`. The last one is always among them.
 fn points(lines: &[Map<String, Value>], key: &str, most: usize) -> Vec<(f64, f64)> {
     let all: Vec<(f64, f64)> =
         lines.iter().filter_map(|line| Some((line.get("step")?.as_f64()?, line.get(key)?.as_f64()?))).collect();

@@ -1,9 +1,9 @@
-//! Refuses what several ranks or replicas cannot train.
+//! Refuses phases that the ranks or replicas of a run cannot train.
 
 use crate::config::SlurmMode;
 use crate::plan::{PhasePlan, Plan};
 use crate::require;
-use crate::run::table::Job;
+use crate::run::table::SlurmJob;
 use anyhow::Result;
 
 /// Refuses at the start what `ranks` ranks with `in_rank` replicas each could not do in a later phase.
@@ -27,7 +27,7 @@ pub fn check_jobs(plan: &Plan) -> Result<()> {
     check_shares(plan, slurm.ranks, in_rank)?;
     if slurm.mode == SlurmMode::Array {
         let graph = plan.graph();
-        let in_arrays = graph.nodes().iter().filter(|node| node.is_wanted && node.row.job == Job::Array);
+        let in_arrays = graph.nodes().iter().filter(|node| node.is_wanted && node.row.job == SlurmJob::Array);
         for phase in in_arrays.filter_map(|node| plan.phase_of(node)) {
             check_share(plan, &phase, in_rank, slurm.ranks * in_rank)?;
         }

@@ -1,4 +1,4 @@
-//! The table at the end of a run: accuracy and cost of every model, and where it lies.
+//! The table at the end of a run: the accuracy, cost and file of every model.
 
 use crate::plan::Plan;
 use crate::plan::cost::cost;
@@ -9,13 +9,13 @@ use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write;
 
-/// One model of the run.
+/// One model of a run.
 #[derive(Debug, Serialize)]
 pub struct Row {
     pub model: String,
     pub top1: Option<f64>,
     pub top5: Option<f64>,
-    /// Training images that passed through the network.
+    /// Training images that passed through the network, each counted as often as it did.
     pub images: u64,
     pub flops: f64,
     pub seconds: f64,
@@ -27,7 +27,7 @@ pub struct Row {
     is_baseline: bool,
 }
 
-/// A row of every artefact that is there, in the order of the run, which skipped so many unreadable images.
+/// The rows of all artefacts that are there, in the order of the run. The run skipped `unreadable_images` images.
 pub fn rows(plan: &Plan, graph: &Graph, run: &RunDir, unreadable_images: usize) -> Result<Vec<Row>> {
     let rows = graph.nodes().iter().map(|node| row(plan, run, node, unreadable_images));
     rows.filter_map(Result::transpose).collect()
@@ -83,7 +83,7 @@ pub fn table(rows: &[Row]) -> String {
             row.file
         );
     }
-    // The baseline is no part of incubation's cost.
+    // The baseline is no part of the cost of incubation.
     let ours = rows.iter().filter(|row| !row.is_baseline);
     let (hours, flops) = ours.fold((0.0, 0.0), |(h, f), row| (h + row.device_hours, f + row.flops));
     let _ = writeln!(
@@ -96,7 +96,7 @@ pub fn table(rows: &[Row]) -> String {
     text
 }
 
-/// How many images could not be read, if any.
+/// The number of images that could not be read; none if all could.
 pub fn unreadable(rows: &[Row]) -> Option<usize> {
     rows.first().map(|row| row.unreadable_images).filter(|&count| count > 0)
 }

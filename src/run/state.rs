@@ -196,8 +196,8 @@ fn misfit(node: &Node, stamp: &Stamp, original: Option<&str>) -> Option<Misfit> 
 /// How a node without a file stands.
 fn unfinished(evidence: &Evidence) -> State {
     let beat = evidence.beat.as_ref();
-    // A job that waits is queued, whatever its earlier starts left behind. A process that was killed could not say so, but
-    // Slurm does.
+    // A job that waits is queued, whatever its earlier starts left behind. If the process was killed, only Slurm can tell how
+    // it ended.
     let has_said = beat.is_some_and(|beat| beat.says != Activity::Running);
     if let Some(queued) = &evidence.queued {
         let reason = queued.reason.clone();

@@ -1,5 +1,9 @@
 //! The table of a run. Meta, hybrid and target are not three models but one network with a list of stage depths, so each
-//! phase is a row of values, and no training code asks which phase it is in. A new phase is a new row.
+//! phase is a row of values, and no training code asks which phase it is in.
+//!
+//! A new phase is a new row: a run then trains it, a Slurm job does it, and the status and the summary have lines of it. It
+//! may use the config table of another row. If it has its own, that is a field of [`Config`], with its defaults documented
+//! in `configs/default.toml`; if it has its own command, that is documented in `cli/args.rs`.
 
 use crate::config::{Config, Slurm, Training};
 
@@ -14,12 +18,12 @@ pub struct Row {
     /// The file in the run directory that tells that it is done; `{index}` stands for a module's number. Empty if no file
     /// of the run directory tells.
     pub writes: &'static str,
-    /// What the artefact holds, if it writes one.
-    pub model: Option<Model>,
+    /// The model in that file, if the file is an artefact.
+    pub model: Option<ModelSpec>,
     /// Whether it comes before the assembled model or is that: a run into which a whole model was imported needs none of
     /// these rows.
     pub until_assembled: bool,
-    pub job: Job,
+    pub job: SlurmJob,
     /// The time limit that the config has for its Slurm job; empty means `slurm.time`.
     pub time: fn(&Slurm) -> &str,
     /// Whether a run of this config has it.
@@ -65,15 +69,15 @@ pub enum Trains {
     Module,
 }
 
-/// What an artefact holds.
+/// The model that a row writes.
 #[derive(Debug, Clone, Copy)]
-pub struct Model {
+pub struct ModelSpec {
     pub depths: Depths,
     /// The config tables that change what is computed: the artefact's recipe is a hash of them.
     pub recipe: &'static [&'static str],
     /// The row whose artefact it derives from, and whose hash it records.
     pub derives_from: Option<&'static str>,
-    /// Whether `incubate import` may have written it: then it derives from nothing in the run directory.
+    /// Whether it may be a whole target that was imported, and so derives from nothing in the run directory.
     pub may_be_imported: bool,
     /// Its name in the summary; `{index}` stands for a module's number.
     pub label: &'static str,
@@ -95,7 +99,7 @@ pub enum Depths {
 /// Which Slurm job does a row where `slurm.mode` is "array". In one allocation, the job `run` does all but the rows that
 /// have a job outside of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Job {
+pub enum SlurmJob {
     /// One of its own, with one process and no GPU.
     Alone,
     /// One of its own, with all ranks.
@@ -115,7 +119,7 @@ pub static PACK: Row = Row {
     writes: "",
     model: None,
     until_assembled: false,
-    job: Job::Alone,
+    job: SlurmJob::Alone,
     time: |slurm| &slurm.time,
     is_wanted: |config| !config.data.pack_from.as_os_str().is_empty(),
 };
@@ -125,7 +129,7 @@ pub static META: Row = Row {
     kind: Kind::Train(Phase { start: Start::Fresh, trains: Trains::Everything, training: |config| &config.meta }),
     needs: &["pack"],
     writes: "meta.h5",
-    model: Some(Model {
+    model: Some(ModelSpec {
         depths: Depths::Thin,
         recipe: &["model", "data", "meta"],
         derives_from: None,
@@ -134,7 +138,7 @@ pub static META: Row = Row {
         is_baseline: false,
     }),
     until_assembled: true,
-    job: Job::Own,
+    job: SlurmJob::Own,
     time: |slurm| &slurm.time_meta,
     is_wanted: |_| true,
 };
@@ -144,7 +148,7 @@ pub static MODULE: Row = Row {
     kind: Kind::Train(Phase { start: Start::From("meta"), trains: Trains::Module, training: |config| &config.module }),
     needs: &["pack", "meta"],
     writes: "module-{index}.h5",
-    model: Some(Model {
+    model: Some(ModelSpec {
         depths: Depths::DeepAtModule,
         recipe: &["model", "data", "meta", "module"],
         derives_from: Some("meta"),
@@ -153,7 +157,7 @@ pub static MODULE: Row = Row {
         is_baseline: false,
     }),
     until_assembled: true,
-    job: Job::Array,
+    job: SlurmJob::Array,
     time: |slurm| &slurm.time,
     is_wanted: |_| true,
 };
@@ -163,7 +167,7 @@ pub static ASSEMBLE: Row = Row {
     kind: Kind::Assemble,
     needs: &["pack", "meta", "module"],
     writes: "assembled.h5",
-    model: Some(Model {
+    model: Some(ModelSpec {
         depths: Depths::Deep,
         recipe: &["model", "data", "meta", "module"],
         derives_from: Some("meta"),
@@ -172,7 +176,7 @@ pub static ASSEMBLE: Row = Row {
         is_baseline: false,
     }),
     until_assembled: true,
-    job: Job::Last,
+    job: SlurmJob::Last,
     time: |slurm| &slurm.time_finalize,
     is_wanted: |_| true,
 };
@@ -186,7 +190,7 @@ pub static FINETUNE: Row = Row {
     }),
     needs: &["pack", "assemble"],
     writes: "final.h5",
-    model: Some(Model {
+    model: Some(ModelSpec {
         depths: Depths::Deep,
         recipe: &["model", "data", "meta", "module", "finetune"],
         derives_from: Some("meta"),
@@ -195,7 +199,7 @@ pub static FINETUNE: Row = Row {
         is_baseline: false,
     }),
     until_assembled: false,
-    job: Job::Last,
+    job: SlurmJob::Last,
     time: |slurm| &slurm.time_finalize,
     is_wanted: |_| true,
 };
@@ -205,7 +209,7 @@ pub static E2E: Row = Row {
     kind: Kind::Train(Phase { start: Start::Fresh, trains: Trains::Everything, training: |config| &config.e2e }),
     needs: &["pack"],
     writes: "e2e.h5",
-    model: Some(Model {
+    model: Some(ModelSpec {
         depths: Depths::Deep,
         recipe: &["model", "data", "e2e"],
         derives_from: None,
@@ -214,7 +218,7 @@ pub static E2E: Row = Row {
         is_baseline: true,
     }),
     until_assembled: false,
-    job: Job::Last,
+    job: SlurmJob::Last,
     time: |slurm| &slurm.time_finalize,
     is_wanted: |config| config.run.e2e,
 };
@@ -227,7 +231,7 @@ pub static EXPORT: Row = Row {
     writes: REPORT.writes,
     model: None,
     until_assembled: false,
-    job: Job::Last,
+    job: SlurmJob::Last,
     time: |slurm| &slurm.time_finalize,
     is_wanted: |config| !config.run.export.is_empty(),
 };
@@ -239,7 +243,7 @@ pub static REPORT: Row = Row {
     writes: "report.html",
     model: None,
     until_assembled: false,
-    job: Job::Last,
+    job: SlurmJob::Last,
     time: |slurm| &slurm.time_finalize,
     is_wanted: |_| true,
 };
@@ -251,7 +255,7 @@ pub static DOWNSTREAM: Row = Row {
     writes: "",
     model: None,
     until_assembled: false,
-    job: Job::Script,
+    job: SlurmJob::Script,
     time: |slurm| &slurm.time,
     is_wanted: |_| true,
 };

@@ -1,4 +1,4 @@
-//! The files of a run: the run directory, HDF5 artefacts, leases, metrics and heartbeats.
+//! What survives a process: the run directory, HDF5 artefacts, leases, metrics, heartbeats.
 
 pub mod artefact;
 pub mod durable;

@@ -1,5 +1,5 @@
-//! Heartbeats: one small JSON file per phase, replaced every second or so by the first rank of its group. `status` and
-//! the progress bars read them, so they work over any number of nodes with nothing but the run directory.
+//! Heartbeats: a small JSON file for each phase, which the first rank of its group replaces about every second. The command
+//! `status` and the progress bars read these files, so they need nothing but the run directory, whatever the number of nodes.
 
 use super::durable::unique;
 use super::lease::{self, slurm_job};
@@ -10,37 +10,38 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Where a phase stands.
+/// A heartbeat: how far a phase is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     pub phase: String,
     pub state: Activity,
     pub step: u64,
     pub steps: u64,
-    /// Training images per second, all ranks of the group, lately.
+    /// Training images per second of the whole group, between the last two log lines.
     pub images_per_s: f64,
     pub loss: Option<f64>,
     /// Seconds spent on the phase, over all restarts.
     pub seconds: f64,
-    /// Of these, seconds in training steps whose result still counts: not start-up, evaluation, or steps done again.
+    /// The part of these seconds that was spent in steps whose results still count. Start-up, evaluation and steps that were
+    /// done again are no part of it.
     #[serde(default)]
     pub useful_s: f64,
     /// How often the phase was started again.
     #[serde(default)]
     pub restarts: u32,
-    /// Seconds that the last checkpoint took to be written.
+    /// Seconds that it took to write the last checkpoint.
     #[serde(default)]
     pub save_s: Option<f64>,
-    /// Samples per forward pass of a replica, which `run.micro_batch = "auto"` takes again.
+    /// Samples per forward pass of a replica, which a later start with `run.micro_batch = "auto"` uses again.
     #[serde(default)]
     pub micro_batch: Option<usize>,
     /// The Slurm job that trains it, as `squeue` names it.
     #[serde(default)]
     pub job: Option<String>,
-    /// Why it failed, if it did.
+    /// The error that it failed with.
     #[serde(default)]
     pub error: Option<String>,
-    /// Replicas that train the phase.
+    /// The number of replicas that train the phase.
     pub ranks: usize,
     pub host: String,
     pub pid: u32,
@@ -49,7 +50,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Replaces the phase's heartbeat. Not fsynced: losing one costs nothing.
+    /// Replaces the heartbeat of the phase. The file is not synced, as a lost heartbeat costs nothing.
     pub fn write(&self, run: &Path) -> Result<()> {
         let path = run.join("progress").join(format!("{}.json", self.phase));
         let beside = path.with_extension(format!("{}.partial", unique()));
@@ -58,14 +59,14 @@ impl Progress {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Marks a phase as failed, also one that had not begun.
+    /// Marks a phase as failed, even if it had not begun.
     pub fn fail(run: &Path, phase: &str, error: &str) -> Result<()> {
         let began = Progress::read(run, phase).unwrap_or_else(|| Progress::begun(phase));
         let (host, pid, updated) = (host(), std::process::id(), unix_time());
         Progress { state: Activity::Failed, error: Some(error.into()), host, pid, updated, ..began }.write(run)
     }
 
-    /// A phase that starts on this process, with nothing done.
+    /// The first heartbeat of a phase that this process starts.
     pub fn begun(phase: &str) -> Progress {
         Progress {
             phase: phase.into(),
@@ -102,7 +103,7 @@ impl Progress {
         Beat { says: self.state, error: self.error.clone(), age: since(self.updated).min(renewed) }
     }
 
-    /// Seconds until the phase ends at the present rate; none before the first measurement.
+    /// Seconds until the phase ends at the present rate; none before a rate was measured.
     pub fn eta(&self, global_batch: usize) -> Option<f64> {
         let left = (self.steps - self.step.min(self.steps)) as f64 * global_batch as f64;
         (self.images_per_s > 0.0).then(|| left / self.images_per_s)
@@ -114,7 +115,7 @@ pub fn unix_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
-/// This node's name.
+/// The name of this node.
 pub fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map_or("?".into(), |name| name.trim().to_string())
 }

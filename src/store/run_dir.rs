@@ -1,15 +1,15 @@
-//! The run directory: where everything of one config lies.
+//! The run directory, which holds everything that belongs to one config.
 //! ```text
-//! config.toml                     the resolved config; a different one is refused
+//! config.toml                     the resolved config; a different config is refused
 //! meta.h5 module-{i}.h5 assembled.h5 final.h5 e2e.h5     artefacts
-//! checkpoints/{phase}-{step}.h5   the newest of a phase that is not done
-//! leases/{phase}.{generation}.json  who may write a phase
+//! checkpoints/{phase}-{step}.h5   the newest checkpoints of a phase that is not done
+//! leases/{phase}.{generation}.json  which process may write a phase
 //! progress/{phase}.json           heartbeats
-//! index/{split}.index             where the images of a large source lie
+//! index/{split}.index             the files and offsets of the images of a large source
 //! unreadable/{host}-{pid}.txt     images that could not be read
 //! logs/{phase}/                   metrics.jsonl and TensorBoard events
 //! export/{format}/                exported models
-//! slurm/                          what was submitted: config, scripts, logs, jobs.json
+//! slurm/                          the config, scripts, logs and jobs.json of what was submitted
 //! summary.json  report.html
 //! ```
 
@@ -30,8 +30,8 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Makes the folder and writes its config, or checks that the config is the one it was started with.
-    /// Rank zero does this before the others use the folder.
+    /// Makes the folder and writes its config, or checks that the folder was started with this config. Rank zero does this
+    /// before the other ranks use the folder.
     pub fn open(config: &Config) -> Result<RunDir> {
         let run = RunDir { path: config.run.dir.clone() };
         for folder in ["checkpoints", "leases", "progress", "logs"] {
@@ -61,7 +61,7 @@ impl RunDir {
         let file = path.join("config.toml");
         let text = fs::read_to_string(&file)
             .map_err(|e| usage!("{}: not a run directory ({e}); give the folder that a run wrote", file.display()))?;
-        // Laid over today's defaults, so that a run directory outlives a new key.
+        // The text is laid over today's defaults, so that a run directory stays readable when a key is added.
         let config = Config::parse(&text, &[])
             .map_err(|e| Failure::Damaged { path: file, what: format!("not a config: {e:#}") })?;
         Ok(config)
@@ -71,20 +71,20 @@ impl RunDir {
         self.path.join("config.toml")
     }
 
-    /// An artefact's path by its file name.
+    /// The path of a file by its name.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Where a phase keeps its metrics.
+    /// The folder of a phase's metrics.
     pub fn logs(&self, phase: &str) -> PathBuf {
         self.path.join("logs").join(phase)
     }
 
-    /// A phase's checkpoints, newest first.
+    /// The checkpoints of a phase with their steps, the newest first.
     ///
     /// # Errors
-    /// The folder cannot be listed, which is not to be taken for an empty one.
+    /// The folder cannot be listed, which must not be taken for an empty folder.
     pub fn checkpoints(&self, phase: &str) -> Result<Vec<(u64, PathBuf)>> {
         let step = |path: &Path| -> Option<u64> {
             path.file_name()?.to_str()?.strip_prefix(phase)?.strip_prefix('-')?.strip_suffix(".h5")?.parse().ok()
@@ -106,9 +106,10 @@ impl RunDir {
         self.path.join("checkpoints").join(format!("{phase}-{step:010}.h5"))
     }
 
-    /// Removes all but the newest `keep` checkpoints of a phase up to `step`, those of later steps, which were refused when
-    /// it resumed, and what killed writers left half written: the caller is the phase's one writer, and has none in the
-    /// making. One that has lost the phase, as its fence tells, removes nothing. What cannot be removed is only warned of.
+    /// Removes the checkpoints that a phase at `step` no longer needs: all but the newest `keep` up to that step; those of
+    /// later steps, which were refused when the phase resumed; and files that killed writers left half written. The caller is
+    /// the only writer of the phase and is writing no checkpoint now. If its fence tells that it has lost the phase, nothing
+    /// is removed. A file that cannot be removed is only warned of.
     pub fn prune_checkpoints(&self, phase: &str, step: u64, keep: usize, fence: Option<&Fence>) {
         if let Err(error) = fence.map_or(Ok(()), Fence::check) {
             log::warn!("{error:#}");
@@ -132,11 +133,11 @@ impl RunDir {
         }
     }
 
-    /// The newest checkpoint that verifies and belongs to this recipe and meta model; warns loudly about every one that
-    /// does not.
+    /// The newest checkpoint that verifies and belongs to this recipe and meta model. Every newer one that does not is warned
+    /// of.
     ///
     /// # Errors
-    /// One cannot be read at all: it may be whole, and then hours of work would be thrown away.
+    /// A checkpoint cannot be read at all. It may be whole, and to ignore it could throw hours of work away.
     pub fn newest_checkpoint(&self, phase: &str, recipe: &str, meta: Option<&str>) -> Result<Option<Artefact>> {
         for (_, path) in self.checkpoints(phase)? {
             let why = match artefact::read(&path) {

@@ -17,7 +17,7 @@ use incubate::config::{Config, DeviceChoice, PHASE_TABLES};
 use incubate::device::{Devices, OnNode};
 use incubate::pipeline::{Job, summary};
 use incubate::run::graph::Graph;
-use incubate::run::table::{self, Depths, FINETUNE, Kind, Model, Phase, Row, Start, TABLE, Trains};
+use incubate::run::table::{Depths, FINETUNE, Kind, ModelSpec, Phase, Row, SlurmJob, Start, TABLE, Trains};
 use incubate::store::{Seen, artefact};
 use std::path::Path;
 
@@ -31,7 +31,7 @@ static AGAIN: Row = Row {
     }),
     needs: &["pack", "finetune"],
     writes: "again.h5",
-    model: Some(Model {
+    model: Some(ModelSpec {
         depths: Depths::Deep,
         recipe: &["model", "data", "meta", "module", "finetune"],
         derives_from: Some("meta"),
@@ -40,7 +40,7 @@ static AGAIN: Row = Row {
         is_baseline: false,
     }),
     until_assembled: false,
-    job: table::Job::Last,
+    job: SlurmJob::Last,
     time: |slurm| &slurm.time_finalize,
     is_wanted: |_| true,
 };

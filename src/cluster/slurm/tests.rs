@@ -24,16 +24,16 @@ fn position(plan: &Plan, name: &str) -> usize {
     plan.graph().nodes().iter().position(|node| node.name == name).unwrap()
 }
 
-fn jobs_of(plan: &Plan, situation: &Situation) -> Vec<Job> {
+fn jobs_of(plan: &Plan, situation: &Situation) -> Vec<PlannedJob> {
     jobs(plan, &plan.graph(), places(), situation).unwrap()
 }
 
 /// The jobs of a run with nothing done.
-fn fresh(plan: &Plan, places: Places) -> Result<Vec<Job>> {
+fn fresh(plan: &Plan, places: Places) -> Result<Vec<PlannedJob>> {
     jobs(plan, &plan.graph(), places, &all_but(plan, &[]))
 }
 
-fn names(jobs: &[Job]) -> Vec<String> {
+fn names(jobs: &[PlannedJob]) -> Vec<String> {
     jobs.iter().map(|job| job.kind.to_string()).collect()
 }
 

@@ -1,0 +1,65 @@
+//! What the commands for a cluster do: `submit`, `status`, `cancel`, `doctor`.
+
+use super::args::{ConfigArgs, Overrides};
+use super::load::threads;
+use super::{is_read, print_either};
+use crate::cluster::{doctor, queue, status, submit};
+use crate::config::DeviceChoice;
+use crate::pipeline::check_jobs;
+use crate::plan::Plan;
+use crate::store::{RunDir, Seen};
+use crate::train::stop_requested;
+use crate::{data, device, usage};
+use anyhow::{Context, Result};
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::Duration;
+
+pub fn submit(config: &ConfigArgs, dry_run: bool, json: bool) -> Result<()> {
+    let config = config.load()?;
+    let images = data::train_images(&config)?;
+    let binary = std::env::current_exe().context("this program's own path")?;
+    let plan = Plan::new(config, images)?;
+    check_jobs(&plan)?;
+    let jobs = submit::submit(&plan, &binary, dry_run)?;
+    print_either(json, &jobs, || submit::table(&jobs))
+}
+
+pub fn status(run_dir: &Path, json: bool) -> Result<()> {
+    let lines = status::status(run_dir, &mut Seen::default())?;
+    print_either(json, &lines, || status::table(&lines))
+}
+
+/// Prints the status every two seconds until the run is over; on a terminal always in the same place.
+pub fn watch(run_dir: &Path) -> Result<()> {
+    let mut seen = Seen::default();
+    while !stop_requested() {
+        let lines = status::status(run_dir, &mut seen)?;
+        let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+        let is_read = is_read(&format!("{clear}{}", status::table(&lines)))?;
+        if !is_read || status::is_over(&lines) {
+            break;
+        }
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    Ok(())
+}
+
+pub fn cancel(run_dir: &Path, json: bool) -> Result<()> {
+    RunDir::config_of(run_dir)?;
+    let ids = queue::cancel(&RunDir { path: run_dir.into() })?;
+    print_either(json, &serde_json::json!({"cancelled": ids}), || match ids.as_slice() {
+        [] => "nothing to cancel\n".into(),
+        ids => format!("cancelled {}\n", ids.join(", ")),
+    })
+}
+
+/// Prints what the checks have found, and fails if anything needs a cure.
+pub fn doctor(config: Option<&Path>, over: &Overrides, json: bool) -> Result<()> {
+    let config = config.map(|path| over.load(path)).transpose()?;
+    device::load(config.as_ref().map_or(DeviceChoice::Auto, |config| config.run.device));
+    let findings = doctor::examine(config.as_ref(), config.as_ref().map_or(1, threads));
+    print_either(json, &findings, || doctor::table(&findings))?;
+    let bad = findings.iter().filter(|finding| !finding.ok).count();
+    if bad > 0 { Err(usage!("{bad} finding(s) need a cure")) } else { Ok(()) }
+}
