@@ -126,7 +126,8 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
         phase.trained.end = stages;
     }
     let start = fresh(phase.parameters(&plan).iter(), phase.seed);
-    let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &on_device(&start, device))?;
+    let mut network =
+        Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], &on_device(&start, device))?;
     drop(start);
     let mut optimiser = AdamW::new(&phase.training, network.flat());
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());

@@ -157,6 +157,7 @@ impl Checkpoint {
             recipe: String::new(),
             meta: None,
             model: config.model.clone(),
+            auxiliary: Vec::new(),
             metrics: Default::default(),
         };
         Checkpoint { header, buffer }

@@ -3,7 +3,7 @@
 use crate::{require, usage};
 use anyhow::Result;
 
-/// What a string such as `rand-m9-mstd0.5-inc1` says.
+/// A RandAugment policy, such as `rand-m9-mstd0.5-inc1`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     pub magnitude: f64,
@@ -17,7 +17,7 @@ pub struct Policy {
 
 impl Policy {
     /// Reads timm's notation: `rand`, then `-m9` magnitude, `-n2` operations per image, `-p0.5` probability of each,
-    /// `-mstd0.5` deviation, `-inc1` increasing, in any order. Empty: no policy.
+    /// `-mstd0.5` deviation, `-inc1` increasing, in any order. An empty text means no policy.
     pub fn parse(text: &str) -> Result<Option<Policy>> {
         if text.is_empty() {
             return Ok(None);

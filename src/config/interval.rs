@@ -1,4 +1,4 @@
-//! How often: `"200 steps"`, `"1 epochs"`, `"10 minutes"`, `"auto"`, `"never"`.
+//! How often something happens: `"200 steps"`, `"1 epochs"`, `"10 minutes"`, `"auto"`, `"never"`.
 
 use crate::usage;
 use serde::{Deserialize, Serialize};
@@ -8,12 +8,12 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Interval {
-    /// From the measured time to save, by Young and Daly.
+    /// Chosen from the measured time to save, by the rule of Young and Daly.
     Auto,
     Steps(u64),
     Epochs(u64),
     Minutes(f64),
-    /// Only when a signal stops the run.
+    /// A checkpoint is written only when a signal stops the run.
     Never,
 }
 

@@ -4,21 +4,21 @@ use crate::usage;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-/// How a replica's share of a global batch is cut. It decides memory and speed, never what is computed.
+/// How a replica's share of a global batch is split. The size decides memory and speed, never what is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub enum MicroBatch {
-    /// What the device's memory holds.
+    /// As many samples as the device's memory holds.
     Auto,
     Samples(usize),
 }
 
-/// Where no device has been asked yet.
+/// The size for estimates that are made before a device was asked.
 const USUAL: usize = 64;
 const MOST: i64 = 1 << 20;
 
 impl MicroBatch {
-    /// The number of samples, as far as the config tells.
+    /// The number of samples that the config gives, or the size for estimates.
     pub fn samples(self) -> usize {
         match self {
             MicroBatch::Auto => USUAL,

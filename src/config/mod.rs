@@ -1,7 +1,8 @@
-//! Exactly what the TOML says, validated. What it means is `plan.rs`.
+//! The config file, exactly as the TOML says it, validated. [`crate::plan`] derives its meaning.
 //!
-//! `configs/default.toml` holds every key with its default and comment; a user's file and `--set` are laid over it, so
-//! a key or type that the defaults do not have is a mistake and is refused by name. Phase tables inherit `[train]`.
+//! `configs/default.toml` holds every key with its default and a comment. A user's file and `--set` override these
+//! defaults. A key or type that the defaults do not have is a mistake and is refused by name. Phase tables inherit
+//! `[train]`.
 
 mod auto_augment;
 mod interval;
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-/// The commented list of every key with its default.
+/// Every key with its default and a comment, as TOML.
 pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 /// The tables that inherit every key of `[train]`.
 pub const PHASE_TABLES: [&str; 4] = ["meta", "module", "finetune", "e2e"];
@@ -43,11 +44,12 @@ const EXECUTION_KEYS: [&str; 17] = [
     "run.export",
     "data.path",
     "data.pack_from",
-    // A run that has come this far with fewer has met no more.
+    // The limit only decides when a run gives up, not what it computes.
     "data.bad_images",
 ];
 
-/// Whether a key leaves what a phase computes as it is (beyond rounding): it may differ when a run is started again.
+/// Whether a key has no influence on what a phase computes, apart from rounding. Such a key may change when a run is started
+/// again.
 fn changes_nothing(key: &str) -> bool {
     EXECUTION_KEYS.contains(&key) || key.starts_with("slurm.") || key.ends_with(".on")
 }
@@ -86,7 +88,7 @@ pub struct Run {
     pub export: Vec<ExportFormat>,
 }
 
-/// The number types of the computation. Weights, gradients' sums and moments are fp32 in all of them.
+/// The number type of the computation. The master weights, the sums of gradients and the moments are always fp32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -95,11 +97,11 @@ pub enum Precision {
     Tf32,
 }
 
-/// What a rank computes on.
+/// The kind of device that a rank computes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
-    /// The node's GPUs where it has any, else its CPU.
+    /// The node's GPUs if it has any, else its CPU.
     Auto,
     Cpu,
     Cuda,
@@ -236,14 +238,14 @@ pub enum Schedule {
 }
 
 impl Config {
-    /// Reads a config file, lays `--set key=value` over it and checks everything that can be checked without data.
+    /// Reads a config file, overrides it by each `--set key=value`, and checks everything that can be checked without data.
     pub fn load(path: &Path, sets: &[String]) -> Result<Config> {
         let text =
             std::fs::read_to_string(path).map_err(|e| usage!("{}: cannot read the config: {e}", path.display()))?;
         Self::parse(&text, sets).with_context(|| format!("in config {}", path.display()))
     }
 
-    /// As [`Config::load`], from text.
+    /// Does what [`Config::load`] does, from the text of a file.
     pub fn parse(text: &str, sets: &[String]) -> Result<Config> {
         let mut user: Table = text.parse().map_err(|e| not_toml(text, &e))?;
         for set in sets {
@@ -259,12 +261,12 @@ impl Config {
         Ok(config)
     }
 
-    /// The resolved config as TOML, as it is kept in the run directory.
+    /// The complete config as TOML, with every default. The run directory keeps this text.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a config is plain data")
     }
 
-    /// The keys in which `self` and `other` differ, of those that change what is computed.
+    /// The keys that change what is computed and differ between `self` and `other`.
     pub fn differences(&self, other: &Config) -> Vec<String> {
         let (ours, theirs) = (flatten(self), flatten(other));
         ours.iter()
@@ -274,7 +276,7 @@ impl Config {
             .collect()
     }
 
-    /// The `key = value` lines of the given tables that change what is computed: what a recipe hash is made of.
+    /// The `key = value` lines of the given tables that change what is computed. A recipe is the hash of these lines.
     pub fn recipe(&self, tables: &[&str]) -> String {
         flatten(self)
             .into_iter()
@@ -289,7 +291,7 @@ impl Config {
     }
 }
 
-/// The defaults of every key, with those of the family that the user's `model.family` names in `[model]`.
+/// The defaults of every key. `[model]` has the defaults of the family that the user's `model.family` names.
 fn defaults_for(user: &Table) -> Result<Table> {
     let mut defaults: Table = DEFAULTS.parse().expect("the embedded defaults are TOML");
     let named = user.get("model").and_then(|model| model.get("family")).and_then(Value::as_str);
@@ -306,7 +308,7 @@ fn defaults_for(user: &Table) -> Result<Table> {
     Ok(defaults)
 }
 
-/// The user's tables over the defaults, with `[train]` handed down to the phases.
+/// The defaults overridden by the user's tables. Each phase table inherits `[train]`.
 fn over_defaults(defaults: &Table, user: Table) -> Table {
     let mut all = defaults.clone();
     lay_over(&mut all, user);
@@ -322,7 +324,7 @@ fn over_defaults(defaults: &Table, user: Table) -> Table {
     all
 }
 
-/// What is wrong with a file's syntax, in one line.
+/// The error for a file that is no TOML, in one line.
 fn not_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
     let start = error.span().map_or(0, |span| span.start);
     let line = text.bytes().take(start).filter(|&byte| byte == b'\n').count() + 1;

@@ -1,11 +1,11 @@
-//! Tables over tables: `--set` over the user's file over the defaults, refusing what the defaults do not have.
+//! Overrides: `--set` overrides the user's file, which overrides the defaults. A key that the defaults lack is refused.
 
 use super::{Config, PHASE_TABLES};
 use crate::{require, usage};
 use anyhow::Result;
 use toml::{Table, Value};
 
-/// `key.path=value` as a nested table; the value is TOML, or else a string.
+/// Parses `key.path=value` into a nested table. A value that is not TOML is taken as a string.
 pub(super) fn parse_set(set: &str) -> Result<Table> {
     let (key, text) =
         set.split_once('=').ok_or_else(|| usage!("--set {set}: write key=value, such as --set module.epochs=10"))?;
@@ -21,12 +21,12 @@ pub(super) fn parse_set(set: &str) -> Result<Table> {
         })
 }
 
-/// Lays `over` on `base`: tables merge, everything else replaces.
+/// Overrides `base` by `over`: tables are merged, every other value is replaced.
 pub(super) fn lay_over(base: &mut Table, over: Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
             (Some(Value::Table(inner)), Value::Table(value)) => lay_over(inner, value),
-            // `lr = 1` is a float wherever the default is one.
+            // `lr = 1` becomes a float if the default is a float.
             (Some(Value::Float(slot)), Value::Integer(value)) => *slot = value as f64,
             (_, value) => {
                 base.insert(key, value);
@@ -35,7 +35,7 @@ pub(super) fn lay_over(base: &mut Table, over: Table) {
     }
 }
 
-/// Refuses keys and types that the defaults do not have.
+/// Refuses a key that the defaults lack, or whose type differs from the default's.
 pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
     for (name, value) in user {
         let Some(known) = defaults.get(name).and_then(Value::as_table) else {
@@ -54,7 +54,7 @@ pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
             };
             let same = default.type_str() == value.type_str()
                 || (default.is_float() && value.is_integer())
-                // A number or a word.
+                // This key takes a number or a word.
                 || (name == "run" && key == "micro_batch");
             require!(
                 same,
@@ -68,7 +68,8 @@ pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
     Ok(())
 }
 
-/// Which key of the user's file cannot be read, and why: `error_of` tells what is wrong with a file of one key.
+/// Finds the key of the user's file that cannot be read, and explains why. `error_of` gives the error of a file with one
+/// key.
 pub(super) fn unreadable(
     user: &Table,
     defaults: &Table,
@@ -85,7 +86,7 @@ pub(super) fn unreadable(
     })
 }
 
-/// serde's words without Rust's names of types.
+/// Replaces Rust's type names in serde's message by plain words.
 fn in_plain_words(message: &str) -> String {
     let mut text = message.lines().next().unwrap_or_default().to_string();
     for (rust, plain) in [
@@ -98,7 +99,7 @@ fn in_plain_words(message: &str) -> String {
     text
 }
 
-/// A value as a message shows it: in one line, and no longer than that.
+/// A value for a message: one line, truncated if it is long.
 fn one_line(value: &Value) -> String {
     const LONGEST: usize = 80;
     let text: String = value.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -113,7 +114,7 @@ fn with_article(kind: &str) -> String {
     format!("{article} {kind}")
 }
 
-/// «; did you mean `epochs`?» for the nearest known key, or the list of known keys.
+/// The end of an error about an unknown key: «; did you mean `epochs`?» if a known key is similar, else all known keys.
 fn suggestion<'a>(wrong: &str, known: impl Iterator<Item = &'a String>) -> String {
     let known: Vec<&String> = known.collect();
     match known.iter().map(|k| (distance(wrong, k), k)).min() {
@@ -122,7 +123,7 @@ fn suggestion<'a>(wrong: &str, known: impl Iterator<Item = &'a String>) -> Strin
     }
 }
 
-/// Levenshtein distance.
+/// The Levenshtein distance of two words.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -1,4 +1,4 @@
-//! What can be refused without data: each message names the key, the value and the cure.
+//! Checks of a config that need no data. Each error names the key, its value and the cure.
 
 use super::{Config, Data, Format, Policy, Ranks, Slurm, Training};
 use crate::bounds::{at_most, positive, probability};
@@ -6,7 +6,7 @@ use crate::family::Model;
 use crate::require;
 use anyhow::Result;
 
-/// Bytes of drawn images.
+/// The most bytes that drawn images may take.
 const MOST_DRAWN: usize = 256 << 30;
 
 impl Config {
@@ -62,7 +62,7 @@ impl Slurm {
                 "{key} = {text:?}: a line break or another control character in what sbatch is given; take it out"
             );
         }
-        // Shell lines may be several in one text.
+        // One text may hold several shell lines.
         for line in &self.setup {
             let text = line.replace(['\n', '\t'], "");
             require!(!text.chars().any(char::is_control), "slurm.setup: a control character in {line:?}; take it out");
@@ -70,7 +70,7 @@ impl Slurm {
         Ok(())
     }
 
-    /// What becomes options of sbatch, each on its own line of a script, with its key.
+    /// The texts that become options of sbatch, each with its key. Every one stands on its own line of a script.
     pub fn words(&self) -> Vec<(&'static str, &str)> {
         let named = [
             ("slurm.partition", &self.partition),

@@ -1,8 +1,10 @@
 //! One row of a network's table of parameters and buffers. The model, the store, the exports and `plan` all read the
 //! table that a family gives.
 
+use serde::{Deserialize, Serialize};
+
 /// One named tensor of a network.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Parameter {
     /// The stage that owns it. The first stage has the embeddings, the last the final norm and head (paper, section 3).
     pub stage: usize,
@@ -14,7 +16,7 @@ pub struct Parameter {
 }
 
 /// The value of a parameter before training.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Start {
     /// Normal with a standard deviation of 0.02. timm truncates it at ±2, a hundred standard deviations away.
     Normal,
@@ -27,7 +29,7 @@ pub enum Start {
 }
 
 /// What training does to a tensor.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Role {
     /// The optimiser changes it, with weight decay.
     Decayed,

@@ -13,9 +13,11 @@ pub struct Toy {
     family: Name,
     image_size: usize,
     channels: usize,
-    classes: usize,
-    width: usize,
+    pub classes: usize,
+    pub width: usize,
     depths: Vec<usize>,
+    /// Whether it trains with a loss at the border of its first stage too.
+    pub has_local_loss: bool,
 }
 
 /// Written with the other keys, as it says what they mean.
@@ -26,7 +28,8 @@ enum Name {
     Toy,
 }
 
-pub const DEFAULTS: &str = "family = \"toy\"\nimage_size = 4\nchannels = 3\nclasses = 5\nwidth = 8\ndepths = [2, 2]";
+pub const DEFAULTS: &str = "family = \"toy\"\nimage_size = 4\nchannels = 3\nclasses = 5\nwidth = 8\ndepths = [2, 2]\n\
+    has_local_loss = false";
 
 impl Family for Toy {
     fn image_size(&self) -> usize {

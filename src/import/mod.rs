@@ -87,6 +87,7 @@ pub fn import(config: &Config, file: &Path, role: Option<Role>) -> Result<PathBu
         recipe: node.expected.expect("the row writes an artefact").recipe,
         meta: None,
         model: config.model.clone(),
+        auxiliary: Vec::new(),
         metrics: BTreeMap::new(),
     };
     artefact::write(&path, &header, &weights, None)?;

@@ -1,5 +1,5 @@
-//! Trained parameters as views of one flat buffer: one all-reduce, one norm, one optimiser pass and one write per
-//! buffer in place of hundreds.
+//! The trained parameters as views of one flat buffer. A step then needs one all-reduce, one norm and one optimiser pass,
+//! and a checkpoint one write per buffer, instead of hundreds of small ones.
 
 use crate::family::parameter::{Parameter, Role, flat_order};
 use crate::weights::{Weights, floats, floats_mut};
@@ -13,35 +13,35 @@ use tch::{Device, Kind, Tensor};
 pub struct FlatParameters {
     /// The fp32 weights, which the optimiser changes.
     buffer: Tensor,
-    /// Their copy in the number type that the network computes in, where that is another.
+    /// A copy in the number type that the network computes in, if that type is not fp32.
     compute: Option<Tensor>,
-    /// Gradients in the order of the buffer, then [`EXTRAS`] numbers that travel with them. In the place of a buffer's
-    /// gradient stands the sum, over the samples, of what its stage reported.
+    /// The gradients in the order of `buffer`, then [`EXTRAS`] numbers that are summed over the replicas with them. At the
+    /// offset of a buffer that is not trained, this holds the sum, over the samples, of the statistics that its stage reports.
     gradients: Tensor,
     layout: Layout,
     decayed: usize,
     trainable: usize,
-    /// Ends when what is lent is back.
+    /// This channel closes when the loan ends.
     lent: Option<Receiver<Infallible>>,
 }
 
-/// While it lives, the weights and what is updated with them stay as they are.
+/// A promise that the weights, and the tensors that the optimiser updates with them, do not change while this value exists.
 pub struct Loan {
     _until_dropped: Sender<Infallible>,
 }
 
-/// Numbers behind the gradients for the step's own use.
+/// How many numbers follow the gradients for the step's own use: the loss and the stop flag.
 pub const EXTRAS: usize = 2;
 
-/// One parameter as a layer uses it.
+/// One parameter, as a layer uses it.
 pub struct Weight {
-    /// In the compute type; a trained one is a view of a flat buffer.
+    /// The value in the compute type. A trained parameter's value is a view of a flat buffer.
     pub value: Tensor,
-    /// Where its gradient is summed up, in fp32; frozen parameters have none.
+    /// The fp32 sum of the gradients, a view of a flat buffer. A frozen parameter has none.
     pub gradient: Option<Tensor>,
 }
 
-/// What lies where in a flat buffer.
+/// Which parameter lies at which offset of a flat buffer.
 #[derive(Debug)]
 pub struct Layout {
     parts: Vec<Part>,
@@ -52,13 +52,13 @@ struct Part {
     stage: usize,
     name: String,
     shape: Vec<i64>,
-    /// The first number.
+    /// The offset of its first number.
     start: usize,
     role: Role,
 }
 
 impl FlatParameters {
-    /// Copies the given parameters' weights into a new buffer on their device, to compute in `kind`.
+    /// Copies the weights of the given parameters into a new buffer on the weights' device. The network computes in `kind`.
     pub fn new<'a>(
         parameters: impl Iterator<Item = &'a Parameter>,
         weights: &Weights,
@@ -96,7 +96,7 @@ impl FlatParameters {
         Ok(FlatParameters { buffer, compute, gradients, layout, decayed, trainable, lent: None })
     }
 
-    /// Numbers in the buffer.
+    /// How many numbers the buffer holds.
     pub fn len(&self) -> usize {
         self.buffer.numel()
     }
@@ -105,18 +105,18 @@ impl FlatParameters {
         self.len() == 0
     }
 
-    /// How many of them, from the start, have weight decay.
+    /// How many numbers at the start of the buffer have weight decay.
     pub fn decayed(&self) -> usize {
         self.decayed
     }
 
-    /// How many of them, from the start, the optimiser changes; the rest are buffers.
+    /// How many numbers at the start of the buffer the optimiser changes. The rest are saved and not trained.
     pub fn trainable(&self) -> usize {
         self.trainable
     }
 
-    /// Moves each buffer by its momentum towards the mean, over `samples`, of what its stage reported. Nothing changes if
-    /// the loss is not finite.
+    /// Moves each buffer that is not trained by its momentum towards the mean, over `samples`, of the statistics that its stage
+    /// reported. Changes nothing if the loss is not finite.
     pub fn move_buffers(&mut self, samples: f64) {
         if self.trainable == self.len() {
             return;
@@ -133,17 +133,17 @@ impl FlatParameters {
         self.refresh();
     }
 
-    /// The buffer itself.
+    /// The fp32 numbers themselves.
     pub fn buffer(&self) -> &Tensor {
         &self.buffer
     }
 
-    /// The gradients and what travels with them.
+    /// The gradients and the [`EXTRAS`] after them.
     pub fn gradients(&self) -> &Tensor {
         &self.gradients
     }
 
-    /// The loss that the gradients are of, the first of the extra numbers: a scalar on the device.
+    /// The loss that the gradients belong to: the first of the [`EXTRAS`], a scalar on the device.
     pub fn loss(&self) -> Tensor {
         self.gradients.get(self.len() as i64)
     }
@@ -152,8 +152,8 @@ impl FlatParameters {
         &mut self.gradients
     }
 
-    /// For another thread to read the buffer in host memory, and what the optimiser updates with it, while the training
-    /// goes on: what is about to change them calls [`FlatParameters::wait_for_loan`].
+    /// Lends the buffer in host memory, and the tensors that the optimiser updates with it, to a thread that reads them while
+    /// the training goes on. Whoever is about to change them calls [`FlatParameters::wait_for_loan`].
     pub fn lend(&mut self) -> Loan {
         self.wait_for_loan();
         let (_until_dropped, ended) = channel();
@@ -161,36 +161,36 @@ impl FlatParameters {
         Loan { _until_dropped }
     }
 
-    /// Returns when nothing is lent any more.
+    /// Waits until nothing is lent.
     pub fn wait_for_loan(&mut self) {
         if let Some(ended) = self.lent.take() {
-            // Nothing is ever sent: it ends with the loan.
+            // Nothing is ever sent. The channel closes with the loan.
             let _ = ended.recv();
         }
     }
 
-    /// Has the optimiser change weights in host memory: `update` is given them and the gradients.
+    /// Lets `update` change the weights in host memory. It is given the weights and the gradients.
     pub fn update(&mut self, update: impl FnOnce(&mut [f32], &[f32])) {
         let numbers = self.len();
         update(floats_mut(&mut self.buffer), &floats(&self.gradients)[..numbers]);
         self.refresh();
     }
 
-    /// Copies another buffer of this layout in.
+    /// Replaces the weights by those of another buffer of the same layout.
     pub fn set(&mut self, numbers: &Tensor) {
         self.wait_for_loan();
         self.buffer.copy_(numbers);
         self.refresh();
     }
 
-    /// Brings the compute copy up to the weights.
+    /// Copies the weights to the copy in the compute type.
     pub fn refresh(&mut self) {
         if let Some(compute) = &mut self.compute {
             compute.copy_(&self.buffer);
         }
     }
 
-    /// One parameter in the compute type, or with `exact` in fp32.
+    /// One parameter, in the compute type or, if `exact`, in fp32.
     pub fn get(&self, stage: usize, name: &str, exact: bool) -> Option<Weight> {
         let part = self.layout.parts.iter().find(|part| part.stage == stage && part.name == name)?;
         let compute = self.compute.as_ref().filter(|_| !exact);
@@ -198,14 +198,14 @@ impl FlatParameters {
         Some(Weight { value, gradient: Some(part.of(&self.gradients)) })
     }
 
-    /// What lies where in the buffer.
+    /// Which parameter lies at which offset.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 }
 
 impl Layout {
-    /// Views of the parameters by name, in any buffer of this layout (the weights, their average, the gradients).
+    /// Views of the parameters by name in any buffer of this layout, such as the weights, their average or the gradients.
     pub fn named(&self, buffer: &Tensor) -> Weights {
         self.parts.iter().map(|part| ((part.stage, part.name.clone()), part.of(buffer))).collect()
     }
@@ -218,7 +218,7 @@ impl Part {
 }
 
 impl Weight {
-    /// Adds to the gradient of a trained parameter.
+    /// Adds to the gradient if the parameter is trained.
     pub fn accumulate(&self, gradient: impl FnOnce() -> Tensor) {
         if let Some(sum) = &self.gradient {
             let _ = sum.shallow_clone().g_add_(&gradient().view_as(sum));

@@ -21,6 +21,7 @@ pub use stage::{DropPath, Tap};
 
 use crate::config::{Config, Precision};
 use crate::family::Model;
+use crate::family::parameter::Parameter;
 use crate::weights::Weights;
 use anyhow::{Context, Result};
 use stage::{Backward, Pass, Stage};
@@ -61,8 +62,14 @@ pub struct Tape<'a> {
 
 impl Network {
     /// Builds a network from copies of `weights`, which must hold every parameter of these stage depths, to compute as
-    /// `config.run` says.
-    pub fn new(config: &Config, depths: &[usize], trained: Range<usize>, weights: &Weights) -> Result<Network> {
+    /// `config.run` says. The `auxiliary` parameters, which a task may bring, train in the same flat buffer.
+    pub fn new(
+        config: &Config,
+        depths: &[usize],
+        trained: Range<usize>,
+        auxiliary: &[Parameter],
+        weights: &Weights,
+    ) -> Result<Network> {
         let model = &config.model;
         let kind = match config.run.precision {
             Precision::Bf16 => Kind::BFloat16,
@@ -70,7 +77,8 @@ impl Network {
             Precision::Fp32 | Precision::Tf32 => Kind::Float,
         };
         let table = model.parameters(depths);
-        let flat = FlatParameters::new(table.iter().filter(|p| trained.contains(&p.stage)), weights, kind)?;
+        let of_stages = table.iter().filter(|p| trained.contains(&p.stage));
+        let flat = FlatParameters::new(of_stages.chain(auxiliary), weights, kind)?;
         let get = |stage: usize, name: &str, exact: bool| -> Result<Weight> {
             if let Some(weight) = flat.get(stage, name, exact) {
                 return Ok(weight);
@@ -98,6 +106,11 @@ impl Network {
 
     pub fn flat_mut(&mut self) -> &mut FlatParameters {
         &mut self.flat
+    }
+
+    /// K, the number of stages.
+    pub fn stages(&self) -> usize {
+        self.parts.stages.len()
     }
 
     /// The number type and device of the computation: the device is that of the weights that it was built from.
@@ -181,7 +194,7 @@ mod tests {
         let weights = fresh(config.model.parameters(&[1, 2]).iter(), 3);
         let images_bchw = (Tensor::arange(2 * 3 * 64, OPTIONS) * 0.37).sin().view([2, 3, 8, 8]);
         let gradients = |taps: &[Tap]| {
-            let network = Network::new(&config, &[1, 2], 0..2, &weights).unwrap();
+            let network = Network::new(&config, &[1, 2], 0..2, &[], &weights).unwrap();
             let (outputs, tape) = network.train(&images_bchw, &DropPath { scale: None }, taps);
             network.backward(tape, outputs.iter().map(|output| output.cos()).collect());
             network.flat().layout().named(network.flat().gradients())

@@ -1,13 +1,13 @@
-//! What a device can do at most: the speed of a large matrix product.
+//! The speed of a large matrix product, as a bound of what a device can do.
 
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// Operations per second of this process's square matrix products.
+/// Operations per second of a square matrix product in this process.
 pub fn matrix_product_rate(options: (Kind, Device)) -> f64 {
     // Large enough to fill the device, small enough to take no time.
     let n: i64 = if options.1.is_cuda() { 8192 } else { 1024 };
-    // As random as weights are: the same number everywhere costs a GPU less power, and so is faster.
+    // Random numbers, as weights are: a GPU needs less power for equal numbers and is then faster.
     let a = Tensor::randn([n, n], options);
     let once = || {
         let start = Instant::now();

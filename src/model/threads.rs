@@ -1,4 +1,4 @@
-//! Work on libtorch's own threads. A second pool would fight with the first, whose threads spin between two calls.
+//! Parallel loops on libtorch's own threads. A second pool would compete with libtorch's, whose threads spin between calls.
 
 use std::ffi::{c_uint, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,15 +18,15 @@ fn parallel() -> Option<Parallel> {
     })
 }
 
-/// Rows for each part, so that work of `numbers` in `rows` rows keeps all threads busy but is not cut below what a
-/// thread's start costs. A multiple of `unit`.
+/// Rows for each part of a loop over `rows` rows with `numbers` numbers in all: enough parts to keep all threads busy, but
+/// none so small that starting its thread costs more than it saves. A multiple of `unit`.
 pub fn rows_each(rows: usize, numbers: usize, unit: usize) -> usize {
     const WORTH: usize = 16 * 1024;
     let parts = (numbers / WORTH).clamp(1, tch::get_num_threads().max(1) as usize);
     rows.div_ceil(parts).next_multiple_of(unit)
 }
 
-/// Does `act` to each part, at the same time where threads are to be had.
+/// Calls `act` on each part, in parallel if there are threads.
 pub fn each<T: Send>(parts: impl Iterator<Item = T>, act: impl Fn(T) + Sync) {
     let mut parts: Vec<T> = parts.collect();
     match parallel() {

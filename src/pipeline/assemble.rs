@@ -36,6 +36,7 @@ pub fn assemble(job: &Job, node: &Node) -> Result<()> {
         recipe: expected.recipe.clone(),
         meta,
         model: job.plan.config.model.clone(),
+        auxiliary: Vec::new(),
         metrics,
     };
     artefact::write(&path, &header, &weights, Some(lease.fence()))?;
@@ -63,7 +64,7 @@ fn modules(job: &Job, node: &Node, meta: Option<&str>) -> Result<Weights> {
 /// The metrics of the assembled target on the test images.
 fn evaluated(job: &Job, node: &Node, weights: &Weights) -> Result<BTreeMap<String, f64>> {
     let (config, micro_batch) = (&job.plan.config, job.plan.config.run.micro_batch.samples());
-    let network = Network::new(config, config.model.depths(), 0..0, &on_device(weights, job.devices.device(0)))?;
+    let network = Network::new(config, config.model.depths(), 0..0, &[], &on_device(weights, job.devices.device(0)))?;
     let metrics = evaluate::evaluate(&network, &job.source, config, micro_batch, &Solo, &mut |_, _| ())?;
     metrics.ok_or_else(|| Failure::Stopped { phase: node.name.clone(), step: 0 }.into())
 }

@@ -90,7 +90,7 @@ fn network(config: &Config, weights: &Path, device: Device) -> Result<Network> {
     }
     let artefact = as_network(artefact, weights, &config.run.dir)?;
     let weights = on_device(&artefact.weights, device);
-    Network::new(config, &artefact.header.depths, 0..0, &weights)
+    Network::new(config, &artefact.header.depths, 0..0, &[], &weights)
 }
 
 /// Completes a module with the frozen stages of the meta model that it grew in. The meta model is beside the module or in the

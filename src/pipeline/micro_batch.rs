@@ -87,7 +87,7 @@ fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, dev
 
 /// One step of the phase with a single micro-batch of so many samples, on copies of its weights.
 fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> Result<()> {
-    let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), start)?;
+    let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], start)?;
     let mut optimiser = AdamW::new(&phase.training, network.flat());
     let model = &plan.config.model;
     let [b, channels, side] = [samples, model.channels(), model.image_size()].map(|n| n as i64);

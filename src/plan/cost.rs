@@ -1,4 +1,5 @@
-//! What a phase costs: parameters, floating-point operations and memory. Estimates by formula, for `plan` and reports.
+//! Estimates of what a phase costs, by formula: parameters, floating-point operations and memory. `plan` and the reports
+//! print them.
 
 use super::{PhasePlan, Plan};
 use crate::config::Precision;
@@ -35,15 +36,15 @@ pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
     }
 }
 
-/// Weights of every stage as they are computed with; of the trained ones also gradient, two moments and, where the
-/// computation has another number type, the fp32 weights.
+/// Bytes of the parameters: of every stage the weights in the number type of the computation; of a trained stage also the
+/// gradients, two moments and, if the number type is not fp32, the fp32 weights.
 fn state_bytes(plan: &Plan, all: u64, trained: u64) -> f64 {
     let number = number_bytes(plan);
     let exact = if number < 4.0 { 4.0 } else { 3.0 };
     number * all as f64 + 4.0 * exact * trained as f64
 }
 
-/// Bytes of a number in the computation.
+/// Bytes of one number in the computation.
 fn number_bytes(plan: &Plan) -> f64 {
     match plan.config.run.precision {
         Precision::Bf16 => 2.0,
@@ -51,8 +52,8 @@ fn number_bytes(plan: &Plan) -> f64 {
     }
 }
 
-/// The largest micro-batch of at most `most` samples whose estimate leaves a tenth of `memory` bytes; none if there is
-/// none.
+/// The largest even micro-batch of at most `most` samples whose estimate leaves a tenth of `memory` bytes free, if two
+/// samples fit at all.
 pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: u64, most: usize) -> Option<usize> {
     let cost = cost(plan, phase);
     let free = 0.9 * memory as f64 - state_bytes(plan, cost.parameters, cost.trained_parameters);
@@ -66,8 +67,8 @@ pub fn forward_flops(model: &Model, depths: &[usize]) -> f64 {
     (0..depths.len()).map(|stage| model.stage_flops(depths, stage)).sum()
 }
 
-/// Operations of training on one sample: a frozen prefix runs forward only; trained stages compute activation and
-/// weight gradients as well; a frozen suffix passes activation gradients and computes no weight gradients.
+/// Operations of training on one sample. Frozen stages before the trained ones run forward only. Trained stages compute
+/// gradients of activations and weights too. Frozen stages after them compute gradients of activations alone.
 pub fn training_flops(model: &Model, phase: &PhasePlan) -> f64 {
     (0..phase.depths.len())
         .map(|stage| {

@@ -3,9 +3,9 @@
 use crate::config::{Schedule, Training};
 use std::f64::consts::PI;
 
-/// `deit`: the official code's per-epoch schedule exactly. It steps timm's scheduler after each epoch with that epoch's
-/// number, so epoch 0 trains at the initial value and epoch e at f(e − 1). `cosine`: linear warm-up, then a cosine over
-/// the remaining steps, per step.
+/// The learning rate of a step. `deit` is exactly the official code's schedule, which changes once per epoch: the code steps
+/// timm's scheduler after each epoch with that epoch's number, so epoch 0 trains at the initial value and epoch e at
+/// f(e − 1). `cosine` changes at every step: a linear warm-up, then a cosine over the remaining steps.
 pub fn learning_rate(training: &Training, step: u64, steps_per_epoch: u64) -> f64 {
     let peak = training.base_lr * training.global_batch as f64 / 512.0;
     match training.schedule {

@@ -13,8 +13,9 @@
 //!                            norm.* and head.*
 //!   every dataset of fp32 has the attribute blake3: the hash of its little-endian bytes
 //! ```
-//! A checkpoint holds the same attributes. Instead of `/stage` it holds the optimiser's flat buffers, because a few large
-//! datasets are written in half the time of hundreds of small datasets.
+//! A checkpoint holds the same attributes, and `auxiliary` (JSON) if the task trains parameters beside the network's. Instead
+//! of `/stage` it holds the optimiser's flat buffers, because a few large datasets are written in half the time of hundreds of
+//! small datasets.
 //! ```text
 //!   /state/{name}            fp32: weights, exp_avg, exp_avg_sq, and with an EMA `ema`; all trained parameters one after
 //!                            the other, decayed ones first, each part in the order of the parameter table
@@ -54,6 +55,8 @@ pub struct Header {
     /// The content hash of the meta model from which the weights derive.
     pub meta: Option<String>,
     pub model: Model,
+    /// Parameters that train beside the network's, which a checkpoint holds and a finished artefact does not.
+    pub auxiliary: Vec<Parameter>,
     pub metrics: BTreeMap<String, f64>,
 }
 
@@ -72,7 +75,8 @@ impl Header {
     /// The parameters that the file holds.
     pub fn parameters(&self) -> Vec<Parameter> {
         let all = self.model.parameters(&self.depths);
-        all.into_iter().filter(|p| self.index.is_none_or(|i| p.stage == i)).collect()
+        let own = all.into_iter().filter(|p| self.index.is_none_or(|i| p.stage == i));
+        own.chain(self.auxiliary.iter().cloned()).collect()
     }
 }
 
@@ -144,6 +148,9 @@ fn fill(file: &File, header: &Header, tensors: &[(String, &Tensor)]) -> Result<(
         text_attribute(file, "meta", meta)?;
     }
     text_attribute(file, "model", &serde_json::to_string(&header.model)?)?;
+    if !header.auxiliary.is_empty() {
+        text_attribute(file, "auxiliary", &serde_json::to_string(&header.auxiliary)?)?;
+    }
     text_attribute(file, "metrics", &serde_json::to_string(&header.metrics)?)?;
     let contents: Vec<&[u8]> = tensors.iter().map(|(_, tensor)| bytes(tensor)).collect();
     // The tensors are hashed while they are written, since both take about the same time.
@@ -270,6 +277,11 @@ fn parse_header(file: &File) -> Result<Header> {
         recipe: read_text(file, "recipe")?,
         meta: if has_attribute(file, "meta") { Some(read_text(file, "meta")?) } else { None },
         model,
+        auxiliary: if has_attribute(file, "auxiliary") {
+            serde_json::from_str(&read_text(file, "auxiliary")?)?
+        } else {
+            Vec::new()
+        },
         metrics: serde_json::from_str(&read_text(file, "metrics")?)?,
     };
     let stages = header.model.stages();

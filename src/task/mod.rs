@@ -8,8 +8,10 @@
 
 mod classification;
 mod metric;
+mod objective;
 
 pub use metric::{Better, Metric, Score, Scores};
+pub use objective::Objective;
 
 use crate::config::Config;
 use crate::model::Tap;

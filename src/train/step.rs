@@ -10,7 +10,7 @@ use crate::device::later::Later;
 use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
-use crate::task::{Loss, Task};
+use crate::task::{Loss, Objective};
 use crate::weights::{pinned, upload};
 use anyhow::Result;
 use std::time::{Duration, Instant};
@@ -72,7 +72,7 @@ struct Unread {
 /// Makes the steps of a phase.
 pub struct Stepper<'a> {
     group: &'a dyn Collective,
-    task: Task,
+    objective: Objective,
     global_batch: f64,
     micro_batches: usize,
     clip: f64,
@@ -90,7 +90,7 @@ impl<'a> Stepper<'a> {
     pub fn new(plan: &Plan, phase: &PhasePlan, group: &'a dyn Collective, micro_batches: usize) -> Stepper<'a> {
         Stepper {
             group,
-            task: Task::of(&plan.config),
+            objective: Objective::of(&plan.config),
             global_batch: phase.training.global_batch as f64,
             micro_batches,
             clip: phase.training.clip_grad,
@@ -166,10 +166,9 @@ impl<'a> Stepper<'a> {
             let DropPath { scale } = self.drop.draw(step, batch.positions.clone());
             let drop = DropPath { scale: scale.map(|scale| upload(&pinned(scale, device), device)) };
             let (images_bchw, targets, lent) = batch.on(device);
-            let (outputs, tape) = network.train(&images_bchw, &drop, self.task.taps());
-            let Loss { sum, gradients } = self.task.loss(&outputs, &targets);
-            let _ = network.flat().loss().g_add_(&(sum / self.global_batch));
-            let gradients: Vec<Tensor> = gradients.into_iter().map(|gradient| gradient / self.global_batch).collect();
+            let (outputs, tape) = network.train(&images_bchw, &drop, &self.objective.taps());
+            let Loss { sum, gradients } = self.objective.loss(network, &outputs, &targets, self.global_batch);
+            let _ = network.flat().loss().g_add_(&sum);
             (gradients, tape, lent)
         });
         timed(&mut times.backward, || network.backward(tape, gradients));
@@ -243,7 +242,7 @@ mod tests {
         let phase = plan.phase(&META, None);
         let weights = fresh(phase.parameters(&plan).iter(), phase.seed);
         let losses = |runs_ahead: bool| -> Vec<f64> {
-            let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &weights).unwrap();
+            let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], &weights).unwrap();
             let mut optimiser = AdamW::new(&phase.training, network.flat());
             let mut stepper = Stepper { runs_ahead, ..Stepper::new(&plan, &phase, &Solo, 2) };
             let mut batches = (0..).map(|number: usize| {

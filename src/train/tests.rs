@@ -15,14 +15,15 @@ use tch::Tensor;
 
 const STEPS: u64 = 12;
 
-fn plan(dir: &Path) -> Plan {
+fn plan(dir: &Path, sets: &[&str]) -> Plan {
     let text = format!(
         "[run]\ndir = {dir:?}\ndevice = \"cpu\"\nworkers = 1\nmicro_batch = 4\ncheckpoint_every = \"5 steps\"\n\
          [model]\nfamily = \"toy\"\nimage_size = 8\n\
          [data]\nformat = \"shapes\"\ntrain_images = 48\ntest_images = 12\nrepeats = 1\n\
          [train]\nepochs = 2\nglobal_batch = 8\nwarmup_epochs = 0\nbase_lr = 0.5\nema = 0.5\neval_epochs = 0"
     );
-    Plan::new(Config::parse(&text, &[]).unwrap(), 48).unwrap()
+    let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+    Plan::new(Config::parse(&text, &sets).unwrap(), 48).unwrap()
 }
 
 /// A group of one whose all-reduces fail after so many calls.
@@ -73,9 +74,21 @@ fn largest_difference(a: &Weights, b: &Weights) -> f64 {
 
 #[test]
 fn a_family_under_autograd_trains_resumes_with_the_same_bits_and_sums_over_replicas() {
+    trains_resumes_and_sums(&[]);
+}
+
+#[test]
+fn a_local_loss_trains_a_head_that_checkpoints_keep_and_artefacts_do_not() {
+    let local = trains_resumes_and_sums(&["model.has_local_loss=true"]);
+    let plain = trains_resumes_and_sums(&[]);
+    assert!(largest_difference(&local.weights, &plain.weights) > 1e-3, "the local loss reaches the first stage");
+}
+
+/// Returns the artefact of an undisturbed run.
+fn trains_resumes_and_sums(sets: &[&str]) -> Artefact {
     tch::set_num_threads(1);
     let folder = tempfile::tempdir().unwrap();
-    let [whole, resumed, shared] = ["whole", "resumed", "shared"].map(|name| plan(&folder.path().join(name)));
+    let [whole, resumed, shared] = ["whole", "resumed", "shared"].map(|name| plan(&folder.path().join(name), sets));
 
     let undisturbed = train(&whole, &Solo).unwrap();
     let mean = &undisturbed.weights[&(0, "embed.mean".to_string())];
@@ -85,7 +98,12 @@ fn a_family_under_autograd_trains_resumes_with_the_same_bits_and_sums_over_repli
     let error = train(&resumed, &Failing(Cell::new(7))).unwrap_err();
     assert!(format!("{error:#}").contains("the network is gone"), "{error:#}");
     let run = RunDir::open(&resumed.config).unwrap();
-    assert_eq!(run.checkpoints("meta").unwrap()[0].0, 5, "there is work to resume");
+    let (step, checkpoint) = run.checkpoints("meta").unwrap().swap_remove(0);
+    assert_eq!(step, 5, "there is work to resume");
+    let checkpoint = artefact::read(&checkpoint).unwrap();
+    let auxiliary = checkpoint.weights.keys().filter(|(stage, _)| *stage == 2).count();
+    assert_eq!(auxiliary, usize::from(!sets.is_empty()), "{:?}", checkpoint.weights.keys());
+    assert!(undisturbed.weights.keys().all(|(stage, _)| *stage < 2));
     let again = train(&resumed, &Solo).unwrap();
     assert_eq!(largest_difference(&undisturbed.weights, &again.weights), 0.0);
     assert_eq!(undisturbed.header.metrics, again.header.metrics);
@@ -94,4 +112,5 @@ fn a_family_under_autograd_trains_resumes_with_the_same_bits_and_sums_over_repli
     let by_two = artefact::read(&folder.path().join("shared/meta.h5")).unwrap();
     let difference = largest_difference(&undisturbed.weights, &by_two.weights);
     assert!(difference < 1e-5, "two replicas end as one: {difference:e}");
+    undisturbed
 }

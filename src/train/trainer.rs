@@ -2,9 +2,10 @@
 
 use super::adamw::AdamW;
 use super::{Setting, evaluate};
-use crate::model::Network;
+use crate::model::{Network, fresh};
 use crate::plan::{PhasePlan, Plan};
 use crate::store::{Artefact, Header, artefact};
+use crate::task::Objective;
 use crate::weights::{Weights, on_device};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -23,8 +24,10 @@ impl Trainer {
     /// `start`'s weights. Collective: the first replica chooses.
     pub fn resume(setting: &Setting, phase: &PhasePlan, mut start: Weights, meta: Option<&str>) -> Result<Trainer> {
         let Setting { plan, run, group, device, .. } = *setting;
+        let auxiliary = Objective::of(&plan.config).auxiliary(&plan.config.model, &phase.depths);
+        start.extend(fresh(auxiliary.iter(), phase.seed));
         let network = |weights: &Weights| {
-            Network::new(&plan.config, &phase.depths, phase.trained.clone(), &on_device(weights, device))
+            Network::new(&plan.config, &phase.depths, phase.trained.clone(), &auxiliary, &on_device(weights, device))
         };
         let newest = if group.is_zero() { run.newest_checkpoint(&phase.name, &phase.recipe, meta)? } else { None };
         // Whether there is a checkpoint, and its step.
@@ -51,7 +54,13 @@ impl Trainer {
         Ok(Trainer { network, optimiser, step: header.step })
     }
 
-    /// The header of a file that is written now.
+    /// The header of a checkpoint that is written now. Auxiliary parameters are a checkpoint's alone.
+    pub fn checkpoint_header(&self, plan: &Plan, phase: &PhasePlan, meta: Option<&str>) -> Header {
+        let auxiliary = Objective::of(&plan.config).auxiliary(&plan.config.model, &phase.depths);
+        Header { auxiliary, ..self.header(plan, phase, meta, BTreeMap::new()) }
+    }
+
+    /// The header of an artefact that is written now.
     pub fn header(&self, plan: &Plan, phase: &PhasePlan, meta: Option<&str>, metrics: BTreeMap<String, f64>) -> Header {
         Header {
             phase: phase.row.to_string(),
@@ -61,16 +70,19 @@ impl Trainer {
             recipe: phase.recipe.clone(),
             meta: meta.map(str::to_string),
             model: plan.config.model.clone(),
+            auxiliary: Vec::new(),
             metrics,
         }
     }
 
     /// The weights that are evaluated and written as the phase's artefact, in host memory: their moving average if the
-    /// phase keeps one.
-    pub(super) fn result(&self) -> Weights {
+    /// phase keeps one. Auxiliary parameters, which follow the network's stages, are left out.
+    pub(super) fn result(&self, stages: usize) -> Weights {
         let flat = self.network.flat();
         let evaluated = self.optimiser.average().unwrap_or(flat.buffer());
-        flat.layout().named(&evaluated.to_device(Device::Cpu))
+        let mut weights = flat.layout().named(&evaluated.to_device(Device::Cpu));
+        weights.retain(|(stage, _), _| *stage < stages);
+        weights
     }
 
     /// The metrics of the weights that [`Trainer::result`] gives; none if a signal asked a rank to stop. Collective.

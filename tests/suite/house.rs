@@ -1,5 +1,7 @@
-//! The floors: a file imports only from lower floors, and rooms on one floor do not see each other.
+//! The floors: a file imports only from lower floors, and rooms on one floor do not see each other. Nothing imports in a
+//! circle.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Floor and room of a module.
@@ -56,8 +58,7 @@ fn a_file_imports_only_from_lower_floors() {
     for path in sources(&root).iter().filter(|p| !p.ends_with("lib.rs")) {
         let own = module_of(path, &root);
         let (floor, _) = place(&own);
-        let text = std::fs::read_to_string(path).unwrap();
-        for used in imports(&text).iter().filter(|used| **used != own) {
+        for used in imports(&without_tests(path)).iter().filter(|used| **used != own) {
             let (below, _) = place(used);
             // Floors 0 and 1 hold several words each that may use one another.
             let same_base = floor == below && floor <= 1;
@@ -94,5 +95,126 @@ fn heavy_dependencies_have_one_room_each() {
             let inside = std::fs::read_to_string(&path).unwrap().contains(needle);
             assert!(!inside || rooms.iter().any(|room| path.ends_with(room)), "{needle} in {}", path.display());
         }
+    }
+}
+
+/// A file without the tests at its end, which may import what they like.
+fn without_tests(file: &Path) -> String {
+    let text = std::fs::read_to_string(file).unwrap();
+    text.split("#[cfg(test)]\nmod tests").next().unwrap().to_string()
+}
+
+/// What a file's paths name below the crate: `["data", "image", "crop"]` for `crate::data::image::crop::…`, and for
+/// `super::crop::…` in a file of `data/image`.
+fn paths(file: &Path, root: &Path) -> Vec<Vec<String>> {
+    let text = without_tests(file);
+    let own = module_path(file, root);
+    let mut found = Vec::new();
+    for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+        for start in ["crate::", "super::"] {
+            for (at, _) in line.match_indices(start) {
+                let before = &line[..at];
+                if start == "super::" && before.ends_with("super::") {
+                    continue;
+                }
+                let mut base = own.clone();
+                let mut rest = &line[at..];
+                while let Some(after) = rest.strip_prefix("super::") {
+                    base.pop();
+                    rest = after;
+                }
+                if let Some(after) = rest.strip_prefix("crate::") {
+                    (base, rest) = (Vec::new(), after);
+                }
+                let heads: Vec<&str> = match rest.strip_prefix('{') {
+                    Some(list) => list.split('}').next().unwrap().split(',').map(str::trim).collect(),
+                    None => vec![rest],
+                };
+                let is_module = |word: &&str| word.chars().next().is_some_and(|c| c.is_ascii_lowercase());
+                for head in heads {
+                    let words =
+                        head.split("::").map(|word| word.split(|c: char| !c.is_alphanumeric() && c != '_').next());
+                    let words: Vec<&str> = words.map_while(|word| word.filter(|word| is_module(word))).collect();
+                    found.push(base.iter().cloned().chain(words.iter().map(|word| word.to_string())).collect());
+                }
+            }
+        }
+    }
+    found
+}
+
+/// `["data", "image", "crop"]` for `src/data/image/crop.rs`, `["data", "image"]` for `src/data/image/mod.rs`.
+fn module_path(file: &Path, root: &Path) -> Vec<String> {
+    let path = file.strip_prefix(root).unwrap().with_extension("");
+    let words = path.components().map(|word| word.as_os_str().to_string_lossy().into_owned());
+    words.filter(|word| word != "mod").collect()
+}
+
+/// A circle in a graph of imports, if there is one.
+fn circle(graph: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
+    fn walk<'a>(
+        graph: &'a BTreeMap<String, BTreeSet<String>>,
+        node: &'a str,
+        path: &mut Vec<&'a str>,
+        done: &mut BTreeSet<&'a str>,
+    ) -> Option<Vec<String>> {
+        if let Some(start) = path.iter().position(|seen| *seen == node) {
+            return Some(path[start..].iter().map(|word| word.to_string()).collect());
+        }
+        if !done.contains(node) {
+            path.push(node);
+            for next in graph.get(node).into_iter().flatten() {
+                if let Some(found) = walk(graph, next, path, done) {
+                    return Some(found);
+                }
+            }
+            path.pop();
+            done.insert(node);
+        }
+        None
+    }
+    let mut done = BTreeSet::new();
+    graph.keys().find_map(|node| walk(graph, node, &mut Vec::new(), &mut done))
+}
+
+#[test]
+fn no_rooms_import_each_other_in_a_circle_nor_do_subjects_of_one_room() {
+    let known = BTreeMap::from([("a", "b"), ("b", "c"), ("c", "b")]);
+    let graph = known.iter().map(|(from, to)| (from.to_string(), BTreeSet::from([to.to_string()]))).collect();
+    assert_eq!(circle(&graph), Some(vec!["b".to_string(), "c".to_string()]));
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = sources(&root);
+    let files: Vec<&PathBuf> =
+        files.iter().filter(|p| p.extension().is_some_and(|e| e == "rs") && !p.ends_with("lib.rs")).collect();
+    let modules: BTreeSet<Vec<String>> = files.iter().map(|file| module_path(file, &root)).collect();
+    // Each folder is looked at on its own: its files and folders are its subjects, and what its mod.rs declares is shared.
+    let folders: BTreeSet<Vec<String>> = modules.iter().map(|module| module[..module.len() - 1].to_vec()).collect();
+    let mut edges = 0;
+    for folder in folders {
+        let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let inside = |path: &[String]| path.len() > folder.len() && path.starts_with(&folder);
+        for file in &files {
+            let own = module_path(file, &root);
+            for path in paths(file, &root) {
+                let is_subject = inside(&path) && modules.contains(&path[..=folder.len()]);
+                if inside(&own) && is_subject && own[folder.len()] != path[folder.len()] {
+                    edges += 1;
+                    graph.entry(own[folder.len()].clone()).or_default().insert(path[folder.len()].clone());
+                }
+            }
+        }
+        let found = circle(&graph);
+        assert!(found.is_none(), "a circle in src/{}: {}", folder.join("/"), found.unwrap().join(" → "));
+    }
+    assert!(edges > 300, "the imports are found: {edges}");
+}
+
+#[test]
+fn no_source_file_is_longer_than_four_hundred_lines() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for path in sources(&root).iter().filter(|path| path.extension().is_some_and(|end| end == "rs")) {
+        let lines = std::fs::read_to_string(path).unwrap().lines().count();
+        assert!(lines <= 400, "{}: {lines} lines; which two subjects does it hold?", path.display());
     }
 }

@@ -101,7 +101,7 @@ fn micro_batches(plan: &Plan, step: usize) -> impl Iterator<Item = anyhow::Resul
 fn network(plan: &Plan, phase: &PhasePlan) -> Network {
     // On a busy machine two threads wait for each other at every one of these tiny products.
     tch::set_num_threads(1);
-    Network::new(&plan.config, &phase.depths, phase.trained.clone(), &weights(plan, &phase.depths)).unwrap()
+    Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], &weights(plan, &phase.depths)).unwrap()
 }
 
 /// The largest difference, relative to the golden tensor's largest magnitude.

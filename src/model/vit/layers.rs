@@ -1,4 +1,4 @@
-//! Linear layers and norms, forward and backward. Gradients of trained parameters go straight into the flat buffer.
+//! Linear layers, norms and GELU, forward and backward. The gradients of trained parameters are added to the flat buffer.
 
 use super::super::Weight;
 use super::cpu;
@@ -16,18 +16,18 @@ impl Linear {
         x.linear(&self.weight.value, self.bias.as_ref().map(|bias| &bias.value))
     }
 
-    /// What [`Linear::backward`] will need of the input: nothing where the layer is frozen.
+    /// Keeps the input for [`Linear::backward`] if the layer is trained.
     pub fn keep(&self, x: Tensor) -> Option<Tensor> {
         self.weight.gradient.is_some().then_some(x)
     }
 
-    /// The gradient of x, from that of the output; adds those of weight and bias.
+    /// The gradient of x, from the gradient of the output. Adds the gradients of weight and bias.
     pub fn backward(&self, gradient: &Tensor, x: &Option<Tensor>) -> Tensor {
         self.backward_parameters(gradient, x);
         gradient.mm(&self.weight.value)
     }
 
-    /// As [`Linear::backward`], where nothing below needs a gradient.
+    /// Adds the gradients of weight and bias alone, if no gradient of x is needed.
     pub fn backward_parameters(&self, gradient: &Tensor, x: &Option<Tensor>) {
         if let (Some(sum), Some(x)) = (&self.weight.gradient, x) {
             let mut sum = sum.view([-1, x.size()[1]]);
@@ -66,7 +66,8 @@ impl Norm {
         (out, Statistics::Tensors { mean_m1, scale_m1 })
     }
 
-    /// Adds the gradient of x to `residual`, that of what passes beside the norm; adds those of weight and bias.
+    /// Adds the gradient of x to `residual`, which is the gradient that reaches x along the residual connection. Adds the
+    /// gradients of weight and bias to theirs.
     pub fn backward(&self, mut residual: Tensor, gradient: &Tensor, x: &Tensor, statistics: &Statistics) -> Tensor {
         match statistics {
             Statistics::Cpu(statistics) => {
@@ -95,7 +96,7 @@ pub fn gelu(x: &Tensor) -> Tensor {
     if cpu::takes(x) { cpu::gelu(x) } else { x.gelu("none") }
 }
 
-/// The gradient of x from that of gelu(x).
+/// The gradient of x, from the gradient of gelu(x).
 pub fn gelu_backward(mut gradient: Tensor, x: &Tensor) -> Tensor {
     if cpu::takes(x) && cpu::takes(&gradient) {
         cpu::gelu_backward(&mut gradient, x);
@@ -109,7 +110,7 @@ mod tests {
     use super::super::cpu::tests::{close, wave};
     use super::*;
 
-    /// A norm that trains, in the kind of its weights, with its gradients' sums.
+    /// A trained norm with weights of this kind, and the sums of its gradients.
     fn norm(kind: Kind) -> (Norm, [Tensor; 2]) {
         let sums = [0, 1].map(|_| Tensor::zeros([24], (Kind::Float, tch::Device::Cpu)));
         let weight = |largest: f64, sum: &Tensor| Weight {

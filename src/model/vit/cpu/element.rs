@@ -2,7 +2,7 @@
 
 use tch::Kind;
 
-/// A number in memory, and as fp32 in registers.
+/// A number type in memory. Registers hold its numbers as fp32.
 pub trait Element: Copy + Send + Sync + 'static {
     const KIND: Kind;
     fn get(self) -> f32;
@@ -21,7 +21,7 @@ impl Element for f32 {
     }
 }
 
-/// The upper half of an fp32 number.
+/// bf16: the upper half of an fp32 number.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Bf16(u16);
@@ -32,7 +32,7 @@ impl Element for Bf16 {
     fn get(self) -> f32 {
         f32::from_bits(u32::from(self.0) << 16)
     }
-    /// To the nearest, ties to even; what is not a number stays so.
+    /// Rounds to the nearest number, ties to even. NaN stays NaN.
     #[inline(always)]
     fn of(value: f32) -> Bf16 {
         let bits = value.to_bits();

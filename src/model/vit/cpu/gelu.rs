@@ -14,7 +14,7 @@ pub fn gelu(x: &Tensor) -> Tensor {
     out
 }
 
-/// The gradient of x from that of gelu(x), in place.
+/// Turns the gradient of gelu(x) into the gradient of x, in place.
 pub fn gelu_backward(gradient: &mut Tensor, x: &Tensor) {
     by_kind!(x, backward(gradient, x));
 }

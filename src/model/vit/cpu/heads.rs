@@ -5,8 +5,8 @@ use super::{by_kind, numbers, numbers_mut};
 use crate::model::threads;
 use tch::{Kind, Tensor};
 
-/// Sizes of the two layouts: (b, n, parts, heads, e) as the projections have it, (parts, b, heads, n, e) as products
-/// of matrices want it.
+/// The sizes of both layouts: the projections have (b, n, parts, heads, e), and matrix products take
+/// (parts, b, heads, n, e).
 #[derive(Clone, Copy)]
 pub struct Layout {
     pub b: usize,
@@ -16,7 +16,7 @@ pub struct Layout {
     pub e: usize,
 }
 
-/// (b·n, parts·heads·e) to (parts, b·heads, n, e).
+/// Reorders (b·n, parts·heads·e) to (parts, b·heads, n, e).
 pub fn split(joined: &Tensor, layout: Layout) -> Tensor {
     let Layout { b, n, parts, heads, e } = layout;
     let mut split = joined.empty_like().view([parts as i64, (b * heads) as i64, n as i64, e as i64]);
@@ -65,7 +65,7 @@ fn join_as<T: Element>(split: &Tensor, joined: &mut Tensor, layout: Layout) {
     });
 }
 
-/// Part, sample and head of the `number`-th (n, e) matrix of the split layout.
+/// The part, sample and head of the matrix (n, e) with this number in the split layout.
 fn place(number: usize, layout: Layout) -> (usize, usize, usize) {
     let Layout { b, heads, .. } = layout;
     (number / (b * heads), number / heads % b, number % heads)

@@ -10,7 +10,7 @@ pub fn exp(x: f32) -> f32 {
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding 1.5 · 2²³ leaves the nearest whole number in the low bits.
     const MAGIC: f32 = 12_582_912.0;
-    // Not `max`, which would turn what is not a number into one.
+    // `max` would turn NaN into a number.
     let bounded = if x < -87.3 { -87.3 } else { x };
     let shifted = bounded.mul_add(std::f32::consts::LOG2_E, MAGIC);
     let n = shifted - MAGIC;
@@ -44,7 +44,7 @@ pub fn normal(x: f32) -> (f32, f32) {
     (cumulative, 0.398_942_3 * bell)
 }
 
-/// Lanes of a sum: independent partial sums, so that it vectorises, in an order that never changes.
+/// The number of independent partial sums, which let the compiler vectorise a sum. The order of additions never changes.
 pub const LANES: usize = 16;
 
 /// Σ aᵢ · bᵢ.
@@ -73,7 +73,7 @@ pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     rest.iter().fold(across(lanes, |a, b| a + b), |sum, a| sum + f(*a))
 }
 
-/// Joins lanes in halves.
+/// Adds the partial sums pairwise, half to half.
 #[inline(always)]
 pub fn across(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;

@@ -1,8 +1,8 @@
-//! Row-wise parts of a block on the CPU, each one pass over memory: what libtorch does in several, and its gradients
-//! with fp32 statistics. Activations are fp32 or bf16; every sum and function is computed in fp32.
+//! The row-wise parts of a block on the CPU and their gradients. Each is one pass over memory, where libtorch needs several.
+//! Activations are fp32 or bf16; every sum, statistic and function is computed in fp32.
 //!
-//! The loops are plain Rust that the compiler vectorises, compiled for several instruction sets and chosen at run time.
-//! They run on libtorch's own threads ([`crate::model::threads`]); results do not depend on the number of threads.
+//! The loops are plain Rust, which the compiler vectorises for several instruction sets; the best one is chosen at run
+//! time. They run on libtorch's own threads ([`crate::model::threads`]), and the results do not depend on their number.
 
 mod element;
 mod gelu;
@@ -20,7 +20,7 @@ use crate::model::off::{Part, is_on};
 use element::Element;
 use tch::{Device, Kind, Tensor};
 
-/// Whether these functions take the tensor.
+/// Whether the functions of this room compute on this tensor.
 pub fn takes(tensor: &Tensor) -> bool {
     fits(tensor) && is_on(Part::Kernels)
 }
@@ -47,7 +47,7 @@ fn numbers<T: Element>(tensor: &Tensor) -> &[T] {
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
-/// As [`numbers`], to write through.
+/// The numbers of a contiguous CPU tensor, to be changed.
 fn numbers_mut<T: Element>(tensor: &mut Tensor) -> &mut [T] {
     assert!(fits(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
     // SAFETY: as in `numbers`; the exclusive borrow is the caller's promise that no view of it is in use.
@@ -58,7 +58,7 @@ fn numbers_mut<T: Element>(tensor: &mut Tensor) -> &mut [T] {
 pub(super) mod tests {
     use super::*;
 
-    /// Numbers of both signs up to `largest`.
+    /// A wave of numbers between −`largest` and `largest`.
     pub fn wave(shape: &[i64], largest: f64, kind: Kind) -> Tensor {
         let count: i64 = shape.iter().product();
         let k = Tensor::arange(count, (Kind::Double, Device::Cpu));

@@ -1,4 +1,4 @@
-//! LayerNorm with fp32 statistics, and its gradient joined to the residual's.
+//! LayerNorm with fp32 statistics. Its gradient is added to that of the residual connection.
 
 use super::element::{Bf16, Element};
 use super::math::{dot, load, sum};
@@ -18,8 +18,8 @@ pub fn norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> (Tensor, St
     (out, statistics)
 }
 
-/// The gradient of x from that of norm(x), added in place to `residual`, which reaches x beside the norm. Gradients of
-/// weight and bias are added to `sums`, where there are any.
+/// Adds the gradient of x, from the gradient of norm(x), to `residual`, the gradient that reaches x along the residual
+/// connection. Adds the gradients of weight and bias to `sums`, if there are any.
 pub fn norm_backward(
     residual: &mut Tensor,
     gradient: &Tensor,
@@ -65,7 +65,8 @@ fn forward_rows<T: Element>(
     }
 }
 
-/// Rows whose weight gradients are summed together: fixed, so that the sum does not depend on the number of threads.
+/// How many rows' weight gradients are summed together. The number is fixed, so that the sum does not depend on the number
+/// of threads.
 const ROWS: usize = 256;
 
 fn backward<T: Element>(

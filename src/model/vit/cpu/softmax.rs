@@ -1,4 +1,4 @@
-//! Softmax over the last dimension, of scaled scores, in place.
+//! Softmax of scaled scores over the last dimension, in place.
 
 use super::element::{Bf16, Element};
 use super::math::{LANES, across, dot, exp, load, sum};
@@ -7,13 +7,13 @@ use crate::model::threads;
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
-/// scores := softmax(scale · scores), for scale > 0.
+/// Replaces the scores by softmax(scale · scores), for scale > 0.
 pub fn softmax_(scores: &mut Tensor, scale: f32) {
     let n = *scores.size().last().expect("scores have rows") as usize;
     by_kind!(scores, forward(scores, n, scale));
 }
 
-/// The gradient of the scores from that of the probabilities, in place.
+/// Turns the gradient of the probabilities into the gradient of the scores, in place.
 pub fn softmax_backward_(gradient: &mut Tensor, probabilities: &Tensor, scale: f32) {
     let n = *probabilities.size().last().expect("scores have rows") as usize;
     by_kind!(probabilities, backward(gradient, probabilities, n, scale));
@@ -34,7 +34,7 @@ fn backward<T: Element>(gradient: &mut Tensor, probabilities: &Tensor, n: usize,
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn forward_rows<T: Element>(scores: &mut [T], n: usize, scale: f32) {
-    // Whole vectors only: what lies behind the row has no weight.
+    // The loop takes whole vectors; the padding at the end of the last one has no weight.
     let mut row = vec![f32::NEG_INFINITY; n.next_multiple_of(LANES)];
     for scores in scores.chunks_exact_mut(n) {
         load(&mut row[..n], scores);

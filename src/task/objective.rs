@@ -1,0 +1,88 @@
+//! Which losses stand where in the network while it trains. The task's own loss on the task's own outputs is the first
+//! objective; others add losses at the borders of stages, with heads of their own.
+
+use super::{Loss, Task};
+use crate::config::Config;
+use crate::family::Model;
+use crate::family::parameter::Parameter;
+use crate::model::{Network, Tap};
+use tch::Tensor;
+
+/// The objectives of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Objective {
+    /// The task's loss alone, through the whole network.
+    EndToEnd(Task),
+    /// For tests: beside it the same loss of a linear head on the output of the first stage.
+    #[cfg(test)]
+    WithLocal(Task),
+}
+
+impl Objective {
+    /// The objective of a config.
+    pub fn of(config: &Config) -> Objective {
+        let task = Task::of(config);
+        match config.model {
+            #[cfg(test)]
+            Model::Toy(ref toy) if toy.has_local_loss => Objective::WithLocal(task),
+            _ => Objective::EndToEnd(task),
+        }
+    }
+
+    /// The outputs of the network that the losses read.
+    pub fn taps(self) -> Vec<Tap> {
+        match self {
+            Objective::EndToEnd(task) => task.taps().to_vec(),
+            #[cfg(test)]
+            Objective::WithLocal(_) => vec![Tap::Head, Tap::Stage(0)],
+        }
+    }
+
+    /// The parameters of heads that train with the network and are no part of it. Checkpoints hold them; they are neither
+    /// assembled nor exported. Their stage is the number of the network's stages.
+    #[cfg_attr(not(test), expect(unused_variables, reason = "only the tests have an objective with heads of its own"))]
+    pub fn auxiliary(self, model: &Model, depths: &[usize]) -> Vec<Parameter> {
+        match self {
+            Objective::EndToEnd(_) => Vec::new(),
+            #[cfg(test)]
+            Objective::WithLocal(_) => tests::auxiliary(model, depths),
+        }
+    }
+
+    /// The loss of some of a batch of `samples` with these outputs at the taps and these training targets: their share of
+    /// the batch's mean, and its gradients. Adds those of the auxiliary parameters to the network's flat buffer.
+    #[cfg_attr(not(test), expect(unused_variables, reason = "only the tests have an objective with heads of its own"))]
+    pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, samples: f64) -> Loss {
+        let Loss { sum, gradients } = match self {
+            Objective::EndToEnd(task) => task.loss(outputs, targets),
+            #[cfg(test)]
+            Objective::WithLocal(task) => tests::loss(task, network, outputs, targets, samples),
+        };
+        Loss { sum: sum / samples, gradients: gradients.into_iter().map(|gradient| gradient / samples).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::family::parameter::{Role, Start};
+
+    const HEAD: &str = "local.weight";
+
+    pub fn auxiliary(model: &Model, depths: &[usize]) -> Vec<Parameter> {
+        let Model::Toy(toy) = model else { unreachable!() };
+        let shape = vec![toy.classes as i64, toy.width as i64];
+        let start = Start::FanIn { fan_in: toy.width };
+        vec![Parameter { stage: depths.len(), name: HEAD.into(), shape, start, role: Role::Decayed }]
+    }
+
+    pub fn loss(task: Task, network: &Network, outputs: &[Tensor], targets: &Tensor, samples: f64) -> Loss {
+        let [logits, first] = outputs else { unreachable!("there are two taps") };
+        let head = network.flat().get(network.stages(), HEAD, true).unwrap();
+        let whole = task.loss(&[logits.shallow_clone()], targets);
+        let local = task.loss(&[first.mm(&head.value.tr())], targets);
+        head.accumulate(|| local.gradients[0].tr().mm(first) / samples);
+        let at_first = local.gradients[0].mm(&head.value);
+        Loss { sum: whole.sum + local.sum, gradients: vec![whole.gradients[0].shallow_clone(), at_first] }
+    }
+}
