@@ -1,6 +1,7 @@
 //! The commands and arguments; the files beside this one execute them.
 
 use super::bench::Bench;
+use super::overrides::{ConfigArgs, Overrides};
 use crate::config::ExportFormat;
 use crate::data::image::shrink::{QUALITY, SHORT_SIDE};
 use crate::import::Role;
@@ -243,24 +244,6 @@ pub enum Downstream {
         #[arg(long)]
         json: bool,
     },
-}
-
-#[derive(Debug, Args)]
-pub struct ConfigArgs {
-    /// The TOML file; configs/default.toml lists every key
-    pub config: PathBuf,
-    #[command(flatten)]
-    pub over: Overrides,
-}
-
-#[derive(Debug, Args)]
-pub struct Overrides {
-    /// Override a config key, such as --set module.epochs=10; may be given more than once
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub sets: Vec<String>,
-    /// Override run.dir
-    #[arg(long, value_name = "DIR")]
-    pub run_dir: Option<PathBuf>,
 }
 
 impl Command {

@@ -1,7 +1,7 @@
 //! `incubate bench`: its arguments, and what each measures.
 
-use super::args::ConfigArgs;
 use super::load::{devices, start_libtorch};
+use super::overrides::ConfigArgs;
 use super::print_either;
 use crate::bench;
 use crate::device::memory;

@@ -1,7 +1,7 @@
 //! What the commands for a cluster do: `submit`, `status`, `cancel`, `doctor`.
 
-use super::args::{ConfigArgs, Overrides};
 use super::load::threads;
+use super::overrides::{ConfigArgs, Overrides};
 use super::{is_read, print_either};
 use crate::cluster::{doctor, queue, status, submit};
 use crate::config::DeviceChoice;

@@ -1,6 +1,6 @@
 //! Makes a config of the arguments, and sets libtorch up before it is first used.
 
-use super::args::{ConfigArgs, Overrides};
+use super::overrides::{ConfigArgs, Overrides};
 use crate::config::{Config, Precision};
 use crate::device::{self, Devices, OnNode};
 use crate::launcher::{cores_of_this_rank, rank_on_this_node, ranks_on_this_node};

@@ -1,5 +1,6 @@
 //! `incubate doctor`: checks whether this node can run a config, with one line for each finding.
 
+use super::finding::{Finding, finding};
 use super::gpus;
 use crate::collective::mpi;
 use crate::config::{Config, DeviceChoice, Precision};
@@ -12,19 +13,9 @@ use crate::plan::cost::cost;
 use crate::run::table::E2E;
 use crate::store::durable;
 use anyhow::{Context, Result, anyhow};
-use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
 use tch::{Device, Kind};
-
-/// The result of one check.
-#[derive(Debug, Serialize)]
-pub struct Finding {
-    pub subject: &'static str,
-    pub ok: bool,
-    /// What was found, with the cure if it is not ok.
-    pub text: String,
-}
 
 /// Checks the node and, given a config, also its precision, data and run directory.
 pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
@@ -64,11 +55,6 @@ pub fn warn_of_trouble(config: &Config, threads: usize, is_zero: bool) {
     for trouble in findings.into_iter().filter(|finding| !finding.ok) {
         log::warn!("{}: {}", trouble.subject, trouble.text);
     }
-}
-
-pub(super) fn finding(subject: &'static str, found: Result<String>) -> Finding {
-    let ok = found.is_ok();
-    Finding { subject, ok, text: found.unwrap_or_else(|error| format!("{error:#}")) }
 }
 
 fn libtorch() -> Result<String> {

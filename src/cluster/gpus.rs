@@ -1,6 +1,6 @@
 //! The checks of `incubate doctor` that concern GPUs: the driver, the devices, libtorch's CUDA, NCCL.
 
-use super::doctor::{Finding, finding};
+use super::finding::{Finding, finding};
 use crate::collective::nccl;
 use crate::config::DeviceChoice;
 use crate::device::{cuda, describe, loaded_library};

@@ -2,6 +2,7 @@
 
 pub mod doctor;
 mod evidence;
+mod finding;
 mod gpus;
 pub mod job;
 pub mod queue;

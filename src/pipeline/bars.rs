@@ -4,7 +4,8 @@
 use crate::plan::Plan;
 use crate::run::state::Activity;
 use crate::store::RunDir;
-use crate::store::progress::{Progress, duration, unix_time};
+use crate::store::process::unix_time;
+use crate::store::progress::{Progress, duration};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use std::collections::HashMap;
 use std::fs::File;

@@ -120,7 +120,7 @@ fn beside(path: &Path) -> Result<PathBuf> {
 
 /// A text that no other writer has, on this node or another; a process number alone would not be unique.
 pub(super) fn unique() -> String {
-    let host = super::progress::host().replace('/', "-");
+    let host = super::process::host().replace('/', "-");
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::time::Instant::now());
     format!("{host}-{}-{random:016x}", std::process::id())
 }
@@ -149,7 +149,7 @@ mod tests {
         let path = folder.path().join("a.txt");
         assert!(beside(&path).unwrap() != beside(&path).unwrap());
         let name = beside(&path).unwrap().file_name().unwrap().to_string_lossy().into_owned();
-        assert!(name.starts_with(".a.txt.partial-") && name.contains(&super::super::progress::host()), "{name}");
+        assert!(name.starts_with(".a.txt.partial-") && name.contains(&super::super::process::host()), "{name}");
     }
 
     #[test]

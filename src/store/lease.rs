@@ -8,7 +8,7 @@
 //! A holder counts as dead if its process is gone from this machine, if Slurm has restarted its job, or if it has not renewed
 //! for half a minute. The time is measured by the clock of the waiting process, because the clocks of nodes may differ.
 
-use super::progress::{host, unix_time};
+use super::process::{host, unix_time};
 use super::{RunDir, durable};
 use crate::error::Failure;
 use anyhow::{Context, Result, bail};

@@ -3,7 +3,7 @@
 //! A phase that resumes at step s first removes all lines after s and rewrites the events from the other lines, so that a
 //! restarted run shows one clean curve.
 
-use super::progress::unix_time;
+use super::process::unix_time;
 use super::tensorboard::EventFile;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};

@@ -4,6 +4,7 @@ pub mod artefact;
 pub mod durable;
 pub mod lease;
 pub mod metrics;
+pub mod process;
 pub mod progress;
 pub mod run_dir;
 pub mod seen;

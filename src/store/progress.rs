@@ -3,12 +3,12 @@
 
 use super::durable::unique;
 use super::lease::{self, slurm_job};
+use super::process::{host, unix_time};
 use super::run_dir::RunDir;
 use crate::run::state::{Activity, Beat};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A heartbeat: how far a phase is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,16 +108,6 @@ impl Progress {
         let left = (self.steps - self.step.min(self.steps)) as f64 * global_batch as f64;
         (self.images_per_s > 0.0).then(|| left / self.images_per_s)
     }
-}
-
-/// Seconds since 1970.
-pub fn unix_time() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
-}
-
-/// The name of this node.
-pub fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or("?".into(), |name| name.trim().to_string())
 }
 
 /// A duration such as `1h02m` or `3m05s`, for people.

@@ -19,7 +19,7 @@ impl EventFile {
         let path = folder.join("events.out.tfevents.incubate");
         let mut events = EventFile { file: File::create(&path).with_context(|| format!("{}", path.display()))? };
         let mut event = Vec::new();
-        double(&mut event, 1, super::progress::unix_time());
+        double(&mut event, 1, super::process::unix_time());
         bytes(&mut event, 3, b"brain.Event:2");
         events.record(&event)?;
         Ok(events)

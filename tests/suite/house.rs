@@ -87,7 +87,7 @@ fn heavy_dependencies_have_one_room_each() {
     for (needle, rooms) in [
         ("use mpi::", &["collective/mpi.rs"][..]),
         ("hdf5::", &["store/artefact.rs", "data/source/shard.rs", "main.rs", "cluster/doctor.rs"]),
-        ("clap::", &["cli/args.rs", "cli/bench.rs", "cli/mod.rs", "main.rs"]),
+        ("clap::", &["cli/args.rs", "cli/bench.rs", "cli/mod.rs", "cli/overrides.rs", "main.rs"]),
         ("hotcoco::", &["downstream/coco.rs"]),
         ("indicatif::", &["pipeline/bars.rs"]),
     ] {

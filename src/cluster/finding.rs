@@ -1,0 +1,19 @@
+//! What a check of a node finds.
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// The result of one check.
+#[derive(Debug, Serialize)]
+pub struct Finding {
+    pub subject: &'static str,
+    pub ok: bool,
+    /// What was found, with the cure if it is not ok.
+    pub text: String,
+}
+
+/// The finding of a check: its text, or its error.
+pub fn finding(subject: &'static str, found: Result<String>) -> Finding {
+    let ok = found.is_ok();
+    Finding { subject, ok, text: found.unwrap_or_else(|error| format!("{error:#}")) }
+}
