@@ -65,3 +65,22 @@ impl fmt::Display for JobKind {
         }
     }
 }
+
+/// One job to submit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedJob {
+    pub kind: JobKind,
+    /// The nodes that it does, by their positions in the graph.
+    pub nodes: Vec<usize>,
+    /// The modules of an array.
+    pub modules: Vec<usize>,
+    /// The module of the array's task 0.
+    pub first: usize,
+    /// The jobs that it waits for, by their places in the list.
+    pub after: Vec<usize>,
+    /// The jobs of an earlier submission that it waits for too, as `squeue` names them.
+    pub after_alive: Vec<String>,
+    pub script: String,
+    /// The arguments of the script.
+    pub arguments: Vec<String>,
+}

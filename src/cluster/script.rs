@@ -1,7 +1,6 @@
 //! Slurm job scripts as pure functions of the plan: the same plan gives the same text.
 
-use super::job::JobKind;
-use super::slurm::PlannedJob;
+use super::job::{JobKind, PlannedJob};
 use crate::config::Slurm;
 use crate::plan::Plan;
 use crate::plan::groups::ranges;

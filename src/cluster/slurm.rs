@@ -1,6 +1,6 @@
 //! The Slurm jobs of a run, as a pure function of its graph and of what is done or on its way. `submit.rs` submits them.
 
-use super::job::JobKind;
+use super::job::{JobKind, PlannedJob};
 use super::script::{Places, Script};
 use crate::config::SlurmMode;
 use crate::plan::Plan;
@@ -8,25 +8,6 @@ use crate::run::graph::{Graph, Node};
 use crate::run::table::SlurmJob;
 use anyhow::Result;
 use std::collections::BTreeMap;
-
-/// One job to submit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlannedJob {
-    pub kind: JobKind,
-    /// The nodes that it does, by their positions in the graph.
-    pub nodes: Vec<usize>,
-    /// The modules of an array.
-    pub modules: Vec<usize>,
-    /// The module of the array's task 0.
-    pub first: usize,
-    /// The jobs that it waits for, by their places in the list.
-    pub after: Vec<usize>,
-    /// The jobs of an earlier submission that it waits for too, as `squeue` names them.
-    pub after_alive: Vec<String>,
-    pub script: String,
-    /// The arguments of the script.
-    pub arguments: Vec<String>,
-}
 
 /// What the jobs depend on beside the plan.
 #[derive(Debug, Clone)]

@@ -1,11 +1,11 @@
 //! `incubate submit`: writes the scripts into the run directory and hands them to sbatch, each waiting for those before.
 
 use super::evidence::{gather, is_imported};
-use super::job::JobKind;
+use super::job::{JobKind, PlannedJob};
 use super::queue::{self, Queue, Submitted};
 use super::sbatch;
 use super::script::Places;
-use super::slurm::{Alive, MAX_ARRAY_SIZE, PlannedJob, Situation, jobs};
+use super::slurm::{Alive, MAX_ARRAY_SIZE, Situation, jobs};
 use crate::plan::Plan;
 use crate::plan::cost::cost;
 use crate::run::graph::{Graph, Node};
