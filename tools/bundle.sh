@@ -27,7 +27,7 @@ root=$work/$name
 mkdir -p "$root/bin" "$root/lib/openmpi" "$root/lib/pmix"
 cp target/release/incubate "$root/bin/"
 strip --strip-debug "$root/bin/incubate"
-cp -r configs slurm LICENSE README.md "$root/"
+cp -r configs docs slurm LICENSE README.md CONTRIBUTING.md CHANGELOG.md "$root/"
 mkdir "$root/tools"
 cp tools/*.py "$root/tools/"
 
