@@ -201,7 +201,7 @@ pub struct EvaluateArgs {
     /// Also write logits, labels and inputs (of large sets the first 16) as safetensors, to compare other programs with
     #[arg(long, value_name = "FILE")]
     pub outputs: Option<PathBuf>,
-    /// Print JSON: top1, top5, loss, images
+    /// Print JSON: the metrics by name, and how many images were evaluated
     #[arg(long)]
     pub json: bool,
 }

@@ -22,6 +22,7 @@ use crate::pipeline::bars::{self, Bars};
 use crate::pipeline::{Job, check_shares, plan_report, report, summary};
 use crate::plan::Plan;
 use crate::run::table::{ASSEMBLE, E2E, FINETUNE, META, MODULE};
+use crate::task::Task;
 use crate::{export, import, model, pack, usage};
 use anyhow::{Context, Result};
 use args::PackArgs;
@@ -149,7 +150,7 @@ fn conclude(job: &Job, json: bool) -> Result<()> {
     let (report, curves) = (job.run.file("report.html"), job.run.file("logs"));
     let outcome = Outcome { models: &rows, exported, report, curves };
     print_either(json, &outcome, || {
-        let mut text = summary::table(&rows);
+        let mut text = summary::table(Task::of(config), &rows);
         outcome.exported.iter().for_each(|folder| text += &format!("exported: {}\n", folder.display()));
         text += &format!("report: {}\n", outcome.report.display());
         text + &format!("curves: {} (metrics.jsonl and TensorBoard events)\n", outcome.curves.display())

@@ -7,6 +7,7 @@ use crate::run::graph::{Graph, Node};
 use crate::run::state::{Evidence, Found, State, states};
 use crate::store::progress::{Progress, duration};
 use crate::store::{RunDir, Seen};
+use crate::task::{Score, Task};
 use anyhow::Result;
 use serde::{Serialize, Serializer};
 use std::fmt::Write;
@@ -34,7 +35,9 @@ pub struct Line {
     pub host: Option<String>,
     /// Seconds since the last sign of life.
     pub heartbeat_s: Option<f64>,
-    pub top1: Option<f64>,
+    /// The score of the node's artefact in the headline metric.
+    #[serde(flatten)]
+    pub headline: Score,
 }
 
 fn as_word<S: Serializer>(state: &State, serializer: S) -> Result<S::Ok, S::Error> {
@@ -61,11 +64,12 @@ pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut
     }
     let is_imported = is_imported(graph, &evidence);
     let states = states(graph, &evidence);
+    let task = Task::of(&plan.config);
     let mut lines = Vec::new();
     for (((node, evidence), heartbeat), state) in graph.nodes().iter().zip(&evidence).zip(&heartbeats).zip(states) {
         if is_shown(node, evidence, is_imported) {
             let mut line = line(plan, node, state, evidence, heartbeat.as_ref());
-            line.top1 = seen.header(run, node).and_then(|header| header.metrics.get("top1").copied());
+            line.headline = task.headline_score(seen.header(run, node).map(|header| &header.metrics));
             lines.push(line);
         }
     }
@@ -98,7 +102,7 @@ fn line(plan: &Plan, node: &Node, state: State, evidence: &Evidence, heartbeat: 
         goodput: heartbeat.filter(|p| p.seconds > 0.0 && p.steps > 0).map(|p| (p.useful_s / p.seconds).min(1.0)),
         host: running.map(|p| p.host.clone()),
         heartbeat_s: evidence.beat.as_ref().map(|beat| beat.age).filter(|_| state != State::Done),
-        top1: None,
+        headline: Task::of(&plan.config).headline_score(None),
         state,
     }
 }
@@ -116,7 +120,7 @@ pub fn table(lines: &[Line]) -> String {
         "restarts",
         "goodput",
         "beat",
-        "top-1 %",
+        lines.first().map_or_else(String::new, |line| line.headline.metric.title()),
         "job",
         "where, why"
     );
@@ -135,7 +139,7 @@ pub fn table(lines: &[Line]) -> String {
             l.restarts,
             percent(l.goodput),
             time(l.heartbeat_s),
-            l.top1.map_or("-".into(), |t| format!("{t:.2}")),
+            l.headline.cell("-"),
             l.job.as_deref().unwrap_or("-"),
             l.host.as_deref().or(l.why.as_deref()).unwrap_or("-")
         );

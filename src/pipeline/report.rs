@@ -7,6 +7,7 @@ use crate::run::table::Row;
 use crate::store::metrics;
 use crate::store::{RunDir, durable};
 use crate::svg::{self, Axis, Curve, escaped};
+use crate::task::{Better, Metric, Task};
 use anyhow::Result;
 use serde_json::{Map, Value};
 use std::fmt::Write;
@@ -30,35 +31,51 @@ pub fn write(plan: &Plan, graph: &Graph, run: &RunDir, rows: &[summary::Row]) ->
         images = plan.train_images,
         data = escaped(&config.data.path.display().to_string()),
     );
-    html += "<h2>Models</h2><table><tr><th>model<th>top-1 %<th><th>top-5 %<th>training images<th>FLOPs<th>device-hours</tr>";
-    for row in rows {
-        let percent = |v: Option<f64>| v.map_or("–".into(), |v| format!("{v:.2}"));
-        let _ = write!(
-            html,
-            "<tr><td>{}<td>{}<td><meter max=100 value={:.2}></meter><td>{}<td>{}<td>{:.2e}<td>{:.4}</tr>",
-            escaped(&row.model),
-            percent(row.top1),
-            row.top1.unwrap_or_default(),
-            percent(row.top5),
-            row.images,
-            row.flops,
-            row.device_hours
-        );
-    }
-    html += "</table>";
+    html += &table(Task::of(config), rows);
     if let Some(count) = unreadable(rows) {
         let _ = write!(html, "<p>{count} image(s) could not be read and were skipped; the log names them.");
     }
     html += "<h2>Curves</h2>";
     for row in graph.rows(false).into_iter().filter(|row| row.phase().is_some()) {
-        html += &curves(graph, run, row)?;
+        html += &curves(graph, run, row, Task::of(config).headline())?;
     }
     let _ = write!(html, "<h2>Config</h2><pre>{}</pre>", escaped(&config.to_toml()));
     durable::replace_bytes(&run.file("report.html"), html.as_bytes())
 }
 
+/// The models with their scores and costs.
+fn table(task: Task, rows: &[summary::Row]) -> String {
+    let title = |metric: &'static Metric| {
+        let meter = if full_meter(task, metric).is_some() { "<th>" } else { "" };
+        format!("<th>{}{meter}", escaped(&metric.title()))
+    };
+    let titles: String = task.columns().map(title).collect();
+    let mut html =
+        format!("<h2>Models</h2><table><tr><th>model{titles}<th>training images<th>FLOPs<th>device-hours</tr>");
+    for row in rows {
+        let _ = write!(html, "<tr><td>{}", escaped(&row.model));
+        for score in &row.scores.0 {
+            let _ = write!(html, "<td>{}", score.cell("–"));
+            if let Some(full) = full_meter(task, score.metric) {
+                let value = score.metric.number(score.value.unwrap_or_default());
+                let _ = write!(html, "<td><meter max={full} value={value}></meter>");
+            }
+        }
+        let _ = write!(html, "<td>{}<td>{:.2e}<td>{:.4}</tr>", row.images, row.flops, row.device_hours);
+    }
+    html + "</table>"
+}
+
+/// The value at which the meter beside a score is full. Only the headline has a meter, and only if a perfect value is known.
+fn full_meter(task: Task, metric: &Metric) -> Option<f64> {
+    match metric.better {
+        Better::Higher { perfect } if metric == task.headline() => Some(perfect),
+        _ => None,
+    }
+}
+
 /// The curves of one row of the table, with all modules in one picture.
-fn curves(graph: &Graph, run: &RunDir, row: &Row) -> Result<String> {
+fn curves(graph: &Graph, run: &RunDir, row: &Row, headline: &Metric) -> Result<String> {
     let logged = graph.of(row).map(|node| Ok((&node.name, metrics::read(&run.logs(&node.name))?)));
     let logged: Vec<_> = logged.collect::<Result<_>>()?;
     let most = (POINTS / logged.len()).max(FEWEST);
@@ -70,7 +87,8 @@ fn curves(graph: &Graph, run: &RunDir, row: &Row) -> Result<String> {
         let (x, y) = (Axis::around("step", values().map(|p| p.0)), Axis::around(title, values().map(|p| p.1)));
         if all.is_empty() { String::new() } else { svg::curves(&format!("{}: {title}", row.name), x, y, &all) }
     };
-    Ok([("loss", "training loss"), ("test/top1", "test top-1 %")].map(picture).concat())
+    let (key, title) = (format!("test/{}", headline.key), format!("test {}", headline.title()));
+    Ok([("loss", "training loss"), (&key, &title)].map(picture).concat())
 }
 
 /// The logged values of a key by step, thinned out to about `most`. The last one is always among them.

@@ -5,6 +5,7 @@ use crate::plan::cost::cost;
 use crate::run::graph::{Graph, Node};
 use crate::store::progress::{Progress, duration};
 use crate::store::{RunDir, artefact, durable};
+use crate::task::{Scores, Task};
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write;
@@ -13,8 +14,8 @@ use std::fmt::Write;
 #[derive(Debug, Serialize)]
 pub struct Row {
     pub model: String,
-    pub top1: Option<f64>,
-    pub top5: Option<f64>,
+    #[serde(flatten)]
+    pub scores: Scores,
     /// Training images that passed through the network, each counted as often as it did.
     pub images: u64,
     pub flops: f64,
@@ -41,7 +42,6 @@ fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize) -> Resu
         return Ok(None);
     }
     let (header, _) = artefact::read_header(&path)?;
-    let metric = |name: &str| header.metrics.get(name).copied();
     // Assembly trains nothing, and nothing was trained for a model that was imported.
     let trained = plan.phase_of(node).zip(Progress::read(&run.path, &node.name));
     let (images, flops, seconds, replicas) = trained.map_or((0, 0.0, 0.0, 1), |(phase, progress)| {
@@ -50,8 +50,7 @@ fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize) -> Resu
     });
     Ok(Some(Row {
         model: label,
-        top1: metric("top1"),
-        top5: metric("top5"),
+        scores: Task::of(&plan.config).scores(&header.metrics),
         images,
         flops,
         seconds,
@@ -62,20 +61,22 @@ fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize) -> Resu
     }))
 }
 
+/// The width of a column of scores in the table.
+const SCORE_WIDTH: usize = 7;
+
 /// The table for people.
-pub fn table(rows: &[Row]) -> String {
+pub fn table(task: Task, rows: &[Row]) -> String {
+    let titles: String = task.columns().map(|metric| format!(" {:>SCORE_WIDTH$}", metric.title())).collect();
     let mut text = format!(
-        "{:<12} {:>7} {:>7} {:>12} {:>10} {:>8} {:>12}  {}\n",
-        "model", "top-1 %", "top-5 %", "images", "FLOPs", "time", "device-hours", "file"
+        "{:<12}{titles} {:>12} {:>10} {:>8} {:>12}  {}\n",
+        "model", "images", "FLOPs", "time", "device-hours", "file"
     );
     for row in rows {
-        let percent = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.2}"));
+        let scores: String = row.scores.0.iter().map(|score| format!(" {:>SCORE_WIDTH$}", score.cell("-"))).collect();
         let _ = writeln!(
             text,
-            "{:<12} {:>7} {:>7} {:>12} {:>10.2e} {:>8} {:>12.4}  {}",
+            "{:<12}{scores} {:>12} {:>10.2e} {:>8} {:>12.4}  {}",
             row.model,
-            percent(row.top1),
-            percent(row.top5),
             row.images,
             row.flops,
             duration(row.seconds),

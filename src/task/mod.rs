@@ -91,7 +91,8 @@ impl Task {
         }
     }
 
-    /// The outputs at the taps and the labels of an evaluated batch, by the names under which another program's results are compared with them.
+    /// The outputs at the taps and the labels of an evaluated batch, named as in the file that is compared with the results of
+    /// another program.
     pub fn named_outputs<'a>(self, outputs: &'a [Tensor], labels: &'a Tensor) -> Vec<(&'static str, &'a Tensor)> {
         match self {
             Task::Classification { .. } => vec![("logits", &outputs[0]), ("labels", labels)],
