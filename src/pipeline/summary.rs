@@ -106,3 +106,32 @@ pub fn unreadable(rows: &[Row]) -> Option<usize> {
 pub fn write(run: &RunDir, rows: &[Row]) -> Result<()> {
     durable::replace_bytes(&run.file("summary.json"), &serde_json::to_vec_pretty(rows)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn the_scores_stand_between_the_model_and_its_cost_in_json_and_in_the_table() {
+        let task = Task::of(&Config::parse("", &[]).unwrap());
+        let row = Row {
+            model: "assembled".into(),
+            scores: task.scores(&BTreeMap::from([("top1".into(), 85.5), ("loss".into(), 0.5)])),
+            images: 7,
+            flops: 0.0,
+            seconds: 0.0,
+            device_hours: 0.0,
+            file: "assembled.h5".into(),
+            unreadable_images: 0,
+            is_baseline: false,
+        };
+        let json = serde_json::to_string(&row).unwrap();
+        assert!(json.starts_with(r#"{"model":"assembled","top1":85.5,"top5":null,"images":7,"flops""#), "{json}");
+        let table = table(task, &[row]);
+        let [titles, values, ..] = table.lines().collect::<Vec<_>>()[..] else { panic!("{table}") };
+        assert!(titles.starts_with("model        top-1 % top-5 %       images"), "{titles}");
+        assert!(values.starts_with("assembled      85.50       -            7"), "{values}");
+    }
+}

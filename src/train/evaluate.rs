@@ -40,11 +40,12 @@ pub fn evaluate(
                 break;
             }
             let batch = batch?;
-            if batch.labels_b.numel() > 0 {
+            let readable = batch.images_bchw.size()[0];
+            if readable > 0 {
                 let outputs = network.forward(&upload(&batch.images_bchw, device), task.taps());
                 let outputs: Vec<Tensor> = outputs.iter().map(|output| output.to_device(Device::Cpu)).collect();
                 task.add(&mut sums, &outputs, &batch.labels_b);
-                images += batch.images_bchw.size()[0] as f64;
+                images += readable as f64;
                 see(&batch, &outputs);
             }
         }
