@@ -2,6 +2,7 @@
 
 mod cluster;
 mod damage;
+mod documents;
 mod downstream;
 mod drawn;
 mod exports;
