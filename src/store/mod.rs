@@ -1,6 +1,7 @@
 //! What survives a process: the run directory, HDF5 artefacts, leases, metrics, heartbeats.
 
 pub mod artefact;
+mod checkpoints;
 pub mod durable;
 pub mod lease;
 pub mod metrics;

@@ -1,5 +1,6 @@
-//! Where and when this process runs.
+//! Where and when this process runs, and for which Slurm job.
 
+use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seconds since 1970.
@@ -9,5 +10,40 @@ pub fn unix_time() -> f64 {
 
 /// The name of this node.
 pub fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or("?".into(), |name| name.trim().to_string())
+    fs::read_to_string("/proc/sys/kernel/hostname").map_or("?".into(), |name| name.trim().to_string())
+}
+
+/// The Slurm job of this process as `squeue` names it: `17`, or `17_2` for a task of an array.
+pub fn slurm_job() -> Option<String> {
+    let variable = |name: &str| std::env::var(name).ok();
+    match (variable("SLURM_ARRAY_JOB_ID"), variable("SLURM_ARRAY_TASK_ID")) {
+        (Some(array), Some(task)) => Some(format!("{array}_{task}")),
+        _ => variable("SLURM_JOB_ID"),
+    }
+}
+
+/// The seconds since this process was started.
+pub fn process_age() -> f64 {
+    let uptime = fs::read_to_string("/proc/uptime").ok();
+    let uptime: Option<f64> = uptime.and_then(|text| text.split(' ').next()?.parse().ok());
+    // SAFETY: sysconf only reads a constant.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+    let started = process_start(std::process::id()).map(|ticks| ticks as f64 / per_second);
+    uptime.zip(started).map_or(0.0, |(now, started)| (now - started).max(0.0))
+}
+
+/// The clock ticks from boot to the start of a living process (proc(5), `stat`, field 22); none for a zombie.
+pub fn process_start(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The process name stands in parentheses and may hold spaces.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    if state == "Z" { None } else { fields.nth(18)?.parse().ok() }
+}
+
+/// The boot and the process-number namespace of this process. A process number means something only within one of them.
+pub fn machine() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{} {}", boot.trim(), namespace.display())
 }

@@ -2,8 +2,8 @@
 //! `status` and the progress bars read these files, so they need nothing but the run directory, whatever the number of nodes.
 
 use super::durable::unique;
-use super::lease::{self, slurm_job};
-use super::process::{host, unix_time};
+use super::lease;
+use super::process::{host, slurm_job, unix_time};
 use super::run_dir::RunDir;
 use crate::run::state::{Activity, Beat};
 use anyhow::{Context, Result};

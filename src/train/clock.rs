@@ -1,6 +1,6 @@
 //! The time of a rank: every second counts for one of its phases, or for none while the rank waits for others.
 
-use crate::store::lease::process_age;
+use crate::store::process::process_age;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 

@@ -65,7 +65,7 @@ fn an_array_run_is_meta_then_modules_then_the_rest_and_skips_what_is_done() {
 
 #[test]
 fn what_is_not_packed_yet_is_packed_first_by_one_process_with_a_nodes_cores() {
-    let text = "[data]\nformat = \"packed\"\npath = \"/pack\"\npack_from = \"/images\"\n\
+    let text = "[data]\nformat = \"packed\"\npath = \"/pack\"\npack_from = \"/images\"\ntrain_images = 1281167\n\
                 [slurm]\nnodes = 2\nranks = 8\ncpus_per_rank = 3\ngpus_per_node = 4\n";
     let array = fresh(&plan(text), places()).unwrap();
     assert_eq!(names(&array), ["pack", "meta", "modules", "finalize"]);
