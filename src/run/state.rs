@@ -260,15 +260,16 @@ impl State {
     }
 }
 
+/// What to do about an artefact that is not the node's own.
 fn cure(node: &Node, misfit: &Misfit) -> String {
     let again = match node.index {
         Some(index) => format!("train module {index} again"),
         None => format!("start `incubate {}` again", node.command()),
     };
     let or = match misfit {
-        Misfit::Module { .. } => "",
-        Misfit::Depths { .. } | Misfit::Recipe => ", or choose another --run-dir",
-        Misfit::Original(_) => ", or restore the one that it grew in",
+        Misfit::Module { .. } => String::new(),
+        Misfit::Depths { .. } | Misfit::Recipe => ", or choose another --run-dir".into(),
+        Misfit::Original(row) => format!(", or restore the {row} model that it grew in"),
     };
     format!("delete {} and {again}{or}", node.file)
 }
@@ -280,7 +281,7 @@ impl fmt::Display for Misfit {
             Misfit::Module { held, expected } => write!(out, "holds {}, not {}", module(held), module(expected)),
             Misfit::Depths { held, expected } => write!(out, "has depths {held:?}, expected {expected:?}"),
             Misfit::Recipe => write!(out, "was written by another recipe"),
-            Misfit::Original(row) => write!(out, "grew in another {row} model than the one of this run"),
+            Misfit::Original(row) => write!(out, "grew in another {row} model than this run's"),
         }
     }
 }
