@@ -20,9 +20,10 @@ from timm.data.auto_augment import AugmentOp, rand_augment_transform
 from timm.data.mixup import cutmix_bbox_and_lam
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision import transforms
 from torchvision.transforms import functional
 
-SIZE, DRAWS, MEAN = 40, 100_000, (124, 116, 104)
+SIZE, SMALL, DRAWS, MEAN = 40, 20, 100_000, (124, 116, 104)
 OPERATIONS = [("AutoContrast", ()), ("Equalize", ()), ("Invert", ()), ("Posterize", (2,)), ("Solarize", (100,)),
               ("SolarizeAdd", (60,)), ("Color", (0.3,)), ("Color", (1.8,)), ("Contrast", (0.3,)), ("Contrast", (1.8,)),
               ("Brightness", (0.3,)), ("Brightness", (1.8,)), ("Sharpness", (0.3,)), ("Sharpness", (1.8,)),
@@ -109,8 +110,14 @@ def pictures():
     for left, top, width, height in [(0, 0, 121, 90), (7, 11, 80, 60), (30, 20, 25, 33), (100, 3, 21, 80)]:
         crop = large.crop((left, top, left + width, top + height))
         result[f"crop.{left} {top} {width} {height}"] = np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    for size, image in [(32, large), (48, large), (32, large.transpose(Image.Transpose.ROTATE_90))]:
-        transform = create_transform(size, is_training=False, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
+    turned = large.transpose(Image.Transpose.ROTATE_90)
+    for size, image in [(40, large), (48, large), (40, turned), (32, large), (28, turned)]:
+        if size > 32:
+            transform = create_transform(size, is_training=False, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
+        else:
+            # DeiT expects images of the input's size here and resizes nothing. Others are shown whole, as far as a square can.
+            resize = transforms.Resize(size, transforms.InterpolationMode.BICUBIC)
+            transform = transforms.Compose([resize, transforms.CenterCrop(size), transforms.ToTensor()])
         key = f"evaluation.{size} {image.width} {image.height}"
         result[key] = (transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     # Brightness, contrast and saturation as ColorJitter applies them, in this order.
@@ -131,7 +138,36 @@ def pictures():
         transform = create_transform(size, is_training=False, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
         pixels = (transform(photo) * 255).round().to(torch.uint8).permute(1, 2, 0)
         result[f"photo.evaluation {size}"] = pixels[::7, ::7].contiguous().numpy()
-    return result | files()
+    return result | files() | small()
+
+
+def small():
+    """A colour and a gray image of up to 32 pixels after DeiT's build_transform, by the padded crop's place in the image,
+    whether it is flipped, and the operation that RandAugment does."""
+    result = {}
+    for mode in ("RGB", "L"):
+        image = picture(SMALL, SMALL).convert(mode)
+        result[f"small.{mode}"] = np.asarray(image)
+        channels = len(image.getbands())
+        mean = [value / 255 for value in MEAN[:channels]]
+        transform = create_transform(SMALL, is_training=True, color_jitter=0.4, auto_augment="rand-m9-mstd0.5-inc1",
+                                     interpolation="bicubic", re_prob=0.25, re_mode="pixel", re_count=1, mean=mean,
+                                     std=[1.0] * channels)
+        transform.transforms[0] = transforms.RandomCrop(SMALL, padding=4)
+        crop, flip, augment, _, normalise, erase = transform.transforms
+        names = [type(step).__name__ for step in (flip, augment, normalise, erase)]
+        assert names == ["RandomHorizontalFlip", "RandAugment", "Normalize", "RandomErasing"], names
+        augment.num_layers, normalise.mean, erase.probability = 1, torch.zeros(channels), 0.0
+        hparams = augment.ops[0].hparams
+        for number, (name, arguments) in enumerate(OPERATIONS):
+            top, left, flip.p = number % 9, 2 * number % 9, number % 2
+            crop.get_params = lambda *_: (top, left, SMALL, SMALL)
+            augment.ops = [AugmentOp(name, prob=1.0, hparams=hparams)]
+            augment.ops[0].level_fn = lambda *_: arguments
+            shown = (transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+            place = f"{top - 4} {left - 4} {flip.p}"
+            result[f"small.{mode}.{place}." + " ".join([name, *map(str, arguments)])] = shown
+    return result
 
 
 def erased(image):

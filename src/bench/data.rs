@@ -206,7 +206,7 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     let batch = BATCH.min(count / 2 * 2);
     let sets = [format!("train.global_batch={batch}"), format!("run.workers={workers}"), "data.repeats=1".into()];
     let plan = Plan::new(Config::parse("", &sets)?, count)?;
-    let split = Split::Stored(files.clone());
+    let split: Split = files.clone();
     let source = Source { train: split.clone(), test: split, bad: Arc::new(BadImages::new(0)) };
     let phase = plan.phase(&META, None);
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
@@ -278,7 +278,7 @@ fn operations(config: &Config, files: &dyn Samples) -> Result<BTreeMap<&'static 
 impl Parts {
     fn of(reading: Duration, spent: &Spent, images: usize) -> Parts {
         let each = |part: Duration| part.as_secs_f64() * 1e3 / images as f64;
-        let [decode, resample, operations, normalise, erase] = spent.parts().map(each);
+        let [decode, resample, operations, normalise, erase] = spent.steps().map(each);
         Parts { read: each(reading), decode, resample, operations, normalise, erase }
     }
 }

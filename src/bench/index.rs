@@ -98,7 +98,7 @@ fn load(index: Index) -> Result<()> {
     drop(rgb);
     let sets = [format!("run.workers={WORKERS}"), "run.micro_batch=64".into(), format!("model.classes={CLASSES}")];
     let plan = Plan::new(Config::parse("", &sets)?, index.len())?;
-    let split = Split::Stored(Arc::new(Generated { index, file }));
+    let split: Split = Arc::new(Generated { index, file });
     let source = Source { train: split.clone(), test: split, bad: Arc::new(BadImages::new(0)) };
     let phase = plan.phase(&META, None);
     let micro_batches = micro_batches(0..phase.training.global_batch, plan.config.run.micro_batch.samples());

@@ -89,6 +89,11 @@ impl Slurm {
 
 impl Data {
     fn validate(&self, model: &Model) -> Result<()> {
+        require!(
+            [1, 3].contains(&model.channels()),
+            "model.channels = {}: images have 1 channel (gray) or 3 (red, green, blue)",
+            model.channels()
+        );
         for (key, values) in [("mean", &self.mean), ("std", &self.std)] {
             require!(
                 values.len() == model.channels(),

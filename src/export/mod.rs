@@ -15,7 +15,8 @@ mod timm;
 mod torch_file;
 mod vitdet;
 
-use crate::config::{Config, ExportFormat, Format};
+use crate::config::{Config, ExportFormat};
+use crate::data::image::recipe::evaluated_share;
 use crate::error::Failure;
 use crate::family::Model;
 use crate::family::vit::Vit;
@@ -147,13 +148,9 @@ impl Whole<'_> {
         }
     }
 
-    /// The share of the resized image that evaluation crops: stored images are resized and cropped, those that are drawn or
-    /// lie in memory evaluated as they are.
+    /// The share of the resized image's shorter side that evaluation crops.
     fn crop(&self) -> f64 {
-        match self.config.data.format {
-            Format::Folder | Format::Tar | Format::Packed => self.config.data.crop_percent,
-            Format::Idx | Format::Cifar10 | Format::Cifar100 | Format::Shapes => 1.0,
-        }
+        evaluated_share(self.config)
     }
 
     /// The last block of each quarter, from 0: where segmentation heads tap the network and where ViTDet attends globally.
@@ -271,7 +268,7 @@ mod tests {
             Whole { config: &config, model, depth: 12, tensors: Vec::new() }.crop()
         };
         assert_eq!(crop(&["data.crop_percent=0.95"]), 0.95);
-        assert_eq!(crop(&["data.format=packed", "data.crop_percent=0.95", "model.image_size=32"]), 0.95);
-        assert_eq!(crop(&["data.format=shapes", "data.train_images=8", "data.test_images=4"]), 1.0);
+        assert_eq!(crop(&["data.format=packed", "data.crop_percent=0.95", "model.image_size=32"]), 1.0);
+        assert_eq!(crop(&["data.format=shapes", "data.train_images=8", "data.test_images=4"]), 0.875);
     }
 }

@@ -65,7 +65,7 @@ impl Samples for Files {
     }
 }
 
-const SIZE: usize = 16;
+const SIZE: usize = 48;
 
 static CONFIG: LazyLock<Config> = LazyLock::new(|| Config::parse("", &[format!("model.image_size={SIZE}")]).unwrap());
 
@@ -88,7 +88,7 @@ fn read_or_named(split: &Split, index: usize, code: u8) -> bool {
 /// Reads damaged files whole, and as training does: cropped, at a reduced size, several times; skips those that cannot be.
 fn decode_damaged(seed: u64, extension: &'static str, files: &[Vec<u8>]) {
     let one = |number: u64| damaged(&files[number as usize % files.len()], &mut Random::new(&[seed, number]));
-    let split = Split::Stored(Arc::new(Files { extension, bytes: (0..EACH).map(one).collect() }));
+    let split: Split = Arc::new(Files { extension, bytes: (0..EACH).map(one).collect() });
     let whole: Vec<bool> = (0..split.len()).map(|index| read_or_named(&split, index, 2)).collect();
     let read = whole.iter().filter(|&&read| read).count();
     assert!(read > 0 && read < whole.len(), "{read} read: the damage is too small or too large to tell anything");
@@ -131,13 +131,6 @@ fn open(folder: &Path, format: Format) -> anyhow::Result<Source> {
     open_unchecked(&config)
 }
 
-fn stored(split: &Split) -> &dyn Samples {
-    match split {
-        Split::Stored(samples) => samples.as_ref(),
-        Split::Small(_) => unreachable!("these formats are stored"),
-    }
-}
-
 #[test]
 fn a_damaged_tar_is_read_or_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -178,7 +171,7 @@ fn a_damaged_pack_never_gives_other_bytes_than_were_packed() {
     let whole = std::fs::read(&shard).unwrap();
     let source = open(&pack, Format::Packed).unwrap();
     let read_all = |source: &Source| -> Vec<anyhow::Result<Vec<u8>>> {
-        let train = stored(&source.train);
+        let train = &source.train;
         let read = |index| {
             let mut bytes = Vec::new();
             train.read(index, &mut bytes).map(|_| bytes)

@@ -26,6 +26,8 @@ test_images = 128
 mean = [0.3]
 std = [0.3]
 repeats = 1
+auto_augment = ""
+color_jitter = 0.0
 [train]
 global_batch = 64
 base_lr = 8e-3

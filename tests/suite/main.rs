@@ -2,11 +2,14 @@
 
 mod cluster;
 mod damage;
+mod decoding;
 mod documents;
 mod downstream;
 mod drawn;
+mod draws;
 mod exports;
 mod fuzz;
+mod golden;
 mod gpus;
 mod house;
 mod incubate;
@@ -20,6 +23,7 @@ mod replicas;
 mod runs;
 mod seen;
 mod slurm;
+mod small_images;
 mod stored;
 mod transforms;
 mod usage;

@@ -1,10 +1,9 @@
 //! A split's images as the network takes them. Each worker has a reader of its own.
 
 use crate::config::Config;
-use crate::data::image::augment::Transform;
 use crate::data::image::recipe::{Recipe, Workbench};
 use crate::data::source::bad_images::BadImages;
-use crate::data::source::samples::{Samples, Split};
+use crate::data::source::samples::Split;
 use crate::random::Random;
 use crate::usage;
 use anyhow::Result;
@@ -14,8 +13,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Reading {
     split: Split,
-    small: Transform,
-    stored: Recipe,
+    recipe: Recipe,
     /// Random augmentation, not the fixed transform of an evaluation.
     training: bool,
     bad: Arc<BadImages>,
@@ -33,15 +31,15 @@ const KEPT: usize = 64 << 20;
 
 impl Reading {
     pub fn training(config: &Config, split: &Split, bad: &Arc<BadImages>) -> Arc<Reading> {
-        let (split, bad) = (split.clone(), bad.clone());
-        let (small, stored) = (Transform::training(config), Recipe::new(config));
-        Arc::new(Reading { split, small, stored, training: true, bad })
+        Self::new(config, split, bad, true)
     }
 
     pub fn evaluation(config: &Config, split: &Split, bad: &Arc<BadImages>) -> Arc<Reading> {
-        let (split, bad) = (split.clone(), bad.clone());
-        let (small, stored) = (Transform::evaluation(config), Recipe::new(config));
-        Arc::new(Reading { split, small, stored, training: false, bad })
+        Self::new(config, split, bad, false)
+    }
+
+    fn new(config: &Config, split: &Split, bad: &Arc<BadImages>, training: bool) -> Arc<Reading> {
+        Arc::new(Reading { split: split.clone(), recipe: Recipe::new(config), training, bad: bad.clone() })
     }
 
     /// A reader for one thread.
@@ -71,31 +69,28 @@ impl Reader {
         Ok(read.then(|| self.reading.split.label(index)))
     }
 
+    /// Writes the image; false if it is unreadable.
     fn try_read(&mut self, index: usize, mut random: Random, out: &mut [f32]) -> Result<bool> {
-        let reading = self.reading.clone();
-        match &reading.split {
-            Split::Small(images) => reading.small.apply(images, index, random, out),
-            Split::Stored(samples) => {
-                if let Err(fault) = self.decode(samples.as_ref(), index, &mut random, out) {
-                    reading.bad.skip(samples.name(index), fault)?;
-                    return Ok(false);
-                }
+        match self.transform(index, &mut random, out) {
+            Ok(()) => Ok(true),
+            Err(fault) => {
+                let Reading { split, bad, .. } = self.reading.as_ref();
+                bad.skip(split.name(index), fault).map(|()| false)
             }
         }
-        Ok(true)
     }
 
-    fn decode(&mut self, samples: &dyn Samples, index: usize, random: &mut Random, out: &mut [f32]) -> Result<()> {
+    fn transform(&mut self, index: usize, random: &mut Random, out: &mut [f32]) -> Result<()> {
         if self.bytes.capacity() > KEPT {
             self.bytes = Vec::new();
         }
-        let stored = samples.read(index, &mut self.bytes)?;
-        let recipe = &self.reading.stored;
+        let Reading { split, recipe, training, .. } = self.reading.as_ref();
+        let stored = split.read(index, &mut self.bytes)?;
         let bench = match &mut self.bench {
             Some(bench) => bench,
             none => none.insert(recipe.workbench()?),
         };
-        if self.reading.training {
+        if *training {
             recipe.train(bench, &self.bytes, stored, random, out)
         } else {
             recipe.evaluate(bench, &self.bytes, stored, out)

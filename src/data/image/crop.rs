@@ -29,13 +29,23 @@ pub fn random(random: &mut Random, height: usize, width: usize, scale: [f64; 2],
     Region { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
+/// (height, width) with the shorter side of `size` and the same proportions (torchvision's `Resize`).
+pub fn resized(height: usize, width: usize, size: usize) -> (usize, usize) {
+    let long = |own: usize, other: usize| (size as f64 * own as f64 / other as f64) as usize;
+    if width <= height { (long(height, width), size) } else { (size, long(width, height)) }
+}
+
+/// Where (row, column) a square of `size` begins that lies anywhere in an image with a border of `padding` (torchvision's
+/// `RandomCrop`). The image begins at (0, 0), and its sides are no shorter than `size`.
+pub fn padded(random: &mut Random, (height, width): (usize, usize), size: usize, padding: usize) -> (isize, isize) {
+    let mut start = |side: usize| random.below(side - size + 2 * padding + 1) as isize - padding as isize;
+    (start(height), start(width))
+}
+
 /// The part that is left after the shorter side is resized to `size` / `percent` and the centre of `size` × `size` cut
 /// out, in pixels of the stored image; and the region that its resampling looks at.
 pub fn centre(height: usize, width: usize, size: usize, percent: f64) -> (Area, Region) {
-    let short = (size as f64 / percent).floor() as usize;
-    let long = |own: usize, other: usize| (short as f64 * own as f64 / other as f64) as usize;
-    let (resized_h, resized_w) =
-        if width <= height { (long(height, width), short) } else { (short, long(width, height)) };
+    let (resized_h, resized_w) = resized(height, width, (size as f64 / percent).floor() as usize);
     let offset = |resized: usize| ((resized - size) as f64 / 2.0).round_ties_even();
     let (per_row, per_column) = (height as f64 / resized_h as f64, width as f64 / resized_w as f64);
     let area = Area {

@@ -1,7 +1,6 @@
 //! How a stored image becomes the numbers that the network takes: decoding, the training and evaluation recipes, and Mixup
 //! and CutMix of a batch. Pixels flow through here: stored bytes come in, normalised planes (channel, row, column) go out.
 
-pub mod augment;
 pub mod crop;
 pub mod decode;
 pub mod erase;

@@ -1,51 +1,66 @@
 //! Bytes to the numbers that the network takes: (byte / 255 − mean) / deviation, in planes.
 
 use super::pixels::{Pixel, Pixels};
-use super::randaugment::Table;
+use super::randaugment::{IDENTITY, Table};
 use multiversion::multiversion;
 
-/// Per channel, the normalised value of each byte.
+/// How bytes are normalised.
 #[derive(Debug, Clone)]
-pub struct Normalise {
-    channels: [Channel; 3],
+pub enum Normalise {
+    /// The number of each byte. Gray pixels have it in red, green and blue; one plane is written.
+    Gray(Box<[f32; 256]>),
+    Colour([Channel; 3]),
 }
 
+/// A byte's number is byte · scale + bias.
 #[derive(Debug, Clone, Copy)]
-struct Channel {
+pub struct Channel {
     scale: f32,
     bias: f32,
 }
 
 impl Normalise {
+    /// Of one channel's mean and deviation, or three channels'.
     pub fn new(mean: &[f64], std: &[f64]) -> Normalise {
-        // A config for gray images has one value; its images never come this way.
-        let at = |c: usize| c.min(mean.len() - 1);
-        let of =
-            |c: usize| Channel { scale: (1.0 / (255.0 * std[at(c)])) as f32, bias: (-mean[at(c)] / std[at(c)]) as f32 };
-        Normalise { channels: std::array::from_fn(of) }
+        if let ([mean], [std]) = (mean, std) {
+            return Normalise::Gray(Box::new(std::array::from_fn(|byte| ((byte as f64 / 255.0 - mean) / std) as f32)));
+        }
+        Normalise::Colour(std::array::from_fn(|c| Channel {
+            scale: (1.0 / (255.0 * std[c])) as f32,
+            bias: (-mean[c] / std[c]) as f32,
+        }))
     }
 
-    /// Writes planes (channel, row, column) of an image, after `table` and mirrored where asked for.
+    /// Writes planes (channel, row, column) of an image, after `table` and mirrored if that is asked for.
     pub fn apply(&self, pixels: &Pixels, table: Option<&Table>, flipped: bool, out: &mut [f32]) {
-        let plane = pixels.rgbx.len();
-        let (red, rest) = out.split_at_mut(plane);
-        let (green, blue) = rest.split_at_mut(plane);
-        let planes = [red, green, blue];
-        match table {
-            None => scaled(&pixels.rgbx, &self.channels, planes),
-            Some(table) => looked_up(&pixels.rgbx, &self.tables(table), planes),
+        match self {
+            Normalise::Gray(numbers) => {
+                let [of_byte, ..] = table.unwrap_or(&IDENTITY);
+                let number = |pixel: &Pixel| numbers[of_byte[pixel[0] as usize] as usize];
+                out.iter_mut().zip(&pixels.rgbx).for_each(|(out, pixel)| *out = number(pixel));
+            }
+            Normalise::Colour(channels) => {
+                let (red, rest) = out.split_at_mut(pixels.rgbx.len());
+                let (green, blue) = rest.split_at_mut(pixels.rgbx.len());
+                let planes = [red, green, blue];
+                match table {
+                    None => scaled(&pixels.rgbx, channels, planes),
+                    Some(table) => looked_up(&pixels.rgbx, &numbers(channels, table), planes),
+                }
+            }
         }
         if flipped {
             mirror(out, pixels.width);
         }
     }
+}
 
-    fn tables(&self, table: &Table) -> [[f32; 256]; 3] {
-        std::array::from_fn(|c| {
-            let Channel { scale, bias } = self.channels[c];
-            table[c].map(|byte| f32::from(byte) * scale + bias)
-        })
-    }
+/// For each channel, the number of each byte after `table`.
+fn numbers(channels: &[Channel; 3], table: &Table) -> [[f32; 256]; 3] {
+    std::array::from_fn(|c| {
+        let Channel { scale, bias } = channels[c];
+        table[c].map(|byte| f32::from(byte) * scale + bias)
+    })
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]

@@ -18,6 +18,8 @@ pub struct Pixels {
 /// decompression bomb.
 const MOST_PIXELS: usize = 89_478_485;
 
+const BLACK: Pixel = [0, 0, 0, 255];
+
 /// Pixels for which memory is kept: 64 MiB.
 const KEPT: usize = 16 << 20;
 
@@ -29,9 +31,29 @@ impl Pixels {
     }
 
     /// Gives the memory of a huge image back: hardly any other needs it.
-    pub fn let_go(&mut self) {
+    pub fn give_back_if_huge(&mut self) {
         if self.rgbx.capacity() > KEPT {
             *self = Pixels::default();
+        }
+    }
+
+    /// Copies the part of `image` that begins at (row, column); what lies outside the image is black.
+    pub fn copy_part(&mut self, image: &Pixels, (top, left): (isize, isize)) {
+        let inside = |start: isize, length: usize, most: usize| {
+            let first = (-start).clamp(0, length as isize) as usize;
+            first..(most as isize - start).clamp(first as isize, length as isize) as usize
+        };
+        let (rows, columns) = (inside(top, self.height, image.height), inside(left, self.width, image.width));
+        for (row, out) in self.rgbx.chunks_exact_mut(self.width).enumerate() {
+            if rows.contains(&row) && !columns.is_empty() {
+                let start = (columns.start as isize + left) as usize;
+                let shown = &image.row((row as isize + top) as usize)[start..start + columns.len()];
+                out[..columns.start].fill(BLACK);
+                out[columns.clone()].copy_from_slice(shown);
+                out[columns.end..].fill(BLACK);
+            } else {
+                out.fill(BLACK);
+            }
         }
     }
 

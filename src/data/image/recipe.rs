@@ -1,9 +1,11 @@
-//! The recipe of DeiT for large images (timm 1.0: `transforms_factory.py`). Training: RandomResizedCrop, horizontal flip,
-//! RandAugment or colour jitter, normalisation, RandomErasing. Evaluation: resize, centre crop, normalisation.
+//! DeiT's recipe (its `datasets.py: build_transform`, with timm 1.0's `transforms_factory.py`), whatever source an image comes
+//! from. Training: random crop, horizontal flip, RandAugment or colour jitter, normalisation, RandomErasing. Evaluation:
+//! resize, centre crop, normalisation. The input's size chooses the random crop: RandomCrop with zero padding up to 32 pixels,
+//! RandomResizedCrop above.
 
 use super::decode::Decoder;
 use super::normalise::Normalise;
-use super::pixels::{Area, Region};
+use super::pixels::{Area, Pixels, Region};
 use super::randaugment::{self, Canvas, Policy};
 use super::resize::{Order, Resample};
 use super::{crop, erase};
@@ -13,12 +15,22 @@ use crate::random::Random;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// What is done to stored images; shared by all workers.
+/// Inputs up to this size get a padded random crop in training, and show the whole image in evaluation.
+const LARGEST_PADDED: usize = 32;
+
+/// The share of the resized image's shorter side that evaluation crops.
+pub fn evaluated_share(config: &Config) -> f64 {
+    if config.model.image_size() <= LARGEST_PADDED { 1.0 } else { config.data.crop_percent }
+}
+
+/// The transforms of a config; shared by all workers.
 #[derive(Debug, Clone)]
 pub struct Recipe {
+    /// Height = width of the network's input.
     size: usize,
     data: Data,
-    /// None where there is no augmentation.
+    evaluated_share: f64,
+    /// RandAugment, if the config has it.
     policy: Option<Policy>,
     normalise: Normalise,
 }
@@ -27,49 +39,67 @@ pub struct Recipe {
 pub struct Workbench {
     decoder: Decoder,
     resample: Resample,
+    /// The whole image, from which a padded crop is copied.
+    resized: Pixels,
     canvas: Canvas,
     pub spent: Spent,
 }
 
-/// What becomes the canvas, and how.
+/// The part of an image that is drawn, and how.
 struct Part {
     area: Area,
-    /// Pixels outside take no part.
+    /// Pixels outside of it are not read.
     within: Region,
-    /// Decoded at this part of its size.
+    /// The image is decoded at this fraction of its size: 1, 2, 4 or 8 for 1/1 to 1/8.
     shrunk: usize,
     order: Order,
 }
 
-/// The time that each part of the work took, over all images.
-#[derive(Debug, Default)]
+/// The time that each step of the work took, over all images.
+#[derive(Debug)]
 pub struct Spent {
     decode: Duration,
     resample: Duration,
     operations: Duration,
     normalise: Duration,
     erase: Duration,
+    /// When the running step began.
+    since: Instant,
+}
+
+impl Default for Spent {
+    fn default() -> Spent {
+        let none = Duration::ZERO;
+        Spent { decode: none, resample: none, operations: none, normalise: none, erase: none, since: Instant::now() }
+    }
 }
 
 impl Spent {
     /// Decoding, resampling, RandAugment or jitter, normalisation, RandomErasing.
-    pub fn parts(&self) -> [Duration; 5] {
+    pub fn steps(&self) -> [Duration; 5] {
         [self.decode, self.resample, self.operations, self.normalise, self.erase]
+    }
+
+    /// Begins an image.
+    fn begin(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Counts the running step as `step`, and begins the next one.
+    fn end(&mut self, step: impl FnOnce(&mut Spent) -> &mut Duration) {
+        let now = Instant::now();
+        let spent = now - std::mem::replace(&mut self.since, now);
+        *step(self) += spent;
     }
 }
 
-/// Adds the time since `since`, which becomes now.
-fn lap(sum: &mut Duration, since: &mut Instant) {
-    let now = Instant::now();
-    *sum += now - std::mem::replace(since, now);
-}
-
 impl Recipe {
-    /// For a config that passed validation.
+    /// The recipe of a config that passed validation.
     pub fn new(config: &Config) -> Recipe {
         Recipe {
             size: config.model.image_size(),
             data: config.data.clone(),
+            evaluated_share: evaluated_share(config),
             policy: Policy::parse(&config.data.auto_augment).expect("the config was validated"),
             normalise: Normalise::new(&config.data.mean, &config.data.std),
         }
@@ -77,9 +107,16 @@ impl Recipe {
 
     /// Memory for a worker.
     pub fn workbench(&self) -> Result<Workbench> {
-        let byte = |channel: usize| (255.0 * self.data.mean[channel]).round_ties_even().min(255.0) as u8;
-        let canvas = Canvas::new([byte(0), byte(1), byte(2), 255]);
-        Ok(Workbench { decoder: Decoder::new()?, resample: Resample::default(), canvas, spent: Spent::default() })
+        let mean = &self.data.mean;
+        // A gray image's one mean is that of red, green and blue.
+        let byte = |channel: usize| (255.0 * mean[channel % mean.len()]).round_ties_even().min(255.0) as u8;
+        Ok(Workbench {
+            decoder: Decoder::new()?,
+            resample: Resample::default(),
+            resized: Pixels::default(),
+            canvas: Canvas::new([byte(0), byte(1), byte(2), 255]),
+            spent: Spent::default(),
+        })
     }
 
     /// Writes one training image (channel, row, column) into `out`. Everything random about it comes from `random`.
@@ -95,63 +132,110 @@ impl Recipe {
         out: &mut [f32],
     ) -> Result<()> {
         let data = &self.data;
-        let mut since = Instant::now();
-        let (height, width) = bench.decoder.open(bytes, stored)?;
-        let region = crop::random(random, height, width, data.crop_scale, data.crop_ratio);
-        let area = region.area();
-        let part = Part { area, within: region, shrunk: self.shrink(area), order: Order::ColumnsFirst };
-        bench.draw(bytes, part, self.size, &mut since)?;
+        bench.spent.begin();
+        let size = bench.decoder.open(bytes, stored)?;
+        if self.size <= LARGEST_PADDED {
+            self.draw_padded_crop(bench, bytes, size, random)?;
+        } else {
+            self.draw_resized_crop(bench, bytes, size, random)?;
+        }
         bench.canvas.flipped = random.uniform() < data.flip;
         match &self.policy {
             Some(policy) => policy.apply(&mut bench.canvas, random),
             None if data.color_jitter > 0.0 => randaugment::jitter(&mut bench.canvas, data.color_jitter, random),
             None => {}
         }
-        lap(&mut bench.spent.operations, &mut since);
-        bench.finish(&self.normalise, out);
-        lap(&mut bench.spent.normalise, &mut since);
+        bench.spent.end(|spent| &mut spent.operations);
+        bench.normalise(&self.normalise, out);
         if random.uniform() < data.erase
             && let Some(region) = erase::rectangle(self.size, random)
         {
             erase::fill(out, self.size, region, |row| erase::noise(row, random));
         }
-        lap(&mut bench.spent.erase, &mut since);
+        bench.spent.end(|spent| &mut spent.erase);
         Ok(())
     }
 
     /// Writes one image (channel, row, column) as it is evaluated: decoded at its full size whatever `data.reduced_decode`
-    /// says, and resampled as Pillow does it, so that other programs see the same pixels.
+    /// says, and resampled in Pillow's order, so that other programs see the same pixels.
     ///
     /// # Errors
     /// If the image cannot be decoded.
     pub fn evaluate(&self, bench: &mut Workbench, bytes: &[u8], stored: Stored, out: &mut [f32]) -> Result<()> {
-        let mut since = Instant::now();
+        bench.spent.begin();
         let (height, width) = bench.decoder.open(bytes, stored)?;
-        let (area, region) = crop::centre(height, width, self.size, self.data.crop_percent);
-        let part = Part { area, within: region, shrunk: 1, order: Order::RowsFirst };
-        bench.draw(bytes, part, self.size, &mut since)?;
-        bench.finish(&self.normalise, out);
-        lap(&mut bench.spent.normalise, &mut since);
+        let (area, within) = crop::centre(height, width, self.size, self.evaluated_share);
+        let part = Part { area, within, shrunk: 1, order: Order::RowsFirst };
+        bench.draw(bytes, part, self.size)?;
+        bench.normalise(&self.normalise, out);
         Ok(())
     }
 
-    fn shrink(&self, area: Area) -> usize {
-        if self.data.reduced_decode { crop::shrinkable(area, self.size) } else { 1 }
+    /// Draws a random part of the image, resized to the input's size.
+    fn draw_resized_crop(
+        &self,
+        bench: &mut Workbench,
+        bytes: &[u8],
+        (height, width): (usize, usize),
+        random: &mut Random,
+    ) -> Result<()> {
+        let region = crop::random(random, height, width, self.data.crop_scale, self.data.crop_ratio);
+        bench.draw(bytes, self.training_part(region), self.size)
+    }
+
+    /// Draws a random part, of the input's size, of the image within a black border. The image's shorter side is resized to the
+    /// input's if it has another length.
+    fn draw_padded_crop(
+        &self,
+        bench: &mut Workbench,
+        bytes: &[u8],
+        (height, width): (usize, usize),
+        random: &mut Random,
+    ) -> Result<()> {
+        let (resized_height, resized_width) = crop::resized(height, width, self.size);
+        let whole = Region { left: 0, top: 0, width, height };
+        bench.resized.give_back_if_huge();
+        bench.resized.resize(resized_height, resized_width);
+        let Workbench { decoder, resample, resized, canvas, spent } = bench;
+        draw(decoder, resample, spent, bytes, self.training_part(whole), resized)?;
+        let start = crop::padded(random, (resized_height, resized_width), self.size, self.data.crop_padding);
+        canvas.begin(self.size).copy_part(resized, start);
+        Ok(())
+    }
+
+    fn training_part(&self, region: Region) -> Part {
+        let area = region.area();
+        let shrunk = if self.data.reduced_decode { crop::shrinkable(area, self.size) } else { 1 };
+        Part { area, within: region, shrunk, order: Order::ColumnsFirst }
     }
 }
 
 impl Workbench {
-    /// Decodes and resamples a part onto the canvas.
-    fn draw(&mut self, bytes: &[u8], part: Part, size: usize, since: &mut Instant) -> Result<()> {
-        let view = self.decoder.view(bytes, part.within, part.shrunk)?;
-        lap(&mut self.spent.decode, since);
-        self.resample.resample(&view, part.area, part.within, part.order, self.canvas.begin(size))?;
-        lap(&mut self.spent.resample, since);
-        Ok(())
+    /// Decodes and resamples a part of the image just opened onto the canvas, which gets the side length `size`.
+    fn draw(&mut self, bytes: &[u8], part: Part, size: usize) -> Result<()> {
+        let Workbench { decoder, resample, canvas, spent, .. } = self;
+        draw(decoder, resample, spent, bytes, part, canvas.begin(size))
     }
 
-    fn finish(&mut self, normalise: &Normalise, out: &mut [f32]) {
+    fn normalise(&mut self, normalise: &Normalise, out: &mut [f32]) {
         let Canvas { pixels, table, flipped, .. } = &self.canvas;
         normalise.apply(pixels, table.as_deref(), *flipped, out);
+        self.spent.end(|spent| &mut spent.normalise);
     }
+}
+
+/// Decodes and resamples a part of the image just opened to the size of `out`.
+fn draw(
+    decoder: &mut Decoder,
+    resample: &mut Resample,
+    spent: &mut Spent,
+    bytes: &[u8],
+    part: Part,
+    out: &mut Pixels,
+) -> Result<()> {
+    let view = decoder.view(bytes, part.within, part.shrunk)?;
+    spent.end(|spent| &mut spent.decode);
+    resample.resample(&view, part.area, part.within, part.order, out)?;
+    spent.end(|spent| &mut spent.resample);
+    Ok(())
 }

@@ -59,7 +59,7 @@ mod tests {
         std::fs::write(folder.path().join("train.bin"), [record.clone(), record.clone()].concat()).unwrap();
         std::fs::write(folder.path().join("test.bin"), &record).unwrap();
         let (train, test) = open(folder.path(), Variant::Hundred).unwrap();
-        assert_eq!((train.len(), test.len(), train.labels[1], train.image(1)[0]), (2, 1, 42, 9));
+        assert_eq!((train.labels.len(), test.labels.len(), train.labels[1], train.image(1)[0]), (2, 1, 42, 9));
         std::fs::write(folder.path().join("test.bin"), &record[1..]).unwrap();
         let error = open(folder.path(), Variant::Hundred).unwrap_err().to_string();
         assert!(error.contains("test.bin") && error.contains("not whole records"), "{error}");

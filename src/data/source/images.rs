@@ -1,37 +1,48 @@
-//! Images that are held in memory, decoded.
+//! A split whose images lie decoded in memory: all of one size, in planes.
 
-/// Images of one split, decoded, in memory.
+use super::samples::{Samples, Stored};
+use anyhow::Result;
+
+/// The images of one split.
 #[derive(Debug)]
 pub struct Images {
     /// Pixel bytes, image after image, each in planes (channel, row, column).
     pub pixels: Vec<u8>,
     pub labels: Vec<u32>,
+    /// 1 (gray) or 3 (red, green, blue).
     pub channels: usize,
     /// Height = width.
     pub size: usize,
 }
 
 impl Images {
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
-
     /// The bytes of one image.
     pub fn image(&self, index: usize) -> &[u8] {
         let bytes = self.channels * self.size * self.size;
         &self.pixels[index * bytes..(index + 1) * bytes]
     }
+}
 
-    /// Keeps these images.
-    pub(super) fn select(&self, kept: &[u32]) -> Images {
-        Images {
-            pixels: kept.iter().flat_map(|&i| self.image(i as usize)).copied().collect(),
-            labels: kept.iter().map(|&i| self.labels[i as usize]).collect(),
-            ..*self
-        }
+impl Samples for Images {
+    fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        self.labels[index]
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("image {index}")
+    }
+
+    fn planes(&self) -> Option<(usize, usize)> {
+        Some((self.channels, self.size))
+    }
+
+    fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
+        bytes.clear();
+        bytes.extend_from_slice(self.image(index));
+        Ok(Stored::Planes { channels: self.channels, size: self.size })
     }
 }

@@ -20,9 +20,8 @@ use crate::launcher::launched_rank;
 use crate::{require, usage};
 use anyhow::Result;
 use bad_images::BadImages;
-use images::Images;
 use index::Cache;
-use samples::{Samples, Split};
+use samples::{Samples, Split, subset};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -53,7 +52,7 @@ pub fn open_read_only(config: &Config) -> Result<Source> {
 fn checked(source: Source, config: &Config) -> Result<Source> {
     check(&source.train, "train", config)?;
     check(&source.test, "test", config)?;
-    Ok(Source { train: source.train.subset(config.data.train_fraction, config.run.seed), ..source })
+    Ok(Source { train: subset(source.train, config.data.train_fraction, config.run.seed), ..source })
 }
 
 /// As [`open`], whole and whatever model the config describes.
@@ -71,13 +70,13 @@ fn open_with(config: &Config, keep: bool) -> Result<Source> {
     let cache = (!run.as_os_str().is_empty()).then(|| Cache { path: run.join(CACHE), keep });
     let cache = cache.as_ref();
     let (train, test) = match data.format {
-        Format::Idx => small(idx::open(&data.path)?),
-        Format::Cifar10 => small(cifar::open(&data.path, cifar::Variant::Ten)?),
-        Format::Cifar100 => small(cifar::open(&data.path, cifar::Variant::Hundred)?),
-        Format::Shapes => small(shapes::draw(config)),
-        Format::Folder => stored(folder::open(&data.path, cache)?),
-        Format::Tar => stored(tar::open(&data.path, cache)?),
-        Format::Packed => stored(packed::open(&data.path)?),
+        Format::Idx => shared(idx::open(&data.path)?),
+        Format::Cifar10 => shared(cifar::open(&data.path, cifar::Variant::Ten)?),
+        Format::Cifar100 => shared(cifar::open(&data.path, cifar::Variant::Hundred)?),
+        Format::Shapes => shared(shapes::draw(config)),
+        Format::Folder => shared(folder::open(&data.path, cache)?),
+        Format::Tar => shared(tar::open(&data.path, cache)?),
+        Format::Packed => shared(packed::open(&data.path)?),
     };
     let bad = Arc::new(BadImages::new(data.bad_images));
     Ok(Source { train, test, bad })
@@ -97,23 +96,16 @@ pub fn format_of(folder: &Path) -> Option<Format> {
     folder.join("train").is_dir().then_some(Format::Folder)
 }
 
-fn small((train, test): (Images, Images)) -> (Split, Split) {
-    (Split::Small(Arc::new(train)), Split::Small(Arc::new(test)))
-}
-
-fn stored<S: Samples + 'static>((train, test): (S, S)) -> (Split, Split) {
-    (Split::Stored(Arc::new(train)), Split::Stored(Arc::new(test)))
+fn shared<S: Samples + 'static>((train, test): (S, S)) -> (Split, Split) {
+    (Arc::new(train), Arc::new(test))
 }
 
 fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
     let (model, data) = (&config.model, &config.data);
     let path = data.path.display();
     require!(!split.is_empty(), "{path}: the {name} split holds no images");
-    let (channels, size) = match split {
-        Split::Small(images) => (images.channels, images.size),
-        // Decoded to RGB and resized to what the model takes.
-        Split::Stored(_) => (3, model.image_size()),
-    };
+    // Other images are decoded to RGB and resized to the model's size.
+    let (channels, size) = split.planes().unwrap_or((3, model.image_size()));
     require!(
         (channels, size) == (model.channels(), model.image_size()),
         "{path}: {name} images are {channels}×{size}×{size} (channels × height × width), but the model takes {}×{}×{}; set \

@@ -1,120 +1,81 @@
-//! Stored images: what a source of large images gives. A new source is one file that implements [`Samples`].
+//! The interface of every source. A new source is one file that implements [`Samples`].
 
-use super::images::Images;
 use crate::random::Random;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// One split of stored images of any size, read one at a time by any thread.
+/// The labelled images of one split, read one at a time by any thread.
 pub trait Samples: Send + Sync {
-    /// How many there are.
+    /// How many images the split holds.
     fn len(&self) -> usize;
 
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The class of a sample, from 0.
+    /// The class of an image, from 0.
     fn label(&self, index: usize) -> u32;
 
-    /// What names the sample in a message: a path, or shard and member.
+    /// The image's name in messages: a path, or a shard and a member of it.
     fn name(&self, index: usize) -> String;
 
-    /// The classes' names in order of label; empty if the source has none.
+    /// The classes' names in order of label; empty if the source does not name them.
     fn classes(&self) -> &[String] {
         &[]
     }
 
-    /// Reads the stored bytes into `bytes`, whose memory is reused: on return it holds them and nothing else.
+    /// Channels and side length of the images, if all are [`Stored::Planes`] of one size.
+    fn planes(&self) -> Option<(usize, usize)> {
+        None
+    }
+
+    /// Replaces the content of `bytes` by the stored bytes of an image.
     ///
     /// # Errors
-    /// Whatever keeps the sample from being read. It need not name the sample: the caller does.
+    /// If the image cannot be read. The caller adds the image's name to the error.
     fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored>;
 }
 
-/// What the bytes of a sample are.
+/// The form of an image's stored bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
-    /// A JPEG or PNG file, told apart by its first bytes.
+    /// A JPEG or PNG file; its first bytes say which.
     Encoded,
     /// `height` rows of `width` RGB pixels, 3 · height · width bytes.
     Raw { height: usize, width: usize },
+    /// 1 (gray) or 3 (red, green, blue) planes of `size` rows of `size` bytes.
+    Planes { channels: usize, size: usize },
 }
 
 /// One split of a source.
-#[derive(Clone)]
-pub enum Split {
-    /// Images of the model's size, decoded, in memory.
-    Small(Arc<Images>),
-    /// Images of any size, read and decoded when they are needed.
-    Stored(Arc<dyn Samples>),
-}
+pub type Split = Arc<dyn Samples>;
 
-impl Split {
-    pub fn len(&self) -> usize {
-        match self {
-            Split::Small(images) => images.len(),
-            Split::Stored(samples) => samples.len(),
-        }
+/// Keeps a share of each class, chosen by the seed (the paper's experiments with 50 % and 25 % of the data).
+pub fn subset(split: Split, fraction: f64, seed: u64) -> Split {
+    if fraction >= 1.0 {
+        return split;
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    let mut by_class: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for index in 0..split.len() {
+        by_class.entry(split.label(index)).or_default().push(index as u32);
     }
-
-    /// The class of an image.
-    pub fn label(&self, index: usize) -> u32 {
-        match self {
-            Split::Small(images) => images.labels[index],
-            Split::Stored(samples) => samples.label(index),
-        }
+    let mut kept: Vec<u32> = Vec::new();
+    for (class, mut members) in by_class {
+        Random::new(&[seed, SUBSET, class.into()]).shuffle(&mut members);
+        members.truncate((members.len() as f64 * fraction).ceil() as usize);
+        kept.extend(members);
     }
-
-    /// The classes' names in order of label; empty if the source has none.
-    pub fn classes(&self) -> &[String] {
-        match self {
-            Split::Small(_) => &[],
-            Split::Stored(samples) => samples.classes(),
-        }
-    }
-
-    /// What names the image in a message.
-    pub fn name(&self, index: usize) -> String {
-        match self {
-            Split::Small(_) => format!("image {index}"),
-            Split::Stored(samples) => samples.name(index),
-        }
-    }
-
-    /// Keeps a share of each class, chosen by the seed (the paper's experiments with 50 % and 25 % of the data).
-    pub(super) fn subset(self, fraction: f64, seed: u64) -> Split {
-        if fraction >= 1.0 {
-            return self;
-        }
-        let mut by_class: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for index in 0..self.len() {
-            by_class.entry(self.label(index)).or_default().push(index as u32);
-        }
-        let mut kept: Vec<u32> = Vec::new();
-        for (class, mut members) in by_class {
-            Random::new(&[seed, SUBSET, class.into()]).shuffle(&mut members);
-            members.truncate((members.len() as f64 * fraction).ceil() as usize);
-            kept.extend(members);
-        }
-        kept.sort_unstable();
-        match self {
-            Split::Small(images) => Split::Small(Arc::new(images.select(&kept))),
-            Split::Stored(samples) => Split::Stored(Arc::new(Subset { samples, kept })),
-        }
-    }
+    kept.sort_unstable();
+    Arc::new(Subset { split, kept })
 }
 
 const SUBSET: u64 = 0x5b5e7;
 
-/// Some of a split's samples.
+/// Some of a split's images.
 struct Subset {
-    samples: Arc<dyn Samples>,
+    split: Split,
+    /// Their numbers in the split.
     kept: Vec<u32>,
 }
 
@@ -124,19 +85,23 @@ impl Samples for Subset {
     }
 
     fn label(&self, index: usize) -> u32 {
-        self.samples.label(self.kept[index] as usize)
+        self.split.label(self.kept[index] as usize)
     }
 
     fn name(&self, index: usize) -> String {
-        self.samples.name(self.kept[index] as usize)
+        self.split.name(self.kept[index] as usize)
     }
 
     fn classes(&self) -> &[String] {
-        self.samples.classes()
+        self.split.classes()
+    }
+
+    fn planes(&self) -> Option<(usize, usize)> {
+        self.split.planes()
     }
 
     fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
-        self.samples.read(self.kept[index] as usize, bytes)
+        self.split.read(self.kept[index] as usize, bytes)
     }
 }
 
@@ -144,23 +109,18 @@ impl Samples for Subset {
 mod tests {
     use super::*;
 
-    fn images() -> Images {
-        Images {
-            pixels: (0..=199).collect(),
-            labels: (0..200).map(|i| u32::from(i >= 160) + u32::from(i >= 190)).collect(),
-            channels: 1,
-            size: 1,
-        }
+    /// 160 images of class 0, 30 of class 1 and 10 of class 2; the only byte of an image is its number.
+    struct Numbered {
+        classes: Vec<String>,
     }
 
-    /// The same images as a source of large ones would give them.
-    impl Samples for Images {
+    impl Samples for Numbered {
         fn len(&self) -> usize {
-            Images::len(self)
+            200
         }
 
         fn label(&self, index: usize) -> u32 {
-            self.labels[index]
+            u32::from(index >= 160) + u32::from(index >= 190)
         }
 
         fn name(&self, index: usize) -> String {
@@ -168,43 +128,36 @@ mod tests {
         }
 
         fn classes(&self) -> &[String] {
-            static CLASSES: std::sync::LazyLock<Vec<String>> =
-                std::sync::LazyLock::new(|| ["a", "b", "c"].map(str::to_string).to_vec());
-            &CLASSES
+            &self.classes
         }
 
         fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
             bytes.clear();
-            bytes.extend([self.pixels[index]; 3]);
-            Ok(Stored::Raw { height: 1, width: 1 })
+            bytes.push(index as u8);
+            Ok(Stored::Planes { channels: 1, size: 1 })
         }
     }
 
     #[test]
     fn a_fraction_keeps_that_share_of_every_class_and_depends_on_the_seed() {
-        let kept = |seed| match Split::Small(Arc::new(images())).subset(0.25, seed) {
-            Split::Small(images) => images,
-            Split::Stored(_) => unreachable!("the kind stays"),
-        };
+        let whole = Numbered { classes: ["a", "b", "c"].map(str::to_string).to_vec() };
+        let whole: Split = Arc::new(whole);
+        let kept = |seed| subset(whole.clone(), 0.25, seed);
         let one = kept(1);
-        let count = |class: u32| one.labels.iter().filter(|&&l| l == class).count();
+        assert_eq!(one.classes(), ["a", "b", "c"]);
+        let count = |class: u32| (0..one.len()).filter(|&index| one.label(index) == class).count();
         assert_eq!([count(0), count(1), count(2)], [40, 8, 3]);
-        assert!((0..one.len()).all(|i| images().labels[one.image(i)[0] as usize] == one.labels[i]));
-        assert_ne!(one.pixels, kept(2).pixels);
-        assert_eq!(one.pixels, kept(1).pixels);
-    }
-
-    #[test]
-    fn a_fraction_of_stored_images_is_the_same_choice() {
-        let (small, stored) =
-            (Split::Small(Arc::new(images())).subset(0.25, 1), Split::Stored(Arc::new(images())).subset(0.25, 1));
-        let (Split::Small(small), Split::Stored(samples)) = (&small, &stored) else { unreachable!("the kinds stay") };
-        assert_eq!(small.len(), stored.len());
-        assert_eq!(stored.classes(), ["a", "b", "c"]);
-        let mut bytes = Vec::new();
-        for index in 0..small.len() {
-            samples.read(index, &mut bytes).unwrap();
-            assert_eq!((small.image(index)[0], small.labels[index]), (bytes[0], stored.label(index)));
-        }
+        let numbers = |split: &Split| -> Vec<u8> {
+            let mut bytes = Vec::new();
+            let mut number = |index| {
+                split.read(index, &mut bytes).unwrap();
+                assert_eq!(split.label(index), whole.label(bytes[0] as usize));
+                assert_eq!(split.name(index), bytes[0].to_string());
+                bytes[0]
+            };
+            (0..split.len()).map(&mut number).collect()
+        };
+        assert_eq!(numbers(&one), numbers(&kept(1)));
+        assert_ne!(numbers(&one), numbers(&kept(2)));
     }
 }

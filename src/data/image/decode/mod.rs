@@ -20,8 +20,8 @@ pub struct Decoder {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Jpeg,
-    /// Decoded whole into `pixels`.
-    Png,
+    /// Decoded whole into `pixels` already.
+    Whole,
     /// The stored bytes are rows of RGB bytes.
     Raw {
         height: usize,
@@ -36,17 +36,21 @@ impl Decoder {
 
     /// Reads an image's size (height, width). The same bytes must then be given to [`Decoder::view`].
     pub fn open(&mut self, bytes: &[u8], stored: Stored) -> Result<(usize, usize)> {
-        self.pixels.let_go();
+        self.pixels.give_back_if_huge();
         let (kind, size) = match stored {
             Stored::Raw { height, width } => {
                 let promised = height.checked_mul(width).and_then(|n| n.checked_mul(3));
                 ensure!(promised == Some(bytes.len()), "{} bytes are not {height}×{width} RGB pixels", bytes.len());
                 (Kind::Raw { height, width }, (height, width))
             }
+            Stored::Planes { channels, size } => {
+                merge_planes(bytes, channels, size, &mut self.pixels)?;
+                (Kind::Whole, (size, size))
+            }
             Stored::Encoded if bytes.starts_with(&[0xFF, 0xD8]) => (Kind::Jpeg, self.jpeg.open(bytes)?),
             Stored::Encoded if bytes.starts_with(b"\x89PNG\r\n\x1a\n") => {
                 png::decode(bytes, &mut self.pixels)?;
-                (Kind::Png, (self.pixels.height, self.pixels.width))
+                (Kind::Whole, (self.pixels.height, self.pixels.width))
             }
             Stored::Encoded if bytes.is_empty() => bail!("the file is empty"),
             Stored::Encoded => bail!("neither a JPEG nor a PNG (it begins with {:02x?})", &bytes[..bytes.len().min(4)]),
@@ -61,7 +65,7 @@ impl Decoder {
         let whole = View { bytes, channels: 3, width: 0, height: 0, shrunk: 1, left: 0, top: 0 };
         match self.kind {
             Kind::Raw { height, width } => return Ok(View { width, height, ..whole }),
-            Kind::Png => {}
+            Kind::Whole => {}
             Kind::Jpeg => {
                 let (left, top) = self.jpeg.decode(bytes, region, shrunk, &mut self.pixels)?;
                 let Pixels { width, height, rgbx } = &self.pixels;
@@ -71,5 +75,38 @@ impl Decoder {
         }
         let Pixels { width, height, rgbx } = &self.pixels;
         Ok(View { bytes: rgbx.as_flattened(), channels: 4, width: *width, height: *height, ..whole })
+    }
+}
+
+/// Planes to pixels: a gray plane is red, green and blue.
+fn merge_planes(bytes: &[u8], channels: usize, size: usize, pixels: &mut Pixels) -> Result<()> {
+    let plane = size * size;
+    ensure!(
+        [1, 3].contains(&channels) && bytes.len() == channels * plane,
+        "{} bytes are not {channels} planes of {size}×{size} bytes; 1 or 3 planes are read",
+        bytes.len()
+    );
+    pixels.resize(size, size);
+    let (red, green, blue) = match channels {
+        1 => (bytes, bytes, bytes),
+        _ => (&bytes[..plane], &bytes[plane..2 * plane], &bytes[2 * plane..]),
+    };
+    let colours = red.iter().zip(green).zip(blue);
+    pixels.rgbx.iter_mut().zip(colours).for_each(|(pixel, ((&r, &g), &b))| *pixel = [r, g, b, 255]);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gray_planes_become_rgb_and_colour_planes_are_interleaved() {
+        let mut pixels = Pixels::default();
+        merge_planes(&[1, 2, 3, 4], 1, 2, &mut pixels).unwrap();
+        assert_eq!(pixels.rgbx, [1, 2, 3, 4].map(|gray| [gray, gray, gray, 255]));
+        merge_planes(&(0..12).collect::<Vec<u8>>(), 3, 2, &mut pixels).unwrap();
+        assert_eq!(pixels.rgbx, [[0, 4, 8, 255], [1, 5, 9, 255], [2, 6, 10, 255], [3, 7, 11, 255]]);
+        assert!(merge_planes(&[0; 8], 2, 2, &mut pixels).is_err());
     }
 }

@@ -11,7 +11,7 @@ pub use crate::config::Policy;
 use crate::random::Random;
 pub use canvas::Canvas;
 pub use operation::Operation;
-pub use table::Table;
+pub use table::{IDENTITY, Table};
 
 /// How many operations there are to choose from.
 const KINDS: usize = 15;

@@ -9,7 +9,8 @@ pub type Table = [[u8; 256]; 3];
 /// How often each value occurs in each channel.
 pub type Histogram = [[u32; 256]; 3];
 
-pub const IDENTITY: Table = {
+/// Leaves every byte as it is.
+pub static IDENTITY: Table = {
     let mut table = [[0; 256]; 3];
     let mut value = 0;
     while value < 256 {

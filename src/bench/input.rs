@@ -130,12 +130,14 @@ pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
     // Those that cannot be read are named, and not measured.
     let mut reader = Reading::training(config, split, &Arc::new(BadImages::new(count))).reader();
     let now = rate(count, |i, key| reader.read_this(sample[i], &Random::new(&[key]), &mut out).map(drop))?;
-    let Split::Stored(samples) = split else { return Ok(Rates { now, packed: None, packed_raw: None }) };
+    if split.planes().is_some() {
+        return Ok(Rates { now, packed: None, packed_raw: None });
+    }
     let (mut shrink, mut packed, mut raw) = (Shrink::new()?, Vec::new(), Vec::new());
     let mut bytes = Vec::new();
     let mut is_raw = false;
     for &index in &sample {
-        let Ok((stored, image)) = samples.read(index, &mut bytes).and_then(|stored| {
+        let Ok((stored, image)) = split.read(index, &mut bytes).and_then(|stored| {
             is_raw |= stored != Stored::Encoded;
             Ok((stored, shrink.shrink(&bytes, stored, Form::usual(Encoding::Raw))?))
         }) else {
@@ -218,7 +220,7 @@ mod tests {
         }
         // One that cannot be read is left out.
         std::fs::write(folder.path().join("2.jpg"), b"").unwrap();
-        let split = Split::Stored(Arc::new(Folder::flat(folder.path()).unwrap()));
+        let split: Split = Arc::new(Folder::flat(folder.path()).unwrap());
         let rates = measure(&config(&[]), &split).unwrap();
         assert!(rates.now > 0.0 && rates.packed.unwrap() > 0.0 && rates.packed_raw.unwrap() > 0.0, "{rates:?}");
     }

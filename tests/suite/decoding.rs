@@ -1,0 +1,159 @@
+//! Files to pixels, as Pillow decodes them; the references are from `tools/golden_transforms.py`.
+
+use crate::golden::{SAME, difference, golden};
+use incubate::data::image::crop;
+use incubate::data::image::decode::{Decoder, jpeg};
+use incubate::data::image::pixels::{Region, View};
+use incubate::data::source::folder::Folder;
+use incubate::data::source::samples::{Samples, Stored};
+use incubate::random::Random;
+use safetensors::SafeTensors;
+
+#[test]
+fn every_kind_of_file_is_decoded_as_pillow_converts_it_to_rgb() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let mut decoder = Decoder::new().unwrap();
+    let mut kinds = 0;
+    for name in golden.names() {
+        let Some(kind) = name.strip_prefix("file.") else { continue };
+        let bytes = golden.tensor(name).unwrap().data();
+        let reference = golden.tensor(&format!("decoded.{kind}")).unwrap();
+        let (height, width) = decoder.open(bytes, Stored::Encoded).unwrap();
+        assert_eq!([height, width], reference.shape()[..2], "{kind}");
+        let view = decoder.view(bytes, Region { left: 0, top: 0, width, height }, 1).unwrap();
+        let ours: Vec<u8> = view.bytes.chunks(view.channels).flat_map(|p| [p[0], p[1], p[2]]).collect();
+        let d = difference(&ours, reference.data());
+        // 4:2:0 and 4:2:2 with another release of libjpeg-turbo than Pillow's may round chroma otherwise.
+        assert!(d <= SAME, "{kind}: {d}");
+        kinds += 1;
+    }
+    assert_eq!(kinds, 17);
+}
+
+#[test]
+fn a_jpeg_that_is_called_png_is_read() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, kind) in [("1.png", "420.jpg"), ("2.jpg", "rgb.png")] {
+        std::fs::write(folder.path().join(name), golden.tensor(&format!("file.{kind}")).unwrap().data()).unwrap();
+    }
+    let files = Folder::flat(folder.path()).unwrap();
+    let (mut decoder, mut bytes) = (Decoder::new().unwrap(), Vec::new());
+    for index in 0..2 {
+        let stored = files.read(index, &mut bytes).unwrap();
+        assert_eq!(decoder.open(&bytes, stored).unwrap(), (45, 61));
+    }
+}
+
+#[test]
+fn a_jpeg_is_refused_if_its_end_is_missing_even_below_the_part_that_is_wanted() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let photo = golden.tensor("photo.jpg").unwrap().data();
+    let mut decoder = Decoder::new().unwrap();
+    let mut top = |bytes: &[u8]| {
+        let (_, width) = decoder.open(bytes, Stored::Encoded)?;
+        decoder.view(bytes, Region { left: 0, top: 0, width, height: 32 }, 1).map(|view| view.height)
+    };
+    assert_eq!(top(photo).unwrap(), 34);
+    for keep in [photo.len() - 1, photo.len() - 2, photo.len() / 2] {
+        let error = top(&photo[..keep]).unwrap_err().to_string();
+        assert!(error.contains("not a whole JPEG"), "{keep}: {error}");
+    }
+    // Bytes that are missing within are filled with gray, as by Pillow; so is what follows an end that comes too early.
+    let mut early = photo[..photo.len() / 2].to_vec();
+    early.extend([0xFF, 0xD9]);
+    assert_eq!(top(&early).unwrap(), 34);
+    let (height, width) = decoder.open(&early, Stored::Encoded).unwrap();
+    decoder.view(&early, Region { left: 0, top: 0, width, height }, 1).unwrap();
+}
+
+#[test]
+fn a_progressive_jpeg_of_hundreds_of_scans_is_refused_soon() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let bytes = golden.tensor("file.progressive.jpg").unwrap().data();
+    // The last scan, again and again.
+    let scan = bytes.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).unwrap();
+    let (head, last) = (&bytes[..scan], &bytes[scan..bytes.len() - 2]);
+    let many = [head, &last.repeat(300), &[0xFF, 0xD9]].concat();
+    let mut decoder = Decoder::new().unwrap();
+    let (height, width) = decoder.open(&many, Stored::Encoded).unwrap();
+    let error = decoder.view(&many, Region { left: 0, top: 0, width, height }, 1).unwrap_err().to_string();
+    assert!(error.contains("scan"), "{error}");
+}
+
+#[test]
+fn a_part_of_a_jpeg_has_the_pixels_of_the_whole() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let (mut one, mut other) = (Decoder::new().unwrap(), Decoder::new().unwrap());
+    for kind in ["420.jpg", "444.jpg", "422.jpg", "progressive.jpg", "gray.jpg", "cmyk.jpg"] {
+        let bytes = golden.tensor(&format!("file.{kind}")).unwrap().data();
+        let (height, width) = one.open(bytes, Stored::Encoded).unwrap();
+        other.open(bytes, Stored::Encoded).unwrap();
+        for shrunk in [1, 2, 4] {
+            let whole = one.view(bytes, Region { left: 0, top: 0, width, height }, shrunk).unwrap();
+            let mut random = Random::new(&[1]);
+            for _ in 0..50 {
+                let region = crop::random(&mut random, height, width, [0.05, 0.9], [0.5, 2.0]);
+                let part = other.view(bytes, region, shrunk).unwrap();
+                for row in region.top / shrunk..(region.top + region.height) / shrunk {
+                    for column in region.left / shrunk..(region.left + region.width) / shrunk {
+                        let at = |v: &View| {
+                            let start = 4 * ((row - v.top) * v.width + column - v.left);
+                            v.bytes[start..start + 3].to_vec()
+                        };
+                        assert_eq!(at(&part), at(&whole), "{kind} 1/{shrunk} {region:?} row {row} column {column}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_empty_and_monstrous_files_are_refused() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let bytes = |kind: &str| golden.tensor(&format!("file.{kind}")).unwrap().data().to_vec();
+    let fault = |bytes: &[u8]| {
+        let mut decoder = Decoder::new().unwrap();
+        let decoded = decoder.open(bytes, Stored::Encoded).and_then(|(height, width)| {
+            decoder.view(bytes, Region { left: 0, top: 0, width, height }, 1).map(|view| view.width)
+        });
+        decoded.unwrap_err().to_string()
+    };
+    let (jpeg, png) = (bytes("420.jpg"), bytes("rgb.png"));
+    assert!(fault(&[]).contains("empty"));
+    assert!(fault(b"GIF89a").contains("neither a JPEG nor a PNG"));
+    assert!(fault(&jpeg[..jpeg.len() / 2]).contains("not a whole JPEG"), "{}", fault(&jpeg[..jpeg.len() / 2]));
+    assert!(fault(&png[..png.len() / 2]).contains("not a whole PNG"), "{}", fault(&png[..png.len() / 2]));
+    // 60,000 × 60,000 in a few bytes: the size stands at a fixed place, in a PNG under a checksum.
+    let frame = jpeg.windows(2).position(|w| w == [0xFF, 0xC0]).unwrap();
+    let mut bomb = jpeg.clone();
+    bomb[frame + 5..frame + 9].copy_from_slice(&[0xEA, 0x60, 0xEA, 0x60]);
+    assert!(fault(&bomb).contains("60000 × 60000"), "{}", fault(&bomb));
+    let mut bomb = png.clone();
+    bomb[16..24].copy_from_slice(&[0, 0, 0xEA, 0x60, 0, 0, 0xEA, 0x60]);
+    let mut crc = flate2::Crc::new();
+    crc.update(&bomb[12..29]);
+    bomb[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+    assert!(fault(&bomb).contains("60000 × 60000"), "{}", fault(&bomb));
+}
+
+#[test]
+fn what_this_program_compresses_it_reads_again() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let large = golden.tensor("large").unwrap();
+    let (height, width) = (large.shape()[0], large.shape()[1]);
+    let bytes = jpeg::encode(large.data(), height, width, 95).unwrap();
+    let mut decoder = Decoder::new().unwrap();
+    assert_eq!(decoder.open(&bytes, Stored::Encoded).unwrap(), (height, width));
+    let view = decoder.view(&bytes, Region { left: 0, top: 0, width, height }, 1).unwrap();
+    let ours: Vec<u8> = view.bytes.chunks(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
+    assert!(difference(&ours, large.data()) < 8.0);
+}
