@@ -13,9 +13,7 @@ use std::path::{Path, PathBuf};
 pub fn verify(path: &Path, json: bool) -> Result<()> {
     let is_pack = path.is_dir() && data::format_of(path) == Some(Format::Packed);
     let files = match path.is_dir() {
-        true if is_pack => {
-            ["train", "val"].map(|split| packed::files(path, split)).into_iter().collect::<Result<Vec<_>>>()?.concat()
-        }
+        true if is_pack => packed::all_files(path)?,
         true => artefacts_in(path)?,
         false => vec![path.to_path_buf()],
     };

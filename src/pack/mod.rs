@@ -252,7 +252,7 @@ impl Work<'_> {
             recipe: part.recipe.clone(),
             classes: self.classes.clone(),
             samples,
-            place: 0,
+            bytes_offset: 0,
         };
         Ok((shard, bytes))
     }

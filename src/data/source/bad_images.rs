@@ -1,5 +1,5 @@
-//! Images that cannot be read: each is named; up to a limit the run goes on without them. The limit is the whole run's: every
-//! process notes those it meets in a file of its own in the run directory, and knows the others'.
+//! Unreadable images. Each is named in a warning and skipped, up to a limit that holds for the whole run: every process notes
+//! the names of its unreadable images in a file in the run directory, and reads the other processes' notes.
 
 use crate::error::exit_code;
 use crate::usage;
@@ -14,26 +14,26 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug)]
 pub struct BadImages {
     limit: usize,
-    /// The run directory's folder of notes; none is shared without one.
+    /// The folder of all processes' notes; without one, this process counts alone.
     notes: Option<PathBuf>,
     names: Mutex<BTreeSet<String>>,
 }
 
 impl BadImages {
-    /// Up to `limit` of them are skipped.
+    /// Skips up to `limit` images of this process.
     pub fn new(limit: usize) -> BadImages {
         BadImages { limit, notes: None, names: Mutex::default() }
     }
 
-    /// As [`BadImages::new`], together with the run's other processes, now and before.
+    /// Skips up to `limit` images of all processes of a run, the ones before a restart included.
     pub fn of_run(limit: usize, run: &Path) -> BadImages {
         BadImages { notes: Some(run.join(NOTES)), ..Self::new(limit) }
     }
 
-    /// Takes note of one; tells when it is a new one.
+    /// Skips an image because of `fault`, with a warning the first time.
     ///
     /// # Errors
-    /// If it is one too many, or if the fault is not the image's: what the system fails to read may be whole.
+    /// If the limit is reached, or if the operating system failed to read the image, which may then be whole.
     pub fn skip(&self, name: String, fault: Error) -> Result<()> {
         if is_of_the_system(&fault) {
             return Err(fault.context(name));
@@ -42,18 +42,20 @@ impl BadImages {
         if names.contains(&name) {
             return Ok(());
         }
-        self.hear(&mut names);
+        self.add_notes(&mut names);
         if names.contains(&name) {
             return Ok(());
         }
         if names.len() >= self.limit {
             let allowed = match self.limit {
-                0 => "restore or remove it, or let some be skipped: data.bad_images".into(),
-                limit => format!("data.bad_images = {limit} are skipped already; restore the images or raise it"),
+                0 => "restore or remove the image, or set data.bad_images to how many may be skipped".into(),
+                limit => format!(
+                    "data.bad_images = {limit} are skipped already; restore the images or raise data.bad_images"
+                ),
             };
-            // A damaged pack stays one, with its exit code.
+            // The error of a damaged pack keeps its exit code.
             return Err(match exit_code(&fault) {
-                3 => fault.context(format!("{name}: unreadable; {allowed}")),
+                3 => fault.context(format!("{name} is unreadable; {allowed}")),
                 _ => usage!("{name}: {fault:#}; {allowed}"),
             });
         }
@@ -63,15 +65,15 @@ impl BadImages {
         Ok(())
     }
 
-    /// How many were skipped in the whole run.
+    /// How many images the whole run has skipped.
     pub fn count(&self) -> usize {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        self.hear(&mut names);
+        self.add_notes(&mut names);
         names.len()
     }
 
-    /// Adds what all processes have noted.
-    fn hear(&self, names: &mut BTreeSet<String>) {
+    /// Adds the names that all processes have noted.
+    fn add_notes(&self, names: &mut BTreeSet<String>) {
         let Some(folder) = &self.notes else { return };
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let text = fs::read_to_string(entry.path()).unwrap_or_default();
@@ -80,7 +82,7 @@ impl BadImages {
     }
 
     fn note(&self, name: &str) {
-        // Only a run has a place for it: an evaluation or a look at the data may come before there is one.
+        // An evaluation may come before there is a run, and must not make its directory.
         let Some(folder) = self.notes.as_ref().filter(|folder| folder.with_file_name("config.toml").exists()) else {
             return;
         };
@@ -95,10 +97,10 @@ impl BadImages {
     }
 }
 
-/// The folder of notes in a run directory.
+/// The run directory's folder of notes.
 const NOTES: &str = "unreadable";
 
-/// Whether the operating system could not do something, such as opening one more file, rather than the bytes being wrong.
+/// Whether the fault is a failure of the operating system, such as too many open files, and not one of the image's bytes.
 fn is_of_the_system(fault: &Error) -> bool {
     let of_io = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<std::io::Error>()?.raw_os_error();
     fault.chain().any(|cause| of_io(cause).is_some())

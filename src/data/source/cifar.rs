@@ -13,7 +13,7 @@ pub enum Variant {
     Hundred,
 }
 
-/// Reads both splits from the unpacked folder.
+/// Reads the training and the evaluation split from the unpacked folder.
 pub fn open(folder: &Path, variant: Variant) -> Result<(Images, Images)> {
     let (train, test): (Vec<String>, &str) = match variant {
         Variant::Ten => ((1..=5).map(|i| format!("data_batch_{i}.bin")).collect(), "test_batch.bin"),
@@ -23,7 +23,7 @@ pub fn open(folder: &Path, variant: Variant) -> Result<(Images, Images)> {
 }
 
 fn read(folder: &Path, names: &[String], variant: Variant) -> Result<Images> {
-    // CIFAR-100 has a coarse label before the fine one.
+    // CIFAR-100 has a coarse label before the fine label, and the fine label is the class.
     let label_bytes = if variant == Variant::Ten { 1 } else { 2 };
     let record = label_bytes + PIXELS;
     let mut images = Images { pixels: Vec::new(), labels: Vec::new(), channels: 3, size: 32 };

@@ -1,8 +1,9 @@
-//! Image folders as torchvision's ImageFolder reads them: `train/CLASS/…` and `val/CLASS/…` with JPEG and PNG files at any
-//! depth below; a class's number is its place among the sorted class names, an image's among the sorted paths.
+//! Image folders as torchvision's ImageFolder reads them: `train/CLASS/…` and `val/CLASS/…` (or `validation`, `test`) with JPEG
+//! and PNG files at any depth. Classes are numbered in the order of their names, images in the order of their paths.
 
-use super::index::{Cache, Index, LARGEST, Stamp, fingerprint, fingerprint_of, sample_length, stamp};
+use super::index::{Index, IndexFile, IndexFolder, LARGEST, Stamp, fingerprint, fingerprint_of, sample_length, stamp};
 use super::samples::{Samples, Stored};
+use super::splits::{TRAINING, evaluation_split};
 use crate::{require, usage};
 use anyhow::{Context, Result};
 use rayon::prelude::*;
@@ -12,44 +13,48 @@ use std::path::{Path, PathBuf};
 
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
-/// One split: its files below one folder.
+/// One split: the image files below a folder.
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
-    /// Sorted.
+    /// In order.
     classes: Vec<String>,
-    /// Its groups are the class folders and the folders in them.
+    /// Its groups are the class folders and the folders within them.
     index: Index,
 }
 
-/// Opens both splits; they must have the same classes. `cache` is where their indexes are kept.
-pub fn open(folder: &Path, cache: Option<&Cache>) -> Result<(Folder, Folder)> {
-    let split = |name: &str| Folder::open(&folder.join(name), cache.map(|cache| cache.split(name)).as_ref());
-    let (train, val) = (split("train")?, split("val")?);
-    for (name, within, missing) in [("train", &train, &val), ("val", &val, &train)] {
-        if let Some(class) = within.classes.iter().find(|class| missing.classes.binary_search(class).is_err()) {
+/// Opens the training and the evaluation split, and keeps their indexes in a folder.
+///
+/// # Errors
+/// A usage error if a split is missing or empty, or if the splits have different classes.
+pub fn open(folder: &Path, indexes: Option<&IndexFolder>) -> Result<(Folder, Folder)> {
+    let name = evaluation_split(folder, |name| Ok(folder.join(name).is_dir()))?;
+    let split = |name: &str| Folder::open(&folder.join(name), indexes.map(|indexes| indexes.file(name)).as_ref());
+    let (training, evaluation) = (split(TRAINING)?, split(name)?);
+    for (own, within, other) in [(TRAINING, &training, &evaluation), (name, &evaluation, &training)] {
+        if let Some(class) = within.classes.iter().find(|class| other.classes.binary_search(class).is_err()) {
             return Err(usage!(
-                "{}: class {class:?} is in {name} alone ({} classes in train, {} in val); both splits need the same class \
-                 folders",
+                "{}: class {class:?} is in {own} alone ({} classes in {TRAINING}, {} in {name}); both splits need the same \
+                 class folders",
                 folder.display(),
-                train.classes.len(),
-                val.classes.len()
+                training.classes.len(),
+                evaluation.classes.len()
             ));
         }
     }
-    Ok((train, val))
+    Ok((training, evaluation))
 }
 
 impl Folder {
-    /// Lists every image of one split, or takes the index kept at `cache`.
-    pub fn open(root: &Path, cache: Option<&Cache>) -> Result<Folder> {
-        let index = Index::cached(cache, |groups| fingerprint(root, groups), || build(root))?;
+    /// Lists every image of one split, or reads the list from `kept` if the folders have not changed since.
+    pub fn open(root: &Path, kept: Option<&IndexFile>) -> Result<Folder> {
+        let index = Index::cached(kept, |groups| fingerprint(root, groups), || build(root))?;
         let class_folders = index.groups.iter().filter(|group| !group.contains(&b'/'));
         let classes = class_folders.map(|group| String::from_utf8_lossy(group).into_owned()).collect();
         Ok(Folder { root: root.into(), classes, index })
     }
 
-    /// Lists every image below a folder, as one class.
+    /// Lists every image below a folder as one class.
     pub fn flat(root: &Path) -> Result<Folder> {
         let class = class(root, ".".into())?;
         require!(class.files.len() >= 2, "{}: fewer than two .jpg, .jpeg or .png files", root.display());
@@ -57,22 +62,31 @@ impl Folder {
     }
 }
 
-/// One class: its folders, and its files with the number of their folder.
+/// The folders and files of one class.
 #[derive(Default)]
 struct Class {
     folders: Vec<String>,
-    /// Of each folder, from before it was read.
+    /// The stamp of each folder before it was listed.
     stamps: Vec<Stamp>,
+    /// The number of each file's folder, and the file's name.
     files: Vec<(usize, String)>,
 }
 
 fn build(root: &Path) -> Result<(Index, blake3::Hash)> {
     let own = stamp(root).unwrap_or_default();
     let entries = entries(root).map_err(|e| {
-        usage!("{}: {e}; data.path must hold train/CLASS/*.jpg and val/CLASS/*.jpg (or .jpeg, .png)", root.display())
+        usage!(
+            "{}: {e}; data.path must hold train/CLASS/*.jpg (or .jpeg, .png) and val/CLASS/*.jpg, or validation or test in \
+             place of val",
+            root.display()
+        )
     })?;
     let names: Vec<String> = entries.into_iter().filter(|(_, e)| e.path().is_dir()).map(|(name, _)| name).collect();
-    require!(!names.is_empty(), "{}: no class folders; it must hold CLASS/*.jpg (or .jpeg, .png)", root.display());
+    require!(
+        !names.is_empty(),
+        "{}: the folder has no class folders; it must hold CLASS/*.jpg (or .jpeg, .png)",
+        root.display()
+    );
     let classes = names.into_par_iter().map(|name| class(root, name)).collect::<Result<Vec<_>>>()?;
     let index = number(&classes)?;
     let stamps = classes.iter().flat_map(|class| class.stamps.iter().copied());
@@ -80,7 +94,7 @@ fn build(root: &Path) -> Result<(Index, blake3::Hash)> {
     Ok((index, fingerprint))
 }
 
-/// The index of classes in order.
+/// The index of all files, class after class.
 fn number(classes: &[Class]) -> Result<Index> {
     let mut index = Index::default();
     for (label, class) in classes.iter().enumerate() {
@@ -101,14 +115,14 @@ fn class(root: &Path, name: String) -> Result<Class> {
     class.walk(root, name).map_err(|e| usage!("{}: {e:#}", path.display()))?;
     require!(
         !class.files.is_empty(),
-        "{}: the class has no .jpg, .jpeg or .png file; add some or remove the folder from train and val",
+        "{}: the class has no .jpg, .jpeg or .png file; add an image, or remove the class folder from both splits",
         path.display()
     );
     Ok(class)
 }
 
 impl Class {
-    /// Depth first, files and folders of one folder in the order of their names.
+    /// Lists a folder, depth first, its files and folders in the order of their names.
     fn walk(&mut self, root: &Path, folder: String) -> Result<()> {
         let number = self.folders.len();
         self.folders.push(folder.clone());
@@ -159,7 +173,7 @@ impl Samples for Folder {
         let file = File::open(self.root.join(self.index.path(index)))?;
         let length = sample_length(file.metadata()?.len())?;
         bytes.reserve(length as usize + 1);
-        // A pipe or a file that grows has no length that could be relied on.
+        // The length of a pipe is unknown, and a file may be growing.
         file.take(LARGEST + 1).read_to_end(bytes)?;
         sample_length(bytes.len() as u64)?;
         Ok(Stored::Encoded)
@@ -209,6 +223,18 @@ mod tests {
             let error = train.read(index, &mut Vec::new()).unwrap_err().to_string();
             assert!(error.contains("more than any image"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_evaluation_split_may_have_any_of_its_three_names_but_only_one() {
+        for name in ["val", "validation", "test"] {
+            let folder = folder(&["train/a/1.jpg", &format!("{name}/a/2.jpg"), &format!("{name}/a/3.jpg")]);
+            let (training, evaluation) = open(folder.path(), None).unwrap();
+            assert_eq!((training.len(), evaluation.len()), (1, 2));
+        }
+        let both = folder(&["train/a/1.jpg", "val/a/1.jpg", "test/a/1.jpg"]);
+        let error = open(both.path(), None).unwrap_err().to_string();
+        assert!(error.contains("val and test"), "{error}");
     }
 
     #[test]

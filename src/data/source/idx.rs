@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Reads both splits from a folder with the four files in their usual names.
+/// Reads the training and the evaluation split from a folder of the four files with their usual names.
 pub fn open(folder: &Path) -> Result<(Images, Images)> {
     Ok((split(folder, "train")?, split(folder, "t10k")?))
 }
@@ -27,7 +27,7 @@ fn split(folder: &Path, prefix: &str) -> Result<Images> {
     Ok(Images { pixels, labels: labels.into_iter().map(u32::from).collect(), channels: 1, size: sizes[1] })
 }
 
-/// One file: its sizes and its bytes.
+/// Reads one file: its path, its sizes and its bytes.
 fn read(folder: &Path, name: &str, rank: usize) -> Result<(PathBuf, Vec<usize>, Vec<u8>)> {
     let plain = folder.join(name);
     let gzipped = folder.join(format!("{name}.gz"));
@@ -44,7 +44,7 @@ fn read(folder: &Path, name: &str, rank: usize) -> Result<(PathBuf, Vec<usize>, 
     Ok((path, sizes, bytes))
 }
 
-/// Memory grows with the bytes that are really there, not with what the header claims.
+/// Takes memory for the bytes that are there, not for the sizes that the header claims.
 fn parse(mut source: impl Read, rank: usize) -> Result<(Vec<usize>, Vec<u8>), String> {
     let broken = |e: std::io::Error| format!("cannot be read: {e}; the file is damaged, fetch it again");
     let mut header = vec![0; 4 + 4 * rank];

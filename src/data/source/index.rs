@@ -1,13 +1,13 @@
-//! The table of a split's samples: where each lies, what it is called, its label. A million samples are a few large
-//! allocations (some 45 bytes each) rather than millions of small ones, and one file to load when a run starts again.
+//! The index of a split: each sample's file and label, and its offset in a tar. A sample takes about 45 bytes in a few large
+//! allocations. A file in the run directory keeps the index, so that a restarted run need not list its images again.
 //!
-//! # The cached form, version 1
+//! # The file's format, version 1
 //! ```text
 //! line 1     «incubate index, format 1», a line break
-//! 32 bytes   BLAKE3 of everything behind them
-//! 32 bytes   the fingerprint of what was indexed: names, sizes and times of its folders or tars
-//! sections   each a u64 length in bytes and the bytes, numbers little-endian: groups and names (both as text and ends),
-//!            group, label, offset, length
+//! 32 bytes   the BLAKE3 hash of all bytes after it
+//! 32 bytes   the fingerprint of the folders or tars: their names, sizes and times of change
+//! sections   each a length in bytes (u64) and the bytes, numbers little-endian: the groups' names and their ends, the samples'
+//!            names and their ends, group, label, offset, length
 //! ```
 
 use super::names::Names;
@@ -18,32 +18,40 @@ use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8] = b"incubate index, format 1\n";
 
-/// Where an index is kept, or all of a source.
+/// The folder of a source's index files.
 #[derive(Debug, Clone)]
-pub struct Cache {
+pub struct IndexFolder {
     pub path: PathBuf,
-    /// Whether a new one is written; else one that is there is only read.
-    pub keep: bool,
+    pub may_write: bool,
 }
 
-impl Cache {
-    /// That of one split.
-    pub fn split(&self, name: &str) -> Cache {
-        Cache { path: self.path.join(format!("{name}.index")), keep: self.keep }
+/// The file that keeps a split's index.
+#[derive(Debug, Clone)]
+pub struct IndexFile {
+    pub path: PathBuf,
+    pub may_write: bool,
+}
+
+impl IndexFolder {
+    /// The file of one split.
+    pub fn file(&self, split: &str) -> IndexFile {
+        IndexFile { path: self.path.join(format!("{split}.index")), may_write: self.may_write }
     }
 }
 
 /// The samples of one split, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Index {
-    /// What holds samples, relative to the split's folder: folders of images, or tars.
+    /// The folders of image files, or the tars, relative to the split's folder.
     pub groups: Names,
-    /// Of each sample: its file's name in that folder, or its member in that tar.
+    /// The name of each sample: of its file in the folder, or of its member in the tar.
     pub names: Names,
+    /// The number of each sample's folder or tar.
     pub group: Vec<u32>,
     pub label: Vec<u32>,
-    /// Where each sample lies in its tar; empty for folders, whose files hold one sample each.
+    /// The offset of each sample's bytes in its tar; empty for folders.
     pub offset: Vec<u64>,
+    /// The number of each sample's bytes in its tar; empty for folders.
     pub length: Vec<u32>,
 }
 
@@ -56,22 +64,22 @@ impl Index {
         self.label.is_empty()
     }
 
-    /// The sample's group and name.
+    /// The path of a sample's file relative to the split's folder.
     pub fn path(&self, index: usize) -> PathBuf {
         self.groups.path(self.group[index] as usize).join(self.names.path(index))
     }
 
-    /// The index kept at `cache`, if what it was built from is unchanged; else a new one, which is kept there. A cache
-    /// that cannot be written costs the time of building, nothing else.
+    /// Reads the index from `file` if the groups' fingerprint is still the same. Otherwise it builds the index and writes it to
+    /// `file`; if the file cannot be written, a warning says so.
     ///
-    /// `fingerprint` says what the groups look like now; it must change whenever a sample comes, goes or moves. `build` gives
-    /// with the index what it was before the first of them was read: one that changed meanwhile is not kept.
+    /// `fingerprint` is of the groups as they are now, and must change whenever a sample comes, goes or moves. `build` returns
+    /// the index and the fingerprint from before it listed the groups. If files came or went since, the index is not written.
     pub fn cached(
-        cache: Option<&Cache>,
+        file: Option<&IndexFile>,
         fingerprint: impl Fn(&Names) -> Result<blake3::Hash>,
         build: impl FnOnce() -> Result<(Index, blake3::Hash)>,
     ) -> Result<Index> {
-        let Some(Cache { path, keep }) = cache else { return Ok(build()?.0) };
+        let Some(IndexFile { path, may_write }) = file else { return Ok(build()?.0) };
         if let Some((index, stored)) = fs::read(path).ok().and_then(|bytes| Self::decode(&bytes))
             && fingerprint(&index.groups).is_ok_and(|now| now == stored)
         {
@@ -79,12 +87,14 @@ impl Index {
             return Ok(index);
         }
         let (index, before) = build()?;
-        if *keep {
-            let kept = fingerprint(&index.groups).and_then(|after| {
+        if *may_write {
+            let written = fingerprint(&index.groups).and_then(|after| {
                 ensure!(before == after, "files came or went while they were listed");
                 write(path, &index.encode(before))
             });
-            kept.unwrap_or_else(|error| log::warn!("{}: the index is not kept: {error:#}", path.display()));
+            written.unwrap_or_else(|error| {
+                log::warn!("{}: the index of the images is not kept: {error:#}", path.display())
+            });
         }
         Ok(index)
     }
@@ -107,7 +117,7 @@ impl Index {
         [MAGIC, blake3::hash(&body).as_bytes(), &body].concat()
     }
 
-    /// `None` for anything but the bytes of [`Index::encode`].
+    /// None unless these are the bytes of [`Index::encode`].
     fn decode(bytes: &[u8]) -> Option<(Index, blake3::Hash)> {
         let (hash, body) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<32>()?;
         if blake3::hash(body) != *hash {
@@ -131,16 +141,16 @@ impl Index {
     }
 }
 
-/// A cache that is torn or lost is built again, so it is moved into place whole but not synced.
+/// Writes a file beside `path` and renames it, without a sync: a torn or lost index is only built again.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().context("the cache needs a folder")?;
+    let folder = path.parent().context("the index needs a folder")?;
     fs::create_dir_all(folder)?;
     let beside = path.with_extension(format!("partial-{}", std::process::id()));
     fs::write(&beside, bytes)?;
     Ok(fs::rename(&beside, path)?)
 }
 
-/// What tells whether a folder or file has changed: its size if it is a file, and when it was last written to.
+/// A file's size (0 of a folder) and its time of change in seconds and nanoseconds: another stamp means another content.
 pub type Stamp = [i64; 3];
 
 pub fn stamp(path: &Path) -> Result<Stamp> {
@@ -157,7 +167,7 @@ pub fn fingerprint(root: &Path, groups: &Names) -> Result<blake3::Hash> {
     fingerprint_of(root, own, groups.iter().zip(stamps))
 }
 
-/// As [`fingerprint`], of stamps that were taken already.
+/// The fingerprint from stamps that were taken before: `own` of the folder `root`, and one for each group's name.
 pub fn fingerprint_of<'a>(
     root: &Path,
     own: Stamp,
@@ -176,12 +186,12 @@ pub fn fingerprint_of<'a>(
     Ok(hasher.finalize())
 }
 
-/// Bytes that no image exceeds.
+/// More bytes than any image has.
 pub const LARGEST: u64 = 1 << 28;
 
-/// Refuses what no image is.
+/// A sample's length in bytes, if it may be an image's.
 pub fn sample_length(length: u64) -> Result<u32> {
-    ensure!(length <= LARGEST, "claims {length} bytes, more than any image that can be read ({LARGEST})");
+    ensure!(length <= LARGEST, "claims {length} bytes, more than any image that is read ({LARGEST})");
     Ok(length as u32)
 }
 
@@ -210,7 +220,7 @@ mod tests {
         let cache = root.path().join("class-0/cache/train.index");
         fs::create_dir(cache.parent().unwrap()).unwrap();
         let built = Cell::new(0);
-        let keep = Cell::new(true);
+        let may_write = Cell::new(true);
         let meanwhile: Cell<fn(&Path)> = Cell::new(|_| {});
         let open = || {
             let build = || {
@@ -219,9 +229,9 @@ mod tests {
                 meanwhile.get()(root.path());
                 Ok((index(25), before))
             };
-            let cache = Cache { path: cache.clone(), keep: keep.get() };
+            let file = IndexFile { path: cache.clone(), may_write: may_write.get() };
             assert_eq!(
-                Index::cached(Some(&cache), |groups| fingerprint(root.path(), groups), build).unwrap(),
+                Index::cached(Some(&file), |groups| fingerprint(root.path(), groups), build).unwrap(),
                 index(25)
             );
             built.get()
@@ -237,10 +247,10 @@ mod tests {
         fs::create_dir(&cache).unwrap();
         assert_eq!([open(), open()], [4, 5], "no place to keep it");
         fs::remove_dir(&cache).unwrap();
-        keep.set(false);
-        assert_eq!([open(), open()], [6, 7], "looking keeps nothing");
+        may_write.set(false);
+        assert_eq!([open(), open()], [6, 7], "nothing is written");
         assert!(!cache.exists());
-        keep.set(true);
+        may_write.set(true);
         meanwhile.set(|root| fs::write(root.join("class-1/late.jpg"), b"").unwrap());
         assert_eq!(open(), 8);
         assert!(!cache.exists(), "what was listed was changing");
@@ -250,9 +260,9 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_cache_is_no_index() {
+    fn a_truncated_file_is_no_index() {
         let bytes = index(12).encode(blake3::hash(b""));
         assert!(Index::decode(&bytes).is_some());
-        assert!((0..bytes.len()).all(|keep| Index::decode(&bytes[..keep]).is_none()));
+        assert!((0..bytes.len()).all(|length| Index::decode(&bytes[..length]).is_none()));
     }
 }

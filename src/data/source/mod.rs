@@ -1,5 +1,5 @@
-//! Where images come from: stored or drawn images of a training and a test split, each with its label and a name. A new
-//! source is one file that implements [`samples::Samples`].
+//! Images with their labels, as they are stored or drawn: a training split and an evaluation split. Each kind of source is one
+//! file that implements [`samples::Samples`].
 
 pub mod bad_images;
 mod cifar;
@@ -13,38 +13,41 @@ pub mod packed;
 pub mod samples;
 mod shapes;
 pub mod shard;
+mod splits;
 mod tar;
+mod tar_scan;
 
 use crate::config::{Config, Format};
 use crate::launcher::launched_rank;
 use crate::{require, usage};
 use anyhow::Result;
 use bad_images::BadImages;
-use index::Cache;
+use index::IndexFolder;
 use samples::{Samples, Split, subset};
+use splits::TRAINING;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Training and test images of a config's source.
+/// The images of a config.
 #[derive(Clone)]
 pub struct Source {
     pub train: Split,
+    /// The images of evaluation.
     pub test: Split,
-    /// Those met so far, in both splits.
+    /// The unreadable images of both splits.
     pub bad: Arc<BadImages>,
 }
 
-/// Opens the config's source for its run: what is costly to find out, and which images are unreadable, is kept in the run
-/// directory.
+/// Opens the config's source. The indexes of large sources and the names of unreadable images are kept in the run directory.
 ///
 /// # Errors
-/// A usage error that names the file if anything is missing, malformed or does not fit the model.
+/// A usage error that names the file if anything is missing or malformed, or does not fit the model.
 pub fn open(config: &Config) -> Result<Source> {
     let bad = Arc::new(BadImages::of_run(config.data.bad_images, &config.run.dir));
     checked(Source { bad, ..open_with(config, true)? }, config)
 }
 
-/// As [`open`], but writes nothing.
+/// Opens the config's source and writes nothing.
 pub fn open_read_only(config: &Config) -> Result<Source> {
     checked(open_with(config, false)?, config)
 }
@@ -55,51 +58,51 @@ fn checked(source: Source, config: &Config) -> Result<Source> {
     Ok(Source { train: subset(source.train, config.data.train_fraction, config.run.seed), ..source })
 }
 
-/// As [`open`], whole and whatever model the config describes.
+/// Opens the config's source with all training images, and without comparing it with the model.
 pub fn open_unchecked(config: &Config) -> Result<Source> {
     open_with(config, true)
 }
 
-fn open_with(config: &Config, keep: bool) -> Result<Source> {
+fn open_with(config: &Config, may_write: bool) -> Result<Source> {
     let data = &config.data;
     require!(
         data.format == Format::Shapes || !data.path.as_os_str().is_empty(),
         "data.path is empty: name the folder of the images, or set data.format = \"shapes\" for drawn ones"
     );
     let run = &config.run.dir;
-    let cache = (!run.as_os_str().is_empty()).then(|| Cache { path: run.join(CACHE), keep });
-    let cache = cache.as_ref();
+    let indexes = (!run.as_os_str().is_empty()).then(|| IndexFolder { path: run.join(INDEXES), may_write });
     let (train, test) = match data.format {
         Format::Idx => shared(idx::open(&data.path)?),
         Format::Cifar10 => shared(cifar::open(&data.path, cifar::Variant::Ten)?),
         Format::Cifar100 => shared(cifar::open(&data.path, cifar::Variant::Hundred)?),
         Format::Shapes => shared(shapes::draw(config)),
-        Format::Folder => shared(folder::open(&data.path, cache)?),
-        Format::Tar => shared(tar::open(&data.path, cache)?),
+        Format::Folder => shared(folder::open(&data.path, indexes.as_ref())?),
+        Format::Tar => shared(tar::open(&data.path, indexes.as_ref())?),
         Format::Packed => shared(packed::open(&data.path)?),
     };
     let bad = Arc::new(BadImages::new(data.bad_images));
     Ok(Source { train, test, bad })
 }
 
-/// The folder of the run directory where indexes of large sources are kept.
-const CACHE: &str = "index";
+/// The run directory's folder of indexes.
+const INDEXES: &str = "index";
 
-/// The format of the stored images in a folder, if they are of one that is known by its names.
+/// The format of the images in a folder, if the names in it tell.
 pub fn format_of(folder: &Path) -> Option<Format> {
-    if packed::files(folder, "train").is_ok_and(|shards| !shards.is_empty()) {
+    if packed::files(folder, TRAINING).is_ok_and(|shards| !shards.is_empty()) {
         return Some(Format::Packed);
     }
-    if tar::is_there(folder) {
+    if tar::has_training_tars(folder) {
         return Some(Format::Tar);
     }
-    folder.join("train").is_dir().then_some(Format::Folder)
+    folder.join(TRAINING).is_dir().then_some(Format::Folder)
 }
 
 fn shared<S: Samples + 'static>((train, test): (S, S)) -> (Split, Split) {
     (Arc::new(train), Arc::new(test))
 }
 
+/// Compares a split with the model and with the numbers of images in the config.
 fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
     let (model, data) = (&config.model, &config.data);
     let path = data.path.display();
@@ -137,7 +140,7 @@ fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// How many training images a run will use, without the data where the config says it.
+/// The number of training images that a run uses. The source is opened only if the config does not say the number.
 pub fn train_images(config: &Config) -> Result<usize> {
     let data = &config.data;
     if data.train_images > 0 {

@@ -1,20 +1,20 @@
-//! Many files read at places, by many threads at the same time, with no lock and no shared position.
+//! Files that many threads read at the same time, each at an offset of its own, without a lock.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, OnceLock};
 
-/// How many files of one split stay open; the ones beyond are opened for each read. Of the files that this process may hold,
-/// which are raised to all that it could, each of the two splits leaves more than half.
-static KEPT_OPEN: LazyLock<usize> = LazyLock::new(|| (raised_limit() * 2 / 5).max(256));
+/// How many files of one split stay open; any further file is opened for each read. The two splits of a source together hold
+/// at most four fifths of the files that this process may have open, if that is more than 640.
+static MOST_OPEN: LazyLock<usize> = LazyLock::new(|| (raised_limit() * 2 / 5).max(256));
 
-/// Raises the number of files that this process may hold from the usual 1024 to the most that it may ask for.
+/// Raises the process's soft limit of open files (usually 1024) to its hard limit, and returns it.
 fn raised_limit() -> usize {
-    /// More than any pack has shards; some sites' limit is a billion.
+    /// More than the shards of any pack. Some systems have a hard limit of a billion.
     const ENOUGH: libc::rlim_t = 1 << 20;
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointer is to a live rlimit, which the calls fill and read; where they fail nothing changes.
+    // SAFETY: the pointer is to a live rlimit, which the calls fill and read; if they fail, nothing changes.
     unsafe {
         libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
         let raised = libc::rlimit { rlim_cur: limit.rlim_max.min(ENOUGH).max(limit.rlim_cur), ..limit };
@@ -25,7 +25,7 @@ fn raised_limit() -> usize {
     limit.rlim_cur.min(ENOUGH) as usize
 }
 
-/// Files that stay as they are while they are read.
+/// The files of one split, which do not change while they are read.
 #[derive(Debug)]
 pub struct OpenFiles {
     paths: Vec<PathBuf>,
@@ -34,7 +34,7 @@ pub struct OpenFiles {
 
 impl OpenFiles {
     pub fn new(paths: Vec<PathBuf>) -> OpenFiles {
-        let open = paths.iter().take(*KEPT_OPEN).map(|_| OnceLock::new()).collect();
+        let open = paths.iter().take(*MOST_OPEN).map(|_| OnceLock::new()).collect();
         OpenFiles { paths, open }
     }
 
@@ -49,7 +49,7 @@ impl OpenFiles {
             None => File::open(&self.paths[file])?.read_exact_at(bytes, offset),
             Some(slot) => {
                 if slot.get().is_none() {
-                    // Another thread may have been faster; then this one's is closed again.
+                    // If another thread was faster, this handle is closed again.
                     let _ = slot.set(File::open(&self.paths[file])?);
                 }
                 slot.get().expect("set above").read_exact_at(bytes, offset)

@@ -1,11 +1,13 @@
-//! The packed form: folders of shards `train-00000.h5`, … and `val-00000.h5`, … (see `shard.rs`), written by `incubate pack`.
+//! Packs: folders of shards `train-00000.h5`, … and `val-00000.h5`, … (or `validation`, `test` in place of `val`), which
+//! `incubate pack` writes; [`super::shard`] specifies a shard.
 //!
-//! A shard's table is read through HDF5 when the split is opened; samples are then read straight from the file, by all
-//! threads and ranks at the same time, and compared with their checksums.
+//! The tables of a split's shards are read through HDF5 when the split is opened. All threads then read samples straight from
+//! the files at the same time, and compare them with their checksums.
 
 use super::open_files::OpenFiles;
 use super::samples::{Samples, Stored};
 use super::shard::{self, Encoding, Shard};
+use super::splits::{TRAINING, evaluation_split};
 use crate::error::Failure;
 use crate::{require, usage};
 use anyhow::{Context, Result};
@@ -16,20 +18,37 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Packed {
     shards: Vec<Shard>,
-    /// The number of samples in all shards before each, and in all.
+    /// The number of each shard's first sample in the split, and at the end the number of all samples.
     starts: Vec<usize>,
     files: OpenFiles,
 }
 
-/// Opens both splits; they must have the same classes.
+/// Opens the training and the evaluation split.
+///
+/// # Errors
+/// A usage error if a shard is missing or the splits have different classes, [`Failure::Damaged`] if a shard is damaged.
 pub fn open(folder: &Path) -> Result<(Packed, Packed)> {
-    let (train, val) = (Packed::open(folder, "train")?, Packed::open(folder, "val")?);
+    let training = Packed::open(folder, TRAINING)?;
+    let name = evaluation_name(folder)?;
+    let evaluation = Packed::open(folder, name)?;
     require!(
-        train.classes() == val.classes(),
-        "{}: the train and val shards were packed with different classes; pack both again from one source",
+        training.classes() == evaluation.classes(),
+        "{}: the {TRAINING} and {name} shards were packed with different classes; pack both again from one source",
         folder.display()
     );
-    Ok((train, val))
+    Ok((training, evaluation))
+}
+
+fn evaluation_name(folder: &Path) -> Result<&'static str> {
+    evaluation_split(folder, |name| Ok(!files(folder, name)?.is_empty()))
+}
+
+/// All shards that are in a folder, split by split.
+///
+/// # Errors
+/// If the folder cannot be read or has several evaluation splits.
+pub fn all_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    Ok([files(folder, TRAINING)?, files(folder, evaluation_name(folder)?)?].concat())
 }
 
 /// The name of a shard's file.
@@ -59,12 +78,12 @@ impl Packed {
     /// Reads the tables of a split's shards.
     ///
     /// # Errors
-    /// A usage error if there are none or some are missing, [`Failure::Damaged`] if one is damaged.
+    /// A usage error if a shard is missing, [`Failure::Damaged`] if one is damaged.
     pub fn open(folder: &Path, split: &str) -> Result<Packed> {
         let paths = files(folder, split)?;
         require!(
             !paths.is_empty(),
-            "{}: no {split}-*.h5; `incubate pack SRC {}` makes them",
+            "{}: no {split}-*.h5 is in the folder; `incubate pack SOURCE {}` writes them",
             folder.display(),
             folder.display()
         );
@@ -76,13 +95,13 @@ impl Packed {
                     && shard.classes == first.classes
                     && shard.shards == first.shards
                     && shard.encoding == first.encoding,
-                "{}: of another pack than {}; a folder holds one",
+                "{}: of another pack than {}; give each pack a folder of its own",
                 path.display(),
                 paths[0].display()
             );
             require!(
                 shard.number == number && shards.len() == shard.shards,
-                "{}: {} of {} shards of the split \"{split}\" are there; `incubate pack` again makes the missing ones",
+                "{}: {} of {} shards of the split \"{split}\" are there; the same `incubate pack` command writes the missing ones",
                 folder.display(),
                 shards.len(),
                 shard.shards
@@ -93,7 +112,7 @@ impl Packed {
         Ok(Packed { shards, starts, files: OpenFiles::new(paths) })
     }
 
-    /// The shard of a sample, and its place therein.
+    /// The number of a sample's shard, and the sample's row in it.
     fn find(&self, index: usize) -> (usize, usize) {
         let shard = self.starts.partition_point(|&start| start <= index) - 1;
         (shard, index - self.starts[shard])
@@ -124,7 +143,7 @@ impl Samples for Packed {
         let (number, row) = self.find(index);
         let (shard, samples) = (&self.shards[number], &self.shards[number].samples);
         let range = samples.range(row);
-        self.files.read(number, shard.place + range.start, (range.end - range.start) as usize, bytes)?;
+        self.files.read(number, shard.bytes_offset + range.start, (range.end - range.start) as usize, bytes)?;
         if crc32c::crc32c(bytes) != samples.crc32c[row] {
             let what = "its bytes have changed since it was packed; pack this shard again".into();
             return Err(Failure::Damaged { path: self.files.path(number).into(), what }.into());
@@ -136,10 +155,11 @@ impl Samples for Packed {
     }
 }
 
-/// Reads a shard whole and compares every sample with its checksum.
+/// Reads a whole shard and compares every sample with its checksum.
 ///
 /// # Errors
-/// [`Failure::Damaged`] that names the first damaged samples and how many there are; any other if it cannot be read.
+/// [`Failure::Damaged`], with the number of damaged samples and the names of the first, or another error if the shard cannot be
+/// read.
 pub fn verify(path: &Path) -> Result<Shard> {
     let shard = shard::read(path)?;
     let packed =
@@ -150,7 +170,9 @@ pub fn verify(path: &Path) -> Result<Shard> {
         match packed.read(row, &mut bytes) {
             Ok(_) => {}
             Err(error) if error.is::<Failure>() => damaged.push(row),
-            Err(error) => return Err(error.context(format!("{}: cannot be read just now; try again", path.display()))),
+            Err(error) => {
+                return Err(error.context(format!("{}: the shard cannot be read now; try again", path.display())));
+            }
         }
     }
     let names: Vec<String> = damaged
@@ -169,7 +191,7 @@ pub fn verify(path: &Path) -> Result<Shard> {
         );
         return Err(Failure::Damaged { path: path.into(), what }.into());
     }
-    Ok(packed.shards.into_iter().next().expect("one was put in"))
+    Ok(packed.shards.into_iter().next().expect("the list holds one shard"))
 }
 
 #[cfg(test)]
@@ -192,7 +214,7 @@ mod tests {
             recipe: String::new(),
             classes: classes.iter().map(|class| class.to_string()).collect(),
             samples,
-            place: 0,
+            bytes_offset: 0,
         };
         shard::write(&folder.join(file_name(split, number)), &shard, &bytes).unwrap();
     }
@@ -225,5 +247,11 @@ mod tests {
         assert!(refused().contains("train-00001.h5: of another pack than"), "{}", refused());
         (0..2).for_each(|number| write(folder.path(), "train", number, 2, 0, &["a", "c"]));
         assert!(refused().contains("different classes"), "{}", refused());
+        write(folder.path(), "test", 0, 1, 0, &["a", "b"]);
+        assert!(refused().contains("val and test"), "{}", refused());
+        std::fs::remove_file(folder.path().join("val-00000.h5")).unwrap();
+        write(folder.path(), "test", 0, 1, 0, &["a", "c"]);
+        assert_eq!(open(folder.path()).unwrap().1.len(), 2);
+        assert_eq!(all_files(folder.path()).unwrap().len(), 3);
     }
 }

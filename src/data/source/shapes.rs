@@ -1,12 +1,12 @@
-//! Images drawn by the program: deterministic, any size, channels and class count, for tests and benchmarks with no
-//! download. A class is an outline (of five) with stripes of some frequency and direction; place, size, brightness and
-//! noise vary from image to image.
+//! Images that the program draws, of any size, for tests and benchmarks without a download. The seed and an image's number
+//! determine its pixels. A class is one of five outlines with stripes of one direction and frequency; position, size, colour
+//! and noise vary from image to image.
 
 use super::images::Images;
 use crate::config::Config;
 use crate::random::Random;
 
-/// Draws both splits.
+/// Draws the training and the evaluation split.
 pub fn draw(config: &Config) -> (Images, Images) {
     let (model, data) = (&config.model, &config.data);
     let split = |number: u64, count: usize| {

@@ -1,23 +1,23 @@
-//! One shard of the packed form: an HDF5 file of a few thousand samples, written by `incubate pack`.
+//! One shard of a pack: an HDF5 file of a few thousand samples, which `incubate pack` writes.
 //!
 //! # Layout, format version 1
 //! ```text
-//! bytes 0–511     the seal (`seal.rs`): «incubate pack, format 1», the file's length, the BLAKE3 hash of every byte from
-//!                 512 on except those of /bytes, and where these lie; each sample of them has its own checksum
-//! from byte 512   HDF5 (libver earliest; h5py, h5dump and HDFView open it as it is); n samples:
-//!   attributes of /   format_version, software, encoding ("jpeg" or "raw"), split ("train" or "val"), shard and shards (this
-//!                     one's number from 0, and how many the split has), recipe (hash of what was packed and how)
+//! bytes 0–511     the seal (`seal.rs`): «incubate pack, format 1», the file's length, the offset and length of /bytes, and
+//!                 the BLAKE3 hash of every byte from 512 on except /bytes, whose samples have checksums of their own
+//! from byte 512   HDF5 (libver earliest, which h5py, h5dump and HDFView open) of n samples:
+//!   attributes of /   format_version, software, encoding ("jpeg" or "raw"), split (its name), shard (its number from
+//!                     0), shards (their number in the split), recipe (hash of the images' names and labels and of the options)
 //!   /classes          text: the name of each class, in order of label
 //!   /bytes            u8, contiguous: the samples, one after the other; each a JPEG file, or height × width × 3 bytes of
 //!                     red, green and blue, row after row
 //!   /offset           u64, n + 1: sample i is bytes[offset[i] .. offset[i + 1]]
 //!   /label            u32, n
-//!   /height /width    u32, n: in pixels, as stored (a JPEG's EXIF orientation not applied)
+//!   /height /width    u32, n: in pixels, as stored (a JPEG's EXIF orientation is not applied)
 //!   /crc32c           u32, n: the checksum of each sample's bytes
-//!   /name             text, n: where each sample came from
+//!   /name             text, n: the name of each sample in the source it was packed from
 //! ```
-//! HDF5 is asked once, when a shard is opened; its library lets one thread in at a time. The samples are then read from the
-//! file at their places.
+//! HDF5 reads a shard's table once, when the shard is opened, since its library admits one thread at a time. Samples are then
+//! read from the file at their offsets without it.
 
 use super::names::Names;
 use crate::error::Failure;
@@ -28,14 +28,14 @@ use hdf5::{File, H5Type};
 use std::path::Path;
 use std::str::FromStr;
 
-/// What a packed file begins with.
+/// The seal with which a shard begins.
 pub const SEAL: seal::Kind = seal::Kind {
     name: "pack",
     version: 1,
     cure: "delete it and start `incubate pack` again, or restore it from a copy",
 };
 
-/// How samples are stored.
+/// The form of a shard's samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
     Jpeg,
@@ -43,7 +43,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// As it is written in the file.
+    /// The value of the file's attribute.
     pub fn name(self) -> &'static str {
         match self {
             Encoding::Jpeg => "jpeg",
@@ -52,19 +52,19 @@ impl Encoding {
     }
 }
 
-/// Everything about a shard but its samples' bytes.
+/// A shard without its samples' bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
     pub encoding: Encoding,
     pub split: String,
     pub number: usize,
-    /// How many shards the split has.
+    /// The number of shards in the split.
     pub shards: usize,
     pub recipe: String,
     pub classes: Vec<String>,
     pub samples: Table,
-    /// Where the samples' bytes begin in the file; set by [`read`].
-    pub place: u64,
+    /// The offset of /bytes in the file; [`read`] sets it, [`write`] ignores it.
+    pub bytes_offset: u64,
 }
 
 /// The columns of a shard, a row for each sample.
@@ -75,7 +75,7 @@ pub struct Table {
     pub height: Vec<u32>,
     pub width: Vec<u32>,
     pub crc32c: Vec<u32>,
-    /// Where each sample ends in /bytes.
+    /// The end of each sample in /bytes.
     pub end: Vec<u64>,
 }
 
@@ -85,13 +85,13 @@ impl Table {
         self.label.len()
     }
 
-    /// Where sample `i` lies in /bytes.
+    /// The range of sample `i` in /bytes.
     pub fn range(&self, i: usize) -> std::ops::Range<u64> {
         i.checked_sub(1).map_or(0, |before| self.end[before])..self.end[i]
     }
 }
 
-/// Writes a shard to `path`, which is then whole but not yet synced.
+/// Writes a shard to `path` without a sync.
 pub fn write(path: &Path, shard: &Shard, bytes: &[u8]) -> Result<()> {
     let file = File::with_options().with_fcpl(|p| p.userblock(seal::BLOCK)).create(path)?;
     file.new_attr::<i32>().create("format_version")?.write_scalar(&SEAL.version)?;
@@ -117,27 +117,28 @@ pub fn write(path: &Path, shard: &Shard, bytes: &[u8]) -> Result<()> {
     column(&file, "classes", &shard.classes.iter().map(|class| text_of(class)).collect::<Result<Vec<_>>>()?)?;
     let names = samples.name.iter().map(|name| text_of(&String::from_utf8_lossy(name)));
     column(&file, "name", &names.collect::<Result<Vec<_>>>()?)?;
-    let place = place(&file)?;
+    let offset = bytes_offset(&file)?;
     file.close()?;
-    SEAL.set(path, place..place + bytes.len() as u64)?;
+    SEAL.set(path, offset..offset + bytes.len() as u64)?;
     Ok(())
 }
 
 fn column<T: H5Type>(file: &File, name: &str, values: &[T]) -> Result<()> {
-    // Without time stamps the same content is the same bytes.
+    // Without time stamps, shards of the same content have the same bytes.
     let dataset = file.new_dataset::<T>().obj_track_times(false).shape(values.len()).create(name)?;
     dataset.write_raw(values).with_context(|| format!("writing {name}"))
 }
 
 fn text_of(text: &str) -> Result<VarLenUnicode> {
-    VarLenUnicode::from_str(text).with_context(|| format!("{text:?} holds a NUL"))
+    VarLenUnicode::from_str(text)
+        .with_context(|| format!("{text:?} contains a NUL byte, which HDF5 cannot store; rename it"))
 }
 
-/// Where /bytes lies in the file; 0 if it is empty.
-fn place(file: &File) -> Result<u64> {
+/// The offset of /bytes in the file; 0 if it is empty.
+fn bytes_offset(file: &File) -> Result<u64> {
     let bytes = file.dataset("bytes")?;
     match bytes.offset() {
-        Some(place) => Ok(place),
+        Some(offset) => Ok(offset),
         None => {
             ensure!(bytes.size() == 0, "/bytes is not contiguous");
             Ok(0)
@@ -145,10 +146,10 @@ fn place(file: &File) -> Result<u64> {
     }
 }
 
-/// Verifies a shard, but for its samples' bytes, and reads its table.
+/// Verifies a shard except its samples' bytes, and reads its table.
 ///
 /// # Errors
-/// [`Failure::Damaged`] if it is not as it was written.
+/// [`Failure::Damaged`] if the shard has changed since it was written.
 pub fn read(path: &Path) -> Result<Shard> {
     let sealed = SEAL.verify(path)?;
     let parsed = parse(path, &sealed).context("its table does not fit together");
@@ -184,10 +185,11 @@ fn parse(path: &Path, sealed: &seal::Sealed) -> Result<Shard> {
             crc32c: numbers("crc32c")?,
             end: offset.get(1..).context("/offset is empty")?.to_vec(),
         },
-        place: place(&file)?,
+        bytes_offset: bytes_offset(&file)?,
     };
     check(&shard, &offset, file.dataset("bytes")?.size() as u64)?;
-    ensure!(sealed.except == (shard.place..shard.place + shard.bytes()) || shard.bytes() == 0, "/bytes lies elsewhere");
+    let lies_at = shard.bytes_offset..shard.bytes_offset + shard.bytes();
+    ensure!(sealed.except == lies_at || shard.bytes() == 0, "/bytes is not where the seal says");
     Ok(shard)
 }
 
@@ -200,10 +202,13 @@ fn check(shard: &Shard, offset: &[u64], bytes: u64) -> Result<()> {
         ("crc32c", samples.crc32c.len()),
         ("offset", samples.end.len()),
     ] {
-        ensure!(length == samples.len(), "{length} of /{name} for {} labels", samples.len());
+        ensure!(length == samples.len(), "/{name} has {length} rows, /label has {}", samples.len());
     }
     ensure!(offset[0] == 0 && offset.is_sorted() && shard.bytes() == bytes, "/offset does not divide /bytes");
-    ensure!(samples.label.iter().all(|&label| (label as usize) < shard.classes.len()), "a label without a class");
+    ensure!(
+        samples.label.iter().all(|&label| (label as usize) < shard.classes.len()),
+        "a label without a class is in /label"
+    );
     if shard.encoding == Encoding::Raw {
         let size = |i| 3 * u64::from(samples.height[i]) * u64::from(samples.width[i]);
         let fits = |i| samples.range(i).end - samples.range(i).start == size(i);
@@ -213,7 +218,7 @@ fn check(shard: &Shard, offset: &[u64], bytes: u64) -> Result<()> {
 }
 
 impl Shard {
-    /// Length of /bytes.
+    /// The length of /bytes.
     fn bytes(&self) -> u64 {
         self.samples.end.last().copied().unwrap_or(0)
     }
@@ -237,26 +242,26 @@ mod tests {
             recipe: "r".into(),
             classes: vec!["a".into(), "b".into()],
             samples,
-            place: 0,
+            bytes_offset: 0,
         };
         (shard, (0..15).collect())
     }
 
     #[test]
-    fn a_shard_is_read_as_written_and_its_bytes_lie_where_it_says() {
+    fn a_shard_is_read_as_written_and_its_bytes_are_at_their_offset() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.h5");
         let (shard, bytes) = shard();
         write(&path, &shard, &bytes).unwrap();
         let found = read(&path).unwrap();
-        let place = found.place as usize;
-        assert_eq!(std::fs::read(&path).unwrap()[place..place + 15], bytes);
-        assert_eq!(Shard { place: 0, ..found }, shard);
+        let offset = found.bytes_offset as usize;
+        assert_eq!(std::fs::read(&path).unwrap()[offset..offset + 15], bytes);
+        assert_eq!(Shard { bytes_offset: 0, ..found }, shard);
         assert!(SEAL.is(&path));
     }
 
     #[test]
-    fn a_shard_without_samples_is_one_too() {
+    fn a_shard_without_samples_is_written_and_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.h5");
         let empty = Shard { samples: Table::default(), ..shard().0 };
@@ -271,8 +276,8 @@ mod tests {
         let (shard, bytes) = shard();
         write(&path, &shard, &bytes).unwrap();
         let whole = std::fs::read(&path).unwrap();
-        let place = read(&path).unwrap().place as usize;
-        for byte in (0..whole.len()).filter(|byte| !(place..place + 15).contains(byte)).step_by(61) {
+        let offset = read(&path).unwrap().bytes_offset as usize;
+        for byte in (0..whole.len()).filter(|byte| !(offset..offset + 15).contains(byte)).step_by(61) {
             let mut damaged = whole.clone();
             damaged[byte] ^= 1 << (byte % 8);
             std::fs::write(&path, &damaged).unwrap();

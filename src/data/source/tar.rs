@@ -1,26 +1,21 @@
-//! Tar shards in webdataset's naming: `train-*.tar` and `val-*.tar`, or folders `train` and `val` of tars. In each, the
-//! members of a sample follow each other and share their path up to the first dot of the file name: `KEY.jpg`, `KEY.jpeg`
-//! or `KEY.png`, and `KEY.cls` (the label as text) or `KEY.json` (the label as `label` or `cls`). Other members are passed
-//! over.
+//! Tar shards as webdataset names them: `train-*.tar` and `val-*.tar`, or folders `train` and `val` of tars (or `validation`,
+//! `test` in place of `val`). The members of a sample follow each other in the tar and share the path up to the first dot of
+//! the file name, the key. A sample has an image, `KEY.jpg`, `KEY.jpeg` or `KEY.png`, and its label: the text of `KEY.cls`, or
+//! `label` or `cls` in `KEY.json`. Other members are ignored.
 //!
-//! Headers alone are read to build the index; samples are then read at their places, by all threads at the same time.
+//! The index is built from the members' headers and labels. All threads then read images at their offsets at the same time.
 
-use super::index::{Cache, Index, fingerprint, sample_length};
+use super::index::{Index, IndexFile, IndexFolder, fingerprint};
 use super::names::Names;
 use super::open_files::OpenFiles;
 use super::samples::{Samples, Stored};
+use super::splits::{TRAINING, evaluation_split};
+use super::tar_scan::{Sample, scan};
 use crate::{require, usage};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
-use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
-
-const BLOCK: u64 = 512;
-/// No label takes more.
-const LARGEST_LABEL: u64 = 1 << 20;
+use std::path::{Path, PathBuf};
 
 /// The samples of one split.
 #[derive(Debug)]
@@ -29,27 +24,31 @@ pub struct TarShards {
     files: OpenFiles,
 }
 
-/// Opens both splits. `cache` is where their indexes are kept.
-pub fn open(root: &Path, cache: Option<&Cache>) -> Result<(TarShards, TarShards)> {
-    let split = |name: &str| TarShards::open(root, name, cache.map(|cache| cache.split(name)).as_ref());
-    Ok((split("train")?, split("val")?))
+/// Opens the training and the evaluation split, and keeps their indexes in a folder.
+///
+/// # Errors
+/// A usage error that names the tar and member if one is damaged, unsafe or has no label.
+pub fn open(root: &Path, indexes: Option<&IndexFolder>) -> Result<(TarShards, TarShards)> {
+    let split = |name: &str| TarShards::open(root, name, indexes.map(|indexes| indexes.file(name)).as_ref());
+    let training = split(TRAINING)?;
+    Ok((training, split(evaluation_split(root, |name| Ok(!find(root, name)?.is_empty()))?)?))
 }
 
 /// Whether a folder holds tars of training images.
-pub fn is_there(root: &Path) -> bool {
-    tars(root, "train").is_ok()
+pub fn has_training_tars(root: &Path) -> bool {
+    find(root, TRAINING).is_ok_and(|tars| !tars.is_empty())
 }
 
 impl TarShards {
-    /// Indexes the tars of a split, or takes the index kept at `cache`.
+    /// Indexes the tars of a split, or reads the index from `kept` if no tar has changed since.
     ///
     /// # Errors
     /// A usage error that names the tar and member if one is damaged, unsafe or has no label.
-    pub fn open(root: &Path, split: &str, cache: Option<&Cache>) -> Result<TarShards> {
+    pub fn open(root: &Path, split: &str, kept: Option<&IndexFile>) -> Result<TarShards> {
         let tars = tars(root, split)?;
         let index = Index::cached(
-            cache,
-            // A tar that came or went shows in the list; the folder itself may change for other reasons.
+            kept,
+            // The list is compared too, as the fingerprint of the listed tars stays the same when another tar is added.
             |groups| {
                 ensure!(*groups == tars, "the list of tars has changed");
                 fingerprint(root, groups)
@@ -85,8 +84,23 @@ impl Samples for TarShards {
     }
 }
 
-/// The tars of a split in order of name, relative to `root`.
+/// The names of a split's tars relative to `root`, in order.
 fn tars(root: &Path, split: &str) -> Result<Names> {
+    let found = find(root, split)?;
+    require!(
+        !found.is_empty(),
+        "{}: no tars of the split \"{split}\"; data.path must hold {split}-*.tar or a folder {split} of tars",
+        root.display()
+    );
+    let mut names = Names::default();
+    for path in found {
+        names.push(path.strip_prefix(root).expect("it is below the root").as_os_str().as_bytes())?;
+    }
+    Ok(names)
+}
+
+/// The tars of a split in order: those in the folder of its name, or else those whose name begins with it.
+fn find(root: &Path, split: &str) -> Result<Vec<PathBuf>> {
     let inside = root.join(split);
     let (folder, prefix) =
         if inside.is_dir() { (inside, String::new()) } else { (root.to_path_buf(), format!("{split}-")) };
@@ -101,17 +115,8 @@ fn tars(root: &Path, split: &str) -> Result<Names> {
             name.starts_with(prefix.as_bytes()) && name.ends_with(b".tar") && !name.starts_with(b".")
         })
         .collect();
-    require!(
-        !found.is_empty(),
-        "{}: no tars of the split \"{split}\"; data.path must hold {split}-*.tar or a folder {split} of tars",
-        root.display()
-    );
     found.sort();
-    let mut names = Names::default();
-    for path in found {
-        names.push(path.strip_prefix(root).expect("found below it").as_os_str().as_bytes())?;
-    }
-    Ok(names)
+    Ok(found)
 }
 
 fn build(root: &Path, tars: Names) -> Result<Index> {
@@ -133,131 +138,6 @@ fn build(root: &Path, tars: Names) -> Result<Index> {
         }
     }
     Ok(index)
-}
-
-struct Sample {
-    member: Vec<u8>,
-    label: u32,
-    offset: u64,
-    length: u32,
-}
-
-/// What is known of the sample whose members are being read.
-#[derive(Default)]
-struct Partial {
-    key: Vec<u8>,
-    image: Option<(Vec<u8>, u64, u32)>,
-    label: Option<u32>,
-}
-
-impl Partial {
-    fn finish(self, samples: &mut Vec<Sample>) -> Result<()> {
-        match (self.image, self.label) {
-            (Some((member, offset, length)), Some(label)) => samples.push(Sample { member, label, offset, length }),
-            (Some((member, ..)), None) => {
-                bail!("{}: no .cls or .json with its label beside it; each image needs one", member.escape_ascii())
-            }
-            (None, Some(_)) => {
-                bail!("{}: a label without an image (.jpg, .jpeg or .png) beside it", self.key.escape_ascii())
-            }
-            (None, None) => {}
-        }
-        Ok(())
-    }
-}
-
-/// The samples of one tar, in its order.
-fn scan(path: &Path) -> Result<Vec<Sample>> {
-    let file = File::open(path)?;
-    let file_length = file.metadata()?.len();
-    let mut archive = tar::Archive::new(&file);
-    let mut samples = Vec::new();
-    let mut partial = Partial::default();
-    let mut end = 0;
-    for entry in archive.entries_with_seek()? {
-        let mut entry = entry.with_context(|| format!("damaged after byte {end}"))?;
-        let member = entry.path_bytes().into_owned();
-        let at = entry.raw_file_position();
-        end = at.saturating_add(entry.size()).saturating_add(BLOCK - 1) / BLOCK * BLOCK;
-        let context = || format!("member {}", member.escape_ascii());
-        ensure!(end <= file_length, "truncated: {} ends at byte {end} of {file_length}; fetch it again", context());
-        require_inside(&member).with_context(context)?;
-        if let Some(target) = entry.link_name_bytes() {
-            // A symbolic link is relative to its own folder, a hard link to the tar's.
-            let symbolic = entry.header().entry_type().is_symlink();
-            let folder = Path::new(OsStr::from_bytes(&member)).parent().filter(|_| symbolic).unwrap_or(Path::new(""));
-            require_inside(folder.join(OsStr::from_bytes(&target)).as_os_str().as_bytes()).with_context(context)?;
-        }
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        let Some((key, extension)) = key(&member) else { continue };
-        if key != partial.key {
-            std::mem::take(&mut partial).finish(&mut samples)?;
-            partial.key = key.into();
-        }
-        match extension.to_ascii_lowercase().as_slice() {
-            b"jpg" | b"jpeg" | b"png" => {
-                ensure!(partial.image.is_none(), "{}: a second image of the same sample", context());
-                let length = sample_length(entry.size()).with_context(context)?;
-                partial.image = Some((member, at, length));
-            }
-            kind @ (b"cls" | b"json") => {
-                ensure!(entry.size() <= LARGEST_LABEL, "{} claims {} bytes of label", context(), entry.size());
-                let mut text = String::new();
-                entry.read_to_string(&mut text).with_context(context)?;
-                // A .json may describe the image without saying its class, which a .cls then does.
-                let label = if kind == b"cls" { Some(number(&text)) } else { label_in_json(&text) };
-                if let Some(label) = label {
-                    partial.label = Some(label.with_context(context)?);
-                }
-            }
-            _ => {}
-        }
-    }
-    partial.finish(&mut samples)?;
-    ensure!(end + BLOCK <= file_length, "truncated: its end mark is missing after byte {end}; fetch it again");
-    Ok(samples)
-}
-
-/// A member's path up to the first dot of its file name, and what follows that dot.
-fn key(member: &[u8]) -> Option<(&[u8], &[u8])> {
-    let name = member.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-    let dot = name + member[name..].iter().position(|&byte| byte == b'.')?;
-    Some((&member[..dot], &member[dot + 1..]))
-}
-
-/// Members are never unpacked; one that would leave its folder still says that nobody sane made this tar.
-fn require_inside(member: &[u8]) -> Result<()> {
-    let mut depth = 0;
-    let inside = Path::new(OsStr::from_bytes(member)).components().all(|part| {
-        depth += match part {
-            Component::Normal(_) => 1,
-            Component::CurDir => 0,
-            Component::ParentDir => -1,
-            Component::RootDir | Component::Prefix(_) => i64::MIN / 2,
-        };
-        depth >= 0
-    });
-    ensure!(inside, "its path leaves the tar's folder; this tar is not to be trusted");
-    Ok(())
-}
-
-fn number(text: &str) -> Result<u32> {
-    let text = text.trim();
-    text.parse()
-        .ok()
-        .with_context(|| format!("its label {:?} is no class number from 0", text.chars().take(40).collect::<String>()))
-}
-
-/// The label, if the JSON has one.
-fn label_in_json(text: &str) -> Option<Result<u32>> {
-    let value: serde_json::Value = match serde_json::from_str(text) {
-        Ok(value) => value,
-        Err(error) => return Some(Err(error.into())),
-    };
-    let label = value.get("label").or_else(|| value.get("cls"))?;
-    Some(number(label.as_str().unwrap_or(&label.to_string())))
 }
 
 #[cfg(test)]
@@ -290,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_of_all_shards_are_read_at_their_places_and_other_members_passed_over() {
+    fn samples_of_all_shards_are_read_at_their_offsets_and_other_members_ignored() {
         let root = tempfile::tempdir().unwrap();
         let long = format!("{}/n01.x.jpg", "deep".repeat(60));
         let first = tar(&[
@@ -306,9 +186,9 @@ mod tests {
         let n01 = long.replace(".x.jpg", ".cls");
         std::fs::write(root.path().join("val/1.tar"), tar(&[(&n01, b"1"), (&n01.replace("cls", "jpeg"), b"three")]))
             .unwrap();
-        let cache = Cache { path: root.path().join("val.index"), keep: true };
+        let kept = IndexFile { path: root.path().join("val.index"), may_write: true };
         for _ in 0..2 {
-            let val = TarShards::open(root.path(), "val", Some(&cache)).unwrap();
+            let val = TarShards::open(root.path(), "val", Some(&kept)).unwrap();
             let mut bytes = Vec::new();
             let mut read = |i| {
                 assert_eq!(val.read(i, &mut bytes).unwrap(), Stored::Encoded);
@@ -317,12 +197,29 @@ mod tests {
             let found: Vec<_> = (0..val.len()).map(&mut read).collect();
             assert_eq!(found, [(7, "one".into()), (3, "two".into()), (1, "three".into())]);
             assert!(val.name(1).ends_with("val/0.tar: a/2.PNG"), "{}", val.name(1));
-            assert!(cache.path.exists());
+            assert!(kept.path.exists());
         }
     }
 
     #[test]
-    fn a_tar_that_is_cut_anywhere_is_refused() {
+    fn the_evaluation_split_may_have_any_of_its_three_names_but_only_one() {
+        let root = tempfile::tempdir().unwrap();
+        let one = tar(&[("1.jpg", b"x"), ("1.cls", b"0")]);
+        let write = |name: &str| std::fs::write(root.path().join(name), &one).unwrap();
+        write("train-0.tar");
+        for name in ["val-0.tar", "validation-0.tar", "test-0.tar"] {
+            write(name);
+            assert_eq!(open(root.path(), None).unwrap().1.len(), 1);
+            std::fs::remove_file(root.path().join(name)).unwrap();
+        }
+        write("validation-0.tar");
+        write("test-0.tar");
+        let error = open(root.path(), None).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("validation and test"), "{error}");
+    }
+
+    #[test]
+    fn a_truncated_tar_is_refused() {
         let whole = tar(&[("1.jpg", &[5; 700]), ("1.cls", b"0"), ("2.jpg", &[6; 10]), ("2.cls", b"1")]);
         assert_eq!(opened(&whole).unwrap().len(), 2);
         for keep in (0..whole.len() - 1024).step_by(97) {

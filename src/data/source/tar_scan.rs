@@ -1,0 +1,144 @@
+//! The samples of one tar, from the headers and labels of its members.
+
+use super::index::sample_length;
+use anyhow::{Context, Result, bail, ensure};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+
+/// A tar is made of blocks of so many bytes.
+const BLOCK: u64 = 512;
+/// More bytes than any label has.
+const LARGEST_LABEL: u64 = 1 << 20;
+
+/// An image in a tar.
+pub struct Sample {
+    pub member: Vec<u8>,
+    pub label: u32,
+    pub offset: u64,
+    pub length: u32,
+}
+
+/// The sample whose members are being read.
+#[derive(Default)]
+struct Partial {
+    key: Vec<u8>,
+    /// Its member, offset and length.
+    image: Option<(Vec<u8>, u64, u32)>,
+    label: Option<u32>,
+}
+
+impl Partial {
+    fn finish(self, samples: &mut Vec<Sample>) -> Result<()> {
+        match (self.image, self.label) {
+            (Some((member, offset, length)), Some(label)) => samples.push(Sample { member, label, offset, length }),
+            (Some((member, ..)), None) => {
+                bail!("{}: no .cls or .json beside the image has its label; add one", member.escape_ascii())
+            }
+            (None, Some(_)) => {
+                bail!(
+                    "{}: a label without an image (.jpg, .jpeg or .png) beside it; add the image",
+                    self.key.escape_ascii()
+                )
+            }
+            (None, None) => {}
+        }
+        Ok(())
+    }
+}
+
+/// The samples of one tar, in order.
+pub fn scan(path: &Path) -> Result<Vec<Sample>> {
+    let file = File::open(path)?;
+    let file_length = file.metadata()?.len();
+    let mut archive = tar::Archive::new(&file);
+    let mut samples = Vec::new();
+    let mut partial = Partial::default();
+    let mut end = 0;
+    for entry in archive.entries_with_seek()? {
+        let mut entry = entry.with_context(|| format!("damaged after byte {end}"))?;
+        let member = entry.path_bytes().into_owned();
+        let at = entry.raw_file_position();
+        end = at.saturating_add(entry.size()).saturating_add(BLOCK - 1) / BLOCK * BLOCK;
+        let context = || format!("member {}", member.escape_ascii());
+        ensure!(end <= file_length, "truncated: {} ends at byte {end} of {file_length}; fetch it again", context());
+        require_inside(&member).with_context(context)?;
+        if let Some(target) = entry.link_name_bytes() {
+            // A symbolic link's target is relative to the link's folder, a hard link's to the tar's root.
+            let symbolic = entry.header().entry_type().is_symlink();
+            let folder = Path::new(OsStr::from_bytes(&member)).parent().filter(|_| symbolic).unwrap_or(Path::new(""));
+            require_inside(folder.join(OsStr::from_bytes(&target)).as_os_str().as_bytes()).with_context(context)?;
+        }
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let Some((key, extension)) = key(&member) else { continue };
+        if key != partial.key {
+            std::mem::take(&mut partial).finish(&mut samples)?;
+            partial.key = key.into();
+        }
+        match extension.to_ascii_lowercase().as_slice() {
+            b"jpg" | b"jpeg" | b"png" => {
+                ensure!(partial.image.is_none(), "{}: the sample has a second image; remove one", context());
+                let length = sample_length(entry.size()).with_context(context)?;
+                partial.image = Some((member, at, length));
+            }
+            kind @ (b"cls" | b"json") => {
+                ensure!(entry.size() <= LARGEST_LABEL, "{} claims {} bytes of label", context(), entry.size());
+                let mut text = String::new();
+                entry.read_to_string(&mut text).with_context(context)?;
+                // A .json may describe the image without its class; a .cls then has it.
+                let label = if kind == b"cls" { Some(number(&text)) } else { label_in_json(&text) };
+                if let Some(label) = label {
+                    partial.label = Some(label.with_context(context)?);
+                }
+            }
+            _ => {}
+        }
+    }
+    partial.finish(&mut samples)?;
+    ensure!(end + BLOCK <= file_length, "truncated: its end mark is missing after byte {end}; fetch it again");
+    Ok(samples)
+}
+
+/// A member's path up to the first dot of its file name, and the rest after that dot.
+fn key(member: &[u8]) -> Option<(&[u8], &[u8])> {
+    let name = member.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    let dot = name + member[name..].iter().position(|&byte| byte == b'.')?;
+    Some((&member[..dot], &member[dot + 1..]))
+}
+
+/// Refuses a member whose path leaves the tar's folder. Members are never unpacked, but such a tar is not to be trusted.
+fn require_inside(member: &[u8]) -> Result<()> {
+    let mut depth = 0;
+    let inside = Path::new(OsStr::from_bytes(member)).components().all(|part| {
+        depth += match part {
+            Component::Normal(_) => 1,
+            Component::CurDir => 0,
+            Component::ParentDir => -1,
+            Component::RootDir | Component::Prefix(_) => i64::MIN / 2,
+        };
+        depth >= 0
+    });
+    ensure!(inside, "its path leaves the tar's folder; this tar is not to be trusted");
+    Ok(())
+}
+
+fn number(text: &str) -> Result<u32> {
+    let text = text.trim();
+    text.parse().ok().with_context(|| {
+        format!("its label {:?} is no class number; give 0, 1, …", text.chars().take(40).collect::<String>())
+    })
+}
+
+/// The label, if the JSON has one.
+fn label_in_json(text: &str) -> Option<Result<u32>> {
+    let value: serde_json::Value = match serde_json::from_str(text) {
+        Ok(value) => value,
+        Err(error) => return Some(Err(error.into())),
+    };
+    let label = value.get("label").or_else(|| value.get("cls"))?;
+    Some(number(label.as_str().unwrap_or(&label.to_string())))
+}
