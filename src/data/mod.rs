@@ -1,7 +1,8 @@
-//! Images in, batches out, in three rooms: a room imports only from the ones before it.
-//! 1. [`source`] gives stored images of a training and a test split, each with its label.
-//! 2. [`image`] turns one stored image into normalised numbers, with or without augmentation.
-//! 3. [`feed`] chooses the images of each step and hands out batches.
+//! Images in, batches out, in three rooms. Each imports only from the rooms before it:
+//! 1. [`source`] holds labelled images: bytes of files, or planes of pixels in memory. It gives one image's bytes at a time.
+//! 2. [`image`] turns an image's bytes into pixels, and the pixels into the network's numbers, by the recipe of training or of
+//!    evaluation.
+//! 3. [`feed`] orders the images of each step, has threads read them ahead, and gives batches of tensors.
 
 pub mod feed;
 pub mod image;

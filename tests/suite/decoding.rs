@@ -98,7 +98,7 @@ fn a_part_of_a_jpeg_has_the_pixels_of_the_whole() {
             let whole = one.view(bytes, Region { left: 0, top: 0, width, height }, shrunk).unwrap();
             let mut random = Random::new(&[1]);
             for _ in 0..50 {
-                let region = crop::random(&mut random, height, width, [0.05, 0.9], [0.5, 2.0]);
+                let region = crop::random_resized(&mut random, height, width, [0.05, 0.9], [0.5, 2.0]);
                 let part = other.view(bytes, region, shrunk).unwrap();
                 for row in region.top / shrunk..(region.top + region.height) / shrunk {
                     for column in region.left / shrunk..(region.left + region.width) / shrunk {

@@ -42,7 +42,7 @@ fn crops_and_erased_rectangles_are_distributed_as_timms() {
     let draws = golden["draws"].as_u64().unwrap();
     let mut random = Random::new(&[1]);
     let crops: Vec<Region> =
-        (0..draws).map(|_| crop::random(&mut random, 375, 500, [0.08, 1.0], [0.75, 4.0 / 3.0])).collect();
+        (0..draws).map(|_| crop::random_resized(&mut random, 375, 500, [0.08, 1.0], [0.75, 4.0 / 3.0])).collect();
     let share = |r: &Region| (r.width * r.height) as f64 / (500.0 * 375.0);
     let check = |name: &str, values: Vec<f64>| {
         agree(name, &histogram(&golden[name], values), &counts(&golden[name]));

@@ -1,12 +1,12 @@
-//! Which part of an image becomes the model's input (timm 1.0: `transforms.py`, `RandomResizedCropAndInterpolation`;
-//! torchvision's `Resize` and `CenterCrop`).
+//! The part of an image that becomes the model's input (timm 1.0: `transforms.py`, `RandomResizedCropAndInterpolation`;
+//! torchvision: `Resize`, `CenterCrop`, `RandomCrop`).
 
 use super::pixels::{Area, Region};
 use crate::random::Random;
 
-/// A random part of the image: its share of the area uniform in `scale`, its ratio of width to height log-uniform in
-/// `ratio`; after ten draws that do not fit, the largest central part of an allowed ratio.
-pub fn random(random: &mut Random, height: usize, width: usize, scale: [f64; 2], ratio: [f64; 2]) -> Region {
+/// A random part of an image. Its share of the area is uniform in `scale`, its ratio of width to height log-uniform in `ratio`.
+/// After ten draws that do not fit into the image it is the largest central part with a ratio in that range.
+pub fn random_resized(random: &mut Random, height: usize, width: usize, scale: [f64; 2], ratio: [f64; 2]) -> Region {
     for _attempt in 0..10 {
         let area = random.between(scale[0], scale[1]) * (height * width) as f64;
         let aspect = random.between(ratio[0].ln(), ratio[1].ln()).exp();
@@ -29,23 +29,24 @@ pub fn random(random: &mut Random, height: usize, width: usize, scale: [f64; 2],
     Region { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
-/// (height, width) with the shorter side of `size` and the same proportions (torchvision's `Resize`).
+/// (height, width) of an image after its shorter side is resized to `size` (torchvision's `Resize`).
 pub fn resized(height: usize, width: usize, size: usize) -> (usize, usize) {
     let long = |own: usize, other: usize| (size as f64 * own as f64 / other as f64) as usize;
     if width <= height { (long(height, width), size) } else { (size, long(width, height)) }
 }
 
-/// Where (row, column) a square of `size` begins that lies anywhere in an image with a border of `padding` (torchvision's
-/// `RandomCrop`). The image begins at (0, 0), and its sides are no shorter than `size`.
+/// The first (row, column) of a random square of side `size` in an image with a border of `padding` pixels (torchvision's
+/// `RandomCrop`). Rows and columns are counted from the image's own first pixel, so the border has negative ones. The image's
+/// sides must not be shorter than `size`.
 pub fn padded(random: &mut Random, (height, width): (usize, usize), size: usize, padding: usize) -> (isize, isize) {
     let mut start = |side: usize| random.below(side - size + 2 * padding + 1) as isize - padding as isize;
     (start(height), start(width))
 }
 
-/// The part that is left after the shorter side is resized to `size` / `percent` and the centre of `size` × `size` cut
-/// out, in pixels of the stored image; and the region that its resampling looks at.
-pub fn centre(height: usize, width: usize, size: usize, percent: f64) -> (Area, Region) {
-    let (resized_h, resized_w) = resized(height, width, (size as f64 / percent).floor() as usize);
+/// The part of the stored image that evaluation shows, and the region that its resampling reads: the central square of side
+/// `size` after the shorter side is resized to `size` / `share`.
+pub fn centre(height: usize, width: usize, size: usize, share: f64) -> (Area, Region) {
+    let (resized_h, resized_w) = resized(height, width, (size as f64 / share).floor() as usize);
     let offset = |resized: usize| ((resized - size) as f64 / 2.0).round_ties_even();
     let (per_row, per_column) = (height as f64 / resized_h as f64, width as f64 / resized_w as f64);
     let area = Area {
@@ -55,7 +56,7 @@ pub fn centre(height: usize, width: usize, size: usize, percent: f64) -> (Area, 
         height: size as f64 * per_row,
     };
     let span = |start: f64, length: f64, per: f64, most: usize| {
-        // A bicubic kernel reaches two output pixels far, and no less than two of the input's.
+        // A bicubic kernel reaches two output pixels, and at least two input pixels, to each side.
         let reach = 2.0 * per.max(1.0) + 1.0;
         let first = (start - reach).floor().max(0.0) as usize;
         let last = ((start + length + reach).ceil() as usize).min(most);
@@ -66,8 +67,8 @@ pub fn centre(height: usize, width: usize, size: usize, percent: f64) -> (Area, 
     (area, Region { left, top, width: wide, height: high })
 }
 
-/// The most by which an image may be decoded smaller so that `area` of it is still of `size` × `size` pixels or more.
-pub fn shrinkable(area: Area, size: usize) -> usize {
+/// The largest reduction (8, 4, 2 or 1) at which `area` of the decoded image has at least `size` × `size` pixels.
+pub fn reduction(area: Area, size: usize) -> usize {
     let fits = |n: &usize| area.height.min(area.width) >= (n * size) as f64;
     [8, 4, 2].into_iter().find(fits).unwrap_or(1)
 }

@@ -1,10 +1,11 @@
-//! RandomErasing (timm 1.0: `random_erasing.py`, mode pixel, one box): a rectangle of normal noise.
+//! RandomErasing (timm 1.0: `random_erasing.py`, mode pixel, one box): a rectangle becomes normal noise.
 
 use super::pixels::Region;
 use crate::random::Random;
 use std::sync::LazyLock;
 
-/// A rectangle of 2–33 % of the area, of a log-uniform aspect ratio in 0.3–1/0.3; none after ten that do not fit.
+/// A rectangle in a square of side `size`: 2 to 33 % of its area, with a ratio of height to width log-uniform in 0.3 to 1/0.3.
+/// None after ten draws that do not fit.
 pub fn rectangle(size: usize, random: &mut Random) -> Option<Region> {
     for _attempt in 0..10 {
         let area = random.between(0.02, 1.0 / 3.0) * (size * size) as f64;
@@ -19,7 +20,7 @@ pub fn rectangle(size: usize, random: &mut Random) -> Option<Region> {
     None
 }
 
-/// Fills a rectangle of every plane (`size` × `size`).
+/// Fills a rectangle in every plane (`size` × `size`), row by row.
 pub fn fill(out: &mut [f32], size: usize, region: Region, mut fill: impl FnMut(&mut [f32])) {
     for plane in out.chunks_exact_mut(size * size) {
         for row in plane[region.top * size..(region.top + region.height) * size].chunks_exact_mut(size) {
@@ -28,27 +29,28 @@ pub fn fill(out: &mut [f32], size: usize, region: Region, mut fill: impl FnMut(&
     }
 }
 
-/// Normal numbers at a nanosecond each: the sum of two from a table of 4096 equally likely ones, over √2. That is normal
-/// to 3 decimals of its moments and ends at ± 5.
+/// Fills `out` with normal numbers, at a nanosecond each. Each is the sum of two random entries of a table of 4096. Their first
+/// moments are a normal distribution's to three decimals, and their absolute value is at most 5.
 pub fn noise(out: &mut [f32], random: &mut Random) {
     let table = &*NORMAL;
     for pair in out.chunks_mut(2) {
         let bits = random.bits();
         for (i, out) in pair.iter_mut().enumerate() {
-            let draw = |place: usize| table[(bits >> (24 * i + 12 * place)) as usize & 4095];
+            let draw = |which: usize| table[(bits >> (24 * i + 12 * which)) as usize & 4095];
             *out = draw(0) + draw(1);
         }
     }
 }
 
-/// The mean of the normal distribution in each 4096th of its probability, over √2, with the variance that the sum needs.
+/// The normal distribution's quantiles at the middles of 4096 equal parts of its probability, scaled to a variance of 1/2, so
+/// that the sum of two has a variance of 1.
 static NORMAL: LazyLock<Vec<f32>> = LazyLock::new(|| {
     let raw: Vec<f64> = (0..4096).map(|i| quantile((f64::from(i) + 0.5) / 4096.0)).collect();
     let variance = raw.iter().map(|z| z * z).sum::<f64>() / raw.len() as f64;
     raw.iter().map(|z| (z / (2.0 * variance).sqrt()) as f32).collect()
 });
 
-/// The normal distribution's quantile (Acklam's rational approximation, relative error below 1.2e-9).
+/// The normal distribution's quantile by Acklam's rational approximation, with a relative error below 1.2e-9.
 fn quantile(p: f64) -> f64 {
     const A: [f64; 6] = [
         -3.969683028665376e1,
@@ -103,7 +105,7 @@ mod tests {
         // Beyond one and two standard deviations: 31.73 % and 4.55 %.
         assert!((mean(&|v| f64::from(v.abs() > 1.0)) - 0.3173).abs() < 0.005);
         assert!((mean(&|v| f64::from(v.abs() > 2.0)) - 0.0455).abs() < 0.003);
-        let neighbours = values.windows(2).map(|w| f64::from(w[0] * w[1])).sum::<f64>() / values.len() as f64;
-        assert!(neighbours.abs() < 0.01);
+        let correlation = values.windows(2).map(|w| f64::from(w[0] * w[1])).sum::<f64>() / values.len() as f64;
+        assert!(correlation.abs() < 0.01);
     }
 }

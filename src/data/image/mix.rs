@@ -1,34 +1,35 @@
-//! Mixup and CutMix on a batch, and the smoothed targets (timm 1.0: `mixup.py`, mode batch). λ and the box are drawn for
-//! each [`BLOCK`] of the global batch, as for each GPU's part there; partners are the neighbours (2j, 2j + 1), see
-//! [`super::sampler`].
+//! Mixup and CutMix, and smoothed targets (timm 1.0: `mixup.py`, mode batch). The images at the positions 2j and 2j + 1 of a
+//! batch are mixed with each other: they are partners. λ and CutMix's box are drawn anew for each [`BLOCK`] of the global
+//! batch, as timm draws them for each GPU's part of the batch.
 
 use crate::config::Data;
 use crate::random::Random;
+use std::ops::Range;
 use tch::Tensor;
 
-/// Samples that are mixed alike: what a GPU has of a batch in DeiT's recipe (arXiv 2012.12877: 1,024 on 8), however many
-/// replicas there are here.
+/// The number of samples that share one draw, whatever the number of replicas: one GPU's part of a batch in DeiT's recipe
+/// (arXiv 2012.12877: 1,024 images on 8 GPUs).
 pub const BLOCK: usize = 128;
 
-/// What one step does to the samples of a block.
+/// The mixing of one block in one step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mix {
-    /// Share of a sample's own label; the partner has the rest.
+    /// The share of a sample's own label; the partner's label has the rest.
     pub lambda: f64,
-    /// CutMix's box (rows, columns); none is Mixup, or nothing where λ = 1.
-    pub region: Option<(std::ops::Range<usize>, std::ops::Range<usize>)>,
+    /// CutMix's box (rows, columns). Without one it is Mixup, which changes nothing if λ is 1.
+    pub region: Option<(Range<usize>, Range<usize>)>,
 }
 
 impl Mix {
-    /// Draws a block's mix; `key` names step and block.
+    /// Draws the mixing of a block. `key` identifies its run, step and block.
     pub fn draw(data: &Data, size: usize, key: &[u64]) -> Mix {
         let mut random = Random::new(key);
-        let cut = match (data.mixup > 0.0, data.cutmix > 0.0) {
+        let is_cutmix = match (data.mixup > 0.0, data.cutmix > 0.0) {
             (false, false) => return Mix { lambda: 1.0, region: None },
             (true, true) => random.uniform() < data.switch_probability,
-            (_, cut) => cut,
+            (_, is_cutmix) => is_cutmix,
         };
-        if !cut {
+        if !is_cutmix {
             return Mix { lambda: random.beta(data.mixup), region: None };
         }
         let lambda = random.beta(data.cutmix);
@@ -38,12 +39,12 @@ impl Mix {
             centre.saturating_sub(side / 2)..(centre + side.div_ceil(2)).min(size)
         };
         let (rows, columns) = (span(), span());
-        // The label follows the area that was really pasted.
+        // The box may end at the image's border, so λ follows from its real area.
         let lambda = 1.0 - (rows.len() * columns.len()) as f64 / (size * size) as f64;
         Mix { lambda, region: Some((rows, columns)) }
     }
 
-    /// Mixes neighbouring images in place; `batch` holds an even number of them.
+    /// Mixes partners in place. `batch` has an even number of images (channel, row, column).
     pub fn images(&self, batch: &mut [f32], channels: usize, size: usize) {
         let image = channels * size * size;
         for pair in batch.chunks_exact_mut(2 * image) {
@@ -69,10 +70,10 @@ impl Mix {
         }
     }
 
-    /// As [`Mix::images`], of a batch (batch, channel, row, column) on a device, in place.
+    /// Mixes partners in place in a tensor (batch, channel, row, column) on any device.
     pub fn tensor(&self, images_bchw: &Tensor) {
         let size = images_bchw.size();
-        // b/2 pairs: 2, channel, row, column.
+        // (pair, 2, channel, row, column)
         let pairs = images_bchw.view([-1, 2, size[1], size[2], size[3]]);
         match &self.region {
             Some((rows, columns)) => {
@@ -88,7 +89,7 @@ impl Mix {
         }
     }
 
-    /// The target distributions (sample, class) of labels in the same order as the images.
+    /// The target distributions (sample, class) of the images' labels.
     pub fn targets(&self, labels: &[u32], classes: usize, smoothing: f64) -> Vec<f32> {
         let off = smoothing / classes as f64;
         let mut targets = vec![off as f32; labels.len() * classes];

@@ -1,5 +1,5 @@
-//! How a stored image becomes the numbers that the network takes: decoding, the training and evaluation recipes, and Mixup
-//! and CutMix of a batch. Pixels flow through here: stored bytes come in, normalised planes (channel, row, column) go out.
+//! One image's bytes to the network's numbers: [`decode`] gives pixels, [`recipe`] crops, resizes, augments and normalises them.
+//! [`mix`] then mixes the images of a batch, and [`shrink`] makes the images of a pack.
 
 pub mod crop;
 pub mod decode;

@@ -1,18 +1,19 @@
-//! Bytes to the numbers that the network takes: (byte / 255 − mean) / deviation, in planes.
+//! Pixels to the numbers that the network takes: (byte / 255 − mean) / deviation, in planes.
 
 use super::pixels::{Pixel, Pixels};
 use super::randaugment::{IDENTITY, Table};
 use multiversion::multiversion;
 
-/// How bytes are normalised.
+/// The normalisation of gray or of colour images.
 #[derive(Debug, Clone)]
 pub enum Normalise {
-    /// The number of each byte. Gray pixels have it in red, green and blue; one plane is written.
+    /// The number of each byte. Red, green and blue of a gray image are equal, and one plane is written.
     Gray(Box<[f32; 256]>),
+    /// Three planes are written.
     Colour([Channel; 3]),
 }
 
-/// A byte's number is byte · scale + bias.
+/// The number of a byte is byte · scale + bias.
 #[derive(Debug, Clone, Copy)]
 pub struct Channel {
     scale: f32,
@@ -20,7 +21,7 @@ pub struct Channel {
 }
 
 impl Normalise {
-    /// Of one channel's mean and deviation, or three channels'.
+    /// The normalisation by the mean and deviation of each of one or three channels.
     pub fn new(mean: &[f64], std: &[f64]) -> Normalise {
         if let ([mean], [std]) = (mean, std) {
             return Normalise::Gray(Box::new(std::array::from_fn(|byte| ((byte as f64 / 255.0 - mean) / std) as f32)));
@@ -31,7 +32,7 @@ impl Normalise {
         }))
     }
 
-    /// Writes planes (channel, row, column) of an image, after `table` and mirrored if that is asked for.
+    /// Writes an image's planes (channel, row, column). `table` is applied to its bytes first, and `flipped` mirrors its rows.
     pub fn apply(&self, pixels: &Pixels, table: Option<&Table>, flipped: bool, out: &mut [f32]) {
         match self {
             Normalise::Gray(numbers) => {
@@ -55,7 +56,7 @@ impl Normalise {
     }
 }
 
-/// For each channel, the number of each byte after `table`.
+/// The number of each channel's bytes after `table` is applied to them.
 fn numbers(channels: &[Channel; 3], table: &Table) -> [[f32; 256]; 3] {
     std::array::from_fn(|c| {
         let Channel { scale, bias } = channels[c];

@@ -2,10 +2,10 @@
 
 use anyhow::{Result, ensure};
 
-/// Red, green, blue and a byte that means nothing: with four bytes, vector units move whole pixels.
+/// Red, green, blue and an unused byte: vector units work on whole pixels of four bytes.
 pub type Pixel = [u8; 4];
 
-/// An image, row after row.
+/// A decoded image, row after row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pixels {
     pub width: usize,
@@ -14,30 +14,29 @@ pub struct Pixels {
     pub rgbx: Vec<Pixel>,
 }
 
-/// Images of more pixels are refused before memory is taken for them: the size from which Pillow warns of a
-/// decompression bomb.
+/// Larger images are refused before memory is taken for them. From this size on Pillow warns of a decompression bomb.
 const MOST_PIXELS: usize = 89_478_485;
 
 const BLACK: Pixel = [0, 0, 0, 255];
 
-/// Pixels for which memory is kept: 64 MiB.
-const KEPT: usize = 16 << 20;
+/// The largest memory that is kept for the next image, in pixels: 64 MiB.
+const MOST_KEPT: usize = 16 << 20;
 
 impl Pixels {
-    /// Takes a size; what the pixels hold is of no meaning. Allocates only to grow.
+    /// Sets the size; the pixels' values are left undefined. Memory is allocated only to grow.
     pub fn resize(&mut self, height: usize, width: usize) {
         (self.height, self.width) = (height, width);
         self.rgbx.resize(height * width, [0; 4]);
     }
 
-    /// Gives the memory of a huge image back: hardly any other needs it.
-    pub fn give_back_if_huge(&mut self) {
-        if self.rgbx.capacity() > KEPT {
+    /// Frees the memory of a huge image.
+    pub fn free_if_huge(&mut self) {
+        if self.rgbx.capacity() > MOST_KEPT {
             *self = Pixels::default();
         }
     }
 
-    /// Copies the part of `image` that begins at (row, column); what lies outside the image is black.
+    /// Copies the part of `image` that begins at (row, column). Pixels outside of the image become black.
     pub fn copy_part(&mut self, image: &Pixels, (top, left): (isize, isize)) {
         let inside = |start: isize, length: usize, most: usize| {
             let first = (-start).clamp(0, length as isize) as usize;
@@ -63,7 +62,7 @@ impl Pixels {
     }
 }
 
-/// Whole pixels of an image: columns from `left`, rows from `top`.
+/// A rectangle of whole pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
     pub left: usize,
@@ -72,7 +71,7 @@ pub struct Region {
     pub height: usize,
 }
 
-/// A part of an image with fractional borders.
+/// A rectangle with fractional borders.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Area {
     pub left: f64,
@@ -85,29 +84,29 @@ pub struct Area {
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     pub bytes: &'a [u8],
-    /// Bytes of a pixel: 3 (RGB) or 4 (RGBX).
+    /// Bytes of a pixel: 3 (RGB) or 4 ([`Pixel`]).
     pub channels: usize,
     pub width: usize,
     pub height: usize,
-    /// The stored image is this many times larger than what was decoded: 1, 2, 4 or 8.
-    pub shrunk: usize,
-    /// Where the view begins in the decoded image, in the view's pixels.
+    /// The image was decoded at a fraction of its size: 1, 2, 4 or 8 for 1/1 to 1/8.
+    pub reduction: usize,
+    /// The column and row of the reduced image at which the part begins.
     pub left: usize,
     pub top: usize,
 }
 
 impl Region {
-    /// The same as fractions.
+    /// The same rectangle.
     pub fn area(self) -> Area {
         let Region { left, top, width, height } = self;
         Area { left: left as f64, top: top as f64, width: width as f64, height: height as f64 }
     }
 }
 
-/// Refuses an image without pixels, and one that is too large.
+/// Refuses an image without pixels or with too many.
 pub fn check_size(height: usize, width: usize) -> Result<()> {
     ensure!(height > 0 && width > 0, "it claims {width} × {height} pixels");
     let pixels = height.saturating_mul(width);
-    ensure!(pixels <= MOST_PIXELS, "it claims {width} × {height} pixels, more than the {MOST_PIXELS} that are read");
+    ensure!(pixels <= MOST_PIXELS, "it claims {width} × {height} pixels, more than the limit of {MOST_PIXELS}");
     Ok(())
 }

@@ -23,7 +23,7 @@ pub fn evaluated_share(config: &Config) -> f64 {
     if config.model.image_size() <= LARGEST_PADDED { 1.0 } else { config.data.crop_percent }
 }
 
-/// The transforms of a config; shared by all workers.
+/// The transforms of a config, which all workers share.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     /// Height = width of the network's input.
@@ -35,7 +35,7 @@ pub struct Recipe {
     normalise: Normalise,
 }
 
-/// The memory of one worker: after the first images, nothing is allocated any more.
+/// The memory of one worker, which is reused from image to image.
 pub struct Workbench {
     decoder: Decoder,
     resample: Resample,
@@ -50,8 +50,8 @@ struct Part {
     area: Area,
     /// Pixels outside of it are not read.
     within: Region,
-    /// The image is decoded at this fraction of its size: 1, 2, 4 or 8 for 1/1 to 1/8.
-    shrunk: usize,
+    /// The image is decoded at 1/`reduction` of its size.
+    reduction: usize,
     order: Order,
 }
 
@@ -119,7 +119,7 @@ impl Recipe {
         })
     }
 
-    /// Writes one training image (channel, row, column) into `out`. Everything random about it comes from `random`.
+    /// Writes a training image (channel, row, column) into `out`. All its randomness comes from `random`.
     ///
     /// # Errors
     /// If the image cannot be decoded.
@@ -156,8 +156,8 @@ impl Recipe {
         Ok(())
     }
 
-    /// Writes one image (channel, row, column) as it is evaluated: decoded at its full size whatever `data.reduced_decode`
-    /// says, and resampled in Pillow's order, so that other programs see the same pixels.
+    /// Writes an image for evaluation (channel, row, column) into `out`. It is decoded at its full size, whatever
+    /// `data.reduced_decode` says, and resampled in Pillow's order, so that other programs see the same pixels.
     ///
     /// # Errors
     /// If the image cannot be decoded.
@@ -165,7 +165,7 @@ impl Recipe {
         bench.spent.begin();
         let (height, width) = bench.decoder.open(bytes, stored)?;
         let (area, within) = crop::centre(height, width, self.size, self.evaluated_share);
-        let part = Part { area, within, shrunk: 1, order: Order::RowsFirst };
+        let part = Part { area, within, reduction: 1, order: Order::RowsFirst };
         bench.draw(bytes, part, self.size)?;
         bench.normalise(&self.normalise, out);
         Ok(())
@@ -179,12 +179,11 @@ impl Recipe {
         (height, width): (usize, usize),
         random: &mut Random,
     ) -> Result<()> {
-        let region = crop::random(random, height, width, self.data.crop_scale, self.data.crop_ratio);
+        let region = crop::random_resized(random, height, width, self.data.crop_scale, self.data.crop_ratio);
         bench.draw(bytes, self.training_part(region), self.size)
     }
 
-    /// Draws a random part, of the input's size, of the image within a black border. The image's shorter side is resized to the
-    /// input's if it has another length.
+    /// Resizes the image's shorter side to the input's side, adds a black border, and draws a random part of the input's size.
     fn draw_padded_crop(
         &self,
         bench: &mut Workbench,
@@ -194,7 +193,7 @@ impl Recipe {
     ) -> Result<()> {
         let (resized_height, resized_width) = crop::resized(height, width, self.size);
         let whole = Region { left: 0, top: 0, width, height };
-        bench.resized.give_back_if_huge();
+        bench.resized.free_if_huge();
         bench.resized.resize(resized_height, resized_width);
         let Workbench { decoder, resample, resized, canvas, spent } = bench;
         draw(decoder, resample, spent, bytes, self.training_part(whole), resized)?;
@@ -205,13 +204,13 @@ impl Recipe {
 
     fn training_part(&self, region: Region) -> Part {
         let area = region.area();
-        let shrunk = if self.data.reduced_decode { crop::shrinkable(area, self.size) } else { 1 };
-        Part { area, within: region, shrunk, order: Order::ColumnsFirst }
+        let reduction = if self.data.reduced_decode { crop::reduction(area, self.size) } else { 1 };
+        Part { area, within: region, reduction, order: Order::ColumnsFirst }
     }
 }
 
 impl Workbench {
-    /// Decodes and resamples a part of the image just opened onto the canvas, which gets the side length `size`.
+    /// Decodes and resamples a part of the opened image onto the canvas, whose side becomes `size`.
     fn draw(&mut self, bytes: &[u8], part: Part, size: usize) -> Result<()> {
         let Workbench { decoder, resample, canvas, spent, .. } = self;
         draw(decoder, resample, spent, bytes, part, canvas.begin(size))
@@ -224,7 +223,7 @@ impl Workbench {
     }
 }
 
-/// Decodes and resamples a part of the image just opened to the size of `out`.
+/// Decodes a part of the opened image and resamples it to the size of `out`.
 fn draw(
     decoder: &mut Decoder,
     resample: &mut Resample,
@@ -233,7 +232,7 @@ fn draw(
     part: Part,
     out: &mut Pixels,
 ) -> Result<()> {
-    let view = decoder.view(bytes, part.within, part.shrunk)?;
+    let view = decoder.view(bytes, part.within, part.reduction)?;
     spent.end(|spent| &mut spent.decode);
     resample.resample(&view, part.area, part.within, part.order, out)?;
     spent.end(|spent| &mut spent.resample);

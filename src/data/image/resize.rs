@@ -1,41 +1,42 @@
-//! Bicubic resampling as Pillow's `Image.resize(…, BICUBIC)`: antialiased, a = −0.5, 8-bit between the passes.
+//! Bicubic resampling like Pillow's `Image.resize(…, BICUBIC)`: antialiased, a = −0.5, with bytes between its two passes.
 
 use super::pixels::{Area, Pixels, Region, View};
 use anyhow::Result;
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-/// Which way an image is resampled first. In between numbers are rounded to bytes and cut off to 0…255, so that the order
-/// shows, by 1 in a fifth of the bytes and by more beside black and white.
+/// The order of the two passes. The numbers between them are rounded and clipped to bytes, so the order changes a fifth of the
+/// bytes by 1, and bytes near black and white by more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// The faster.
+    /// The faster order.
     ColumnsFirst,
-    /// Pillow's (from version 13 only where the height is not reduced much more than the width).
+    /// Pillow's order; from version 13 on, Pillow takes columns first if the height is reduced much more than the width.
     RowsFirst,
 }
 
-/// A resampler with its memory.
+/// A resampler and its memory.
 #[derive(Default)]
 pub struct Resample {
     resizer: Resizer,
-    /// Resampled rows whose columns are not yet.
+    /// The image after the first pass.
     between: Vec<u8>,
+    /// The result of three bytes a pixel.
     rgb: Vec<u8>,
 }
 
 impl Resample {
-    /// Resamples `area` of the stored image to the size of `out`. Pixels outside `within` take no part: a crop's border
-    /// is the image's end, as when Pillow crops and then resizes.
+    /// Resamples `area` of the stored image to the size of `out`. Pixels outside of `within` are not read, as if the image were
+    /// first cropped to it.
     pub fn resample(&mut self, view: &View, area: Area, within: Region, order: Order, out: &mut Pixels) -> Result<()> {
-        let scale = view.shrunk;
+        let scale = view.reduction;
         let (left, top) = ((within.left / scale).max(view.left), (within.top / scale).max(view.top));
         let right = (within.left + within.width).div_ceil(scale).min(view.left + view.width);
         let bottom = (within.top + within.height).div_ceil(scale).min(view.top + view.height);
         let (width, height) = (right - left, bottom - top);
-        let shrunk = |length: f64| length / scale as f64;
-        let (x, y) = ((shrunk(area.left) - left as f64).max(0.0), (shrunk(area.top) - top as f64).max(0.0));
-        let (w, h) = (shrunk(area.width).min(width as f64 - x), shrunk(area.height).min(height as f64 - y));
+        let reduced = |length: f64| length / scale as f64;
+        let (x, y) = ((reduced(area.left) - left as f64).max(0.0), (reduced(area.top) - top as f64).max(0.0));
+        let (w, h) = (reduced(area.width).min(width as f64 - x), reduced(area.height).min(height as f64 - y));
         let (is_rgb, size) = (view.channels == 3, 3 * out.rgbx.len());
         let kind = if is_rgb { PixelType::U8x3 } else { PixelType::U8x4 };
         let image = ImageRef::new(view.width as u32, view.height as u32, view.bytes, kind)?;

@@ -1,4 +1,4 @@
-//! An image as a pack stores it: its shorter side bounded, as JPEG or as rows of RGB bytes.
+//! Images as a pack stores them: with a bounded shorter side, as JPEG or as rows of RGB bytes.
 
 use super::decode::{Decoder, jpeg};
 use super::pixels::{Pixels, Region};
@@ -7,11 +7,11 @@ use crate::data::source::samples::Stored;
 use crate::data::source::shard::Encoding;
 use anyhow::Result;
 
-/// What `incubate pack` bounds the shorter side by, and its quality of JPEG, unless told otherwise.
+/// The defaults of `incubate pack`: the largest shorter side, and JPEG's quality.
 pub const SHORT_SIDE: u32 = 256;
 pub const QUALITY: u8 = 90;
 
-/// What is stored of one image.
+/// An image as it is stored.
 pub struct Image {
     pub bytes: Vec<u8>,
     pub height: usize,
@@ -22,13 +22,13 @@ pub struct Image {
 #[derive(Debug, Clone, Copy)]
 pub struct Form {
     pub encoding: Encoding,
-    /// The longest that the shorter side may be.
+    /// The largest shorter side.
     pub size: usize,
-    /// Of JPEG, 1 to 100.
+    /// JPEG's quality, 1 to 100.
     pub quality: u8,
 }
 
-/// A decoder and resampler with their memory; each thread has its own.
+/// A decoder and a resampler with their memory; each thread has its own.
 pub struct Shrink {
     decoder: Decoder,
     resample: Resample,
@@ -36,7 +36,7 @@ pub struct Shrink {
 }
 
 impl Form {
-    /// As `incubate pack` does by default.
+    /// The default of `incubate pack`.
     pub fn usual(encoding: Encoding) -> Form {
         Form { encoding, size: SHORT_SIDE as usize, quality: QUALITY }
     }
@@ -47,8 +47,8 @@ impl Shrink {
         Ok(Shrink { decoder: Decoder::new()?, resample: Resample::default(), pixels: Pixels::default() })
     }
 
-    /// Decodes an image whole, so that a damaged one is found now, and shrinks it if it is too large. A JPEG that is small
-    /// enough is kept as it is: encoding it again would only lose quality.
+    /// Decodes a whole image, so that damage is found now, and shrinks it if it is too large. A JPEG that is small enough keeps
+    /// its bytes, since encoding it again would only lose quality.
     pub fn shrink(&mut self, bytes: &[u8], stored: Stored, form: Form) -> Result<Image> {
         let (height, width) = self.decoder.open(bytes, stored)?;
         let whole = Region { left: 0, top: 0, width, height };
@@ -70,7 +70,7 @@ impl Shrink {
     }
 }
 
-/// (height, width) with the shorter side at most `size` and the same proportions.
+/// (height, width) of the same proportions with a shorter side of at most `size`.
 fn bounded(height: usize, width: usize, size: usize) -> (usize, usize) {
     let short = height.min(width);
     let scaled = |side: usize| (side * size + short / 2) / short;

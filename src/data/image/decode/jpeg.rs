@@ -1,4 +1,5 @@
-//! JPEG by libjpeg-turbo's TurboJPEG interface (libjpeg-turbo.org, `turbojpeg.h`), built from source and linked statically.
+//! JPEG through libjpeg-turbo's TurboJPEG interface (libjpeg-turbo.org, `turbojpeg.h`), built from source and linked
+//! statically.
 
 use crate::data::image::pixels::{Pixel, Pixels, Region};
 use anyhow::{Result, anyhow, ensure};
@@ -6,23 +7,23 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_int};
 use turbojpeg_sys as tj;
 
-/// A decompressor with its memory.
+/// A decompressor and its memory.
 pub struct Jpeg {
     handle: tj::tjhandle,
-    /// It has met a fault: TurboJPEG then may refuse what follows, so another takes its place.
-    is_worn: Cell<bool>,
+    /// TurboJPEG has reported a fault. It may then refuse the next image too, so the handle is replaced.
+    has_failed: Cell<bool>,
     height: usize,
     width: usize,
-    /// Where in the file just opened the image's height stands, if that is known.
-    height_at: Option<usize>,
-    /// The file as if its image ended with the part that is wanted.
+    /// The offset of the image's height in the opened file, if it was found.
+    height_offset: Option<usize>,
+    /// A copy of the file with a lower height, so that the rows below the wanted part are not decoded.
     lowered: Vec<u8>,
-    /// TurboJPEG last read the header of that.
-    knows_lowered: bool,
+    /// Whether TurboJPEG's last header was that of `lowered`.
+    last_header_is_lowered: bool,
 }
 
-// SAFETY: the handle is a heap object that no other thread knows; TurboJPEG keeps no state per thread but an error text
-// that is not used here.
+// SAFETY: the handle is a heap object that no other thread knows. TurboJPEG's only state per thread is an error text, which is
+// not used here.
 unsafe impl Send for Jpeg {}
 
 impl Drop for Jpeg {
@@ -32,12 +33,15 @@ impl Drop for Jpeg {
     }
 }
 
-/// Scans of a progressive JPEG; real ones have about ten, a hostile file any number.
+/// The most scans of a progressive JPEG that are read. Real files have about ten, a hostile file may have thousands.
 const MOST_SCANS: c_int = 100;
-/// MB for the coefficients of a progressive JPEG: enough for the largest image that is read, without subsampling.
+/// The most MB for the coefficients of a progressive JPEG: the largest image that is read, without subsampling.
 const MOST_MEMORY: c_int = 600;
-/// Bytes of a copied file that are kept for the next one.
-const KEPT: usize = 16 << 20;
+/// The most bytes of memory that are kept for the next copy of a file.
+const MOST_KEPT: usize = 16 << 20;
+
+/// The decoded part is larger than the wanted region by so many pixels on each side.
+const MARGIN: usize = 2;
 
 impl Jpeg {
     pub fn new() -> Result<Jpeg> {
@@ -46,51 +50,57 @@ impl Jpeg {
         set(handle, tj::TJPARAM_TJPARAM_MAXMEMORY, MOST_MEMORY)?;
         Ok(Jpeg {
             handle,
-            is_worn: Cell::new(false),
+            has_failed: Cell::new(false),
             height: 0,
             width: 0,
-            height_at: None,
+            height_offset: None,
             lowered: Vec::new(),
-            knows_lowered: false,
+            last_header_is_lowered: false,
         })
     }
 
-    /// Reads the header: (height, width). A file without its end is refused, as by Pillow; other damage to the pixels' data
-    /// is not, as there.
+    /// Reads the header: (height, width). As Pillow does, it refuses a file without its end, and accepts other damage to the
+    /// pixels' data.
     pub fn open(&mut self, bytes: &[u8]) -> Result<(usize, usize)> {
-        if self.is_worn.get() {
+        if self.has_failed.get() {
             *self = Jpeg::new()?;
         }
         // SAFETY: the handle is a decompressor, the pointer and length are a slice's.
         self.check(unsafe { tj::tj3DecompressHeader(self.handle, bytes.as_ptr(), bytes.len() as tj::size_t) })?;
-        self.knows_lowered = false;
+        self.last_header_is_lowered = false;
         (self.height, self.width) = (self.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT), self.get(tj::TJPARAM_TJPARAM_JPEGWIDTH));
-        let marks = marks(bytes);
-        if let Some(Marks { scan, .. }) = marks {
+        let offsets = find_offsets(bytes);
+        if let Some(Offsets { scan, .. }) = offsets {
             ensure!(bytes[scan..].windows(2).rev().any(|pair| pair == END), "not a whole JPEG: its end is missing");
         }
-        let stands = |&at: &usize| bytes[at..at + 2] == (self.height as u16).to_be_bytes();
-        self.height_at = marks.map(|marks| marks.height).filter(stands);
+        let has_height = |&at: &usize| bytes[at..at + 2] == (self.height as u16).to_be_bytes();
+        self.height_offset = offsets.map(|offsets| offsets.height).filter(has_height);
         Ok((self.height, self.width))
     }
 
-    /// Decodes a region of the image just opened, and what must be around it, at a `shrunk`th of the size (1, 2, 4, 8).
-    /// Returns where (left, top) the decoded part begins in the shrunken image.
-    pub fn decode(&mut self, bytes: &[u8], region: Region, shrunk: usize, out: &mut Pixels) -> Result<(usize, usize)> {
-        if std::mem::take(&mut self.knows_lowered) {
+    /// Decodes a region of the opened image, and pixels around it, at 1/`reduction` of the size (1, 2, 4 or 8). Returns the
+    /// column and row of the reduced image at which the decoded part begins.
+    pub fn decode(
+        &mut self,
+        bytes: &[u8],
+        region: Region,
+        reduction: usize,
+        out: &mut Pixels,
+    ) -> Result<(usize, usize)> {
+        if std::mem::take(&mut self.last_header_is_lowered) {
             // SAFETY: the handle is a decompressor, the pointer and length are a slice's.
             self.check(unsafe { tj::tj3DecompressHeader(self.handle, bytes.as_ptr(), bytes.len() as tj::size_t) })?;
         }
-        let scaled = |length: usize| length.div_ceil(shrunk);
-        let scaling = tj::tjscalingfactor { num: 1, denom: shrunk as c_int };
+        let scaled = |length: usize| length.div_ceil(reduction);
+        let scaling = tj::tjscalingfactor { num: 1, denom: reduction as c_int };
         // SAFETY: the handle is a decompressor.
         self.check(unsafe { tj::tj3SetScalingFactor(self.handle, scaling) })?;
         let (height, width) = (scaled(self.height), scaled(self.width));
-        // The upsampling of chroma looks one pixel beyond: with a margin, the region's pixels are those of the whole.
+        // Chroma's upsampling reads one pixel beyond the region: with a margin the region's pixels are as in the whole image.
         let right = (scaled(region.left + region.width) + MARGIN).min(width);
         let bottom = (scaled(region.top + region.height) + MARGIN).min(height);
-        let left = (region.left / shrunk).saturating_sub(MARGIN) / self.unit(shrunk) * self.unit(shrunk);
-        let top = (region.top / shrunk).saturating_sub(MARGIN);
+        let left = (region.left / reduction).saturating_sub(MARGIN) / self.unit(reduction) * self.unit(reduction);
+        let top = (region.top / reduction).saturating_sub(MARGIN);
         let known = self.get_signed(tj::TJPARAM_TJPARAM_SUBSAMP) >= 0;
         let (left, top, right, bottom) = if known { (left, top, right, bottom) } else { (0, 0, width, height) };
         let part = if (left, top, right, bottom) == (0, 0, width, height) {
@@ -102,13 +112,13 @@ impl Jpeg {
         // SAFETY: the handle is a decompressor.
         self.check(unsafe { tj::tj3SetCroppingRegion(self.handle, part) })?;
         out.resize(bottom - top, right - left);
-        self.knows_lowered = self.lower(bytes, bottom * shrunk);
-        let bytes = if self.knows_lowered { &self.lowered } else { bytes };
+        self.last_header_is_lowered = self.lower(bytes, bottom * reduction);
+        let bytes = if self.last_header_is_lowered { &self.lowered } else { bytes };
         let colours = self.get(tj::TJPARAM_TJPARAM_COLORSPACE) as tj::TJCS;
         let cmyk = [tj::TJCS_TJCS_CMYK, tj::TJCS_TJCS_YCCK].contains(&colours);
         let format = if cmyk { tj::TJPF_TJPF_CMYK } else { tj::TJPF_TJPF_RGBX };
-        // SAFETY: `out` holds (bottom − top) rows of (right − left) pixels of four bytes, which is the region's size in
-        // the shrunken image; pitch 0 means rows without gaps.
+        // SAFETY: `out` has (bottom − top) rows of (right − left) pixels of four bytes, the size of the cropping region; pitch
+        // 0 means rows without gaps.
         self.check(unsafe {
             tj::tj3Decompress8(
                 self.handle,
@@ -125,14 +135,14 @@ impl Jpeg {
         Ok((left, top))
     }
 
-    /// Copies the file to `lowered` as if its image ended with row `bottom`, or with the coding units in which that lies: what
-    /// is below is then not decoded, only passed over. False if there is nothing to be saved.
+    /// Copies the file to `lowered` with the image's height lowered to `bottom`, rounded up to whole coding units, so that the
+    /// rows below are not decoded. False if no coding unit lies below.
     fn lower(&mut self, bytes: &[u8], bottom: usize) -> bool {
         let heights = [8, 8, 16, 8, 16, 8, 32];
         let unit = heights.get(self.get(tj::TJPARAM_TJPARAM_SUBSAMP)).copied().unwrap_or(32);
         let height = bottom.next_multiple_of(unit);
-        let Some(at) = self.height_at.filter(|_| height + unit <= self.height) else { return false };
-        if self.lowered.capacity() > KEPT {
+        let Some(at) = self.height_offset.filter(|_| height + unit <= self.height) else { return false };
+        if self.lowered.capacity() > MOST_KEPT {
             self.lowered = Vec::new();
         }
         self.lowered.clear();
@@ -141,11 +151,11 @@ impl Jpeg {
         true
     }
 
-    /// Columns at which a decoded part may begin: multiples of the scaled coding unit's width.
-    fn unit(&self, shrunk: usize) -> usize {
+    /// The width of a coding unit in the reduced image. A decoded part begins at a multiple of it.
+    fn unit(&self, reduction: usize) -> usize {
         let widths = [8, 16, 16, 8, 8, 32, 8];
         let subsampling = self.get(tj::TJPARAM_TJPARAM_SUBSAMP);
-        (widths.get(subsampling).copied().unwrap_or(8) / shrunk).max(1)
+        (widths.get(subsampling).copied().unwrap_or(8) / reduction).max(1)
     }
 
     fn get(&self, parameter: tj::TJPARAM) -> usize {
@@ -153,17 +163,17 @@ impl Jpeg {
     }
 
     fn get_signed(&self, parameter: tj::TJPARAM) -> c_int {
-        // SAFETY: the handle is live, and any number is a valid question.
+        // SAFETY: the handle is live, and TurboJPEG checks the parameter.
         unsafe { tj::tj3Get(self.handle, parameter as c_int) }
     }
 
-    /// Warnings are taken as Pillow takes them: the image is used. But for one: the file ended before the image did. After a
-    /// warning TurboJPEG calls an error a warning too, so that the text must tell.
+    /// Accepts a warning, as Pillow does, except that the file ended before the image did. The text decides what is a warning,
+    /// since after one TurboJPEG reports an error as a warning too.
     fn check(&self, returned: c_int) -> Result<()> {
         if returned == 0 {
             return Ok(());
         }
-        self.is_worn.set(true);
+        self.has_failed.set(true);
         // SAFETY: the handle is live.
         let warning = unsafe { tj::tj3GetErrorCode(self.handle) } as tj::TJERR == tj::TJERR_TJERR_WARNING;
         let text = error_text(self.handle);
@@ -175,9 +185,7 @@ impl Jpeg {
     }
 }
 
-const MARGIN: usize = 2;
-
-/// How libjpeg's warnings begin (`jerror.h`, JWRN), but for «Premature end of JPEG file».
+/// The beginnings of libjpeg's warnings (`jerror.h`, JWRN) except «Premature end of JPEG file».
 const WARNINGS: [&str; 5] = [
     "Corrupt JPEG data:",
     "Inconsistent progression sequence",
@@ -189,17 +197,17 @@ const WARNINGS: [&str; 5] = [
 /// The marker that ends a JPEG.
 const END: [u8; 2] = [0xFF, 0xD9];
 
-/// Places in a JPEG file.
+/// Offsets in a JPEG file.
 #[derive(Clone, Copy)]
-struct Marks {
-    /// Of the image's height in the frame's header.
+struct Offsets {
+    /// The image's height in the frame's header.
     height: usize,
-    /// Of the first scan.
+    /// The first scan.
     scan: usize,
 }
 
-/// None if the file has no frame or no scan where they belong; libjpeg then says what is wrong.
-fn marks(bytes: &[u8]) -> Option<Marks> {
+/// None if the file has no frame before its first scan, or no scan; libjpeg's error then says what is wrong.
+fn find_offsets(bytes: &[u8]) -> Option<Offsets> {
     let (mut at, mut height) = (2, None);
     loop {
         at += bytes.get(at..)?.iter().position(|&byte| byte == 0xFF)?;
@@ -207,11 +215,11 @@ fn marks(bytes: &[u8]) -> Option<Marks> {
         let marker = bytes[at];
         at += 1;
         match marker {
-            // No marker, or one without anything behind it.
+            // Not a marker, or a marker without a segment.
             0x00 | 0x01 | 0xD0..=0xD8 => continue,
             0xD9 => return None,
-            0xDA => return Some(Marks { height: height.filter(|&height| height + 2 <= at)?, scan: at }),
-            // The frames; DHT, JPG and DAC are none.
+            0xDA => return Some(Offsets { height: height.filter(|&height| height + 2 <= at)?, scan: at }),
+            // The start of a frame; DHT, JPG and DAC are no frames.
             0xC0..=0xCF if ![0xC4, 0xC8, 0xCC].contains(&marker) => height = Some(at + 3),
             _ => {}
         }
@@ -219,7 +227,7 @@ fn marks(bytes: &[u8]) -> Option<Marks> {
     }
 }
 
-/// As Pillow's conversion (`Convert.c: cmyk2rgb`); a JPEG's CMYK is stored inverted, as Adobe does.
+/// Pillow's conversion of CMYK to RGB (`Convert.c: cmyk2rgb`). A JPEG's CMYK is stored inverted, as by Adobe.
 fn rgb_of_inverted_cmyk([c, m, y, k]: Pixel) -> Pixel {
     let ink = |inverted: u8| {
         let product = u32::from(255 - inverted) * u32::from(k) + 128;
@@ -231,7 +239,7 @@ fn rgb_of_inverted_cmyk([c, m, y, k]: Pixel) -> Pixel {
 /// Compresses rows of RGB bytes (4:2:0, baseline).
 ///
 /// # Errors
-/// If the image has no pixels or is larger than JPEG can hold (65,500 on a side).
+/// If the image has no pixels, or more than 65,500 on a side, which JPEG cannot hold.
 pub fn encode(rgb: &[u8], height: usize, width: usize, quality: u8) -> Result<Vec<u8>> {
     ensure!(rgb.len() == 3 * height * width, "{} bytes are not {height}×{width} RGB pixels", rgb.len());
     let handle = init(tj::TJINIT_TJINIT_COMPRESS)?;
@@ -259,7 +267,7 @@ fn compress(handle: tj::tjhandle, rgb: &[u8], height: usize, width: usize, quali
         )
     };
     let result = if returned == 0 {
-        // SAFETY: on success the buffer holds `size` bytes.
+        // SAFETY: after success the buffer holds `size` bytes.
         Ok(unsafe { std::slice::from_raw_parts(buffer, size as usize) }.to_vec())
     } else {
         Err(anyhow!("cannot compress {width} × {height} pixels: {}", error_text(handle)))

@@ -1,6 +1,6 @@
-//! Stored bytes to pixels, as Pillow's `Image.open(…).convert("RGB")` gives them: JPEG and PNG are told apart by their
-//! first bytes, whatever the file is called; gray, CMYK, palette and 16-bit images become RGB; an EXIF orientation is
-//! not applied (timm does not either). A JPEG is decoded only where it is needed.
+//! Stored bytes to pixels, as Pillow's `Image.open(…).convert("RGB")` decodes them. A file's first bytes say whether it is a
+//! JPEG or a PNG, not its name. Gray, CMYK, palette and 16-bit images become RGB. An EXIF orientation is not applied, as in
+//! timm. Of a JPEG only the part that is needed is decoded.
 
 pub mod jpeg;
 mod png;
@@ -10,7 +10,7 @@ use crate::data::source::samples::Stored;
 use anyhow::{Result, bail, ensure};
 use jpeg::Jpeg;
 
-/// The decoders with their memory; each thread has its own.
+/// The decoders and their memory; each thread has its own.
 pub struct Decoder {
     jpeg: Jpeg,
     pixels: Pixels,
@@ -20,7 +20,7 @@ pub struct Decoder {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Jpeg,
-    /// Decoded whole into `pixels` already.
+    /// The whole image is already decoded into `pixels`.
     Whole,
     /// The stored bytes are rows of RGB bytes.
     Raw {
@@ -34,9 +34,9 @@ impl Decoder {
         Ok(Decoder { jpeg: Jpeg::new()?, pixels: Pixels::default(), kind: Kind::Raw { height: 0, width: 0 } })
     }
 
-    /// Reads an image's size (height, width). The same bytes must then be given to [`Decoder::view`].
+    /// Reads an image's (height, width). [`Decoder::view`] must then be given the same bytes.
     pub fn open(&mut self, bytes: &[u8], stored: Stored) -> Result<(usize, usize)> {
-        self.pixels.give_back_if_huge();
+        self.pixels.free_if_huge();
         let (kind, size) = match stored {
             Stored::Raw { height, width } => {
                 let promised = height.checked_mul(width).and_then(|n| n.checked_mul(3));
@@ -53,24 +53,26 @@ impl Decoder {
                 (Kind::Whole, (self.pixels.height, self.pixels.width))
             }
             Stored::Encoded if bytes.is_empty() => bail!("the file is empty"),
-            Stored::Encoded => bail!("neither a JPEG nor a PNG (it begins with {:02x?})", &bytes[..bytes.len().min(4)]),
+            Stored::Encoded => {
+                bail!("neither a JPEG nor a PNG: the file begins with {:02x?}", &bytes[..bytes.len().min(4)])
+            }
         };
         self.kind = kind;
         check_size(size.0, size.1)?;
         Ok(size)
     }
 
-    /// Decodes at least `region` of the image just opened, at a `shrunk`th of its size if the format can (1, 2, 4, 8).
-    pub fn view<'a>(&'a mut self, bytes: &'a [u8], region: Region, shrunk: usize) -> Result<View<'a>> {
-        let whole = View { bytes, channels: 3, width: 0, height: 0, shrunk: 1, left: 0, top: 0 };
+    /// Decodes at least `region` of the opened image. A JPEG is decoded at 1/`reduction` of its size (1, 2, 4 or 8).
+    pub fn view<'a>(&'a mut self, bytes: &'a [u8], region: Region, reduction: usize) -> Result<View<'a>> {
+        let whole = View { bytes, channels: 3, width: 0, height: 0, reduction: 1, left: 0, top: 0 };
         match self.kind {
             Kind::Raw { height, width } => return Ok(View { width, height, ..whole }),
             Kind::Whole => {}
             Kind::Jpeg => {
-                let (left, top) = self.jpeg.decode(bytes, region, shrunk, &mut self.pixels)?;
+                let (left, top) = self.jpeg.decode(bytes, region, reduction, &mut self.pixels)?;
                 let Pixels { width, height, rgbx } = &self.pixels;
                 let bytes = rgbx.as_flattened();
-                return Ok(View { bytes, channels: 4, width: *width, height: *height, shrunk, left, top });
+                return Ok(View { bytes, channels: 4, width: *width, height: *height, reduction, left, top });
             }
         }
         let Pixels { width, height, rgbx } = &self.pixels;
@@ -78,12 +80,12 @@ impl Decoder {
     }
 }
 
-/// Planes to pixels: a gray plane is red, green and blue.
+/// Planes to pixels. A gray plane becomes red, green and blue.
 fn merge_planes(bytes: &[u8], channels: usize, size: usize, pixels: &mut Pixels) -> Result<()> {
     let plane = size * size;
     ensure!(
         [1, 3].contains(&channels) && bytes.len() == channels * plane,
-        "{} bytes are not {channels} planes of {size}×{size} bytes; 1 or 3 planes are read",
+        "{} bytes are not 1 or 3 planes of {size}×{size} bytes",
         bytes.len()
     );
     pixels.resize(size, size);

@@ -1,11 +1,11 @@
-//! PNG, every colour type and depth.
+//! PNG of every colour type and depth.
 
 use crate::data::image::pixels::{Pixel, Pixels, check_size};
 use anyhow::{Result, anyhow};
 use png::{BitDepth, ColorType, Transformations};
 
-/// Decodes a PNG as Pillow converts it to RGB: alpha is dropped, not blended; 16-bit colours keep their high byte; 16-bit
-/// gray is cut off at 255 (Pillow reads it as mode `I;16`).
+/// Decodes a PNG as Pillow converts it to RGB: alpha is dropped, not blended; of 16-bit colours the high byte is kept; 16-bit
+/// gray is clipped at 255 (Pillow reads it as mode `I;16`).
 pub fn decode(bytes: &[u8], out: &mut Pixels) -> Result<()> {
     let broken = |e: png::DecodingError| anyhow!("not a whole PNG: {e}");
     let mut decoder = png::Decoder::new(std::io::Cursor::new(bytes));
@@ -15,7 +15,7 @@ pub fn decode(bytes: &[u8], out: &mut Pixels) -> Result<()> {
     let transformations = Transformations::EXPAND | Transformations::STRIP_16;
     decoder.set_transformations(if deep_gray { Transformations::IDENTITY } else { transformations });
     let mut reader = decoder.read_info().map_err(broken)?;
-    let size = reader.output_buffer_size().ok_or_else(|| anyhow!("not a PNG that fits into memory"))?;
+    let size = reader.output_buffer_size().ok_or_else(|| anyhow!("the PNG does not fit into memory"))?;
     let mut buffer = vec![0; size];
     let info = reader.next_frame(&mut buffer).map_err(broken)?;
     out.resize(info.height as usize, info.width as usize);

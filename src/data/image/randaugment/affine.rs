@@ -1,34 +1,34 @@
-//! Shears, translations and rotations as Pillow's `Image.transform(…, AFFINE, resample=BICUBIC)` (`Geometry.c`): a cubic
-//! with a = −1 over 4 × 4 pixels, the result cut off, not rounded; the border's pixels repeat outside; output pixels whose
-//! centre falls outside keep the fill colour.
+//! Shears, translations and rotations like Pillow's `Image.transform(…, AFFINE, resample=BICUBIC)` (`Geometry.c`). Pixels are
+//! interpolated by a cubic with a = −1 over 4 × 4 pixels, and truncated, not rounded. Outside of the image its border pixels
+//! repeat, but an output pixel whose centre comes from outside has the fill colour.
 
 use super::enhance::truncated;
 use crate::data::image::pixels::Pixel;
 use multiversion::multiversion;
 use std::ops::Range;
 
-/// Memory that is used again.
+/// Memory that is reused.
 #[derive(Default)]
 pub struct Scratch {
     padded: Vec<Pixel>,
-    /// Of each column: whole pixels, weights, and the rows that are shown.
+    /// Of each column: the whole pixels of its offset, the weights of the fraction, and the output rows inside the image.
     columns: Vec<(isize, [f32; 4], Range<usize>)>,
 }
 
-/// Pixels that a padded image has beyond each border.
+/// The number of pixels around a padded image on each side.
 const PAD: usize = 2;
 
-/// The cubic's weights of the four neighbours at a fraction between the middle two.
-fn weights(d: f32) -> [f32; 4] {
-    let (d2, d3) = (d * d, d * d * d);
-    [-d + 2.0 * d2 - d3, 1.0 - 2.0 * d2 + d3, d + d2 - d3, d3 - d2]
+/// The cubic's weights of four neighbours for a point at `fraction` of the way from the second to the third.
+fn weights(fraction: f32) -> [f32; 4] {
+    let (x, x2, x3) = (fraction, fraction * fraction, fraction * fraction * fraction);
+    [-x + 2.0 * x2 - x3, 1.0 - 2.0 * x2 + x3, x + x2 - x3, x3 - x2]
 }
 
-/// The weights' sum is 1 but for rounding: without this, a flat 100 might be cut off to 99.
+/// Added before truncation: the weights' sum is 1 only up to rounding, and a flat 100 must not become 99.
 const SLACK: f32 = 1e-3;
 
-/// Each output row is the input's row moved left by `offset(row)` pixels.
-pub fn rows(
+/// Shifts each row to the left by `offset(row)` pixels.
+pub fn shift_rows(
     from: &[Pixel],
     size: usize,
     offset: impl Fn(usize) -> f64,
@@ -38,7 +38,7 @@ pub fn rows(
 ) {
     scratch.padded.resize(size + 2 * PAD, [0; 4]);
     for (row, (from, to)) in from.chunks_exact(size).zip(to.chunks_exact_mut(size)).enumerate() {
-        let (whole, fraction, shown) = split(offset(row), size);
+        let (whole, fraction, shown) = split_offset(offset(row), size);
         to.fill(fill);
         if shown.is_empty() {
             continue;
@@ -54,9 +54,9 @@ pub fn rows(
     }
 }
 
-/// The whole image moved up by `offset` pixels.
-pub fn up(from: &[Pixel], size: usize, offset: f64, fill: Pixel, to: &mut [Pixel]) {
-    let (whole, fraction, shown) = split(offset, size);
+/// Shifts the whole image up by `offset` pixels.
+pub fn shift_up(from: &[Pixel], size: usize, offset: f64, fill: Pixel, to: &mut [Pixel]) {
+    let (whole, fraction, shown) = split_offset(offset, size);
     for (row, to) in to.chunks_exact_mut(size).enumerate() {
         if !shown.contains(&row) {
             to.fill(fill);
@@ -70,8 +70,8 @@ pub fn up(from: &[Pixel], size: usize, offset: f64, fill: Pixel, to: &mut [Pixel
     }
 }
 
-/// Each output column is the input's column moved up by `offset(column)` pixels.
-pub fn columns(
+/// Shifts each column up by `offset(column)` pixels.
+pub fn shift_columns(
     from: &[Pixel],
     size: usize,
     offset: impl Fn(usize) -> f64,
@@ -82,14 +82,14 @@ pub fn columns(
     pad(from, size, &mut scratch.padded);
     scratch.columns.clear();
     scratch.columns.extend((0..size).map(|column| {
-        let (whole, fraction, shown) = split(offset(column), size);
+        let (whole, fraction, shown) = split_offset(offset(column), size);
         (whole, weights(fraction), shown)
     }));
-    shift_columns(scratch, size, fill, to);
+    combine_columns(scratch, size, fill, to);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn shift_columns(scratch: &Scratch, size: usize, fill: Pixel, to: &mut [Pixel]) {
+fn combine_columns(scratch: &Scratch, size: usize, fill: Pixel, to: &mut [Pixel]) {
     let stride = size + 2 * PAD;
     for (row, to) in to.chunks_exact_mut(size).enumerate() {
         for (column, (to, (whole, weights, shown))) in to.iter_mut().zip(&scratch.columns).enumerate() {
@@ -108,15 +108,15 @@ fn shift_columns(scratch: &Scratch, size: usize, fill: Pixel, to: &mut [Pixel]) 
     }
 }
 
-/// Whole pixels and fraction of an offset, and the output positions that it leaves inside.
-fn split(offset: f64, size: usize) -> (isize, f32, Range<usize>) {
+/// The whole pixels and the fraction of an offset, and the output positions whose centres come from inside the image.
+fn split_offset(offset: f64, size: usize) -> (isize, f32, Range<usize>) {
     let whole = offset.floor();
     let inside = |position: f64| position.ceil().clamp(0.0, size as f64) as usize;
     let shown = inside(-0.5 - offset)..inside(size as f64 - 0.5 - offset);
     (whole as isize, (offset - whole) as f32, shown)
 }
 
-/// Each byte the weighted sum of four, cut off.
+/// Each output byte is the weighted sum of four input bytes, truncated.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn combine(taps: [&[u8]; 4], weights: [f32; 4], out: &mut [u8]) {
     let [a, b, c, d] = taps.map(|tap| &tap[..out.len()]);
@@ -126,7 +126,7 @@ fn combine(taps: [&[u8]; 4], weights: [f32; 4], out: &mut [u8]) {
     }
 }
 
-/// Rotates about the centre, counter-clockwise.
+/// Rotates the image counter-clockwise about its centre.
 pub fn rotate(from: &[Pixel], size: usize, degrees: f64, fill: Pixel, to: &mut [Pixel], scratch: &mut Scratch) {
     pad(from, size, &mut scratch.padded);
     let angle = -degrees.to_radians();
@@ -151,14 +151,15 @@ fn draw_rotated(padded: &[Pixel], size: usize, [cos, sin]: [f64; 2], fill: Pixel
     }
 }
 
-/// The value at a point of a padded image.
+/// The interpolated pixel at a point of a padded image.
 #[inline(always)]
 fn cubic(padded: &[Pixel], stride: usize, x: f64, y: f64) -> Pixel {
     let (left, top) = (x as usize, y as usize);
     let (across, along) = (weights((x - left as f64) as f32), weights((y - top as f64) as f32));
     let mut sum = [SLACK; 4];
     for (tap, weight) in along.into_iter().enumerate() {
-        let row: &[Pixel; 4] = padded[(top + tap - 1) * stride + left - 1..].first_chunk().expect("it is padded");
+        let row: &[Pixel; 4] =
+            padded[(top + tap - 1) * stride + left - 1..].first_chunk().expect("the padding is wide enough");
         for c in 0..4 {
             let part: f32 = (0..4).map(|i| across[i] * f32::from(row[i][c])).sum();
             sum[c] += weight * part;
@@ -167,7 +168,7 @@ fn cubic(padded: &[Pixel], stride: usize, x: f64, y: f64) -> Pixel {
     sum.map(truncated)
 }
 
-/// Copies the image into one whose border pixels repeat `PAD` times.
+/// Copies the image and repeats its border pixels `PAD` times around it.
 fn pad(from: &[Pixel], size: usize, padded: &mut Vec<Pixel>) {
     let stride = size + 2 * PAD;
     padded.resize(stride * stride, [0; 4]);

@@ -1,28 +1,29 @@
-//! A square image on which operations are carried out as late as can be: tables of values are combined and applied with
-//! whatever comes next, and so is the mirroring, which most operations commute with.
+//! A square image that puts operations off. Operations on single bytes are collected in one table, which is applied together
+//! with a later operation or with the normalisation. Mirroring is put off too, as most operations commute with it.
 
 use super::operation::Operation;
 use super::table::{self, Histogram, IDENTITY, Table};
 use super::{affine, enhance};
 use crate::data::image::pixels::{Pixel, Pixels};
 
-/// An image of `size` × `size` with what is still to be done to it.
+/// A square image and the operations that are still to be applied.
 pub struct Canvas {
     pub pixels: Pixels,
-    /// To be applied to every byte.
+    /// The table that is still to be applied to every byte.
     pub table: Option<Box<Table>>,
-    /// To be mirrored left to right.
+    /// Whether the rows are still to be mirrored.
     pub flipped: bool,
-    /// What geometric operations leave uncovered.
+    /// The colour of pixels that a geometric operation takes from outside of the image.
     fill: Pixel,
+    /// The memory of the next image.
     spare: Vec<Pixel>,
     scratch: affine::Scratch,
-    /// Memory of a table that is not in use.
-    kept: Option<Box<Table>>,
+    /// The memory of the next table.
+    spare_table: Option<Box<Table>>,
 }
 
 impl Canvas {
-    /// Without an image; `fill` is the colour of what geometric operations leave uncovered.
+    /// A canvas without an image. `fill` is the colour of pixels that a geometric operation takes from outside of the image.
     pub fn new(fill: Pixel) -> Canvas {
         Canvas {
             pixels: Pixels::default(),
@@ -31,66 +32,68 @@ impl Canvas {
             fill,
             spare: Vec::new(),
             scratch: affine::Scratch::default(),
-            kept: None,
+            spare_table: None,
         }
     }
 
-    /// Takes an empty image of `size` × `size`, to be written.
+    /// Begins an image of `size` × `size`, whose pixels the caller writes.
     pub fn begin(&mut self, size: usize) -> &mut Pixels {
-        self.kept = self.table.take().or(self.kept.take());
+        self.spare_table = self.table.take().or(self.spare_table.take());
         self.flipped = false;
         self.pixels.resize(size, size);
         &mut self.pixels
     }
 
-    /// Carries an operation out, or notes it.
+    /// Applies an operation or puts it off.
     pub fn apply(&mut self, operation: Operation) {
         use Operation::*;
         let (size, fill) = (self.pixels.width, self.fill);
         match operation {
-            AutoContrast => self.note(table::auto_contrast(&self.histogram())),
-            Equalize => self.note(table::equalize(&self.histogram())),
-            Invert => self.note(table::uniform(|value| 255 - value)),
+            AutoContrast => self.add_table(table::auto_contrast(&self.histogram())),
+            Equalize => self.add_table(table::equalize(&self.histogram())),
+            Invert => self.add_table(table::uniform(|value| 255 - value)),
             Posterize(bits) if bits >= 8 => {}
-            Posterize(bits) => self.note(table::uniform(|value| value & !((1 << (8 - bits)) - 1))),
-            Solarize(from) => self.note(table::uniform(|value| if value < from { value } else { 255 - value })),
+            Posterize(bits) => self.add_table(table::uniform(|value| value & !((1 << (8 - bits)) - 1))),
+            Solarize(from) => self.add_table(table::uniform(|value| if value < from { value } else { 255 - value })),
             SolarizeAdd(add) => {
-                self.note(table::uniform(|value| if value < 128 { (value + add).min(255) } else { value }));
+                self.add_table(table::uniform(|value| if value < 128 { (value + add).min(255) } else { value }));
             }
-            Brightness(factor) => self.note(table::blend_with(0, factor)),
+            Brightness(factor) => self.add_table(table::blend_with(0, factor)),
             Contrast(factor) => {
-                self.settle();
-                self.note(table::blend_with(enhance::mean_gray(&self.pixels.rgbx), factor));
+                self.apply_table();
+                self.add_table(table::blend_with(enhance::mean_gray(&self.pixels.rgbx), factor));
             }
             Color(factor) => {
-                self.settle();
+                self.apply_table();
                 enhance::color(&mut self.pixels.rgbx, factor as f32);
             }
             Sharpness(factor) => self.redraw(|from, to, _| enhance::sharpness(from, size, factor as f32, to)),
             ShearX(by) => {
-                self.move_pixels(|from, to, s| affine::rows(from, size, |y| by * (y as f64 + 0.5), fill, to, s))
+                self.move_pixels(|from, to, s| affine::shift_rows(from, size, |y| by * (y as f64 + 0.5), fill, to, s))
             }
             TranslateX(by) => {
-                self.move_pixels(|from, to, s| affine::rows(from, size, |_| by * size as f64, fill, to, s))
+                self.move_pixels(|from, to, s| affine::shift_rows(from, size, |_| by * size as f64, fill, to, s))
             }
             ShearY(by) => {
-                self.move_pixels(|from, to, s| affine::columns(from, size, |x| by * (x as f64 + 0.5), fill, to, s));
+                self.move_pixels(|from, to, s| {
+                    affine::shift_columns(from, size, |x| by * (x as f64 + 0.5), fill, to, s)
+                });
             }
-            TranslateY(by) => self.move_pixels(|from, to, _| affine::up(from, size, by * size as f64, fill, to)),
+            TranslateY(by) => self.move_pixels(|from, to, _| affine::shift_up(from, size, by * size as f64, fill, to)),
             Rotate(degrees) => self.move_pixels(|from, to, s| affine::rotate(from, size, degrees, fill, to, s)),
         }
     }
 
-    /// Combines a table with what is noted already.
-    fn note(&mut self, after: Table) {
-        let mut kept = self.kept.take();
+    /// Puts a table off, after the one that may be there.
+    fn add_table(&mut self, after: Table) {
+        let mut spare_table = self.spare_table.take();
         let table = self.table.get_or_insert_with(|| {
-            let mut table = kept.take().unwrap_or_else(|| Box::new(IDENTITY));
+            let mut table = spare_table.take().unwrap_or_else(|| Box::new(IDENTITY));
             *table = IDENTITY;
             table
         });
         table::compose(table, &after);
-        self.kept = kept;
+        self.spare_table = spare_table;
     }
 
     fn histogram(&self) -> Histogram {
@@ -98,17 +101,17 @@ impl Canvas {
         self.table.as_ref().map_or(histogram, |table| table::mapped(&histogram, table))
     }
 
-    /// Applies the noted table.
-    fn settle(&mut self) {
+    /// Applies the table that was put off.
+    fn apply_table(&mut self) {
         let Some(table) = self.table.take() else { return };
         for pixel in &mut self.pixels.rgbx {
             let [r, g, b, _] = *pixel;
             *pixel = [table[0][r as usize], table[1][g as usize], table[2][b as usize], 255];
         }
-        self.kept = Some(table);
+        self.spare_table = Some(table);
     }
 
-    /// As [`Canvas::redraw`], for what does not commute with mirroring.
+    /// Redraws the image by an operation that does not commute with mirroring.
     fn move_pixels(&mut self, draw: impl FnOnce(&[Pixel], &mut [Pixel], &mut affine::Scratch)) {
         if std::mem::take(&mut self.flipped) {
             let width = self.pixels.width;
@@ -117,9 +120,9 @@ impl Canvas {
         self.redraw(draw);
     }
 
-    /// Draws the image anew from itself.
+    /// Draws a new image from the present one.
     fn redraw(&mut self, draw: impl FnOnce(&[Pixel], &mut [Pixel], &mut affine::Scratch)) {
-        self.settle();
+        self.apply_table();
         self.spare.resize(self.pixels.rgbx.len(), [0; 4]);
         draw(&self.pixels.rgbx, &mut self.spare, &mut self.scratch);
         std::mem::swap(&mut self.pixels.rgbx, &mut self.spare);

@@ -1,29 +1,29 @@
-//! Color and Sharpness: blends of an image with another one made of it (Pillow: `ImageEnhance.py`, `Blend.c`,
-//! `Filter.c`), and the gray that Color and Contrast need.
+//! Color and Sharpness, which blend an image with a gray or a smoothed copy (Pillow: `ImageEnhance.py`, `Blend.c`, `Filter.c`),
+//! and the gray for Color and Contrast.
 
 use crate::data::image::pixels::Pixel;
 use multiversion::multiversion;
 
-/// The byte of a finite number, clipped and cut off. As `value as u8`, which is not vectorised.
+/// A finite number clipped to 0…255 and truncated, as by `value as u8`, which the compiler does not vectorise.
 #[inline(always)]
 pub fn truncated(value: f32) -> u8 {
     // SAFETY: a finite number clipped to 0…255 fits into an i32.
     unsafe { value.clamp(0.0, 255.0).to_int_unchecked::<i32>() as u8 }
 }
 
-/// Pillow's `Image.blend` of two bytes: cut off, not rounded; outside 0…1 it extrapolates.
+/// Pillow's `Image.blend` of two bytes: truncated, not rounded. A factor outside of 0…1 extrapolates.
 #[inline(always)]
 pub fn blend(from: u8, to: u8, factor: f32) -> u8 {
     truncated(f32::from(from) + factor * (f32::from(to) - f32::from(from)))
 }
 
-/// Pillow's conversion to `L`.
+/// Pillow's conversion to mode `L`.
 #[inline(always)]
 fn gray([r, g, b, _]: Pixel) -> u8 {
     ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
 }
 
-/// The mean gray, rounded as `ImageEnhance.Contrast` does.
+/// The mean gray, rounded as by `ImageEnhance.Contrast`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 pub fn mean_gray(pixels: &[Pixel]) -> u8 {
     let sum: u64 =
@@ -40,7 +40,7 @@ pub fn color(pixels: &mut [Pixel], factor: f32) {
     }
 }
 
-/// Blends with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13, whose border is the image's own.
+/// Blends each pixel with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13. The border pixels stay.
 pub fn sharpness(from: &[Pixel], size: usize, factor: f32, to: &mut [Pixel]) {
     to.copy_from_slice(from);
     for row in 1..size - 1 {
@@ -50,7 +50,7 @@ pub fn sharpness(from: &[Pixel], size: usize, factor: f32, to: &mut [Pixel]) {
     }
 }
 
-/// One row of bytes; neighbours in a row are four bytes apart. The border's blend is of two equal values: itself.
+/// Writes one row without its first and last pixel. The same channel of the next pixel is four bytes on.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn sharpen_row([above, own, below]: [&[u8]; 3], factor: f32, out: &mut [u8]) {
     let inner = out.len() - 8;

@@ -1,5 +1,5 @@
-//! RandAugment as timm does it (timm 1.0: `auto_augment.py`): a few operations drawn with replacement, each applied with
-//! some probability at a magnitude that varies from image to image.
+//! RandAugment (timm 1.0: `auto_augment.py`): a few operations drawn with replacement, each applied with some probability and
+//! with a magnitude that varies from image to image.
 
 mod affine;
 mod canvas;
@@ -13,11 +13,11 @@ pub use canvas::Canvas;
 pub use operation::Operation;
 pub use table::{IDENTITY, Table};
 
-/// How many operations there are to choose from.
+/// The number of operations to choose from.
 const KINDS: usize = 15;
 
 impl Policy {
-    /// Draws one image's operations and applies them.
+    /// Draws the operations of an image and applies them.
     pub fn apply(&self, canvas: &mut Canvas, random: &mut Random) {
         for _layer in 0..self.layers {
             if let Some(operation) = self.draw(random) {
@@ -26,7 +26,7 @@ impl Policy {
         }
     }
 
-    /// One operation, or none.
+    /// Draws one operation; none with the policy's probability of none.
     pub fn draw(&self, random: &mut Random) -> Option<Operation> {
         let kind = random.below(KINDS);
         if random.uniform() >= self.probability {
@@ -38,7 +38,7 @@ impl Policy {
     }
 }
 
-/// timm's `LEVEL_TO_ARG`; `level` is in 0…1.
+/// The operation of a kind at a level in 0…1 (timm's `LEVEL_TO_ARG`).
 fn operation(kind: usize, level: f64, negative: bool, increasing: bool) -> Operation {
     let signed = |value: f64| if negative { -value } else { value };
     let enhance = || if increasing { (1.0 + signed(0.9 * level)).max(0.1) } else { 0.1 + 1.8 * level };
@@ -65,8 +65,8 @@ fn operation(kind: usize, level: f64, negative: bool, increasing: bool) -> Opera
     }
 }
 
-/// torchvision's `ColorJitter` with one strength for brightness, contrast and saturation, in random order. timm uses it
-/// where there is no RandAugment.
+/// torchvision's `ColorJitter`: brightness, contrast and saturation in random order, of one strength. timm uses it if there is no
+/// RandAugment.
 pub fn jitter(canvas: &mut Canvas, strength: f64, random: &mut Random) {
     let mut order = [0, 1, 2];
     random.shuffle(&mut order);

@@ -1,31 +1,33 @@
 //! The operations that RandAugment chooses from.
 
-/// One operation with its argument.
+/// An operation and its argument.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Operation {
     AutoContrast,
     Equalize,
     Invert,
-    /// Bits of each byte that are kept.
+    /// Keeps so many high bits of each byte.
     Posterize(u32),
-    /// Values from this on are inverted.
+    /// Inverts bytes from this value on.
     Solarize(u32),
-    /// Added to values below 128.
+    /// Adds this value to bytes below 128.
     SolarizeAdd(u32),
-    /// Blends with the gray image: 0 is gray, 1 leaves it.
+    /// Blends with the gray image: 0 is gray, 1 the image itself.
     Color(f64),
-    /// Blends with the mean gray.
+    /// Blends with the mean gray: 0 is gray, 1 the image itself.
     Contrast(f64),
-    /// Blends with black.
+    /// Blends with black: 0 is black, 1 the image itself.
     Brightness(f64),
-    /// Blends with the smoothed image.
+    /// Blends with the smoothed image: 0 is smooth, 1 the image itself.
     Sharpness(f64),
-    /// Degrees, counter-clockwise.
+    /// Rotates counter-clockwise by degrees.
     Rotate(f64),
-    /// Pixels to the right per pixel down of what an output pixel shows.
+    /// Shifts each row to the left by this many pixels for each row from the top.
     ShearX(f64),
+    /// Shifts each column up by this many pixels for each column from the left.
     ShearY(f64),
-    /// As a share of the side.
+    /// Shifts the image to the left by this share of its side.
     TranslateX(f64),
+    /// Shifts the image up by this share of its side.
     TranslateY(f64),
 }

@@ -1,12 +1,12 @@
-//! Operations that look at one byte at a time: tables of what becomes of each value, per channel.
+//! Operations on single bytes, as tables: the new value of each byte, for each channel.
 
 use super::enhance::blend;
 use crate::data::image::pixels::Pixel;
 
-/// For each channel (red, green, blue), what each byte becomes.
+/// The new value of each byte of each channel (red, green, blue).
 pub type Table = [[u8; 256]; 3];
 
-/// How often each value occurs in each channel.
+/// The number of pixels with each value of each channel.
 pub type Histogram = [[u32; 256]; 3];
 
 /// Leaves every byte as it is.
@@ -22,12 +22,12 @@ pub static IDENTITY: Table = {
     table
 };
 
-/// The same for every channel.
+/// The same table for every channel.
 pub fn uniform(of: impl Fn(u32) -> u32) -> Table {
     [std::array::from_fn(|value| of(value as u32) as u8); 3]
 }
 
-/// `after` applied to what `table` gives.
+/// Appends `after` to `table`: it is applied to the values that `table` gives.
 pub fn compose(table: &mut Table, after: &Table) {
     for (table, after) in table.iter_mut().zip(after) {
         table.iter_mut().for_each(|value| *value = after[*value as usize]);
@@ -35,7 +35,7 @@ pub fn compose(table: &mut Table, after: &Table) {
 }
 
 pub fn histogram(pixels: &[Pixel]) -> Histogram {
-    // Two of each, since neighbours are often alike and would wait for each other's count.
+    // Two histograms in turn: neighbours often have the same value, and the second would wait for the first one's count.
     let mut counts = [[[0u32; 256]; 3]; 2];
     let mut count = |which: usize, pixel: &Pixel| {
         for (counts, &value) in counts[which].iter_mut().zip(pixel) {
@@ -50,7 +50,7 @@ pub fn histogram(pixels: &[Pixel]) -> Histogram {
     sum
 }
 
-/// The histogram of an image after a table.
+/// The histogram of an image after `table` is applied to it.
 pub fn mapped(histogram: &Histogram, table: &Table) -> Histogram {
     let mut result = [[0; 256]; 3];
     for channel in 0..3 {
@@ -61,7 +61,7 @@ pub fn mapped(histogram: &Histogram, table: &Table) -> Histogram {
     result
 }
 
-/// Pillow's `ImageOps.autocontrast` with no cutoff: each channel is stretched to 0…255.
+/// Pillow's `ImageOps.autocontrast` without a cutoff: each channel is stretched to 0…255.
 pub fn auto_contrast(histogram: &Histogram) -> Table {
     std::array::from_fn(|channel| {
         let counts = &histogram[channel];
@@ -72,7 +72,7 @@ pub fn auto_contrast(histogram: &Histogram) -> Table {
         }
         let scale = 255.0 / (high - low) as f64;
         let offset = -(low as f64) * scale;
-        // Truncated toward zero and clipped.
+        // The conversion truncates towards zero and clips.
         std::array::from_fn(|value| (value as f64 * scale + offset) as u8)
     })
 }
@@ -95,7 +95,7 @@ pub fn equalize(histogram: &Histogram) -> Table {
     })
 }
 
-/// Pillow's `Image.blend` of a constant with each value.
+/// Pillow's `Image.blend` of a constant with each byte.
 pub fn blend_with(constant: u8, factor: f64) -> Table {
     uniform(|value| blend(constant, value as u8, factor as f32).into())
 }
