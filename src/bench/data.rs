@@ -2,6 +2,7 @@
 //! the time goes, and what the whole loader gives. The peer is timm's transform on the same folder.
 
 use crate::config::Config;
+use crate::data::feed::Feed;
 use crate::data::feed::loader::{Loader, Mixing};
 use crate::data::image::decode::Decoder;
 use crate::data::image::normalise::Normalise;
@@ -154,7 +155,7 @@ fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
         samples.end.push(all.len() as u64);
     }
     let (split, classes, recipe) = ("train".into(), vec!["all".into()], String::new());
-    let shard = Shard { encoding, split, number: 0, shards: 1, recipe, classes, samples, place: 0 };
+    let shard = Shard { encoding, split, number: 0, shards: 1, recipe, classes, samples, bytes_offset: 0 };
     shard::write(&folder.join(packed::file_name("train", 0)), &shard, &all)
 }
 
@@ -204,13 +205,13 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     const BATCH: usize = 32;
     let count = files.len();
     let batch = BATCH.min(count / 2 * 2);
-    let sets = [format!("train.global_batch={batch}"), format!("run.workers={workers}"), "data.repeats=1".into()];
+    let sets = [format!("train.global_batch={batch}"), "data.repeats=1".into()];
     let plan = Plan::new(Config::parse("", &sets)?, count)?;
     let split: Split = files.clone();
     let source = Source { train: split.clone(), test: split, bad: Arc::new(BadImages::new(0)) };
     let phase = plan.phase(&META, None);
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
-    let mut loader = Loader::start(&plan, &phase, &source, micro_batches, 0, Mixing::Host);
+    let mut loader = Loader::start(&plan, &phase, Feed { source: &source, workers }, micro_batches, 0, Mixing::Host);
     let batches = (passes * count).div_ceil(batch);
     // What was made ahead before the clock started must not count.
     for batch in loader.by_ref().take(4 * workers) {

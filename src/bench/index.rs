@@ -2,9 +2,10 @@
 //! generated entries.
 
 use crate::config::Config;
+use crate::data::feed::Feed;
 use crate::data::feed::loader::{Loader, Mixing};
 use crate::data::image::decode::jpeg;
-use crate::data::source::index::{Cache, Index, fingerprint};
+use crate::data::source::index::{Index, IndexFile, fingerprint};
 use crate::data::source::samples::{Samples, Split, Stored};
 use crate::data::{BadImages, Source};
 use crate::plan::Plan;
@@ -49,20 +50,20 @@ const BATCHES: usize = 48;
 /// Measures in `folder`, and leaves nothing there.
 pub fn measure(entries: usize, folder: &Path) -> Result<Report> {
     let root = folder.join(format!("bench-index-{}", std::process::id()));
-    let cache = Cache { path: root.with_extension("index"), keep: true };
+    let kept = IndexFile { path: root.with_extension("index"), may_write: true };
     (0..CLASSES).try_for_each(|class| fs::create_dir_all(root.join(name_of(class))))?;
-    let measured = measure_in(entries, &root, &cache);
-    let _ = (fs::remove_dir_all(&root), fs::remove_file(&cache.path));
+    let measured = measure_in(entries, &root, &kept);
+    let _ = (fs::remove_dir_all(&root), fs::remove_file(&kept.path));
     measured
 }
 
-fn measure_in(entries: usize, root: &Path, cache: &Cache) -> Result<Report> {
+fn measure_in(entries: usize, root: &Path, kept: &IndexFile) -> Result<Report> {
     let build = || {
         let index = generate(entries)?;
         let fingerprint = fingerprint(root, &index.groups)?;
         Ok((index, fingerprint))
     };
-    let open = || Index::cached(Some(cache), |groups| fingerprint(root, groups), build);
+    let open = || Index::cached(Some(kept), |groups| fingerprint(root, groups), build);
     let began = Instant::now();
     drop(open()?);
     let build_s = began.elapsed().as_secs_f64();
@@ -80,7 +81,7 @@ fn measure_in(entries: usize, root: &Path, cache: &Cache) -> Result<Report> {
         classes: CLASSES,
         build_s,
         open_s,
-        file_mib: fs::metadata(&cache.path)?.len() as f64 / MIB,
+        file_mib: fs::metadata(&kept.path)?.len() as f64 / MIB,
         index_mib,
         workers: WORKERS,
         loader_mib: peak - before,
@@ -96,13 +97,14 @@ fn load(index: Index) -> Result<()> {
     let rgb: Vec<u8> = (0..3 * height * width).map(|i| (i / 600 % 200 + random.below(40)) as u8).collect();
     let file = jpeg::encode(&rgb, height, width, 90)?;
     drop(rgb);
-    let sets = [format!("run.workers={WORKERS}"), "run.micro_batch=64".into(), format!("model.classes={CLASSES}")];
+    let sets = ["run.micro_batch=64".into(), format!("model.classes={CLASSES}")];
     let plan = Plan::new(Config::parse("", &sets)?, index.len())?;
     let split: Split = Arc::new(Generated { index, file });
     let source = Source { train: split.clone(), test: split, bad: Arc::new(BadImages::new(0)) };
     let phase = plan.phase(&META, None);
     let micro_batches = micro_batches(0..phase.training.global_batch, plan.config.run.micro_batch.samples());
-    let loader = Loader::start(&plan, &phase, &source, micro_batches, 0, Mixing::Host);
+    let loader =
+        Loader::start(&plan, &phase, Feed { source: &source, workers: WORKERS }, micro_batches, 0, Mixing::Host);
     loader.take(BATCHES).try_for_each(|batch| batch.map(drop))
 }
 

@@ -1,56 +1,63 @@
-//! Whether the data keeps up: images per second and core, measured on some of a config's own images, against what the
-//! devices of a node ask for.
+//! Whether a node's cores read images as fast as its devices train on them: some of the config's own images are read on one
+//! core and timed. `incubate plan` and `incubate doctor` report it.
 
-use super::loader::automatic_workers;
-use super::reader::Reading;
-use crate::config::{Config, Format};
+use crate::config::{Config, DeviceChoice, Format, Precision};
+use crate::data::feed::reader::Reading;
+use crate::data::feed::workers::workers;
 use crate::data::image::recipe::Recipe;
 use crate::data::image::shrink::{Form, Shrink};
+use crate::data::open_read_only;
 use crate::data::source::bad_images::BadImages;
-use crate::data::source::open_read_only;
 use crate::data::source::samples::{Split, Stored};
 use crate::data::source::shard::Encoding;
+use crate::device::cuda;
+use crate::model::matrix_product_rate;
 use crate::plan::Plan;
 use crate::plan::cost::training_flops;
 use crate::random::Random;
 use crate::usage;
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tch::{Device, Kind};
 
-/// How many images are measured.
+/// The number of images that are timed.
 const SAMPLE: usize = 64;
 
 /// Training images per second that one core reads and transforms.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rates {
+    /// The images as they are stored now.
     pub now: f64,
-    /// The same images as `incubate pack` would store them; none where they are packed so.
+    /// The images as `incubate pack` would store them; none if they are packed.
     pub packed: Option<f64>,
+    /// The images as `incubate pack --raw` would store them; none if they are packed so.
     pub packed_raw: Option<f64>,
 }
 
-/// What a node's devices ask for, and what its cores give.
+/// The images per second that a node's devices demand, and that its cores give.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Input {
     pub images_per_s_core: Rates,
-    /// Of this process.
+    /// The cores of this process.
     pub cores: usize,
-    /// Of a node.
+    /// The devices of a node.
     pub devices: usize,
-    /// Cores that the data workers of all devices can use.
+    /// The cores that the data workers of all devices can use.
     pub cores_at_work: usize,
     /// The phase with the least computation per image.
     pub phase: String,
-    /// What all devices would take in that phase at their full rate; a real step takes a part of it.
+    /// The demand of all devices in that phase at their full rate; real steps demand less.
     pub demanded_images_per_s: f64,
     pub given_images_per_s: f64,
+    /// Whether the cores give what the devices demand.
     pub feeds: bool,
 }
 
-/// Measures a config's training images on this core, and compares: `rate` is the operations per second of one of the node's
-/// `devices`.
+/// Times a config's training images on this core, and compares them with the demand of the node's `devices`, each of which
+/// computes `rate` operations per second.
 ///
 /// # Errors
 /// If the images cannot be opened.
@@ -60,13 +67,29 @@ pub fn input(config: &Config, rate: f64, devices: usize) -> Result<Input> {
     Ok(compare(config, rates, rate, cores, devices))
 }
 
-/// As a finding of `doctor`.
+/// The finding of `doctor` about this node.
 ///
 /// # Errors
-/// If the images cannot be opened, or if the cores give less than the devices ask for; with the cure.
-pub fn finding(config: &Config, rate: f64, devices: usize) -> Result<String> {
-    let input = input(config, rate, devices)?;
+/// If the images cannot be opened, or if the cores give less than the devices demand; the error says what would help.
+pub fn finding(config: &Config) -> Result<String> {
+    let kind = if config.run.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
+    let gpus = if config.run.device == DeviceChoice::Cpu { 0 } else { cuda().map_or(0, |driver| driver.gpus().len()) };
+    let device = if gpus > 0 { Device::Cuda(0) } else { Device::Cpu };
+    let input = input(config, matrix_product_rate((kind, device)), gpus.max(config.run.replicas).max(1))?;
     if input.feeds { Ok(input.text()) } else { Err(usage!("{}", input.text())) }
+}
+
+/// The input of a node that trains `plan` on a world of `ranks`, as the JSON of [`Input`] and its `text`; if the images cannot
+/// be opened, the text says why.
+pub fn of_plan(plan: &Plan, ranks: usize, rate: f64) -> Value {
+    let slurm = &plan.config.slurm;
+    let devices = plan.replicas_per_rank() * ranks.min(slurm.ranks.div_ceil(slurm.nodes));
+    let described = input(&plan.config, rate, devices).and_then(|input| {
+        let mut value = serde_json::to_value(&input)?;
+        value["text"] = input.text().into();
+        Ok(value)
+    });
+    described.unwrap_or_else(|error| json!({"text": format!("not measured: {error:#}")}))
 }
 
 fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usize) -> Input {
@@ -74,11 +97,7 @@ fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usiz
     let demands =
         plan.wanted_phases().into_iter().map(|phase| (rate / training_flops(&config.model, &phase), phase.name));
     let (per_device, phase) = demands.max_by(|a, b| a.0.total_cmp(&b.0)).expect("there are phases");
-    let workers = match config.run.workers {
-        0 => automatic_workers(cores, devices),
-        workers => workers,
-    };
-    let cores_at_work = (workers * devices).min(cores);
+    let cores_at_work = (workers(config, cores, devices) * devices).min(cores);
     let (demanded, given) = (per_device * devices as f64, rates.now * cores_at_work as f64);
     Input {
         images_per_s_core: rates,
@@ -93,7 +112,7 @@ fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usiz
 }
 
 impl Input {
-    /// One line for people: the verdict and, where it is no, what would help.
+    /// One line for people: the verdict and, if the cores give too little, what would help.
     pub fn text(&self) -> String {
         let Input { images_per_s_core: rates, cores, devices, demanded_images_per_s: demanded, .. } = self;
         let found = format!(
@@ -118,7 +137,7 @@ impl Input {
     }
 }
 
-/// Measures images evenly spread over a split, as training reads them, on the calling thread.
+/// Times images evenly spread over a split, as training reads them, on the calling thread.
 ///
 /// # Errors
 /// If images cannot be read.
@@ -127,7 +146,7 @@ pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
     let count = SAMPLE.min(images);
     let sample: Vec<usize> = (0..count).map(|i| i * images / count).collect();
     let mut out = vec![0.0; config.model.channels() * config.model.image_size().pow(2)];
-    // Those that cannot be read are named, and not measured.
+    // Unreadable images are named in warnings and not timed.
     let mut reader = Reading::training(config, split, &Arc::new(BadImages::new(count))).reader();
     let now = rate(count, |i, key| reader.read_this(sample[i], &Random::new(&[key]), &mut out).map(drop))?;
     if split.planes().is_some() {
@@ -163,7 +182,7 @@ pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
     Ok(Rates { now, packed: of(&packed)?, packed_raw: of(&raw)? })
 }
 
-/// Images per second: all once, and again as long as that takes no time.
+/// Images per second of some work on `count` images, which is repeated for at least 0.1 s.
 fn rate(count: usize, mut work: impl FnMut(usize, u64) -> Result<()>) -> Result<f64> {
     const ENOUGH: Duration = Duration::from_millis(100);
     (0..count.min(4)).try_for_each(|i| work(i, 0))?;
@@ -218,7 +237,7 @@ mod tests {
             let file = jpeg::encode(&rgb, 300, 400, 90).unwrap();
             std::fs::write(folder.path().join(format!("{number}.jpg")), file).unwrap();
         }
-        // One that cannot be read is left out.
+        // An unreadable image is left out.
         std::fs::write(folder.path().join("2.jpg"), b"").unwrap();
         let split: Split = Arc::new(Folder::flat(folder.path()).unwrap());
         let rates = measure(&config(&[]), &split).unwrap();

@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod index;
+pub mod input;
 pub mod step;
 pub mod store;
 

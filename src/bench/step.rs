@@ -4,7 +4,7 @@
 use super::median;
 use crate::collective::Solo;
 use crate::config::{Config, Precision};
-use crate::data::feed::loader::Batch;
+use crate::data::feed::batch::Batch;
 use crate::device;
 use crate::model::off::{Part, is_on};
 use crate::model::{self, Network, fresh};

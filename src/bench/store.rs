@@ -4,6 +4,7 @@ use super::median;
 use crate::collective::Solo;
 use crate::config::{Config, Interval};
 use crate::data;
+use crate::data::feed::Feed;
 use crate::data::feed::loader::{Loader, Mixing};
 use crate::model::fresh;
 use crate::plan::groups::micro_batches;
@@ -84,7 +85,7 @@ fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64
     let setting = Setting {
         plan: &plan,
         run: &run,
-        source: &source,
+        feed: Feed::of_replica(&plan.config, &source, 1),
         group: &Solo,
         device: Device::Cpu,
         micro_batch: plan.config.run.micro_batch.samples(),
@@ -115,7 +116,7 @@ impl<'a> Blocks<'a> {
         let trainer = Trainer::resume(setting, phase, start, None)?;
         let micro_batches = micro_batches(0..phase.training.global_batch, setting.micro_batch);
         let stepper = Stepper::new(plan, phase, setting.group, micro_batches.len());
-        let loader = Loader::start(plan, phase, setting.source, micro_batches, 0, Mixing::Host);
+        let loader = Loader::start(plan, phase, setting.feed, micro_batches, 0, Mixing::Host);
         let header = trainer.header(plan, phase, None, Default::default());
         let checkpoints = Checkpoints::start(setting, phase, header, &trainer)?;
         Ok(Blocks { phase, steps, trainer, stepper, loader, checkpoints })

@@ -3,6 +3,7 @@
 use super::load::threads;
 use super::overrides::{ConfigArgs, Overrides};
 use super::{is_read, print_either};
+use crate::bench::input;
 use crate::cluster::{doctor, queue, status, submit};
 use crate::config::DeviceChoice;
 use crate::pipeline::check_jobs;
@@ -58,7 +59,7 @@ pub fn cancel(run_dir: &Path, json: bool) -> Result<()> {
 pub fn doctor(config: Option<&Path>, over: &Overrides, json: bool) -> Result<()> {
     let config = config.map(|path| over.load(path)).transpose()?;
     device::load(config.as_ref().map_or(DeviceChoice::Auto, |config| config.run.device));
-    let findings = doctor::examine(config.as_ref(), config.as_ref().map_or(1, threads));
+    let findings = doctor::examine(config.as_ref(), config.as_ref().map_or(1, threads), input::finding);
     print_either(json, &findings, || doctor::table(&findings))?;
     let bad = findings.iter().filter(|finding| !finding.ok).count();
     if bad > 0 { Err(usage!("{bad} finding(s) need a cure")) } else { Ok(()) }

@@ -84,6 +84,5 @@ pub fn devices(config: &Config) -> Result<Devices> {
         device::tf32::allow()?;
     }
     tch::set_num_threads((threads(config) / devices.replicas()).max(1) as i32);
-    data::feed::loader::share_cores(devices.replicas());
     Ok(devices)
 }

@@ -10,6 +10,7 @@ mod verify;
 
 pub use args::{Cli, Command};
 
+use crate::bench::input;
 use crate::cluster::doctor;
 use crate::collective::agree;
 use crate::collective::mpi::World;
@@ -89,7 +90,7 @@ fn print_plan(config: &ConfigArgs, ranks: usize, rate: Option<f64>, json: bool) 
     let plan = Plan::new(config, images)?;
     check_shares(&plan, ranks, plan.replicas_per_rank())?;
     let flops = rate.map_or_else(|| matrix_product_rate(model::OPTIONS), |tera| tera * 1e12);
-    let report = plan_report::report(&plan, ranks, flops);
+    let report = plan_report::report(&plan, ranks, flops, input::of_plan(&plan, ranks, flops));
     print_either(json, &report, || plan_report::text(&report, rate.is_none()))
 }
 

@@ -7,7 +7,6 @@ use crate::config::{Config, DeviceChoice, Precision};
 use crate::data;
 use crate::device::{cuda, loaded_library};
 use crate::launcher::{cores_of_this_rank, rank_on_this_node, ranks_on_this_node};
-use crate::model::matrix_product_rate;
 use crate::plan::Plan;
 use crate::plan::cost::cost;
 use crate::run::table::E2E;
@@ -15,10 +14,10 @@ use crate::store::durable;
 use anyhow::{Context, Result, anyhow};
 use std::fmt::Write;
 use std::path::Path;
-use tch::{Device, Kind};
 
-/// Checks the node and, given a config, also its precision, data and run directory.
-pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
+/// Checks the node and, given a config, also its precision, data and run directory. `input` says whether the node's cores read
+/// images as fast as its devices train on them.
+pub fn examine(config: Option<&Config>, threads: usize, input: impl Fn(&Config) -> Result<String>) -> Vec<Finding> {
     let mut findings = vec![
         finding("program", Ok(concat!("incubate ", env!("CARGO_PKG_VERSION")).to_string())),
         finding("MPI", Ok(mpi::library_version())),
@@ -34,7 +33,7 @@ pub fn examine(config: Option<&Config>, threads: usize) -> Vec<Finding> {
     if let Some(config) = config {
         findings.push(finding("precision", precision(config)));
         findings.push(finding("data", readable(config)));
-        findings.push(finding("input", fast_enough(config)));
+        findings.push(finding("input", input(config)));
         findings.push(finding("run directory", writable(config)));
     }
     findings
@@ -94,14 +93,6 @@ fn cpu_has_bf16() -> bool {
     return std::is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     return false;
-}
-
-/// Fails if the cores of this node cannot read images as fast as its devices can train on them.
-fn fast_enough(config: &Config) -> Result<String> {
-    let kind = if config.run.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
-    let gpus = if config.run.device == DeviceChoice::Cpu { 0 } else { cuda().map_or(0, |driver| driver.gpus().len()) };
-    let device = if gpus > 0 { Device::Cuda(0) } else { Device::Cpu };
-    data::feed::rate::finding(config, matrix_product_rate((kind, device)), gpus.max(config.run.replicas).max(1))
 }
 
 fn readable(config: &Config) -> Result<String> {

@@ -2,6 +2,7 @@
 
 use super::Job;
 use crate::collective::Solo;
+use crate::data::feed::Feed;
 use crate::error::Failure;
 use crate::model::Network;
 use crate::run::graph::Node;
@@ -65,6 +66,13 @@ fn modules(job: &Job, node: &Node, meta: Option<&str>) -> Result<Weights> {
 fn evaluated(job: &Job, node: &Node, weights: &Weights) -> Result<BTreeMap<String, f64>> {
     let (config, micro_batch) = (&job.plan.config, job.plan.config.run.micro_batch.samples());
     let network = Network::new(config, config.model.depths(), 0..0, &[], &on_device(weights, job.devices.device(0)))?;
-    let metrics = evaluate::evaluate(&network, &job.source, config, micro_batch, &Solo, &mut |_, _| ())?;
+    let metrics = evaluate::evaluate(
+        &network,
+        Feed::of_replica(config, &job.source, 1),
+        config,
+        micro_batch,
+        &Solo,
+        &mut |_, _| (),
+    )?;
     metrics.ok_or_else(|| Failure::Stopped { phase: node.name.clone(), step: 0 }.into())
 }

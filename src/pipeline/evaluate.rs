@@ -3,6 +3,7 @@
 use crate::collective::Solo;
 use crate::config::Config;
 use crate::data;
+use crate::data::feed::Feed;
 use crate::data::feed::test_batches::TestBatch;
 use crate::error::Failure;
 use crate::model::Network;
@@ -43,7 +44,7 @@ pub fn evaluate(
         }
     };
     let batch = config.run.micro_batch.samples();
-    let metrics = evaluate::evaluate(&network, &source, config, batch, &Solo, &mut see)?;
+    let metrics = evaluate::evaluate(&network, Feed::of_replica(config, &source, 1), config, batch, &Solo, &mut see)?;
     outputs.map_or(Ok(()), |into| kept.write(into))?;
     Ok(metrics.expect("a signal ends this command at once"))
 }

@@ -3,7 +3,7 @@
 use crate::collective::replicas::Replica;
 use crate::collective::{Collective, Solo};
 use crate::config::{DeviceChoice, MicroBatch};
-use crate::data::feed::loader::Batch;
+use crate::data::feed::batch::Batch;
 use crate::device::memory::{self, OutOfMemory};
 use crate::device::{memory_of, name};
 use crate::launcher::ranks_on_this_node;

@@ -5,6 +5,7 @@ use super::micro_batch::{self, with_what_fits};
 use super::shares::check_share;
 use crate::collective::replicas::on_replicas;
 use crate::collective::{Collective, agree, on_zero, zero_says};
+use crate::data::feed::Feed;
 use crate::device::memory;
 use crate::libtorch::empty_cache;
 use crate::model::fresh;
@@ -69,6 +70,7 @@ impl Job<'_> {
     /// Runs the loop on each replica of each rank of the group.
     fn train_on(&self, node: &Node, group: &dyn Collective, lease: Option<&Lease>) -> Result<()> {
         let Job { plan, run, source, devices, clock, .. } = self;
+        let feed = Feed::of_replica(&plan.config, source, devices.replicas());
         let phase = &plan.phase_of(node).expect("the node trains");
         let (start, meta) = agree(group, self.start(node, phase))?;
         // Each replica takes its own copy out, so that nothing is left here once all have begun.
@@ -91,7 +93,7 @@ impl Job<'_> {
             let micro_batch = micro_batch::decide(plan, run, phase, &start, replica, device)
                 .map_err(|error| with_what_fits(error, (plan, phase), usual, own, device))?;
             let lease = lease.filter(|_| replica.is_zero());
-            let setting = Setting { plan, run, source, group: replica, device, micro_batch, lease, clock };
+            let setting = Setting { plan, run, feed, group: replica, device, micro_batch, lease, clock };
             memory::caught(|| train::run(&setting, phase, start, meta.as_deref()))
                 .map_err(|error| with_what_fits(error, (plan, phase), micro_batch, own, device))
         })

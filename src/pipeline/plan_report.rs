@@ -1,14 +1,14 @@
 //! The report of `incubate plan`: parameters of each stage, steps, learning rates, memory, cost, and the part of each rank.
 
-use crate::data::feed::rate;
 use crate::plan::cost::cost;
 use crate::plan::groups::{assignment, micro_batches, ranges, share};
 use crate::plan::{PhasePlan, Plan};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// The phases of a plan on a world of `ranks`, each device computing `rate` operations per second.
-pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
+/// The phases of a plan on a world of `ranks`, each device computing `rate` operations per second. `input` says whether the
+/// cores of a node read images as fast as its devices train on them.
+pub fn report(plan: &Plan, ranks: usize, rate: f64, input: Value) -> Value {
     let model = &plan.config.model;
     let stages = model.stages();
     let per_stage = model.counts(model.depths());
@@ -30,21 +30,9 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64) -> Value {
         "flops_per_s": rate,
         "devices_per_rank": plan.replicas_per_rank(),
         "phases": phases,
-        "input": input(plan, ranks, rate),
+        "input": input,
         "ranks": parts,
     })
-}
-
-/// How fast this node reads the data: [`rate::Input`] and its `text`, or a `text` that says why it was not measured.
-fn input(plan: &Plan, ranks: usize, rate: f64) -> Value {
-    let slurm = &plan.config.slurm;
-    let devices = plan.replicas_per_rank() * ranks.min(slurm.ranks.div_ceil(slurm.nodes));
-    let described = rate::input(&plan.config, rate, devices).and_then(|input| {
-        let mut value = serde_json::to_value(&input)?;
-        value["text"] = input.text().into();
-        Ok(value)
-    });
-    described.unwrap_or_else(|error| json!({"text": format!("not measured: {error:#}")}))
 }
 
 fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64) -> Value {

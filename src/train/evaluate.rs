@@ -3,7 +3,7 @@
 use super::stop_requested;
 use crate::collective::Collective;
 use crate::config::Config;
-use crate::data::Source;
+use crate::data::feed::Feed;
 use crate::data::feed::test_batches::{TestBatch, test_batches};
 use crate::model::Network;
 use crate::require;
@@ -21,20 +21,20 @@ pub const IMAGES: &str = "images";
 /// there is time left. Collective.
 pub fn evaluate(
     network: &Network,
-    source: &Source,
+    feed: Feed,
     config: &Config,
     batch: usize,
     group: &dyn Collective,
     see: &mut dyn FnMut(&TestBatch, &[Tensor]),
 ) -> Result<Option<BTreeMap<String, f64>>> {
     let task = Task::of(config);
-    let (images, device) = (source.test.len(), network.options().1);
+    let (images, device) = (feed.source.test.len(), network.options().1);
     let (rank, size) = (group.rank(), group.size());
     let share = images * rank / size..images * (rank + 1) / size;
     let mut sums = task.sums();
     let (mut images, mut ranks_that_stop) = (0.0, 0.0);
     tch::no_grad(|| -> Result<()> {
-        for batch in test_batches(config, source, share, batch, device) {
+        for batch in test_batches(config, feed, share, batch, device) {
             if stop_requested() {
                 ranks_that_stop = 1.0;
                 break;

@@ -11,7 +11,7 @@ pub mod trainer;
 pub use clock::Clock;
 
 use crate::collective::Collective;
-use crate::data::Source;
+use crate::data::feed::Feed;
 use crate::data::feed::loader::{Loader, Mixing};
 use crate::device::memory;
 use crate::error::Failure;
@@ -43,7 +43,7 @@ pub fn stop_requested() -> bool {
 pub struct Setting<'a> {
     pub plan: &'a Plan,
     pub run: &'a RunDir,
-    pub source: &'a Source,
+    pub feed: Feed<'a>,
     /// The replicas that train the phase together.
     pub group: &'a dyn Collective,
     /// The device of this replica.
@@ -108,12 +108,12 @@ impl Course<'_> {
     /// The loop: step, log, evaluate, checkpoint.
     fn train(&mut self) -> Result<End> {
         let Course { setting, phase, .. } = *self;
-        let Setting { plan, source, group, device, lease, .. } = *setting;
+        let Setting { plan, feed, group, device, lease, .. } = *setting;
         let share = share(phase.training.global_batch, group.rank(), group.size());
         let micro_batches = micro_batches(share, setting.micro_batch);
         let mut stepper = Stepper::new(plan, phase, group, micro_batches.len());
         let mixing = if device.is_cuda() { Mixing::Device(device) } else { Mixing::Host };
-        let mut loader = Loader::start(plan, phase, source, micro_batches, self.trainer.step, mixing);
+        let mut loader = Loader::start(plan, phase, feed, micro_batches, self.trainer.step, mixing);
         let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
 
         while self.trainer.step < phase.steps {

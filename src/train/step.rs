@@ -5,7 +5,7 @@
 
 use super::adamw::AdamW;
 use crate::collective::Collective;
-use crate::data::feed::loader::Batch;
+use crate::data::feed::batch::Batch;
 use crate::device::later::Later;
 use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::{PhasePlan, Plan};

@@ -5,6 +5,7 @@ use crate::collective::Solo;
 use crate::collective::replicas::on_replicas;
 use crate::config::Config;
 use crate::data;
+use crate::data::feed::Feed;
 use crate::model::fresh;
 use crate::run::table::META;
 use crate::store::Artefact;
@@ -56,7 +57,7 @@ fn train(plan: &Plan, group: &dyn Collective) -> Result<Artefact> {
     let setting = Setting {
         plan,
         run: &run,
-        source: &source,
+        feed: Feed { source: &source, workers: 1 },
         group,
         device: Device::Cpu,
         micro_batch: plan.config.run.micro_batch.samples(),

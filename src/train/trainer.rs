@@ -87,13 +87,13 @@ impl Trainer {
 
     /// The metrics of the weights that [`Trainer::result`] gives; none if a signal asked a rank to stop. Collective.
     pub(super) fn evaluate(&mut self, setting: &Setting) -> Result<Option<BTreeMap<String, f64>>> {
-        let Setting { plan, source, group, micro_batch, .. } = *setting;
+        let Setting { plan, feed, group, micro_batch, .. } = *setting;
         let weights: Option<Tensor> = self.optimiser.average().map(|average| {
             let weights = self.network.flat().buffer().copy();
             self.network.flat_mut().set(average);
             weights
         });
-        let metrics = evaluate::evaluate(&self.network, source, &plan.config, micro_batch, group, &mut |_, _| ());
+        let metrics = evaluate::evaluate(&self.network, feed, &plan.config, micro_batch, group, &mut |_, _| ());
         if let Some(weights) = weights {
             self.network.flat_mut().set(&weights);
         }

@@ -3,7 +3,7 @@
 
 use incubate::collective::Solo;
 use incubate::config::{Config, Schedule};
-use incubate::data::feed::loader::Batch;
+use incubate::data::feed::batch::Batch;
 use incubate::model::{DropPath, Network};
 use incubate::plan::{PhasePlan, Plan};
 use incubate::run::table::{E2E, MODULE};

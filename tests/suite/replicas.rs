@@ -5,6 +5,7 @@ use incubate::collective::replicas::on_replicas;
 use incubate::collective::{Collective, Solo};
 use incubate::config::Config;
 use incubate::data;
+use incubate::data::feed::Feed;
 use incubate::model::fresh;
 use incubate::plan::Plan;
 use incubate::run::table::MODULE;
@@ -102,7 +103,7 @@ fn a_step_reduces_the_modules_gradients_and_two_numbers_and_nothing_of_the_froze
         let setting = Setting {
             plan: &plan,
             run: &run,
-            source: &source,
+            feed: Feed { source: &source, workers: 1 },
             group: &counted,
             device: Device::Cpu,
             micro_batch: plan.config.run.micro_batch.samples(),

@@ -2,6 +2,7 @@
 
 use crate::incubate::Incubate;
 use incubate::config::Config;
+use incubate::data::feed::Feed;
 use incubate::data::feed::loader::{Loader, Mixing};
 use incubate::data::image::decode::jpeg;
 use incubate::plan::Plan;
@@ -122,7 +123,6 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
     let stream = |workers: usize, ranks: usize, mixing: Mixing| -> Vec<f32> {
         let sets = [
             format!("data.path={:?}", folder.path().display().to_string()),
-            format!("run.workers={workers}"),
             format!("run.dir={:?}", folder.path().join("run").display().to_string()),
             "model.classes=3".into(),
             "model.image_size=48".into(),
@@ -136,8 +136,9 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
         let plan = Plan::new(config, source.train.len()).unwrap();
         let phase = plan.phase(&META, None);
         let own = |rank| micro_batches(share(32, rank, ranks), 4);
-        let mut loaders: Vec<Loader> =
-            (0..ranks).map(|rank| Loader::start(&plan, &phase, &source, own(rank), 1, mixing)).collect();
+        let mut loaders: Vec<Loader> = (0..ranks)
+            .map(|rank| Loader::start(&plan, &phase, Feed { source: &source, workers }, own(rank), 1, mixing))
+            .collect();
         let mut numbers = Vec::new();
         for _step in 0..4 {
             for loader in &mut loaders {
@@ -174,8 +175,9 @@ fn a_global_batch_is_the_same_however_it_is_cut_and_is_mixed_in_blocks_of_128() 
         let phase = plan.phase(&META, None);
         let mut streams = [vec![], vec![]];
         let own = |rank| micro_batches(share(320, rank, ranks), micro);
-        let mut loaders: Vec<Loader> =
-            (0..ranks).map(|rank| Loader::start(&plan, &phase, &source, own(rank), 0, Mixing::Host)).collect();
+        let mut loaders: Vec<Loader> = (0..ranks)
+            .map(|rank| Loader::start(&plan, &phase, Feed { source: &source, workers: 3 }, own(rank), 0, Mixing::Host))
+            .collect();
         for _step in 0..2 {
             for (rank, loader) in loaders.iter_mut().enumerate() {
                 for batch in loader.take(own(rank).len()) {

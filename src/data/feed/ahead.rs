@@ -1,30 +1,33 @@
-//! Things made ahead by worker threads. Worker w of W makes every W-th and the consumer takes them in turn, so that the
-//! number of workers changes nothing but the speed.
+//! A stream of items that worker threads make ahead. Of W workers, worker w makes the items w, w + W, w + 2W, …, and the consumer
+//! takes one item of each worker in turn, so that the number of workers changes nothing but the speed.
 
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
-/// How many each worker keeps ready at most.
-const READY: usize = 3;
-/// Bytes that all workers together may hold: in the making and ready.
-const BOUND: usize = 512 << 20;
+/// The most items that a worker keeps ready.
+const MOST_READY: usize = 3;
+/// The most bytes that the items of all workers take, the ready ones and those being made.
+const MOST_BYTES: usize = 512 << 20;
 
-/// How many of `bytes` each worker may keep ready beside the one that it makes or, with none, waits to hand over.
+/// How many items of `bytes` each worker keeps ready, beside the one that it makes. With 0 it makes the next item after the
+/// consumer has taken the last.
 fn ready(workers: usize, bytes: usize) -> usize {
-    (BOUND / workers / bytes.max(1)).saturating_sub(1).min(READY)
+    (MOST_BYTES / workers / bytes.max(1)).saturating_sub(1).min(MOST_READY)
 }
 
-/// A stream of things in the order of their numbers, made by other threads.
+/// The stream of items, in order.
 pub struct Ahead<T> {
     workers: Vec<Receiver<T>>,
+    /// The worker that makes the next item.
     next: usize,
-    /// None where it has been waited for.
+    /// A thread that was joined is none.
     threads: Vec<Option<JoinHandle<()>>>,
 }
 
 impl<T: Send + 'static> Ahead<T> {
-    /// Starts the workers. `maker` gives each a function from number to thing of some `bytes`, or to none after the last.
+    /// Starts the workers. `maker` makes each worker's function, which makes the item of a number, of about `bytes`, or none
+    /// after the last item.
     pub fn start<M>(workers: usize, bytes: usize, maker: impl Fn() -> M) -> Ahead<T>
     where
         M: FnMut(usize) -> Option<T> + Send + 'static,
@@ -33,10 +36,10 @@ impl<T: Send + 'static> Ahead<T> {
             let (sender, receiver) = sync_channel(ready(workers, bytes));
             let mut make = maker();
             let work = move || {
-                let things = (worker..).step_by(workers).map_while(&mut make);
-                // Until the last, or until nobody takes them any more.
-                for thing in things {
-                    if sender.send(thing).is_err() {
+                let items = (worker..).step_by(workers).map_while(&mut make);
+                // The worker ends after the last item, or when the stream is dropped.
+                for item in items {
+                    if sender.send(item).is_err() {
                         return;
                     }
                 }
@@ -52,27 +55,26 @@ impl<T: Send + 'static> Ahead<T> {
 impl<T> Iterator for Ahead<T> {
     type Item = T;
 
-    /// The next thing; waits for it if it is not ready. A worker's panic goes on here: what it did not make is no end of the
-    /// stream.
+    /// Waits for the next item. If its worker has panicked, the panic goes on in the calling thread.
     fn next(&mut self) -> Option<T> {
-        let thing = self.workers[self.next].recv().ok();
-        if thing.is_none()
+        let item = self.workers[self.next].recv().ok();
+        if item.is_none()
             && let Some(thread) = self.threads[self.next].take()
             && let Err(panic) = thread.join()
         {
             resume_unwind(panic);
         }
         self.next = (self.next + 1) % self.workers.len();
-        thing
+        item
     }
 }
 
 impl<T> Drop for Ahead<T> {
-    /// Waits for the workers to end with what they are at: none may make tensors while the program ends.
+    /// Waits for the workers to end, since none may make tensors while the program ends.
     fn drop(&mut self) {
         self.workers.clear();
         for thread in self.threads.drain(..).flatten() {
-            // A worker that panicked has said so.
+            // A worker's panic was printed when it happened.
             let _ = thread.join();
         }
     }
@@ -83,29 +85,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lies_ready_is_bounded_in_number_and_in_bytes() {
+    fn the_ready_items_are_bounded_in_number_and_in_bytes() {
         // ViT-B's micro-batch of 64 images, and one of 512.
         let (small, large) = (64 * 3 * 224 * 224 * 4, 512 * 3 * 224 * 224 * 4);
         assert_eq!([1, 3, 8, 30].map(|workers| ready(workers, small)), [3, 3, 0, 0]);
         assert_eq!([ready(1, large), ready(4, large), ready(4, 100)], [0, 0, 3]);
         for workers in 1..=13 {
-            assert!(workers * (ready(workers, small) + 1) * small <= BOUND, "{workers}");
+            assert!(workers * (ready(workers, small) + 1) * small <= MOST_BYTES, "{workers}");
         }
     }
 
     #[test]
-    fn a_worker_that_panics_is_no_end_of_the_stream() {
+    fn the_panic_of_a_worker_does_not_look_like_the_end_of_the_stream() {
         let stopping = |number| if number == 5 { panic!("no memory for {number}") } else { Some(number) };
         let all = std::panic::catch_unwind(|| Ahead::start(2, 1, || stopping).collect::<Vec<usize>>());
         assert_eq!(all.unwrap_err().downcast_ref(), Some(&"no memory for 5".to_string()));
     }
 
     #[test]
-    fn things_come_in_order_whatever_is_kept_ready() {
-        for (workers, bytes) in [(1, 1), (3, 1), (3, BOUND)] {
-            let things: Vec<usize> =
+    fn items_come_in_order_however_many_are_kept_ready() {
+        for (workers, bytes) in [(1, 1), (3, 1), (3, MOST_BYTES)] {
+            let items: Vec<usize> =
                 Ahead::start(workers, bytes, || |number| (number < 100).then_some(number)).collect();
-            assert_eq!(things, (0..100).collect::<Vec<_>>());
+            assert_eq!(items, (0..100).collect::<Vec<_>>());
         }
     }
 }

@@ -1,51 +1,52 @@
-//! The memory of batches, used again. Taken anew each time, in sizes of tens of megabytes and by many threads, it would leave
-//! the allocator in pieces: a loader that holds 350 MiB grew to a gigabyte and more.
+//! The memory of batches, which is reused. Allocated anew for each batch, in tens of megabytes and by many threads, it would
+//! fragment the allocator: a loader that holds 350 MiB grew to more than a gigabyte.
 
 use crate::weights::empty_pinned;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
-/// Tensors that nobody uses now.
+/// Tensors that are not in use.
 #[derive(Debug, Clone, Default)]
-pub struct Spare(Arc<Mutex<Vec<Tensor>>>);
+pub struct BatchMemory(Arc<Mutex<Vec<Tensor>>>);
 
-/// Gives a tensor back when dropped. By then nobody may hold on to it or to a view of it.
+/// A tensor in use, which returns to the memory when this is dropped. All its views must be dropped by then.
 #[derive(Debug)]
-pub struct Lent {
-    spare: Spare,
+pub struct Borrowed {
+    memory: BatchMemory,
     tensor: Tensor,
 }
 
-impl Spare {
-    /// An fp32 host tensor of any content.
-    pub fn take(&self, shape: [i64; 4]) -> (Tensor, Lent) {
+impl BatchMemory {
+    /// An fp32 host tensor of undefined values.
+    pub fn take(&self, shape: [i64; 4]) -> (Tensor, Borrowed) {
         let found = {
-            let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            spare.iter().position(|tensor| tensor.size() == shape).map(|index| spare.swap_remove(index))
+            let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            memory.iter().position(|tensor| tensor.size() == shape).map(|index| memory.swap_remove(index))
         };
         let tensor = found.unwrap_or_else(|| Tensor::empty(shape, (Kind::Float, Device::Cpu)));
-        (tensor.shallow_clone(), Lent { spare: self.clone(), tensor })
+        (tensor.shallow_clone(), Borrowed { memory: self.clone(), tensor })
     }
 }
 
-impl Drop for Lent {
+impl Drop for Borrowed {
     fn drop(&mut self) {
-        self.spare.0.lock().unwrap_or_else(PoisonError::into_inner).push(self.tensor.shallow_clone());
+        self.memory.0.lock().unwrap_or_else(PoisonError::into_inner).push(self.tensor.shallow_clone());
     }
 }
 
-/// An fp32 host tensor for images. libtorch itself looks after pinned memory that a GPU still copies from.
-pub fn room(spare: &Spare, shape: [i64; 4], device: Device) -> (Tensor, Option<Lent>) {
+/// An fp32 host tensor for images that go to `device`. For a GPU it is pinned memory, which libtorch keeps until the GPU has
+/// copied it.
+pub fn allocate(memory: &BatchMemory, shape: [i64; 4], device: Device) -> (Tensor, Option<Borrowed>) {
     match empty_pinned(&shape, device) {
         Some(pinned) => (pinned, None),
         None => {
-            let (tensor, lent) = spare.take(shape);
-            (tensor, Some(lent))
+            let (tensor, borrowed) = memory.take(shape);
+            (tensor, Some(borrowed))
         }
     }
 }
 
-/// Memory that a batch takes; libtorch rounds what is pinned up to a power of two.
+/// The bytes of a batch of fp32 images. libtorch rounds pinned memory up to a power of two.
 pub fn batch_bytes(images: usize, channels: usize, size: usize, is_pinned: bool) -> usize {
     let bytes = 4 * images * channels * size * size;
     if is_pinned { bytes.next_power_of_two() } else { bytes }
@@ -62,16 +63,16 @@ mod tests {
 
     #[test]
     fn memory_is_used_again_once_it_is_given_back_and_not_before() {
-        let spare = Spare::default();
-        let (first, lent) = spare.take([2, 1, 3, 3]);
-        let (second, other) = spare.take([2, 1, 3, 3]);
+        let memory = BatchMemory::default();
+        let (first, borrowed) = memory.take([2, 1, 3, 3]);
+        let (second, other) = memory.take([2, 1, 3, 3]);
         let place = |tensor: &Tensor| tensor.data_ptr() as usize;
         assert!(place(&first) != place(&second), "both are in use");
         let was_at = place(&first);
-        drop((first, lent));
-        let (smaller, _lent) = spare.take([1, 1, 3, 3]);
+        drop((first, borrowed));
+        let (smaller, _borrowed) = memory.take([1, 1, 3, 3]);
         assert_eq!(smaller.size(), [1, 1, 3, 3]);
-        let (third, _again) = spare.take([2, 1, 3, 3]);
+        let (third, _again) = memory.take([2, 1, 3, 3]);
         assert!(place(&third) == was_at);
         drop((second, other));
     }

@@ -1,10 +1,13 @@
-//! Which images a step gets, and how they are ready in time. Batches flow through here: worker threads read images ahead of
-//! the step that takes them.
+//! Images to batches: [`loader`] has the batches of training, [`test_batches`] those of evaluation. Worker threads read and
+//! transform images ahead of the step that takes them.
 
 mod ahead;
+pub mod batch;
 mod batch_memory;
 pub mod loader;
-pub mod rate;
 pub mod reader;
 mod sampler;
 pub mod test_batches;
+pub mod workers;
+
+pub use workers::Feed;

@@ -1,4 +1,4 @@
-//! A split's images as the network takes them. Each worker has a reader of its own.
+//! Reads and transforms images one at a time. Each worker has a reader of its own.
 
 use crate::config::Config;
 use crate::data::image::recipe::{Recipe, Workbench};
@@ -9,25 +9,25 @@ use crate::usage;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Everything that readers of one split share.
+/// What the readers of a split share.
 #[derive(Clone)]
 pub struct Reading {
     split: Split,
     recipe: Recipe,
-    /// Random augmentation, not the fixed transform of an evaluation.
+    /// Whether images get the random transform of training, or the fixed one of evaluation.
     training: bool,
     bad: Arc<BadImages>,
 }
 
-/// Reads images one at a time.
+/// A reader and its memory.
 pub struct Reader {
     reading: Arc<Reading>,
     bytes: Vec<u8>,
     bench: Option<Workbench>,
 }
 
-/// Bytes of a file for which memory is kept.
-const KEPT: usize = 64 << 20;
+/// The most bytes of memory that are kept for the next file.
+const MOST_KEPT: usize = 64 << 20;
 
 impl Reading {
     pub fn training(config: &Config, split: &Split, bad: &Arc<BadImages>) -> Arc<Reading> {
@@ -49,7 +49,7 @@ impl Reading {
 }
 
 impl Reader {
-    /// Writes the image (channel, row, column), or, if that cannot be read, the next one that can. Returns its label.
+    /// Writes an image (channel, row, column) or, if it is unreadable, the next readable one. Returns the label.
     ///
     /// # Errors
     /// If more images are unreadable than the config allows.
@@ -63,13 +63,16 @@ impl Reader {
         Err(usage!("none of the {images} images can be read; see the warnings above"))
     }
 
-    /// As [`Reader::read`], but without another one in its place: none if it is unreadable.
+    /// Writes an image (channel, row, column) and returns its label; none if it is unreadable.
+    ///
+    /// # Errors
+    /// If more images are unreadable than the config allows.
     pub fn read_this(&mut self, index: usize, random: &Random, out: &mut [f32]) -> Result<Option<u32>> {
         let read = self.try_read(index, random.clone(), out)?;
         Ok(read.then(|| self.reading.split.label(index)))
     }
 
-    /// Writes the image; false if it is unreadable.
+    /// Writes an image; false if it is unreadable.
     fn try_read(&mut self, index: usize, mut random: Random, out: &mut [f32]) -> Result<bool> {
         match self.transform(index, &mut random, out) {
             Ok(()) => Ok(true),
@@ -81,7 +84,7 @@ impl Reader {
     }
 
     fn transform(&mut self, index: usize, random: &mut Random, out: &mut [f32]) -> Result<()> {
-        if self.bytes.capacity() > KEPT {
+        if self.bytes.capacity() > MOST_KEPT {
             self.bytes = Vec::new();
         }
         let Reading { split, recipe, training, .. } = self.reading.as_ref();

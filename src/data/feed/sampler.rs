@@ -1,13 +1,13 @@
-//! Which image stands at which position of which step's global batch.
+//! The image at each position of each step's global batch.
 //!
-//! Repeated augmentation as in the official RASampler: shuffle, repeat each image in a row, keep an epoch's worth.
-//! Positions are laid out so that mixing partners (2j, 2j + 1) are images from the two halves of the batch: partners
-//! are then different images, and any cut of the batch at even positions, over ranks or micro-batches, keeps pairs
-//! together. So the stream is the same for any number of ranks and workers.
+//! Repeated augmentation follows the official RASampler: it shuffles the images, repeats each several times in a row, and keeps as
+//! many samples as an epoch has. The mixing partners, positions 2j and 2j + 1, come from the two halves of the batch, so they are
+//! different images. Ranks and micro-batches divide the batch at even positions, so partners stay together. The samples are
+//! therefore the same for any number of ranks and workers.
 
 use crate::random::Random;
 
-/// The order of images for one phase.
+/// The order of a phase's samples.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     pub images: usize,
@@ -17,7 +17,7 @@ pub struct Sampler {
     pub seed: u64,
 }
 
-/// One epoch's order, computed once.
+/// The order of an epoch's images.
 #[derive(Debug)]
 pub struct Epoch {
     order: Vec<u32>,
@@ -25,24 +25,24 @@ pub struct Epoch {
 }
 
 impl Sampler {
-    /// The order of an epoch.
+    /// Shuffles the images for an epoch.
     pub fn epoch(&self, epoch: u64) -> Epoch {
         let mut order: Vec<u32> = (0..self.images as u32).collect();
         Random::new(&[self.seed, ORDER, epoch]).shuffle(&mut order);
         Epoch { order, repeats: self.repeats }
     }
 
-    /// Where a position of a step's global batch lies in the epoch's sequence of samples.
-    fn slot(&self, step: u64, position: usize) -> usize {
+    /// The number of a position's sample in the epoch's sequence of samples.
+    fn number_in_epoch(&self, step: u64, position: usize) -> usize {
         let half = position % 2 * (self.global_batch / 2);
         (step % self.steps_per_epoch) as usize * self.global_batch + half + position / 2
     }
 
-    /// The image at a position, and the key of everything random about this sample.
+    /// The image at a position, and the key of the sample's randomness.
     pub fn sample(&self, epoch: &Epoch, step: u64, position: usize) -> (usize, [u64; 4]) {
-        let slot = self.slot(step, position);
-        let image = epoch.order[slot / epoch.repeats % epoch.order.len()] as usize;
-        (image, [self.seed, SAMPLE, step / self.steps_per_epoch, slot as u64])
+        let number = self.number_in_epoch(step, position);
+        let image = epoch.order[number / epoch.repeats % epoch.order.len()] as usize;
+        (image, [self.seed, SAMPLE, step / self.steps_per_epoch, number as u64])
     }
 }
 

@@ -1,70 +1,70 @@
-//! Batches of test images ahead of whoever looks at them.
+//! Batches of test images, made ahead by worker threads.
 
+use super::Feed;
 use super::ahead::Ahead;
-use super::batch_memory::{Lent, Spare, batch_bytes, room, shape};
-use super::loader::workers;
+use super::batch_memory::{BatchMemory, Borrowed, allocate, batch_bytes, shape};
 use super::reader::{Reader, Reading};
 use crate::config::Config;
-use crate::data::source::Source;
 use crate::random::Random;
 use crate::weights::floats_mut;
 use anyhow::Result;
 use std::ops::Range;
 use tch::{Device, Tensor};
 
-/// Test images without augmentation. For a GPU they are in pinned memory.
+/// Test images, transformed for evaluation. For a GPU they are in pinned memory.
 pub struct TestBatch {
     /// (batch, channel, row, column), normalised.
     pub images_bchw: Tensor,
-    /// The class of each.
+    /// The class of each image.
     pub labels_b: Tensor,
-    /// The images' memory, used again once the batch is dropped.
-    _lent: Option<Lent>,
+    /// The memory of the images, if it is reused.
+    _memory: Option<Borrowed>,
 }
 
-/// The test images of `range` in batches of `size` at most, and of no more than 128, in order; unreadable ones are left out.
+/// The test images of `range` in order, in batches of at most `size` and at most 128. Unreadable images are left out.
 pub fn test_batches(
     config: &Config,
-    source: &Source,
+    feed: Feed,
     range: Range<usize>,
     size: usize,
     device: Device,
 ) -> impl Iterator<Item = Result<TestBatch>> + use<> {
-    let reading = Reading::evaluation(config, &source.test, &source.bad);
+    let reading = Reading::evaluation(config, &feed.source.test, &feed.source.bad);
     let (channels, side) = (config.model.channels(), config.model.image_size());
-    let size = size.min(MOST_TESTED);
+    let size = size.min(LARGEST_BATCH);
     let batches = range.len().div_ceil(size);
-    let spare = Spare::default();
-    Ahead::start(workers(config), batch_bytes(size, channels, side, device.is_cuda()), move || {
-        let (mut reader, range, spare) = (reading.reader(), range.clone(), spare.clone());
+    let memory = BatchMemory::default();
+    Ahead::start(feed.workers, batch_bytes(size, channels, side, device.is_cuda()), move || {
+        let (mut reader, range, memory) = (reading.reader(), range.clone(), memory.clone());
         move |number| {
             let start = range.start + number * size;
             let batch = start..(start + size).min(range.end);
             let shape = shape(batch.len(), channels, side);
-            (number < batches).then(|| test_batch(&mut reader, room(&spare, shape, device), batch))
+            (number < batches).then(|| test_batch(&mut reader, allocate(&memory, shape, device), batch))
         }
     })
 }
 
-/// Enough to fill a device that only looks at them.
-const MOST_TESTED: usize = 128;
+/// Enough images to keep a device busy without a backward pass.
+const LARGEST_BATCH: usize = 128;
 
+/// Reads the images of `range`, one after the other; an unreadable one leaves no gap.
 fn test_batch(
     reader: &mut Reader,
-    (mut images_bchw, lent): (Tensor, Option<Lent>),
+    (mut images_bchw, memory): (Tensor, Option<Borrowed>),
     range: Range<usize>,
 ) -> Result<TestBatch> {
     let image = images_bchw.numel() / range.len();
     let mut labels: Vec<i64> = Vec::with_capacity(range.len());
-    let mut places = floats_mut(&mut images_bchw).chunks_exact_mut(image);
-    let mut place = places.next();
+    let mut outs = floats_mut(&mut images_bchw).chunks_exact_mut(image);
+    let mut next = outs.next();
     for index in range {
-        let Some(out) = place.as_deref_mut() else { break };
+        let Some(out) = next.as_deref_mut() else { break };
         if let Some(label) = reader.read_this(index, &Random::new(&[]), out)? {
             labels.push(label.into());
-            place = places.next();
+            next = outs.next();
         }
     }
     let images_bchw = images_bchw.narrow(0, 0, labels.len() as i64);
-    Ok(TestBatch { images_bchw, labels_b: Tensor::from_slice(&labels), _lent: lent })
+    Ok(TestBatch { images_bchw, labels_b: Tensor::from_slice(&labels), _memory: memory })
 }

@@ -1,0 +1,52 @@
+//! A micro-batch, and its way to a device.
+
+use super::batch_memory::Borrowed;
+use crate::data::image::mix::Mix;
+use crate::weights::upload;
+use std::ops::Range;
+use tch::{Device, Tensor};
+
+/// One micro-batch of training images.
+#[derive(Debug)]
+pub struct Batch {
+    pub(super) pieces: Vec<Piece>,
+    /// The positions of the samples in the global batch.
+    pub positions: Range<usize>,
+}
+
+/// A part of a micro-batch. For a GPU its tensors are in pinned memory.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// (batch, channel, row, column), normalised.
+    pub images_bchw: Tensor,
+    /// (batch, class), each row a distribution.
+    pub targets_bc: Tensor,
+    /// The mixing of the images, if the device has still to do it.
+    pub mix: Option<Mix>,
+    /// The memory of the images, if it is reused.
+    pub memory: Option<Borrowed>,
+}
+
+impl Batch {
+    /// A batch of images (batch, channel, row, column) and targets (batch, class) that are mixed already.
+    pub fn of(images_bchw: Tensor, targets_bc: Tensor, positions: Range<usize>) -> Batch {
+        Batch { pieces: vec![Piece { images_bchw, targets_bc, mix: None, memory: None }], positions }
+    }
+
+    /// The mixed images (batch, channel, row, column) and the targets (batch, class) on a device, and the memory of the images,
+    /// which must be dropped after them.
+    pub fn on(self, device: Device) -> (Tensor, Tensor, Option<Borrowed>) {
+        let on_device = |Piece { images_bchw, targets_bc, mix, memory }: Piece| {
+            let images_bchw = upload(&images_bchw, device);
+            mix.iter().for_each(|mix| mix.tensor(&images_bchw));
+            (images_bchw, upload(&targets_bc, device), memory)
+        };
+        let mut pieces: Vec<_> = self.pieces.into_iter().map(on_device).collect();
+        if pieces.len() == 1 {
+            return pieces.swap_remove(0);
+        }
+        let images: Vec<&Tensor> = pieces.iter().map(|(images_bchw, ..)| images_bchw).collect();
+        let targets: Vec<&Tensor> = pieces.iter().map(|(_, targets_bc, _)| targets_bc).collect();
+        (Tensor::cat(&images, 0), Tensor::cat(&targets, 0), None)
+    }
+}
