@@ -161,9 +161,9 @@ def small():
         hparams = augment.ops[0].hparams
         for number, (name, arguments) in enumerate(OPERATIONS):
             top, left, flip.p = number % 9, 2 * number % 9, number % 2
-            crop.get_params = lambda *_: (top, left, SMALL, SMALL)
+            crop.get_params = lambda *_, place=(top, left, SMALL, SMALL): place
             augment.ops = [AugmentOp(name, prob=1.0, hparams=hparams)]
-            augment.ops[0].level_fn = lambda *_: arguments
+            augment.ops[0].level_fn = lambda *_, arguments=arguments: arguments
             shown = (transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
             place = f"{top - 4} {left - 4} {flip.p}"
             result[f"small.{mode}.{place}." + " ".join([name, *map(str, arguments)])] = shown

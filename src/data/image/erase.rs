@@ -29,8 +29,8 @@ pub fn fill(out: &mut [f32], size: usize, region: Region, mut fill: impl FnMut(&
     }
 }
 
-/// Fills `out` with normal numbers, at a nanosecond each. Each is the sum of two random entries of a table of 4096. Their first
-/// moments are a normal distribution's to three decimals, and their absolute value is at most 5.
+/// Fills `out` with normal numbers, at a nanosecond each. Each is the sum of two random entries of a table of 4096. Their
+/// variance is 1, their fourth moment 2.996 in place of 3, and none is beyond ± 5.2.
 pub fn noise(out: &mut [f32], random: &mut Random) {
     let table = &*NORMAL;
     for pair in out.chunks_mut(2) {

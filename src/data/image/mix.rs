@@ -21,7 +21,7 @@ pub struct Mix {
 }
 
 impl Mix {
-    /// Draws the mixing of a block. `key` identifies its run, step and block.
+    /// Draws the mixing of a block. `key` identifies the block.
     pub fn draw(data: &Data, size: usize, key: &[u64]) -> Mix {
         let mut random = Random::new(key);
         let is_cutmix = match (data.mixup > 0.0, data.cutmix > 0.0) {

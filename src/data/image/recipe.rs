@@ -15,7 +15,7 @@ use crate::random::Random;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// Inputs up to this size get a padded random crop in training, and show the whole image in evaluation.
+/// Inputs up to this size get a padded random crop in training, and all of the shorter side in evaluation.
 const LARGEST_PADDED: usize = 32;
 
 /// The share of the resized image's shorter side that evaluation crops.

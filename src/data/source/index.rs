@@ -150,7 +150,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(fs::rename(&beside, path)?)
 }
 
-/// A file's size (0 of a folder) and its time of change in seconds and nanoseconds: another stamp means another content.
+/// A file's size (0 of a folder), and its time of change in seconds and nanoseconds. A file or folder that changes gets another
+/// stamp.
 pub type Stamp = [i64; 3];
 
 pub fn stamp(path: &Path) -> Result<Stamp> {

@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, OnceLock};
 
-/// How many files of one split stay open; any further file is opened for each read. The two splits of a source together hold
-/// at most four fifths of the files that this process may have open, if that is more than 640.
+/// How many files of one split stay open; any further file is opened for each read. It is two fifths of the files that this
+/// process may have open, as a source has two splits, but at least 256.
 static MOST_OPEN: LazyLock<usize> = LazyLock::new(|| (raised_limit() * 2 / 5).max(256));
 
 /// Raises the process's soft limit of open files (usually 1024) to its hard limit, and returns it.

@@ -26,7 +26,7 @@ impl Policy {
         }
     }
 
-    /// Draws one operation; none with the policy's probability of none.
+    /// Draws one operation; none if by the policy's probability it is not applied.
     pub fn draw(&self, random: &mut Random) -> Option<Operation> {
         let kind = random.below(KINDS);
         if random.uniform() >= self.probability {
