@@ -1,6 +1,7 @@
-//! Two plain pictures: curves, and a matrix of shares.
+//! Two plain pictures, legible on a light and on a dark background: curves, and a matrix of shares.
 
-use std::fmt::Write;
+use plotters::coord::Shift;
+use plotters::prelude::*;
 
 /// A line through points, in order of x.
 #[derive(Debug)]
@@ -25,120 +26,112 @@ impl<'a> Axis<'a> {
         if low < high { Axis { name, low, high } } else { Axis { name, low: low - 0.5, high: low + 0.5 } }
     }
 
-    /// The share of its length at which a value lies.
-    fn at(&self, value: f64) -> f64 {
-        (value - self.low) / (self.high - self.low)
-    }
-
-    /// At most eleven round values between its ends, as texts too.
-    fn ticks(&self) -> Vec<(f64, String)> {
-        let least = (self.high - self.low) / 10.0;
-        let power = 10f64.powf(least.log10().floor());
-        // The share of a step that a sum of roundings may miss.
-        let slack = 1e-6;
-        let factors = [1.0, 2.0, 5.0, 10.0];
-        let step = power * factors.into_iter().find(|f| f * power >= least * (1.0 - slack)).unwrap_or(10.0);
-        let digits = (-(step * (1.0 + slack)).log10().floor()).max(0.0) as usize;
-        let (first, last) = ((self.low / step - slack).ceil() as i64, (self.high / step + slack).floor() as i64);
-        (first..=last).map(|n| n as f64 * step).map(|value| (value, format!("{value:.digits$}"))).collect()
+    /// A value as a text with the digits that tell at most eight labels along the axis apart.
+    fn label(&self, value: f64) -> String {
+        let digits = (-((self.high - self.low) / 5.0).log10()).ceil().max(0.0) as usize;
+        format!("{value:.digits$}")
     }
 }
 
-/// Side of the square, and the margin around it.
-const SIDE: f64 = 600.0;
-const MARGIN: f64 = 60.0;
+/// The side of the square that holds the axes. Points are rounded to whole units, so it is larger than it is shown.
+const SIDE: u32 = 1200;
+/// The width of the names beside the curves.
+const NAMES: u32 = 320;
+const TEXT: u32 = 32;
+const LINE: i32 = 40;
+/// Has the same contrast with white and with black.
+const GREY: RGBColor = RGBColor(117, 117, 117);
+const BLUE: RGBColor = RGBColor(50, 120, 200);
 /// A share of a row that is worth a cell.
 const VISIBLE: f64 = 0.002;
-/// How many names of curves fit beside the picture.
-const NAMES: usize = 33;
 
-/// Curves over two axes. Where one is a single point, that is marked.
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+
+/// Curves over two axes, and their names. A curve of a single point is a dot.
 pub fn curves(title: &str, x: Axis, y: Axis, curves: &[Curve]) -> String {
-    let mut body = String::new();
-    for (value, text) in x.ticks() {
-        let at = SIDE * x.at(value);
-        let _ = write!(
-            body,
-            "<path d=\"M{at:.1} 0V{SIDE}\" stroke=\"#ddd\"/><text x=\"{at:.1}\" y=\"{}\">{text}</text>",
-            SIDE + 20.0
-        );
-    }
-    for (value, text) in y.ticks() {
-        let at = SIDE * (1.0 - y.at(value));
-        let _ = write!(
-            body,
-            "<path d=\"M0 {at:.1}H{SIDE}\" stroke=\"#ddd\"/><text x=\"-20\" y=\"{:.1}\">{text}</text>",
-            at + 4.0
-        );
-    }
-    for (index, curve) in curves.iter().enumerate() {
-        let hue = 300 * index / curves.len();
-        let place = |&(a, b): &(f64, f64)| (SIDE * x.at(a), SIDE * (1.0 - y.at(b)));
-        let name = escaped(&curve.name);
-        if let [point] = curve.points.as_slice() {
-            let (cx, cy) = place(point);
-            let _ = write!(
-                body,
-                "<circle cx=\"{cx:.2}\" cy=\"{cy:.2}\" r=\"5\" fill=\"hsl({hue} 70% 45%)\"><title>{name}</title></circle>"
-            );
+    drawn(SIDE + NAMES, |area| {
+        let (left, right) = area.split_horizontally(SIDE);
+        let mut chart = builder(&left, title).build_cartesian_2d(x.low..x.high, y.low..y.high)?;
+        chart
+            .configure_mesh()
+            .x_desc(x.name)
+            .y_desc(y.name)
+            .x_labels(8)
+            .y_labels(8)
+            .x_label_formatter(&|value| x.label(*value))
+            .y_label_formatter(&|value| y.label(*value))
+            .label_style(text())
+            .axis_style(GREY)
+            .bold_line_style(GREY.mix(0.35))
+            .light_line_style(TRANSPARENT)
+            .draw()?;
+        for (index, curve) in curves.iter().enumerate() {
+            let color = color(index, curves.len());
+            match curve.points.as_slice() {
+                [point] => chart.draw_series([Circle::new(*point, 8, color.filled())])?,
+                points => chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(3)))?,
+            };
         }
-        let points: String = curve.points.iter().map(place).map(|(a, b)| format!("{a:.2},{b:.2} ")).collect();
-        let _ = write!(
-            body,
-            "<polyline points=\"{points}\" fill=\"none\" stroke=\"hsl({hue} 70% 45%)\" stroke-width=\"2\"><title>{name}\
-             </title></polyline>"
-        );
-        if index < NAMES {
-            let _ = write!(
-                body,
-                "<text x=\"{}\" y=\"{}\" fill=\"hsl({hue} 70% 45%)\" text-anchor=\"start\">{name}</text>",
-                SIDE + 10.0,
-                15 + 18 * index
-            );
-        }
-    }
-    page(title, x.name, y.name, 100.0, &body)
+        names(&right, curves)
+    })
 }
 
-/// The shares of each row's sum, darker for larger.
+/// Writes the names of the curves in their colors, as many as fit.
+fn names(area: &Area, curves: &[Curve]) -> Drawn {
+    let fit = (SIDE as i32 / LINE - 3) as usize;
+    let at = |row: usize| (10, LINE * (row as i32 + 2));
+    for (index, curve) in curves.iter().enumerate().take(fit) {
+        let color = color(index, curves.len());
+        area.draw_text(&curve.name, &text().color(&color), at(index))?;
+    }
+    if curves.len() > fit {
+        area.draw_text(&format!("and {} more", curves.len() - fit), &text(), at(fit))?;
+    }
+    Ok(())
+}
+
+/// The shares of each row's sum, stronger for larger.
 pub fn matrix(title: &str, x: &str, y: &str, rows: &[&[u64]]) -> String {
-    let mut body = format!("<rect width=\"{SIDE}\" height=\"{SIDE}\" fill=\"#fff\" stroke=\"#888\"/>");
-    let height = SIDE / rows.len().max(1) as f64;
-    for (r, row) in rows.iter().enumerate() {
-        let (sum, width) = (row.iter().sum::<u64>() as f64, SIDE / row.len() as f64);
-        for (c, &count) in row.iter().enumerate() {
-            let share = count as f64 / sum.max(1.0);
-            if share >= VISIBLE {
-                let _ = write!(
-                    body,
-                    "<rect x=\"{:.2}\" y=\"{:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" fill-opacity=\"{share:.3}\"/>",
-                    width * c as f64,
-                    height * r as f64
-                );
-            }
-        }
-    }
-    page(title, x, y, 0.0, &body)
+    let columns = rows.first().map_or(0, |row| row.len());
+    drawn(SIDE, |area| {
+        let mut chart = builder(area, title).build_cartesian_2d(0..columns.max(1), rows.len().max(1)..0)?;
+        chart.configure_mesh().disable_mesh().x_desc(x).y_desc(y).label_style(text()).axis_style(GREY).draw()?;
+        let cells = rows.iter().enumerate().flat_map(|(r, row)| {
+            let sum = row.iter().sum::<u64>().max(1) as f64;
+            let shares = row.iter().map(move |&count| (1000.0 * count as f64 / sum).round() / 1000.0).enumerate();
+            let visible = shares.filter(|&(_, share)| share >= VISIBLE);
+            visible.map(move |(c, share)| Rectangle::new([(c, r), (c + 1, r + 1)], BLUE.mix(share).filled()))
+        });
+        chart.draw_series(cells)?;
+        chart.plotting_area().draw(&Rectangle::new([(0, 0), (columns, rows.len())], GREY))
+    })
 }
 
-fn page(title: &str, x: &str, y: &str, legend: f64, body: &str) -> String {
-    let (width, height) = (SIDE + 2.0 * MARGIN + legend, SIDE + 2.0 * MARGIN);
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
-         font-size=\"15\" text-anchor=\"middle\"><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\
-         <g transform=\"translate({MARGIN} {MARGIN})\"><text x=\"{0}\" y=\"-20\" font-size=\"20\">{1}</text>\
-         <text x=\"{0}\" y=\"{2}\">{3}</text><text transform=\"rotate(-90)\" x=\"-{0}\" y=\"-42\">{4}</text>{body}</g></svg>\n",
-        SIDE / 2.0,
-        escaped(title),
-        SIDE + 42.0,
-        escaped(x),
-        escaped(y)
-    )
+/// The picture as text.
+fn drawn(width: u32, draw: impl FnOnce(&Area) -> Drawn) -> String {
+    let mut svg = String::new();
+    let area = SVGBackend::with_string(&mut svg, (width, SIDE)).into_drawing_area();
+    draw(&area).and_then(|()| area.present()).expect("a String takes whatever is written");
+    drop(area);
+    svg
 }
 
-/// Text as it stands in SVG and HTML.
-pub fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
+fn builder<'a, 'b>(area: &'a Area<'b>, title: &str) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+    let mut builder = ChartBuilder::on(area);
+    builder.caption(title, text()).margin(20).margin_right(50).x_label_area_size(100).y_label_area_size(130);
+    builder
+}
+
+fn text() -> TextStyle<'static> {
+    ("sans-serif", TEXT).with_color(GREY).into_text_style(&(SIDE, SIDE))
+}
+
+/// Hues far apart. Blue is lighter and yellow darker than a hue is by itself, to be seen on either background.
+fn color(index: usize, of: usize) -> HSLColor {
+    let hue = 0.85 * index as f64 / of as f64;
+    let blueness = (2.0 * std::f64::consts::PI * (hue - 0.72)).cos();
+    HSLColor(hue, 0.65, 0.5 + 0.1 * blueness)
 }
 
 #[cfg(test)]
@@ -146,15 +139,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_axis_is_marked_at_round_values_inside_it() {
-        let texts = |low, high| -> Vec<String> {
-            Axis { name: "", low, high }.ticks().into_iter().map(|(_, text)| text).collect()
-        };
-        let tenths: Vec<String> = (0..=10).map(|n| format!("{:.1}", f64::from(n) / 10.0)).collect();
-        assert_eq!(texts(0.0, 1.0), tenths);
-        assert_eq!(texts(36.0, 1404.0), ["200", "400", "600", "800", "1000", "1200", "1400"]);
-        assert_eq!(texts(0.58, 2.153), ["0.6", "0.8", "1.0", "1.2", "1.4", "1.6", "1.8", "2.0"]);
+    fn labels_of_an_axis_have_as_many_digits_as_tell_them_apart() {
+        let label = |low, high, value| Axis { name: "", low, high }.label(value);
+        assert_eq!(label(0.0, 1.0, 0.2), "0.2");
+        assert_eq!(label(36.0, 1404.0, 200.0), "200");
+        assert_eq!(label(0.58, 2.153, 2.0), "2.0");
+        assert_eq!(label(0.91, 0.97, 0.92), "0.92");
         let lonely = Axis::around("", [936.0].into_iter());
-        assert_eq!((lonely.at(936.0), lonely.ticks().len()), (0.5, 11));
+        assert_eq!((lonely.low, lonely.high), (935.5, 936.5));
+    }
+
+    #[test]
+    fn curves_are_drawn_with_their_names_and_lonely_points_as_dots() {
+        let curve = |name: String, points: &[(f64, f64)]| Curve { name, points: points.to_vec() };
+        let axis = |name| Axis { name, low: 0.0, high: 1.0 };
+        let of = |all: &[Curve]| curves("a < b", axis("x"), axis("y"), all);
+        let few = [curve("R&D".into(), &[(0.0, 0.0), (1.0, 1.0)]), curve("dot".into(), &[(0.5, 0.5)])];
+        let svg = of(&few);
+        assert!(svg.contains("a &lt; b") && svg.contains("R&amp;D") && !svg.contains("more"), "{svg}");
+        assert_eq!((svg.matches("<circle").count(), svg.matches("stroke-width=\"3\"").count()), (1, 1), "{svg}");
+        assert_eq!(svg, of(&few));
+        let many: Vec<Curve> = (0..40).map(|i| curve(format!("module {i}"), &[(0.0, 0.0), (1.0, 1.0)])).collect();
+        assert!(of(&many).contains("and 13 more"));
+    }
+
+    #[test]
+    fn a_matrix_shows_the_shares_of_its_rows() {
+        let svg = matrix("", "", "", &[&[3, 1, 0], &[0, 2000, 1], &[0, 0, 0]]);
+        let cells = svg.split("<rect").filter(|shape| shape.contains("#3278C8"));
+        let shares: Vec<&str> = cells.filter_map(|cell| cell.split_once("opacity=\"")?.1.split('"').next()).collect();
+        assert_eq!(shares, ["0.75", "0.25", "1"], "a share below {VISIBLE} is left out");
     }
 }

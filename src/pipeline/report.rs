@@ -6,7 +6,7 @@ use crate::run::graph::Graph;
 use crate::run::table::Row;
 use crate::store::metrics;
 use crate::store::{RunDir, durable};
-use crate::svg::{self, Axis, Curve, escaped};
+use crate::svg::{self, Axis, Curve};
 use crate::task::{Better, Metric, Task};
 use anyhow::Result;
 use serde_json::{Map, Value};
@@ -20,9 +20,9 @@ const FEWEST: usize = 20;
 pub fn write(plan: &Plan, graph: &Graph, run: &RunDir, rows: &[summary::Row]) -> Result<()> {
     let config = &plan.config;
     let mut html = format!(
-        "<!doctype html><meta charset=utf-8><title>{name}</title><style>body{{font:15px sans-serif;margin:2em;max-width:80em}}\
-         table{{border-collapse:collapse}}td,th{{padding:.25em .8em;text-align:right;border-bottom:1px solid #ddd}}\
-         td:first-child,th:first-child{{text-align:left}}svg{{width:38em}}meter{{width:12em}}</style><h1>{name}</h1>\
+        "<!doctype html><meta charset=utf-8><title>{name}</title><style>:root{{color-scheme:light dark}}body{{font:15px sans-serif;margin:2em;max-width:80em}}\
+         table{{border-collapse:collapse}}td,th{{padding:.25em .8em;text-align:right;border-bottom:1px solid #8886}}\
+         td:first-child,th:first-child{{text-align:left}}svg{{width:38em;height:auto}}meter{{width:12em}}</style><h1>{name}</h1>\
          <p>Written by incubate {version} at {now} in {run_dir}. {images} training images of {data}.",
         name = escaped(&config.run.name),
         version = env!("CARGO_PKG_VERSION"),
@@ -99,4 +99,9 @@ fn points(lines: &[Map<String, Value>], key: &str, most: usize) -> Vec<(f64, f64
     let mut points: Vec<(f64, f64)> = all.iter().rev().step_by(every).copied().collect();
     points.reverse();
     points
+}
+
+/// A text as it stands in HTML.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;")
 }
