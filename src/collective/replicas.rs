@@ -280,7 +280,6 @@ mod tests {
     use super::*;
     use crate::collective::Solo;
     use anyhow::anyhow;
-    use std::time::{Duration, Instant};
     use tch::Kind;
 
     fn on_four(act: impl Fn(&Replica) -> Result<()> + Sync) -> Result<()> {
@@ -326,7 +325,6 @@ mod tests {
     #[test]
     fn a_replica_that_fails_inside_a_sum_ends_the_others_with_its_error() {
         for failing in 0..4 {
-            let began = Instant::now();
             let error = on_four(|replica| {
                 for round in 0.. {
                     if replica.local == failing && round == 3 {
@@ -338,7 +336,6 @@ mod tests {
             })
             .unwrap_err();
             assert_eq!(error.to_string(), format!("replica {failing} has lost its device"));
-            assert!(began.elapsed() < Duration::from_secs(30));
         }
     }
 

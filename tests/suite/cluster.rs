@@ -1,12 +1,13 @@
 //! A private, throw-away Slurm of three virtual nodes on this machine: real daemons, no fake of sbatch. Its files lie in
 //! one folder, its daemons end with it.
 
+use crate::wait::{LIMIT, holds_within};
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub struct Cluster {
     folder: tempfile::TempDir,
@@ -99,13 +100,9 @@ impl Cluster {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Polls until it holds; fails with the daemons' logs.
-    pub fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(180);
-        while !holds() {
-            assert!(Instant::now() < deadline, "waited in vain for {what}:\n{}", self.logs());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+    /// As [`wait_until`](crate::wait::wait_until); panics with the daemons' logs too.
+    pub fn until(&self, what: &str, holds: impl FnMut() -> bool) {
+        assert!(holds_within(LIMIT, holds), "waited in vain for {what}:\n{}", self.logs());
     }
 
     fn logs(&self) -> String {
@@ -180,7 +177,8 @@ impl Drop for Cluster {
             // SAFETY: the daemon is our child and has not been waited for.
             unsafe { libc::kill(daemon.id() as i32, libc::SIGTERM) };
         }
-        std::thread::sleep(Duration::from_millis(300));
+        let has_ended = |daemon: &mut Child| !matches!(daemon.try_wait(), Ok(None));
+        holds_within(Duration::from_secs(2), || self.daemons.iter_mut().all(has_ended));
         for daemon in &mut self.daemons {
             let _ = daemon.kill();
             let _ = daemon.wait();

@@ -1,5 +1,6 @@
 //! Runs the program as a user does, each test in its own folder.
 
+use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -125,6 +126,12 @@ impl Incubate {
     pub fn losses(&self, phase: &str) -> Vec<f64> {
         let lines = incubate::store::metrics::read(&self.run_dir.join("logs").join(phase)).unwrap();
         lines.iter().filter_map(|line| line.get("loss")?.as_f64()).collect()
+    }
+
+    /// Whether a checkpoint has been written that its phase still needs.
+    pub fn has_checkpoint(&self) -> bool {
+        let is_whole = |entry: DirEntry| entry.path().extension().is_some_and(|extension| extension == "h5");
+        std::fs::read_dir(self.file("checkpoints")).is_ok_and(|all| all.flatten().any(is_whole))
     }
 
     /// Another folder with the same config and copies of these files of the run directory.

@@ -1,10 +1,12 @@
 //! A run killed at any moment and started again ends with the same bits as one never interrupted.
 
 use crate::incubate::{Incubate, ended};
+use crate::wait::wait_until;
 use incubate::random::Random;
 use incubate::store::progress::Progress;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn start(run: &Incubate) -> Child {
     run.command(&["run"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
@@ -25,13 +27,9 @@ fn a_signal_during_an_evaluation_is_heeded_and_the_run_resumes_there() {
     let build = || Incubate::new().set("data.test_images=60000").set("meta.epochs=1");
     let (whole, told) = (build(), build());
     whole.ok(&["meta"]);
-    let began = Instant::now();
     let child = told.command(&["meta"]).stderr(Stdio::piped()).spawn().unwrap();
     let is_evaluating = || Progress::read(&told.run_dir, "meta").is_some_and(|p| p.step == p.steps);
-    while told.losses("meta").len() < 8 && !is_evaluating() {
-        assert!(began.elapsed() < Duration::from_secs(120), "the last step does not come");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    wait_until("the last step", || told.losses("meta").len() == 8 || is_evaluating());
     // SAFETY: a child that was not waited for yet.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     let ended = ended(child.wait_with_output().unwrap());
@@ -45,18 +43,15 @@ fn a_signal_during_an_evaluation_is_heeded_and_the_run_resumes_there() {
 #[test]
 fn a_file_system_that_takes_no_heartbeat_for_a_while_does_not_end_the_training() {
     let run = Incubate::new().set("meta.epochs=60").set("run.log_steps=20");
-    let child = run.command(&["meta"]).stderr(Stdio::piped()).spawn().unwrap();
-    let began = Instant::now();
-    while !trains(&child, &run, "meta") {
-        assert!(began.elapsed() < Duration::from_secs(120), "it does not begin");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let mut child = run.command(&["meta"]).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the training", || trains(&child, &run, "meta"));
     std::fs::rename(run.file("progress"), run.file("away")).unwrap();
-    // One heartbeat is tried every half a second.
-    std::thread::sleep(Duration::from_millis(1200));
+    let words = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut warnings = words.filter(|line| line.contains("training goes on"));
+    assert!(warnings.next().is_some(), "a heartbeat that failed is warned of");
     std::fs::rename(run.file("away"), run.file("progress")).unwrap();
-    let ended = ended(child.wait_with_output().unwrap()).ok();
-    assert_eq!(ended.err.matches("training goes on").count(), 1, "{}", ended.err);
+    assert_eq!(warnings.next(), None, "the next heartbeats are written");
+    assert!(child.wait().unwrap().success());
     assert_eq!(run.losses("meta").len(), 24);
     let progress = Progress::read(&run.run_dir, "meta").unwrap();
     assert_eq!((progress.step, progress.steps), (480, 480));
@@ -86,11 +81,7 @@ fn twenty_kills_at_random_moments_of_every_phase_leave_no_trace_in_the_result() 
     for (phase, kills) in phases {
         for _ in 0..kills {
             let child = start(&killed);
-            let began = Instant::now();
-            while !trains(&child, &killed, phase) {
-                assert!(began.elapsed() < Duration::from_secs(120), "{phase} does not begin");
-                std::thread::sleep(Duration::from_millis(2));
-            }
+            wait_until(phase, || trains(&child, &killed, phase));
             std::thread::sleep(Duration::from_secs_f64(random.between(0.0, 0.15)));
             kill(child);
         }

@@ -1,8 +1,8 @@
 //! Two jobs on one run directory: never two writers, and the same bits as one.
 
 use crate::incubate::{Incubate, ended};
+use crate::wait::wait_until;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
 fn start(run: &Incubate, arguments: &[&str]) -> Child {
     run.command(arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
@@ -33,14 +33,7 @@ fn a_job_that_was_silent_too_long_loses_its_phase_and_writes_nothing_more() {
     alone.ok(&["meta"]);
     let run = build();
     let first = start(&run, &["meta"]);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let written = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("meta-");
-    while !std::fs::read_dir(run.file("checkpoints"))
-        .is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(|e| written(&e.file_name()))))
-    {
-        assert!(Instant::now() < deadline, "no checkpoint was seen");
-        std::thread::yield_now();
-    }
+    wait_until("a checkpoint", || run.has_checkpoint());
     let signal = |number| {
         // SAFETY: the child is ours and has not been waited for.
         unsafe { libc::kill(first.id() as i32, number) };
@@ -48,11 +41,7 @@ fn a_job_that_was_silent_too_long_loses_its_phase_and_writes_nothing_more() {
     signal(libc::SIGSTOP);
     let second = start(&run, &["meta"]);
     let taken = run.file("leases/meta.000002.json");
-    let deadline = Instant::now() + Duration::from_secs(90);
-    while !taken.exists() {
-        assert!(Instant::now() < deadline, "nobody took it over");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_until("the second job to take over", || taken.exists());
     signal(libc::SIGCONT);
     ended(first.wait_with_output().unwrap()).fails(1, &["has taken it over", "without writing"]);
     let second = ended(second.wait_with_output().unwrap()).ok().err;

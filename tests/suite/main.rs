@@ -27,3 +27,4 @@ mod small_images;
 mod stored;
 mod transforms;
 mod usage;
+mod wait;

@@ -1,6 +1,8 @@
 //! Several replicas in one rank: they compute what one does, resume exactly, and fail together.
 
 use crate::incubate::{Ended, Incubate, TINY, ended};
+use crate::runs::stop_after_a_checkpoint;
+use crate::wait::wait_until;
 use incubate::collective::replicas::on_replicas;
 use incubate::collective::{Collective, Solo};
 use incubate::config::Config;
@@ -14,10 +16,9 @@ use incubate::store::progress::Progress;
 use incubate::train::{self, Clock, Setting};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 use tch::{Device, Tensor};
 
 fn config() -> Incubate {
@@ -120,25 +121,13 @@ fn a_step_reduces_the_modules_gradients_and_two_numbers_and_nothing_of_the_froze
     assert_eq!(of_replicas.into_inner(), 2 * phase.steps as usize * per_step);
 }
 
-fn wait_for_a_checkpoint(run: &Incubate, child: &mut Child) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while std::fs::read_dir(run.file("checkpoints")).map_or(0, |entries| entries.count()) == 0 {
-        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "no checkpoint was seen");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn replicas_stopped_by_a_signal_resume_with_the_bits_of_an_uninterrupted_run() {
     let build = || config().set("run.replicas=3").set("meta.epochs=8");
     let whole = build();
     whole.ok(&["meta"]);
     let stopped = build();
-    let mut child = stopped.command(&["meta"]).stderr(Stdio::null()).spawn().unwrap();
-    wait_for_a_checkpoint(&stopped, &mut child);
-    // SAFETY: the child is ours and has not been waited for.
-    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
-    assert_eq!(child.wait().unwrap().code(), Some(75));
+    stop_after_a_checkpoint(&stopped, &["meta"]);
     stopped.ok(&["meta"]);
     assert!(whole.bytes("meta.h5") == stopped.bytes("meta.h5"));
     assert_eq!(whole.losses("meta"), stopped.losses("meta"));
@@ -165,10 +154,9 @@ fn a_rank_killed_inside_a_sum_ends_the_job_with_its_name_and_the_run_resumes() {
     let whole = build();
     whole.mpirun(2, &["meta"]).ok();
     let killed = build();
-    let mut child = killed.mpirun_command(2, &["meta"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    wait_for_a_checkpoint(&killed, &mut child);
+    let child = killed.mpirun_command(2, &["meta"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    wait_until("a checkpoint", || killed.has_checkpoint());
     let victim = *children(child.id()).last().unwrap();
-    let began = Instant::now();
     // SAFETY: signals to a process that mpirun, our child, has started and waits for. Stopped first, it comes to no
     // further sum, in which the other rank then waits for it.
     unsafe {
@@ -176,7 +164,6 @@ fn a_rank_killed_inside_a_sum_ends_the_job_with_its_name_and_the_run_resumes() {
         libc::kill(victim, libc::SIGKILL);
     }
     let end = ended(child.wait_with_output().unwrap());
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert_ne!(end.code, Some(0));
     assert!(end.err.contains("signal 9 (Killed)") && end.err.contains("rank 1"), "{}", end.err);
     killed.mpirun(2, &["meta"]).ok();

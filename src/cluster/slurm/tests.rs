@@ -8,6 +8,9 @@ use crate::plan::cost::cost;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+#[path = "../../../tests/suite/wait.rs"]
+mod wait;
+
 fn plan(text: &str) -> Plan {
     Plan::new(Config::parse(text, &[]).unwrap(), 1_281_167).unwrap()
 }
@@ -222,9 +225,7 @@ impl Staged {
     /// Starts it and sends it a signal when the program has made the file `ready`.
     fn signalled(&self, command: &mut std::process::Command, signal: i32) -> (Option<i32>, String) {
         let child = command.spawn().unwrap();
-        while !self.folder.path().join("ready").exists() {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        wait::wait_until("the file `ready`", || self.folder.path().join("ready").exists());
         // SAFETY: our child, which has not been waited for.
         unsafe { libc::kill(child.id() as i32, signal) };
         told(child.wait_with_output().unwrap())
