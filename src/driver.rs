@@ -1,7 +1,8 @@
-//! The NVIDIA driver's own library, loaded at run time: how many GPUs there are, which, and with how much memory.
+//! The NVIDIA driver's own library, loaded at run time. It tells the GPUs and their memory, and makes events and pinned
+//! memory.
 //!
-//! Signatures as in CUDA's `cuda.h` (driver API). `libcuda.so.1` is the driver's on every Linux, whatever CUDA version
-//! libtorch was built with; the names with a suffix are those that the header maps the plain ones to.
+//! The signatures are those of CUDA's `cuda.h` (driver API). Every Linux driver has `libcuda.so.1`, whatever CUDA version
+//! libtorch was built with. `cuda.h` maps plain names to the names with a suffix.
 
 use anyhow::{Context, Result, anyhow, ensure};
 use libloading::Library;
@@ -15,7 +16,7 @@ pub static CUDA: OnceLock<Result<Driver, String>> = OnceLock::new();
 /// The driver, once CUDA is loaded.
 ///
 /// # Errors
-/// Why it is not, with the cure.
+/// Says why CUDA is not loaded, and the cure.
 pub fn cuda() -> Result<&'static Driver> {
     let loaded = CUDA.get().context("CUDA was not asked for")?;
     loaded.as_ref().map_err(|error| anyhow!("{error}"))
@@ -23,7 +24,7 @@ pub fn cuda() -> Result<&'static Driver> {
 
 type Status = c_int;
 
-/// The driver's functions, good for the life of the process.
+/// The driver's functions, which stay loaded until the process ends.
 pub struct Driver {
     version: c_int,
     /// Visible GPUs, in the driver's and libtorch's order.
@@ -39,26 +40,27 @@ pub struct Driver {
     free_host: unsafe extern "C" fn(*mut c_void) -> Status,
 }
 
-/// A point in the work of a GPU's default stream, libtorch's own.
+/// A point in the work of a GPU's default stream, which is the stream that libtorch uses.
 pub struct Event {
     driver: &'static Driver,
     event: *mut c_void,
 }
 
-/// Pinned host memory of just the size asked for: libtorch's own is rounded up to a power of two and
-/// kept for good, which for a checkpoint's buffers is gigabytes.
+/// Pinned host memory of exactly the requested size. libtorch would round the size up to a power of two and never free the
+/// memory; for the buffers of a checkpoint that is gigabytes.
 pub struct PinnedMemory {
     driver: &'static Driver,
     start: *mut c_void,
 }
 
-// SAFETY: the memory belongs to no thread, and nothing is done with it here but to free it.
+// SAFETY: the memory belongs to no thread, and this type only frees it.
 unsafe impl Send for PinnedMemory {}
 
-/// CU_MEMHOSTALLOC_PORTABLE: pinned for all GPUs.
+/// CU_MEMHOSTALLOC_PORTABLE: the memory is pinned for all GPUs.
 const PORTABLE: c_uint = 1;
-/// CU_EVENT_DISABLE_TIMING and CUDA_ERROR_NOT_READY.
+/// CU_EVENT_DISABLE_TIMING.
 const NO_TIMING: c_uint = 2;
+/// CUDA_ERROR_NOT_READY.
 const NOT_READY: Status = 600;
 
 /// What the driver says about one GPU.
@@ -77,12 +79,12 @@ impl Driver {
     /// # Errors
     /// The node has no driver, or the driver does not work.
     pub fn open() -> Result<Driver> {
-        // SAFETY: the driver's library has no initialiser that could harm; it stays loaded for ever, see below.
+        // SAFETY: the initialisers of the driver's library do no harm; the library is leaked below, so it stays loaded.
         let library = unsafe { Library::new("libcuda.so.1") }.context("this node has no NVIDIA driver")?;
         let library: &'static Library = Box::leak(Box::new(library));
         macro_rules! function {
             ($name:literal, $type:ty) => {{
-                // SAFETY: the type is that of cuda.h.
+                // SAFETY: the type is the type in cuda.h.
                 let found = unsafe { library.get::<$type>(concat!($name, "\0").as_bytes()) };
                 *found.with_context(|| format!("the NVIDIA driver has no {}", $name))?
             }};
@@ -94,16 +96,16 @@ impl Driver {
         let get_memory = function!("cuDeviceTotalMem_v2", unsafe extern "C" fn(*mut usize, c_int) -> Status);
         let get_address = function!("cuDeviceGetPCIBusId", unsafe extern "C" fn(*mut c_char, c_int, c_int) -> Status);
         let (mut version, mut count) = (0, 0);
-        // SAFETY: both outputs are one int; cuInit takes the flag 0.
+        // SAFETY: each output is one int; cuInit takes the flag 0.
         let status = unsafe { init(0).max(get_version(&mut version)).max(get_count(&mut count)) };
-        // CUDA_ERROR_NO_DEVICE is a driver without a GPU, or with none visible.
+        // Status 100 is CUDA_ERROR_NO_DEVICE: the driver sees no GPU.
         ensure!(status == 0 || status == 100, "the NVIDIA driver does not start (cuInit: error {status})");
         let mut gpus = Vec::new();
         for number in 0..count {
             let mut text = [0 as c_char; 256];
             let mut memory = 0;
-            // SAFETY: texts are written with their terminator into at most 256 bytes; the memory is one size_t. A GPU's
-            // handle is its number.
+            // SAFETY: the driver writes at most 256 bytes of text with a terminator, and one size_t for the memory. The
+            // handle of a GPU is its number.
             let (name, address) = unsafe {
                 check(get_name(text.as_mut_ptr(), 256, number), "cuDeviceGetName")?;
                 let name = CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned();
@@ -140,8 +142,8 @@ impl Driver {
         &self.gpus
     }
 
-    /// Makes a GPU the calling thread's current one, as `cudaSetDevice` does: for NCCL, which asks for it, and for calls of
-    /// CUDA that ask for none and else would set up the first GPU. libtorch uses the same (primary) context.
+    /// Makes a GPU the current GPU of the calling thread, as `cudaSetDevice` does. NCCL requires it. Other calls of CUDA
+    /// would otherwise set up the first GPU. libtorch uses the same (primary) context.
     pub fn make_current(&self, number: usize) -> Result<()> {
         thread_local! {
             static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
@@ -150,7 +152,7 @@ impl Driver {
             return Ok(());
         }
         let mut context = std::ptr::null_mut();
-        // SAFETY: the output is one pointer. The context is never released, so it stays valid as current one.
+        // SAFETY: the output is one pointer. The context is never released, so it stays valid while it is current.
         unsafe {
             check((self.retain_context)(&mut context, number as c_int), "cuDevicePrimaryCtxRetain")?;
             check((self.set_context)(context), "cuCtxSetCurrent")?;
@@ -159,8 +161,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Bytes of the calling thread's current GPU that are taken, by this process or another. libtorch keeps what it has
-    /// taken once.
+    /// Bytes in use on the calling thread's current GPU, by all processes. libtorch never gives memory back by itself.
     pub fn memory_in_use(&self) -> Result<u64> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the outputs are one size_t each.
@@ -170,7 +171,7 @@ impl Driver {
 }
 
 impl PinnedMemory {
-    /// Of some bytes, for a thread with a current GPU.
+    /// Pins so many bytes. The calling thread must have a current GPU.
     pub fn new(driver: &'static Driver, bytes: usize) -> Result<PinnedMemory> {
         let mut start = std::ptr::null_mut();
         // SAFETY: the output is one pointer.
@@ -183,7 +184,7 @@ impl PinnedMemory {
         self.start
     }
 
-    /// Gives it back. Not done by dropping: CUDA waits here for the GPU, and after an error that may never be through.
+    /// Frees the memory. Dropping does not, since CUDA waits for the GPU here, and after an error may wait for ever.
     pub fn free(self) {
         // SAFETY: the memory came from cuMemHostAlloc and is freed once.
         unsafe { (self.driver.free_host)(self.start) };
@@ -191,7 +192,7 @@ impl PinnedMemory {
 }
 
 impl Event {
-    /// After what the calling thread's current GPU has been given so far.
+    /// The event after all work that the calling thread's current GPU has been given so far.
     pub fn now(driver: &'static Driver) -> Result<Event> {
         let mut event = std::ptr::null_mut();
         // SAFETY: the output is one pointer.
@@ -202,7 +203,7 @@ impl Event {
         Ok(event)
     }
 
-    /// Whether the GPU has come to it.
+    /// Whether the GPU has reached the event.
     pub fn has_passed(&self) -> Result<bool> {
         // SAFETY: the event is alive.
         match unsafe { (self.driver.query_event)(self.event) } {
@@ -214,7 +215,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: the event is alive, and never used again; one that is still awaited is freed when it has passed.
+        // SAFETY: the event is alive and is never used again. CUDA frees a pending event once it has passed.
         unsafe { (self.driver.destroy_event)(self.event) };
     }
 }

@@ -1,9 +1,9 @@
-//! What the launcher, mpirun or Slurm, says of this process before MPI is up: its rank, its node's ranks, its cores.
+//! The rank, the ranks of the node and the cores of this process, as mpirun or Slurm tells them before MPI is initialised.
 
 use std::sync::OnceLock;
 
-/// The cores that this rank may compute on: those it is bound to, or its part of those that the node's ranks share. As the
-/// first call finds them: threads that are pinned later see fewer.
+/// How many cores this rank may compute on: the cores it is bound to, or its share if the node's ranks share cores. The
+/// first call decides, since threads that are pinned later see fewer cores.
 pub fn cores_of_this_rank() -> usize {
     static CORES: OnceLock<usize> = OnceLock::new();
     *CORES.get_or_init(|| {
@@ -13,14 +13,14 @@ pub fn cores_of_this_rank() -> usize {
     })
 }
 
-/// Whose cores are they? A launcher that has more itself has bound this rank to its own. So has Slurm, if such shares are
-/// all that the job has on the node.
+/// This rank's share of the `cores` that it sees. If the launcher has more cores, it has bound this rank, and all `cores`
+/// are its own. The same holds if all ranks together see no more cores than Slurm has given the job on this node.
 fn share(cores: usize, ranks: usize, launchers: Option<usize>, on_node: Option<usize>) -> usize {
-    let own = launchers.is_some_and(|launchers| launchers > cores) || on_node.is_some_and(|all| cores * ranks <= all);
-    if own { cores } else { (cores / ranks.max(1)).max(1) }
+    let bound = launchers.is_some_and(|launchers| launchers > cores) || on_node.is_some_and(|all| cores * ranks <= all);
+    if bound { cores } else { (cores / ranks.max(1)).max(1) }
 }
 
-/// The cores of the launcher on this node, which is among this process's ancestors.
+/// The cores of the launcher on this node. The launcher is an ancestor of this process.
 fn launchers_cores() -> Option<usize> {
     const LAUNCHERS: [&str; 8] =
         ["mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "slurmstepd", "hydra_pmi_proxy"];
@@ -37,7 +37,7 @@ fn launchers_cores() -> Option<usize> {
     None
 }
 
-/// This process's rank as the launcher says it, before MPI is up: for messages that one rank should print.
+/// This process's rank as the launcher tells it, for messages that only one rank prints before MPI is initialised.
 pub fn launched_rank() -> usize {
     ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]
         .iter()
@@ -66,7 +66,7 @@ pub fn ranks_on_this_node() -> usize {
         .unwrap_or(1)
 }
 
-/// The tasks of one node in Slurm's list, such as `2(x3),1`.
+/// The number of tasks on a node, from Slurm's list, such as `2(x3),1`.
 fn tasks_on_node(list: &str, node: usize) -> Option<usize> {
     let mut before = 0;
     list.split(',').find_map(|item| {
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ranks_of_this_node_are_counted_where_nodes_have_unequal_numbers() {
+    fn the_ranks_of_this_node_are_counted_if_nodes_have_unequal_numbers() {
         assert_eq!([0, 1].map(|node| tasks_on_node("2,1", node)), [Some(2), Some(1)]);
         assert_eq!([0, 2, 3, 4].map(|node| tasks_on_node("4(x3),2", node)), [Some(4), Some(4), Some(2), None]);
         assert_eq!(tasks_on_node("8", 0), Some(8));
@@ -89,13 +89,13 @@ mod tests {
 
     #[test]
     fn cores_that_a_rank_is_bound_to_are_not_divided_again() {
-        // mpirun --bind-to none: all share what the launcher has.
+        // With mpirun --bind-to none, all ranks share the launcher's cores.
         assert_eq!(share(8, 4, Some(8), None), 2);
         assert_eq!(share(1, 4, Some(1), None), 1);
-        // Bound by mpirun, or by Slurm's step daemon.
+        // mpirun, or Slurm's step daemon, has bound the rank.
         assert_eq!(share(2, 4, Some(8), None), 2);
         assert_eq!(share(16, 4, None, Some(64)), 16);
-        // A job with all cores of the node and no binding; a container's cores under mpirun.
+        // A job has all cores of the node and no binding; mpirun runs in a container.
         assert_eq!(share(64, 4, Some(64), Some(64)), 16);
         assert_eq!(share(4, 4, Some(4), None), 1);
     }

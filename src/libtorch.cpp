@@ -1,4 +1,4 @@
-// What libtorch has and tch does not bind. Each function returns null, or what libtorch says of an error.
+// Functions of libtorch that tch does not bind. Each returns null, or libtorch's error message.
 
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/core/Tensor.h>
@@ -38,7 +38,7 @@ char *incubate_layer_norm_backward(at::Tensor **out, const at::Tensor *gradient,
   });
 }
 
-// One update of all numbers in place. The gradients are divided by `divisor` first; nothing happens where `skip` is 1.
+// Updates all numbers in place. The gradients are divided by `divisor` first. Nothing is updated if `skip` is 1.
 char *incubate_fused_adamw(const at::Tensor *weights, const at::Tensor *gradients, const at::Tensor *exp_avg,
                            const at::Tensor *exp_avg_sq, const at::Tensor *step, const at::Tensor *divisor,
                            const at::Tensor *skip, double lr, double beta1, double beta2, double weight_decay,
@@ -49,7 +49,7 @@ char *incubate_fused_adamw(const at::Tensor *weights, const at::Tensor *gradient
   });
 }
 
-// Writes the gradients of three inputs, from that of the output.
+// Writes the gradients of three inputs, from the gradient of the output.
 char *incubate_gradients(at::Tensor **out, const at::Tensor *output, at::Tensor *const *inputs,
                          const at::Tensor *gradient) {
   return told([&] {
@@ -59,7 +59,7 @@ char *incubate_gradients(at::Tensor **out, const at::Tensor *output, at::Tensor 
   });
 }
 
-// An fp32 tensor of any content in pinned host memory.
+// Writes an uninitialised fp32 tensor in pinned host memory.
 char *incubate_empty_pinned(at::Tensor **out, const int64_t *sizes, size_t dimensions) {
   return told([&] {
     auto options = at::TensorOptions(at::kFloat).pinned_memory(true);
@@ -67,7 +67,7 @@ char *incubate_empty_pinned(at::Tensor **out, const int64_t *sizes, size_t dimen
   });
 }
 
-// Gives back what libtorch keeps of the GPUs' memory for later.
+// Returns the GPU memory that libtorch caches to the driver.
 char *incubate_empty_cache() {
   return told([] { at::accelerator::emptyCache(); });
 }

@@ -39,24 +39,24 @@ fn raw(tensor: &Tensor) -> Raw {
     tensor.as_ptr().cast_mut().cast()
 }
 
-/// As tch does: an error of libtorch's is a panic with its words.
+/// Panics with libtorch's error message, as tch does.
 fn check(told: *mut c_char) {
     if !told.is_null() {
         // SAFETY: the C++ side gives a terminated text made by strdup.
         let text = unsafe { CStr::from_ptr(told) }.to_string_lossy().into_owned();
-        // SAFETY: it is ours to free.
+        // SAFETY: strdup's memory is freed by the caller, once.
         unsafe { libc::free(told.cast()) };
         panic!("{text}");
     }
 }
 
 fn take(raw: Raw) -> Option<Tensor> {
-    // SAFETY: a pointer that the C++ side has written is a new at::Tensor, which tch deletes.
+    // SAFETY: the C++ side writes only pointers to new at::Tensors, and tch deletes the tensor.
     (!raw.is_null()).then(|| unsafe { Tensor::from_ptr(raw.cast()) })
 }
 
-/// The gradients of x and, if `trained`, of weight and bias, from that of the norm's output; `mean` and `scale` as
-/// `native_layer_norm` gave them.
+/// The gradients of x and, if `trained`, of weight and bias, from the gradient of the norm's output. `mean` and `scale` are
+/// the outputs of `native_layer_norm`.
 pub fn layer_norm_backward(
     gradient: &Tensor,
     x: &Tensor,
@@ -74,11 +74,11 @@ pub fn layer_norm_backward(
 
 /// The numbers of one AdamW update.
 pub struct AdamW {
-    /// Updates with this one, as an fp32 scalar.
+    /// The number of updates, including this one, as an fp32 scalar.
     pub step: Tensor,
-    /// By which the gradients are divided first, as an fp32 scalar.
+    /// The gradients are divided by this fp32 scalar first.
     pub divisor: Tensor,
-    /// 1: do nothing; an fp32 scalar.
+    /// An fp32 scalar; if it is 1, nothing is updated.
     pub skip: Tensor,
     pub lr: f64,
     pub betas: [f64; 2],
@@ -110,29 +110,28 @@ pub fn fused_adamw(update: &AdamW, weights: &Tensor, gradients: &Tensor, [exp_av
     });
 }
 
-/// The gradients of three inputs of autograd's graph, from that of an output.
+/// The gradients of three inputs of autograd's graph, from the gradient of an output.
 pub fn gradients(output: &Tensor, inputs: &[Tensor; 3], gradient: &Tensor) -> [Tensor; 3] {
     let mut out = [std::ptr::null_mut(); 3];
     let inputs: Vec<Raw> = inputs.iter().map(raw).collect();
-    // SAFETY: all are live tensors, and `out` has room for as many pointers as there are inputs.
+    // SAFETY: all are live tensors, and there are three inputs and room for three outputs.
     check(unsafe { incubate_gradients(out.as_mut_ptr(), raw(output), inputs.as_ptr(), raw(gradient)) });
     out.map(|one| take(one).expect("it was written"))
 }
 
-/// An fp32 tensor of any content in pinned host memory, for a thread with a current GPU. Its memory is used again once it is
-/// gone and what was copied from it has arrived.
+/// An uninitialised fp32 tensor in pinned host memory. The calling thread must have a current GPU. libtorch reuses the memory
+/// once the tensor is dropped and all copies from it are done.
 pub fn empty_pinned(sizes: &[i64]) -> Tensor {
     let mut out = std::ptr::null_mut();
-    // SAFETY: the output is one pointer, and the sizes are as many as told.
+    // SAFETY: the output is one pointer, and the length is the number of sizes.
     check(unsafe { incubate_empty_pinned(&mut out, sizes.as_ptr(), sizes.len()) });
     take(out).expect("it was written")
 }
 
-/// Gives the memory of a GPU that libtorch keeps for later back to its driver, from which NCCL takes its own; nothing on the
-/// CPU.
+/// Returns the GPU memory that libtorch caches to the driver, from which NCCL takes its memory. Does nothing on the CPU.
 pub fn empty_cache(device: Device) {
     if device.is_cuda() {
-        // SAFETY: it frees memory that no tensor has.
+        // SAFETY: only memory that no tensor uses is freed.
         check(unsafe { incubate_empty_cache() });
     }
 }
