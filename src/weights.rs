@@ -3,7 +3,7 @@
 use crate::driver::cuda;
 use crate::libtorch;
 use std::collections::BTreeMap;
-use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use tch::{Device, Kind, Tensor};
 
 /// Parameters by (stage, `model_stages[stage]` name).
@@ -14,38 +14,64 @@ pub fn on_device(weights: &Weights, device: Device) -> Weights {
     weights.iter().map(|(key, tensor)| (key.clone(), tensor.to_device(device))).collect()
 }
 
-/// Held by those who pin memory, or by one that keeps them from it.
-static PINNING: RwLock<()> = RwLock::new(());
+/// The right to pin memory, shared by its clones: held by threads that pin, or by one that keeps the others from it.
+#[derive(Debug, Clone, Default)]
+pub struct Pinning(Arc<RwLock<()>>);
 
-/// An fp32 host tensor of any content, from whose pinned memory a GPU takes it beside its work; none where `device` is no GPU.
-pub fn empty_pinned(sizes: &[i64], device: Device) -> Option<Tensor> {
-    let Device::Cuda(number) = device else { return None };
-    // libtorch asks here which of the GPU's copies are done, in this thread.
-    let current = cuda().and_then(|driver| driver.make_current(number));
-    current.unwrap_or_else(|error| panic!("{error:#}"));
-    let _held = PINNING.read().unwrap_or_else(PoisonError::into_inner);
-    Some(libtorch::empty_pinned(sizes))
+impl Pinning {
+    /// While the guard lives, nobody who shares this begins to pin memory. Pinning can wait for a GPU, and other GPUs' work
+    /// can then wait for the thread that pins.
+    pub fn forbid(&self) -> RwLockWriteGuard<'_, ()> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// An fp32 host tensor in pinned memory; as it is where `device` is no GPU.
-pub fn pinned(tensor: Tensor, device: Device) -> Tensor {
-    match empty_pinned(&tensor.size(), device) {
-        Some(mut copy) => {
-            copy.copy_(&tensor);
-            copy
+/// Host memory from which a device takes its inputs. For a GPU it is pinned, so that the GPU copies it beside its work.
+#[derive(Debug, Clone)]
+pub struct Staging {
+    device: Device,
+    pinning: Pinning,
+}
+
+impl Staging {
+    pub fn new(device: Device, pinning: Pinning) -> Staging {
+        Staging { device, pinning }
+    }
+
+    /// For inputs that stay on the CPU.
+    pub fn of_cpu() -> Staging {
+        Staging::new(Device::Cpu, Pinning::default())
+    }
+
+    pub fn is_pinned(&self) -> bool {
+        self.device.is_cuda()
+    }
+
+    /// An fp32 tensor of any content in pinned memory; none if the device is no GPU.
+    pub fn empty_pinned(&self, sizes: &[i64]) -> Option<Tensor> {
+        let Device::Cuda(number) = self.device else { return None };
+        // libtorch asks here which of the GPU's copies are done, in this thread.
+        let current = cuda().and_then(|driver| driver.make_current(number));
+        current.unwrap_or_else(|error| panic!("{error:#}"));
+        let _held = self.pinning.0.read().unwrap_or_else(PoisonError::into_inner);
+        Some(libtorch::empty_pinned(sizes))
+    }
+
+    /// An fp32 host tensor as the device takes it best: a pinned copy for a GPU, else the tensor itself.
+    pub fn staged(&self, tensor: Tensor) -> Tensor {
+        match self.empty_pinned(&tensor.size()) {
+            Some(mut copy) => {
+                copy.copy_(&tensor);
+                copy
+            }
+            None => tensor,
         }
-        None => tensor,
     }
 }
 
 /// A host tensor on a device; from pinned memory without waiting for it.
 pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
     tensor.to_device_(device, tensor.kind(), true, false)
-}
-
-/// While it is held nobody in this process begins to pin memory, which can wait for a GPU and have others wait for it.
-pub fn keep_from_pinning() -> RwLockWriteGuard<'static, ()> {
-    PINNING.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The numbers of a contiguous fp32 CPU tensor.

@@ -6,7 +6,7 @@ use crate::collective::Solo;
 use crate::config::{Config, Precision};
 use crate::data::feed::batch::Batch;
 use crate::device;
-use crate::model::off::{Part, is_on};
+use crate::model::off::{Off, Part};
 use crate::model::{self, Network, fresh};
 use crate::plan::Plan;
 use crate::plan::cost::training_flops;
@@ -16,7 +16,7 @@ use crate::run::table::{E2E, MODULE};
 use crate::task::Task;
 use crate::train::adamw::AdamW;
 use crate::train::step::{Stepper, Times};
-use crate::weights::{on_device, pinned};
+use crate::weights::{Pinning, Staging, on_device};
 use anyhow::Result;
 use serde::Serialize;
 use std::ops::Range;
@@ -106,11 +106,12 @@ pub struct Work {
     /// How many steps are timed.
     pub steps: usize,
     pub device: Device,
+    pub off: Off,
 }
 
 /// Trains on one device and measures.
 pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
-    let Work { stage, batch, steps, device } = work;
+    let Work { stage, batch, steps, device, off } = work;
     let stages = config.model.stages();
     require!(stage.is_none_or(|s| s < stages), "--stage {}: stages are 0 to {}", stage.unwrap_or(0), stages - 1);
     require!(batch >= 2 && batch.is_multiple_of(2), "--batch {batch}: it must be even and at least 2");
@@ -122,14 +123,17 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
     };
     // By the formula for what the phase needs, whatever is switched off.
     let flops = training_flops(&plan.config.model, &phase) * batch as f64;
-    if !is_on(Part::Suffix) {
+    if off.has(Part::Suffix) {
         phase.trained.end = stages;
     }
     let start = fresh(phase.parameters(&plan).iter(), phase.seed);
-    let mut network =
-        Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], &on_device(&start, device))?;
+    let start = on_device(&start, device);
+    let mut network = Network::without(off, &plan.config, &phase.depths, phase.trained.clone(), &[], &start)?;
     drop(start);
     let mut optimiser = AdamW::new(&phase.training, network.flat());
+    if off.has(Part::Optimiser) {
+        optimiser = optimiser.by_libtorch();
+    }
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
     let mut stepper = Stepper::new(&plan, &phase, &Solo, micro_batches.len());
     let mut batches = random_batches(&plan, micro_batches, device);
@@ -191,10 +195,11 @@ fn random_batches(
     let (model, task) = (&plan.config.model, Task::of(&plan.config));
     let (channels, side) = (model.channels() as i64, model.image_size() as i64);
     tch::manual_seed(0);
+    let staging = Staging::new(device, Pinning::default());
     let random = |positions: Range<usize>| {
         let b = positions.len() as i64;
-        let images_bchw = pinned(Tensor::randn([b, channels, side, side], (Kind::Float, Device::Cpu)), device);
-        let targets = pinned(task.random_targets(positions.len()), device);
+        let images_bchw = staging.staged(Tensor::randn([b, channels, side, side], (Kind::Float, Device::Cpu)));
+        let targets = staging.staged(task.random_targets(positions.len()));
         (images_bchw, targets, positions)
     };
     let batches: Vec<_> = micro_batches.into_iter().map(random).collect();

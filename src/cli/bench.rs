@@ -5,7 +5,7 @@ use super::overrides::ConfigArgs;
 use super::print_either;
 use crate::bench;
 use crate::device::memory;
-use crate::model::off::{self, Part};
+use crate::model::off::{Off, Part};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -119,13 +119,13 @@ impl StepArgs {
         sets.extend(self.precision.iter().map(|precision| format!("run.precision={precision}")));
         sets.extend_from_slice(&self.sets);
         let config = bench::step::config(&self.model, self.batch, &sets)?;
-        self.without.iter().for_each(|part| off::switch_off(*part));
-        memory::keep_freed(off::is_on(Part::Memory));
+        let off: Off = self.without.iter().copied().collect();
+        memory::keep_freed(!off.has(Part::Memory));
         start_libtorch(&config);
         let devices = devices(&config)?;
         devices.take_up(0)?;
         let (stage, batch, steps, device) = (self.stage, self.batch, self.steps as usize, devices.device(0));
-        let report = bench::step::measure(config, &self.model, bench::step::Work { stage, batch, steps, device })?;
+        let report = bench::step::measure(config, &self.model, bench::step::Work { stage, batch, steps, device, off })?;
         print_either(self.json, &report, || bench::step::text(&report))
     }
 }

@@ -8,6 +8,7 @@ mod solo;
 pub use solo::Solo;
 
 use crate::error::{Failure, exit_code};
+use crate::weights::Pinning;
 use anyhow::Result;
 use std::time::Duration;
 use tch::Tensor;
@@ -32,6 +33,11 @@ pub trait Collective {
     /// Another member has failed, so the work will never be done.
     fn settle(&self, is_here: &dyn Fn() -> Result<bool>) -> Result<()> {
         wait_for(is_here)
+    }
+
+    /// Whoever pins memory for this member's device pins it with this.
+    fn pinning(&self) -> Pinning {
+        Pinning::default()
     }
 
     /// Whether this is the first member, which alone writes files, logs and reports.

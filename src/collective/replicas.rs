@@ -8,7 +8,7 @@
 use super::nccl::{self, Nccl, UniqueId};
 use super::{Collective, from_zero};
 use crate::error::Failure;
-use crate::weights::keep_from_pinning;
+use crate::weights::Pinning;
 use anyhow::Result;
 use std::cell::RefCell;
 use std::panic::resume_unwind;
@@ -37,6 +37,7 @@ struct Shared {
     summands: Vec<Mutex<Option<Tensor>>>,
     sum: Mutex<Option<Tensor>>,
     meeting: Meeting,
+    pinning: Pinning,
 }
 
 /// Runs `act` once for each of this rank's replicas, replica zero on the calling thread. `suit_nccl` says whether NCCL can
@@ -112,6 +113,7 @@ impl Shared {
             summands: (0..replicas).map(|_| Mutex::default()).collect(),
             sum: Mutex::default(),
             meeting: Meeting::of(replicas),
+            pinning: Pinning::default(),
         })
     }
 }
@@ -166,6 +168,10 @@ impl Collective for Replica<'_> {
         }
     }
 
+    fn pinning(&self) -> Pinning {
+        self.shared.pinning.clone()
+    }
+
     fn rank(&self) -> usize {
         self.shared.first + self.local
     }
@@ -184,7 +190,7 @@ impl Collective for Replica<'_> {
             // GPU has begun the sum and before another has, the other GPU may wait for ever.
             let meeting = &self.shared.meeting;
             meeting.wait()?;
-            let _nobody_pins = (self.local == 0).then(keep_from_pinning);
+            let _nobody_pins = (self.local == 0).then(|| self.shared.pinning.forbid());
             meeting.wait()?;
             nccl.all_reduce(values)?;
             return meeting.wait();

@@ -24,6 +24,7 @@ use crate::family::Model;
 use crate::family::parameter::Parameter;
 use crate::weights::Weights;
 use anyhow::{Context, Result};
+use off::Off;
 use stage::{Backward, Pass, Stage};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -51,6 +52,7 @@ struct Blueprint<'a> {
     get: &'a dyn Fn(usize, &str, bool) -> Result<Weight>,
     /// Whether a block keeps only its input and is computed again in the backward pass.
     checkpointing: bool,
+    off: Off,
 }
 
 /// The backward passes of one training pass: of the trained stages, of those after them, and of the head if it ran.
@@ -64,6 +66,18 @@ impl Network {
     /// Builds a network from copies of `weights`, which must hold every parameter of these stage depths, to compute as
     /// `config.run` says. The `auxiliary` parameters, which a task may bring, train in the same flat buffer.
     pub fn new(
+        config: &Config,
+        depths: &[usize],
+        trained: Range<usize>,
+        auxiliary: &[Parameter],
+        weights: &Weights,
+    ) -> Result<Network> {
+        Self::without(Off::default(), config, depths, trained, auxiliary, weights)
+    }
+
+    /// As [`Network::new`], with parts switched off.
+    pub fn without(
+        off: Off,
         config: &Config,
         depths: &[usize],
         trained: Range<usize>,
@@ -90,7 +104,7 @@ impl Network {
         // A GPU's norms take weights of the type that they normalise; their statistics are fp32 all the same.
         let on_cpu = flat.buffer().device() == Device::Cpu;
         let get = |stage: usize, name: &str, exact: bool| get(stage, name, exact && on_cpu);
-        let blueprint = Blueprint { depths, get: &get, checkpointing: config.run.activation_checkpointing };
+        let blueprint = Blueprint { depths, get: &get, checkpointing: config.run.activation_checkpointing, off };
         let parts = match model {
             Model::Vit(vit) => vit::parts(vit, &blueprint)?,
             #[cfg(test)]

@@ -1,7 +1,6 @@
 //! What makes a step fast, to be switched off: `incubate bench step --without` shows what each part gives.
 
 use crate::usage;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A part that libtorch's own operations can take the place of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,15 +25,20 @@ const PARTS: [(&str, Part); 5] = [
     ("memory", Part::Memory),
 ];
 
-static OFF: AtomicU8 = AtomicU8::new(0);
+/// The parts that are switched off: none, except in a benchmark.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Off(u8);
 
-/// For the rest of the process.
-pub fn switch_off(part: Part) {
-    OFF.fetch_or(1 << part as u8, Ordering::Relaxed);
+impl Off {
+    pub fn has(self, part: Part) -> bool {
+        self.0 & 1 << part as u8 != 0
+    }
 }
 
-pub fn is_on(part: Part) -> bool {
-    OFF.load(Ordering::Relaxed) & 1 << part as u8 == 0
+impl FromIterator<Part> for Off {
+    fn from_iter<I: IntoIterator<Item = Part>>(parts: I) -> Off {
+        Off(parts.into_iter().fold(0, |bits, part| bits | 1 << part as u8))
+    }
 }
 
 impl std::str::FromStr for Part {

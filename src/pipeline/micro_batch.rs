@@ -2,7 +2,7 @@
 
 use crate::collective::replicas::Replica;
 use crate::collective::{Collective, Solo};
-use crate::config::{DeviceChoice, MicroBatch};
+use crate::config::MicroBatch;
 use crate::data::feed::batch::Batch;
 use crate::device::memory::{self, OutOfMemory};
 use crate::device::{memory_of, name};
@@ -63,16 +63,12 @@ pub fn decide(
 
 /// The smallest even size with which a step needs as few passes as with the largest size that fits.
 fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, device: Device) -> Result<usize> {
-    let mut plan = plan.clone();
+    let replicas_here = || (ranks_on_this_node() * replica.in_rank()) as u64;
     let (memory, most) = match memory_of(device) {
         Some(memory) => (memory, own),
-        None => {
-            // This replica computes on a CPU, even if the nodes of the config have GPUs.
-            plan.config.run.device = DeviceChoice::Cpu;
-            (memory::free_on_host() / (ranks_on_this_node() * replica.in_rank()) as u64, own.min(MOST_ON_CPU))
-        }
+        None => (memory::free_on_host() / replicas_here(), own.min(MOST_ON_CPU)),
     };
-    let fitting = fitting_micro_batch(&plan, phase, memory, most).ok_or_else(|| {
+    let fitting = fitting_micro_batch(plan, phase, memory, most, !device.is_cuda()).ok_or_else(|| {
         usage!(
             "{}: not even two samples fit the {:.1} GiB of {}; set run.activation_checkpointing = true or run.precision = \
              \"bf16\", or use a device with more memory",
@@ -112,7 +108,7 @@ pub fn with_what_fits(
     }
     let half = micro.min(own) / 4 * 2;
     let (fitting, hope) = match memory_of(device) {
-        Some(memory) => (fitting_micro_batch(plan, phase, memory, half), "should fit"),
+        Some(memory) => (fitting_micro_batch(plan, phase, memory, half, false), "should fit"),
         None => (Some(half).filter(|&half| half > 0), "may fit"),
     };
     let cure = match fitting {

@@ -1,6 +1,7 @@
 //! The report of `incubate plan`: parameters of each stage, steps, learning rates, memory, cost, and the part of each rank.
 
-use crate::plan::cost::cost;
+use crate::device::cuda;
+use crate::plan::cost::{cost, memory};
 use crate::plan::groups::{assignment, micro_batches, ranges, share};
 use crate::plan::{PhasePlan, Plan};
 use serde_json::{Value, json};
@@ -12,8 +13,9 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64, input: Value) -> Value {
     let model = &plan.config.model;
     let stages = model.stages();
     let per_stage = model.counts(model.depths());
+    let on_cpu = plan.is_for_cpu(cuda().is_ok());
     let phases = plan.wanted_phases();
-    let phases: Vec<Value> = phases.iter().map(|phase| phase_report(plan, phase, ranks, rate)).collect();
+    let phases: Vec<Value> = phases.iter().map(|phase| phase_report(plan, phase, ranks, rate, on_cpu)).collect();
     let parts: Vec<Value> = (0..ranks)
         .map(|rank| {
             let part = assignment(rank, ranks, stages);
@@ -35,7 +37,7 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64, input: Value) -> Value {
     })
 }
 
-fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64) -> Value {
+fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64, on_cpu: bool) -> Value {
     let cost = cost(plan, phase);
     let ranks_of_phase = plan.ranks_on(phase.training.on, phase.index, ranks);
     let replicas = ranks_of_phase * plan.replicas_per_rank();
@@ -62,7 +64,7 @@ fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64) -> Valu
         "lr_last": phase.lr(phase.steps - 1),
         "images": cost.images,
         "flops": cost.flops,
-        "memory_bytes_per_device": cost.memory,
+        "memory_bytes_per_device": memory(plan, phase, on_cpu),
         "device_hours": device_hours,
         "hours": device_hours / replicas as f64,
         "file": phase.file,

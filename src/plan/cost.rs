@@ -14,8 +14,6 @@ pub struct Cost {
     pub images: u64,
     /// Floating-point operations of the whole phase (a multiply-add counts as two).
     pub flops: f64,
-    /// Peak memory of one replica in bytes: weights, gradients, moments and activations of a micro-batch.
-    pub memory: u64,
 }
 
 /// The cost of a phase.
@@ -25,15 +23,15 @@ pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
     let sum = |stages: &[usize]| stages.iter().sum::<usize>() as u64;
     let (all, trained) = (sum(&counts), sum(&counts[phase.trained.clone()]));
     let images = phase.steps * phase.training.global_batch as u64;
+    Cost { parameters: all, trained_parameters: trained, images, flops: images as f64 * training_flops(model, phase) }
+}
+
+/// Peak memory of one replica in bytes: weights, gradients, moments and activations of a micro-batch.
+pub fn memory(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> u64 {
+    let cost = cost(plan, phase);
     let micro = plan.config.run.micro_batch.samples().min(phase.training.global_batch) as f64;
-    let memory = state_bytes(plan, all, trained) + micro * activation_bytes(plan, phase);
-    Cost {
-        parameters: all,
-        trained_parameters: trained,
-        images,
-        flops: images as f64 * training_flops(model, phase),
-        memory: memory as u64,
-    }
+    let state = state_bytes(plan, cost.parameters, cost.trained_parameters);
+    (state + micro * activation_bytes(plan, phase, on_cpu)) as u64
 }
 
 /// Bytes of the parameters: of every stage the weights in the number type of the computation; of a trained stage also the
@@ -54,10 +52,10 @@ fn number_bytes(plan: &Plan) -> f64 {
 
 /// The largest even micro-batch of at most `most` samples whose estimate leaves a tenth of `memory` bytes free, if two
 /// samples fit at all.
-pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: u64, most: usize) -> Option<usize> {
+pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: u64, most: usize, on_cpu: bool) -> Option<usize> {
     let cost = cost(plan, phase);
     let free = 0.9 * memory as f64 - state_bytes(plan, cost.parameters, cost.trained_parameters);
-    let fitting = (free / activation_bytes(plan, phase)).max(0.0) as usize;
+    let fitting = (free / activation_bytes(plan, phase, on_cpu)).max(0.0) as usize;
     let even = fitting.min(most) / 2 * 2;
     (even > 0).then_some(even)
 }
@@ -83,12 +81,12 @@ pub fn training_flops(model: &Model, phase: &PhasePlan) -> f64 {
 }
 
 /// Bytes of the activations of one sample.
-fn activation_bytes(plan: &Plan, phase: &PhasePlan) -> f64 {
+fn activation_bytes(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> f64 {
     let memory = Memory {
         depths: &phase.depths,
         trained: phase.trained.clone(),
         checkpointing: plan.config.run.activation_checkpointing,
-        on_cpu: plan.is_for_cpu(),
+        on_cpu,
     };
     number_bytes(plan) * plan.config.model.activations(&memory)
 }
@@ -123,16 +121,17 @@ mod tests {
 
     #[test]
     fn the_micro_batch_that_fits_fills_the_memory_by_its_own_estimate() {
-        let memory = 40 << 30;
+        let space = 40 << 30;
         let fit = |run: &str| {
             let mut plan = plan(&format!("[run]\n{run}"));
             let phase = plan.phase(&E2E, None);
-            let fitting = fitting_micro_batch(&plan, &phase, memory, 2048).unwrap();
+            let fitting = |memory, most| fitting_micro_batch(&plan, &phase, memory, most, true);
+            assert_eq!(fitting(space, 33), Some(32), "at most what is asked for");
+            assert_eq!(fitting(1 << 30, 2048), None);
+            let fitting = fitting(space, 2048).unwrap();
             plan.config.run.micro_batch = MicroBatch::Samples(fitting);
-            let used = cost(&plan, &phase).memory as f64 / memory as f64;
+            let used = memory(&plan, &phase, true) as f64 / space as f64;
             assert!((0.87..=0.9).contains(&used), "{run}: {fitting} fills {used}");
-            assert_eq!(fitting_micro_batch(&plan, &phase, memory, 33), Some(32), "at most what is asked for");
-            assert_eq!(fitting_micro_batch(&plan, &phase, 1 << 30, 2048), None);
             fitting
         };
         let [fp32, bf16] = [fit(""), fit("precision = \"bf16\"")];
@@ -141,15 +140,19 @@ mod tests {
     }
 
     #[test]
-    fn without_gpus_a_device_that_is_left_open_is_a_cpu_which_keeps_more() {
-        let memory = |text: &str| {
-            let plan = plan(text);
-            cost(&plan, &plan.phase(&E2E, None)).memory
-        };
-        assert_eq!(memory("[run]\ndevice = \"auto\""), memory("[run]\ndevice = \"cpu\""));
-        let on_gpus = memory("[slurm]\ngpus_per_node = 1");
-        assert_eq!(on_gpus, memory("[run]\ndevice = \"cuda\""));
-        assert!(on_gpus < memory(""));
+    fn a_device_that_is_left_open_is_what_the_nodes_or_this_machine_have() {
+        let is_for_cpu = |text: &str| [false, true].map(|has_gpu| plan(text).is_for_cpu(has_gpu));
+        assert_eq!(is_for_cpu("[run]\ndevice = \"cpu\""), [true, true]);
+        assert_eq!(is_for_cpu("[run]\ndevice = \"cuda\""), [false, false]);
+        assert_eq!(is_for_cpu("[run]\ndevice = \"auto\""), [true, false]);
+        assert_eq!(is_for_cpu("[slurm]\ngpus_per_node = 1"), [false, false]);
+    }
+
+    #[test]
+    fn a_cpu_keeps_more_than_a_gpu() {
+        let plan = plan("");
+        let phase = plan.phase(&E2E, None);
+        assert!(memory(&plan, &phase, true) > memory(&plan, &phase, false));
     }
 
     #[test]

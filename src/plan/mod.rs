@@ -6,7 +6,6 @@ pub mod groups;
 pub mod schedule;
 
 use crate::config::{Config, DeviceChoice, Ranks, Training};
-use crate::driver::cuda;
 use crate::family::parameter::Parameter;
 use crate::random::key_of_text;
 use crate::require;
@@ -128,11 +127,11 @@ impl Plan {
         }
     }
 
-    /// Whether it computes on CPUs, as far as the config and this machine tell.
-    pub fn is_for_cpu(&self) -> bool {
+    /// Whether it computes on CPUs, as far as the config tells, and else whether this machine has a GPU.
+    pub fn is_for_cpu(&self, has_gpu: bool) -> bool {
         match self.config.run.device {
             DeviceChoice::Cpu => true,
-            DeviceChoice::Auto => self.gpus_per_node() == 0 && cuda().is_err(),
+            DeviceChoice::Auto => self.gpus_per_node() == 0 && !has_gpu,
             DeviceChoice::Cuda => false,
         }
     }

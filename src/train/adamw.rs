@@ -3,7 +3,6 @@
 mod device;
 
 use crate::config::Training;
-use crate::model::off::{Part, is_on};
 use crate::model::{FlatParameters, threads};
 use crate::weights::floats_mut;
 use anyhow::{Context, Result};
@@ -21,6 +20,8 @@ pub struct AdamW {
     exp_avg_sq: Tensor,
     ema: Option<Tensor>,
     steps: u64,
+    /// Whether libtorch's own operations update weights on the CPU too.
+    by_libtorch: bool,
 }
 
 /// The constants of one update.
@@ -50,7 +51,13 @@ impl AdamW {
             exp_avg_sq: flat.buffer().zeros_like(),
             ema: (training.ema > 0.0).then(|| flat.buffer().copy()),
             steps: 0,
+            by_libtorch: false,
         }
+    }
+
+    /// The same optimiser, but libtorch's own operations update the weights on the CPU too.
+    pub fn by_libtorch(self) -> AdamW {
+        AdamW { by_libtorch: true, ..self }
     }
 
     /// Resumes from the buffers of a checkpoint that was written after `steps` updates.
@@ -91,7 +98,7 @@ impl AdamW {
     pub fn step(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         self.steps += 1;
         flat.wait_for_loan();
-        if flat.buffer().device().is_cuda() || !is_on(Part::Optimiser) {
+        if flat.buffer().device().is_cuda() || self.by_libtorch {
             self.step_on_device(flat, clip, lr);
         } else if flat.loss().double_value(&[]).is_finite() {
             self.step_on_host(flat, clip, lr);

@@ -8,7 +8,7 @@ use crate::data::feed::test_batches::{TestBatch, test_batches};
 use crate::model::Network;
 use crate::require;
 use crate::task::Task;
-use crate::weights::upload;
+use crate::weights::{Staging, upload};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
@@ -34,7 +34,7 @@ pub fn evaluate(
     let mut sums = task.sums();
     let (mut images, mut ranks_that_stop) = (0.0, 0.0);
     tch::no_grad(|| -> Result<()> {
-        for batch in test_batches(config, feed, share, batch, device) {
+        for batch in test_batches(config, feed, share, batch, Staging::new(device, group.pinning())) {
             if stop_requested() {
                 ranks_that_stop = 1.0;
                 break;

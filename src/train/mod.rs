@@ -20,7 +20,7 @@ use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::store::lease::Lease;
 use crate::store::{RunDir, artefact};
-use crate::weights::Weights;
+use crate::weights::{Staging, Weights};
 use anyhow::{Result, anyhow};
 use checkpoints::Checkpoints;
 use logging::Logging;
@@ -112,7 +112,8 @@ impl Course<'_> {
         let share = share(phase.training.global_batch, group.rank(), group.size());
         let micro_batches = micro_batches(share, setting.micro_batch);
         let mut stepper = Stepper::new(plan, phase, group, micro_batches.len());
-        let mixing = if device.is_cuda() { Mixing::Device(device) } else { Mixing::Host };
+        let staging = Staging::new(device, group.pinning());
+        let mixing = if staging.is_pinned() { Mixing::Device(staging) } else { Mixing::Host };
         let mut loader = Loader::start(plan, phase, feed, micro_batches, self.trainer.step, mixing);
         let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
 

@@ -11,7 +11,7 @@ use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
 use crate::task::{Loss, Objective};
-use crate::weights::{pinned, upload};
+use crate::weights::{Staging, upload};
 use anyhow::Result;
 use std::time::{Duration, Instant};
 use tch::Tensor;
@@ -164,7 +164,8 @@ impl<'a> Stepper<'a> {
         let (gradients, tape, _lent) = timed(&mut times.forward, || {
             let (_, device) = network.options();
             let DropPath { scale } = self.drop.draw(step, batch.positions.clone());
-            let drop = DropPath { scale: scale.map(|scale| upload(&pinned(scale, device), device)) };
+            let staging = Staging::new(device, self.group.pinning());
+            let drop = DropPath { scale: scale.map(|scale| upload(&staging.staged(scale), device)) };
             let (images_bchw, targets, lent) = batch.on(device);
             let (outputs, tape) = network.train(&images_bchw, &drop, &self.objective.taps());
             let Loss { sum, gradients } = self.objective.loss(network, &outputs, &targets, self.global_batch);

@@ -9,7 +9,7 @@ use incubate::plan::Plan;
 use incubate::plan::groups::{micro_batches, share};
 use incubate::random::Random;
 use incubate::run::table::META;
-use incubate::weights::floats;
+use incubate::weights::{Staging, floats};
 use std::path::Path;
 use tch::Device;
 
@@ -120,7 +120,7 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
     draw(folder.path(), "val", 3, 1);
     // The first image is skipped, alike everywhere.
     std::fs::write(folder.path().join("train/class-00/000.jpg"), b"torn").unwrap();
-    let stream = |workers: usize, ranks: usize, mixing: Mixing| -> Vec<f32> {
+    let stream = |workers: usize, ranks: usize, mixing: &Mixing| -> Vec<f32> {
         let sets = [
             format!("data.path={:?}", folder.path().display().to_string()),
             format!("run.dir={:?}", folder.path().join("run").display().to_string()),
@@ -136,9 +136,9 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
         let plan = Plan::new(config, source.train.len()).unwrap();
         let phase = plan.phase(&META, None);
         let own = |rank| micro_batches(share(32, rank, ranks), 4);
-        let mut loaders: Vec<Loader> = (0..ranks)
-            .map(|rank| Loader::start(&plan, &phase, Feed { source: &source, workers }, own(rank), 1, mixing))
-            .collect();
+        let feed = Feed { source: &source, workers };
+        let mut loaders: Vec<Loader> =
+            (0..ranks).map(|rank| Loader::start(&plan, &phase, feed, own(rank), 1, mixing.clone())).collect();
         let mut numbers = Vec::new();
         for _step in 0..4 {
             for loader in &mut loaders {
@@ -153,13 +153,13 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
         assert_eq!(source.bad.count(), 1);
         numbers
     };
-    let one = stream(1, 1, Mixing::Host);
+    let one = stream(1, 1, &Mixing::Host);
     assert!(one.iter().all(|number| number.is_finite()));
     for (workers, ranks) in [(2, 1), (7, 1), (1, 4), (2, 4)] {
-        assert!(stream(workers, ranks, Mixing::Host) == one, "{workers} workers, {ranks} ranks");
+        assert!(stream(workers, ranks, &Mixing::Host) == one, "{workers} workers, {ranks} ranks");
     }
     // Where a device mixes them, but for the rounding of its own arithmetic.
-    let there = stream(2, 1, Mixing::Device(Device::Cpu));
+    let there = stream(2, 1, &Mixing::Device(Staging::of_cpu()));
     assert!(there.len() == one.len() && there.iter().zip(&one).all(|(a, b)| (a - b).abs() < 1e-5));
 }
 

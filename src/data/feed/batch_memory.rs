@@ -1,7 +1,7 @@
 //! The memory of batches, which is reused. Allocated anew for each batch, in tens of megabytes and by many threads, it would
 //! fragment the allocator: a loader that holds 350 MiB grew to more than a gigabyte.
 
-use crate::weights::empty_pinned;
+use crate::weights::Staging;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
@@ -34,10 +34,9 @@ impl Drop for Borrowed {
     }
 }
 
-/// An fp32 host tensor for images that go to `device`. For a GPU it is pinned memory, which libtorch keeps until the GPU has
-/// copied it.
-pub fn allocate(memory: &BatchMemory, shape: [i64; 4], device: Device) -> (Tensor, Option<Borrowed>) {
-    match empty_pinned(&shape, device) {
+/// An fp32 host tensor for images. For a GPU it is pinned memory, which libtorch keeps until the GPU has copied it.
+pub fn allocate(memory: &BatchMemory, shape: [i64; 4], staging: &Staging) -> (Tensor, Option<Borrowed>) {
+    match staging.empty_pinned(&shape) {
         Some(pinned) => (pinned, None),
         None => {
             let (tensor, borrowed) = memory.take(shape);

@@ -10,11 +10,11 @@ use crate::config::Data;
 use crate::data::image::mix::{BLOCK, Mix};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
-use crate::weights::{floats_mut, pinned};
+use crate::weights::{Staging, floats_mut};
 use anyhow::Result;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// A worker makes at most so many samples of a micro-batch at a time, so that all workers share the work on a large one.
 const PIECE: usize = 64;
@@ -37,12 +37,12 @@ pub struct Loader {
 }
 
 /// Who mixes the images of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Mixing {
     /// The loader's workers.
     Host,
-    /// This device, in [`Batch::on`].
-    Device(Device),
+    /// The device that takes them from this memory, in [`Batch::on`].
+    Device(Staging),
 }
 
 /// What the workers of one loader share.
@@ -55,6 +55,7 @@ struct Job {
     /// Height = width of the images.
     size: usize,
     mixing: Mixing,
+    staging: Staging,
     /// The pieces of the replica's micro-batches of each step.
     pieces: Vec<Range<usize>>,
     first_step: u64,
@@ -84,6 +85,10 @@ impl Loader {
         mixing: Mixing,
     ) -> Loader {
         let (config, source) = (&plan.config, feed.source);
+        let staging = match &mixing {
+            Mixing::Host => Staging::of_cpu(),
+            Mixing::Device(staging) => staging.clone(),
+        };
         let job = Arc::new(Job {
             reading: Reading::training(config, &source.train, &source.bad),
             sampler: Sampler {
@@ -98,13 +103,14 @@ impl Loader {
             channels: config.model.channels(),
             size: config.model.image_size(),
             mixing,
+            staging,
             pieces: micro_batches.iter().flat_map(pieces).collect(),
             first_step,
             memory: BatchMemory::default(),
             epoch: Mutex::new(None),
         });
         let largest = job.pieces.iter().map(Range::len).max().unwrap_or(0);
-        let bytes = batch_bytes(largest, job.channels, job.size, matches!(mixing, Mixing::Device(_)));
+        let bytes = batch_bytes(largest, job.channels, job.size, job.staging.is_pinned());
         let made = Ahead::start(feed.workers, bytes, || {
             let mut worker = Worker { job: job.clone(), reader: job.reading.reader(), epoch: None };
             move |number| Some(worker.make(number))
@@ -153,11 +159,8 @@ impl Worker {
             Some(epoch) if epoch.0 == wanted => self.epoch.insert(epoch),
             _ => self.epoch.insert(job.order(wanted)),
         };
-        let device = match job.mixing {
-            Mixing::Host => Device::Cpu,
-            Mixing::Device(device) => device,
-        };
-        let (mut images_bchw, memory) = allocate(&job.memory, shape(positions.len(), job.channels, job.size), device);
+        let shape = shape(positions.len(), job.channels, job.size);
+        let (mut images_bchw, memory) = allocate(&job.memory, shape, &job.staging);
         let image = job.channels * job.size * job.size;
         let pixels = floats_mut(&mut images_bchw);
         let mut labels = Vec::with_capacity(positions.len());
@@ -176,7 +179,7 @@ impl Worker {
             }
             Mixing::Device(_) => Some(mix),
         };
-        Ok(Piece { images_bchw, targets_bc: pinned(targets_bc, device), mix, memory })
+        Ok(Piece { images_bchw, targets_bc: job.staging.staged(targets_bc), mix, memory })
     }
 }
 

@@ -6,10 +6,10 @@ use super::batch_memory::{BatchMemory, Borrowed, allocate, batch_bytes, shape};
 use super::reader::{Reader, Reading};
 use crate::config::Config;
 use crate::random::Random;
-use crate::weights::floats_mut;
+use crate::weights::{Staging, floats_mut};
 use anyhow::Result;
 use std::ops::Range;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// Test images, transformed for evaluation. For a GPU they are in pinned memory.
 pub struct TestBatch {
@@ -27,20 +27,21 @@ pub fn test_batches(
     feed: Feed,
     range: Range<usize>,
     size: usize,
-    device: Device,
+    staging: Staging,
 ) -> impl Iterator<Item = Result<TestBatch>> + use<> {
     let reading = Reading::evaluation(config, &feed.source.test, &feed.source.bad);
     let (channels, side) = (config.model.channels(), config.model.image_size());
     let size = size.min(LARGEST_BATCH);
     let batches = range.len().div_ceil(size);
     let memory = BatchMemory::default();
-    Ahead::start(feed.workers, batch_bytes(size, channels, side, device.is_cuda()), move || {
-        let (mut reader, range, memory) = (reading.reader(), range.clone(), memory.clone());
+    Ahead::start(feed.workers, batch_bytes(size, channels, side, staging.is_pinned()), move || {
+        let (mut reader, range) = (reading.reader(), range.clone());
+        let (memory, staging) = (memory.clone(), staging.clone());
         move |number| {
             let start = range.start + number * size;
             let batch = start..(start + size).min(range.end);
             let shape = shape(batch.len(), channels, side);
-            (number < batches).then(|| test_batch(&mut reader, allocate(&memory, shape, device), batch))
+            (number < batches).then(|| test_batch(&mut reader, allocate(&memory, shape, &staging), batch))
         }
     })
 }

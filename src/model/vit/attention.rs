@@ -4,7 +4,6 @@
 //! fused kernel is up to four times slower there in bf16, and slower for small heads in fp32. On other devices it is
 //! libtorch's fused attention.
 
-use super::super::off::{Part, is_on};
 use super::cpu;
 use crate::libtorch;
 use tch::Tensor;
@@ -15,11 +14,11 @@ pub enum Kept {
     Fused { qkv_bhne: [Tensor; 3], mixed_bhne: Tensor },
 }
 
-/// Softmax(q · kᵀ / √e) · v of (m, 3·d), with heads of width e = d / heads; x = b · heads.
-pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64) -> (Tensor, Kept) {
+/// Softmax(q · kᵀ / √e) · v of (m, 3·d), with heads of width e = d / heads; x = b · heads. Always fused unless `products`.
+pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64, products: bool) -> (Tensor, Kept) {
     let (m, d) = (qkv_m3d.size()[0], qkv_m3d.size()[1] / 3);
     let (b, e) = (m / n, d / heads);
-    if !cpu::takes(qkv_m3d) || !is_on(Part::Attention) {
+    if !products || !cpu::takes(qkv_m3d) {
         return fused(&qkv_m3d.view([b, n, 3, heads, e]).permute([2, 0, 3, 1, 4]), m);
     }
     let qkv_3xne = cpu::split(qkv_m3d, layout(3, b, n, heads, e));
@@ -78,7 +77,7 @@ mod tests {
         let (b, n, heads, e) = (3, 17, 2, 12);
         let (qkv, gradient) =
             (wave(&[b * n, 3 * heads * e], 2.0, Kind::Float), wave(&[b * n, heads * e], 1.0, Kind::Float));
-        let (ours, kept) = forward(&qkv, n, heads);
+        let (ours, kept) = forward(&qkv, n, heads, true);
         let split = qkv.view([b, n, 3, heads, e]).permute([2, 0, 3, 1, 4]);
         let (expected, kept_fused) = fused(&split, b * n);
         close(&ours, &expected, Kind::Float);

@@ -1,6 +1,7 @@
 //! One transformer block, as timm's `Block`: x + drop(attn(norm1(x))), then x + drop(mlp(norm2(x))).
 
 use super::super::Weight;
+use super::super::off::{Off, Part};
 use super::super::stage::Pass;
 use super::attention;
 use super::layers::{Linear, Norm, Statistics, gelu, gelu_backward};
@@ -25,6 +26,9 @@ pub struct Block {
     fc1: Linear,
     fc2: Linear,
     heads: i64,
+    /// Whether the CPU kernels are used, and attention is computed as products of matrices with them.
+    kernels: bool,
+    products: bool,
 }
 
 /// What the backward pass needs of the forward pass.
@@ -43,14 +47,15 @@ pub struct Kept {
 
 impl Block {
     /// `get` gives a parameter by name; with true as fp32.
-    pub fn new(vit: &Vit, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Block> {
+    pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Block> {
+        let kernels = !off.has(Part::Kernels);
         let linear = |name: &str, bias: bool| -> Result<Linear> {
             let bias = if bias { Some(get(&format!("{name}.bias"), false)?) } else { None };
             Ok(Linear { weight: get(&format!("{name}.weight"), false)?, bias })
         };
         let norm = |name: &str| -> Result<Norm> {
-            let eps = vit.layer_norm_eps;
-            Ok(Norm { weight: get(&format!("{name}.weight"), true)?, bias: get(&format!("{name}.bias"), true)?, eps })
+            let (weight, bias) = (get(&format!("{name}.weight"), true)?, get(&format!("{name}.bias"), true)?);
+            Ok(Norm { weight, bias, eps: vit.layer_norm_eps, kernels })
         };
         Ok(Block {
             norm1: norm("norm1")?,
@@ -60,6 +65,8 @@ impl Block {
             fc1: linear("mlp.fc1", true)?,
             fc2: linear("mlp.fc2", true)?,
             heads: vit.heads as i64,
+            kernels,
+            products: kernels && !off.has(Part::Attention),
         })
     }
 
@@ -67,11 +74,11 @@ impl Block {
     pub fn forward(&self, x_md: &Tensor, masks: &Masks) -> (Tensor, Kept) {
         let (normed1_md, statistics1) = self.norm1.forward(x_md);
         let qkv_m3d = self.qkv.forward(&normed1_md);
-        let (mixed_md, attention) = attention::forward(&qkv_m3d, masks.n, self.heads);
+        let (mixed_md, attention) = attention::forward(&qkv_m3d, masks.n, self.heads, self.products);
         let middle_md = masks.join(x_md, masks.dropped(self.proj.forward(&mixed_md), 0), 0);
         let (normed2_md, statistics2) = self.norm2.forward(&middle_md);
         let hidden_mh = self.fc1.forward(&normed2_md);
-        let active_mh = masks.dropped(gelu(&hidden_mh), 1);
+        let active_mh = masks.dropped(gelu(&hidden_mh, self.kernels), 1);
         let out_md = masks.join(&middle_md, masks.dropped(self.fc2.forward(&active_mh), 2), 1);
         let kept = Kept {
             x_md: x_md.shallow_clone(),
@@ -92,7 +99,7 @@ impl Block {
     pub fn backward(&self, gradient_md: Tensor, kept: Kept, masks: &Masks) -> Tensor {
         let branch_md = masks.dropped(masks.branch(&gradient_md, 1), 2);
         let active_mh = masks.dropped(self.fc2.backward(&branch_md, &kept.active_mh), 1);
-        let hidden_mh = gelu_backward(active_mh, &kept.hidden_mh);
+        let hidden_mh = gelu_backward(active_mh, &kept.hidden_mh, self.kernels);
         let normed_md = self.fc1.backward(&hidden_mh, &kept.normed2_md);
         let gradient_md = self.norm2.backward(gradient_md, &normed_md, &kept.middle_md, &kept.statistics2);
 

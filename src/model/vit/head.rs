@@ -1,6 +1,7 @@
 //! Tokens to logits: the final norm and the linear head, on the class token.
 
 use super::super::Weight;
+use super::super::off::{Off, Part};
 use super::super::stage::{Backward, Pass, Stage};
 use super::layers::{Linear, Norm};
 use crate::family::vit::Vit;
@@ -14,9 +15,9 @@ pub struct Head {
 
 impl Head {
     /// `get` gives a parameter by name; with true as fp32.
-    pub fn new(vit: &Vit, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Head> {
+    pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Head> {
         let (weight, bias) = (get("norm.weight", true)?, get("norm.bias", true)?);
-        let norm = Norm { weight, bias, eps: vit.layer_norm_eps };
+        let norm = Norm { weight, bias, eps: vit.layer_norm_eps, kernels: !off.has(Part::Kernels) };
         let linear = Linear { weight: get("head.weight", false)?, bias: Some(get("head.bias", false)?) };
         Ok(Head { norm, linear })
     }

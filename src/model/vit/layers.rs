@@ -47,6 +47,8 @@ pub struct Norm {
     pub weight: Weight,
     pub bias: Weight,
     pub eps: f64,
+    /// Whether the CPU kernels are used for tensors that they take.
+    pub kernels: bool,
 }
 
 /// Mean and 1 / standard deviation of each row.
@@ -57,7 +59,7 @@ pub enum Statistics {
 
 impl Norm {
     pub fn forward(&self, x: &Tensor) -> (Tensor, Statistics) {
-        if cpu::takes(x) {
+        if self.kernels && cpu::takes(x) {
             let (out, statistics) = cpu::norm(x, &self.weight.value, &self.bias.value, self.eps);
             return (out, Statistics::Cpu(statistics));
         }
@@ -91,14 +93,14 @@ impl Norm {
     }
 }
 
-/// The exact GELU.
-pub fn gelu(x: &Tensor) -> Tensor {
-    if cpu::takes(x) { cpu::gelu(x) } else { x.gelu("none") }
+/// The exact GELU, by the CPU kernel if `kernels` and it takes the tensor.
+pub fn gelu(x: &Tensor, kernels: bool) -> Tensor {
+    if kernels && cpu::takes(x) { cpu::gelu(x) } else { x.gelu("none") }
 }
 
 /// The gradient of x, from the gradient of gelu(x).
-pub fn gelu_backward(mut gradient: Tensor, x: &Tensor) -> Tensor {
-    if cpu::takes(x) && cpu::takes(&gradient) {
+pub fn gelu_backward(mut gradient: Tensor, x: &Tensor, kernels: bool) -> Tensor {
+    if kernels && cpu::takes(x) && cpu::takes(&gradient) {
         cpu::gelu_backward(&mut gradient, x);
         return gradient;
     }
@@ -117,7 +119,7 @@ mod tests {
             value: wave(&[24], largest, kind),
             gradient: Some(sum.shallow_clone()),
         };
-        (Norm { weight: weight(1.5, &sums[0]), bias: weight(0.5, &sums[1]), eps: 1e-6 }, sums)
+        (Norm { weight: weight(1.5, &sums[0]), bias: weight(0.5, &sums[1]), eps: 1e-6, kernels: true }, sums)
     }
 
     #[test]

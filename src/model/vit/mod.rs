@@ -46,18 +46,18 @@ enum Activations {
 
 /// Builds a ViT: the last stage owns the parameters of the head.
 pub fn parts(vit: &Vit, blueprint: &Blueprint) -> Result<Parts> {
-    let &Blueprint { depths, get, checkpointing } = blueprint;
+    let &Blueprint { depths, get, checkpointing, off } = blueprint;
     let mut stages: Vec<Box<dyn Stage>> = Vec::new();
     let mut before = 0;
     for (stage, &depth) in depths.iter().enumerate() {
         let embed = if stage == 0 { Some(Embed::new(vit, &|name| get(0, name, false))?) } else { None };
-        let block = |block| Block::new(vit, &|name, exact| get(stage, &format!("blocks.{block}.{name}"), exact));
+        let block = |block| Block::new(vit, off, &|name, exact| get(stage, &format!("blocks.{block}.{name}"), exact));
         let blocks = (0..depth).map(block).collect::<Result<_>>()?;
         stages.push(Box::new(Blocks { embed, blocks, before, hidden: vit.hidden() as i64, checkpointing }));
         before += depth;
     }
     let last = depths.len() - 1;
-    let head = Head::new(vit, &|name, exact| get(last, name, exact))?;
+    let head = Head::new(vit, off, &|name, exact| get(last, name, exact))?;
     Ok(Parts { stages, head: Box::new(head) })
 }
 

@@ -16,16 +16,11 @@ pub use heads::{Layout, join, split};
 pub use norm::{Statistics, norm, norm_backward};
 pub use softmax::{softmax_, softmax_backward_};
 
-use crate::model::off::{Part, is_on};
 use element::Element;
 use tch::{Device, Kind, Tensor};
 
 /// Whether the functions of this room compute on this tensor.
 pub fn takes(tensor: &Tensor) -> bool {
-    fits(tensor) && is_on(Part::Kernels)
-}
-
-fn fits(tensor: &Tensor) -> bool {
     tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::Float | Kind::BFloat16) && tensor.is_contiguous()
 }
 
@@ -42,14 +37,14 @@ use by_kind;
 
 /// The numbers of a contiguous CPU tensor.
 fn numbers<T: Element>(tensor: &Tensor) -> &[T] {
-    assert!(fits(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
+    assert!(takes(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
     // SAFETY: `numel` values of this kind lie in a row in host memory, and the borrowed tensor keeps them alive.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
 /// The numbers of a contiguous CPU tensor, to be changed.
 fn numbers_mut<T: Element>(tensor: &mut Tensor) -> &mut [T] {
-    assert!(fits(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
+    assert!(takes(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
     // SAFETY: as in `numbers`; the exclusive borrow is the caller's promise that no view of it is in use.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
 }
