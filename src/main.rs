@@ -1,4 +1,4 @@
-//! Parses, logs, runs, exits.
+//! Parses the command line, starts logging, runs the command and exits.
 
 use clap::Parser;
 use incubate::cli::{Cli, dispatch};
@@ -24,8 +24,9 @@ fn main() -> ExitCode {
     hdf5::silence_errors(true);
     if cli.command.heeds_signals() {
         for signal in [SIGINT, SIGTERM, SIGUSR2] {
-            // SAFETY: the handler stores to an atomic, and may restore the signal's default and raise it.
-            unsafe { signal_hook::low_level::register(signal, move || stop(signal)) }.expect("these can be caught");
+            // SAFETY: the handler stores to an atomic, and may restore the signal's default action and raise it.
+            unsafe { signal_hook::low_level::register(signal, move || stop(signal)) }
+                .expect("the signal can be caught");
         }
     }
     let world = match if cli.command.trains() { World::join() } else { Ok(World::alone()) } {
@@ -40,23 +41,25 @@ fn main() -> ExitCode {
     drop(world);
     if cuda().is_ok() {
         let _ = std::io::stdout().flush();
-        // SAFETY: null is every stream of C's, such as NCCL's log.
+        // SAFETY: null stands for all of C's streams, such as NCCL's log.
         unsafe { libc::fflush(std::ptr::null_mut()) };
-        // All is written; what CUDA's and NCCL's libraries clear up at exit can only go wrong.
-        // SAFETY: it ends the process.
+        // Everything is written. The exit handlers of CUDA's and NCCL's libraries are skipped, since they can only fail.
+        // SAFETY: the call ends the process.
         unsafe { libc::_exit(code.into()) };
     }
     ExitCode::from(code)
 }
 
-/// Asks for a stop at the next step. A second Ctrl-C does not wait for it; Slurm's warning and its TERM after that do.
+/// Asks for a stop at the next step. A second Ctrl-C ends the process at once, but no other signal does, since Slurm sends a
+/// warning and then TERM.
 fn stop(signal: i32) {
     if STOP.swap(true, Ordering::Relaxed) && signal == SIGINT {
         let _ = signal_hook::low_level::emulate_default_handler(signal);
     }
 }
 
-/// Prints the error once in the whole world, and takes the world down unless it stops in order. Returns the exit code.
+/// Prints the error once in the whole world and aborts the world, unless all ranks stop because of a signal. Returns the exit
+/// code.
 fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
     let code = exit_code(error);
     if Failure::is_stop(error) {
@@ -65,7 +68,7 @@ fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
     }
     let failure = error.chain().find_map(|e| e.downcast_ref::<Failure>());
     match (failure, world) {
-        // The rank that failed says why and ends this one.
+        // The rank that failed prints the error and aborts this rank.
         (Some(Failure::Elsewhere { .. }), _) => std::thread::sleep(Duration::from_secs(5)),
         (_, None) if launched_rank() > 0 => {}
         _ => log::error!("{error:#}"),
@@ -76,11 +79,12 @@ fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
     }
 }
 
-/// Without this a rank that panics would finalise MPI while unwinding, and the others would wait for it for ever.
+/// Makes a panic abort the whole world. Otherwise a rank that panics would finalise MPI while it unwinds, and the other ranks
+/// would wait for it for ever.
 fn abort_on_panic() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        // The phase makes an error of this one, with the cure.
+        // The phase turns this panic into an error with a cure.
         if memory::will_be_caught(info.payload()) {
             return;
         }
@@ -89,8 +93,8 @@ fn abort_on_panic() {
     }));
 }
 
-/// Lines on standard error: the time, the level, and under MPI the rank. On a terminal, where rank zero draws bars for
-/// everybody, step lines would only scroll, and the other ranks stay silent unless something is wrong.
+/// Logs lines with the time, the level and, under MPI, the rank to standard error. On a terminal rank zero draws bars for all
+/// ranks, so step lines are left out, and the other ranks log only warnings.
 fn start_logging(cli: &Cli) {
     use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
     let rank = launched_rank();

@@ -1,5 +1,5 @@
-//! `incubate bench data`: how many images per second one core reads, decodes and transforms, from files and from packs, where
-//! the time goes, and what the whole loader gives. The peer is timm's transform on the same folder.
+//! `incubate bench data`: how many images per second one core reads, decodes and transforms, from files and from packs; the
+//! time of each part; and the rate of the whole loader. The peer is timm's transform on the same folder.
 
 use crate::config::Config;
 use crate::data::feed::Feed;
@@ -27,20 +27,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Images per second, on one thread where not said otherwise; reading the file or the pack included.
+/// Images per second, including reading the file or the pack; on one thread unless stated otherwise.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub images: usize,
     pub mean_bytes: usize,
     pub decode_per_s_core: f64,
     pub train_per_s_core: f64,
-    /// From shards as `incubate pack` writes them, and `incubate pack --raw`.
+    /// From shards that `incubate pack` and `incubate pack --raw` write.
     pub train_packed_jpeg_per_s_core: f64,
     pub train_packed_raw_per_s_core: f64,
     pub eval_per_s_core: f64,
     pub eval_packed_jpeg_per_s_core: f64,
     pub eval_packed_raw_per_s_core: f64,
-    /// Files to mixed batches, with one and with two worker threads.
+    /// From files to mixed batches, with one and with two worker threads.
     pub loader_1_per_s: f64,
     pub loader_2_per_s: f64,
     /// Milliseconds of each part of one image.
@@ -106,7 +106,7 @@ fn read(samples: &dyn Samples, index: usize) -> Result<(Vec<u8>, Stored)> {
     Ok((bytes, stored))
 }
 
-/// Shards of the same images in a folder of their own, which is removed again.
+/// Shards of the same images in a temporary folder.
 struct Packs {
     folder: PathBuf,
     jpeg: Packed,
@@ -139,7 +139,7 @@ impl Packs {
     }
 }
 
-/// One shard of all images, as `incubate pack` makes it.
+/// One shard of all images, made as `incubate pack` makes it.
 fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
     let (mut shrink, mut samples, mut all) = (Shrink::new()?, Table::default(), Vec::new());
     for index in 0..files.len() {
@@ -176,8 +176,8 @@ fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bo
     Ok((rate, Parts::of(reading, &bench.spent, passes * samples.len())))
 }
 
-/// Images per second of some work on each, and how long reading took, after a first few that are not counted. The work is
-/// given a number from 0, which it gets for these as well.
+/// How many images per second some work takes, and how long reading took. The work gets the number of the image. The first
+/// few images are not counted; they are numbered from 0 as well.
 fn rate(
     passes: usize,
     samples: &dyn Samples,
@@ -213,7 +213,7 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
     let mut loader = Loader::start(&plan, &phase, Feed { source: &source, workers }, micro_batches, 0, Mixing::Host);
     let batches = (passes * count).div_ceil(batch);
-    // What was made ahead before the clock started must not count.
+    // Batches that were made before the clock started must not count.
     for batch in loader.by_ref().take(4 * workers) {
         batch?;
     }
@@ -224,7 +224,8 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     Ok((batches * batch) as f64 / began.elapsed().as_secs_f64())
 }
 
-/// Milliseconds of each operation: what it adds to an image that is only normalised, as tables are applied with that.
+/// Milliseconds that each operation adds to an image that is only normalised: tables are applied when the image is
+/// normalised.
 fn operations(config: &Config, files: &dyn Samples) -> Result<BTreeMap<&'static str, f64>> {
     const ALL: [(&str, Operation); 15] = [
         ("auto_contrast", Operation::AutoContrast),

@@ -1,5 +1,5 @@
-//! `incubate bench index`: what the index of a large source costs, and the loader that reads by it, in time and memory, with
-//! generated entries.
+//! `incubate bench index`: the time and memory that the index of a large source takes, and the memory of a loader that uses
+//! it. The entries are generated.
 
 use crate::config::Config;
 use crate::data::feed::Feed;
@@ -19,35 +19,35 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Times in seconds, sizes in MiB.
+/// The result. Times are in seconds, sizes in MiB.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub entries: usize,
     pub classes: usize,
-    /// To generate the entries and keep them.
+    /// The time to generate the entries and write the index file.
     pub build_s: f64,
-    /// To open the kept index: compare the folders' fingerprint, read, verify.
+    /// The time to open the index file: compare the fingerprint of the folders, read and verify.
     pub open_s: f64,
-    /// Of the kept file.
+    /// The size of the index file.
     pub file_mib: f64,
-    /// What the process grew by with the index open.
+    /// How much the process grew when it opened the index.
     pub index_mib: f64,
     pub workers: usize,
-    /// What it grew by at most, from before the index was opened until the loader had made `batches` of 64 images of
-    /// 224 × 224: index, order of the epoch, batches ready and in the making.
+    /// How much the process grew at most, from before the index was opened until the loader had made `batches` batches of 64
+    /// images of 224 × 224: index, order of the epoch, batches that are ready or in progress.
     pub loader_mib: f64,
     pub batches: usize,
-    /// The process's largest size over all of it, libtorch included.
+    /// The largest size of the process, including libtorch.
     pub peak_mib: f64,
 }
 
 const CLASSES: usize = 1000;
-/// As many as a GPU of a node of eight may have.
+/// As many workers as a GPU may have on a node with eight GPUs.
 const WORKERS: usize = 8;
-/// Enough for every worker to have filled its share of what is made ahead.
+/// Enough for every worker to fill its share of the queue.
 const BATCHES: usize = 48;
 
-/// Measures in `folder`, and leaves nothing there.
+/// Measures with temporary files in `folder`.
 pub fn measure(entries: usize, folder: &Path) -> Result<Report> {
     let root = folder.join(format!("bench-index-{}", std::process::id()));
     let kept = IndexFile { path: root.with_extension("index"), may_write: true };
@@ -90,7 +90,7 @@ fn measure_in(entries: usize, root: &Path, kept: &IndexFile) -> Result<Report> {
     })
 }
 
-/// Has the loader make batches of the index's images, all of which have the bytes of one.
+/// Makes batches of the index's images. All images have the same bytes.
 fn load(index: Index) -> Result<()> {
     let mut random = Random::new(&[1]);
     let (height, width) = (375, 500);
@@ -135,7 +135,7 @@ impl Samples for Generated {
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// As ImageNet's classes are named.
+/// A name like those of ImageNet's classes.
 fn name_of(class: usize) -> String {
     format!("n{:08}", 1_440_764 + 1000 * class)
 }
@@ -152,7 +152,7 @@ fn generate(entries: usize) -> Result<Index> {
     Ok(index)
 }
 
-/// Has the kernel measure this process's largest size anew.
+/// Resets the kernel's record of this process's largest size.
 fn forget_peak() -> Result<()> {
     fs::write("/proc/self/clear_refs", "5").context("/proc/self/clear_refs")
 }

@@ -1,4 +1,4 @@
-//! `incubate bench`: performance claims as commands that anybody can run again. Each compares with a peer in the same run.
+//! `incubate bench`: every performance claim is a command that anybody can run. Each command also measures a peer.
 
 pub mod data;
 pub mod index;
@@ -6,7 +6,7 @@ pub mod input;
 pub mod step;
 pub mod store;
 
-/// The middle value; 0 of none.
+/// The middle value; 0 if there are no values.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()

@@ -1,5 +1,5 @@
-//! `incubate bench step`: how fast one device trains, on random images that lie in memory. `tools/bench_step.py` sets it
-//! beside PyTorch and timm.
+//! `incubate bench step`: how fast one device trains on random images in memory. `tools/bench_step.py` compares the result
+//! with PyTorch and timm.
 
 use super::median;
 use crate::collective::Solo;
@@ -24,11 +24,11 @@ use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// The answer: medians over the timed steps.
+/// The result: medians over the timed steps.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub model: String,
-    /// `e2e`, or `stage I`: the module that trains in its hybrid.
+    /// `e2e`, or `stage I` for the module that trains in its hybrid.
     pub work: String,
     pub blocks: usize,
     pub trained_parameters: usize,
@@ -41,18 +41,19 @@ pub struct Report {
     pub steps: usize,
     pub step_s: f64,
     pub images_per_s: f64,
-    /// Operations that the step needs by formula (what is recomputed counts once), per second.
+    /// Operations per second: those that the step needs by formula, where recomputed operations count once.
     pub gflops: f64,
-    /// Large square matrix products in the same precision, on the same threads, per second.
+    /// Operations per second of large square matrix products in the same precision, on the same threads.
     pub matrix_product_gflops: f64,
-    /// Of that.
+    /// `gflops` divided by `matrix_product_gflops`.
     pub utilisation: f64,
-    /// The process's largest resident set; on a GPU its memory in use, which libtorch does not give back.
+    /// The process's largest resident set; on a GPU the memory in use, since libtorch does not return memory.
     pub peak_mib: f64,
     pub share: Shares,
 }
 
-/// Where the time of a step goes; together 1. With a GPU all but `device` is what it takes to hand it the work.
+/// The share of each part in the time of a step; they add up to 1. With a GPU the parts other than `device` are the time to
+/// hand it the work.
 #[derive(Debug, Serialize)]
 pub struct Shares {
     pub data: f64,
@@ -60,11 +61,11 @@ pub struct Shares {
     pub backward: f64,
     pub all_reduce: f64,
     pub optimiser: f64,
-    /// Waiting for a GPU to have done its work.
+    /// Waiting for a GPU to finish its work.
     pub device: f64,
 }
 
-/// Sizes by name: image, patch, width, depth, heads, channels, classes; four stages of the same depth.
+/// Models with four stages of the same depth: name, and image, patch, width, depth, heads, channels, classes.
 const MODELS: [(&str, [usize; 7]); 7] = [
     ("tiny-28", [28, 7, 48, 16, 4, 1, 10]),
     ("deit-ti", [224, 16, 192, 12, 3, 3, 1000]),
@@ -75,8 +76,8 @@ const MODELS: [(&str, [usize; 7]); 7] = [
     ("deit-t-128", [32, 4, 192, 128, 3, 3, 100]),
 ];
 
-/// A config for a model of the table, or the config file of that path. The table's models train without stochastic
-/// depth and in one micro-batch, as their peers do.
+/// A config for a model of the table, or the config file at that path. The table's models train without stochastic depth and
+/// in one micro-batch, as their peers do.
 pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
     let Some((_, sizes)) = MODELS.iter().find(|(name, _)| *name == model) else {
         require!(
@@ -99,7 +100,7 @@ pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
 
 /// What to measure.
 pub struct Work {
-    /// The module that trains; the target end to end without one.
+    /// The module that trains; the target trains end to end if there is none.
     pub stage: Option<usize>,
     /// Samples of a global batch.
     pub batch: usize,
@@ -121,7 +122,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
         Some(index) => plan.phase(&MODULE, Some(index)),
         None => plan.phase(&E2E, None),
     };
-    // By the formula for what the phase needs, whatever is switched off.
+    // The operations that the phase needs do not depend on the parts that are switched off.
     let flops = training_flops(&plan.config.model, &phase) * batch as f64;
     if off.has(Part::Suffix) {
         phase.trained.end = stages;
@@ -147,7 +148,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
             times += outcome.map_or(Times::default(), |outcome| outcome.times);
         }
     }
-    // Before the matrix products take their own.
+    // The matrix products take more memory later.
     let peak_mib = peak_mib(device)?;
     let step_s = median(seconds);
     let gflops = flops / step_s / 1e9;
@@ -186,7 +187,7 @@ impl Shares {
     }
 }
 
-/// The same micro-batches for every step.
+/// The micro-batches of each step, which are the same for all steps.
 fn random_batches(
     plan: &Plan,
     micro_batches: Vec<Range<usize>>,

@@ -1,4 +1,4 @@
-//! `incubate bench store`: what checkpoints cost the training, and how fast one is written, against `dd … conv=fsync`.
+//! `incubate bench store`: how much checkpoints slow training, and how fast one is written compared with `dd … conv=fsync`.
 
 use super::median;
 use crate::collective::Solo;
@@ -22,26 +22,26 @@ use std::process::Command;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// The answer; times in seconds, rates in MB (10⁶ bytes) per second, each the median over the pairs.
+/// The result. Times are in seconds, rates in MB (10⁶ bytes) per second; each is the median over the pairs.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub pairs: usize,
     pub every_steps: u64,
-    /// Of `every_steps` steps.
+    /// The time of `every_steps` steps.
     pub block_s: f64,
-    /// The same with one checkpoint, until its file is in place.
+    /// The time of the same steps with one checkpoint, until its file is in place.
     pub block_with_checkpoint_s: f64,
     pub overhead_percent: f64,
     pub written_mb: f64,
     pub write_mb_per_s: f64,
     pub dd_mb_per_s: f64,
-    /// Of dd's rate.
+    /// Our rate divided by dd's.
     pub write_ratio: f64,
 }
 
-/// Trains the config's meta model in blocks of `every` steps, in turn without and with a checkpoint, and writes the
-/// config's target with its optimiser state by us and as many bytes by dd, in turn. What it writes into `config.run.dir` it
-/// removes.
+/// Trains the config's meta model in blocks of `every` steps, in turn without and with a checkpoint. Then writes the config's
+/// target with its optimiser state, in turn with as many bytes by dd. Removes the files that it writes into
+/// `config.run.dir`.
 pub fn measure(mut config: Config, every: u64, pairs: usize) -> Result<Report> {
     config.run.dir = config.run.dir.join(format!("bench-store-{}", std::process::id()));
     config.run.checkpoint_every = Interval::Never;
@@ -93,7 +93,7 @@ fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64
         clock: &Clock::of_process(),
     };
     let mut blocks = Blocks::new(&setting, &phase, every)?;
-    // The first block pays for what is set up once.
+    // The first block also pays the one-time costs, so it is not counted.
     blocks.time(true)?;
     let pairs = (0..pairs).map(|_| Ok((blocks.time(false)?, blocks.time(true)?)));
     Ok(pairs.collect::<Result<Vec<_>>>()?.into_iter().unzip())
@@ -122,7 +122,7 @@ impl<'a> Blocks<'a> {
         Ok(Blocks { phase, steps, trainer, stepper, loader, checkpoints })
     }
 
-    /// Seconds that the next block takes; a checkpoint of its start, if wanted, is in place at its end.
+    /// Seconds that the next block takes, including a checkpoint of its start `with_checkpoint`.
     fn time(&mut self, with_checkpoint: bool) -> Result<f64> {
         let began = Instant::now();
         if with_checkpoint {
@@ -141,7 +141,7 @@ impl<'a> Blocks<'a> {
 /// A checkpoint of the config's target: weights and optimiser state.
 struct Checkpoint {
     header: Header,
-    /// The weights, or a moment of the optimiser.
+    /// Stands for the weights and for each moment of the optimiser.
     buffer: Tensor,
 }
 
@@ -168,7 +168,7 @@ impl Checkpoint {
         12 * self.buffer.numel()
     }
 
-    /// Seconds from the buffers in memory to the synced file in its place.
+    /// Seconds from the buffers in memory to the synced file in place.
     fn write(&self, path: &Path) -> Result<f64> {
         let began = Instant::now();
         let buffers = ["weights", "exp_avg", "exp_avg_sq"].map(|name| (name, &self.buffer));

@@ -1,11 +1,11 @@
-//! One image as it is packed.
+//! Makes one packed image.
 
 use super::Options;
 use crate::data::image::shrink::{Image, Shrink};
 use crate::data::source::samples::Split;
 use anyhow::Result;
 
-/// What reads and shrinks images, with its memory; each thread has its own.
+/// Reads and shrinks images. Each thread has its own encoder, which reuses its memory.
 pub struct Encoder {
     shrink: Shrink,
     stored: Vec<u8>,
@@ -16,7 +16,7 @@ impl Encoder {
         Ok(Encoder { shrink: Shrink::new()?, stored: Vec::new() })
     }
 
-    /// Reads an image of a split and makes what is stored of it.
+    /// Reads an image of a split and encodes it for the pack.
     pub fn encode(&mut self, images: &Split, index: usize, options: &Options) -> Result<Image> {
         let stored = images.read(index, &mut self.stored)?;
         self.shrink.shrink(&self.stored, stored, options.form)

@@ -1,6 +1,6 @@
-//! `incubate pack`: any source into the packed form (`data/shard.rs`), shard by shard. All threads encode one shard's images
-//! while the shard before is written. A shard is written durably or not at all, so that the same command goes on where it
-//! was stopped.
+//! `incubate pack`: writes any source in the packed form (`data/source/shard.rs`), shard by shard. All threads encode the
+//! images of one shard while the previous shard is written. A shard is written durably or not at all, so after a stop the
+//! same command continues with the next shard.
 
 mod image;
 
@@ -33,20 +33,20 @@ pub struct Options {
     pub threads: usize,
 }
 
-/// What lies in the folder at the end.
+/// The contents of the folder at the end.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     pub train_images: usize,
     pub val_images: usize,
     pub shards: usize,
-    /// Those that an earlier call had written.
+    /// Shards that an earlier call has written.
     pub kept_shards: usize,
-    /// Images that could not be read, and are not in the pack.
+    /// Images that could not be read and are not in the pack.
     pub skipped_images: usize,
     pub bytes: u64,
 }
 
-/// One shard to be.
+/// A shard that the pack has or will have.
 struct Part<'a> {
     split: &'static str,
     images: &'a Split,
@@ -57,12 +57,12 @@ struct Part<'a> {
     recipe: String,
 }
 
-/// What all shards have in common.
+/// The values that all shards share.
 struct Work<'a> {
     options: &'a Options,
-    /// What the images' names begin with in the source, and not in the pack.
+    /// The start of the images' names in the source, which is left out in the pack.
     root: String,
-    /// Where to tell how far it has come; may not be there.
+    /// The run directory for progress, which may not exist.
     run: &'a Path,
     classes: Vec<String>,
     bad: &'a BadImages,
@@ -70,7 +70,8 @@ struct Work<'a> {
 }
 
 impl Options {
-    /// Images of a shard: some 150 MB as JPEG, 250 MB raw, at ImageNet's proportions and a shorter side of 256.
+    /// The number of images of a shard. With ImageNet's proportions and a shorter side of 256 pixels they take about 150 MB as
+    /// JPEG and 250 MB raw.
     fn images_per_shard(&self) -> usize {
         match self.form.encoding {
             Encoding::Jpeg => 8192,
@@ -79,10 +80,11 @@ impl Options {
     }
 }
 
-/// Packs both splits of a config's source into a folder; `tick` is told how many more images are done.
+/// Packs both splits of a config's source into a folder. `tick` is called with the number of images done since the last call.
 ///
 /// # Errors
-/// A usage error for more unreadable images than `data.bad_images`, or a folder that holds another pack; [`Failure::Stopped`] at a signal.
+/// Fails with a usage error if more than `data.bad_images` images cannot be read or the folder holds another pack; with
+/// [`Failure::Stopped`] after a signal.
 pub fn pack(
     source: &Source,
     config: &Config,
@@ -102,14 +104,14 @@ pub fn pack(
     work.pack(source, into)
 }
 
-/// For `status`, where `run` is a run directory: packing failed, or could not begin.
+/// Notes for `status` that packing failed or could not begin, if `run` is a run directory.
 pub fn note_failure(run: &Path, error: &anyhow::Error) {
     if !Failure::is_stop(error) && is_watched(run) {
         Progress::fail(run, PACK.name, &format!("{error:#}")).unwrap_or_else(|error| log::warn!("{error:#}"));
     }
 }
 
-/// Whether there is a run directory to tell `status` in.
+/// Whether `run` is a run directory, from which `status` reads progress.
 fn is_watched(run: &Path) -> bool {
     run.join("progress").is_dir()
 }
@@ -146,7 +148,7 @@ impl Work<'_> {
         ended.map(|()| report)
     }
 
-    /// Encodes one shard after the other, while a thread writes the one before.
+    /// Encodes one shard after another while a thread writes the previous shard.
     fn run(&self, missing: &[&Part], report: &mut Report) -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads).build()?;
         let (began, total) = (Instant::now(), report.shards);
@@ -175,12 +177,12 @@ impl Work<'_> {
                 sender.send((part, shard, bytes)).map_err(|_| anyhow!("the writer has stopped"))
             });
             drop(sender);
-            // The writer stops early only if it failed, and then its error is the one to tell.
+            // The writer stops early only if it fails, so its error comes first.
             writer.join().expect("the writer does not panic").and(encoded)
         })
     }
 
-    /// A heartbeat, in shards. One that is lost costs nothing.
+    /// Writes a heartbeat, which counts shards. A heartbeat may be lost.
     fn tell(&self, state: Activity, done: usize, total: usize) {
         if is_watched(self.run) {
             let progress = Progress { state, step: done as u64, steps: total as u64, ..Progress::begun(PACK.name) };
@@ -188,7 +190,7 @@ impl Work<'_> {
         }
     }
 
-    /// What there is to do, in order.
+    /// All shards of the pack, in order.
     fn parts<'a>(&self, source: &'a Source, into: &Path) -> Vec<Part<'a>> {
         let per_shard = self.options.images_per_shard();
         let mut parts = Vec::new();
@@ -204,7 +206,7 @@ impl Work<'_> {
         parts
     }
 
-    /// Hash of which images a shard holds and how.
+    /// The hash of the images in a shard and of the way they are encoded.
     fn recipe(&self, images: &Split, range: Range<usize>) -> String {
         let Form { encoding, size, quality } = self.options.form;
         let mut text = format!("{} {size} {quality} {:?}\n", encoding.name(), self.classes);
@@ -218,7 +220,7 @@ impl Work<'_> {
         name.strip_prefix(&self.root).map(str::to_string).unwrap_or(name)
     }
 
-    /// The images of one shard, all threads at work.
+    /// Encodes the images of one shard with all threads.
     fn encode(&self, part: &Part) -> Result<(Shard, Vec<u8>)> {
         let images = part.range.clone().into_par_iter().map_init(Encoder::new, |encoder, index| {
             if stop_requested() {
@@ -289,7 +291,7 @@ impl Report {
     }
 }
 
-/// The source's names of its classes; their numbers where it has none.
+/// The source's names of its classes, or their numbers if it has no names.
 fn classes(source: &Source) -> Vec<String> {
     let named = source.train.classes();
     if !named.is_empty() {
