@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""`incubate bench data` side by side with `peer_data.py`, timm's DeiT transforms, in interleaved pairs over the same folder:
-prints one table and one JSON line.
+"""Compares `incubate bench data` with `peer_data.py`, timm's DeiT transforms, in interleaved pairs over the same folder.
+Prints one table and one JSON line.
 
   tools/bench_data.py --incubate target/release/incubate --python python3 [--pairs 5] [--folder DIR]
 
---python has torch, torchvision and timm. Without --folder it draws 200 JPEGs into a temporary one. Every ratio is to timm
-from the files, packed forms included: the median of the pairs' own ratios, with the lowest and the highest.
+--python is an interpreter with torch, torchvision and timm. Without --folder, 200 JPEGs are drawn into a temporary folder.
+Every ratio, also of packed forms, compares with timm on the files: the median of the pairs' ratios, the lowest and the
+highest.
 """
 import argparse
 import json
@@ -17,7 +18,7 @@ import tempfile
 
 from bench_step import HERE, answer
 
-# What is measured here, and timm's figure that it is set beside.
+# Each row: its name, our figure, and timm's figure to compare with.
 ROWS = [
     ("decode", "decode_per_s_core", "decode"),
     ("training transform from JPEG files", "train_per_s_core", "train"),

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""What incubating each module of ViT-L/16 takes in memory, as the real command does it, beside PyTorch training the whole of it
-end to end: prints one table and one JSON line.
+"""Compares the memory that `incubate module` needs for each module of ViT-L/16 with the memory that PyTorch needs to train
+the whole model end to end. Prints one table and one JSON line.
 
   tools/bench_memory.py --incubate target/release/incubate --python python3
 
---python has torch and timm. Both on the CPU in fp32, 8 images at a time; here with a checkpoint after every step.
+--python is an interpreter with torch and timm. Both run on the CPU in fp32 with 8 images at a time. `incubate` writes a
+checkpoint after every step.
 """
 import argparse
 import json
@@ -21,7 +22,7 @@ SETS = ["run.device=cpu", f"run.micro_batch={BATCH}", "run.checkpoint_every=1 st
 
 
 def peak_mib(command):
-    """The most that a command had in memory at once."""
+    """The peak memory of a command."""
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     words = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""`incubate bench step` side by side with PyTorch and timm, in interleaved pairs: prints one table and one JSON line.
+"""Compares `incubate bench step` with PyTorch and timm, in interleaved pairs. Prints one table and one JSON line.
 
   tools/bench_step.py --incubate target/release/incubate --python python3 [--pairs 5] [--only deit-ti]
   tools/bench_step.py --incubate target/release/incubate --without [--pairs 5]
 
---python has torch and timm. Each figure is the median of the pairs' own ratios, so that a machine which slows down for
-a while slows both. Stage rows are the mean over the four stages. --without instead pairs the step with itself, one part
-of what makes it fast switched off.
+--python is an interpreter with torch and timm. Each figure is the median of the pairs' ratios, so that a machine which
+slows down for a while slows both. Rows of stages are means over the four stages. --without instead compares the step with
+itself, with one optimisation switched off.
 """
 import argparse
 import json
@@ -15,7 +15,7 @@ import statistics
 import subprocess
 
 STAGES = range(4)
-# name, model, batch, threads, precision here, dtype there, what runs: None is end to end. Here and there see the same sizes.
+# name, model, batch, threads, our precision, PyTorch's dtype, the stages that run; None is end to end.
 ROWS = [
     ("e2e, fp32 / fp32", "deit-ti", 32, 2, "fp32", "float32", [None]),
     ("e2e, bf16 / bf16 autocast", "deit-ti", 32, 2, "bf16", "bfloat16", [None]),
@@ -26,7 +26,7 @@ ROWS = [
     ("e2e and modules, bf16 / fp32", "tiny-28", 128, 1, "bf16", "float32", [None, *STAGES]),
 ]
 PARTS = ["kernels", "attention", "optimiser", "suffix", "memory"]
-# name, model, batch, threads, stage: what the parts are switched off in, in fp32.
+# name, model, batch, threads, stage: the fp32 steps in which optimisations are switched off.
 PARTED = [
     ("deit-ti module 0", "deit-ti", 32, 2, 0),
     ("tiny-28 e2e", "tiny-28", 128, 1, None),
@@ -60,7 +60,7 @@ def pair(a, model, batch, threads, precision, dtype, stage):
 
 
 def without(a):
-    """How many times as long a step takes without each part."""
+    """Prints how many times as long a step takes without each optimisation."""
     print(f"| off | {' | '.join(row[0] for row in PARTED)} |\n|---|{'---|' * len(PARTED)}")
     for part in PARTS:
         ratios = []

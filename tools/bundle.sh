@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes a tarball that runs on nodes of the same processor family without installing anything: the program, its MPI and
-# HDF5 with their plug-ins, and a launcher. Build once, unpack on the shared file system, run on every node whose C library
-# (glibc) is as new as this machine's: build on the oldest system that you have.
+# Makes a tarball of the program, its MPI and HDF5 with their plug-ins, and a launcher. It runs without installation on nodes
+# of the same processor family whose C library (glibc) is at least as new as this machine's, so build it on the oldest system
+# that you have. Unpack it on the shared file system.
 #   tools/bundle.sh [--with-libtorch] [FILE]          default: target/incubate-VERSION-ARCH.tar.gz
-# Without libtorch inside (about 500 MB), set LIBTORCH on the nodes to a libtorch 2.11.0, or to the folder `torch` of a
-# Python that has it. To use a site's own Open MPI 4 in place of the bundled one, set MPI_LIB to its lib folder.
+# Without --with-libtorch (about 500 MB), set LIBTORCH on the nodes to a libtorch 2.11.0 or to the folder `torch` of a Python
+# that has it. To use a site's Open MPI 4 instead of the bundled one, set MPI_LIB to its lib folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 libtorch=false file=
@@ -31,7 +31,7 @@ cp -r configs docs slurm LICENSE README.md CONTRIBUTING.md CHANGELOG.md "$root/"
 mkdir "$root/tools"
 cp tools/*.py "$root/tools/"
 
-# Everything that it and MPI's plug-ins load, but for the C library, which belongs to the system, and libtorch.
+# Copies all libraries that the program and MPI's plug-ins load, except libtorch and the system's C library.
 plugins() { find "$1" -name '*.so' 2>/dev/null || true; }
 mpi=$(ldd target/release/incubate | awk '$1 ~ /^libmpi/ {print $3}')
 mpi=$(dirname "$(readlink -f "$mpi")")
@@ -44,7 +44,7 @@ for folder in /usr/lib/*/pmix*/lib/pmix "$mpi/pmix"; do plugins "$folder" | xarg
 ldd target/release/incubate "$root"/lib/*/*.so 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u |
   grep -vE "^$torch|/nvidia/|/lib(c|m|dl|rt|pthread|util|resolv|gomp)\.so|/ld-linux" | xargs -I{} cp -nL {} "$root/lib/"
 if $libtorch; then
-  # As it lies, so that its own search paths hold; without the headers and what only Python needs.
+  # Keeps the layout of the folders, on which libtorch's search paths depend, but leaves out headers and Python's files.
   mkdir -p "$root/libtorch"
   folders=(torch/lib)
   [ ! -d "$torch/../nvidia" ] || folders+=(nvidia)
@@ -54,7 +54,7 @@ fi
 
 cat >"$root/incubate" <<'LAUNCHER'
 #!/bin/sh
-# Starts the program with the libraries beside it.
+# Starts the program with the bundled libraries.
 here=$(dirname "$(readlink -f "$0")")
 torch=${LIBTORCH:-$here/libtorch/torch}
 if [ ! -e "$torch/lib/libtorch_cpu.so" ]; then

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes checkpoints in the layout of the official code (`model` and `model_stages`, with an optimiser beside them) and of
-DeiT and timm, has incubate import and export each, and compares bit for bit; then compares logits and the pixels of JPEG and
-PNG files of odd sizes with `check_exports.py`.
+"""Makes checkpoints in the layouts of the official code (`model`, `model_stages` and an optimiser), of DeiT and of timm, lets
+incubate import and export each, and compares them bit for bit. Then compares logits, and the pixels of JPEG and PNG files of
+odd sizes, with `check_exports.py`.
 
   tools/check_imports.py INCUBATE [SIZE…] [-- ARGUMENTS OF check_exports.py]        (SIZE: small, b, l, h)
 
-Needs torch, timm and Pillow, and for ViT-H about 12 GB of memory and 15 GB of disk. Anything unequal ends in exit code 1.
+Needs torch, timm and Pillow, and for ViT-H about 12 GB of memory and 15 GB of disk. The exit code is 1 if anything differs.
 """
 import os
 import shutil
@@ -29,7 +29,7 @@ SIZES = {
 
 
 def stages(size):
-    """What `[module.state_dict() for module in model.stages]` is, of random weights with the spread of trained ones."""
+    """`[module.state_dict() for module in model.stages]`, with random weights as spread as trained weights."""
     _, image, patch, classes, width, depths, qkv_bias = SIZES[size]
     generator = torch.Generator().manual_seed(1)
 
@@ -70,12 +70,12 @@ def flat(made):
     return whole
 
 
-# Width and height: margins even and odd, smaller than the input, large enough for a reduced decode.
+# Widths and heights: with even and odd margins, smaller than the input, and large enough for a reduced decode.
 IMAGES = [(640, 427), (1024, 683), (427, 640), (500, 375), (333, 500), (225, 226), (97, 131), (2049, 1365)]
 
 
 def photographs(folder):
-    """train/ and val/ of two classes: JPEG and PNG files, some grey and some with a palette, of smooth shapes and noise."""
+    """Writes train/ and val/ of two classes: JPEG and PNG files of smooth shapes and noise, some grey and some with a palette."""
     generator = torch.Generator().manual_seed(2)
     for i, (width, height) in enumerate(IMAGES):
         coarse = torch.rand(1, 3, 9, 9, generator=generator)

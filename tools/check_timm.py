@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Loads an exported timm folder with the real timm and evaluates it on the MNIST-family test images that it was trained
-for, with the preprocessing that its own config describes.
+"""Loads an exported timm folder with the real timm and evaluates it on test images of the MNIST family, with the preprocessing
+of its config.
 
   tools/check_timm.py RUN_DIR/export/timm IMAGE_FOLDER        (needs torch, timm)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on real images: installs what is missing, builds, and incubates a Vision Transformer on Fashion-MNIST
-# with two MPI ranks. Started again it resumes; `rm -r runs/fashion-mnist` starts afresh.
+# Runs the main job on real images: installs what is missing, builds, and incubates a Vision Transformer on Fashion-MNIST
+# with two MPI ranks. A second start resumes the run; `rm -r runs/fashion-mnist` removes it.
 #   tools/demo.sh [CONFIG] [--set KEY=VALUE]…        default: configs/fashion-mnist.toml
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,12 +11,12 @@ PATH=$HOME/.cargo/bin:$PATH
 cargo build --release --locked
 options=(--bind-to none --oversubscribe --quiet)
 [ "$(id -u)" != 0 ] || options+=(--allow-run-as-root)
-# mpirun kills its ranks a second after Ctrl-C or TERM, whatever they write. In a session of its own it does not hear of
-# them: the ranks do, as USR2, and write a checkpoint.
+# After Ctrl-C or TERM mpirun kills its ranks within a second, even while they write. So mpirun gets a session of its own,
+# which Ctrl-C does not reach, and the first signal is passed on as USR2, after which the ranks write a checkpoint.
 setsid mpirun "${options[@]}" -n 2 target/release/incubate run "$config" "$@" &
-# A second one waits for nothing.
+# A second signal is passed on as TERM, which ends the ranks at once.
 signal=USR2
 trap 'kill -s "$signal" $!; signal=TERM' INT TERM HUP QUIT USR2
-# A signal ends `wait` early.
+# A signal interrupts `wait`, so wait again until the process has ended.
 until wait $!; code=$?; ! kill -0 $! 2>/dev/null; do :; done
 exit "$code"

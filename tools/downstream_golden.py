@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/coco and tests/golden/ade20k: generated annotations, results and label maps, and the figures that
-pycocotools and a plain numpy computation give for them.
+"""Writes tests/golden/coco and tests/golden/ade20k: generated annotations, results and label maps, and their figures by
+pycocotools and by a plain numpy computation.
 
   tools/downstream_golden.py [FOLDER [SEED IMAGES]]      (needs numpy, pycocotools, Pillow; by default FOLDER is tests/golden)
 
-The annotations have crowds, ignored objects, images without objects, ties between scores, polygons, and run-length masks both
-compressed and not.
+The annotations have crowds, ignored objects, images without objects, polygons, and compressed and uncompressed run-length
+masks. The results have equal scores.
 """
 import contextlib
 import io

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/*: what the real timm and torch compute, for the parity tests to compare with.
+"""Writes tests/golden/*: results of the real timm and torch, with which the parity tests compare ours.
 
   tools/golden.py [FOLDER]      (needs torch, timm, safetensors; by default FOLDER is tests/golden)
 
-Weights, images and targets are the formulas `wave` and `target` below, which tests/suite/parity.rs computes anew, so that
-only results are stored. One file per network: logits, loss and the gradient of every trained parameter, by timm's names;
-all stages of a hybrid but the one that trains have no gradient.
+Weights, images and targets come from the formulas `wave` and `target` below. tests/suite/parity.rs computes them too, so
+that only results are stored. Each file holds the logits, the loss and the gradients of one network, by timm's names. In a
+hybrid only the stage that trains has gradients.
 """
 import json
 import os
@@ -83,7 +83,7 @@ def main(folder):
             grads = {n: p.grad for n, p in model.named_parameters() if index is None or stage_of(n, depths) == index}
             save_file({"logits": logits.detach(), "loss": loss.detach().reshape(1), **{f"grad.{n}": g for n, g in grads.items()}},
                       os.path.join(folder, f"{shape}-{case}.safetensors"))
-            # 20 steps as the official code takes them: AdamW, timm's scheduler stepped after the epoch (here, one step).
+            # 20 steps as in the official code: AdamW, and timm's scheduler stepped after each epoch, which is one step here.
             model = network(shape, depths)
             trained = [(n, p) for n, p in model.named_parameters() if index is None or stage_of(n, depths) == index]
             optimizer = torch.optim.AdamW([{"params": [p for n, p in trained if no_decay(n, p)], "weight_decay": 0.0},

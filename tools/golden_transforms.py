@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/transforms.safetensors and transforms.json with the real timm, torchvision and Pillow: what each
-operation makes of one small image, and histograms of 100,000 draws of every random parameter.
+"""Writes tests/golden/transforms.safetensors and transforms.json with the real timm, torchvision and Pillow: the result of each
+operation on one small image, and histograms of 100,000 draws of every random parameter.
     python tools/golden_transforms.py [FOLDER]"""
 import io
 import json
@@ -33,7 +33,7 @@ OPERATIONS = [("AutoContrast", ()), ("Equalize", ()), ("Invert", ()), ("Posteriz
 
 
 def picture(height, width):
-    """Smooth colours, a sharp edge and noise; not the whole range of values, so that contrast can be stretched."""
+    """An image of smooth colours, a sharp edge and noise. It does not use the whole range of values, so contrast can be stretched."""
     y, x = np.mgrid[:height, :width]
     planes = [110 + 70 * np.sin(0.11 * x + 0.07 * y + c) + 40 * ((x + 2 * y) % 37 < 12) for c in range(3)]
     noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
@@ -47,7 +47,7 @@ def encoded(image, **options):
 
 
 def png(pixels, colour, interlaced=False):
-    """A PNG of a kind that Pillow does not write: 16 bits per channel, or in Adam7's seven passes."""
+    """A PNG that Pillow cannot write: with 16 bits per channel, or interlaced."""
     depth = pixels.dtype.itemsize * 8
     height, width = pixels.shape[:2]
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
@@ -65,7 +65,7 @@ def png(pixels, colour, interlaced=False):
 
 
 def files():
-    """Files of every kind, and what Pillow makes of each."""
+    """Files of every kind, and Pillow's image of each."""
     image = picture(45, 61)
     deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 3)
     orientation = Image.Exif()
@@ -106,7 +106,7 @@ def pictures():
             op.aug_fn(image, *arguments, **dict(op.kwargs)))
     large = picture(90, 121)
     result["large"] = np.asarray(large)
-    # left, top, width, height of a crop, resized to SIZE × SIZE: smaller, larger, anisotropic.
+    # left, top, width and height of a crop that is resized to SIZE × SIZE: smaller, larger, anisotropic.
     for left, top, width, height in [(0, 0, 121, 90), (7, 11, 80, 60), (30, 20, 25, 33), (100, 3, 21, 80)]:
         crop = large.crop((left, top, left + width, top + height))
         result[f"crop.{left} {top} {width} {height}"] = np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
@@ -120,7 +120,7 @@ def pictures():
             transform = transforms.Compose([resize, transforms.CenterCrop(size), transforms.ToTensor()])
         key = f"evaluation.{size} {image.width} {image.height}"
         result[key] = (transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    # Brightness, contrast and saturation as ColorJitter applies them, in this order.
+    # Brightness, contrast and saturation, in ColorJitter's order.
     image = picture(SIZE, SIZE)
     adjust = {"Brightness": functional.adjust_brightness, "Contrast": functional.adjust_contrast,
               "Color": functional.adjust_saturation}
@@ -130,7 +130,7 @@ def pictures():
             jittered = adjust[name](jittered, factor)
         result["jitter." + ", ".join(f"{name} {factor}" for name, factor in factors.items())] = np.asarray(jittered)
     result |= erased(image)
-    # A photograph's size, evaluated at the sizes of the configs; every seventh pixel is kept.
+    # An image as large as a photograph, evaluated at the sizes of the configs. Every seventh pixel is kept.
     file = encoded(picture(450, 600).resize((600, 450)), format="JPEG", quality=85)
     result["photo.jpg"] = file
     photo = Image.open(io.BytesIO(file.tobytes())).convert("RGB")
@@ -171,7 +171,7 @@ def small():
 
 
 def erased(image):
-    """One rectangle of noise in planes, and where it is."""
+    """An image with one erased rectangle, and the rectangle's position."""
     planes = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
     erasing = RandomErasing(probability=1.0, mode="pixel", device="cpu")
     after = planes.clone()
@@ -183,7 +183,7 @@ def erased(image):
 
 
 def histogram(values, low, high, bins=20):
-    # The ranges keep frequent values off the borders of bins, where rounding would decide.
+    # With these ranges no frequent value lies on the border of two bins, where rounding would decide.
     counts, _ = np.histogram(values, bins, (low, high))
     assert counts.sum() == len(values), (min(values), max(values))
     return {"low": low, "high": high, "counts": counts.tolist()}
@@ -228,7 +228,7 @@ def draws():
     for name, mixup, cutmix in [("mixup", 0.8, 0.0), ("cutmix", 0.0, 1.0), ("both", 0.8, 1.0)]:
         mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, num_classes=1000)
         drawn = [mix._params_per_batch() for _ in range(DRAWS)]
-        # CutMix's is corrected to the area that is pasted.
+        # CutMix corrects lambda to the area that is pasted.
         shape = (2, 3, 224, 224)
         lambdas = [cutmix_bbox_and_lam(shape, lam)[1] if cut else lam for lam, cut in drawn]
         result[f"{name} lambda"] = histogram([float(lam) for lam in lambdas], 0.0, 1.0)
@@ -237,7 +237,7 @@ def draws():
 
 
 class Recorder:
-    """Notes where RandomErasing writes, without the cost of writing."""
+    """Records where RandomErasing writes, without writing."""
     def __init__(self, image):
         self.height = self.width = 0
 

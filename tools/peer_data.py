@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""timm's DeiT transforms (Pillow, torchvision) on one core: the peer of `incubate bench data`.
+"""Measures timm's DeiT transforms (Pillow, torchvision) on one core: the peer of `incubate bench data`.
 
   python tools/peer_data.py FOLDER [--make 200] [--passes 2]
 
-Prints one JSON line: images per second of decoding, the training and the evaluation transform of every JPEG and PNG below the
-folder. --make only draws so many photo-like JPEGs (400-560 x 333-500, quality 92, some 80 kB) into it. Needs torch, torchvision
-and timm.
+Prints one JSON line: images per second of decoding, of the training transform and of the evaluation transform, over every
+JPEG and PNG below the folder. --make only draws so many JPEGs like photographs (400-560 x 333-500, quality 92, about 80 kB)
+into the folder. Needs torch, torchvision and timm.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def draw(folder, count):
 
 
 def rates(folder, passes):
-    """Images per second on one thread, reading included."""
-    # timm may ask for 0 bits, which newer Pillows refuse; 1 costs the same.
+    """Images per second on one thread, including reading."""
+    # timm may ask for 0 bits, which newer versions of Pillow refuse. 1 bit takes the same time.
     posterize = ImageOps.posterize
     ImageOps.posterize = lambda image, bits: posterize(image, max(bits, 1))
     torch.set_num_threads(1)

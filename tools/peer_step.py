@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""One training step of PyTorch and timm, as a user of the official code runs it: the peer of `incubate bench step`.
+"""Measures a training step of PyTorch and timm as in the official code: the peer of `incubate bench step`.
 
   python tools/peer_step.py --model deit-ti --mode official --stage 0 --batch 32 --dtype float32
 
---mode e2e trains everything; official freezes only the stages before --stage (the official code's rule); frozen freezes
-every other stage. --dtype bfloat16 runs under autocast. Prints one JSON line. Needs torch and timm.
+--mode e2e trains everything, official freezes only the stages before --stage, as the official code does, and frozen freezes
+all other stages. --dtype bfloat16 uses autocast. Prints one JSON line. Needs torch and timm.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def arguments():
 
 
 def network(a):
-    """The model, and the parameters that train. Weight decay groups would only add kernels, so there is one group."""
+    """The model and the parameters that train. They form one group, since groups for weight decay would only add kernels."""
     image, patch, width, depth, heads, channels, classes = MODELS[a.model]
     deep = depth // STAGES
     depths = [deep if a.mode == "e2e" or stage == a.stage else 1 for stage in range(STAGES)]
@@ -90,7 +90,7 @@ def main():
         step()
         times.append(time.perf_counter() - began)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    # On a GPU what is taken of it, context and cache included, as the program tells it.
+    # On a GPU this is the memory in use, including context and cache, as `incubate bench step` reports it.
     free, total = torch.cuda.mem_get_info() if cuda else (0, 0)
     peak = total - free if cuda else resident
     print(json.dumps({

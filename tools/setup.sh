@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Installs what building and running incubate needs; quick when nothing is missing, safe to run again.
+# Installs everything that building and running incubate needs. It is quick if nothing is missing, and safe to run again.
 #   tools/setup.sh [--tests] [--print]     --tests adds what only the tests and the linters need: a Slurm,
 #                                          cargo-nextest, shellcheck, ruff
 #                                          --print shows every command without running it
-# Already have them, from Spack or modules? Point at yours and the rest is skipped:
+# If you have libtorch, MPI or HDF5, from Spack or modules, set their paths, and they are not installed:
 #   LIBTORCH=/path/to/libtorch-2.11.0   MPICC=/path/to/mpicc   HDF5_DIR=/path/to/hdf5
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TORCH=2.11.0
 RUST=1.89
-# The newest that this Rust builds.
+# The newest version that this Rust builds.
 NEXTEST=0.9.110
 RUFF=0.17.6
 cache=${INCUBATE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/incubate}
@@ -30,23 +30,23 @@ run() { if $print; then printf '%q ' "$@"; echo; else "$@"; fi; }
 there() { local glob; for glob in "$@"; do compgen -G "$glob" >/dev/null && return; done; false; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Rust is the one thing presupposed.
+# Rust must be there already.
 have cargo || [ ! -x "$HOME/.cargo/bin/cargo" ] || PATH=$HOME/.cargo/bin:$PATH
 have cargo || fail "Rust is missing. Install it with rustup (https://rustup.rs), at least $RUST, and start again."
 rust=$(rustc --version | cut -d' ' -f2)
 [ "$(printf '%s\n' "$RUST" "${rust%%-*}" | sort -V | head -n 1)" = "$RUST" ] ||
   fail "Rust $rust is older than $RUST. Run: rustup update stable"
 
-# What Debian and Ubuntu package: each need, and whether it is there already.
+# Collects the missing packages of Debian and Ubuntu.
 packages=()
 need() { packages+=("$@"); }
 have g++ || need g++
 have pkg-config || need pkg-config
-# libjpeg-turbo is built from source, with its assembly.
+# libjpeg-turbo is built from source, including its assembly.
 have cmake || need cmake
 have nasm || need nasm
 # The MPI bindings are generated with libclang.
-# (libclang-cpp, which other packages bring, is another library.)
+# (libclang-cpp, which other packages install, is a different library.)
 [ -n "${LIBCLANG_PATH:-}" ] || there /usr/lib{/llvm-*/lib,64,,/*-linux-gnu}/libclang{,-[0-9]*}.so* ||
   need libclang-dev clang
 [ -n "${MPICC:-}" ] || have mpicc || need libopenmpi-dev
@@ -56,7 +56,7 @@ root() { [ "$(id -u)" = 0 ]; }
 can_install() { have apt-get && { root || have sudo || $print; }; }
 pointed_at_all() { [ -n "${LIBTORCH:-}" ] && [ -n "${MPICC:-}" ] && [ -n "${HDF5_DIR:-}" ]; }
 if [ ! -d /usr/share/datasets/fashion-mnist ]; then
-  # They may lie anywhere, and only the demo needs them.
+  # The images may be anywhere, and only the demo needs them.
   if ! can_install || { pointed_at_all && ! root; }; then
     say "warning: no Fashion-MNIST images in /usr/share/datasets/fashion-mnist; the demo needs their four files (such as
 train-images-idx3-ubyte.gz) in any folder: tools/demo.sh configs/fashion-mnist.toml --set data.path=DIR"
@@ -76,7 +76,7 @@ if lacks_libtorch || lacks_ruff; then
   have python3 || need python3
   python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv
 fi
-# The wheels that are fetched below are x86_64's.
+# The wheels that are fetched below are for x86_64.
 if [ -z "${LIBTORCH:-}" ] && [ "$(uname -m)" != x86_64 ]; then
   fail "this machine is $(uname -m), and only x86_64's libtorch can be fetched. Install libtorch $TORCH for it (on aarch64:
 pip's torch==$TORCH, folder site-packages/torch), set LIBTORCH to its folder, and start again."
@@ -94,8 +94,8 @@ way, or load your site's modules and set LIBTORCH, MPICC and HDF5_DIR."
   run "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
 fi
 
-# libtorch from the torch wheel, without the CUDA libraries that a CPU does not need: two small ones make it load.
-# The wheel of one Python holds the libtorch of all, so any Python with venv can fetch it.
+# Fetches libtorch from the torch wheel. On a CPU libtorch needs only two small CUDA libraries to load.
+# The wheels for all Pythons hold the same libtorch, so any Python with venv can fetch it.
 if [ -n "${LIBTORCH:-}" ]; then
   [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] || fail "LIBTORCH=$LIBTORCH holds no lib/libtorch_cpu.so"
   torch=$LIBTORCH
@@ -108,7 +108,7 @@ else
     run mkdir -p "$cache"
     run python3 -m venv "$work/venv"
     platforms=()
-    # pip matches a wheel's glibc exactly, so every one up to the wheel's own is named.
+    # pip compares a wheel's glibc exactly, so every version up to the wheel's is named.
     for glibc in {28..17}; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
     run "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
       --implementation cp --python-version 3.12 --abi cp312 --abi none "${platforms[@]}" --platform manylinux2014_x86_64 \
@@ -128,7 +128,7 @@ if $tests; then
   fi
   [ "$(readlink .deps/ruff 2>/dev/null)" = "$ruff/bin/ruff" ] || run ln -sfn "$ruff/bin/ruff" .deps/ruff
 fi
-# The tests run in a process each; cargo test would do, in one.
+# nextest runs each test in a process of its own. `cargo test` works too, in one process.
 if $tests && ! cargo nextest --version >/dev/null 2>&1; then
   say "installing cargo-nextest $NEXTEST (minutes)"
   run cargo install --quiet --locked cargo-nextest --version "$NEXTEST"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Passes the tests: installs what is missing, builds, and runs the whole suite. Arguments go to the test runner.
+# Runs the tests: installs what is missing, builds, and runs the whole suite. Arguments are passed on to the test runner.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools/setup.sh --tests
-# Slurm's daemons lie where only root's PATH looks.
+# Slurm's daemons are in a folder that is only in root's PATH.
 PATH=$HOME/.cargo/bin:$PATH:/usr/sbin:/sbin
 exec cargo nextest run --release --locked "$@"

@@ -3,20 +3,20 @@
 # Written by `incubate submit`; edit [slurm] in the config rather than this file.
 {options}
 
-# The early signal and TERM are noted from the first line on. Either goes on to the one child as USR2, at which the program
-# writes a checkpoint and ends with 75. Not as TERM: srun would kill the ranks at once.
+# From here on the early signal and TERM are noted and passed on to the child as USR2. The program then writes a checkpoint
+# and ends with 75. They are not passed on as TERM, at which srun would kill the ranks at once.
 child='' told='' ended_by_slurm=''
 pass_on() { [ -z "$child" ] || kill -s USR2 "$child" 2>/dev/null; }
 trap 'told=1; pass_on' {signal}
-# scancel, preemption and requeueing send TERM: whether the job comes back is Slurm's to say then, not this script's.
+# scancel, preemption and requeueing send TERM. Slurm then decides whether the job comes back, so this script does not.
 trap 'ended_by_slurm=1; pass_on' TERM INT
 
-# Submitted from within a step, the job would take itself for a part of that one; your own OMPI_MCA_* stay.
+# If the job was submitted from within a step, these variables would make it a part of that step. Your OMPI_MCA_* stay.
 for name in ${!PMI_@} ${!PMIX_@} ${!OMPI_COMM_@} ${!SLURM_STEP_@} ${!SLURM_STEPID@} ${!SLURM_CPU_BIND@} {foreign}; do
   case $name in PMIX_MCA_*) ;; *) unset "$name" ;; esac
 done
 
-# Modules and environments read variables that are not set.
+# `set -u` comes after the setup, since modules and environments read variables that are not set.
 {setup}
 set -u
 
@@ -31,9 +31,9 @@ step() {
   [ -z "$told$ended_by_slurm" ] || return 75
   {launch} "${program[@]}" "$@" --run-dir "$run_dir" &
   child=$!
-  # Told between the lines above: nobody was there to hear it.
+  # A signal may have come before the child was known.
   [ -z "$told$ended_by_slurm" ] || pass_on
-  # `wait` also returns when a trap has run: wait again until the child is gone, and once more for its code.
+  # A trap interrupts `wait`, so wait again until the child is gone, and once more for its exit code.
   while true; do
     wait "$child"
     code=$?
@@ -45,13 +45,13 @@ step() {
     break
   done
   child=
-  # Told before it listened, it was ended by the signal, with nothing of this start lost.
+  # If the signal came before the program had a handler, the signal ended it. No work is lost, so it counts as a stop.
   [ -z "$told$ended_by_slurm" ] || [ "$code" != $((128 + $(kill -l USR2))) ] || code=75
   return "$code"
 }
 
-# How many steps this job's phases have saved, to notice a restart that gained nothing. A phase that still says it runs was
-# lost with its node: what it had done since its checkpoint does not count.
+# Prints how many steps this job's phases have saved, to notice a restart that gained nothing. A phase whose heartbeat still
+# says «running» was lost with its node, so its steps do not count.
 steps_saved() {
   local total=0 number
   for number in $(cd "$run_dir/progress" 2>/dev/null && grep -Ls '"state":"running"' {watched} |
@@ -75,7 +75,7 @@ if [ "$code" = 75 ] && [ -z "$ended_by_slurm" ]; then
     echo "incubate: stopped without a step gained since the last start: not requeued" >&2
     exit 1
   fi
-  # Requeueing keeps the job's number, so that jobs that wait for it still do.
+  # A requeued job keeps its number, so jobs that wait for it go on waiting.
   scontrol requeue "$job" && exit 0
   echo "incubate: stopped and resumable, but scontrol could not requeue job $job: submit again" >&2
 fi

@@ -1,4 +1,4 @@
-# A Spack recipe, in a clone of this repository:
+# A Spack recipe, to be used in a clone of this repository:
 #   spack repo add tools/spack && spack dev-build incubate@main
 import os
 
@@ -15,14 +15,14 @@ class Incubate(Package):
     depends_on("c", type="build")
     depends_on("cxx", type="build")
     depends_on("rust@1.89:", type="build")
-    # The JPEG decoder is built with its assembly.
+    # The JPEG decoder is built from source, including its assembly.
     depends_on("cmake", type="build")
     depends_on("nasm", type="build")
     # The MPI bindings are generated with libclang.
     depends_on("llvm+clang", type="build")
     depends_on("openmpi@4:")
     depends_on("hdf5~mpi")
-    # Its libtorch: the Rust bindings are made for this version.
+    # The Rust bindings need this version of libtorch.
     depends_on("py-torch@2.11.0")
 
     def setup_build_environment(self, env):
