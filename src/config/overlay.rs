@@ -117,24 +117,10 @@ fn with_article(kind: &str) -> String {
 /// The end of an error about an unknown key: «; did you mean `epochs`?» if a known key is similar, else all known keys.
 fn suggestion<'a>(wrong: &str, known: impl Iterator<Item = &'a String>) -> String {
     let known: Vec<&String> = known.collect();
-    match known.iter().map(|k| (distance(wrong, k), k)).min() {
+    match known.iter().map(|k| (strsim::levenshtein(wrong, k), k)).min() {
         Some((d, key)) if d <= 2.max(wrong.len() / 3) => format!("; did you mean `{key}`?"),
         _ => format!("; known here: {}", known.iter().map(|k| k.as_str()).collect::<Vec<_>>().join(", ")),
     }
-}
-
-/// The Levenshtein distance of two words.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, &cb) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(ca != cb)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], next);
-        }
-    }
-    row[b.len()]
 }
 
 pub(super) fn flatten(config: &Config) -> Vec<(String, String)> {

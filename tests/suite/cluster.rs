@@ -1,5 +1,5 @@
-//! A private, throw-away Slurm of three virtual nodes on this machine: real daemons, no fake of sbatch. Its files lie in
-//! one folder, its daemons end with it.
+//! A private, temporary Slurm of three virtual nodes on this machine. The daemons and commands are real. All files are in one
+//! temporary folder, and the daemons end when the value is dropped.
 
 use crate::wait::{LIMIT, holds_within};
 use std::fs;
@@ -18,7 +18,7 @@ const NODES: usize = 3;
 
 impl Cluster {
     pub fn start() -> Cluster {
-        // PMIx puts its sockets below it, so the path must be short; munged wants to get to it as anybody.
+        // The path must be short, since PMIx puts its sockets below it. munged requires that everybody can enter the folder.
         let folder = tempfile::Builder::new().prefix("slurm-").tempdir_in("/tmp").unwrap();
         open_to_all(folder.path(), 0o755);
         let mut cluster = Cluster { folder, daemons: Vec::new() };
@@ -34,7 +34,7 @@ impl Cluster {
         let base = free_ports();
         fs::write(d.join("slurm.conf"), configuration(&d, base)).unwrap();
         fs::write(d.join("cgroup.conf"), "CgroupPlugin=cgroup/v1\n").unwrap();
-        // Any character device will do for a GPU that nobody computes on.
+        // Any character device can stand for a GPU, since nobody computes on it.
         (0..4).for_each(|i| std::os::unix::fs::symlink("/dev/null", d.join(format!("fakegpu/gpu{i}"))).unwrap());
         fs::write(d.join("gres.conf"), format!("AutoDetect=off\nName=gpu File={}/fakegpu/gpu[0-3]\n", d.display()))
             .unwrap();
@@ -89,12 +89,12 @@ impl Cluster {
         self.daemons.push(child);
     }
 
-    /// Makes a command a client of this cluster.
+    /// Directs a Slurm command to this cluster.
     pub fn client<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("SLURM_CONF", self.folder.path().join("slurm.conf"))
     }
 
-    /// What a Slurm command prints.
+    /// The output of a Slurm command.
     pub fn output(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.client(Command::new(program).args(arguments)).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -116,25 +116,25 @@ impl Cluster {
         text
     }
 
-    /// A job's state; an array's states in one line.
+    /// The state of a job; for an array, the states of its tasks in one line.
     pub fn state(&self, job: &str) -> String {
         self.output("squeue", &["-h", "-t", "all", "-j", job, "-o", "%T"]).replace('\n', " ").trim().to_string()
     }
 
-    /// The node, counted from 1, that a job runs on.
+    /// The number, from 1, of the node that a job runs on.
     pub fn node_of(&self, job: &str) -> usize {
         let node = self.output("squeue", &["-h", "-j", job, "-o", "%N"]);
         node.trim().strip_prefix('n').and_then(|number| number.parse().ok()).expect("the job runs on one node")
     }
 
-    /// Kills the daemon of a node, and with `all` everything that runs on any of them; then tells Slurm.
+    /// Kills the daemon of a node and, with `all`, all processes of all jobs. Then sets the node down in Slurm.
     pub fn lose_node(&mut self, node: usize, all: bool) {
         let slurmd = &mut self.daemons[1 + node];
         slurmd.kill().unwrap();
         slurmd.wait().unwrap();
         if all {
             for (pid, _) in self.processes() {
-                // SAFETY: a process of this cluster's jobs.
+                // SAFETY: the signal goes to a process of this cluster's jobs.
                 unsafe { libc::kill(pid, libc::SIGKILL) };
             }
         }
@@ -142,7 +142,7 @@ impl Cluster {
         self.output("scontrol", &["update", &name, "State=DOWN", "Reason=test"]);
     }
 
-    /// Process numbers and commands of everything that jobs have started, by the environment they inherit.
+    /// Process numbers and commands of all processes that jobs have started, found by the environment that they inherit.
     pub fn processes(&self) -> Vec<(i32, String)> {
         let mine = format!("SLURM_CONF={}", self.folder.path().join("slurm.conf").display());
         let of = |entry: fs::DirEntry| -> Option<(i32, String)> {
@@ -183,9 +183,9 @@ impl Drop for Cluster {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
-        // Step daemons outlive slurmd.
+        // The step daemons outlive slurmd.
         for (pid, _) in self.processes() {
-            // SAFETY: a process of this cluster's jobs, which nobody needs any more.
+            // SAFETY: the signal goes to a process of this cluster's jobs, which nobody needs any more.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
     }
@@ -195,7 +195,8 @@ fn open_to_all(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// The first of four free ports below the range that the system gives out, far from those of tests started beside this one.
+/// The first of four free ports below the range from which the system chooses ports. Tests that run at the same time look at
+/// other ports.
 fn free_ports() -> u16 {
     let first = 20_000 + 4 * (std::process::id() % 2_500) as u16;
     (first..32_000)

@@ -1,11 +1,11 @@
-//! Every way an artefact or its place can be damaged: one clear error, the right exit code.
+//! Every way to damage an artefact or its folder ends in one clear error and the right exit code.
 
 use crate::incubate::{Incubate, ended, flip, plain};
 use incubate::store::artefact::{self, Artefact};
 use std::path::Path;
 use std::sync::OnceLock;
 
-/// A finished small run that the tests copy files from.
+/// A finished small run, from which the tests copy files.
 fn finished() -> &'static Incubate {
     static RUN: OnceLock<Incubate> = OnceLock::new();
     RUN.get_or_init(|| {
@@ -88,10 +88,10 @@ fn a_checkpoint_that_does_not_verify_falls_back_to_the_one_before() {
 #[test]
 fn assembly_refuses_a_mixture() {
     let run = finished().fork(&ALL);
-    // Modules in the wrong place.
+    // Module 2 is in the file of module 1.
     std::fs::copy(run.file("module-2.h5"), run.file("module-1.h5")).unwrap();
     run.incubate(&["assemble"]).fails(3, &["module-1.h5", "holds module 2, not module 1"]);
-    // A missing one.
+    // A module is missing.
     std::fs::remove_file(run.file("module-1.h5")).unwrap();
     run.incubate(&["assemble"]).fails(2, &["module-1.h5", "missing", "--index 1"]);
     let place = |change: fn(&mut Artefact)| {
@@ -99,13 +99,13 @@ fn assembly_refuses_a_mixture() {
         std::fs::write(run.file("module-1.h5"), foreign).unwrap();
     };
     let cure = "delete module-1.h5 and train module 1 again";
-    // Of another run: same recipe but another meta model cannot be made by the seed, so by hand.
+    // A module of the same recipe has another meta model. No seed gives such a module, so the header is changed.
     place(|module| module.header.meta = Some("0".repeat(64)));
     run.incubate(&["assemble"]).fails(3, &["module-1.h5", "another meta model", cure]);
-    // Of another recipe.
+    // A module has another recipe.
     place(|module| module.header.recipe = "0".repeat(64));
     run.incubate(&["assemble"]).fails(3, &["module-1.h5", "another recipe", cure]);
-    // A block deeper than the config's.
+    // A module is one block deeper than the config says.
     place(|module| {
         module.header.depths[1] = 3;
         let block = |from: &str, to: &str| {
@@ -130,12 +130,12 @@ fn a_module_of_another_meta_model_is_taken_for_done_by_no_command() {
     let lines: serde_json::Value = serde_json::from_str(&status.out).unwrap();
     let line = lines.as_array().unwrap().iter().find(|line| line["phase"] == "module-1").unwrap();
     assert!(line["state"] == "stale" && line["why"].as_str().unwrap().contains(words[2]), "{line}");
-    // Another module in its place is not done either.
+    // A different module under its name does not count as done either.
     std::fs::copy(run.file("module-2.h5"), run.file("module-1.h5")).unwrap();
     run.incubate(&["submit", "--dry-run"]).fails(3, &["module-1.h5", "holds module 2, not module 1"]);
 }
 
-/// An artefact's bytes after a change, sealed anew.
+/// The bytes of an artefact after a change, with a new seal.
 fn rewritten(path: &Path, change: impl FnOnce(&mut Artefact)) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let mut artefact = artefact::read(path).unwrap();

@@ -1,11 +1,11 @@
-//! Drawn images in every form that sources read: JPEG and PNG files, image folders, tar shards.
+//! Draws images in all forms that sources read: JPEG and PNG files, image folders, tar shards.
 
 use incubate::data::image::decode::jpeg;
 use incubate::random::Random;
 use std::ops::Range;
 use std::path::Path;
 
-/// Rows of RGB bytes: stripes whose direction and colour belong to the class, at a random place, with noise.
+/// Rows of RGB bytes: stripes at a random offset with noise. The class decides their direction and colour.
 pub fn rgb(class: u64, number: u64, height: usize, width: usize) -> Vec<u8> {
     let mut random = Random::new(&[class, number]);
     let phase = random.between(0.0, std::f64::consts::TAU);
@@ -36,7 +36,7 @@ pub fn png(class: u64, number: u64, height: usize, width: usize) -> Vec<u8> {
     file
 }
 
-/// The size and bytes of the images of a split: a few sizes, JPEG and here and there a PNG.
+/// The sizes and bytes of the images of a split: a few sizes, most as JPEG and some as PNG.
 fn image(class: u64, number: u64) -> (&'static str, Vec<u8>) {
     let (height, width) = (40 + 8 * (number as usize % 3), 64 - 4 * (number as usize % 5));
     if number % 10 == 9 {
@@ -46,7 +46,7 @@ fn image(class: u64, number: u64) -> (&'static str, Vec<u8>) {
     }
 }
 
-/// `train/CLASS/…` and `val/CLASS/…`.
+/// Writes the images as `train/CLASS/…` and `val/CLASS/…`.
 pub fn folder(root: &Path, classes: u64, train: u64, val: u64) {
     for (split, numbers) in [("train", 0..train), ("val", train..train + val)] {
         for class in 0..classes {
@@ -60,7 +60,7 @@ pub fn folder(root: &Path, classes: u64, train: u64, val: u64) {
     }
 }
 
-/// The same images as `train-….tar` and `val-….tar`, each class in a tar of its own.
+/// Writes the same images as `train-….tar` and `val-….tar`, with a tar for each class.
 pub fn tars(root: &Path, classes: u64, train: u64, val: u64) {
     for (split, numbers) in [("train", 0..train), ("val", train..train + val)] {
         for class in 0..classes {
@@ -69,7 +69,7 @@ pub fn tars(root: &Path, classes: u64, train: u64, val: u64) {
     }
 }
 
-/// Images of one class as webdataset writes them.
+/// A tar of the images of one class in webdataset's layout.
 pub fn tar(class: u64, numbers: Range<u64>) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for number in numbers {

@@ -1,11 +1,11 @@
-//! What a user is told about GPUs where they cannot be used. What needs a real one is in tools/gpu_check.py.
+//! Messages about GPUs that cannot be used. tools/gpu_check.py has the tests that need a GPU.
 
 use crate::incubate::{Ended, Incubate, ended, plain};
 use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// A folder with a driver and an NCCL that pretend to have two GPUs, which libtorch's CUDA cannot use.
+/// A folder with a fake driver and a fake NCCL, which report two GPUs that libtorch's CUDA cannot use.
 fn fake_driver() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/cuda.c");
@@ -48,7 +48,7 @@ fn gpus_that_libtorch_cannot_use_are_warned_of_and_refused_where_the_config_asks
 
 #[test]
 fn a_node_without_a_driver_computes_on_the_cpu_and_says_so() {
-    // A driver that does not load stands for none, also where this machine has one.
+    // A driver that does not load stands for a missing driver, even if this machine has one.
     let none = tempfile::tempdir().unwrap();
     std::fs::write(none.path().join("libcuda.so.1"), "no library").unwrap();
     let with_none = |run: &Incubate, arguments: &[&str]| {

@@ -1,11 +1,11 @@
-//! Runs the program as a user does, each test in its own folder.
+//! Runs the program as a user does. Each test has a folder of its own.
 
 use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
 
-/// Drawn images and a tiny model: all phases in a few seconds on one core.
+/// Drawn images and a tiny model, with which all phases take a few seconds on one core.
 pub const TINY: &str = r#"
 [run]
 threads = 1
@@ -46,7 +46,7 @@ epochs = 2
 epochs = 2
 "#;
 
-/// A folder with a config, and the commands of a user in it.
+/// A folder with a config, in which commands run.
 pub struct Incubate {
     pub folder: TempDir,
     pub run_dir: PathBuf,
@@ -84,7 +84,7 @@ impl Incubate {
         std::fs::read(self.file(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
     }
 
-    /// `incubate COMMAND config.toml …`, to be started.
+    /// The command `incubate COMMAND config.toml …`.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = plain(&[]);
         self.arguments(&mut command, arguments);
@@ -103,17 +103,17 @@ impl Incubate {
         ended(self.command(arguments).output().unwrap())
     }
 
-    /// As [`Incubate::incubate`], and it must succeed.
+    /// Like [`Incubate::incubate`], but the command must succeed.
     pub fn ok(&self, arguments: &[&str]) -> Ended {
         self.incubate(arguments).ok()
     }
 
-    /// Under mpirun, with more ranks than cores if need be.
+    /// Runs the command under mpirun. There may be more ranks than cores.
     pub fn mpirun(&self, ranks: usize, arguments: &[&str]) -> Ended {
         ended(self.mpirun_command(ranks, arguments).output().expect("mpirun is installed"))
     }
 
-    /// As [`Incubate::mpirun`], to be started.
+    /// The command of [`Incubate::mpirun`].
     pub fn mpirun_command(&self, ranks: usize, arguments: &[&str]) -> Command {
         let mut command = Command::new("mpirun");
         command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
@@ -122,7 +122,7 @@ impl Incubate {
         command
     }
 
-    /// The losses that a phase logged, by step.
+    /// The losses that a phase has logged, in the order of the steps.
     pub fn losses(&self, phase: &str) -> Vec<f64> {
         let lines = incubate::store::metrics::read(&self.run_dir.join("logs").join(phase)).unwrap();
         lines.iter().filter_map(|line| line.get("loss")?.as_f64()).collect()
@@ -134,7 +134,7 @@ impl Incubate {
         std::fs::read_dir(self.file("checkpoints")).is_ok_and(|all| all.flatten().any(is_whole))
     }
 
-    /// Another folder with the same config and copies of these files of the run directory.
+    /// Another folder with the same config and copies of these files from the run directory.
     pub fn fork(&self, files: &[&str]) -> Incubate {
         let config = std::fs::read_to_string(self.folder.path().join("config.toml")).unwrap();
         let mut fork = Incubate::with(&config);
@@ -147,7 +147,7 @@ impl Incubate {
     }
 }
 
-/// `incubate …` with no config of ours.
+/// The command `incubate …` without a config.
 pub fn plain(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_incubate"));
     command.args(arguments);
@@ -166,7 +166,7 @@ impl Ended {
         self
     }
 
-    /// It failed with this code and one error line that holds all of `words`.
+    /// Checks that the command failed with this code and with one error line, which holds all of `words`.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Ended {
         let errors: Vec<&str> = self.err.lines().filter(|line| line.contains(" ERROR")).collect();
@@ -179,7 +179,7 @@ impl Ended {
     }
 }
 
-/// Flips one bit.
+/// Flips one bit of a file.
 pub fn flip(path: &Path, byte: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[byte] ^= 1 << (byte % 8);

@@ -1,4 +1,4 @@
-//! A run killed at any moment and started again ends with the same bits as one never interrupted.
+//! A run that is killed at any moment and started again ends with the same bits as an uninterrupted run.
 
 use crate::incubate::{Incubate, ended};
 use crate::wait::wait_until;
@@ -12,7 +12,7 @@ fn start(run: &Incubate) -> Child {
     run.command(&["run"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
 }
 
-/// Whether the process has come to train this phase.
+/// Whether the process has begun to train this phase.
 fn trains(child: &Child, run: &Incubate, phase: &str) -> bool {
     Progress::read(&run.run_dir, phase).is_some_and(|progress| progress.pid == child.id())
 }
@@ -30,7 +30,7 @@ fn a_signal_during_an_evaluation_is_heeded_and_the_run_resumes_there() {
     let child = told.command(&["meta"]).stderr(Stdio::piped()).spawn().unwrap();
     let is_evaluating = || Progress::read(&told.run_dir, "meta").is_some_and(|p| p.step == p.steps);
     wait_until("the last step", || told.losses("meta").len() == 8 || is_evaluating());
-    // SAFETY: a child that was not waited for yet.
+    // SAFETY: nobody has waited for the child yet.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     let ended = ended(child.wait_with_output().unwrap());
     assert_eq!(ended.code, Some(75), "{}", ended.err);
@@ -70,13 +70,13 @@ fn twenty_kills_at_random_moments_of_every_phase_leave_no_trace_in_the_result() 
     whole.ok(&["run"]);
     let killed = build();
     let mut random = Random::new(&[20]);
-    // From before the first file is opened.
+    // These kills come even before the first file is opened.
     for _ in 0..2 {
         let child = start(&killed);
         std::thread::sleep(Duration::from_secs_f64(random.between(0.0, 0.3)));
         kill(child);
     }
-    // Well inside each phase, and around its beginning, where the phase before it ends.
+    // These kills come soon after the beginning of a phase.
     let phases = [("meta", 5), ("module-0", 4), ("module-1", 2), ("module-3", 3), ("finetune", 4)];
     for (phase, kills) in phases {
         for _ in 0..kills {
@@ -90,7 +90,7 @@ fn twenty_kills_at_random_moments_of_every_phase_leave_no_trace_in_the_result() 
     for file in ["meta.h5", "module-0.h5", "module-1.h5", "module-3.h5", "assembled.h5", "final.h5"] {
         assert!(whole.bytes(file) == killed.bytes(file), "{file} differs");
     }
-    // The curves have every step once.
+    // The curves have each step once.
     assert_eq!(whole.losses("finetune"), killed.losses("finetune"));
     assert!(std::fs::read_dir(killed.file("checkpoints")).unwrap().next().is_none(), "checkpoints of done phases go");
 }

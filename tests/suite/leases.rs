@@ -1,4 +1,4 @@
-//! Two jobs on one run directory: never two writers, and the same bits as one.
+//! Two jobs on one run directory never write at the same time, and give the same bits as one job.
 
 use crate::incubate::{Incubate, ended};
 use crate::wait::wait_until;
@@ -10,7 +10,7 @@ fn start(run: &Incubate, arguments: &[&str]) -> Child {
 
 #[test]
 fn a_second_job_waits_for_what_the_first_is_writing_and_both_end_well() {
-    // Few lines: nobody reads the one job while it waits for the other.
+    // The jobs log few lines, since nobody reads their pipes while they run.
     let build = || Incubate::new().set("meta.epochs=60").set("run.log_steps=50");
     let alone = build();
     alone.ok(&["run"]);
@@ -27,7 +27,7 @@ fn a_second_job_waits_for_what_the_first_is_writing_and_both_end_well() {
 
 #[test]
 fn a_job_that_was_silent_too_long_loses_its_phase_and_writes_nothing_more() {
-    // Few lines: nobody reads the one job while it waits for the other.
+    // The jobs log few lines, since nobody reads their pipes while they run.
     let build = || Incubate::new().set("meta.epochs=60").set("run.log_steps=50");
     let alone = build();
     alone.ok(&["meta"]);
@@ -35,7 +35,7 @@ fn a_job_that_was_silent_too_long_loses_its_phase_and_writes_nothing_more() {
     let first = start(&run, &["meta"]);
     wait_until("a checkpoint", || run.has_checkpoint());
     let signal = |number| {
-        // SAFETY: the child is ours and has not been waited for.
+        // SAFETY: nobody has waited for the child yet.
         unsafe { libc::kill(first.id() as i32, number) };
     };
     signal(libc::SIGSTOP);

@@ -1,4 +1,4 @@
-//! What users rely on. One binary, so that libtorch is linked once.
+//! Tests of everything that users rely on. They are one binary, so that libtorch is linked once.
 
 mod cluster;
 mod damage;

@@ -1,5 +1,5 @@
-//! Equality with the real timm and torch, through what `tools/golden.py` wrote with them. `INCUBATE_GOLDEN` names
-//! another folder of its output, to compare with the versions installed here.
+//! Compares with results of the real timm and torch, which `tools/golden.py` has written. `INCUBATE_GOLDEN` is the path of
+//! other results, for example of newer versions.
 
 use incubate::collective::Solo;
 use incubate::config::{Config, Schedule};
@@ -19,7 +19,7 @@ use tch::Tensor;
 const BATCH: usize = 6;
 const STEPS: usize = 20;
 
-/// As `SHAPES` in tools/golden.py.
+/// The same networks as `SHAPES` in tools/golden.py.
 fn plan(shape: &str) -> Plan {
     let model = match shape {
         "gray" => {
@@ -89,7 +89,7 @@ fn batch(plan: &Plan, step: usize) -> (Tensor, Tensor) {
     )
 }
 
-/// The batch of a step as a loader gives it: in two micro-batches of different size, over which gradients accumulate.
+/// The batch of a step as a loader makes it, in two micro-batches of different sizes, so that gradients accumulate.
 fn micro_batches(plan: &Plan, step: usize) -> impl Iterator<Item = anyhow::Result<Batch>> + use<> {
     let (images, targets) = batch(plan, step);
     [0..4, 4..6].into_iter().map(move |positions| {
@@ -99,7 +99,7 @@ fn micro_batches(plan: &Plan, step: usize) -> impl Iterator<Item = anyhow::Resul
 }
 
 fn network(plan: &Plan, phase: &PhasePlan) -> Network {
-    // On a busy machine two threads wait for each other at every one of these tiny products.
+    // On a busy machine two threads would wait for each other in each of these tiny products.
     tch::set_num_threads(1);
     Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], &weights(plan, &phase.depths)).unwrap()
 }
@@ -181,8 +181,8 @@ fn the_deit_schedule_equals_timms_scheduler_stepped_as_the_official_code_steps_i
 
 #[test]
 fn clipping_bounds_what_the_optimiser_sees() {
-    // One step from zero moments with and without clipping: AdamW's first update does not depend on the gradient's
-    // scale, its moments do.
+    // One step from zero moments, with and without clipping. The scale of the gradient changes AdamW's moments, but not its
+    // first update.
     let (_, plan, phase) = cases().remove(0);
     let gradient_norm = |clip: f64| {
         let mut phase = phase.clone();
@@ -191,7 +191,7 @@ fn clipping_bounds_what_the_optimiser_sees() {
         let mut optimiser = AdamW::new(&phase.training, network.flat());
         let mut stepper = Stepper::new(&plan, &phase, &Solo, 2);
         stepper.step(&mut network, &mut optimiser, &mut micro_batches(&plan, 0), 0, 1e-3).unwrap();
-        // exp_avg = 0.1 · gradient after the first step.
+        // After the first step exp_avg = 0.1 · gradient.
         floats(optimiser.state()[0].1).iter().map(|m| f64::from(m / 0.1).powi(2)).sum::<f64>().sqrt()
     };
     let free = gradient_norm(0.0);

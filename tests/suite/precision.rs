@@ -1,11 +1,11 @@
-//! How a step computes changes its speed and memory, not what is learned.
+//! Precision and activation checkpointing change the speed and memory of a step, but not what is learned.
 
 use crate::incubate::{Incubate, plain};
 use crate::runs::stop_after_a_checkpoint;
 use serde_json::Value;
 
 fn meta_losses(sets: &[&str]) -> Vec<f64> {
-    // Without mixing, so that the curve falls.
+    // Without mixing the curve falls.
     let run = Incubate::new().set("meta.epochs=12").set("data.mixup=0").set("data.cutmix=0").set("data.erase=0");
     let run = sets.iter().fold(run.set("data.crop_padding=1"), |run, set| run.set(set));
     run.ok(&["meta"]);

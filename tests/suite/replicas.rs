@@ -1,4 +1,4 @@
-//! Several replicas in one rank: they compute what one does, resume exactly, and fail together.
+//! Several replicas in one rank compute the same as one replica, resume exactly, and fail together.
 
 use crate::incubate::{Ended, Incubate, TINY, ended};
 use crate::runs::stop_after_a_checkpoint;
@@ -30,7 +30,7 @@ fn config() -> Incubate {
         .set("finetune.clip_grad=0.5")
 }
 
-/// Runs of the same config for 2 ranks × 2 replicas, 4 × 1 and 1 × 4.
+/// Runs of the same config on 2 ranks × 2 replicas, 4 × 1 and 1 × 4.
 fn forks(one: &Incubate) -> [(usize, Incubate); 3] {
     [(2, 2), (4, 1), (1, 4)].map(|(ranks, replicas)| (ranks, one.fork(&[]).set(&format!("run.replicas={replicas}"))))
 }
@@ -52,7 +52,7 @@ fn ranks_times_replicas_have_the_loss_curves_of_one_replica_with_the_same_global
     for (ranks, many) in forks {
         many.mpirun(ranks, &["meta"]).ok();
         assert_same_curve("meta", &one, &many);
-        // From the same weights on, so that differences do not add up from phase to phase.
+        // Each phase starts from the same weights, so that differences do not add up from phase to phase.
         for file in ["meta.h5", "module-0.h5", "module-1.h5", "module-3.h5", "assembled.h5"] {
             std::fs::copy(one.file(file), many.file(file)).unwrap();
         }
@@ -63,7 +63,7 @@ fn ranks_times_replicas_have_the_loss_curves_of_one_replica_with_the_same_global
     }
 }
 
-/// Counts the numbers that pass.
+/// Counts the numbers that are reduced.
 struct Counting<'a>(&'a dyn Collective, &'a AtomicUsize);
 
 impl Collective for Counting<'_> {
@@ -133,7 +133,7 @@ fn replicas_stopped_by_a_signal_resume_with_the_bits_of_an_uninterrupted_run() {
     assert_eq!(whole.losses("meta"), stopped.losses("meta"));
 }
 
-/// The processes that mpirun has started.
+/// The children of a process, such as the ranks of mpirun.
 fn children(of: u32) -> Vec<i32> {
     let parent = |pid: &Path| {
         let stat = std::fs::read_to_string(pid.join("stat")).ok()?;
@@ -157,8 +157,8 @@ fn a_rank_killed_inside_a_sum_ends_the_job_with_its_name_and_the_run_resumes() {
     let child = killed.mpirun_command(2, &["meta"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     wait_until("a checkpoint", || killed.has_checkpoint());
     let victim = *children(child.id()).last().unwrap();
-    // SAFETY: signals to a process that mpirun, our child, has started and waits for. Stopped first, it comes to no
-    // further sum, in which the other rank then waits for it.
+    // SAFETY: the signals go to a rank that mpirun, our child, has started and waits for. The rank is stopped first, so that
+    // it joins no further sum, and the other rank waits for it in that sum.
     unsafe {
         libc::kill(victim, libc::SIGSTOP);
         libc::kill(victim, libc::SIGKILL);
@@ -170,11 +170,11 @@ fn a_rank_killed_inside_a_sum_ends_the_job_with_its_name_and_the_run_resumes() {
     assert!(whole.bytes("meta.h5") == killed.bytes("meta.h5"));
 }
 
-/// As `run.command`, with this much memory to take.
+/// `run.command` with a limit on its memory.
 fn limited(run: &Incubate, arguments: &[&str], bytes: u64) -> Ended {
     let mut command = run.command(arguments);
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-    // SAFETY: between fork and exec this sets a limit and nothing else.
+    // SAFETY: between fork and exec only a limit is set.
     unsafe {
         command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_DATA, &limit) {
             0 => Ok(()),
@@ -202,7 +202,7 @@ fn an_automatic_micro_batch_is_halved_until_a_step_fits_and_is_taken_again() {
     let Progress { micro_batch, .. } = Progress::read(&small.run_dir, "meta").unwrap();
     let chosen = micro_batch.unwrap();
     assert!((2..64).contains(&chosen) && end.err.contains(&format!("micro-batches of {chosen} samples fit cpu")));
-    // The same number by hand, and the recorded one where there would be room for more, make the same bits.
+    // The same number set by hand, and the recorded number although there is room for more, give the same bits.
     let by_hand = small.fork(&[]).set(&format!("run.micro_batch={chosen}"));
     by_hand.ok(&["meta"]);
     std::fs::remove_file(small.file("meta.h5")).unwrap();

@@ -1,4 +1,4 @@
-//! Whole runs: what is written, that ranks agree, that stopped runs resume.
+//! Whole runs write their files, give the same results on any number of ranks, and resume after a stop.
 
 use crate::incubate::{Incubate, TINY, plain};
 use crate::wait::wait_until;
@@ -44,14 +44,14 @@ fn a_run_trains_every_phase_exports_and_prints_the_table() {
     let rows: Vec<Value> = serde_json::from_slice(&run.bytes("summary.json")).unwrap();
     let final_top1 = rows[6]["top1"].as_f64().unwrap();
     assert!(final_top1 > 40.0, "four classes of drawn shapes, 25 % by chance: {final_top1} %");
-    // What follows each other takes no longer than there was time, if nobody's waiting is counted: the meta model on the
-    // first rank, then the modules of either, then the rest.
+    // If waiting is not counted, the times of phases that follow each other add up to no more than the elapsed time. The meta
+    // model trains on the first rank, then each rank trains its modules, then the rest follows.
     for of_one in [[0, 1, 3, 6, 7], [0, 2, 4, 6, 7]] {
         let seconds = of_one.map(|row: usize| rows[row]["seconds"].as_f64().unwrap());
         assert!(seconds.iter().sum::<f64>() <= elapsed, "{seconds:?} in {elapsed} s");
     }
 
-    // Evaluating the artefact anew gives what the run wrote into it.
+    // A new evaluation of the artefact gives the metrics that the run has written into it.
     let json = run.ok(&["evaluate", "--json"]).out;
     let metrics: BTreeMap<String, f64> = serde_json::from_str(&json).unwrap();
     assert_eq!(metrics["images"], 128.0);
@@ -155,7 +155,7 @@ pub fn stop_after_a_checkpoint(run: &Incubate, arguments: &[&str]) {
         assert!(child.try_wait().unwrap().is_none(), "it ended before a checkpoint was seen");
         run.has_checkpoint()
     });
-    // SAFETY: the child is ours and has not been waited for.
+    // SAFETY: nobody has waited for the child yet.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     assert_eq!(child.wait().unwrap().code(), Some(75));
 }

@@ -1,10 +1,10 @@
-//! What people see with programs that are not ours: curves in TensorBoard, artefacts in HDF5's tools, bars on a terminal.
+//! Output for other programs: curves for TensorBoard, artefacts for HDF5's tools, bars for a terminal.
 
 use crate::incubate::Incubate;
 use std::path::Path;
 use std::process::Command;
 
-/// CRC-32C bit by bit (RFC 3720, B.4), masked as TFRecord does.
+/// CRC-32C, computed bit by bit (RFC 3720, B.4) and masked for TFRecord.
 fn masked_crc(bytes: &[u8]) -> u32 {
     let crc = !bytes.iter().fold(!0u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ if crc & 1 == 1 { 0x82F6_3B78 } else { 0 })
@@ -12,7 +12,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
     crc.rotate_right(15).wrapping_add(0xA282_EAD8)
 }
 
-/// The payloads of a TFRecord file, each with both checksums verified.
+/// The payloads of a TFRecord file. All checksums are verified.
 fn records(mut bytes: &[u8]) -> Vec<&[u8]> {
     let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
     let mut records = Vec::new();
@@ -40,7 +40,7 @@ fn varint(bytes: &mut &[u8]) -> u64 {
     }
 }
 
-/// The fields of a protocol buffers message: number and bytes, of a varint its value's.
+/// The fields of a protocol buffers message: number and bytes. The bytes of a varint are those of its value.
 fn fields(mut bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let mut fields = Vec::new();
     while !bytes.is_empty() {
@@ -100,7 +100,7 @@ fn tensorboard_events_have_valid_checksums_and_the_values_of_metrics_jsonl() {
     assert_eq!(scalars.iter().filter(|(tag, _, _)| tag == "loss").count(), 24, "3 epochs of 8 steps");
 }
 
-/// Names of the attributes of the root and of everything in the file, as the first reader that is there lists them.
+/// The names of the root's attributes and of all objects in the file, listed by the first reader that is installed.
 fn listing(path: &Path) -> String {
     const H5PY: &str = "import h5py, sys\nf = h5py.File(sys.argv[1])\nprint(*f.attrs, sep='\\n')\nf.visit(print)";
     let h5dump = Command::new("h5dump").arg("-A").arg(path).output();

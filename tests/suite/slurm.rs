@@ -10,7 +10,7 @@ fn submit(cluster: &Cluster, run: &Incubate, more: &[&str]) -> Ended {
     ended(cluster.client(&mut run.command(&arguments)).output().unwrap())
 }
 
-/// Submits and returns the jobs' numbers by name.
+/// Submits a run. Returns the names and numbers of the jobs.
 fn jobs(cluster: &Cluster, run: &Incubate) -> Vec<(String, String)> {
     let text = submit(cluster, run, &[]).ok().out;
     let jobs: Vec<Value> = serde_json::from_str(&text).unwrap();
@@ -21,24 +21,24 @@ fn log(run: &Incubate, name: &str, job: &str) -> String {
     std::fs::read_to_string(run.file(&format!("slurm/{name}-{job}.log"))).unwrap_or_default()
 }
 
-/// What comes after some words in a log, the last time that they are there.
+/// The number after the last occurrence of some words in a log.
 fn number(log: &str, after: &str) -> u64 {
     let text = log.rsplit_once(after).unwrap_or_else(|| panic!("no {after:?} in {log}")).1;
     text.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
-/// After a signal not one step is done again: it resumes where it was stopped.
+/// Checks that a job resumed at the step where the signal stopped it, so that no step is done twice.
 fn resumed_where_it_was_told(log: &str) {
     assert_eq!(number(log, "checkpoint written at step "), number(log, "resuming at step "), "{log}");
 }
 
-/// The newest checkpoint's step.
+/// The step of the newest checkpoint.
 fn newest_checkpoint(run: &Incubate, phase: &str) -> u64 {
     let run = incubate::store::RunDir { path: run.run_dir.clone() };
     run.checkpoints(phase).unwrap()[0].0
 }
 
-/// What `incubate status` says of a phase.
+/// The entry of a phase in `incubate status`.
 fn status(cluster: &Cluster, run: &Incubate, phase: &str) -> Value {
     let mut command = plain(&["status", "--json", run.run_dir.to_str().unwrap()]);
     let ended = ended(cluster.client(&mut command).output().unwrap()).ok();
@@ -51,7 +51,7 @@ fn cancel(cluster: &Cluster, run: &Incubate, options: &[&str]) -> String {
     ended(cluster.client(&mut command).output().unwrap()).ok().out
 }
 
-/// A run whose meta model trains for a while, and one like it that nobody interrupts.
+/// A run whose meta model trains for a while, and a twin that nobody interrupts.
 fn long_and_its_twin() -> (Incubate, Incubate) {
     let build = || Incubate::new().set("meta.epochs=60");
     let twin = build();
@@ -59,7 +59,7 @@ fn long_and_its_twin() -> (Incubate, Incubate) {
     (build(), twin)
 }
 
-/// Submits, and waits until the meta model's job has written a checkpoint; returns the jobs.
+/// Submits a run and waits until the job of the meta model has written a checkpoint. Returns the jobs.
 fn submit_and_see_a_checkpoint(cluster: &Cluster, run: &Incubate) -> Vec<(String, String)> {
     let jobs = jobs(cluster, run);
     until_checkpoint(cluster, run, "meta");
@@ -75,7 +75,8 @@ fn until_restarted(cluster: &Cluster, job: &str) {
     cluster.until("the restart", || cluster.output("scontrol", &["-o", "show", "job", job]).contains("Restarts=1"));
 }
 
-/// The meta model's job ends with the twin's bits, having gone on from a checkpoint and had one writer at a time.
+/// Checks that the job of the meta model resumed from a checkpoint, had one writer at a time and ends with the twin's bits.
+/// Returns its log.
 fn ends_as_its_twin(cluster: &Cluster, run: &Incubate, twin: &Incubate, jobs: &[(String, String)]) -> String {
     let (_, meta) = &jobs[0];
     cluster.until_completed(meta);
@@ -89,7 +90,7 @@ fn ends_as_its_twin(cluster: &Cluster, run: &Incubate, twin: &Incubate, jobs: &[
     log
 }
 
-/// The demo of real images, made small.
+/// A smaller demo on real images.
 fn fashion_mnist() -> Incubate {
     let mut run = Incubate::with(include_str!("../../configs/fashion-mnist.toml"));
     for set in ["data.train_fraction=0.02", "meta.epochs=1", "module.epochs=1", "finetune.epochs=1"] {
@@ -101,11 +102,11 @@ fn fashion_mnist() -> Incubate {
 #[test]
 fn an_array_run_on_three_nodes_has_the_bits_of_a_local_run() {
     let cluster = Cluster::start();
-    // A hostile name stays a name.
+    // A shell must not run a hostile name.
     let name = "run.name=\"$(touch x) `touch y`\"";
     let local = fashion_mnist().set(name);
     local.ok(&["run"]);
-    // Three of a node's four cores: no two tasks fit on one.
+    // Each task takes three of a node's four cores, so no two tasks fit on a node.
     let run = fashion_mnist().set(name).set("slurm.cpus_per_rank=3");
     let script = run.folder.path().join("list.sbatch");
     let list = format!(
@@ -116,7 +117,7 @@ fn an_array_run_on_three_nodes_has_the_bits_of_a_local_run() {
     let run = run.set(&format!("slurm.downstream=[\"{}\"]", script.display()));
     let dry = submit(&cluster, &run, &["--dry-run"]).ok();
     assert_eq!(dry.out.matches("to start at").count(), 4, "Slurm accepts all scripts: {}", dry.out);
-    // What Slurm would refuse, a dry run does.
+    // A dry run refuses jobs that Slurm would refuse.
     submit(&cluster, &run, &["--dry-run", "--set", "slurm.partition=\"nowhere\""])
         .fails(2, &["sbatch refuses it", "nvalid partition"]);
     let jobs = jobs(&cluster, &run);
@@ -132,9 +133,9 @@ fn an_array_run_on_three_nodes_has_the_bits_of_a_local_run() {
     assert_eq!(std::fs::read_to_string(run.folder.path().join("listed")).unwrap(), "timm\n");
     let strays = ["x", "y"].iter().filter(|f| run.folder.path().join(f).exists() || run.file(f).exists()).count();
     assert_eq!(strays, 0);
-    // Of a finished run nothing is submitted again.
+    // Nothing is submitted for a finished run.
     assert_eq!(submit(&cluster, &run, &[]).ok().out.trim(), "[]");
-    // Where Slurm does not answer nothing is taken for finished or for cancelled.
+    // If Slurm does not answer, no job counts as finished or cancelled.
     let nowhere = run.folder.path().join("slurm.conf");
     std::fs::write(&nowhere, "ClusterName=x\nSlurmctldHost=localhost\nSlurmctldPort=1\nMessageTimeout=1\n").unwrap();
     for arguments in [["cancel"], ["submit"]] {
@@ -146,7 +147,7 @@ fn an_array_run_on_three_nodes_has_the_bits_of_a_local_run() {
     }
 }
 
-/// Restarts and node of each task of an array, by its number.
+/// The restarts and the node of each task of an array, by the task's number.
 fn tasks(cluster: &Cluster, array: &str) -> std::collections::BTreeMap<u64, (u64, String)> {
     let shown = cluster.output("scontrol", &["-o", "show", "job", array]);
     let task = |line: &str| -> Option<(u64, (u64, String))> {
@@ -167,7 +168,7 @@ fn one_task_of_an_array_that_gets_the_early_signal_is_requeued_alone() {
     let jobs = jobs(&cluster, &run);
     let (_, array) = &jobs[1];
     until_checkpoint(&cluster, &run, "module-3");
-    // The last task's own number is the array's.
+    // The number of the last task is the number of the array.
     cluster.output("scancel", &["-s", "USR2", "--batch", &format!("{array}_3")]);
     cluster.until("the restart", || tasks(&cluster, array).values().any(|(restarts, _)| *restarts > 0));
     jobs.iter().for_each(|(_, id)| cluster.until_completed(id));
@@ -187,7 +188,7 @@ fn a_rank_that_is_killed_ends_its_job_and_the_run_goes_on_when_submitted_again()
     submit(&cluster, &run, &[]).ok();
     until_checkpoint(&cluster, &run, "meta");
     let (pid, _) = cluster.processes().into_iter().find(|(_, command)| command == "incubate").unwrap();
-    // SAFETY: a process of this cluster's jobs.
+    // SAFETY: the signal goes to a process of this cluster's jobs.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     let job = status(&cluster, &run, "meta")["job"].as_str().unwrap().to_string();
     cluster.until("the end of the job", || cluster.state(&job) == "FAILED");
@@ -227,12 +228,12 @@ fn an_allocation_of_three_nodes_has_the_bits_of_three_local_ranks() {
         assert!(local.bytes(file) == run.bytes(file), "{file}");
     }
 
-    // The wrong plug-in would start two worlds of one.
+    // The wrong plug-in would start two worlds of one rank.
     let mut srun = Command::new("srun");
     srun.args(["--mpi=none", "--ntasks=2", "--nodes=2", env!("CARGO_BIN_EXE_incubate"), "run"]);
     srun.arg(run.folder.path().join("config.toml")).arg("--run-dir").arg(run.file("other"));
     ended(cluster.client(&mut srun).output().unwrap()).fails(2, &["2 tasks without PMIx", "srun --mpi=pmix"]);
-    // Open MPI does not speak the older one.
+    // Open MPI does not support PMI-2.
     let mut srun = Command::new("srun");
     srun.args(["--mpi=pmi2", "--ntasks=2", "--nodes=2", env!("CARGO_BIN_EXE_incubate"), "run"]);
     srun.arg(run.folder.path().join("config.toml")).arg("--run-dir").arg(run.file("other"));
@@ -245,7 +246,7 @@ fn a_module_that_fails_stops_the_rest_and_alone_is_submitted_again() {
     let local = Incubate::new();
     local.ok(&["run"]);
     let run = Incubate::new();
-    // A folder in a checkpoint's place: module 1 cannot save.
+    // A folder has the name of a checkpoint, so module 1 cannot save.
     let obstacle = run.file("checkpoints/module-1-0000000005.h5");
     std::fs::create_dir_all(obstacle.join("x")).unwrap();
     let first = jobs(&cluster, &run);
@@ -258,7 +259,7 @@ fn a_module_that_fails_stops_the_rest_and_alone_is_submitted_again() {
     assert_eq!(line["state"], "cancelled", "{line}");
 
     std::fs::remove_dir_all(&obstacle).unwrap();
-    // Its jobs see what was asked for this time.
+    // The new jobs use the options of this submission.
     let run = run.set("run.e2e=true");
     let text = submit(&cluster, &run, &[]).ok().out;
     let second: Vec<Value> = serde_json::from_str(&text).unwrap();
@@ -346,7 +347,7 @@ fn a_killed_task_is_named_and_goes_on_when_submitted_again() {
     let (run, twin) = long_and_its_twin();
     let jobs = submit_and_see_a_checkpoint(&cluster, &run);
     let (pid, _) = cluster.processes().into_iter().find(|(_, command)| command == "incubate").unwrap();
-    // SAFETY: a process of this cluster's jobs.
+    // SAFETY: the signal goes to a process of this cluster's jobs.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     cluster.until("the end of what waits for it", || cluster.state(&jobs[2].1) == "CANCELLED");
     let kept = newest_checkpoint(&run, "meta");
@@ -402,9 +403,9 @@ fn a_ghost_on_a_node_that_slurm_gave_up_stops_without_writing() {
 #[test]
 fn a_job_that_is_stopped_over_and_over_gives_up_at_the_cap_or_without_a_step_gained() {
     let cluster = Cluster::start();
-    // Another signal than the one that the program knows.
+    // Slurm sends a signal that the program does not handle.
     let run = Incubate::new().set("meta.epochs=2000").set("slurm.max_requeues=1").set("slurm.signal=\"USR1\"");
-    // And one that is stopped before its second start has done anything: it waits in its setup then.
+    // The other run is stopped before its second start has done anything: the start waits in its setup.
     let idle = Incubate::new().set("meta.epochs=2000");
     let hold = idle.folder.path().join("hold");
     let setup = format!("while [ -e {} ] && [ -z \"$told\" ]; do sleep 0.1; done", hold.display());
