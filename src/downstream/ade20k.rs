@@ -1,8 +1,9 @@
 //! ADE20K's figures for semantic segmentation: sums over the whole set, at the size of the label maps.
 //!
-//! Label maps are 8-bit PNGs of 0 to 150, where 0 is «other» and ignored (as mmsegmentation's `reduce_zero_label`). A class
-//! that appears in neither labels nor predictions is left out of the mean (mmsegmentation) or counts as 0 (the CSAIL
-//! benchmark): both are given.
+//! Label maps are PNGs of 0 to 150, where 0 is «other» and ignored (as mmsegmentation's `reduce_zero_label`): grey ones of 8
+//! bits, or palette images of any depth, of which the indices count. Grey ones of fewer bits are refused, because readers
+//! scale their values. A class that appears in neither labels nor predictions is left out of the mean (mmsegmentation) or
+//! counts as 0 (the CSAIL benchmark): both are given.
 
 use crate::svg;
 use crate::{require, usage};
@@ -64,9 +65,8 @@ pub fn evaluate(labels: &Path, predictions: &Path, zero_based: bool) -> Result<R
     let files = label_maps(labels)?;
     let mut confusion = Confusion(vec![0; CLASSES * (CLASSES + 1)]);
     for file in &files {
-        let prediction = predictions.join(file.file_name().expect("a file of the folder has a name"));
         let label = Map::read(file, 0, None)?;
-        let prediction = Map::read(&prediction, u8::from(zero_based), Some(label.size))?;
+        let prediction = Map::read(&prediction_of(file, predictions), u8::from(zero_based), Some(label.size))?;
         confusion.add(&label.classes, &prediction.classes);
     }
     Ok(confusion.report(files.len()))
@@ -76,10 +76,21 @@ fn label_maps(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
     let entries = entries.map_err(|e| usage!("{}: {e}", folder.display()))?;
     let files = entries.into_iter().map(|entry| entry.path());
-    let mut files: Vec<PathBuf> = files.filter(|p| p.extension().is_some_and(|e| e == "png")).collect();
+    let is_label_map = |path: &PathBuf| {
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        !is_hidden && path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"))
+    };
+    let mut files: Vec<PathBuf> = files.filter(is_label_map).collect();
     require!(!files.is_empty(), "{}: it holds no .png label maps", folder.display());
     files.sort();
     Ok(files)
+}
+
+/// The prediction of the label map's name, whose ending may be `.png` where the label map's is `.PNG` or the reverse.
+fn prediction_of(label_map: &Path, predictions: &Path) -> PathBuf {
+    let same = predictions.join(label_map.file_name().expect("a file of the folder has a name"));
+    let other_endings = ["png", "PNG"].map(|ending| same.with_extension(ending));
+    if same.exists() { same } else { other_endings.into_iter().find(|path| path.exists()).unwrap_or(same) }
 }
 
 /// A label map: 0 is «other».
@@ -117,17 +128,21 @@ impl Map {
                 size.1
             );
         }
-        let one_byte = matches!(info.color_type, png::ColorType::Grayscale | png::ColorType::Indexed);
+        let (color, bits) = (info.color_type, info.bit_depth as usize);
+        let is_label_map = match color {
+            png::ColorType::Grayscale => bits == 8,
+            png::ColorType::Indexed => true,
+            _ => false,
+        };
         require!(
-            one_byte && info.bit_depth == png::BitDepth::Eight,
-            "{}: {:?} of {:?} bits; a label map has one channel of 8 bits",
-            path.display(),
-            info.color_type,
-            info.bit_depth as u8
+            is_label_map,
+            "{}: {color:?} of {bits} bits; a label map has one channel of 8 bits, or a palette",
+            path.display()
         );
         let bytes = reader.output_buffer_size().ok_or_else(|| broken("too large".into()))?;
-        let mut classes = vec![0; bytes];
-        reader.next_frame(&mut classes).map_err(|e| broken(format!("not a readable PNG: {e}")))?;
+        let mut packed = vec![0; bytes];
+        let frame = reader.next_frame(&mut packed).map_err(|e| broken(format!("not a readable PNG: {e}")))?;
+        let mut classes = if bits == 8 { packed } else { unpacked(&packed, frame.line_size, size.0 as usize, bits) };
         let largest = CLASSES as u8 - shift;
         if let Some(at) = classes.iter().position(|&class| class > largest) {
             return Err(usage!(
@@ -141,6 +156,16 @@ impl Map {
         classes.iter_mut().for_each(|class| *class += shift);
         Ok(Map { size, classes })
     }
+}
+
+/// The numbers of `bits` bits each, of which every line of `line_size` bytes begins with `width`, the first in the highest bits.
+fn unpacked(packed: &[u8], line_size: usize, width: usize, bits: usize) -> Vec<u8> {
+    let per_byte = 8 / bits;
+    let number = |line: &[u8], x: usize| {
+        let shift = 8 - bits * (x % per_byte + 1);
+        (line[x / per_byte] >> shift) & (u8::MAX >> (8 - bits))
+    };
+    packed.chunks_exact(line_size).flat_map(|line| (0..width).map(move |x| number(line, x))).collect()
 }
 
 impl Confusion {

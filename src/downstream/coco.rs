@@ -1,15 +1,14 @@
 //! COCO's twelve figures, as pycocotools computes them.
 
+use super::coco_files::{self, Files, Id};
 use crate::{svg, usage};
 use anyhow::{Context, Result};
+use hotcoco::COCOeval;
 use hotcoco::detection::AccumulatedEval;
 use hotcoco::params::IouType;
-use hotcoco::{Annotation, COCO, COCOeval};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fmt::Write;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
 
 /// The figures of one results file.
@@ -28,7 +27,7 @@ pub struct Report {
 
 #[derive(Debug, Serialize)]
 pub struct Category {
-    pub id: u64,
+    pub id: Id,
     pub name: String,
     pub ap: f64,
 }
@@ -41,45 +40,22 @@ pub struct Category {
 /// # Errors
 /// A usage error that names the file if one cannot be read, is malformed, or the two do not belong together.
 pub fn evaluate(annotations: &Path, results: &Path, segm: bool) -> Result<Report> {
-    let named = |path: &Path, error: hotcoco::error::Error| usage!("{}: {error}", path.display());
-    let truth = COCO::new(annotations).map_err(|e| named(annotations, e))?;
-    let found = truth.load_res_anns(detections(results, segm)?).map_err(|e| named(results, e))?;
-    // Detections of images or categories that do not exist would lower the figures in silence.
-    if let Some(warning) = found.load_warnings().first() {
-        return Err(usage!("{}: {warning}", results.display()));
-    }
+    let Files { truth, found, categories } = coco_files::read(annotations, results, segm)?;
     let (iou, kind) = if segm { ("segm", IouType::Segm) } else { ("bbox", IouType::Bbox) };
     let mut evaluation = COCOeval::new(truth, found, kind);
-    evaluation.evaluate().map_err(|e| named(results, e))?;
+    evaluation.evaluate().map_err(|e| usage!("{}: {e}", results.display()))?;
     evaluation.accumulate();
     evaluation.summarize_lines();
     let names = evaluation.metric_keys();
     let stats = evaluation.stats().context("the evaluation gave no figures")?;
     let figures = names.into_iter().map(String::from).zip(stats.iter().map(|&value| value.into())).collect();
     let all = evaluation.accumulated().context("the evaluation gave no curves")?;
-    let name = |id: u64| evaluation.coco_gt().cat_name(id);
-    let categories = all
-        .cat_ids
-        .iter()
-        .enumerate()
-        .map(|(k, &id)| Category { id, name: name(id), ap: category_ap(all, k) })
-        .collect();
+    let category = |(k, &position): (usize, &u64)| {
+        let (id, name) = categories[position as usize].clone();
+        Category { id, name, ap: category_ap(all, k) }
+    };
+    let categories = all.cat_ids.iter().enumerate().map(category).collect();
     Ok(Report { iou, figures, categories, curves: curves(all, &evaluation.params.iou_thrs) })
-}
-
-/// The results, of masks without the boxes beside them.
-fn detections(results: &Path, segm: bool) -> Result<Vec<Annotation>> {
-    let broken = |what: String| usage!("{}: {what}", results.display());
-    let file = File::open(results).map_err(|e| broken(e.to_string()))?;
-    let mut found: Vec<Annotation> =
-        serde_json::from_reader(BufReader::new(file)).map_err(|e| broken(e.to_string()))?;
-    if let Some(number) = found.iter().position(|one| one.score.is_none()) {
-        return Err(broken(format!("its entry {number} (from 0) has no score; give a JSON list of detections")));
-    }
-    if segm {
-        found.iter_mut().filter(|one| one.segmentation.is_some()).for_each(|one| one.bbox = None);
-    }
-    Ok(found)
 }
 
 /// Mean precision over thresholds and recalls, at all areas and the most detections.

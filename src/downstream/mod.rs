@@ -2,3 +2,4 @@
 
 pub mod ade20k;
 pub mod coco;
+mod coco_files;

@@ -69,6 +69,134 @@ fn masks_that_come_with_boxes_are_evaluated_without_them_as_the_frameworks_do() 
     assert!(ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-9), "{ours:?} and {theirs:?}");
 }
 
+/// The twelve figures of changed golden files, in a folder of their own.
+fn figures_of(annotations: &Value, results: &Value, kind: &str) -> Vec<f64> {
+    let folder = tempfile::tempdir().unwrap();
+    let [truth, found] = ["annotations.json", "results.json"].map(|name| folder.path().join(name));
+    // As Python writes numbers that JSON has not.
+    std::fs::write(&truth, annotations.to_string().replace("\"not a number\"", "NaN")).unwrap();
+    std::fs::write(&found, results.to_string()).unwrap();
+    let report: Value = serde_json::from_str(&coco(&truth, &found, &["--iou", kind, "--json"]).ok().out).unwrap();
+    report["figures"].as_object().unwrap().values().map(|v| v.as_f64().unwrap()).collect()
+}
+
+fn entries<'a>(file: &'a mut Value, list: &str) -> &'a mut Vec<Value> {
+    file[list].as_array_mut().unwrap()
+}
+
+#[test]
+fn fields_that_no_figure_needs_may_hold_what_other_programs_write_there() {
+    let folder = golden("coco");
+    let expected = json(&folder.join("figures.json"));
+    let boxes = json(&folder.join("bbox.json"));
+    let changes: [(&str, fn(&mut Value)); 8] = [
+        ("as CVAT writes", |file| {
+            file["info"] = serde_json::json!({"year": "", "date_created": 5});
+            file["licenses"] = Value::Null;
+            entries(file, "images").iter_mut().for_each(|image| image["date_captured"] = 0.into());
+        }),
+        ("licences that are no number", |file| {
+            entries(file, "images").iter_mut().for_each(|image| image["license"] = "not a number".into());
+        }),
+        ("no sizes", |file| entries(file, "images").iter_mut().for_each(|image| image["height"] = Value::Null)),
+        ("flat polygons", |file| {
+            for one in entries(file, "annotations") {
+                one["segmentation"] = serde_json::json!([1, 2, 3, 4, 5, 6]);
+            }
+        }),
+        ("text ids of annotations", |file| {
+            entries(file, "annotations").iter_mut().for_each(|one| one["id"] = one["id"].to_string().into());
+        }),
+        ("flags", |file| {
+            entries(file, "annotations").iter_mut().for_each(|one| one["iscrowd"] = (one["iscrowd"] == 1).into());
+        }),
+        ("a category twice", |file| {
+            let category = entries(file, "categories")[0].clone();
+            entries(file, "categories").push(category);
+        }),
+        ("categories of pandas", |file| {
+            for one in entries(file, "annotations") {
+                one["category_id"] = one["category_id"].as_f64().unwrap().into();
+            }
+        }),
+    ];
+    let theirs: Vec<f64> = serde_json::from_value(expected["bbox"].clone()).unwrap();
+    for (name, change) in changes {
+        let mut annotations = json(&folder.join("annotations.json"));
+        change(&mut annotations);
+        let ours = figures_of(&annotations, &boxes, "bbox");
+        assert!(ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-9), "{name}: {ours:?} and {theirs:?}");
+    }
+    // Ids of images that are texts have the order of their numbers here, so that ties stay as they were.
+    let mut annotations = json(&folder.join("annotations.json"));
+    let mut results = boxes;
+    let text = |id: &Value| Value::from(format!("image {:06}", id.as_u64().unwrap()));
+    entries(&mut annotations, "images").iter_mut().for_each(|image| image["id"] = text(&image["id"]));
+    let objects = entries(&mut annotations, "annotations").iter_mut().chain(results.as_array_mut().unwrap());
+    objects.for_each(|one| one["image_id"] = text(&one["image_id"]));
+    let ours = figures_of(&annotations, &results, "bbox");
+    assert!(ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-9), "{ours:?} and {theirs:?}");
+}
+
+#[test]
+fn what_cannot_be_evaluated_is_refused_by_its_entry() {
+    let folder = tempfile::tempdir().unwrap();
+    let [truth, found] = ["annotations.json", "results.json"].map(|name| folder.path().join(name));
+    let changes: [(&str, fn(&mut Value, &mut Value), &[&str]); 14] = [
+        (
+            "bbox",
+            |file, _| drop(file.as_object_mut().unwrap().remove("categories")),
+            &["annotations.json", "`categories`"],
+        ),
+        ("bbox", |file, _| file["categories"] = serde_json::json!([]), &["annotations.json", "`categories`"]),
+        ("bbox", |file, _| drop(file.as_object_mut().unwrap().remove("annotations")), &["no list `annotations`"]),
+        (
+            "bbox",
+            |file, _| drop(entries(file, "annotations")[3].as_object_mut().unwrap().remove("bbox")),
+            &["annotations.json: entry 3 (from 0) of `annotations` has no bbox"],
+        ),
+        (
+            "bbox",
+            |file, _| drop(entries(file, "annotations")[4].as_object_mut().unwrap().remove("id")),
+            &["entry 4 (from 0) of `annotations` has no id"],
+        ),
+        ("segm", |file, _| entries(file, "annotations")[1]["area"] = Value::Null, &["entry 1 (from 0)", "has no area"]),
+        (
+            "bbox",
+            |file, _| entries(file, "annotations")[1]["id"] = entries(file, "annotations")[0]["id"].clone(),
+            &["entry 1 (from 0)", "of an earlier one"],
+        ),
+        ("bbox", |file, _| entries(file, "annotations")[0]["id"] = 0.into(), &["entry 0", "the id 0", "count from 1"]),
+        (
+            "segm",
+            |file, _| entries(file, "annotations")[2]["segmentation"] = serde_json::json!([1, 2, 3, 4, 5, 6]),
+            &["entry 2 (from 0)", "segmentation that is not a list of polygons"],
+        ),
+        ("bbox", |file, _| entries(file, "images")[0]["id"] = "a".into(), &["annotations.json", "numbers alone"]),
+        (
+            "bbox",
+            |_, found| found.as_array_mut().unwrap().iter_mut().for_each(|one| one["bbox"] = Value::Null),
+            &["results.json: entry 0 (from 0) has no bbox"],
+        ),
+        ("bbox", |_, found| found[2]["bbox"] = serde_json::json!([1, 2, 3]), &["entry 2 (from 0)", "not four numbers"]),
+        ("bbox", |_, found| found[5]["score"] = "0.5".into(), &["entry 5 (from 0)", "score that is not a number"]),
+        (
+            "segm",
+            |_, found| found[1]["segmentation"] = Value::Null,
+            &["results.json: entry 1 (from 0) has no segmentation"],
+        ),
+    ];
+    for (kind, change, words) in changes {
+        let mut annotations = json(&golden("coco/annotations.json"));
+        let mut results = json(&golden("coco").join(format!("{kind}.json")));
+        change(&mut annotations, &mut results);
+        std::fs::write(&truth, annotations.to_string()).unwrap();
+        std::fs::write(&found, results.to_string()).unwrap();
+        coco(&truth, &found, &["--iou", kind]).fails(2, words);
+    }
+    coco(&found, &truth, &[]).fails(2, &["results.json", "annotations are an object"]);
+}
+
 #[test]
 fn results_that_do_not_belong_to_the_annotations_are_refused() {
     let annotations = golden("coco/annotations.json");
@@ -88,7 +216,7 @@ fn results_that_do_not_belong_to_the_annotations_are_refused() {
             "[{\"image_id\": 10, \"category_id\": 1, \"bbox\": [1, 2, 3, 4]}]",
             ["results.json", "entry 0 (from 0) has no score"],
         ),
-        ("{\"images\": []}", ["results.json", "expected a sequence"]),
+        ("{\"images\": []}", ["results.json", "a list of detections"]),
     ] {
         std::fs::write(&results, text).unwrap();
         coco(&annotations, &results, &[]).fails(2, &words);
@@ -120,6 +248,42 @@ fn flat_png(path: &Path, width: u32, height: u32, color: png::ColorType, value: 
     encoder.set_color(color);
     let pixels = vec![value; (width * height) as usize * color.samples()];
     encoder.write_header().unwrap().write_image_data(&pixels).unwrap();
+}
+
+#[test]
+fn palette_images_of_few_bits_and_endings_in_capitals_are_label_maps() {
+    let folder = tempfile::tempdir().unwrap();
+    let [labels, predictions] = ["labels", "predictions"].map(|name| folder.path().join(name));
+    [&labels, &predictions].iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
+    let write = |path: &Path, color: png::ColorType, depth: png::BitDepth, lines: &[u8]| {
+        // Five pixels a line, which end within a byte.
+        let mut encoder = png::Encoder::new(std::fs::File::create(path).unwrap(), 5, 2);
+        encoder.set_color(color);
+        encoder.set_depth(depth);
+        if color == png::ColorType::Indexed {
+            encoder.set_palette(vec![9; 3 * 16]);
+        }
+        encoder.write_header().unwrap().write_image_data(lines).unwrap();
+    };
+    use png::BitDepth::{Eight, Four, One, Two};
+    use png::ColorType::{Grayscale, Indexed};
+    write(&labels.join("a.png"), Indexed, One, &[0b1011_0000, 0b1110_1000]);
+    write(&predictions.join("a.png"), Grayscale, Eight, &[1, 0, 1, 1, 0, 1, 1, 1, 0, 1]);
+    write(&labels.join("b.PNG"), Indexed, Two, &[0b0111_1001, 0b0100_0000, 0, 0b1100_0000]);
+    write(&predictions.join("b.png"), Grayscale, Eight, &[1, 3, 2, 1, 1, 0, 0, 0, 0, 3]);
+    write(&labels.join("c.png"), Indexed, Four, &[0x1f, 0x23, 0x40, 0x56, 0x78, 0x90]);
+    write(&predictions.join("c.PNG"), Grayscale, Eight, &[1, 15, 2, 3, 4, 5, 6, 7, 8, 9]);
+    std::fs::write(labels.join("._c.png"), "of another system").unwrap();
+    let out = ade20k(&labels, &predictions, &["--json"]).ok().out;
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&report["images"], &report["pixels"], &report["aAcc"]),
+        (&3.into(), &23.into(), &100.0.into()),
+        "{report}"
+    );
+    // Readers scale grey values of few bits.
+    write(&labels.join("a.png"), Grayscale, One, &[0b1011_0000, 0b1110_1000]);
+    ade20k(&labels, &predictions, &[]).fails(2, &["a.png", "Grayscale of 1 bits", "or a palette"]);
 }
 
 #[test]
