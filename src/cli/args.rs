@@ -74,9 +74,15 @@ pub enum Command {
         file: PathBuf,
         #[command(flatten)]
         config: ConfigArgs,
-        /// meta, assembled or final [default: meta or final, by the file's depth]
+        /// meta, assembled or final [default: meta or final, by the file's depth; with --new-head assembled for final]
         #[arg(long = "as", value_name = "ROLE")]
         role: Option<Role>,
+        /// Take the moving averages of the weights (model_ema, state_dict_ema or ema_state_dict)
+        #[arg(long)]
+        ema: bool,
+        /// Draw the head anew, to train on other classes than the file's
+        #[arg(long)]
+        new_head: bool,
         /// Print JSON: the file
         #[arg(long)]
         json: bool,

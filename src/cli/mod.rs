@@ -58,8 +58,9 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             let folders = export::export(&config, &weights_or_final(&config, weights), formats, &into)?;
             print_either(*json, &folders, || folders.iter().map(|folder| format!("{}\n", folder.display())).collect())
         }
-        Command::Import { file, config, role, json } => {
-            let written = import::import(&config.load()?, file, *role)?;
+        Command::Import { file, config, role, ema, new_head, json } => {
+            let choice = import::Choice { role: *role, ema: *ema, new_head: *new_head };
+            let written = import::import(&config.load()?, file, choice)?;
             print_either(*json, &serde_json::json!({"file": written}), || format!("{}\n", written.display()))
         }
         Command::Plan { config, ranks, rate, json } => print_plan(config, *ranks as usize, *rate, *json),

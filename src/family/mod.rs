@@ -39,6 +39,19 @@ impl Deref for Model {
     }
 }
 
+impl Model {
+    /// The same network for another number of classes.
+    pub fn with_classes(&self, classes: usize) -> Model {
+        let mut model = self.clone();
+        match &mut model {
+            Model::Vit(vit) => vit.classes = classes,
+            #[cfg(test)]
+            Model::Toy(toy) => toy.classes = classes,
+        }
+        model
+    }
+}
+
 /// What every family tells about a network of given sizes. `depths` are the blocks of each stage of the network in
 /// question: the target's, the meta model's or a hybrid's.
 pub trait Family {

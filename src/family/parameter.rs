@@ -46,6 +46,11 @@ impl Parameter {
         self.shape.iter().product::<i64>() as usize
     }
 
+    /// Whether it belongs to the head, whose shape depends on the classes.
+    pub fn is_of_head(&self) -> bool {
+        self.name.starts_with("head.")
+    }
+
     /// Whether it is a parameter that the optimiser changes, not a buffer.
     pub fn is_trainable(&self) -> bool {
         !matches!(self.role, Role::Buffer { .. })

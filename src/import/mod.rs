@@ -2,7 +2,10 @@
 //! .safetensors; and our own artefacts, to go on at another image size. Nothing in such a file is executed, and no memory is
 //! taken before sizes are checked.
 
+mod globals;
+mod machine;
 mod pickle;
+mod rebuild;
 mod safetensors;
 mod stored;
 mod torch_file;
@@ -10,6 +13,7 @@ mod torch_file;
 use crate::config::Config;
 use crate::family::Model;
 use crate::family::parameter::Parameter;
+use crate::model::fresh;
 use crate::run::graph::Node;
 use crate::run::table::{ASSEMBLE, FINETUNE, META};
 use crate::store::{Artefact, Header, RunDir, artefact};
@@ -48,19 +52,34 @@ impl FromStr for Role {
     }
 }
 
-/// Writes the weights in `file` into the run directory as the artefact of that role; without one, by the file's depth the
-/// meta model or the final one. Position embeddings of another image size are resampled. Returns the artefact's path.
+/// What of a file is imported, and as what.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Choice {
+    /// None: by the file's depth the meta model or the final one, or with a new head the assembled one.
+    pub role: Option<Role>,
+    /// Take the moving averages of the weights.
+    pub ema: bool,
+    /// Draw the head anew, for other classes than the file's.
+    pub new_head: bool,
+}
+
+/// Writes the weights in `file` into the run directory as the artefact of their role. Position embeddings of another image
+/// size are resampled. Returns the artefact's path.
 ///
 /// # Errors
 /// A usage error that names what in the file does not fit the config, or why the file is refused.
-pub fn import(config: &Config, file: &Path, role: Option<Role>) -> Result<PathBuf> {
+pub fn import(config: &Config, file: &Path, choice: Choice) -> Result<PathBuf> {
+    require!(
+        !(choice.new_head && choice.role == Some(Role::Final)),
+        "a final model with a new head has not been trained; leave --new-head out, or import it --as assembled"
+    );
     let refused = |error: anyhow::Error| usage!("{}: {error:#}", file.display());
     let mut source = File::open(file).map_err(|e| refused(e.into()))?;
     let (role, depths, weights) = if is_artefact(&mut source).map_err(refused)? {
         let artefact = artefact::read(file)?;
-        own(&config.model, artefact, role).map_err(refused)?
+        own(config, artefact, choice).map_err(refused)?
     } else {
-        foreign(&config.model, &source, role).map_err(refused)?
+        foreign(config, &source, choice).map_err(refused)?
     };
 
     let is_finite = |tensor: &Tensor| floats(tensor).iter().all(|weight| weight.is_finite());
@@ -107,15 +126,19 @@ fn is_artefact(file: &mut File) -> Result<bool> {
 
 const SEALED: &[u8] = b"incubate artefact,";
 
-/// Our own artefact, of a model that differs in the image size at most.
-fn own(model: &Model, artefact: Artefact, role: Option<Role>) -> Result<Whole> {
+/// Our own artefact, of a model that differs in the image size at most, and with a new head in the classes.
+fn own(config: &Config, artefact: Artefact, choice: Choice) -> Result<Whole> {
+    let model = &config.model;
     let (header, mut weights) = (artefact.header, artefact.weights);
+    anyhow::ensure!(!choice.ema, "an artefact of incubate holds no second weights; leave --ema out");
     anyhow::ensure!(header.index.is_none(), "a single module is no whole model; give one, such as final.h5");
-    anyhow::ensure!(
-        model.is_like(&header.model),
-        "its model differs from the config's [model] in more than image_size"
-    );
-    let role = role.map_or_else(|| guess(model, header.depths.iter().sum()), Ok)?;
+    let (theirs, may_differ) = if choice.new_head {
+        (header.model.with_classes(model.classes()), "image_size and classes")
+    } else {
+        (header.model, "image_size")
+    };
+    anyhow::ensure!(model.is_like(&theirs), "its model differs from the config's [model] in more than {may_differ}");
+    let role = choice.role.map_or_else(|| guess(model, header.depths.iter().sum(), choice.new_head), Ok)?;
     let depths = depths_of(model, role);
     anyhow::ensure!(header.depths == depths, "{}", misfit(&header.depths, &depths));
     for parameter in model.parameters(&depths) {
@@ -123,17 +146,37 @@ fn own(model: &Model, artefact: Artefact, role: Option<Role>) -> Result<Whole> {
             *tensor = model.resampled(&parameter, tensor.shallow_clone());
         }
     }
+    if choice.new_head {
+        weights.extend(new_head(config, &depths));
+    }
     Ok((role, depths, weights))
 }
 
 /// Another program's file.
-fn foreign(model: &Model, source: &File, role: Option<Role>) -> Result<Whole> {
-    let listing = list(source)?;
-    let role = role.map_or_else(|| guess(model, listing.blocks()), Ok)?;
+fn foreign(config: &Config, source: &File, choice: Choice) -> Result<Whole> {
+    let model = &config.model;
+    let mut listing = list(source, choice.ema)?;
+    anyhow::ensure!(
+        listing.blocks() > 0,
+        "none of its tensors has a name of timm's, such as `blocks.0.norm1.weight`; the first names found are {}",
+        first(&listing.names())
+    );
+    let role = choice.role.map_or_else(|| guess(model, listing.blocks(), choice.new_head), Ok)?;
     let depths = depths_of(model, role);
     check_depths(&listing, &depths)?;
-    let weights = read(model, &depths, listing, source)?;
+    let head = if choice.new_head { new_head(config, &depths) } else { Weights::new() };
+    for (stage, name) in head.keys() {
+        listing.take(*stage, name, name);
+    }
+    let mut weights = read(model, &depths, listing, source, &head)?;
+    weights.extend(head);
     Ok((role, depths, weights))
+}
+
+/// Fresh weights of the head.
+fn new_head(config: &Config, depths: &[usize]) -> Weights {
+    let parameters = config.model.parameters(depths);
+    fresh(parameters.iter().filter(|parameter| parameter.is_of_head()), config.run.seed)
 }
 
 fn depths_of(model: &Model, role: Role) -> Vec<usize> {
@@ -144,24 +187,34 @@ fn depths_of(model: &Model, role: Role) -> Vec<usize> {
 }
 
 /// By the first bytes: a zip's name, a JSON header after its length, or a pickle, which is torch's format before 1.6.
-fn list(mut file: &File) -> Result<Listing> {
+fn list(mut file: &File, ema: bool) -> Result<Listing> {
     let mut first = [0; 9];
-    file.read_exact(&mut first).context("it breaks off")?;
+    file.read_exact(&mut first).context("it breaks off; copy it again")?;
     file.rewind()?;
     match &first {
-        [b'P', b'K', ..] => torch_file::list(file),
+        [b'P', b'K', 3, 4, ..] => torch_file::list(file, ema),
+        [.., b'{'] if ema => Err(anyhow!("a .safetensors holds no second weights; leave --ema out")),
         [.., b'{'] => safetensors::list(file),
-        [0x80, ..] => Err(anyhow!("it was written by torch before 1.6; load it with a newer torch and save it again")),
+        [0x80, 2, 0x8a, 10, b'l', 0xfc, ..] => {
+            Err(anyhow!("it was written by torch before 1.6; load it with a newer torch and save it again"))
+        }
+        [0x80, ..] => Err(anyhow!(
+            "it is a pickle that torch.save did not write; load it in Python and save its tensors with torch.save"
+        )),
         _ => Err(anyhow!("it is neither a .pth of torch nor a .safetensors")),
     }
 }
 
-fn guess(model: &Model, blocks: usize) -> Result<Role> {
+fn guess(model: &Model, blocks: usize, new_head: bool) -> Result<Role> {
     let (thin, deep): (usize, usize) = (model.meta_depths().iter().sum(), model.depths().iter().sum());
     if blocks == thin && blocks == deep {
         return Err(anyhow!("the config's meta model and target are equally deep; say which it is with --as"));
     }
-    Ok(if blocks == thin { Role::Meta } else { Role::Final })
+    Ok(match blocks == thin {
+        true => Role::Meta,
+        false if new_head => Role::Assembled,
+        false => Role::Final,
+    })
 }
 
 fn check_depths(listing: &Listing, depths: &[usize]) -> Result<()> {
@@ -180,18 +233,26 @@ fn misfit(theirs: &[usize], expected: &[usize]) -> String {
     )
 }
 
-/// Reads every parameter of the model, and nothing else may be there.
-fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File) -> Result<Weights> {
+/// Reads every parameter of the model but those of a new head, and nothing else may be there.
+fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File, new_head: &Weights) -> Result<Weights> {
     let mut weights = Weights::new();
-    for parameter in model.parameters(depths) {
+    let parameters = model.parameters(depths);
+    for parameter in parameters.into_iter().filter(|p| !new_head.contains_key(&(p.stage, p.name.clone()))) {
         let flat_name = model.whole_name(&parameter, depths);
         let mut take = |stage: &str, flat: &str| listing.take(parameter.stage, stage, flat);
-        let stored = take(&parameter.name, &flat_name).with_context(|| missing(model, &parameter, &flat_name))?;
+        let Some(stored) = take(&parameter.name, &flat_name) else {
+            anyhow::bail!(
+                "{}; the first names left are {}",
+                missing(model, &parameter, &flat_name),
+                first(&listing.names())
+            );
+        };
         anyhow::ensure!(
             model.takes(&parameter, &stored.sizes),
-            "{flat_name} has shape {:?}, but {:?} is expected; set [model] to the sizes of this file",
+            "{flat_name} has shape {:?}, but {:?} is expected; {}",
             stored.sizes,
-            parameter.shape
+            parameter.shape,
+            cure_for_shape(&parameter)
         );
         if let (Some(name), Some(flat)) = (model.absent_bias(&parameter.name), model.absent_bias(&flat_name)) {
             let bias = take(&name, &flat);
@@ -201,16 +262,29 @@ fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File) -> R
         weights.insert((parameter.stage, parameter.name), tensor);
     }
     let left = listing.names();
-    anyhow::ensure!(
-        left.is_empty(),
-        "it also holds {}, which this model has not",
-        left[..left.len().min(5)].join(", ")
-    );
+    anyhow::ensure!(left.is_empty(), "it also holds {}, which this model has not", first(&left));
     Ok(weights)
 }
 
+fn cure_for_shape(parameter: &Parameter) -> &'static str {
+    if parameter.is_of_head() {
+        "set model.classes to this file's, or draw another head with --new-head"
+    } else {
+        "set [model] to the sizes of this file"
+    }
+}
+
+/// The first few names.
+fn first(names: &[String]) -> String {
+    let few = names.iter().take(5).map(|name| name.chars().take(100).collect::<String>());
+    if names.is_empty() { "none".into() } else { few.collect::<Vec<_>>().join(", ") }
+}
+
 fn missing(model: &Model, parameter: &Parameter, flat_name: &str) -> String {
-    let cure = model.cure_for_missing(flat_name);
+    let cure = match parameter.is_of_head() {
+        true => "; draw it anew with --new-head",
+        false => model.cure_for_missing(flat_name),
+    };
     format!("{flat_name} (stage {}) is missing{cure}", parameter.stage)
 }
 

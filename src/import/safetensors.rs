@@ -1,7 +1,7 @@
 //! A .safetensors: a JSON header of names, then the tensors one after the other.
 
-use super::pickle::Number;
-use super::stored::{Listing, Stored};
+use super::globals::Number;
+use super::stored::{Listing, Stored, without_prefixes};
 use anyhow::{Context, Result, ensure};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
@@ -15,10 +15,13 @@ pub fn list(mut file: &File) -> Result<Listing> {
     let mut head = [0; 8];
     file.read_exact(&mut head).context("it breaks off")?;
     let header = u64::from_le_bytes(head);
-    ensure!(header <= LARGEST_HEADER && header + 8 <= length, "its header claims {header} bytes of {length}");
+    ensure!(header <= LARGEST_HEADER, "its header claims {header} bytes; {LARGEST_HEADER} is the most");
+    ensure!(header + 8 <= length, "it breaks off within its header of {header} bytes; copy it again");
     let mut bytes = Vec::new();
     file.take(header).read_to_end(&mut bytes)?;
     let metadata: Metadata = serde_json::from_slice(&bytes).context("its header is malformed")?;
+    let promised = (8 + header).saturating_add(metadata.data_len() as u64);
+    ensure!(promised <= length, "it breaks off after {length} of {promised} bytes; copy it again");
     let mut tensors = BTreeMap::new();
     for (name, info) in metadata.tensors() {
         let number = match info.dtype {
@@ -26,7 +29,10 @@ pub fn list(mut file: &File) -> Result<Listing> {
             Dtype::F32 => Number::F32,
             Dtype::F16 => Number::F16,
             Dtype::BF16 => Number::Bf16,
-            _ => Number::Integer,
+            Dtype::BOOL | Dtype::U8 | Dtype::I8 | Dtype::I16 | Dtype::U16 => Number::Integer,
+            Dtype::I32 | Dtype::U32 | Dtype::I64 | Dtype::U64 => Number::Integer,
+            Dtype::C64 => Number::Other,
+            _ => Number::Narrow,
         };
         let sizes = info.shape.iter().map(|&n| n as i64).collect();
         let offset = |bytes: usize| (8 + header).checked_add(bytes as u64).context("an offset overflows");
@@ -34,7 +40,7 @@ pub fn list(mut file: &File) -> Result<Listing> {
         let stored = Stored::within(number, sizes, start, end.min(length)).with_context(|| format!("tensor {name}"))?;
         tensors.insert(name, stored);
     }
-    Ok(Listing::Flat(tensors))
+    Ok(Listing::Flat(without_prefixes(tensors)))
 }
 
 const LARGEST_HEADER: u64 = 16 << 20;

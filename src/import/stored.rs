@@ -1,8 +1,8 @@
 //! Tensors that lie in a file and are read one by one.
 
-use super::pickle::Number;
+use super::globals::Number;
 use crate::weights::floats_mut;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -27,14 +27,25 @@ pub enum Listing {
 }
 
 impl Number {
-    /// Bytes of one number.
+    /// Bytes of one number, or fewer if it is none that is read.
     fn size(self) -> u64 {
         match self {
             Number::F64 => 8,
             Number::F32 => 4,
             Number::F16 | Number::Bf16 => 2,
             Number::Integer => 1,
+            Number::Narrow | Number::Other => 0,
         }
+    }
+
+    fn check_that_it_is_read(self) -> Result<()> {
+        let kind = match self {
+            Number::F64 | Number::F32 | Number::F16 | Number::Bf16 => return Ok(()),
+            Number::Integer => "integers",
+            Number::Narrow => "floating-point numbers of 8 bits or fewer",
+            Number::Other => "numbers that are complex, quantised or of an unknown kind",
+        };
+        bail!("it holds {kind}, but weights are read from fp64, fp32, fp16 and bf16 alone; convert it to one of these")
     }
 }
 
@@ -58,7 +69,7 @@ impl Stored {
 
     /// Reads the numbers as fp32.
     pub fn read(&self, file: &File) -> Result<Tensor> {
-        ensure!(self.number != Number::Integer, "it holds integers, but weights are floating-point numbers");
+        self.number.check_that_it_is_read()?;
         // No memory is taken for what is not there, whatever the listing said.
         Stored::within(self.number, self.sizes.clone(), self.start, file.metadata()?.len())?;
         let count: i64 = self.sizes.iter().product();
@@ -85,6 +96,22 @@ impl Stored {
 
 /// Numbers read at a time.
 const CHUNK: usize = 1 << 18;
+
+/// What training programs put before every name: `torch.compile`, data-parallel training, and modules around the network.
+const PREFIXES: [&str; 4] = ["_orig_mod.", "module.", "model.", "backbone."];
+
+/// The tensors without prefixes. A prefix stays where two tensors would have one name without it.
+pub fn without_prefixes(mut tensors: BTreeMap<String, Stored>) -> BTreeMap<String, Stored> {
+    loop {
+        let is_removable = |prefix: &&str| {
+            let mut stripped = tensors.keys().filter_map(|name| name.strip_prefix(prefix)).peekable();
+            stripped.peek().is_some() && stripped.all(|name| !name.is_empty() && !tensors.contains_key(name))
+        };
+        let Some(prefix) = PREFIXES.into_iter().find(is_removable) else { return tensors };
+        let stripped = |name: String| name.strip_prefix(prefix).map(String::from).unwrap_or(name);
+        tensors = tensors.into_iter().map(|(name, stored)| (stripped(name), stored)).collect();
+    }
+}
 
 impl Listing {
     /// Blocks of each stage; of a flat listing the blocks of the whole network, as one stage.

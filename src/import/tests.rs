@@ -1,4 +1,3 @@
-use super::pickle::Pickle;
 use super::*;
 use crate::random::Random;
 use std::io::Write;
@@ -67,11 +66,15 @@ fn peak() -> usize {
 }
 
 fn listed(path: &Path) -> Result<Listing> {
-    list(&File::open(path).unwrap())
+    list(&File::open(path).unwrap(), false)
+}
+
+fn as_role(role: Role) -> Choice {
+    Choice { role: Some(role), ..Choice::default() }
 }
 
 fn refusal(pickle: &[u8]) -> String {
-    format!("{:#}", Pickle::read(pickle).unwrap_err())
+    format!("{:#}", machine::read(pickle).unwrap_err())
 }
 
 #[test]
@@ -94,8 +97,9 @@ fn what_would_run_something_is_refused_by_name() {
         (b"\x80\x02(cos\nsystem\n", "os"),
         (b"\x80\x02(S'id'\nios\nsystem\n.", "0x53"),
         (b"\x80\x02(X\x02\x00\x00\x00idios\nsystem\n.", "0x69"),
-        (b"\x80\x04\x95", "protocol 4"),
-        (b"\x80\x02\x93.", "0x93"),
+        (b"\x80\x06.", "protocol 6"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "\"os\".\"system\""),
+        (b"\x80\x02\x93.", "more values than it made"),
         (b"\x80\x02\x82\x01.", "0x82"),
     ] {
         assert!(refusal(pickle).contains(word), "{word} in {}", refusal(pickle));
@@ -121,8 +125,8 @@ fn a_tensor_larger_than_its_storage_or_out_of_order_is_refused_before_memory_is_
 #[test]
 fn nested_cyclic_and_endless_pickles_end_in_an_error_or_a_value() {
     let nested = [&b"\x80\x02)"[..], &[0x85; 1_000_000], b"."].concat();
-    Pickle::read(&nested).unwrap();
-    let cyclic = Pickle::read(b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s.").unwrap();
+    machine::read(&nested).unwrap();
+    let cyclic = machine::read(b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s.").unwrap();
     assert!(cyclic.get(cyclic.root(), "model").is_some());
     assert!(refusal(b"\x80\x02X\xff\xff\xff\xffa").contains("breaks off"));
     assert!(refusal(b"\x80\x02(((").contains("breaks off"));
@@ -135,7 +139,7 @@ fn what_a_pickle_recalls_takes_no_memory_again() {
     let key = [&b"X\x00\x00\x10\x00"[..], &[b'k'; 1 << 20]].concat();
     let head = [&b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"[..], &key[..], b"NNtq\x00Q"].concat();
     let before = peak();
-    Pickle::read(&[&head[..], &b"h\x00Q".repeat(3000), b"."].concat()).unwrap();
+    machine::read(&[&head[..], &b"h\x00Q".repeat(3000), b"."].concat()).unwrap();
     assert!(peak() - before < 64 << 10, "{} KiB", peak() - before);
     // As a name it would be refused.
     let folder = tempfile::tempdir().unwrap();
@@ -179,7 +183,7 @@ fn a_storage_that_the_directory_says_is_larger_than_the_file_is_refused() {
 
 #[test]
 fn block_numbers_beyond_all_counting_are_no_overflow() {
-    let stored = Stored { number: pickle::Number::F32, sizes: vec![1], start: 0 };
+    let stored = Stored { number: globals::Number::F32, sizes: vec![1], start: 0 };
     let stage = BTreeMap::from([(format!("blocks.{}.a", usize::MAX), stored)]);
     assert_eq!(Listing::Stages(vec![stage.clone(), stage]).blocks(), usize::MAX);
 }
@@ -217,7 +221,7 @@ fn a_thousand_mutated_checkpoints_are_imported_or_refused_in_one_line_and_nothin
     let file = folder.path().join("mutated.pth");
     let attempt = |bytes: &[u8]| {
         std::fs::write(&file, bytes).unwrap();
-        let outcome = import(&config, &file, None);
+        let outcome = import(&config, &file, Choice::default());
         outcome.map(|path| std::fs::remove_file(path).unwrap())
     };
     attempt(&whole).unwrap();
@@ -256,13 +260,13 @@ fn our_own_artefact_of_another_image_size_is_imported_with_its_positions_resampl
     let (config, pickle, storages) = tiny(&folder);
     let file = folder.path().join("official.pth");
     std::fs::write(&file, zipped(&pickle, &storages)).unwrap();
-    let ours = import(&config, &file, Some(Role::Final)).unwrap();
+    let ours = import(&config, &file, as_role(Role::Final)).unwrap();
     let mut larger = config.clone();
     let Model::Vit(mut vit) = config.model.clone() else { unreachable!() };
     vit.image_size = 12;
     larger.model = Model::Vit(vit.clone());
     larger.run.dir = folder.path().join("larger");
-    let path = import(&larger, &ours, Some(Role::Assembled)).unwrap();
+    let path = import(&larger, &ours, as_role(Role::Assembled)).unwrap();
     let (before, after) = (artefact::read(&ours).unwrap(), artefact::read(&path).unwrap());
     assert_eq!((after.header.phase.as_str(), &after.header.model), ("assemble", &larger.model));
     for (name, tensor) in &after.weights {
@@ -276,6 +280,6 @@ fn our_own_artefact_of_another_image_size_is_imported_with_its_positions_resampl
     vit.mlp_ratio = 2.0;
     larger.model = Model::Vit(vit);
     larger.run.dir = folder.path().join("other");
-    let error = import(&larger, &ours, None).unwrap_err();
+    let error = import(&larger, &ours, Choice::default()).unwrap_err();
     assert!(format!("{error:#}").contains("in more than image_size"), "{error:#}");
 }

@@ -1,7 +1,8 @@
 //! A .pth of torch 1.6 or newer: a zip with a pickle and a file for each storage. See `export/torch_file.rs` for the layout.
 
+use super::machine;
 use super::pickle::{Pickle, Tensor, Value};
-use super::stored::{Listing, Stored};
+use super::stored::{Listing, Stored, without_prefixes};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,12 +15,14 @@ const LARGEST_PICKLE: u64 = 16 << 20;
 const MOST_STAGES: usize = 256;
 const MOST_TENSORS: usize = 1 << 16;
 const LONGEST_NAME: usize = 1 << 10;
-/// Where checkpoints keep the weights: DeiT and the official code, timm and mmseg.
-const WRAPPERS: [&str; 2] = ["model", "state_dict"];
+/// Where checkpoints keep the weights: DeiT and the official code, timm and mmseg, others.
+const WRAPPERS: [&str; 3] = ["model", "state_dict", "model_state_dict"];
+/// Where checkpoints keep the moving averages of the weights: DeiT, timm, mmengine.
+const AVERAGES: [&str; 3] = ["model_ema", "state_dict_ema", "ema_state_dict"];
 
-/// Lists the weights in the file, without reading them.
-pub fn list(file: &File) -> Result<Listing> {
-    let mut zip = ZipArchive::new(file).context("it is no zip (torch.save has written one since torch 1.6)")?;
+/// Lists the weights in the file, or with `ema` their moving averages, without reading them.
+pub fn list(file: &File, ema: bool) -> Result<Listing> {
+    let mut zip = ZipArchive::new(file).context("the directory at its end is missing or damaged; copy it again")?;
     let mut root = None;
     for index in 0..zip.len() {
         let name = zip.by_index(index)?.name()?.into_owned();
@@ -29,7 +32,7 @@ pub fn list(file: &File) -> Result<Listing> {
         }
     }
     let root = root.context("it holds no data.pkl, so torch.save did not write it")?;
-    let pickle = Pickle::read(&small_entry(&mut zip, &format!("{root}data.pkl"))?)?;
+    let pickle = machine::read(&small_entry(&mut zip, &format!("{root}data.pkl"))?)?;
     if zip.index_for_name(&format!("{root}byteorder")).is_some() {
         let order = small_entry(&mut zip, &format!("{root}byteorder"))?;
         ensure!(order == b"little", "it was written on a big-endian machine");
@@ -37,17 +40,39 @@ pub fn list(file: &File) -> Result<Listing> {
     let mut storages = Storages { zip, root, length: file.metadata()?.len(), tensors: 0 };
     let top = pickle.root();
     let stages = pickle.get(top, "model_stages").map(|stages| pickle.members(stages)).unwrap_or_default();
-    if !stages.is_empty() {
+    if !stages.is_empty() && !ema {
         ensure!(stages.len() <= MOST_STAGES, "it holds {} stages; {MOST_STAGES} is the most", stages.len());
         return Ok(Listing::Stages(stages.into_iter().map(|s| storages.tensors(&pickle, s)).collect::<Result<_>>()?));
     }
-    let weights = WRAPPERS.iter().find_map(|key| pickle.get(top, key)).unwrap_or(top);
-    let tensors = storages.tensors(&pickle, weights)?;
-    ensure!(
-        !tensors.is_empty(),
-        "it holds no dictionary of tensors, neither by itself nor as `model`, `state_dict` or `model_stages`"
-    );
-    Ok(Listing::Flat(tensors))
+    Ok(Listing::Flat(storages.tensors(&pickle, weights(&pickle, ema)?)?))
+}
+
+/// The dictionary of the weights, or of their moving averages; the log says which of two were taken.
+fn weights(pickle: &Pickle, ema: bool) -> Result<&Value> {
+    let top = pickle.root();
+    let first = |keys: &[&'static str]| {
+        let entries = keys.iter().filter_map(|&key| Some((key, pickle.get(top, key)?)));
+        entries.into_iter().find(|(_, value)| pickle.holds_tensors(value))
+    };
+    match (first(&WRAPPERS), first(&AVERAGES)) {
+        (_, Some((averages, value))) if ema => {
+            log::info!("took the moving averages `{averages}`");
+            Ok(value)
+        }
+        _ if ema => bail!("it holds no moving averages, such as `{}`; leave --ema out", AVERAGES.join("` or `")),
+        (Some((weights, value)), averages) => {
+            if let Some((averages, _)) = averages {
+                log::warn!("took the weights `{weights}`, not their moving averages `{averages}`: --ema takes these");
+            }
+            Ok(value)
+        }
+        (None, _) if pickle.holds_tensors(top) => Ok(top),
+        (None, Some((averages, _))) => bail!("it holds moving averages `{averages}` alone; take them with --ema"),
+        (None, None) => bail!(
+            "it holds no dictionary of tensors, neither by itself nor as `model_stages` or `{}`",
+            WRAPPERS.join("` or `")
+        ),
+    }
 }
 
 fn small_entry(zip: &mut ZipArchive<&File>, name: &str) -> Result<Vec<u8>> {
@@ -68,7 +93,7 @@ struct Storages<'a> {
 }
 
 impl Storages<'_> {
-    /// The tensors of a dictionary by name, without the `module.` of data-parallel training.
+    /// The tensors of a dictionary by name, without what training programs put before the names.
     fn tensors(&mut self, pickle: &Pickle, dict: &Value) -> Result<BTreeMap<String, Stored>> {
         let mut found = BTreeMap::new();
         for (name, value) in pickle.entries(dict) {
@@ -77,10 +102,10 @@ impl Storages<'_> {
                 self.tensors += 1;
                 ensure!(self.tensors <= MOST_TENSORS, "it holds more than {MOST_TENSORS} tensors");
                 let stored = self.locate(tensor).with_context(|| format!("tensor {name}"))?;
-                found.insert(name.strip_prefix("module.").unwrap_or(name).to_string(), stored);
+                found.insert(name.to_string(), stored);
             }
         }
-        Ok(found)
+        Ok(without_prefixes(found))
     }
 
     /// Where a tensor lies in the file.

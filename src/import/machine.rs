@@ -1,0 +1,330 @@
+//! Python's pickle machine, without the part that calls anything: the opcodes of protocols 2 to 5 that data needs, and the
+//! names of [`super::globals`]. It refuses every other opcode or name.
+
+use super::globals::Global;
+use super::pickle::{Id, Pickle, Value};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::HashMap;
+
+/// Many times what the largest checkpoint with its optimiser holds: 20,000.
+const MOST_VALUES: usize = 1 << 20;
+const LATEST_PROTOCOL: u8 = 5;
+
+/// How to get the weights out of a file that is not read.
+const CURE: &str = "nothing of it was executed. If you trust who wrote the file, save its weights alone: python -c \"import \
+                    torch; c = torch.load('THIS_FILE', map_location='cpu', weights_only=False); c = next((c[k] for k in \
+                    ('model', 'state_dict') if k in c), c) if isinstance(c, dict) else c; torch.save(c.state_dict() if \
+                    hasattr(c, 'state_dict') else c, 'weights.pth')\"";
+
+/// Reads a whole pickle.
+pub fn read(bytes: &[u8]) -> Result<Pickle> {
+    Machine { rest: bytes, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() }.run()
+}
+
+pub(super) struct Machine<'a> {
+    rest: &'a [u8],
+    pub(super) values: Vec<Value>,
+    stack: Vec<Id>,
+    /// Heights of the stack at each open mark.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+}
+
+impl Machine<'_> {
+    fn run(mut self) -> Result<Pickle> {
+        loop {
+            let opcode = self.byte()?;
+            if opcode == b'.' {
+                return Ok(Pickle { root: self.pop()?, values: self.values });
+            }
+            let is_known =
+                self.constant(opcode)? || self.container(opcode)? || self.memory(opcode)? || self.object(opcode)?;
+            ensure!(
+                is_known,
+                "{} the opcode {opcode:#04x} ({:?}), which no weights need; {CURE}",
+                self.holder(),
+                opcode as char
+            );
+        }
+    }
+
+    /// Opcodes that push a number, a text or bytes; false for any other.
+    fn constant(&mut self, opcode: u8) -> Result<bool> {
+        match opcode {
+            b'N' | 0x88 | 0x89 => self.push(Value::Other)?,
+            b'G' => self.other(8)?,
+            b'K' => self.integer(1)?,
+            b'M' => self.integer(2)?,
+            b'J' => self.integer(4)?,
+            0x8a => {
+                let count = self.length(1)?;
+                self.integer(count)?;
+            }
+            0x8b => {
+                let count = self.length(4)?;
+                self.integer(count)?;
+            }
+            // Texts, of Python 3 and of Python 2.
+            0x8c | b'U' => self.text(1)?,
+            b'X' | b'T' => self.text(4)?,
+            0x8d => self.text(8)?,
+            // Bytes.
+            b'C' => self.bytes(1)?,
+            b'B' => self.bytes(4)?,
+            0x8e | 0x96 => self.bytes(8)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Opcodes that make or fill tuples, lists, sets and dictionaries; false for any other.
+    fn container(&mut self, opcode: u8) -> Result<bool> {
+        match opcode {
+            b'(' => self.marks.push(self.stack.len()),
+            b'}' => self.push(Value::Dict(Vec::new()))?,
+            b']' => self.push(Value::List(Vec::new()))?,
+            b')' => self.push(Value::Tuple(Vec::new()))?,
+            b't' => {
+                let members = self.since_mark()?;
+                self.push(Value::Tuple(members))?;
+            }
+            0x85..=0x87 => {
+                let members = self.last(usize::from(opcode - 0x84))?;
+                self.push(Value::Tuple(members))?;
+            }
+            b'l' => {
+                let members = self.since_mark()?;
+                self.push(Value::List(members))?;
+            }
+            b'd' => {
+                let members = self.since_mark()?;
+                self.push(Value::Dict(Vec::new()))?;
+                self.set_items(members)?;
+            }
+            b'a' => {
+                let members = self.last(1)?;
+                self.append(members)?;
+            }
+            b'e' => {
+                let members = self.since_mark()?;
+                self.append(members)?;
+            }
+            b's' => {
+                let members = self.last(2)?;
+                self.set_items(members)?;
+            }
+            b'u' => {
+                let members = self.since_mark()?;
+                self.set_items(members)?;
+            }
+            // Sets.
+            0x8f => self.push(Value::Other)?,
+            0x90 => drop(self.since_mark()?),
+            0x91 => {
+                self.since_mark()?;
+                self.push(Value::Other)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Opcodes that remember, recall, repeat or drop values; false for any other.
+    fn memory(&mut self, opcode: u8) -> Result<bool> {
+        match opcode {
+            b'q' | b'r' => {
+                let key = self.length(if opcode == b'q' { 1 } else { 4 })?;
+                self.remember(key as u32)?;
+            }
+            0x94 => self.remember(self.memo.len() as u32)?,
+            b'h' | b'j' => {
+                let key = self.length(if opcode == b'h' { 1 } else { 4 })? as u32;
+                let recalled = self.memo.get(&key);
+                let &id = recalled.with_context(|| format!("its pickle recalls {key}, which it never remembered"))?;
+                self.stack.push(id);
+            }
+            b'0' if self.marks.last() == Some(&self.stack.len()) => drop(self.marks.pop()),
+            b'0' => drop(self.pop()?),
+            b'1' => drop(self.since_mark()?),
+            b'2' => {
+                let id = self.pop()?;
+                self.stack.extend([id, id]);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Opcodes of names, of the objects that are made by them, and of the protocol itself; false for any other.
+    fn object(&mut self, opcode: u8) -> Result<bool> {
+        match opcode {
+            0x80 => {
+                let protocol = self.byte()?;
+                ensure!(
+                    (2..=LATEST_PROTOCOL).contains(&protocol),
+                    "its pickle has protocol {protocol}; 2 to {LATEST_PROTOCOL} are read"
+                );
+            }
+            // The length of a frame.
+            0x95 => drop(self.take(8)?),
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.global(&module, &name)?;
+            }
+            0x93 => {
+                let names = self.last(2)?;
+                let (Value::Text(module), Value::Text(name)) = (&self.values[names[0]], &self.values[names[1]]) else {
+                    bail!("its pickle names something by a value that is no text")
+                };
+                let (module, name) = (module.clone(), name.clone());
+                self.global(&module, &name)?;
+            }
+            b'Q' => self.persistent()?,
+            // NEWOBJ makes what REDUCE makes: both take a name and its arguments.
+            b'R' | 0x81 => self.reduce()?,
+            // As NEWOBJ, with named arguments on top.
+            0x92 => {
+                self.pop()?;
+                self.reduce()?;
+            }
+            // BUILD sets attributes of an object: none that weights need.
+            b'b' => drop(self.pop()?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        Ok(self.take(1)?[0])
+    }
+
+    fn take(&mut self, count: usize) -> Result<&[u8]> {
+        let (taken, rest) = self.rest.split_at_checked(count).context("its pickle breaks off")?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    /// A length of so many bytes, little-endian.
+    fn length(&mut self, bytes: usize) -> Result<usize> {
+        let mut wide = [0; 8];
+        wide[..bytes].copy_from_slice(self.take(bytes)?);
+        usize::try_from(u64::from_le_bytes(wide)).context("its pickle breaks off")
+    }
+
+    pub(super) fn push(&mut self, value: Value) -> Result<()> {
+        ensure!(
+            self.values.len() < MOST_VALUES,
+            "its pickle holds more than {MOST_VALUES} values, which no weights need"
+        );
+        self.stack.push(self.values.len());
+        self.values.push(value);
+        Ok(())
+    }
+
+    pub(super) fn pop(&mut self) -> Result<Id> {
+        Ok(self.last(1)?[0])
+    }
+
+    /// The topmost values, but never from below an open mark.
+    fn last(&mut self, count: usize) -> Result<Vec<Id>> {
+        let floor = self.marks.last().copied().unwrap_or(0);
+        let start = self.stack.len().checked_sub(count).filter(|&start| start >= floor);
+        Ok(self.stack.split_off(start.context("its pickle takes more values than it made")?))
+    }
+
+    fn since_mark(&mut self) -> Result<Vec<Id>> {
+        let mark = self.marks.pop().context("its pickle closes a mark that is not open")?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    /// Little-endian, in two's complement; a one- or two-byte number is never negative. A number of more than 8 bytes is
+    /// passed over.
+    fn integer(&mut self, count: usize) -> Result<()> {
+        if count > 8 {
+            return self.other(count);
+        }
+        let bytes = self.take(count)?;
+        let negative = (count > 2 || count == 0) && bytes.last().is_some_and(|byte| byte & 0x80 != 0);
+        let mut wide = [if negative { 0xff } else { 0 }; 8];
+        wide[..count].copy_from_slice(bytes);
+        self.push(Value::Integer(i64::from_le_bytes(wide)))
+    }
+
+    /// A value of so many bytes that is passed over.
+    fn other(&mut self, count: usize) -> Result<()> {
+        self.take(count)?;
+        self.push(Value::Other)
+    }
+
+    fn bytes(&mut self, length_bytes: usize) -> Result<()> {
+        let length = self.length(length_bytes)?;
+        self.other(length)
+    }
+
+    fn text(&mut self, length_bytes: usize) -> Result<()> {
+        let length = self.length(length_bytes)?;
+        let value = Value::Text(String::from_utf8_lossy(self.take(length)?).into());
+        self.push(value)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let end = self.rest.iter().position(|&byte| byte == b'\n').context("its pickle breaks off in a name")?;
+        let line = String::from_utf8_lossy(self.take(end)?).into_owned();
+        self.take(1)?;
+        Ok(line)
+    }
+
+    fn global(&mut self, module: &str, name: &str) -> Result<()> {
+        let Some(global) = Global::named(module, name) else {
+            bail!("{} {module:?}.{name:?}, which no weights need; {CURE}", self.holder())
+        };
+        self.push(Value::Global(global))
+    }
+
+    /// The words that begin an error: which entry of the outermost dictionary is being made.
+    fn holder(&self) -> String {
+        let (first, second) = (self.marks.first().copied(), self.marks.get(1).copied());
+        let below_marks = &self.stack[..first.unwrap_or(self.stack.len())];
+        // Below are the dictionary and, if it has one entry, its key; above the mark, keys and values in turn.
+        let entries = match first {
+            Some(first) if below_marks.len() <= 1 => &self.stack[first..second.unwrap_or(self.stack.len())],
+            _ => below_marks.get(1..).unwrap_or_default(),
+        };
+        let key = entries.iter().step_by(2).rev().find_map(|&id| match &self.values[id] {
+            Value::Text(key) => Some(key.chars().take(64).collect::<String>()),
+            _ => None,
+        });
+        key.map_or("its pickle holds".into(), |key| format!("its entry {key:?} holds"))
+    }
+
+    fn remember(&mut self, key: u32) -> Result<()> {
+        let id = *self.stack.last().context("its pickle remembers nothing")?;
+        self.memo.insert(key, id);
+        Ok(())
+    }
+
+    fn append(&mut self, members: Vec<Id>) -> Result<()> {
+        match self.target()? {
+            Value::List(list) => list.extend(members),
+            Value::Other => {}
+            _ => bail!("its pickle appends to something that is no list"),
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, members: Vec<Id>) -> Result<()> {
+        ensure!(members.len().is_multiple_of(2), "its pickle sets a key without a value");
+        match self.target()? {
+            Value::Dict(pairs) => pairs.extend(members.chunks_exact(2).map(|pair| (pair[0], pair[1]))),
+            Value::Other => {}
+            _ => bail!("its pickle sets items of something that is no dictionary"),
+        }
+        Ok(())
+    }
+
+    /// The value that lies on top and is filled.
+    fn target(&mut self) -> Result<&mut Value> {
+        let id = *self.stack.last().context("its pickle fills nothing")?;
+        Ok(&mut self.values[id])
+    }
+}

@@ -1,0 +1,97 @@
+//! The part of the pickle machine that makes storages, tensors and other objects of a name and its arguments.
+
+use super::globals::{Global, Number};
+use super::machine::Machine;
+use super::pickle::{Id, Storage, Tensor, Value};
+use anyhow::{Result, bail, ensure};
+
+/// No weight has more.
+const MOST_DIMENSIONS: usize = 8;
+
+impl Machine<'_> {
+    /// `("storage", type, key, location, count)`.
+    pub(super) fn persistent(&mut self) -> Result<()> {
+        let id = self.pop()?;
+        let parts = self.members(id)?;
+        let &[what, kind, key, _, _] = parts.as_slice() else {
+            bail!("its pickle names a storage of {} parts", parts.len())
+        };
+        match (&self.values[what], &self.values[kind], &self.values[key]) {
+            (Value::Text(what), Value::Global(Global::Kind(number)), Value::Text(key)) if &**what == "storage" => {
+                let storage = Storage { key: key.clone(), number: *number };
+                self.push(Value::Storage(storage))
+            }
+            _ => bail!("its pickle names a storage in a way that torch.save does not"),
+        }
+    }
+
+    pub(super) fn reduce(&mut self) -> Result<()> {
+        let arguments = self.pop()?;
+        let callable = self.pop()?;
+        let Value::Global(global) = self.values[callable] else { bail!("its pickle calls something that is no name") };
+        let made = match global {
+            Global::Dictionary => Value::Dict(Vec::new()),
+            Global::Kind(_) | Global::Skipped => Value::Other,
+            Global::RebuildOfType => {
+                // Of a name, a class, arguments and attributes.
+                let parts = self.members(arguments)?;
+                match parts.first().map(|&id| &self.values[id]) {
+                    Some(&Value::Global(inner)) if parts.len() > 2 => self.rebuilt(inner, parts[2])?,
+                    _ => bail!("its pickle holds a tensor of another class without its arguments"),
+                }
+            }
+            _ => self.rebuilt(global, arguments)?,
+        };
+        self.push(made)
+    }
+
+    /// The tensor that a rebuilding name makes of its arguments.
+    fn rebuilt(&self, global: Global, arguments: Id) -> Result<Value> {
+        let arguments = self.members(arguments)?;
+        match global {
+            Global::RebuildTensor => Ok(Value::Tensor(self.tensor(&arguments)?)),
+            Global::RebuildTensorOfKind => {
+                let mut tensor = self.tensor(&arguments)?;
+                let kind = arguments.get(6).map(|&id| &self.values[id]);
+                tensor.storage.number = match kind {
+                    Some(Value::Global(Global::Kind(number))) => *number,
+                    _ => Number::Other,
+                };
+                Ok(Value::Tensor(tensor))
+            }
+            Global::RebuildParameter => match arguments.first().map(|&id| &self.values[id]) {
+                Some(Value::Tensor(tensor)) => Ok(Value::Tensor(tensor.clone())),
+                _ => bail!("its pickle holds a parameter of nothing"),
+            },
+            _ => bail!("its pickle holds a tensor that is rebuilt by something else"),
+        }
+    }
+
+    /// `(storage, offset, sizes, strides, …)`.
+    fn tensor(&self, arguments: &[Id]) -> Result<Tensor> {
+        let &[storage, offset, sizes, strides, ..] = arguments else {
+            bail!("its pickle holds a tensor without sizes")
+        };
+        let (Value::Storage(storage), Value::Integer(offset)) = (&self.values[storage], &self.values[offset]) else {
+            bail!("its pickle holds a tensor without a storage");
+        };
+        let numbers = |id: Id| -> Result<Vec<i64>> {
+            let number = |id: Id| match self.values[id] {
+                Value::Integer(number) if number >= 0 => Ok(number),
+                _ => bail!("its pickle holds a tensor whose sizes are no counts"),
+            };
+            let members = self.members(id)?;
+            ensure!(members.len() <= MOST_DIMENSIONS, "its pickle holds a tensor of {} dimensions", members.len());
+            members.into_iter().map(number).collect()
+        };
+        Ok(Tensor { storage: storage.clone(), offset: *offset, sizes: numbers(sizes)?, strides: numbers(strides)? })
+    }
+
+    fn members(&self, id: Id) -> Result<Vec<Id>> {
+        match &self.values[id] {
+            // A recalled tuple could make every call as long as the file: no argument list or shape is.
+            Value::Tuple(members) if members.len() <= 64 => Ok(members.clone()),
+            _ => bail!("its pickle has something else where a tuple belongs"),
+        }
+    }
+}
