@@ -88,7 +88,7 @@ fn heavy_dependencies_have_one_room_each() {
         ("use mpi::", &["collective/mpi.rs"][..]),
         ("hdf5::", &["store/artefact.rs", "data/source/shard.rs", "main.rs", "cluster/doctor.rs"]),
         ("clap::", &["cli/args.rs", "cli/bench.rs", "cli/mod.rs", "cli/overrides.rs", "main.rs"]),
-        ("hotcoco::", &["downstream/coco.rs"]),
+        ("hotcoco::", &["downstream/coco.rs", "downstream/coco_files.rs"]),
         ("indicatif::", &["pipeline/bars.rs"]),
     ] {
         for path in sources(&root) {
