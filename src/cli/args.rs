@@ -60,7 +60,7 @@ pub enum Command {
         /// timm, hf, detectron2, mmdet, mmseg, safetensors, pth or all; may be given more than once
         #[arg(long = "format", value_name = "FORMAT", default_value = "timm")]
         formats: Vec<ExportFormat>,
-        /// The model to export [default: final.h5 of the run directory]
+        /// The model to export, into a folder of its name if it is not the final one [default: final.h5 of the run directory]
         #[arg(long, value_name = "FILE")]
         weights: Option<PathBuf>,
         /// Print JSON: the folders

@@ -54,8 +54,8 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         },
         Command::Export { config, formats, weights, json } => {
             let config = config.load()?;
-            let into = config.run.dir.join("export");
-            let folders = export::export(&config, &weights_or_final(&config, weights), formats, &into)?;
+            let weights = weights_or_final(&config, weights);
+            let folders = export::export(&config, &weights, formats, &export::folder_for(&config, &weights))?;
             print_either(*json, &folders, || folders.iter().map(|folder| format!("{}\n", folder.display())).collect())
         }
         Command::Import { file, config, role, ema, new_head, json } => {
@@ -142,7 +142,7 @@ fn conclude(job: &Job, json: bool) -> Result<()> {
     let config = &job.plan.config;
     let weights = job.run.file(FINETUNE.writes);
     let exported = if weights.exists() && !config.run.export.is_empty() {
-        export::export(config, &weights, &config.run.export, &job.run.file("export"))?
+        export::export(config, &weights, &config.run.export, &export::folder_for(config, &weights))?
     } else {
         Vec::new()
     };

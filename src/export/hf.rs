@@ -17,7 +17,7 @@ pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
 
 fn description(whole: &Whole) -> Value {
     let model = whole.vit();
-    let name = |class: usize| format!("LABEL_{class}");
+    let name = |class: usize| whole.class_names.get(class).cloned().unwrap_or_else(|| format!("LABEL_{class}"));
     let names: serde_json::Map<_, _> = (0..model.classes).map(|c| (c.to_string(), name(c).into())).collect();
     let numbers: serde_json::Map<_, _> = (0..model.classes).map(|c| (name(c), c.into())).collect();
     json!({

@@ -21,6 +21,7 @@ use crate::error::Failure;
 use crate::family::Model;
 use crate::family::vit::Vit;
 use crate::model::OPTIONS;
+use crate::run::table::FINETUNE;
 use crate::store::{Artefact, artefact, durable};
 use crate::{require, usage};
 use anyhow::Result;
@@ -41,6 +42,20 @@ struct Whole<'a> {
     depth: usize,
     /// timm's names in timm's order; the qkv biases are always there.
     tensors: Vec<Named>,
+    /// The names of the classes in the order of the labels; empty if they are unknown.
+    class_names: Vec<String>,
+}
+
+/// The folder of all exports of `weights`. Those of the run's final model have `export` to themselves; `meta.h5` is exported
+/// into `export/meta`, so that it overwrites nothing of the final model.
+pub fn folder_for(config: &Config, weights: &Path) -> PathBuf {
+    let exports = config.run.dir.join("export");
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let is_final = real(weights) == real(&config.run.dir.join(FINETUNE.writes));
+    match weights.file_stem() {
+        Some(name) if !is_final => exports.join(name),
+        _ => exports,
+    }
 }
 
 /// Writes `weights` (a whole model) in each format into a folder of its own, with a `source.json` that names them; returns
@@ -71,12 +86,7 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
     if let Some((_, name, ..)) = wanted.iter().find(|(_, _, takes, _)| *takes == Takes::Vit && !is_vit) {
         return Err(usage!("{name}: this format takes Vision Transformers alone; give safetensors or pth"));
     }
-    let source = serde_json::json!({
-        "file": weights,
-        "phase": artefact.header.phase,
-        "content_hash": artefact.hash,
-        "software": concat!("incubate ", env!("CARGO_PKG_VERSION")),
-    });
+    let source = source(weights, &artefact);
     let whole = Whole::new(config, artefact);
     let shallow = whole.depth < mmseg::LEAST_DEPTH;
     require!(
@@ -99,6 +109,20 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
         }
     }
     Ok(folders)
+}
+
+/// `source.json`: where an export comes from, and its classes, whose order no reader can guess.
+fn source(weights: &Path, artefact: &Artefact) -> serde_json::Value {
+    let mut source = serde_json::json!({
+        "file": weights,
+        "phase": artefact.header.phase,
+        "content_hash": artefact.hash,
+        "software": concat!("incubate ", env!("CARGO_PKG_VERSION")),
+    });
+    if !artefact.header.class_names.is_empty() {
+        source["classes"] = artefact.header.class_names.as_slice().into();
+    }
+    source
 }
 
 type Write = fn(&Whole, &Path) -> Result<()>;
@@ -136,7 +160,7 @@ impl Whole<'_> {
             tensors.extend(bias);
         }
         let depth = header.depths.iter().sum();
-        Whole { config, model: header.model, depth, tensors }
+        Whole { config, model: header.model, depth, tensors, class_names: header.class_names }
     }
 
     /// The model of a format that is a ViT's alone.
@@ -225,7 +249,7 @@ mod tests {
             tensors.push(Named { name, tensor: zeros(&parameter.shape) });
         }
         let depth = model.depths().iter().sum();
-        of(&Whole { config: &config, model, depth, tensors })
+        of(&Whole { config: &config, model, depth, tensors, class_names: Vec::new() })
     }
 
     /// Names and shapes, with `{n}` where equal ones stand for n blocks; each name must be there for every block.
@@ -265,7 +289,7 @@ mod tests {
         let crop = |sets: &[&str]| {
             let config = Config::parse("", &sets.iter().map(|s| s.to_string()).collect::<Vec<_>>()).unwrap();
             let model = config.model.clone();
-            Whole { config: &config, model, depth: 12, tensors: Vec::new() }.crop()
+            Whole { config: &config, model, depth: 12, tensors: Vec::new(), class_names: Vec::new() }.crop()
         };
         assert_eq!(crop(&["data.crop_percent=0.95"]), 0.95);
         assert_eq!(crop(&["data.format=packed", "data.crop_percent=0.95", "model.image_size=32"]), 1.0);

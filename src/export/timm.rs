@@ -11,7 +11,11 @@ pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
     let scale = residual_scale(whole.vit().layer_norm_eps);
     write_tensors(folder, &scaled(&whole.tensors, scale))?;
     write_json(folder, "config.json", &description(whole))?;
-    write_text(folder, "README.md", &readme(whole.vit().layer_norm_eps, scale))
+    let class_map = class_map(&whole.class_names);
+    if let Some(lines) = &class_map {
+        write_text(folder, CLASS_MAP, lines)?;
+    }
+    write_text(folder, "README.md", &readme(whole.vit().layer_norm_eps, scale, class_map.is_some()))
 }
 
 /// timm's own, which its config cannot change.
@@ -38,11 +42,21 @@ fn scaled(tensors: &[Named], scale: Option<f64>) -> Vec<Named> {
     tensors.iter().map(one).collect()
 }
 
+/// The class map: timm would otherwise number the folders of images in the order 1, 2, 10.
+const CLASS_MAP: &str = "class_map.txt";
+
+/// One name a line. None if no names are known, or if timm would read other names from the lines.
+fn class_map(names: &[String]) -> Option<String> {
+    let is_line = |name: &String| name.trim() == name && !name.is_empty() && name.lines().count() == 1;
+    let can_be_read = !names.is_empty() && names.iter().all(is_line);
+    can_be_read.then(|| names.iter().map(|name| format!("{name}\n")).collect())
+}
+
 /// timm's config.json. `model_args` carries any size on one architecture name.
 fn description(whole: &Whole) -> serde_json::Value {
     let (model, data) = (whole.vit(), &whole.config.data);
     let size = model.image_size;
-    json!({
+    let mut all = json!({
         "architecture": "vit_base_patch16_224",
         "num_classes": model.classes,
         "num_features": model.width,
@@ -71,17 +85,22 @@ fn description(whole: &Whole) -> serde_json::Value {
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
-    })
+    });
+    if whole.class_names.len() == model.classes {
+        all["label_names"] = whole.class_names.as_slice().into();
+    }
+    all
 }
 
-fn readme(eps: f64, scale: Option<f64>) -> String {
+fn readme(eps: f64, scale: Option<f64>, has_class_map: bool) -> String {
     let note = scale.map_or(String::new(), |scale| {
         format!(
             "\nThe model was trained with a layer norm epsilon of {eps:e}, and timm's is {EPS:e}: what is added to the residual \
              stream was multiplied by {scale:.6} in this folder alone, so that every norm gives what it gave.\n"
         )
     });
-    format!("{README}{note}")
+    let class_map = if has_class_map { " --class-map THIS_FOLDER/class_map.txt" } else { "" };
+    format!("{}{note}", README.replace(" --pretrained\n", &format!(" --pretrained{class_map}\n")))
 }
 
 const README: &str = "\

@@ -75,7 +75,7 @@ pub fn import(config: &Config, file: &Path, choice: Choice) -> Result<PathBuf> {
     );
     let refused = |error: anyhow::Error| usage!("{}: {error:#}", file.display());
     let mut source = File::open(file).map_err(|e| refused(e.into()))?;
-    let (role, depths, weights) = if is_artefact(&mut source).map_err(refused)? {
+    let Whole { role, depths, weights, class_names } = if is_artefact(&mut source).map_err(refused)? {
         let artefact = artefact::read(file)?;
         own(config, artefact, choice).map_err(refused)?
     } else {
@@ -108,13 +108,20 @@ pub fn import(config: &Config, file: &Path, choice: Choice) -> Result<PathBuf> {
         model: config.model.clone(),
         auxiliary: Vec::new(),
         metrics: BTreeMap::new(),
+        class_names,
     };
     artefact::write(&path, &header, &weights, None)?;
     Ok(path)
 }
 
-/// What the file is to the run, its depths and its weights.
-type Whole = (Role, Vec<usize>, Weights);
+/// A file's whole model, and what it is to the run.
+struct Whole {
+    role: Role,
+    depths: Vec<usize>,
+    weights: Weights,
+    /// Empty if the file has none, or not those of a new head.
+    class_names: Vec<String>,
+}
 
 /// Our own files begin with a line of text (`seal.rs`); every other format is found out by `list`.
 fn is_artefact(file: &mut File) -> Result<bool> {
@@ -146,10 +153,12 @@ fn own(config: &Config, artefact: Artefact, choice: Choice) -> Result<Whole> {
             *tensor = model.resampled(&parameter, tensor.shallow_clone());
         }
     }
+    let mut class_names = header.class_names;
     if choice.new_head {
         weights.extend(new_head(config, &depths));
+        class_names.clear();
     }
-    Ok((role, depths, weights))
+    Ok(Whole { role, depths, weights, class_names })
 }
 
 /// Another program's file.
@@ -170,7 +179,7 @@ fn foreign(config: &Config, source: &File, choice: Choice) -> Result<Whole> {
     }
     let mut weights = read(model, &depths, listing, source, &head)?;
     weights.extend(head);
-    Ok((role, depths, weights))
+    Ok(Whole { role, depths, weights, class_names: Vec::new() })
 }
 
 /// Fresh weights of the head.

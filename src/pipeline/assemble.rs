@@ -39,6 +39,7 @@ pub fn assemble(job: &Job, node: &Node) -> Result<()> {
         model: job.plan.config.model.clone(),
         auxiliary: Vec::new(),
         metrics,
+        class_names: job.source.train.classes().to_vec(),
     };
     artefact::write(&path, &header, &weights, Some(lease.fence()))?;
     Ok(())

@@ -7,13 +7,13 @@ use crate::data::feed::Feed;
 use crate::data::feed::test_batches::TestBatch;
 use crate::error::Failure;
 use crate::model::Network;
-use crate::require;
 use crate::run::table::META;
 use crate::store::artefact::{self, Artefact};
 use crate::store::durable;
 use crate::task::Task;
 use crate::train::evaluate;
 use crate::weights::on_device;
+use crate::{require, usage};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,7 +36,7 @@ pub fn evaluate(
         require!(folder.is_dir(), "{}: no such folder; make it, or give --outputs another file", folder.display());
     }
     let source = data::open(config)?;
-    let network = network(config, weights, device)?;
+    let network = network(config, weights, source.test.classes(), device)?;
     let mut kept = Outputs::new(config, source.test.len());
     let mut see = |batch: &TestBatch, of_network: &[Tensor]| {
         if outputs.is_some() {
@@ -82,16 +82,34 @@ impl Outputs {
     }
 }
 
-fn network(config: &Config, weights: &Path, device: Device) -> Result<Network> {
+fn network(config: &Config, weights: &Path, class_names: &[String], device: Device) -> Result<Network> {
     let artefact = artefact::read(weights)?;
     if artefact.header.model != config.model {
         let what =
             "its model differs from the config's [model]; evaluate it with the config it was trained with".into();
         return Err(Failure::Damaged { path: weights.into(), what }.into());
     }
+    check_class_names(&artefact.header.class_names, class_names, weights, &config.data.path)?;
     let artefact = as_network(artefact, weights, &config.run.dir)?;
     let weights = on_device(&artefact.weights, device);
     Network::new(config, &artefact.header.depths, 0..0, &[], &weights)
+}
+
+/// Refuses data of other classes than the artefact's, or in another order. Names that one of the two lacks are not compared.
+fn check_class_names(ours: &[String], of_data: &[String], weights: &Path, data: &Path) -> Result<()> {
+    if ours.is_empty() || of_data.is_empty() || ours == of_data {
+        return Ok(());
+    }
+    let number = ours.iter().zip(of_data).take_while(|(ours, theirs)| ours == theirs).count();
+    let name = |names: &[String]| names.get(number).map_or("none".into(), |name| format!("{name:?}"));
+    Err(usage!(
+        "{}: class {number} is {} here, but {} in {}; evaluate the artefact on data of the {} classes that it was trained on",
+        weights.display(),
+        name(ours),
+        name(of_data),
+        data.display(),
+        ours.len()
+    ))
 }
 
 /// Completes a module with the frozen stages of the meta model that it grew in. The meta model is beside the module or in the

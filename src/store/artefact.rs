@@ -7,7 +7,8 @@
 //!                 a module records the hash of the meta model that it is trained in.
 //! from byte 512   HDF5 (libver earliest; h5py, h5dump and HDFView open the file as it is)
 //!   attributes of /   format_version, software, phase, index (modules only), depths, step, recipe, meta (if there is a
-//!                     meta model), model (JSON: the config's [model]), metrics (JSON: the evaluation's, by key)
+//!                     meta model), model (JSON: the config's [model]), metrics (JSON: the evaluation's, by key), classes
+//!                     (JSON: the names of the classes in the order of the labels, if the training data has names)
 //!   /stage/{i}/{parameter}   fp32, contiguous; the official `model_stages[i]` names, blocks numbered from 0 within
 //!                            the stage; stage 0 holds patch_embed.proj.*, cls_token and pos_embed, the last stage
 //!                            norm.* and head.*
@@ -58,6 +59,8 @@ pub struct Header {
     /// Parameters that train beside the network's, which a checkpoint holds and a finished artefact does not.
     pub auxiliary: Vec<Parameter>,
     pub metrics: BTreeMap<String, f64>,
+    /// The names of the classes in the order of the labels; empty if the training data has none.
+    pub class_names: Vec<String>,
 }
 
 /// The content of a file.
@@ -152,6 +155,9 @@ fn fill(file: &File, header: &Header, tensors: &[(String, &Tensor)]) -> Result<(
         text_attribute(file, "auxiliary", &serde_json::to_string(&header.auxiliary)?)?;
     }
     text_attribute(file, "metrics", &serde_json::to_string(&header.metrics)?)?;
+    if !header.class_names.is_empty() {
+        text_attribute(file, "classes", &serde_json::to_string(&header.class_names)?)?;
+    }
     let contents: Vec<&[u8]> = tensors.iter().map(|(_, tensor)| bytes(tensor)).collect();
     // The tensors are hashed while they are written, since both take about the same time.
     let (datasets, hashes) = std::thread::scope(|scope| {
@@ -283,6 +289,11 @@ fn parse_header(file: &File) -> Result<Header> {
             Vec::new()
         },
         metrics: serde_json::from_str(&read_text(file, "metrics")?)?,
+        class_names: if has_attribute(file, "classes") {
+            serde_json::from_str(&read_text(file, "classes")?)?
+        } else {
+            Vec::new()
+        },
     };
     let stages = header.model.stages();
     anyhow::ensure!(header.depths.len() == stages, "{} depths for {stages} stages", header.depths.len());

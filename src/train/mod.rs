@@ -69,7 +69,7 @@ pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&s
     memory::give_back();
     empty_cache(setting.device);
     let logging = Logging::open(setting, phase, trainer.step)?;
-    let header = trainer.checkpoint_header(setting.plan, phase, meta);
+    let header = trainer.checkpoint_header(setting, phase, meta);
     let checkpoints =
         setting.group.is_zero().then(|| Checkpoints::start(setting, phase, header, &trainer)).transpose()?;
     let mut course = Course { setting, phase, meta, trainer, logging, checkpoints };
@@ -184,7 +184,7 @@ impl Course<'_> {
         if let Some(checkpoints) = self.checkpoints.take() {
             checkpoints.close()?;
             let fence = setting.lease.map(Lease::fence);
-            let header = self.trainer.header(setting.plan, phase, self.meta, metrics);
+            let header = self.trainer.header(setting, phase, self.meta, metrics);
             artefact::write(&setting.run.file(&phase.file), &header, &self.trainer.result(phase.depths.len()), fence)?;
             setting.run.prune_checkpoints(&phase.name, self.trainer.step, 0, fence);
         }

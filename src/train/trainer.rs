@@ -3,7 +3,7 @@
 use super::adamw::AdamW;
 use super::{Setting, evaluate};
 use crate::model::{Network, fresh};
-use crate::plan::{PhasePlan, Plan};
+use crate::plan::PhasePlan;
 use crate::store::{Artefact, Header, artefact};
 use crate::task::Objective;
 use crate::weights::{Weights, on_device};
@@ -55,13 +55,20 @@ impl Trainer {
     }
 
     /// The header of a checkpoint that is written now. Auxiliary parameters are a checkpoint's alone.
-    pub fn checkpoint_header(&self, plan: &Plan, phase: &PhasePlan, meta: Option<&str>) -> Header {
-        let auxiliary = Objective::of(&plan.config).auxiliary(&plan.config.model, &phase.depths);
-        Header { auxiliary, ..self.header(plan, phase, meta, BTreeMap::new()) }
+    pub fn checkpoint_header(&self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>) -> Header {
+        let config = &setting.plan.config;
+        let auxiliary = Objective::of(config).auxiliary(&config.model, &phase.depths);
+        Header { auxiliary, ..self.header(setting, phase, meta, BTreeMap::new()) }
     }
 
     /// The header of an artefact that is written now.
-    pub fn header(&self, plan: &Plan, phase: &PhasePlan, meta: Option<&str>, metrics: BTreeMap<String, f64>) -> Header {
+    pub fn header(
+        &self,
+        setting: &Setting,
+        phase: &PhasePlan,
+        meta: Option<&str>,
+        metrics: BTreeMap<String, f64>,
+    ) -> Header {
         Header {
             phase: phase.row.to_string(),
             index: phase.index,
@@ -69,9 +76,10 @@ impl Trainer {
             step: self.step,
             recipe: phase.recipe.clone(),
             meta: meta.map(str::to_string),
-            model: plan.config.model.clone(),
+            model: setting.plan.config.model.clone(),
             auxiliary: Vec::new(),
             metrics,
+            class_names: setting.source.train.classes().to_vec(),
         }
     }
 

@@ -69,7 +69,7 @@ fn every_format_is_written_with_its_config_and_readme() {
         "safetensors/model.safetensors",
         "pth/model.pth",
     ] {
-        let path = run.file("export").join(file);
+        let path = run.file("export/meta").join(file);
         assert!(path.exists() && path.with_file_name("README.md").exists(), "{file}");
     }
 }
@@ -81,9 +81,9 @@ fn weights_are_exported_bit_for_bit_and_missing_qkv_biases_as_zeros() {
     export(&run, "hf");
     let artefact = artefact::read(&run.file("meta.h5")).unwrap();
     let header = &artefact.header;
-    let theirs = payloads(&run.file("export/pth/model.pth"));
+    let theirs = payloads(&run.file("export/meta/pth/model.pth"));
     let mut theirs = theirs.iter();
-    let hf = safetensors_of(&run.file("export/hf/model.safetensors"));
+    let hf = safetensors_of(&run.file("export/meta/hf/model.safetensors"));
     for parameter in header.parameters() {
         let ours = bytes(&artefact.weights[&(parameter.stage, parameter.name.clone())]);
         assert_eq!(theirs.next().unwrap(), ours, "{}", parameter.name);
@@ -106,13 +106,13 @@ fn weights_are_exported_bit_for_bit_and_missing_qkv_biases_as_zeros() {
 fn detectors_take_patches_of_16_pixels() {
     let run = trained();
     export(&run, "detectron2");
-    let config = String::from_utf8(run.bytes("export/detectron2/mask_rcnn_3x.py")).unwrap();
+    let config = String::from_utf8(run.bytes("export/meta/detectron2/mask_rcnn_3x.py")).unwrap();
     for line in
         ["patch_size = 16", "pretrain_img_size = 28", "max_iter = 270000", "layer_norm_eps = 0.00001", "in_chans = 1"]
     {
         assert!(config.contains(line), "{line} in {config}");
     }
-    let sizes: Vec<usize> = payloads(&run.file("export/detectron2/model.pth")).iter().map(Vec::len).collect();
+    let sizes: Vec<usize> = payloads(&run.file("export/meta/detectron2/model.pth")).iter().map(Vec::len).collect();
     assert_eq!(sizes[..2], [4 * 16 * (1 + 1), 4 * 16 * 16 * 16], "positions on a grid of 1, kernels of 16");
 }
 
@@ -120,7 +120,8 @@ fn detectors_take_patches_of_16_pixels() {
 fn transformers_is_told_of_the_processor_that_crops_as_we_do() {
     let run = trained();
     export(&run, "hf");
-    let told: serde_json::Value = serde_json::from_slice(&run.bytes("export/hf/preprocessor_config.json")).unwrap();
+    let told: serde_json::Value =
+        serde_json::from_slice(&run.bytes("export/meta/hf/preprocessor_config.json")).unwrap();
     assert_eq!((&told["image_processor_type"], &told["crop_pct"]), (&"ConvNextImageProcessorFast".into(), &1.0.into()));
 }
 
@@ -137,7 +138,7 @@ fn weights_of_another_model_or_too_few_blocks_for_a_format_are_refused() {
     let refused = shallow.incubate(&["export", "--format", "mmseg", "--weights", weights.to_str().unwrap()]);
     refused.fails(2, &["meta.h5", "2 blocks", "UPerNet"]);
     export(&shallow, "all");
-    assert!(shallow.file("export/pth").exists() && !shallow.file("export/mmseg").exists());
+    assert!(shallow.file("export/meta/pth").exists() && !shallow.file("export/meta/mmseg").exists());
 }
 
 #[test]
@@ -205,7 +206,7 @@ fn an_exported_model_is_imported_bit_for_bit_and_the_run_goes_on_from_it() {
     export(&run, "pth");
     export(&run, "safetensors");
     let ours = artefact::read(&run.file("meta.h5")).unwrap();
-    let source: serde_json::Value = serde_json::from_slice(&run.bytes("export/pth/source.json")).unwrap();
+    let source: serde_json::Value = serde_json::from_slice(&run.bytes("export/meta/pth/source.json")).unwrap();
     assert!(source["file"].as_str().unwrap().ends_with("meta.h5") && source["content_hash"] == ours.hash, "{source}");
     let permissions = |file: &str| std::fs::metadata(run.file(file)).unwrap().permissions();
     assert_eq!(permissions("export/safetensors/model.safetensors"), permissions("export/safetensors/README.md"));
@@ -214,7 +215,7 @@ fn an_exported_model_is_imported_bit_for_bit_and_the_run_goes_on_from_it() {
         let import = |config: &str| {
             let mut command = plain(&["import"]);
             command
-                .arg(run.file("export").join(file))
+                .arg(run.file("export/meta").join(file))
                 .arg(config)
                 .args(["--as", "meta", "--run-dir"])
                 .arg(&other.run_dir);
@@ -252,13 +253,13 @@ fn a_file_that_does_not_fit_the_config_or_is_none_is_refused() {
         command.args(sets.iter().flat_map(|set| ["--set", set]));
         ended(command.current_dir(&other.folder).output().unwrap())
     };
-    let exported = run.file("export/pth/model.pth");
+    let exported = run.file("export/meta/pth/model.pth");
     import(&exported, &["model.width=32"]).fails(2, &["model.pth", "cls_token", "[1, 1, 16]", "[1, 1, 32]"]);
     import(&exported, &["model.depths=[3, 2, 2, 2]", "model.meta_depth=2"]).fails(2, &["model.depths"]);
     import(&exported, &["model.depths=[1, 1, 1, 1]"]).fails(2, &["equally deep", "--as"]);
     export(&run, "safetensors");
     let bad = other.folder.path().join("bad.safetensors");
-    let mut tensors = Tensor::read_safetensors(run.file("export/safetensors/model.safetensors")).unwrap();
+    let mut tensors = Tensor::read_safetensors(run.file("export/meta/safetensors/model.safetensors")).unwrap();
     let (_, bias) = tensors.iter_mut().find(|(name, _)| name == "blocks.1.norm1.bias").unwrap();
     let _ = bias.fill_(f64::NAN);
     let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
@@ -275,7 +276,7 @@ fn a_model_goes_on_at_a_higher_resolution() {
     run.ok(&["meta"]);
     export(&run, "safetensors");
     let larger = Incubate::new().set("model.image_size=24").set("model.depths=[1, 1, 1, 1]").set("finetune.epochs=1");
-    let file = run.file("export/safetensors/model.safetensors");
+    let file = run.file("export/meta/safetensors/model.safetensors");
     let mut command = plain(&["import"]);
     command.arg(&file).args(["config.toml", "--as", "assembled", "--run-dir"]).arg(&larger.run_dir);
     command.args(

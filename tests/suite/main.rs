@@ -1,5 +1,6 @@
 //! Tests of everything that users rely on. They are one binary, so that libtorch is linked once.
 
+mod classes;
 mod cluster;
 mod damage;
 mod decoding;

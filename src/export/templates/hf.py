@@ -27,6 +27,8 @@ def main(folder, path):
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = ViTForImageClassification.from_pretrained(folder).eval().to(device)
     images = ImageFolder(path, transform=transform(folder))
+    if all(name in model.config.label2id for name in images.classes):  # the model knows its classes by name
+        images.target_transform = lambda label: model.config.label2id[images.classes[label]]
     hits = 0
     for pixels, labels in torch.utils.data.DataLoader(images, batch_size=64, num_workers=4):
         hits += (model(pixels.to(device)).logits.argmax(1).cpu() == labels).sum().item()
