@@ -79,7 +79,7 @@ impl Trainer {
             model: setting.plan.config.model.clone(),
             auxiliary: Vec::new(),
             metrics,
-            class_names: setting.source.train.classes().to_vec(),
+            class_names: setting.feed.source.train.classes().to_vec(),
         }
     }
 
