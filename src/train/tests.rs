@@ -20,7 +20,8 @@ fn plan(dir: &Path, sets: &[&str]) -> Plan {
     let text = format!(
         "[run]\ndir = {dir:?}\ndevice = \"cpu\"\nworkers = 1\nmicro_batch = 4\ncheckpoint_every = \"5 steps\"\n\
          [model]\nfamily = \"toy\"\nimage_size = 8\n\
-         [data]\nformat = \"shapes\"\ntrain_images = 48\ntest_images = 12\nrepeats = 1\n\
+         [data]\nformat = \"shapes\"\ntrain_images = 48\ntest_images = 12\nrepeats = 1\nauto_augment = \"\"\n\
+         color_jitter = 0\n\
          [train]\nepochs = 2\nglobal_batch = 8\nwarmup_epochs = 0\nbase_lr = 0.5\nema = 0.5\neval_epochs = 0"
     );
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
