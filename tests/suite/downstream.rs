@@ -89,7 +89,8 @@ fn fields_that_no_figure_needs_may_hold_what_other_programs_write_there() {
     let folder = golden("coco");
     let expected = json(&folder.join("figures.json"));
     let boxes = json(&folder.join("bbox.json"));
-    let changes: [(&str, fn(&mut Value)); 8] = [
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change); 8] = [
         ("as CVAT writes", |file| {
             file["info"] = serde_json::json!({"year": "", "date_created": 5});
             file["licenses"] = Value::Null;
@@ -142,7 +143,8 @@ fn fields_that_no_figure_needs_may_hold_what_other_programs_write_there() {
 fn what_cannot_be_evaluated_is_refused_by_its_entry() {
     let folder = tempfile::tempdir().unwrap();
     let [truth, found] = ["annotations.json", "results.json"].map(|name| folder.path().join(name));
-    let changes: [(&str, fn(&mut Value, &mut Value), &[&str]); 14] = [
+    type Change = fn(&mut Value, &mut Value);
+    let changes: [(&str, Change, &[&str]); 14] = [
         (
             "bbox",
             |file, _| drop(file.as_object_mut().unwrap().remove("categories")),

@@ -188,6 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "a list of ranges is meant")]
     fn pieces_lie_in_one_block_each_and_make_up_the_micro_batch() {
         assert_eq!(pieces(&(0..64)), [0..64]);
         assert_eq!(pieces(&(100..250)), [100..128, 128..192, 192..250]);

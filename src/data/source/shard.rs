@@ -63,7 +63,7 @@ pub struct Shard {
     pub recipe: String,
     pub classes: Vec<String>,
     pub samples: Table,
-    /// The offset of /bytes in the file; [`read`] sets it, [`write`] ignores it.
+    /// The offset of /bytes in the file; [`read`] sets it, [`write()`] ignores it.
     pub bytes_offset: u64,
 }
 
