@@ -6,7 +6,9 @@ use crate::device::{self, Devices, OnNode};
 use crate::launcher::{cores_of_this_rank, rank_on_this_node, ranks_on_this_node};
 use crate::{data, usage};
 use anyhow::Result;
+use rayon::ThreadPoolBuilder;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 impl ConfigArgs {
     pub fn load(&self) -> Result<Config> {
@@ -21,6 +23,7 @@ impl Overrides {
             config.run.dir = dir.clone();
         }
         start_libtorch(&config);
+        start_threads()?;
         Ok(config)
     }
 
@@ -65,6 +68,19 @@ pub fn start_libtorch(config: &Config) {
     device::load(config.run.device);
     tch::set_num_interop_threads(1);
     tch::set_num_threads(threads(config) as i32);
+}
+
+/// Starts the threads that compute checksums, before training takes the memory that a thread's stack needs.
+///
+/// # Errors
+/// A usage error if a thread cannot be started.
+fn start_threads() -> Result<()> {
+    // A second config of one process finds them started.
+    static STARTED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    let started = STARTED.get_or_init(|| ThreadPoolBuilder::new().build_global().map_err(|error| error.to_string()));
+    started.clone().map_err(|error| {
+        usage!("cannot start a thread: {error}; allow this process more threads (ulimit -u) or memory (ulimit -d, -v)")
+    })
 }
 
 /// The number of compute threads of this rank.

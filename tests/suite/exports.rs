@@ -209,7 +209,10 @@ fn an_exported_model_is_imported_bit_for_bit_and_the_run_goes_on_from_it() {
     let source: serde_json::Value = serde_json::from_slice(&run.bytes("export/meta/pth/source.json")).unwrap();
     assert!(source["file"].as_str().unwrap().ends_with("meta.h5") && source["content_hash"] == ours.hash, "{source}");
     let permissions = |file: &str| std::fs::metadata(run.file(file)).unwrap().permissions();
-    assert_eq!(permissions("export/safetensors/model.safetensors"), permissions("export/safetensors/README.md"));
+    assert_eq!(
+        permissions("export/meta/safetensors/model.safetensors"),
+        permissions("export/meta/safetensors/README.md")
+    );
     for file in ["pth/model.pth", "safetensors/model.safetensors"] {
         let other = run.fork(&[]);
         let import = |config: &str| {
