@@ -1,18 +1,18 @@
 //! A backbone and LazyConfigs for detectron2's ViTDet: Mask R-CNN on COCO.
 
-use super::{Named, Whole, vitdet, write_text, write_torch};
+use super::{Exported, Named, vitdet, write_text, write_torch};
 use anyhow::Result;
 use std::path::Path;
 
-pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
-    write_torch(folder, &backbone(whole), Some("model"))?;
-    vitdet::write_configs(whole, folder, include_str!("templates/detectron2.py"))?;
+pub fn write(exported: &Exported, folder: &Path) -> Result<()> {
+    write_torch(folder, &backbone(exported), Some("model"))?;
+    vitdet::write_configs(exported, folder, include_str!("templates/detectron2.py"))?;
     write_text(folder, "README.md", README)
 }
 
-/// Under the name that the backbone has in its detector.
-pub fn backbone(whole: &Whole) -> Vec<Named> {
-    let mut tensors = vitdet::backbone(whole);
+/// The backbone's tensors under the names that they have in the detector.
+pub fn backbone(exported: &Exported) -> Vec<Named> {
+    let mut tensors = vitdet::backbone(exported);
     tensors.iter_mut().for_each(|Named { name, .. }| *name = format!("backbone.net.{name}"));
     tensors
 }

@@ -2,29 +2,30 @@
 
 use super::renamed::renamed;
 use super::safetensors::write_tensors;
-use super::{Whole, write_json, write_text};
+use super::{Exported, write_json, write_text};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::path::Path;
 
-pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
-    write_tensors(folder, &renamed(&whole.tensors, |row| Some(row.transformers)))?;
-    write_json(folder, "config.json", &description(whole))?;
-    write_json(folder, "preprocessor_config.json", &preprocessing(whole))?;
+pub fn write(exported: &Exported, folder: &Path) -> Result<()> {
+    write_tensors(folder, &renamed(&exported.tensors, |row| Some(row.transformers)))?;
+    write_json(folder, "config.json", &model_config(exported))?;
+    write_json(folder, "preprocessor_config.json", &preprocessor_config(exported))?;
     write_text(folder, "evaluate.py", include_str!("templates/hf.py"))?;
     write_text(folder, "README.md", README)
 }
 
-fn description(whole: &Whole) -> Value {
-    let model = whole.vit();
-    let name = |class: usize| whole.class_names.get(class).cloned().unwrap_or_else(|| format!("LABEL_{class}"));
-    let names: serde_json::Map<_, _> = (0..model.classes).map(|c| (c.to_string(), name(c).into())).collect();
-    let numbers: serde_json::Map<_, _> = (0..model.classes).map(|c| (name(c), c.into())).collect();
+/// The content of `config.json`.
+fn model_config(exported: &Exported) -> Value {
+    let model = exported.vit();
+    let name = |class: usize| exported.class_names.get(class).cloned().unwrap_or_else(|| format!("LABEL_{class}"));
+    let names_by_label: serde_json::Map<_, _> = (0..model.classes).map(|c| (c.to_string(), name(c).into())).collect();
+    let labels_by_name: serde_json::Map<_, _> = (0..model.classes).map(|c| (name(c), c.into())).collect();
     json!({
         "model_type": "vit",
         "architectures": ["ViTForImageClassification"],
         "hidden_size": model.width,
-        "num_hidden_layers": whole.depth,
+        "num_hidden_layers": exported.depth,
         "num_attention_heads": model.heads,
         "intermediate_size": model.hidden(),
         "hidden_act": "gelu",
@@ -37,18 +38,20 @@ fn description(whole: &Whole) -> Value {
         "patch_size": model.patch_size,
         "num_channels": model.channels,
         "qkv_bias": true,
-        "id2label": names,
-        "label2id": numbers,
+        "id2label": names_by_label,
+        "label2id": labels_by_name,
     })
 }
 
-/// Our evaluation's: resize the shorter side, crop the centre. `ViTImageProcessor` would squash the image, and
-/// `ConvNextImageProcessor` does so from 384 on. Of an odd margin, torchvision, timm and `ConvNextImageProcessorFast` of
-/// transformers 4 round the half to even; every other processor of transformers 4 and 5 rounds down, and may crop one pixel
-/// off. `evaluate.py` beside it crops as torchvision does.
-fn preprocessing(whole: &Whole) -> Value {
-    let (size, data) = (whole.model.image_size(), &whole.config.data);
-    let mut all = json!({
+/// A preprocessor config for the transform of our evaluation: resize the shorter side, then crop the centre.
+///
+/// `ViTImageProcessor` would squash the image to a square, and so does `ConvNextImageProcessor` for sizes from 384 on. If the
+/// margin is odd, torchvision, timm and the `ConvNextImageProcessorFast` of transformers 4 round half a pixel to even. Every
+/// other processor of transformers 4 and 5 rounds it down, so its crop may be one pixel off. `evaluate.py` crops as torchvision
+/// does.
+fn preprocessor_config(exported: &Exported) -> Value {
+    let (size, data) = (exported.model.image_size(), &exported.config.data);
+    let mut config = json!({
         "do_resize": true,
         "resample": 3,
         "do_rescale": true,
@@ -57,23 +60,23 @@ fn preprocessing(whole: &Whole) -> Value {
         "image_mean": data.mean,
         "image_std": data.std,
     });
-    let own = if size < 384 {
+    let geometry = if size < 384 {
         json!({
             "image_processor_type": "ConvNextImageProcessorFast",
             "size": {"shortest_edge": size},
-            "crop_pct": whole.crop(),
+            "crop_pct": exported.crop_share(),
         })
     } else {
         json!({
             "image_processor_type": "BitImageProcessorFast",
-            "size": {"shortest_edge": (size as f64 / whole.crop()) as usize},
+            "size": {"shortest_edge": (size as f64 / exported.crop_share()) as usize},
             "do_center_crop": true,
             "crop_size": {"height": size, "width": size},
         })
     };
-    let own = own.as_object().expect("written above as one").clone();
-    all.as_object_mut().expect("written above as one").extend(own);
-    all
+    let geometry = geometry.as_object().expect("written above as an object").clone();
+    config.as_object_mut().expect("written above as an object").extend(geometry);
+    config
 }
 
 const README: &str = "\

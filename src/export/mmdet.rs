@@ -1,13 +1,13 @@
 //! A backbone and configs for mmdetection's ViTDet project: Mask R-CNN on COCO.
 
-use super::{Whole, vitdet, write_text, write_torch};
+use super::{Exported, vitdet, write_text, write_torch};
 use anyhow::Result;
 use std::path::Path;
 
-pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
-    // Its loader finds nothing outside a dictionary `model` (projects/ViTDet/vitdet/vit.py, `init_weights`).
-    write_torch(folder, &vitdet::backbone(whole), Some("model"))?;
-    vitdet::write_configs(whole, folder, include_str!("templates/mmdet.py"))?;
+pub fn write(exported: &Exported, folder: &Path) -> Result<()> {
+    // mmdetection reads the tensors from the key `model` alone (projects/ViTDet/vitdet/vit.py, `init_weights`).
+    write_torch(folder, &vitdet::backbone(exported), Some("model"))?;
+    vitdet::write_configs(exported, folder, include_str!("templates/mmdet.py"))?;
     write_text(folder, "README.md", README)
 }
 

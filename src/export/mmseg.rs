@@ -1,30 +1,32 @@
 //! A backbone and config for mmsegmentation: UPerNet on ADE20K.
 
 use super::renamed::renamed;
-use super::{Named, Whole, assignments, number, write_text, write_torch};
+use super::{Exported, Named, assignments, number, write_text, write_torch};
 use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
 use tch::Tensor;
 
-/// UPerNet taps the network at the end of each quarter: four different blocks.
+/// UPerNet reads the outputs of the last blocks of the four quarters of the network, which must be different blocks.
 pub const LEAST_DEPTH: usize = 4;
 
-pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
-    write_torch(folder, &backbone(whole), Some("state_dict"))?;
-    write_text(folder, "upernet_80k.py", &config(whole))?;
+pub fn write(exported: &Exported, folder: &Path) -> Result<()> {
+    write_torch(folder, &backbone(exported), Some("state_dict"))?;
+    write_text(folder, "upernet_80k.py", &config(exported))?;
     write_text(folder, "README.md", README)
 }
 
-pub fn backbone(whole: &Whole) -> Vec<Named> {
-    fold_patch_bias(renamed(&whole.tensors, |row| row.mmseg))
+pub fn backbone(exported: &Exported) -> Vec<Named> {
+    fold_patch_bias(renamed(&exported.tensors, |row| row.mmseg))
 }
 
-/// mmsegmentation's patch projection has no bias unless `patch_bias=True`, and then drops ours silently. Added to the
-/// position embeddings of the patches it is there under both settings, also after they are resized.
+/// Adds the bias of the patch projection to the position embeddings of the patches, and leaves zeros for the bias itself.
+///
+/// Unless `patch_bias=True`, mmsegmentation's patch projection has no bias, and the loader drops ours silently. In the position
+/// embeddings it counts under both settings, even after these are resized.
 fn fold_patch_bias(mut tensors: Vec<Named>) -> Vec<Named> {
     const BIAS: &str = "patch_embed.projection.bias";
-    let bias = tensors.iter().find(|n| n.name == BIAS).expect("in the table of names").tensor.shallow_clone();
+    let bias = tensors.iter().find(|n| n.name == BIAS).expect("the table of names has it").tensor.shallow_clone();
     for Named { name, tensor } in &mut tensors {
         match name.as_str() {
             "pos_embed" => {
@@ -38,21 +40,21 @@ fn fold_patch_bias(mut tensors: Vec<Named>) -> Vec<Named> {
     tensors
 }
 
-fn config(whole: &Whole) -> String {
-    let (model, data) = (whole.vit(), &whole.config.data);
+fn config(exported: &Exported) -> String {
+    let (model, data) = (exported.vit(), &exported.config.data);
     let numbers = assignments(&[
         ("embed_dims", json!(model.width)),
-        ("num_layers", json!(whole.depth)),
+        ("num_layers", json!(exported.depth)),
         ("num_heads", json!(model.heads)),
         ("mlp_ratio", number(model.mlp_ratio)),
         ("in_channels", json!(model.channels)),
         ("patch_size", json!(model.patch_size)),
-        // The recipe's 512, as a multiple of the patches.
+        // The recipe's crop of 512 pixels, rounded up to whole patches.
         ("crop", json!(512usize.next_multiple_of(model.patch_size))),
         ("layer_norm_eps", json!(model.layer_norm_eps)),
-        ("out_indices", json!(whole.quarter_ends())),
-        ("pixel_mean", json!(Whole::of_bytes(&data.mean))),
-        ("pixel_std", json!(Whole::of_bytes(&data.std))),
+        ("out_indices", json!(exported.quarter_ends())),
+        ("pixel_mean", json!(Exported::to_byte_range(&data.mean))),
+        ("pixel_std", json!(Exported::to_byte_range(&data.std))),
     ]);
     include_str!("templates/mmseg.py").replace("# NUMBERS\n", &numbers)
 }

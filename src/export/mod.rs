@@ -1,8 +1,8 @@
-//! Exported models, one small file per format over one table of names.
+//! Exports a model for other programs: one small file per format, over one table of names.
 //!
-//! No reader takes every file: each format writes the container, the names and the config that its reader wants, into a
-//! folder of its own with a README that holds the one command to go on with. The weights are read once, and every format
-//! names views of them, so that memory holds one copy of the model.
+//! Each format writes the file, the names and the config that its reader expects into a folder of its own, with a README
+//! that gives the command to use it. The weights are read once and every format uses views of them, so that memory holds one
+//! copy of the model.
 
 mod detectron2;
 mod hf;
@@ -28,41 +28,41 @@ use anyhow::Result;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
-/// A tensor under the name that some reader has for it.
+/// A tensor with the name that a reader gives it.
 pub struct Named {
     pub name: String,
     pub tensor: Tensor,
 }
 
-/// A whole model as the formats take it.
-struct Whole<'a> {
+/// The model to export, in the form that every format takes.
+struct Exported<'a> {
     config: &'a Config,
     model: Model,
-    /// Blocks of the network.
+    /// The number of blocks of the network.
     depth: usize,
-    /// timm's names in timm's order; the qkv biases are always there.
+    /// All tensors under timm's names, in timm's order. They include the qkv biases even if the model has none.
     tensors: Vec<Named>,
     /// The names of the classes in the order of the labels; empty if they are unknown.
     class_names: Vec<String>,
 }
 
-/// The folder of all exports of `weights`. Those of the run's final model have `export` to themselves; `meta.h5` is exported
-/// into `export/meta`, so that it overwrites nothing of the final model.
+/// The folder for the exports of `weights`: `export` for the run's final model, and a folder in it named after the file for
+/// any other, such as `export/meta` for `meta.h5`, so that no export of the final model is overwritten.
 pub fn folder_for(config: &Config, weights: &Path) -> PathBuf {
     let exports = config.run.dir.join("export");
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let is_final = real(weights) == real(&config.run.dir.join(FINETUNE.writes));
+    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let is_final = resolved(weights) == resolved(&config.run.dir.join(FINETUNE.writes));
     match weights.file_stem() {
         Some(name) if !is_final => exports.join(name),
         _ => exports,
     }
 }
 
-/// Writes `weights` (a whole model) in each format into a folder of its own, with a `source.json` that names them; returns
-/// the folders.
+/// Writes the artefact `weights`, which must hold a whole model, in each format into a folder of its own inside `into`.
+/// Returns these folders. Each also gets a `source.json` that names the artefact.
 ///
 /// # Errors
-/// A usage error if the artefact is missing, a single module or too shallow for a format, or a folder cannot be made;
+/// A usage error if the artefact is missing, is a single module or does not suit a format, or if a folder cannot be made;
 /// [`Failure::Damaged`] if its model is not the config's.
 pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &Path) -> Result<Vec<PathBuf>> {
     require!(
@@ -80,30 +80,30 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
         let what = "its model differs from the config's [model]; export it with the config it was trained with".into();
         return Err(Failure::Damaged { path: weights.into(), what }.into());
     }
-    let wanted = |format| formats.contains(&format) || formats.contains(&ExportFormat::All);
-    let wanted: Vec<_> = FORMATS.into_iter().filter(|(format, ..)| wanted(*format)).collect();
+    let is_wanted = |format| formats.contains(&format) || formats.contains(&ExportFormat::All);
+    let wanted: Vec<_> = FORMATS.into_iter().filter(|(format, ..)| is_wanted(*format)).collect();
     let is_vit = matches!(config.model, Model::Vit(_));
-    if let Some((_, name, ..)) = wanted.iter().find(|(_, _, takes, _)| *takes == Takes::Vit && !is_vit) {
+    if let Some((_, name, ..)) = wanted.iter().find(|(_, _, families, _)| *families == Families::Vit && !is_vit) {
         return Err(usage!("{name}: this format takes Vision Transformers alone; give safetensors or pth"));
     }
     let source = source(weights, &artefact);
-    let whole = Whole::new(config, artefact);
-    let shallow = whole.depth < mmseg::LEAST_DEPTH;
+    let exported = Exported::new(config, artefact);
+    let is_too_shallow = exported.depth < mmseg::LEAST_DEPTH;
     require!(
-        !(shallow && formats.contains(&ExportFormat::Mmseg)),
+        !(is_too_shallow && formats.contains(&ExportFormat::Mmseg)),
         "{}: {} blocks, but mmseg's UPerNet taps {} different ones; leave that format out",
         weights.display(),
-        whole.depth,
+        exported.depth,
         mmseg::LEAST_DEPTH
     );
     let mut folders = Vec::new();
     for (format, name, _, write) in wanted {
-        if shallow && format == ExportFormat::Mmseg {
+        if is_too_shallow && format == ExportFormat::Mmseg {
             log::warn!("not exported for mmseg: UPerNet taps {} different blocks", mmseg::LEAST_DEPTH);
         } else {
             let folder = into.join(name);
             std::fs::create_dir_all(&folder).map_err(|e| usage!("{}: {e}", folder.display()))?;
-            write(&whole, &folder)?;
+            write(&exported, &folder)?;
             write_json(&folder, "source.json", &source)?;
             folders.push(folder);
         }
@@ -111,7 +111,7 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
     Ok(folders)
 }
 
-/// `source.json`: where an export comes from, and its classes, whose order no reader can guess.
+/// The content of `source.json`: the artefact that was exported, and the names of its classes in the order of the labels.
 fn source(weights: &Path, artefact: &Artefact) -> serde_json::Value {
     let mut source = serde_json::json!({
         "file": weights,
@@ -125,45 +125,46 @@ fn source(weights: &Path, artefact: &Artefact) -> serde_json::Value {
     source
 }
 
-type Write = fn(&Whole, &Path) -> Result<()>;
+type Write = fn(&Exported, &Path) -> Result<()>;
 
-/// Which families a format takes.
+/// The families of networks that a format takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Takes {
+enum Families {
     Any,
     Vit,
 }
 
-/// Every format, the folder it writes, which families it takes and how.
-const FORMATS: [(ExportFormat, &str, Takes, Write); 7] = [
-    (ExportFormat::Timm, "timm", Takes::Vit, timm::write),
-    (ExportFormat::Hf, "hf", Takes::Vit, hf::write),
-    (ExportFormat::Detectron2, "detectron2", Takes::Vit, detectron2::write),
-    (ExportFormat::Mmdet, "mmdet", Takes::Vit, mmdet::write),
-    (ExportFormat::Mmseg, "mmseg", Takes::Vit, mmseg::write),
-    (ExportFormat::Safetensors, "safetensors", Takes::Any, safetensors::write),
-    (ExportFormat::Pth, "pth", Takes::Any, pth::write),
+/// Every format with the name of its folder, the families that it takes and the function that writes it.
+const FORMATS: [(ExportFormat, &str, Families, Write); 7] = [
+    (ExportFormat::Timm, "timm", Families::Vit, timm::write),
+    (ExportFormat::Hf, "hf", Families::Vit, hf::write),
+    (ExportFormat::Detectron2, "detectron2", Families::Vit, detectron2::write),
+    (ExportFormat::Mmdet, "mmdet", Families::Vit, mmdet::write),
+    (ExportFormat::Mmseg, "mmseg", Families::Vit, mmseg::write),
+    (ExportFormat::Safetensors, "safetensors", Families::Any, safetensors::write),
+    (ExportFormat::Pth, "pth", Families::Any, pth::write),
 ];
 
-impl Whole<'_> {
-    fn new(config: &Config, artefact: Artefact) -> Whole<'_> {
+impl Exported<'_> {
+    fn new(config: &Config, artefact: Artefact) -> Exported<'_> {
         let header = artefact.header;
         let mut weights = artefact.weights;
         let mut tensors = Vec::new();
         for parameter in header.parameters() {
             let name = header.model.whole_name(&parameter, &header.depths);
-            // A model without qkv biases is exactly one with biases of zero, which is what every reader expects.
+            // Every reader expects qkv biases. Biases of zero compute what a model without them does.
             let zeros = || Tensor::zeros([parameter.shape[0]], OPTIONS);
             let bias = header.model.absent_bias(&name).map(|name| Named { name, tensor: zeros() });
-            let tensor = weights.remove(&(parameter.stage, parameter.name)).expect("an artefact has been checked");
+            let tensor =
+                weights.remove(&(parameter.stage, parameter.name)).expect("reading has checked that it is there");
             tensors.push(Named { name, tensor });
             tensors.extend(bias);
         }
         let depth = header.depths.iter().sum();
-        Whole { config, model: header.model, depth, tensors, class_names: header.class_names }
+        Exported { config, model: header.model, depth, tensors, class_names: header.class_names }
     }
 
-    /// The model of a format that is a ViT's alone.
+    /// The model as a ViT, for the formats that take no other family.
     fn vit(&self) -> &Vit {
         match &self.model {
             Model::Vit(vit) => vit,
@@ -172,39 +173,40 @@ impl Whole<'_> {
         }
     }
 
-    /// The share of the resized image's shorter side that evaluation crops.
-    fn crop(&self) -> f64 {
+    /// The side of evaluation's centre crop, as a share of the resized image's shorter side.
+    fn crop_share(&self) -> f64 {
         evaluated_share(self.config)
     }
 
-    /// The last block of each quarter, from 0: where segmentation heads tap the network and where ViTDet attends globally.
+    /// The index of the last block of each quarter of the network. Segmentation heads read the output of these blocks, and
+    /// ViTDet gives them global attention.
     fn quarter_ends(&self) -> Vec<usize> {
         let mut ends: Vec<usize> = (1..=4).map(|quarter| (self.depth * quarter / 4).saturating_sub(1)).collect();
         ends.dedup();
         ends
     }
 
-    /// The value that detection and segmentation recipes choose by depth: for ViT-B, L or H.
-    fn by_depth(&self, values: [f64; 3]) -> f64 {
-        values[match self.depth {
+    /// Of a recipe's three values, for ViT-B, L and H, the one for this depth.
+    fn by_depth(&self, values_blh: [f64; 3]) -> f64 {
+        values_blh[match self.depth {
             0..=12 => 0,
             13..=24 => 1,
             _ => 2,
         }]
     }
 
-    /// Mean or deviation of pixels from 0 to 255.
-    fn of_bytes(values: &[f64]) -> Vec<f64> {
+    /// Scales means or standard deviations of pixels from the range 0 to 1 to the range 0 to 255.
+    fn to_byte_range(values: &[f64]) -> Vec<f64> {
         values.iter().map(|value| (value * 255.0 * 1e6).round() / 1e6).collect()
     }
 }
 
-/// Python lines `name = value`, for a framework's config file to begin with.
+/// Python lines `name = value`, with which the config file of a framework begins.
 fn assignments(values: &[(&str, serde_json::Value)]) -> String {
     values.iter().map(|(name, value)| format!("{name} = {value}\n")).collect()
 }
 
-/// A whole number without the point that would make it a float in Python.
+/// The value as JSON, without a decimal point if it is whole, because Python reads `4.0` as a float.
 fn number(value: f64) -> serde_json::Value {
     if value.fract() == 0.0 { (value as i64).into() } else { value.into() }
 }
@@ -217,9 +219,9 @@ fn write_json(folder: &Path, name: &str, value: &serde_json::Value) -> Result<()
     durable::replace_bytes(&folder.join(name), &serde_json::to_vec_pretty(value)?)
 }
 
-/// Writes `model.pth`.
-fn write_torch(folder: &Path, tensors: &[Named], wrapped: Option<&str>) -> Result<()> {
-    durable::replace(&folder.join("model.pth"), |beside| torch_file::write(beside, tensors, wrapped))
+/// Writes `model.pth`: a dictionary of the tensors, which is the value of the key `wrapper` in another dictionary if given.
+fn write_torch(folder: &Path, tensors: &[Named], wrapper: Option<&str>) -> Result<()> {
+    durable::replace(&folder.join("model.pth"), |beside| torch_file::write(beside, tensors, wrapper))
 }
 
 #[cfg(test)]
@@ -228,15 +230,15 @@ mod tests {
     use serde_json::Value;
     use std::collections::BTreeMap;
 
-    /// The sizes of the paper, as their configs say them.
-    pub const SHAPES: [(&str, &str); 3] = [
+    /// The configs of the model sizes of the paper.
+    pub const PAPER_CONFIGS: [(&str, &str); 3] = [
         ("b", include_str!("../../configs/imagenet-vit-b.toml")),
         ("l", include_str!("../../configs/imagenet-vit-l.toml")),
         ("h", include_str!("../../configs/imagenet-vit-h.toml")),
     ];
 
-    /// What `of` makes of a model of these shapes. Its tensors repeat one zero: even ViT-H takes no memory.
-    pub fn shaped<T>(config: &str, of: impl Fn(&Whole) -> T) -> T {
+    /// Calls `act` with the config's model, whose tensors all repeat one zero, so that even ViT-H takes no memory.
+    pub fn with_zeros<T>(config: &str, act: impl Fn(&Exported) -> T) -> T {
         let config = Config::parse(config, &[]).unwrap();
         let model = config.model.clone();
         let mut tensors = Vec::new();
@@ -249,10 +251,11 @@ mod tests {
             tensors.push(Named { name, tensor: zeros(&parameter.shape) });
         }
         let depth = model.depths().iter().sum();
-        of(&Whole { config: &config, model, depth, tensors, class_names: Vec::new() })
+        act(&Exported { config: &config, model, depth, tensors, class_names: Vec::new() })
     }
 
-    /// Names and shapes, with `{n}` where equal ones stand for n blocks; each name must be there for every block.
+    /// Names and shapes of the tensors, where one name with `{n}` stands for the tensors of n blocks, whose shapes must be
+    /// equal.
     fn grouped(tensors: Vec<Named>) -> BTreeMap<String, Vec<i64>> {
         let mut blocks: BTreeMap<String, (Vec<i64>, usize)> = BTreeMap::new();
         for Named { name, tensor } in tensors {
@@ -270,12 +273,15 @@ mod tests {
     #[test]
     fn every_reader_is_given_the_names_and_shapes_of_its_own_class() {
         let keys: Value = serde_json::from_str(include_str!("templates/keys.json")).unwrap();
-        for (size, config) in SHAPES {
+        for (size, config) in PAPER_CONFIGS {
             for (reader, tensors) in [
-                ("timm", shaped(config, |whole| renamed::renamed(&whole.tensors, |row| Some(row.timm)))),
-                ("hf", shaped(config, |whole| renamed::renamed(&whole.tensors, |row| Some(row.transformers)))),
-                ("mmseg", shaped(config, mmseg::backbone)),
-                ("detectron2", shaped(config, vitdet::backbone)),
+                ("timm", with_zeros(config, |exported| renamed::renamed(&exported.tensors, |row| Some(row.timm)))),
+                (
+                    "hf",
+                    with_zeros(config, |exported| renamed::renamed(&exported.tensors, |row| Some(row.transformers))),
+                ),
+                ("mmseg", with_zeros(config, mmseg::backbone)),
+                ("detectron2", with_zeros(config, vitdet::backbone)),
             ] {
                 let expected: BTreeMap<String, Vec<i64>> = serde_json::from_value(keys[reader][size].clone()).unwrap();
                 assert!(expected.len() > 10);
@@ -289,7 +295,7 @@ mod tests {
         let crop = |sets: &[&str]| {
             let config = Config::parse("", &sets.iter().map(|s| s.to_string()).collect::<Vec<_>>()).unwrap();
             let model = config.model.clone();
-            Whole { config: &config, model, depth: 12, tensors: Vec::new(), class_names: Vec::new() }.crop()
+            Exported { config: &config, model, depth: 12, tensors: Vec::new(), class_names: Vec::new() }.crop_share()
         };
         assert_eq!(crop(&["data.crop_percent=0.95"]), 0.95);
         assert_eq!(crop(&["data.format=packed", "data.crop_percent=0.95", "model.image_size=32"]), 1.0);

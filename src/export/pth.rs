@@ -1,11 +1,11 @@
-//! `model.pth`, a plain dictionary under timm's names.
+//! `model.pth`: a dictionary of the tensors under timm's names.
 
-use super::{Whole, write_text, write_torch};
+use super::{Exported, write_text, write_torch};
 use anyhow::Result;
 use std::path::Path;
 
-pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
-    write_torch(folder, &whole.tensors, None)?;
+pub fn write(exported: &Exported, folder: &Path) -> Result<()> {
+    write_torch(folder, &exported.tensors, None)?;
     write_text(folder, "README.md", README)
 }
 

@@ -1,27 +1,27 @@
-//! A model's tensors under the names of one reader.
+//! The tensors of a model under the names that a reader expects.
 
 use super::Named;
 use crate::family::vit::names::{Row, find};
 use tch::Tensor;
 
-/// The tensors that a reader takes, under its names; no number is copied.
-pub fn renamed(tensors: &[Named], column: impl Fn(&Row) -> Option<&'static str>) -> Vec<Named> {
+/// The tensors that a reader takes, as views of the given ones; `name_of` gives the reader's name in a row of the table.
+pub fn renamed(tensors: &[Named], name_of: impl Fn(&Row) -> Option<&'static str>) -> Vec<Named> {
     let mut all = Vec::new();
     for Named { name, tensor } in tensors {
         let (row, block, part) = find(name);
-        let Some(pattern) = column(row) else { continue };
-        let theirs = pattern.replace("{i}", block).replace("{p}", part);
-        if theirs.contains("{qkv}") {
-            all.extend(split(&theirs, tensor));
+        let Some(pattern) = name_of(row) else { continue };
+        let new_name = pattern.replace("{i}", block).replace("{p}", part);
+        if new_name.contains("{qkv}") {
+            all.extend(split_qkv(&new_name, tensor));
         } else {
-            all.push(Named { name: theirs, tensor: tensor.shallow_clone() });
+            all.push(Named { name: new_name, tensor: tensor.shallow_clone() });
         }
     }
     all
 }
 
-/// Queries, keys and values are a third of the rows each.
-fn split(pattern: &str, tensor: &Tensor) -> Vec<Named> {
+/// Splits a tensor whose rows are those of the queries, the keys and the values, a third each.
+fn split_qkv(pattern: &str, tensor: &Tensor) -> Vec<Named> {
     let thirds = ["query", "key", "value"].into_iter().zip(tensor.chunk(3, 0));
     thirds.map(|(third, tensor)| Named { name: pattern.replace("{qkv}", third), tensor }).collect()
 }

@@ -1,6 +1,6 @@
-//! `model.safetensors` alone, under timm's names.
+//! `model.safetensors` with timm's names, without a config.
 
-use super::{Named, Whole, write_text};
+use super::{Exported, Named, write_text};
 use crate::store::durable;
 use crate::weights::bytes;
 use ::safetensors::tensor::{Dtype, View};
@@ -11,8 +11,8 @@ use std::fs::File;
 use std::path::Path;
 use tch::Tensor;
 
-pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
-    write_tensors(folder, &whole.tensors)?;
+pub fn write(exported: &Exported, folder: &Path) -> Result<()> {
+    write_tensors(folder, &exported.tensors)?;
     write_text(folder, "README.md", README)
 }
 
@@ -25,12 +25,12 @@ weights = load_file(\"model.safetensors\")
 ```
 ";
 
-/// Writes `model.safetensors`. transformers refuses a file that does not say whose tensors it holds.
+/// Writes `model.safetensors`. The metadata says that PyTorch made the tensors; transformers refuses a file without it.
 pub fn write_tensors(folder: &Path, tensors: &[Named]) -> Result<()> {
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let entries = tensors.iter().map(|Named { name, tensor }| (name.as_str(), Entry::new(tensor)));
     durable::replace(&folder.join("model.safetensors"), |beside| {
-        // It makes a file that its owner alone may read; this one is as the folder's others.
+        // `serialize_to_file` makes a file that only its owner may read. Give it the permissions of any new file.
         let permissions = File::create(beside)?.metadata()?.permissions();
         ::safetensors::serialize_to_file(entries, Some(metadata), beside)?;
         Ok(std::fs::set_permissions(beside, permissions)?)

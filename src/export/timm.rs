@@ -1,62 +1,64 @@
-//! timm's local folder: `config.json` and `model.safetensors`, for
+//! A folder with `config.json` and `model.safetensors`, which timm loads by
 //! `timm.create_model("local-dir:FOLDER", pretrained=True)` (timm 1.0, `models/_factory.py` and `_hub.py`).
 
 use super::safetensors::write_tensors;
-use super::{Named, Whole, write_json, write_text};
+use super::{Exported, Named, write_json, write_text};
 use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
 
-pub fn write(whole: &Whole, folder: &Path) -> Result<()> {
-    let scale = residual_scale(whole.vit().layer_norm_eps);
-    write_tensors(folder, &scaled(&whole.tensors, scale))?;
-    write_json(folder, "config.json", &description(whole))?;
-    let class_map = class_map(&whole.class_names);
+pub fn write(exported: &Exported, folder: &Path) -> Result<()> {
+    let scale = residual_scale(exported.vit().layer_norm_eps);
+    write_tensors(folder, &scaled(&exported.tensors, scale))?;
+    write_json(folder, "config.json", &model_config(exported))?;
+    let class_map = class_map(&exported.class_names);
     if let Some(lines) = &class_map {
-        write_text(folder, CLASS_MAP, lines)?;
+        write_text(folder, CLASS_MAP_FILE, lines)?;
     }
-    write_text(folder, "README.md", &readme(whole.vit().layer_norm_eps, scale, class_map.is_some()))
+    write_text(folder, "README.md", &readme(exported.vit().layer_norm_eps, scale, class_map.is_some()))
 }
 
-/// timm's own, which its config cannot change.
-const EPS: f64 = 1e-6;
+/// The epsilon of timm's layer norms, which its config cannot change.
+const TIMM_EPS: f64 = 1e-6;
 
-/// What the residual stream has to be multiplied with for timm's epsilon to do what `eps` did.
+/// The factor for the residual stream with which layer norms of timm's epsilon compute what those of `eps` compute; none if
+/// the two are equal.
 ///
-/// With s² = 1e-6 / eps: s (x − µ) / √(s² σ² + 1e-6) = (x − µ) / √(σ² + eps), so that every norm gives what it gave.
+/// With s² = 1e-6 / eps: s (x − µ) / √(s² σ² + 1e-6) = (x − µ) / √(σ² + eps).
 fn residual_scale(eps: f64) -> Option<f64> {
-    let scale = (EPS / eps).sqrt();
+    let scale = (TIMM_EPS / eps).sqrt();
     ((scale - 1.0).abs() > 1e-6).then_some(scale)
 }
 
-/// Everything that is added to the residual stream, multiplied; the rest as it is.
+/// The tensors, of which those whose output is added to the residual stream are multiplied by `scale`.
 fn scaled(tensors: &[Named], scale: Option<f64>) -> Vec<Named> {
-    let feeds = |name: &str| {
+    let is_added_to_stream = |name: &str| {
         matches!(name, "cls_token" | "pos_embed")
             || ["patch_embed.proj.", "attn.proj.", "mlp.fc2."].iter().any(|part| name.contains(part))
     };
-    let one = |Named { name, tensor }: &Named| match scale {
-        Some(scale) if feeds(name) => Named { name: name.clone(), tensor: tensor * scale },
+    let scaled_tensor = |Named { name, tensor }: &Named| match scale {
+        Some(scale) if is_added_to_stream(name) => Named { name: name.clone(), tensor: tensor * scale },
         _ => Named { name: name.clone(), tensor: tensor.shallow_clone() },
     };
-    tensors.iter().map(one).collect()
+    tensors.iter().map(scaled_tensor).collect()
 }
 
-/// The class map: timm would otherwise number the folders of images in the order 1, 2, 10.
-const CLASS_MAP: &str = "class_map.txt";
+/// A file with the names of the classes in the order of the labels. Without it timm sorts folders of images in natural order:
+/// 1, 2, 10.
+const CLASS_MAP_FILE: &str = "class_map.txt";
 
-/// One name a line. None if no names are known, or if timm would read other names from the lines.
+/// The content of the class map: one name per line. None if no names are known, or if timm would read other names from it.
 fn class_map(names: &[String]) -> Option<String> {
-    let is_line = |name: &String| name.trim() == name && !name.is_empty() && name.lines().count() == 1;
-    let can_be_read = !names.is_empty() && names.iter().all(is_line);
+    let fits_a_line = |name: &String| name.trim() == name && !name.is_empty() && name.lines().count() == 1;
+    let can_be_read = !names.is_empty() && names.iter().all(fits_a_line);
     can_be_read.then(|| names.iter().map(|name| format!("{name}\n")).collect())
 }
 
-/// timm's config.json. `model_args` carries any size on one architecture name.
-fn description(whole: &Whole) -> serde_json::Value {
-    let (model, data) = (whole.vit(), &whole.config.data);
+/// The content of `config.json`. Its `model_args` override the sizes of the named architecture, so one name serves all sizes.
+fn model_config(exported: &Exported) -> serde_json::Value {
+    let (model, data) = (exported.vit(), &exported.config.data);
     let size = model.image_size;
-    let mut all = json!({
+    let mut config = json!({
         "architecture": "vit_base_patch16_224",
         "num_classes": model.classes,
         "num_features": model.width,
@@ -66,7 +68,7 @@ fn description(whole: &Whole) -> serde_json::Value {
             "patch_size": model.patch_size,
             "in_chans": model.channels,
             "embed_dim": model.width,
-            "depth": whole.depth,
+            "depth": exported.depth,
             "num_heads": model.heads,
             "mlp_ratio": model.mlp_ratio,
         },
@@ -76,7 +78,7 @@ fn description(whole: &Whole) -> serde_json::Value {
             "input_size": [model.channels, size, size],
             "fixed_input_size": true,
             "interpolation": "bicubic",
-            "crop_pct": whole.crop(),
+            "crop_pct": exported.crop_share(),
             "crop_mode": "center",
             "mean": data.mean,
             "std": data.std,
@@ -86,16 +88,16 @@ fn description(whole: &Whole) -> serde_json::Value {
             "classifier": "head",
         },
     });
-    if whole.class_names.len() == model.classes {
-        all["label_names"] = whole.class_names.as_slice().into();
+    if exported.class_names.len() == model.classes {
+        config["label_names"] = exported.class_names.as_slice().into();
     }
-    all
+    config
 }
 
 fn readme(eps: f64, scale: Option<f64>, has_class_map: bool) -> String {
     let note = scale.map_or(String::new(), |scale| {
         format!(
-            "\nThe model was trained with a layer norm epsilon of {eps:e}, and timm's is {EPS:e}: what is added to the residual \
+            "\nThe model was trained with a layer norm epsilon of {eps:e}, and timm's is {TIMM_EPS:e}: what is added to the residual \
              stream was multiplied by {scale:.6} in this folder alone, so that every norm gives what it gave.\n"
         )
     });
@@ -127,24 +129,24 @@ mod tests {
     fn a_scaled_stream_gives_the_same_norms_under_timms_epsilon() {
         assert_eq!(residual_scale(1e-6), None);
         let scale = residual_scale(1e-5).unwrap();
-        // Small enough for the epsilon to matter.
+        // These values are so small that the epsilon matters.
         let x = Tensor::from_slice(&(0..64).map(|i| 3e-3 * (0.7 * i as f64).sin()).collect::<Vec<_>>());
         let norm = |x: &Tensor, eps| x.layer_norm([64], None::<Tensor>, None::<Tensor>, eps, false);
         let expected = norm(&x, 1e-5);
-        let away = |x: &Tensor| (norm(x, EPS) - &expected).abs().max().double_value(&[]);
-        assert!(away(&(&x * scale)) < 1e-9, "{}", away(&(&x * scale)));
-        assert!(away(&x) > 0.1);
+        let error = |x: &Tensor| (norm(x, TIMM_EPS) - &expected).abs().max().double_value(&[]);
+        assert!(error(&(&x * scale)) < 1e-9, "{}", error(&(&x * scale)));
+        assert!(error(&x) > 0.1);
     }
 
     #[test]
     fn only_what_is_added_to_the_stream_is_scaled() {
         let one = Tensor::ones([1], (Kind::Float, Device::Cpu));
-        let names =
+        let added =
             ["cls_token", "pos_embed", "patch_embed.proj.bias", "blocks.3.attn.proj.weight", "blocks.3.mlp.fc2.bias"];
         let others =
             ["blocks.3.norm1.weight", "blocks.3.attn.qkv.weight", "blocks.3.mlp.fc1.bias", "norm.bias", "head.weight"];
         let tensors: Vec<Named> =
-            names.iter().chain(&others).map(|n| Named { name: n.to_string(), tensor: one.shallow_clone() }).collect();
+            added.iter().chain(&others).map(|n| Named { name: n.to_string(), tensor: one.shallow_clone() }).collect();
         let all: Vec<f64> = scaled(&tensors, Some(0.5)).iter().map(|n| n.tensor.double_value(&[0])).collect();
         assert_eq!(all, [[0.5; 5], [1.0; 5]].concat());
     }

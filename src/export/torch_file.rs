@@ -1,8 +1,8 @@
-//! PyTorch's .pth: what `torch.save` writes of a dictionary of fp32 tensors, and `torch.load` reads with
+//! PyTorch's .pth: the file that `torch.save` writes for a dictionary of fp32 tensors. `torch.load` reads it, also with
 //! `weights_only=True` and `mmap=True` (torch 2.11, `torch/serialization.py` and `torch/_weights_only_unpickler.py`).
 //!
 //! ```text
-//! a zip, its entries STORED (a deflated one would be mapped as garbage) in one folder, payloads at multiples of 64 bytes
+//! a zip whose entries lie in one folder, uncompressed (as mmap needs), their contents at multiples of 64 bytes
 //!   model/data.pkl     pickle, protocol 2: {name: rebuild(storage key, offset, sizes, strides)}
 //!   model/byteorder    "little"
 //!   model/data/{key}   the numbers of one tensor
@@ -19,21 +19,22 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 const ALIGNMENT: u16 = 64;
-/// From here on a zip entry needs 64-bit sizes.
-const LARGE: usize = u32::MAX as usize;
+/// From this number of bytes on, a zip entry needs 64-bit sizes.
+const NEEDS_ZIP64: usize = u32::MAX as usize;
 
-/// Writes the tensors, in a dictionary under `wrapped` or as the dictionary itself. Memory does not grow with them.
-pub fn write(path: &Path, tensors: &[Named], wrapped: Option<&str>) -> Result<()> {
+/// Writes a dictionary of the tensors, which is the value of the key `wrapper` in another dictionary if a wrapper is given.
+/// Copies at most one tensor at a time.
+pub fn write(path: &Path, tensors: &[Named], wrapper: Option<&str>) -> Result<()> {
     let mut zip = ZipWriter::new(BufWriter::with_capacity(1 << 20, File::create(path)?));
     let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).with_alignment(ALIGNMENT);
     zip.start_file("model/data.pkl", options)?;
-    zip.write_all(&pickle(tensors, wrapped))?;
+    zip.write_all(&pickle(tensors, wrapper))?;
     zip.start_file("model/byteorder", options)?;
     zip.write_all(b"little")?;
     for (key, Named { tensor, .. }) in tensors.iter().enumerate() {
         let tensor = tensor.contiguous();
         let numbers = bytes(&tensor);
-        zip.start_file(format!("model/data/{key}"), options.large_file(numbers.len() >= LARGE))?;
+        zip.start_file(format!("model/data/{key}"), options.large_file(numbers.len() >= NEEDS_ZIP64))?;
         zip.write_all(numbers)?;
     }
     zip.start_file("model/version", options)?;
@@ -42,13 +43,13 @@ pub fn write(path: &Path, tensors: &[Named], wrapped: Option<&str>) -> Result<()
     Ok(())
 }
 
-/// An empty `OrderedDict`, with its opcodes.
+/// The opcodes that make an empty `OrderedDict`.
 const ORDERED_DICT: &[u8] = b"ccollections\nOrderedDict\n)R";
 
-/// Protocol 2 and no memo, as plain as the reader takes it.
-fn pickle(tensors: &[Named], wrapped: Option<&str>) -> Vec<u8> {
+/// The content of `data.pkl`, in protocol 2 and without a memo.
+fn pickle(tensors: &[Named], wrapper: Option<&str>) -> Vec<u8> {
     let mut out = b"\x80\x02".to_vec();
-    if let Some(key) = wrapped {
+    if let Some(key) = wrapper {
         out.push(b'}');
         text(&mut out, key);
     }
@@ -73,7 +74,7 @@ fn pickle(tensors: &[Named], wrapped: Option<&str>) -> Vec<u8> {
         out.extend(b"tR");
     }
     out.push(b'u');
-    if wrapped.is_some() {
+    if wrapper.is_some() {
         out.push(b's');
     }
     out.push(b'.');
@@ -86,7 +87,7 @@ fn text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// The shortest opcode that holds the number, as Python's own pickler chooses it.
+/// Writes the integer with the shortest opcode that holds it, as Python's pickler does; from 2³¹ on always with 8 bytes.
 fn integer(out: &mut Vec<u8>, number: i64) {
     let bytes = number.to_le_bytes();
     match number {
@@ -117,9 +118,13 @@ mod tests {
     fn every_entry_is_stored_in_one_folder_at_a_multiple_of_64_bytes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.pth");
-        let odd = Tensor::from_slice(&[1f32, -2.5, 3e9]);
-        write(&path, &[named("a", odd), named("b.weight", Tensor::zeros([5, 7], (Kind::Float, Device::Cpu)))], None)
-            .unwrap();
+        let three_numbers = Tensor::from_slice(&[1f32, -2.5, 3e9]);
+        write(
+            &path,
+            &[named("a", three_numbers), named("b.weight", Tensor::zeros([5, 7], (Kind::Float, Device::Cpu)))],
+            None,
+        )
+        .unwrap();
         let mut zip = zip::ZipArchive::new(File::open(&path).unwrap()).unwrap();
         let mut names = Vec::new();
         for index in 0..zip.len() {
@@ -135,13 +140,13 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "writes 5 GiB; to INCUBATE_LARGE_PTH, to be read with tools/check_exports.py --large"]
+    #[ignore = "writes 5 GiB, to INCUBATE_LARGE_PTH if that is set; tools/check_exports.py --large reads that file"]
     fn a_file_of_more_than_4_gib_takes_the_memory_of_its_largest_tensor() {
         let folder = tempfile::tempdir().unwrap();
-        let kept = std::env::var_os("INCUBATE_LARGE_PTH");
-        let path = kept.map_or_else(|| folder.path().join("a.pth"), Into::into);
-        let one = Tensor::arange(1 << 26, (Kind::Float, Device::Cpu));
-        let tensors: Vec<Named> = (0..20).map(|i| named(&i.to_string(), one.shallow_clone())).collect();
+        let given_path = std::env::var_os("INCUBATE_LARGE_PTH");
+        let path = given_path.map_or_else(|| folder.path().join("a.pth"), Into::into);
+        let shared = Tensor::arange(1 << 26, (Kind::Float, Device::Cpu));
+        let tensors: Vec<Named> = (0..20).map(|i| named(&i.to_string(), shared.shallow_clone())).collect();
         let peak = || -> usize {
             let status = std::fs::read_to_string("/proc/self/status").unwrap();
             let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
@@ -149,7 +154,7 @@ mod tests {
         };
         let before = peak();
         write(&path, &tensors, None).unwrap();
-        assert!(peak() - before < 64 << 10, "KiB more than the tensor itself");
+        assert!(peak() - before < 64 << 10, "writing took 64 MiB more than the tensor itself");
         let mut zip = zip::ZipArchive::new(File::open(&path).unwrap()).unwrap();
         let mut last = zip.by_name("model/data/19").unwrap();
         assert!(last.data_start().unwrap() > 1 << 32);

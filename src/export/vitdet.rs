@@ -1,17 +1,18 @@
-//! What ViTDet (arXiv 2203.16527) takes of a model, in detectron2 as in mmdetection: windowed attention with four global
-//! blocks, patches of 16 pixels, position embeddings whole with their class row, and no final norm, head or class token.
+//! A backbone for ViTDet (arXiv 2203.16527), in detectron2 and in mmdetection. ViTDet attends within windows in all blocks but
+//! four, has patches of 16 pixels, and keeps the class token's row of the position embeddings, but takes no class token, final
+//! norm or head.
 
 use super::renamed::renamed;
-use super::{Named, Whole, assignments, number, write_text};
+use super::{Exported, Named, assignments, number, write_text};
 use crate::family::vit::resample;
 use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
 
 /// The backbone's tensors under timm's names.
-pub fn backbone(whole: &Whole) -> Vec<Named> {
-    let grid = whole.model.image_size() / PATCH;
-    let mut tensors = renamed(&whole.tensors, |row| row.vitdet.then_some(row.timm));
+pub fn backbone(exported: &Exported) -> Vec<Named> {
+    let grid = exported.model.image_size() / PATCH;
+    let mut tensors = renamed(&exported.tensors, |row| row.vitdet.then_some(row.timm));
     for Named { name, tensor } in &mut tensors {
         match name.as_str() {
             "patch_embed.proj.weight" => *tensor = resample::patch_kernel(tensor, PATCH),
@@ -22,20 +23,22 @@ pub fn backbone(whole: &Whole) -> Vec<Named> {
     tensors
 }
 
-/// Its feature pyramid makes strides of 4 to 32 from patches of 16, also for ViT-H, whose patches have 14.
+/// The side of a patch. ViTDet's feature pyramid makes strides of 4 to 32 from patches of 16 pixels, so that a ViT-H with
+/// patches of 14 is resampled to 16.
 const PATCH: usize = 16;
 
-/// Writes a config for each training length: the numbers of this model, then the framework's own lines.
+/// Writes a config for each training length: `template` with the numbers of this model.
 ///
-/// 1× and 3× are detectron2's 90,000 and 270,000 steps of 16 images; drop path and layer decay are ViTDet's for B, L, H.
-pub fn write_configs(whole: &Whole, folder: &Path, body: &str) -> Result<()> {
-    let (model, data) = (whole.vit(), &whole.config.data);
-    let global = whole.quarter_ends();
-    let windowed: Vec<usize> = (0..whole.depth).filter(|block| !global.contains(block)).collect();
+/// 1× and 3× are detectron2's 90,000 and 270,000 steps of 16 images. The rates of drop path and layer decay for ViT-B, L and H
+/// are ViTDet's.
+pub fn write_configs(exported: &Exported, folder: &Path, template: &str) -> Result<()> {
+    let (model, data) = (exported.vit(), &exported.config.data);
+    let global = exported.quarter_ends();
+    let windowed: Vec<usize> = (0..exported.depth).filter(|block| !global.contains(block)).collect();
     for (name, steps, milestones) in [("1x", 90_000, [60_000, 80_000]), ("3x", 270_000, [210_000, 250_000])] {
         let numbers = assignments(&[
             ("embed_dim", json!(model.width)),
-            ("depth", json!(whole.depth)),
+            ("depth", json!(exported.depth)),
             ("num_heads", json!(model.heads)),
             ("mlp_ratio", number(model.mlp_ratio)),
             ("in_chans", json!(model.channels)),
@@ -43,27 +46,27 @@ pub fn write_configs(whole: &Whole, folder: &Path, body: &str) -> Result<()> {
             ("pretrain_img_size", json!(model.image_size.max(PATCH))),
             ("layer_norm_eps", json!(model.layer_norm_eps)),
             ("windowed_blocks", json!(windowed)),
-            ("drop_path_rate", json!(whole.by_depth([0.1, 0.4, 0.5]))),
-            ("layer_decay", json!(whole.by_depth([0.7, 0.8, 0.9]))),
-            ("pixel_mean", json!(Whole::of_bytes(&data.mean))),
-            ("pixel_std", json!(Whole::of_bytes(&data.std))),
+            ("drop_path_rate", json!(exported.by_depth([0.1, 0.4, 0.5]))),
+            ("layer_decay", json!(exported.by_depth([0.7, 0.8, 0.9]))),
+            ("pixel_mean", json!(Exported::to_byte_range(&data.mean))),
+            ("pixel_std", json!(Exported::to_byte_range(&data.std))),
             ("max_iter", json!(steps)),
             ("milestones", json!(milestones)),
         ]);
-        write_text(folder, &format!("mask_rcnn_{name}.py"), &body.replace("# NUMBERS\n", &numbers))?;
+        write_text(folder, &format!("mask_rcnn_{name}.py"), &template.replace("# NUMBERS\n", &numbers))?;
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{SHAPES, shaped};
+    use super::super::tests::{PAPER_CONFIGS, with_zeros};
     use super::*;
     use std::collections::BTreeMap;
 
-    /// Names and shapes of detectron2's ViT-B, L and H (`projects/ViTDet`), as the configs of its model zoo make them, less
-    /// the relative positions, which are trained anew.
-    fn detectron2(width: i64, depth: usize) -> BTreeMap<String, Vec<i64>> {
+    /// Names and shapes of the parameters of a ViT that detectron2's model zoo makes (`projects/ViTDet`). The relative positions
+    /// are left out, because no exported model has them.
+    fn of_model_zoo(width: i64, depth: usize) -> BTreeMap<String, Vec<i64>> {
         let mut all = vec![
             ("pos_embed".to_string(), vec![1, 197, width]),
             ("patch_embed.proj.weight".into(), vec![width, 3, 16, 16]),
@@ -91,13 +94,13 @@ mod tests {
     }
 
     #[test]
-    fn detectron2_is_given_the_names_and_shapes_of_its_own_vit_b_l_and_h() {
+    fn detectron2_gets_the_names_and_shapes_of_its_own_vit_b_l_and_h() {
         for ((size, config), (width, depth, count)) in
-            SHAPES.into_iter().zip([(768, 12, 147), (1024, 24, 291), (1280, 32, 387)])
+            PAPER_CONFIGS.into_iter().zip([(768, 12, 147), (1024, 24, 291), (1280, 32, 387)])
         {
-            let expected = detectron2(width, depth);
+            let expected = of_model_zoo(width, depth);
             assert_eq!(expected.len(), count);
-            let given: BTreeMap<String, Vec<i64>> = shaped(config, super::super::detectron2::backbone)
+            let given: BTreeMap<String, Vec<i64>> = with_zeros(config, super::super::detectron2::backbone)
                 .into_iter()
                 .map(|Named { name, tensor }| (name, tensor.size()))
                 .collect();
