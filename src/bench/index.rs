@@ -104,7 +104,7 @@ fn load(index: Index) -> Result<()> {
     let phase = plan.phase(&META, None);
     let micro_batches = micro_batches(0..phase.training.global_batch, plan.config.run.micro_batch.samples());
     let loader =
-        Loader::start(&plan, &phase, Feed { source: &source, workers: WORKERS }, micro_batches, 0, Mixing::Host);
+        Loader::start(&plan, &phase, Feed { source: &source, workers: WORKERS }, micro_batches, 0, Mixing::Host)?;
     loader.take(BATCHES).try_for_each(|batch| batch.map(drop))
 }
 

@@ -4,11 +4,10 @@ use super::overrides::{ConfigArgs, Overrides};
 use crate::config::{Config, Precision};
 use crate::device::{self, Devices, OnNode};
 use crate::launcher::{cores_of_this_rank, rank_on_this_node, ranks_on_this_node};
-use crate::{data, usage};
+use crate::{data, thread, usage};
 use anyhow::Result;
 use rayon::ThreadPoolBuilder;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 impl ConfigArgs {
     pub fn load(&self) -> Result<Config> {
@@ -23,7 +22,6 @@ impl Overrides {
             config.run.dir = dir.clone();
         }
         start_libtorch(&config);
-        start_threads()?;
         Ok(config)
     }
 
@@ -74,13 +72,8 @@ pub fn start_libtorch(config: &Config) {
 ///
 /// # Errors
 /// A usage error if a thread cannot be started.
-fn start_threads() -> Result<()> {
-    // A second config of one process finds them started.
-    static STARTED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
-    let started = STARTED.get_or_init(|| ThreadPoolBuilder::new().build_global().map_err(|error| error.to_string()));
-    started.clone().map_err(|error| {
-        usage!("cannot start a thread: {error}; allow this process more threads (ulimit -u) or memory (ulimit -d, -v)")
-    })
+pub fn start_threads() -> Result<()> {
+    ThreadPoolBuilder::new().build_global().map_err(|error| thread::cannot_start(&error))
 }
 
 /// The number of compute threads of this rank.

@@ -29,7 +29,7 @@ use anyhow::{Context, Result};
 use args::PackArgs;
 use clap::CommandFactory;
 use evaluate::{evaluate_artefact, evaluate_downstream};
-use load::{devices, threads};
+use load::{devices, start_threads, threads};
 use overrides::ConfigArgs;
 use serde::Serialize;
 use std::io::{ErrorKind, Write};
@@ -114,6 +114,7 @@ fn pack_images(args: &PackArgs) -> Result<()> {
 fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
     let whole = world.whole();
     let config = agree(whole, args.load())?;
+    agree(whole, start_threads())?;
     let devices = agree(whole, devices(&config))?;
     if whole.is_zero() || devices.are_gpus() {
         let (name, size, threads) = (&config.run.name, whole.size(), tch::get_num_threads());
@@ -121,7 +122,7 @@ fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>)
     }
     doctor::warn_of_trouble(&config, threads(&config), whole.is_zero());
     let job = Job::open(config, world, devices)?;
-    let bars = whole.is_zero().then(|| Bars::start(&job.plan, &job.run)).flatten();
+    let bars = if whole.is_zero() { Bars::start(&job.plan, &job.run)? } else { None };
     act(&job)?;
     drop(bars);
     Ok(())

@@ -8,6 +8,7 @@
 use super::nccl::{self, Nccl, UniqueId};
 use super::{Collective, from_zero};
 use crate::error::Failure;
+use crate::thread;
 use crate::weights::Pinning;
 use anyhow::Result;
 use std::cell::RefCell;
@@ -65,10 +66,14 @@ pub fn on_replicas(
     let results = std::thread::scope(|scope| {
         let run = &run;
         let spawn = |local: usize| {
-            let thread = std::thread::Builder::new().name(format!("replica-{local}"));
-            thread.spawn_scoped(scope, move || run(local, None)).expect("a thread can be started")
+            let thread = thread::start_within(scope, &format!("replica-{local}"), move || run(local, None));
+            // The replicas that have started must not wait for this one.
+            thread.inspect_err(|_| shared.meeting.close())
         };
-        let threads: Vec<_> = (1..replicas).map(spawn).collect();
+        let threads: Vec<_> = match (1..replicas).map(spawn).collect() {
+            Ok(threads) => threads,
+            Err(error) => return vec![Err(error)],
+        };
         let mut results = vec![run(0, Some(group))];
         results.extend(threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))));
         results

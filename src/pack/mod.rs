@@ -16,7 +16,7 @@ use crate::run::table::PACK;
 use crate::store::durable;
 use crate::store::progress::Progress;
 use crate::train::stop_requested;
-use crate::{require, usage};
+use crate::{require, thread, usage};
 use anyhow::{Result, anyhow};
 use image::Encoder;
 use rayon::prelude::*;
@@ -150,12 +150,13 @@ impl Work<'_> {
 
     /// Encodes one shard after another while a thread writes the previous shard.
     fn run(&self, missing: &[&Part], report: &mut Report) -> Result<()> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads).build()?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads).build();
+        let pool = pool.map_err(|error| thread::cannot_start(&error))?;
         let (began, total) = (Instant::now(), report.shards);
         let mut done = total - missing.len();
         std::thread::scope(|scope| {
             let (sender, receiver) = sync_channel::<(&Part, Shard, Vec<u8>)>(1);
-            let writer = scope.spawn(move || -> Result<()> {
+            let writer = thread::start_within(scope, "shards", move || -> Result<()> {
                 let mut images = 0;
                 for (part, shard, bytes) in receiver {
                     part.write(&shard, &bytes)?;
@@ -171,7 +172,7 @@ impl Work<'_> {
                     );
                 }
                 Ok(())
-            });
+            })?;
             let encoded = missing.iter().try_for_each(|part| {
                 let (shard, bytes) = pool.install(|| self.encode(part))?;
                 sender.send((part, shard, bytes)).map_err(|_| anyhow!("the writer has stopped"))

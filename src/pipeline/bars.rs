@@ -6,6 +6,8 @@ use crate::run::state::Activity;
 use crate::store::RunDir;
 use crate::store::process::unix_time;
 use crate::store::progress::{Progress, duration};
+use crate::thread;
+use anyhow::Result;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use std::collections::HashMap;
 use std::fs::File;
@@ -69,15 +71,15 @@ pub struct Bars {
 
 impl Bars {
     /// Starts to draw the phases of a plan, if there is a terminal.
-    pub fn start(plan: &Plan, run: &RunDir) -> Option<Bars> {
+    pub fn start(plan: &Plan, run: &RunDir) -> Result<Option<Bars>> {
         if !on_a_terminal() {
-            return None;
+            return Ok(None);
         }
         let screen = screen();
         let stop = Arc::new(AtomicBool::new(false));
         let phases = phase_names(plan);
         let (run, stopped, began) = (run.path.clone(), stop.clone(), unix_time());
-        let thread = std::thread::spawn(move || {
+        let thread = thread::start("bars", move || {
             let mut bars = HashMap::new();
             while !stopped.load(Ordering::Relaxed) {
                 for (phase, global_batch) in &phases {
@@ -87,8 +89,8 @@ impl Bars {
                 }
                 std::thread::sleep(Duration::from_millis(200));
             }
-        });
-        Some(Bars { stop, thread: Some(thread) })
+        })?;
+        Ok(Some(Bars { stop, thread: Some(thread) }))
     }
 }
 

@@ -23,6 +23,9 @@ use tch::{Device, Kind, Tensor};
 
 /// A CPU is not faster with more samples at a time.
 const MOST_ON_CPU: usize = 64;
+/// Bytes of address space that the trial step leaves to training, which also needs stacks of threads and images that are read
+/// ahead. It matters under a limit such as `ulimit -d`; the formula heeds the memory that is free.
+const LEFT_FREE: i64 = 64 << 20;
 
 /// The config's micro-batch; if it is left open, the largest that every replica of the group can take. A phase that is started
 /// again keeps the micro-batch of its earlier start, since other micro-batches round differently. Collective.
@@ -83,6 +86,7 @@ fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, dev
 
 /// One step of the phase with a single micro-batch of so many samples, on copies of its weights.
 fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> Result<()> {
+    let _left_free = Tensor::empty([LEFT_FREE], (Kind::Uint8, Device::Cpu));
     let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], start)?;
     let mut optimiser = AdamW::new(&phase.training, network.flat());
     let model = &plan.config.model;

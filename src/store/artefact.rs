@@ -31,6 +31,7 @@ use crate::error::Failure;
 use crate::family::Model;
 use crate::family::parameter::{Parameter, flat_order};
 use crate::seal;
+use crate::thread;
 use crate::weights::{Weights, bytes, floats, floats_mut};
 use anyhow::{Context, Result};
 use hdf5::types::VarLenUnicode;
@@ -160,16 +161,18 @@ fn fill(file: &File, header: &Header, tensors: &[(String, &Tensor)]) -> Result<(
     }
     let contents: Vec<&[u8]> = tensors.iter().map(|(_, tensor)| bytes(tensor)).collect();
     // The tensors are hashed while they are written, since both take about the same time.
-    let (datasets, hashes) = std::thread::scope(|scope| {
-        let hashing = scope.spawn(|| contents.iter().map(|content| hash_of(content)).collect::<Vec<_>>());
+    let (datasets, hashes) = std::thread::scope(|scope| -> Result<_> {
+        let hash_all = || contents.iter().map(|content| hash_of(content)).collect::<Vec<_>>();
+        let hashing = thread::start_within(scope, "checksums", hash_all)?;
         let write = |(name, tensor): &(String, &Tensor)| {
             let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
             dataset(file, name, &shape, floats(tensor))
         };
         let datasets: Result<Vec<Dataset>> = tensors.iter().map(write).collect();
-        (datasets, hashing.join().expect("hashing does not panic"))
-    });
-    datasets?.iter().zip(hashes).try_for_each(|(dataset, hash)| text_attribute(dataset, "blake3", &hash))
+        let hashes = hashing.join().expect("hashing does not panic");
+        datasets.map(|datasets| (datasets, hashes))
+    })?;
+    datasets.iter().zip(hashes).try_for_each(|(dataset, hash)| text_attribute(dataset, "blake3", &hash))
 }
 
 /// Writes a dataset and creates the missing groups of its name.

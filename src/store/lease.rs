@@ -12,6 +12,7 @@ use super::durable;
 use super::process::{host, machine, process_start, slurm_job, unix_time};
 use super::run_dir::RunDir;
 use crate::error::Failure;
+use crate::thread;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -90,7 +91,7 @@ impl Lease {
                     if silent {
                         log::warn!("{phase}: taken over from a holder that was silent for {SILENCE} s");
                     }
-                    return Ok(Lease::renew(fence, holder, watched.is_some()));
+                    return Lease::renew(fence, holder, watched.is_some());
                 }
             }
             if let (None, Some((_, other))) = (&watched, &newest) {
@@ -106,7 +107,7 @@ impl Lease {
     }
 
     /// Removes the files of earlier generations and starts the thread that renews the lease.
-    fn renew(fence: Fence, holder: Holder, has_waited: bool) -> Lease {
+    fn renew(fence: Fence, holder: Holder, has_waited: bool) -> Result<Lease> {
         for (generation, path) in generations(&fence.folder, &fence.phase).unwrap_or_default() {
             if generation < fence.generation {
                 let _ = fs::remove_file(path);
@@ -115,7 +116,7 @@ impl Lease {
         let lost = Arc::new(AtomicBool::new(false));
         let (stop, stopped) = channel::<()>();
         let (own, mut renewed, flag) = (fence.clone(), holder.clone(), lost.clone());
-        let thread = std::thread::spawn(move || {
+        let thread = thread::start("lease", move || {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RENEWAL) {
                 // An error may be gone in a second. Only a file that is about to be moved needs an answer.
                 match own.follower() {
@@ -134,8 +135,8 @@ impl Lease {
                     log::warn!("{}: the lease cannot be renewed: {error:#}", own.phase);
                 }
             }
-        });
-        Lease { fence, holder, lost, renewing: Some((stop, thread)), has_waited }
+        })?;
+        Ok(Lease { fence, holder, lost, renewing: Some((stop, thread)), has_waited })
     }
 
     /// Whether another process had taken the phase at the last renewal. It reads no file.

@@ -9,6 +9,7 @@ use crate::model::Loan;
 use crate::plan::PhasePlan;
 use crate::store::lease::Fence;
 use crate::store::{Header, RunDir, artefact};
+use crate::thread;
 use crate::weights::floats;
 use anyhow::{Result, anyhow};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -64,7 +65,7 @@ impl Checkpoints {
     /// Starts the writer of a phase; `header` is the header of its checkpoints except for the step.
     ///
     /// # Errors
-    /// There is no memory for copies of a GPU's buffers.
+    /// There is no memory for copies of a GPU's buffers, or for a thread.
     pub fn start(setting: &Setting, phase: &PhasePlan, header: Header, trainer: &Trainer) -> Result<Checkpoints> {
         let config = &setting.plan.config.run;
         let writer = Writer {
@@ -76,7 +77,7 @@ impl Checkpoints {
         let buffers = Buffers::of(trainer)?;
         let (to_writer, snapshots) = channel();
         let (done, written) = channel();
-        let thread = std::thread::spawn(move || writer.write_all(&snapshots, &done));
+        let thread = thread::start("checkpoints", move || writer.write_all(&snapshots, &done))?;
         Ok(Checkpoints {
             due: Due::new(config.checkpoint_every, phase.steps_per_epoch, header.step),
             header,

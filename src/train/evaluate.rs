@@ -34,7 +34,7 @@ pub fn evaluate(
     let mut sums = task.sums();
     let (mut images, mut ranks_that_stop) = (0.0, 0.0);
     tch::no_grad(|| -> Result<()> {
-        for batch in test_batches(config, feed, share, batch, Staging::new(device, group.pinning())) {
+        for batch in test_batches(config, feed, share, batch, Staging::new(device, group.pinning()))? {
             if stop_requested() {
                 ranks_that_stop = 1.0;
                 break;

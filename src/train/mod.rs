@@ -114,7 +114,7 @@ impl Course<'_> {
         let mut stepper = Stepper::new(plan, phase, group, micro_batches.len());
         let staging = Staging::new(device, group.pinning());
         let mixing = if staging.is_pinned() { Mixing::Device(staging) } else { Mixing::Host };
-        let mut loader = Loader::start(plan, phase, feed, micro_batches, self.trainer.step, mixing);
+        let mut loader = Loader::start(plan, phase, feed, micro_batches, self.trainer.step, mixing)?;
         let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
 
         while self.trainer.step < phase.steps {

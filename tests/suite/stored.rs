@@ -138,7 +138,7 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
         let own = |rank| micro_batches(share(32, rank, ranks), 4);
         let feed = Feed { source: &source, workers };
         let mut loaders: Vec<Loader> =
-            (0..ranks).map(|rank| Loader::start(&plan, &phase, feed, own(rank), 1, mixing.clone())).collect();
+            (0..ranks).map(|rank| Loader::start(&plan, &phase, feed, own(rank), 1, mixing.clone()).unwrap()).collect();
         let mut numbers = Vec::new();
         for _step in 0..4 {
             for loader in &mut loaders {
@@ -176,7 +176,9 @@ fn a_global_batch_is_the_same_however_it_is_cut_and_is_mixed_in_blocks_of_128() 
         let mut streams = [vec![], vec![]];
         let own = |rank| micro_batches(share(320, rank, ranks), micro);
         let mut loaders: Vec<Loader> = (0..ranks)
-            .map(|rank| Loader::start(&plan, &phase, Feed { source: &source, workers: 3 }, own(rank), 0, Mixing::Host))
+            .map(|rank| {
+                Loader::start(&plan, &phase, Feed { source: &source, workers: 3 }, own(rank), 0, Mixing::Host).unwrap()
+            })
             .collect();
         for _step in 0..2 {
             for (rank, loader) in loaders.iter_mut().enumerate() {

@@ -1,9 +1,11 @@
 //! A stream of items that worker threads make ahead. Of W workers, worker w makes the items w, w + W, w + 2W, …, and the consumer
 //! takes one item of each worker in turn, so that the number of workers changes nothing but the speed.
 
+use crate::thread;
+use anyhow::Result;
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 /// The most items that a worker keeps ready.
 const MOST_READY: usize = 3;
@@ -28,7 +30,10 @@ pub struct Ahead<T> {
 impl<T: Send + 'static> Ahead<T> {
     /// Starts the workers. `maker` makes each worker's function, which makes the item of a number, of about `bytes`, or none
     /// after the last item.
-    pub fn start<M>(workers: usize, bytes: usize, maker: impl Fn() -> M) -> Ahead<T>
+    ///
+    /// # Errors
+    /// A usage error if a thread cannot be started.
+    pub fn start<M>(workers: usize, bytes: usize, maker: impl Fn() -> M) -> Result<Ahead<T>>
     where
         M: FnMut(usize) -> Option<T> + Send + 'static,
     {
@@ -44,11 +49,12 @@ impl<T: Send + 'static> Ahead<T> {
                     }
                 }
             };
-            let thread = Builder::new().name(format!("data-{worker}")).spawn(work).expect("a thread can be started");
-            (receiver, Some(thread))
+            let thread = thread::start(&format!("data-{worker}"), work)?;
+            Ok((receiver, Some(thread)))
         };
-        let (workers, threads) = (0..workers).map(start).unzip();
-        Ahead { workers, next: 0, threads }
+        let started: Result<Vec<_>> = (0..workers).map(start).collect();
+        let (workers, threads) = started?.into_iter().unzip();
+        Ok(Ahead { workers, next: 0, threads })
     }
 }
 
@@ -98,7 +104,7 @@ mod tests {
     #[test]
     fn the_panic_of_a_worker_does_not_look_like_the_end_of_the_stream() {
         let stopping = |number| if number == 5 { panic!("no memory for {number}") } else { Some(number) };
-        let all = std::panic::catch_unwind(|| Ahead::start(2, 1, || stopping).collect::<Vec<usize>>());
+        let all = std::panic::catch_unwind(|| Ahead::start(2, 1, || stopping).unwrap().collect::<Vec<usize>>());
         assert_eq!(all.unwrap_err().downcast_ref(), Some(&"no memory for 5".to_string()));
     }
 
@@ -106,7 +112,7 @@ mod tests {
     fn items_come_in_order_however_many_are_kept_ready() {
         for (workers, bytes) in [(1, 1), (3, 1), (3, MOST_BYTES)] {
             let items: Vec<usize> =
-                Ahead::start(workers, bytes, || |number| (number < 100).then_some(number)).collect();
+                Ahead::start(workers, bytes, || |number| (number < 100).then_some(number)).unwrap().collect();
             assert_eq!(items, (0..100).collect::<Vec<_>>());
         }
     }

@@ -76,6 +76,9 @@ const MIX: u64 = 3;
 impl Loader {
     /// Starts the workers of one replica in a phase that goes on at `first_step`. `micro_batches` are the replica's part of
     /// every global batch.
+    ///
+    /// # Errors
+    /// A usage error if a thread cannot be started.
     pub fn start(
         plan: &Plan,
         phase: &PhasePlan,
@@ -83,7 +86,7 @@ impl Loader {
         micro_batches: Vec<Range<usize>>,
         first_step: u64,
         mixing: Mixing,
-    ) -> Loader {
+    ) -> Result<Loader> {
         let (config, source) = (&plan.config, feed.source);
         let staging = match &mixing {
             Mixing::Host => Staging::of_cpu(),
@@ -114,9 +117,9 @@ impl Loader {
         let made = Ahead::start(feed.workers, bytes, || {
             let mut worker = Worker { job: job.clone(), reader: job.reading.reader(), epoch: None };
             move |number| Some(worker.make(number))
-        });
+        })?;
         let counted = |micro_batch: Range<usize>| (micro_batch.clone(), pieces(&micro_batch).len());
-        Loader { pieces: made, micro_batches: micro_batches.into_iter().map(counted).collect(), next: 0 }
+        Ok(Loader { pieces: made, micro_batches: micro_batches.into_iter().map(counted).collect(), next: 0 })
     }
 }
 

@@ -28,7 +28,7 @@ pub fn test_batches(
     range: Range<usize>,
     size: usize,
     staging: Staging,
-) -> impl Iterator<Item = Result<TestBatch>> + use<> {
+) -> Result<impl Iterator<Item = Result<TestBatch>> + use<>> {
     let reading = Reading::evaluation(config, &feed.source.test, &feed.source.bad);
     let (channels, side) = (config.model.channels(), config.model.image_size());
     let size = size.min(LARGEST_BATCH);
