@@ -1,16 +1,17 @@
-//! Which cores a thread may run on: near its GPU, data and commands take the shorter way.
+//! Pins threads to cores. A thread that drives a GPU runs on the cores nearest to it, since data and commands from there take
+//! the shortest way.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The cores that lie near the PCI device at this address and that this process may use; none where that is unknown.
-pub fn near(address: &str, allowed: &BTreeSet<usize>) -> BTreeSet<usize> {
-    let file = Path::new("/sys/bus/pci/devices").join(address).join("local_cpulist");
+/// Of the allowed cores, those near the PCI device at this address; none if the kernel does not say which are near.
+pub fn near(pci_address: &str, allowed: &BTreeSet<usize>) -> BTreeSet<usize> {
+    let file = Path::new("/sys/bus/pci/devices").join(pci_address).join("local_cpulist");
     let list = std::fs::read_to_string(file).unwrap_or_default();
     parse(&list).intersection(allowed).copied().collect()
 }
 
-/// The kernel's list of cores, such as `0-3,8`.
+/// Parses the kernel's list of cores, such as `0-3,8`.
 fn parse(list: &str) -> BTreeSet<usize> {
     let range = |part: &str| -> Option<std::ops::RangeInclusive<usize>> {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -21,23 +22,23 @@ fn parse(list: &str) -> BTreeSet<usize> {
 
 /// The cores that the calling thread may run on.
 pub fn allowed() -> BTreeSet<usize> {
-    // SAFETY: a cpu_set_t is plain bits, filled by the call; 0 is the calling thread.
+    // SAFETY: all zeros are a valid cpu_set_t, and the call writes no more than its size; 0 is the calling thread.
     let set = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set);
         set
     };
-    // SAFETY: the numbers are below the set's size.
+    // SAFETY: every core's number is below the size of the set.
     (0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect()
 }
 
-/// Keeps the calling thread, and those that it starts, on these cores; leaves it alone for none.
+/// Pins the calling thread and the threads that it starts to these cores. Does nothing if there are none.
 pub fn pin(cores: &BTreeSet<usize>) {
     if cores.is_empty() {
         return;
     }
-    // SAFETY: a cpu_set_t is plain bits and the numbers, from another such set, are below its size; 0 is the calling
-    // thread. A refusal changes nothing but speed.
+    // SAFETY: all zeros are a valid cpu_set_t, and the cores' numbers, which come from another set, are below its size; 0 is
+    // the calling thread. If the kernel refuses, the thread is only slower.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         cores.iter().for_each(|&core| libc::CPU_SET(core, &mut set));
@@ -52,17 +53,17 @@ mod tests {
     #[test]
     fn a_thread_stays_on_the_cores_it_is_pinned_to_and_others_do_not() {
         let before = allowed();
-        let one = BTreeSet::from([*before.first().unwrap()]);
+        let one_core = BTreeSet::from([*before.first().unwrap()]);
         let pinned = std::thread::spawn({
-            let one = one.clone();
+            let one_core = one_core.clone();
             move || {
                 pin(&BTreeSet::new());
                 let unchanged = allowed();
-                pin(&one);
+                pin(&one_core);
                 (unchanged, allowed())
             }
         });
-        assert_eq!(pinned.join().unwrap(), (before.clone(), one));
+        assert_eq!(pinned.join().unwrap(), (before.clone(), one_core));
         assert_eq!(allowed(), before);
     }
 

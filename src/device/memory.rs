@@ -1,4 +1,5 @@
-//! Running out of memory, which libtorch reports as a panic in the middle of a step, as an ordinary error.
+//! Turns the panic with which libtorch reports exhausted memory into an ordinary error; the host's free memory; what the
+//! allocator keeps.
 
 use anyhow::Result;
 use std::any::Any;
@@ -7,52 +8,51 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 
 thread_local! {
-    /// Whether this thread is inside [`caught`].
+    /// Whether this thread is inside [`catch`].
     static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A device's memory did not suffice.
+/// The memory of a device was exhausted.
 #[derive(Debug, thiserror::Error)]
 #[error("out of memory: {0}")]
 pub struct OutOfMemory(String);
 
-/// Does `act`; where the device's memory does not suffice, by panic or error, it fails with [`OutOfMemory`]. Other panics
-/// go on.
-pub fn caught<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
-    // What a panic leaves half changed is the phase's tensors, which go with it.
+/// Calls `act`. Fails with [`OutOfMemory`] if it panics or fails because memory is exhausted; any other panic goes on.
+pub fn catch<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
+    // A panic may leave the tensors of the phase half changed, but they are dropped with it.
     CATCHING.set(true);
-    let done = catch_unwind(AssertUnwindSafe(act));
+    let outcome = catch_unwind(AssertUnwindSafe(act));
     CATCHING.set(false);
-    match done {
-        Ok(Err(error)) => Err(match reason(&format!("{error:#}")) {
-            Some(what) => OutOfMemory(what).into(),
+    match outcome {
+        Ok(Err(error)) => Err(match memory_message(&format!("{error:#}")) {
+            Some(message) => OutOfMemory(message).into(),
             None => error,
         }),
         Ok(done) => done,
-        Err(panic) => match of_panic(panic.as_ref()) {
-            Some(what) => Err(OutOfMemory(what).into()),
+        Err(panic) => match memory_message_of_panic(panic.as_ref()) {
+            Some(message) => Err(OutOfMemory(message).into()),
             None => resume_unwind(panic),
         },
     }
 }
 
-/// Bytes that the kernel says this process's host, or its job there, can still give; all that a `u64` holds where it does
-/// not say.
+/// The bytes of memory that this process can still take: what is left on the host or in the process's control groups,
+/// whichever is less; `u64::MAX` if the kernel says neither.
 pub fn free_on_host() -> u64 {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
     let host = line.trim().trim_end_matches(" kB").parse::<u64>().map_or(u64::MAX, |kib| kib * 1024);
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    free_in_groups(&own, Path::new("/sys/fs/cgroup")).map_or(host, |group| group.min(host))
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    free_in_groups(&groups, Path::new("/sys/fs/cgroup")).map_or(host, |free| free.min(host))
 }
 
-/// The least that the control groups of a process, and those around them, still give (the kernel's cgroup-v1 and
-/// cgroup-v2): Slurm ends a job that takes more memory than it asked for. Pages of files do not count, as they go first, but for
-/// those in memory alone (`/dev/shm`).
-fn free_in_groups(own: &str, root: &Path) -> Option<u64> {
-    let of = |line: &str| -> Option<u64> {
+/// The least number of bytes that are left in the control groups of a process and their ancestors, given its
+/// `/proc/PID/cgroup` (cgroup v1 or v2). Slurm ends a job that takes more memory than it asked for. Cached pages of files count
+/// as free, because the kernel drops them first, except those that are in memory alone (`/dev/shm`).
+fn free_in_groups(proc_cgroup: &str, root: &Path) -> Option<u64> {
+    let free_for_line = |line: &str| -> Option<u64> {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-        let (mount, limit, taken, shared) = match controllers {
+        let (mount, limit_file, taken_field, shared_field) = match controllers {
             "" => (root.to_path_buf(), "memory.max", "anon ", "shmem "),
             _ if controllers.split(',').any(|name| name == "memory") => {
                 (root.join("memory"), "memory.limit_in_bytes", "total_rss ", "total_shmem ")
@@ -61,56 +61,55 @@ fn free_in_groups(own: &str, root: &Path) -> Option<u64> {
         };
         let group = mount.join(path.trim_start_matches('/'));
         let free = |group: &Path| -> Option<u64> {
-            let limit: u64 = std::fs::read_to_string(group.join(limit)).ok()?.trim().parse().ok()?;
+            let limit: u64 = std::fs::read_to_string(group.join(limit_file)).ok()?.trim().parse().ok()?;
             let stat = std::fs::read_to_string(group.join("memory.stat")).ok()?;
             let number = |name: &str| stat.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok());
-            let taken = number(taken)? + number(shared).unwrap_or(0);
+            let taken = number(taken_field)? + number(shared_field).unwrap_or(0);
             Some(limit.saturating_sub(taken))
         };
         group.ancestors().take_while(|group| group.starts_with(&mount)).filter_map(free).min()
     };
-    own.lines().filter_map(of).min()
+    proc_cgroup.lines().filter_map(free_for_line).min()
 }
 
-/// Whether memory that a step frees is kept for the next one. A step frees and takes the same large tensors again and
-/// again; given back to the kernel each time, they cost a page fault for every 4 KiB: up to a sixth of a small model's
-/// step. Call it before other threads run.
+/// Sets whether the allocator keeps the memory that a step frees for the next step. Each step takes and frees the same large
+/// tensors. If their memory went back to the kernel each time, every 4 KiB of it would cost a page fault: up to a sixth of a
+/// small model's step. Call this before other threads run.
 pub fn keep_freed(keep: bool) {
     #[cfg(target_env = "gnu")]
     {
-        // SAFETY: it sets a number in the allocator.
+        // SAFETY: the call sets a number in the allocator.
         let set = |option, value| unsafe { libc::mallopt(option, value) } == 1;
-        // Older versions of glibc take no more than 32 MiB. Without `keep` it is glibc's own default.
+        // Older versions of glibc refuse more than 32 MiB. 128 KiB are glibc's defaults.
         let thresholds: &[i32] = if keep { &[1 << 30, 32 << 20] } else { &[128 << 10] };
-        // After the second call glibc no longer raises the first by itself.
         if thresholds.iter().any(|&bytes| set(libc::M_MMAP_THRESHOLD, bytes)) {
             set(libc::M_TRIM_THRESHOLD, if keep { i32::MAX } else { 128 << 10 });
         }
     }
 }
 
-/// Has the allocator give back what it keeps for later.
+/// Returns the memory that the allocator keeps, but nobody uses, to the kernel.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it only releases memory that nobody uses.
+    // SAFETY: the call only releases memory that nobody uses.
     unsafe {
         libc::malloc_trim(0)
     };
 }
 
-/// Whether this thread's panic will become an error, so that a panic hook has nothing to say.
+/// Whether [`catch`] will turn this panic of the calling thread into an error, so that the panic hook should print nothing.
 pub fn will_be_caught(panic: &(dyn Any + Send)) -> bool {
-    CATCHING.get() && of_panic(panic).is_some()
+    CATCHING.get() && memory_message_of_panic(panic).is_some()
 }
 
-/// What libtorch says, if a panic is about memory.
-fn of_panic(panic: &(dyn Any + Send)) -> Option<String> {
+/// libtorch's message in a panic, if it is about exhausted memory.
+fn memory_message_of_panic(panic: &(dyn Any + Send)) -> Option<String> {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied())?;
-    reason(text)
+    memory_message(text)
 }
 
-/// libtorch's sentence in an error text that goes on with stack traces.
-fn reason(text: &str) -> Option<String> {
+/// libtorch's message about exhausted memory in an error text, without the stack trace that follows it.
+fn memory_message(text: &str) -> Option<String> {
     let starts = [
         "CUDA out of memory",
         "CUDA error: out of memory",
@@ -118,7 +117,7 @@ fn reason(text: &str) -> Option<String> {
         "DefaultCPUAllocator: can't allocate memory",
         "CUBLAS_STATUS_ALLOC_FAILED",
     ];
-    let start = starts.iter().find_map(|words| text.find(words))?;
+    let start = starts.iter().find_map(|start| text.find(start))?;
     let end = text[start..].find(['\n', '\\']).map_or(text.len(), |length| start + length);
     Some(text[start..end].to_string())
 }
@@ -130,10 +129,10 @@ mod tests {
 
     #[test]
     fn a_tensor_too_large_is_an_error_and_not_a_panic() {
-        let huge = caught(|| Ok(Tensor::zeros([1 << 46], (Kind::Float, Device::Cpu))));
+        let huge = catch(|| Ok(Tensor::zeros([1 << 46], (Kind::Float, Device::Cpu))));
         let error = huge.unwrap_err();
         assert!(error.is::<OutOfMemory>() && error.to_string().contains("281474976710656 bytes"), "{error}");
-        assert_eq!(caught(|| Ok(1)).unwrap(), 1);
+        assert_eq!(catch(|| Ok(1)).unwrap(), 1);
     }
 
     #[test]
@@ -153,16 +152,16 @@ mod tests {
     }
 
     #[test]
-    fn what_cuda_says_is_kept_to_its_first_line() {
+    fn of_cudas_message_only_the_first_line_is_kept() {
         let text = "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. Tried to allocate 2.00 GiB. GPU \
                     0 has a total capacity of 139.80 GiB\\nException raised from malloc";
-        let caught = caught::<()>(|| panic!("{text}")).unwrap_err().to_string();
+        let caught = catch::<()>(|| panic!("{text}")).unwrap_err().to_string();
         assert!(caught.ends_with("total capacity of 139.80 GiB") && !caught.contains("Exception"), "{caught}");
     }
 
     #[test]
     #[should_panic(expected = "another reason")]
     fn other_panics_go_on() {
-        let _ = caught::<()>(|| panic!("another reason"));
+        let _ = catch::<()>(|| panic!("another reason"));
     }
 }

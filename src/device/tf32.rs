@@ -1,21 +1,21 @@
-//! TF32: products of fp32 matrices that an NVIDIA GPU computes from factors rounded to 10 bits of mantissa.
+//! Switches TF32 on: an NVIDIA GPU then computes products of fp32 matrices from factors rounded to 10 bits of mantissa.
 //!
-//! libtorch's switch for it is a C++ method that tch does not bind. It is called by its symbol in the libtorch 2.11.0 that
-//! this program is linked to: under the Itanium C++ ABI a method is a function whose first argument is the object.
+//! libtorch's switch is a C++ method that tch does not bind. It is called by its symbol in the libtorch 2.11.0 that this program
+//! is linked to. Under the Itanium C++ ABI a method is a function whose first argument is the object.
 
 use anyhow::{Context, Result};
 use libloading::os::unix::Library;
 use std::ffi::c_void;
 
-/// Lets libtorch use TF32 for matrix products, from now on and on all GPUs.
+/// Lets libtorch use TF32 for matrix products on all GPUs, for the rest of the process.
 pub fn allow() -> Result<()> {
     set(true)
 }
 
 fn set(allowed: bool) -> Result<()> {
     let program = Library::this();
-    // SAFETY: `at::Context& at::globalContext()`, `void at::Context::setAllowTF32CuBLAS(bool)`; the context lives for
-    // ever.
+    // SAFETY: the types are those of `at::Context& at::globalContext()` and `void at::Context::setAllowTF32CuBLAS(bool)`; the
+    // context lives as long as the process.
     unsafe {
         let context = program
             .get::<unsafe extern "C" fn() -> *mut c_void>(b"_ZN2at13globalContextEv\0")
@@ -34,7 +34,7 @@ mod tests {
 
     fn is_allowed() -> bool {
         let program = Library::this();
-        // SAFETY: as above; `bool at::Context::allowTF32CuBLAS() const`.
+        // SAFETY: as in `set`; the second type is that of `bool at::Context::allowTF32CuBLAS() const`.
         unsafe {
             let context = program.get::<unsafe extern "C" fn() -> *mut c_void>(b"_ZN2at13globalContextEv\0").unwrap();
             let get =
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_off_until_allowed() {
+    fn tf32_is_off_until_it_is_allowed() {
         assert!(!is_allowed());
         allow().unwrap();
         assert!(is_allowed());

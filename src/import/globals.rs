@@ -1,20 +1,20 @@
-//! The names that a pickle may mention: what `torch.load(weights_only=True)` reads (torch 2.11,
-//! `torch/_weights_only_unpickler.py`), and objects that checkpoints carry beside the weights.
+//! The Python names that a pickle may use: those that `torch.load(weights_only=True)` allows (torch 2.11,
+//! `torch/_weights_only_unpickler.py`), and those of objects that checkpoints hold beside the weights.
 
-/// What a name stands for.
+/// The meaning of a Python name.
 #[derive(Debug, Clone, Copy)]
 pub enum Global {
     /// A class of dictionaries.
     Dictionary,
     RebuildTensor,
-    /// As [`Global::RebuildTensor`], with the kind of numbers as an argument.
+    /// Like [`Global::RebuildTensor`], but the kind of numbers is an argument.
     RebuildTensorOfKind,
     RebuildParameter,
-    /// A tensor of another class or with attributes: another rebuilding name with its arguments.
+    /// Rebuilds a tensor of a subclass or with attributes; its arguments hold another rebuilding name and that name's arguments.
     RebuildOfType,
-    /// A kind of storage, or a kind of numbers.
+    /// The class of a storage, or a dtype.
     Kind(Number),
-    /// A class whose objects are passed over.
+    /// A class or function whose objects are ignored.
     Skipped,
 }
 
@@ -34,7 +34,7 @@ pub enum Number {
 }
 
 impl Global {
-    /// None for a name that no checkpoint of weights needs.
+    /// The meaning of a name; none if no checkpoint of weights needs it.
     pub fn named(module: &str, name: &str) -> Option<Global> {
         Some(match (module, name) {
             ("collections", "OrderedDict" | "defaultdict" | "Counter") => Global::Dictionary,
@@ -54,7 +54,7 @@ impl Global {
             | ("datetime", "datetime" | "date" | "time" | "timedelta" | "timezone")
             | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct")
             | ("numpy", "dtype" | "ndarray") => Global::Skipped,
-            // Python 2 called it `__builtin__`, and protocol 2 still does.
+            // Python 2 and pickles of protocol 2 call the module `__builtin__`.
             (
                 "builtins" | "__builtin__",
                 "set" | "frozenset" | "bytearray" | "bytes" | "complex" | "slice" | "range" | "xrange" | "list"

@@ -1,22 +1,22 @@
-//! Python's pickle machine, without the part that calls anything: the opcodes of protocols 2 to 5 that data needs, and the
-//! names of [`super::globals`]. It refuses every other opcode or name.
+//! Reads pickles as Python's pickle machine does, but calls nothing. It knows the opcodes of protocols 2 to 5 that data needs and
+//! the names in [`super::globals`], and refuses every other opcode or name.
 
 use super::globals::Global;
 use super::pickle::{Id, Pickle, Value};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 
-/// Many times what the largest checkpoint with its optimiser holds: 20,000.
+/// The largest checkpoint with its optimiser holds 20,000 values.
 const MOST_VALUES: usize = 1 << 20;
 const LATEST_PROTOCOL: u8 = 5;
 
-/// How to get the weights out of a file that is not read.
+/// What to do about a file that is refused.
 const CURE: &str = "nothing of it was executed. If you trust who wrote the file, save its weights alone: python -c \"import \
                     torch; c = torch.load('THIS_FILE', map_location='cpu', weights_only=False); c = next((c[k] for k in \
                     ('model', 'state_dict') if k in c), c) if isinstance(c, dict) else c; torch.save(c.state_dict() if \
                     hasattr(c, 'state_dict') else c, 'weights.pth')\"";
 
-/// Reads a whole pickle.
+/// Reads a pickle from its first byte to its STOP opcode.
 pub fn read(bytes: &[u8]) -> Result<Pickle> {
     Machine { rest: bytes, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() }.run()
 }
@@ -25,7 +25,7 @@ pub(super) struct Machine<'a> {
     rest: &'a [u8],
     pub(super) values: Vec<Value>,
     stack: Vec<Id>,
-    /// Heights of the stack at each open mark.
+    /// The heights of the stack at the open marks.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
@@ -37,22 +37,24 @@ impl Machine<'_> {
             if opcode == b'.' {
                 return Ok(Pickle { root: self.pop()?, values: self.values });
             }
-            let is_known =
-                self.constant(opcode)? || self.container(opcode)? || self.memory(opcode)? || self.object(opcode)?;
+            let is_known = self.constant(opcode)?
+                || self.container(opcode)?
+                || self.memo_and_stack(opcode)?
+                || self.object(opcode)?;
             ensure!(
                 is_known,
                 "{} the opcode {opcode:#04x} ({:?}), which no weights need; {CURE}",
-                self.holder(),
+                self.error_subject(),
                 opcode as char
             );
         }
     }
 
-    /// Opcodes that push a number, a text or bytes; false for any other.
+    /// Executes an opcode that pushes a number, a text or bytes; returns false for any other opcode.
     fn constant(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             b'N' | 0x88 | 0x89 => self.push(Value::Other)?,
-            b'G' => self.other(8)?,
+            b'G' => self.ignored(8)?,
             b'K' => self.integer(1)?,
             b'M' => self.integer(2)?,
             b'J' => self.integer(4)?,
@@ -64,7 +66,7 @@ impl Machine<'_> {
                 let count = self.length(4)?;
                 self.integer(count)?;
             }
-            // Texts, of Python 3 and of Python 2.
+            // Texts of Python 3 and Python 2.
             0x8c | b'U' => self.text(1)?,
             b'X' | b'T' => self.text(4)?,
             0x8d => self.text(8)?,
@@ -77,7 +79,7 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    /// Opcodes that make or fill tuples, lists, sets and dictionaries; false for any other.
+    /// Executes an opcode that makes or fills a tuple, list, set or dictionary; returns false for any other opcode.
     fn container(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             b'(' => self.marks.push(self.stack.len()),
@@ -85,43 +87,43 @@ impl Machine<'_> {
             b']' => self.push(Value::List(Vec::new()))?,
             b')' => self.push(Value::Tuple(Vec::new()))?,
             b't' => {
-                let members = self.since_mark()?;
+                let members = self.pop_to_mark()?;
                 self.push(Value::Tuple(members))?;
             }
             0x85..=0x87 => {
-                let members = self.last(usize::from(opcode - 0x84))?;
+                let members = self.pop_many(usize::from(opcode - 0x84))?;
                 self.push(Value::Tuple(members))?;
             }
             b'l' => {
-                let members = self.since_mark()?;
+                let members = self.pop_to_mark()?;
                 self.push(Value::List(members))?;
             }
             b'd' => {
-                let members = self.since_mark()?;
+                let members = self.pop_to_mark()?;
                 self.push(Value::Dict(Vec::new()))?;
                 self.set_items(members)?;
             }
             b'a' => {
-                let members = self.last(1)?;
+                let members = self.pop_many(1)?;
                 self.append(members)?;
             }
             b'e' => {
-                let members = self.since_mark()?;
+                let members = self.pop_to_mark()?;
                 self.append(members)?;
             }
             b's' => {
-                let members = self.last(2)?;
+                let members = self.pop_many(2)?;
                 self.set_items(members)?;
             }
             b'u' => {
-                let members = self.since_mark()?;
+                let members = self.pop_to_mark()?;
                 self.set_items(members)?;
             }
             // Sets.
             0x8f => self.push(Value::Other)?,
-            0x90 => drop(self.since_mark()?),
+            0x90 => drop(self.pop_to_mark()?),
             0x91 => {
-                self.since_mark()?;
+                self.pop_to_mark()?;
                 self.push(Value::Other)?;
             }
             _ => return Ok(false),
@@ -129,23 +131,25 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    /// Opcodes that remember, recall, repeat or drop values; false for any other.
-    fn memory(&mut self, opcode: u8) -> Result<bool> {
+    /// Executes an opcode that stores a value in the memo, fetches one from it, or duplicates or drops a value of the stack;
+    /// returns false for any other opcode.
+    fn memo_and_stack(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             b'q' | b'r' => {
                 let key = self.length(if opcode == b'q' { 1 } else { 4 })?;
-                self.remember(key as u32)?;
+                self.store_in_memo(key as u32)?;
             }
-            0x94 => self.remember(self.memo.len() as u32)?,
+            0x94 => self.store_in_memo(self.memo.len() as u32)?,
             b'h' | b'j' => {
                 let key = self.length(if opcode == b'h' { 1 } else { 4 })? as u32;
-                let recalled = self.memo.get(&key);
-                let &id = recalled.with_context(|| format!("its pickle recalls {key}, which it never remembered"))?;
+                let stored = self.memo.get(&key);
+                let &id = stored
+                    .with_context(|| format!("its pickle fetches {key} from its memo, where it stored nothing"))?;
                 self.stack.push(id);
             }
             b'0' if self.marks.last() == Some(&self.stack.len()) => drop(self.marks.pop()),
             b'0' => drop(self.pop()?),
-            b'1' => drop(self.since_mark()?),
+            b'1' => drop(self.pop_to_mark()?),
             b'2' => {
                 let id = self.pop()?;
                 self.stack.extend([id, id]);
@@ -155,7 +159,8 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    /// Opcodes of names, of the objects that are made by them, and of the protocol itself; false for any other.
+    /// Executes an opcode of the protocol, one that pushes a name, or one that makes or changes an object; returns false for any
+    /// other opcode.
     fn object(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             0x80 => {
@@ -172,22 +177,22 @@ impl Machine<'_> {
                 self.global(&module, &name)?;
             }
             0x93 => {
-                let names = self.last(2)?;
+                let names = self.pop_many(2)?;
                 let (Value::Text(module), Value::Text(name)) = (&self.values[names[0]], &self.values[names[1]]) else {
-                    bail!("its pickle names something by a value that is no text")
+                    bail!("its pickle gives a name that is not a text")
                 };
                 let (module, name) = (module.clone(), name.clone());
                 self.global(&module, &name)?;
             }
             b'Q' => self.persistent()?,
-            // NEWOBJ makes what REDUCE makes: both take a name and its arguments.
+            // REDUCE and NEWOBJ both take a name and its arguments.
             b'R' | 0x81 => self.reduce()?,
-            // As NEWOBJ, with named arguments on top.
+            // NEWOBJ_EX also takes named arguments, which lie on top.
             0x92 => {
                 self.pop()?;
                 self.reduce()?;
             }
-            // BUILD sets attributes of an object: none that weights need.
+            // BUILD sets attributes of an object. Weights need none.
             b'b' => drop(self.pop()?),
             _ => return Ok(false),
         }
@@ -204,11 +209,11 @@ impl Machine<'_> {
         Ok(taken)
     }
 
-    /// A length of so many bytes, little-endian.
-    fn length(&mut self, bytes: usize) -> Result<usize> {
-        let mut wide = [0; 8];
-        wide[..bytes].copy_from_slice(self.take(bytes)?);
-        usize::try_from(u64::from_le_bytes(wide)).context("its pickle breaks off")
+    /// Reads a length, a little-endian number of `byte_count` bytes.
+    fn length(&mut self, byte_count: usize) -> Result<usize> {
+        let mut padded = [0; 8];
+        padded[..byte_count].copy_from_slice(self.take(byte_count)?);
+        usize::try_from(u64::from_le_bytes(padded)).context("its pickle breaks off")
     }
 
     pub(super) fn push(&mut self, value: Value) -> Result<()> {
@@ -222,43 +227,44 @@ impl Machine<'_> {
     }
 
     pub(super) fn pop(&mut self) -> Result<Id> {
-        Ok(self.last(1)?[0])
+        Ok(self.pop_many(1)?[0])
     }
 
-    /// The topmost values, but never from below an open mark.
-    fn last(&mut self, count: usize) -> Result<Vec<Id>> {
+    /// Pops the topmost values, but none from below an open mark.
+    fn pop_many(&mut self, count: usize) -> Result<Vec<Id>> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let start = self.stack.len().checked_sub(count).filter(|&start| start >= floor);
         Ok(self.stack.split_off(start.context("its pickle takes more values than it made")?))
     }
 
-    fn since_mark(&mut self) -> Result<Vec<Id>> {
+    /// Closes the newest mark and pops all values above it.
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>> {
         let mark = self.marks.pop().context("its pickle closes a mark that is not open")?;
         Ok(self.stack.split_off(mark))
     }
 
-    /// Little-endian, in two's complement; a one- or two-byte number is never negative. A number of more than 8 bytes is
-    /// passed over.
-    fn integer(&mut self, count: usize) -> Result<()> {
-        if count > 8 {
-            return self.other(count);
+    /// Pushes an integer that is stored little-endian in two's complement. One of 1 or 2 bytes is never negative. The value of one
+    /// of more than 8 bytes is ignored.
+    fn integer(&mut self, byte_count: usize) -> Result<()> {
+        if byte_count > 8 {
+            return self.ignored(byte_count);
         }
-        let bytes = self.take(count)?;
-        let negative = (count > 2 || count == 0) && bytes.last().is_some_and(|byte| byte & 0x80 != 0);
-        let mut wide = [if negative { 0xff } else { 0 }; 8];
-        wide[..count].copy_from_slice(bytes);
-        self.push(Value::Integer(i64::from_le_bytes(wide)))
+        let bytes = self.take(byte_count)?;
+        let is_negative = byte_count > 2 && bytes.last().is_some_and(|byte| byte & 0x80 != 0);
+        let mut extended = [if is_negative { 0xff } else { 0 }; 8];
+        extended[..byte_count].copy_from_slice(bytes);
+        self.push(Value::Integer(i64::from_le_bytes(extended)))
     }
 
-    /// A value of so many bytes that is passed over.
-    fn other(&mut self, count: usize) -> Result<()> {
-        self.take(count)?;
+    /// Pushes a value of `byte_count` bytes whose content is ignored.
+    fn ignored(&mut self, byte_count: usize) -> Result<()> {
+        self.take(byte_count)?;
         self.push(Value::Other)
     }
 
     fn bytes(&mut self, length_bytes: usize) -> Result<()> {
         let length = self.length(length_bytes)?;
-        self.other(length)
+        self.ignored(length)
     }
 
     fn text(&mut self, length_bytes: usize) -> Result<()> {
@@ -276,16 +282,17 @@ impl Machine<'_> {
 
     fn global(&mut self, module: &str, name: &str) -> Result<()> {
         let Some(global) = Global::named(module, name) else {
-            bail!("{} {module:?}.{name:?}, which no weights need; {CURE}", self.holder())
+            bail!("{} {module:?}.{name:?}, which no weights need; {CURE}", self.error_subject())
         };
         self.push(Value::Global(global))
     }
 
-    /// The words that begin an error: which entry of the outermost dictionary is being made.
-    fn holder(&self) -> String {
+    /// The beginning of an error: it names the entry of the outermost dictionary that is being read.
+    fn error_subject(&self) -> String {
         let (first, second) = (self.marks.first().copied(), self.marks.get(1).copied());
         let below_marks = &self.stack[..first.unwrap_or(self.stack.len())];
-        // Below are the dictionary and, if it has one entry, its key; above the mark, keys and values in turn.
+        // Several entries lie above the first mark, keys and values in turn, with the dictionary below it. A single entry has no
+        // mark: its key lies above the dictionary.
         let entries = match first {
             Some(first) if below_marks.len() <= 1 => &self.stack[first..second.unwrap_or(self.stack.len())],
             _ => below_marks.get(1..).unwrap_or_default(),
@@ -297,8 +304,8 @@ impl Machine<'_> {
         key.map_or("its pickle holds".into(), |key| format!("its entry {key:?} holds"))
     }
 
-    fn remember(&mut self, key: u32) -> Result<()> {
-        let id = *self.stack.last().context("its pickle remembers nothing")?;
+    fn store_in_memo(&mut self, key: u32) -> Result<()> {
+        let id = *self.stack.last().context("its pickle stores a value in its memo before it has made one")?;
         self.memo.insert(key, id);
         Ok(())
     }
@@ -307,7 +314,7 @@ impl Machine<'_> {
         match self.target()? {
             Value::List(list) => list.extend(members),
             Value::Other => {}
-            _ => bail!("its pickle appends to something that is no list"),
+            _ => bail!("its pickle appends to a value that is not a list"),
         }
         Ok(())
     }
@@ -317,14 +324,14 @@ impl Machine<'_> {
         match self.target()? {
             Value::Dict(pairs) => pairs.extend(members.chunks_exact(2).map(|pair| (pair[0], pair[1]))),
             Value::Other => {}
-            _ => bail!("its pickle sets items of something that is no dictionary"),
+            _ => bail!("its pickle sets items of a value that is not a dictionary"),
         }
         Ok(())
     }
 
-    /// The value that lies on top and is filled.
+    /// The list or dictionary to fill, which is the topmost value.
     fn target(&mut self) -> Result<&mut Value> {
-        let id = *self.stack.last().context("its pickle fills nothing")?;
+        let id = *self.stack.last().context("its pickle fills a list or dictionary before it has made one")?;
         Ok(&mut self.values[id])
     }
 }

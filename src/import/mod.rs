@@ -1,6 +1,6 @@
-//! Weights of other programs as artefacts: the official code's checkpoints (`model_stages`), DeiT's and timm's .pth, and
-//! .safetensors; and our own artefacts, to go on at another image size. Nothing in such a file is executed, and no memory is
-//! taken before sizes are checked.
+//! Imports weights into a run: from checkpoints of the official code (`model_stages`), DeiT's and timm's .pth, .safetensors, and
+//! from our own artefacts, to continue at another image size. Nothing in such a file is executed, and memory is allocated only
+//! after sizes have been checked.
 
 mod globals;
 mod machine;
@@ -28,10 +28,10 @@ use std::str::FromStr;
 use stored::{Listing, Stored};
 use tch::Tensor;
 
-/// What the imported weights are to the run.
+/// The part that the imported weights play in the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// The meta model, for modules to grow in.
+    /// The meta model, in which the modules train.
     Meta,
     /// The assembled target, to be fine-tuned.
     Assembled,
@@ -52,22 +52,22 @@ impl FromStr for Role {
     }
 }
 
-/// What of a file is imported, and as what.
+/// The options of an import.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Choice {
-    /// None: by the file's depth the meta model or the final one, or with a new head the assembled one.
+    /// If none, the depth of the file's model decides: the meta model; else the final model, or with a new head the assembled.
     pub role: Option<Role>,
-    /// Take the moving averages of the weights.
+    /// Take the moving averages of the weights instead of the weights.
     pub ema: bool,
-    /// Draw the head anew, for other classes than the file's.
+    /// Initialise the head randomly, because the classes are not the file's.
     pub new_head: bool,
 }
 
-/// Writes the weights in `file` into the run directory as the artefact of their role. Position embeddings of another image
-/// size are resampled. Returns the artefact's path.
+/// Writes the weights in `file` into the run directory as the artefact of their role, and returns its path. Position embeddings
+/// of another image size are resampled.
 ///
 /// # Errors
-/// A usage error that names what in the file does not fit the config, or why the file is refused.
+/// A usage error that says what in the file does not fit the config, or why the file is refused.
 pub fn import(config: &Config, file: &Path, choice: Choice) -> Result<PathBuf> {
     require!(
         !(choice.new_head && choice.role == Some(Role::Final)),
@@ -75,11 +75,11 @@ pub fn import(config: &Config, file: &Path, choice: Choice) -> Result<PathBuf> {
     );
     let refused = |error: anyhow::Error| usage!("{}: {error:#}", file.display());
     let mut source = File::open(file).map_err(|e| refused(e.into()))?;
-    let Whole { role, depths, weights, class_names } = if is_artefact(&mut source).map_err(refused)? {
+    let Imported { role, depths, weights, class_names } = if is_artefact(&mut source).map_err(refused)? {
         let artefact = artefact::read(file)?;
-        own(config, artefact, choice).map_err(refused)?
+        from_artefact(config, artefact, choice).map_err(refused)?
     } else {
-        foreign(config, &source, choice).map_err(refused)?
+        from_other_program(config, &source, choice).map_err(refused)?
     };
 
     let is_finite = |tensor: &Tensor| floats(tensor).iter().all(|weight| weight.is_finite());
@@ -114,16 +114,16 @@ pub fn import(config: &Config, file: &Path, choice: Choice) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A file's whole model, and what it is to the run.
-struct Whole {
+/// The model of a file, with its role in the run.
+struct Imported {
     role: Role,
     depths: Vec<usize>,
     weights: Weights,
-    /// Empty if the file has none, or not those of a new head.
+    /// Empty if the file names no classes, or if the head is new.
     class_names: Vec<String>,
 }
 
-/// Our own files begin with a line of text (`seal.rs`); every other format is found out by `list`.
+/// Whether the file is an artefact of incubate, by its first bytes (see `seal.rs`).
 fn is_artefact(file: &mut File) -> Result<bool> {
     let mut first = Vec::new();
     file.take(SEALED.len() as u64).read_to_end(&mut first)?;
@@ -133,21 +133,25 @@ fn is_artefact(file: &mut File) -> Result<bool> {
 
 const SEALED: &[u8] = b"incubate artefact,";
 
-/// Our own artefact, of a model that differs in the image size at most, and with a new head in the classes.
-fn own(config: &Config, artefact: Artefact, choice: Choice) -> Result<Whole> {
+/// Takes the model of one of our artefacts. It may differ from the config's model in the image size, and with a new head in the
+/// number of classes.
+fn from_artefact(config: &Config, artefact: Artefact, choice: Choice) -> Result<Imported> {
     let model = &config.model;
     let (header, mut weights) = (artefact.header, artefact.weights);
-    anyhow::ensure!(!choice.ema, "an artefact of incubate holds no second weights; leave --ema out");
-    anyhow::ensure!(header.index.is_none(), "a single module is no whole model; give one, such as final.h5");
-    let (theirs, may_differ) = if choice.new_head {
+    anyhow::ensure!(!choice.ema, "an artefact of incubate holds one set of weights; leave --ema out");
+    anyhow::ensure!(header.index.is_none(), "it holds a single module; give a whole model, such as final.h5");
+    let (comparable, may_differ) = if choice.new_head {
         (header.model.with_classes(model.classes()), "image_size and classes")
     } else {
         (header.model, "image_size")
     };
-    anyhow::ensure!(model.is_like(&theirs), "its model differs from the config's [model] in more than {may_differ}");
-    let role = choice.role.map_or_else(|| guess(model, header.depths.iter().sum(), choice.new_head), Ok)?;
+    anyhow::ensure!(
+        model.is_like(&comparable),
+        "its model differs from the config's [model] in more than {may_differ}"
+    );
+    let role = choice.role.map_or_else(|| guess_role(model, header.depths.iter().sum(), choice.new_head), Ok)?;
     let depths = depths_of(model, role);
-    anyhow::ensure!(header.depths == depths, "{}", misfit(&header.depths, &depths));
+    anyhow::ensure!(header.depths == depths, "{}", wrong_depths(&header.depths, &depths));
     for parameter in model.parameters(&depths) {
         if let Some(tensor) = weights.get_mut(&(parameter.stage, parameter.name.clone())) {
             *tensor = model.resampled(&parameter, tensor.shallow_clone());
@@ -158,19 +162,19 @@ fn own(config: &Config, artefact: Artefact, choice: Choice) -> Result<Whole> {
         weights.extend(new_head(config, &depths));
         class_names.clear();
     }
-    Ok(Whole { role, depths, weights, class_names })
+    Ok(Imported { role, depths, weights, class_names })
 }
 
-/// Another program's file.
-fn foreign(config: &Config, source: &File, choice: Choice) -> Result<Whole> {
+/// Takes the model from the file of another program.
+fn from_other_program(config: &Config, source: &File, choice: Choice) -> Result<Imported> {
     let model = &config.model;
     let mut listing = list(source, choice.ema)?;
     anyhow::ensure!(
         listing.blocks() > 0,
-        "none of its tensors has a name of timm's, such as `blocks.0.norm1.weight`; the first names found are {}",
-        first(&listing.names())
+        "no tensor in it has a timm name, such as `blocks.0.norm1.weight`; the first names found are {}",
+        first_few(&listing.names())
     );
-    let role = choice.role.map_or_else(|| guess(model, listing.blocks(), choice.new_head), Ok)?;
+    let role = choice.role.map_or_else(|| guess_role(model, listing.blocks(), choice.new_head), Ok)?;
     let depths = depths_of(model, role);
     check_depths(&listing, &depths)?;
     let head = if choice.new_head { new_head(config, &depths) } else { Weights::new() };
@@ -179,10 +183,10 @@ fn foreign(config: &Config, source: &File, choice: Choice) -> Result<Whole> {
     }
     let mut weights = read(model, &depths, listing, source, &head)?;
     weights.extend(head);
-    Ok(Whole { role, depths, weights, class_names: Vec::new() })
+    Ok(Imported { role, depths, weights, class_names: Vec::new() })
 }
 
-/// Fresh weights of the head.
+/// Random initial weights for the head.
 fn new_head(config: &Config, depths: &[usize]) -> Weights {
     let parameters = config.model.parameters(depths);
     fresh(parameters.iter().filter(|parameter| parameter.is_of_head()), config.run.seed)
@@ -195,14 +199,15 @@ fn depths_of(model: &Model, role: Role) -> Vec<usize> {
     }
 }
 
-/// By the first bytes: a zip's name, a JSON header after its length, or a pickle, which is torch's format before 1.6.
+/// Lists the tensors of another program's file. The first bytes tell its format: those of a zip, a length and a JSON header, or
+/// a pickle, which torch wrote before 1.6.
 fn list(mut file: &File, ema: bool) -> Result<Listing> {
-    let mut first = [0; 9];
-    file.read_exact(&mut first).context("it breaks off; copy it again")?;
+    let mut first_bytes = [0; 9];
+    file.read_exact(&mut first_bytes).context("it breaks off; copy it again")?;
     file.rewind()?;
-    match &first {
+    match &first_bytes {
         [b'P', b'K', 3, 4, ..] => torch_file::list(file, ema),
-        [.., b'{'] if ema => Err(anyhow!("a .safetensors holds no second weights; leave --ema out")),
+        [.., b'{'] if ema => Err(anyhow!("a .safetensors holds one set of weights; leave --ema out")),
         [.., b'{'] => safetensors::list(file),
         [0x80, 2, 0x8a, 10, b'l', 0xfc, ..] => {
             Err(anyhow!("it was written by torch before 1.6; load it with a newer torch and save it again"))
@@ -214,12 +219,13 @@ fn list(mut file: &File, ema: bool) -> Result<Listing> {
     }
 }
 
-fn guess(model: &Model, blocks: usize, new_head: bool) -> Result<Role> {
-    let (thin, deep): (usize, usize) = (model.meta_depths().iter().sum(), model.depths().iter().sum());
-    if blocks == thin && blocks == deep {
+/// The role of a model with this many blocks, if the user gives none.
+fn guess_role(model: &Model, blocks: usize, new_head: bool) -> Result<Role> {
+    let (meta_blocks, target_blocks): (usize, usize) = (model.meta_depths().iter().sum(), model.depths().iter().sum());
+    if blocks == meta_blocks && blocks == target_blocks {
         return Err(anyhow!("the config's meta model and target are equally deep; say which it is with --as"));
     }
-    Ok(match blocks == thin {
+    Ok(match blocks == meta_blocks {
         true => Role::Meta,
         false if new_head => Role::Assembled,
         false => Role::Final,
@@ -227,22 +233,22 @@ fn guess(model: &Model, blocks: usize, new_head: bool) -> Result<Role> {
 }
 
 fn check_depths(listing: &Listing, depths: &[usize]) -> Result<()> {
-    let theirs = listing.depths();
+    let listed = listing.depths();
     let fits = match listing {
-        Listing::Flat(_) => theirs[0] == depths.iter().sum::<usize>(),
-        Listing::Stages(_) => theirs == depths,
+        Listing::Flat(_) => listed[0] == depths.iter().sum::<usize>(),
+        Listing::Stages(_) => listed == depths,
     };
-    anyhow::ensure!(fits, "{}", misfit(&theirs, depths));
+    anyhow::ensure!(fits, "{}", wrong_depths(&listed, depths));
     Ok(())
 }
 
-fn misfit(theirs: &[usize], expected: &[usize]) -> String {
+fn wrong_depths(found: &[usize], expected: &[usize]) -> String {
     format!(
-        "it holds stages of {theirs:?} blocks, but {expected:?} are expected; set model.depths (or model.meta_depth)"
+        "it holds stages of {found:?} blocks, but {expected:?} are expected; set model.depths (or model.meta_depth)"
     )
 }
 
-/// Reads every parameter of the model but those of a new head, and nothing else may be there.
+/// Reads every parameter of the model except those of a new head. Fails if the listing holds other tensors too.
 fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File, new_head: &Weights) -> Result<Weights> {
     let mut weights = Weights::new();
     let parameters = model.parameters(depths);
@@ -251,9 +257,9 @@ fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File, new_
         let mut take = |stage: &str, flat: &str| listing.take(parameter.stage, stage, flat);
         let Some(stored) = take(&parameter.name, &flat_name) else {
             anyhow::bail!(
-                "{}; the first names left are {}",
+                "{}; the first of the other names are {}",
                 missing(model, &parameter, &flat_name),
-                first(&listing.names())
+                first_few(&listing.names())
             );
         };
         anyhow::ensure!(
@@ -265,43 +271,40 @@ fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File, new_
         );
         if let (Some(name), Some(flat)) = (model.absent_bias(&parameter.name), model.absent_bias(&flat_name)) {
             let bias = take(&name, &flat);
-            bias.map_or(Ok(()), |bias| check_zero(&bias, file)).with_context(|| bias_of(&flat_name))?;
+            bias.map_or(Ok(()), |bias| check_zero(&bias, file))
+                .with_context(|| format!("the bias beside {flat_name}"))?;
         }
         let tensor = model.resampled(&parameter, stored.read(file).with_context(|| flat_name.clone())?);
         weights.insert((parameter.stage, parameter.name), tensor);
     }
-    let left = listing.names();
-    anyhow::ensure!(left.is_empty(), "it also holds {}, which this model has not", first(&left));
+    let unused = listing.names();
+    anyhow::ensure!(unused.is_empty(), "it also holds {}, which this model does not have", first_few(&unused));
     Ok(weights)
 }
 
 fn cure_for_shape(parameter: &Parameter) -> &'static str {
     if parameter.is_of_head() {
-        "set model.classes to this file's, or draw another head with --new-head"
+        "set model.classes to this file's, or initialise a new head with --new-head"
     } else {
         "set [model] to the sizes of this file"
     }
 }
 
-/// The first few names.
-fn first(names: &[String]) -> String {
-    let few = names.iter().take(5).map(|name| name.chars().take(100).collect::<String>());
-    if names.is_empty() { "none".into() } else { few.collect::<Vec<_>>().join(", ") }
+/// The first five names, each of at most 100 characters.
+fn first_few(names: &[String]) -> String {
+    let first = names.iter().take(5).map(|name| name.chars().take(100).collect::<String>());
+    if names.is_empty() { "none".into() } else { first.collect::<Vec<_>>().join(", ") }
 }
 
 fn missing(model: &Model, parameter: &Parameter, flat_name: &str) -> String {
     let cure = match parameter.is_of_head() {
-        true => "; draw it anew with --new-head",
+        true => "; initialise a new head with --new-head",
         false => model.cure_for_missing(flat_name),
     };
     format!("{flat_name} (stage {}) is missing{cure}", parameter.stage)
 }
 
-fn bias_of(weight: &str) -> String {
-    format!("the bias beside {weight}")
-}
-
-/// A bias of zeros is none: so exports write it for readers that expect one.
+/// Fails unless the bias of a model without biases is zero. Exports write such a bias for readers that expect one.
 fn check_zero(bias: &Stored, file: &File) -> Result<()> {
     anyhow::ensure!(
         floats(&bias.read(file)?).iter().all(|&number| number == 0.0),

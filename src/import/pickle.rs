@@ -1,8 +1,8 @@
-//! What a pickle of `torch.save` holds. [`super::machine`] makes it, and executes nothing.
+//! The values of a pickle that `torch.save` wrote. [`super::machine`] reads them and executes nothing.
 //!
-//! Values lie in one arena and refer to each other by index, so that neither depth nor cycles can exhaust the stack. Text
-//! is shared, never copied, shapes are short and values are counted, so that memory grows with the bytes that are really
-//! there, however often a pickle recalls what it remembers.
+//! Values lie in one arena and refer to each other by index, so that neither depth nor cycles can exhaust the stack. Texts are
+//! shared instead of copied, and the lengths of shapes and the number of values are limited. So memory grows with the bytes of
+//! the pickle, however often it fetches values from its memo.
 
 use super::globals::{Global, Number};
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use std::rc::Rc;
 /// An index into the arena.
 pub type Id = usize;
 
-/// What a pickle is made of, as far as weights are concerned.
+/// A value of a pickle. Only what weights need is kept.
 #[derive(Debug, Clone)]
 pub enum Value {
     Integer(i64),
@@ -21,18 +21,18 @@ pub enum Value {
     Global(Global),
     Storage(Storage),
     Tensor(Tensor),
-    /// A number, a flag, or an object that is passed over.
+    /// Any other number, a flag, or an object that is ignored.
     Other,
 }
 
-/// A file of numbers beside the pickle.
+/// A file of numbers in the zip of the pickle.
 #[derive(Debug, Clone)]
 pub struct Storage {
     pub key: Rc<str>,
     pub number: Number,
 }
 
-/// Where a tensor's numbers lie in its storage; all counts are of numbers.
+/// The position of a tensor in its storage. All fields count numbers, not bytes.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     pub storage: Storage,
@@ -53,12 +53,12 @@ impl Pickle {
         &self.values[self.root]
     }
 
-    /// The value of a dictionary's key; of a key that is set twice, the later value.
+    /// The value of a key in a dictionary; the later one if the key is set twice. None if `dict` is not a dictionary.
     pub fn get(&self, dict: &Value, key: &str) -> Option<&Value> {
         self.entries(dict).into_iter().rfind(|(name, _)| *name == key).map(|(_, value)| value)
     }
 
-    /// A dictionary's entries whose keys are text.
+    /// The entries of a dictionary whose keys are texts.
     pub fn entries<'a>(&'a self, dict: &Value) -> Vec<(&'a str, &'a Value)> {
         let Value::Dict(pairs) = dict else { return Vec::new() };
         let entry = |&(key, value): &(Id, Id)| match &self.values[key] {
@@ -68,13 +68,13 @@ impl Pickle {
         pairs.iter().filter_map(entry).collect()
     }
 
-    /// A list's members.
+    /// The members of a list.
     pub fn members(&self, list: &Value) -> Vec<&Value> {
         let Value::List(members) = list else { return Vec::new() };
         members.iter().map(|&id| &self.values[id]).collect()
     }
 
-    /// Whether the value is a dictionary in which a tensor has a name.
+    /// Whether the value is a dictionary with at least one tensor.
     pub fn holds_tensors(&self, dict: &Value) -> bool {
         self.entries(dict).iter().any(|(_, value)| matches!(value, Value::Tensor(_)))
     }

@@ -1,15 +1,15 @@
-//! The part of the pickle machine that makes storages, tensors and other objects of a name and its arguments.
+//! The part of the pickle machine that makes a storage, a tensor or another object from a name and its arguments.
 
 use super::globals::{Global, Number};
 use super::machine::Machine;
 use super::pickle::{Id, Storage, Tensor, Value};
 use anyhow::{Result, bail, ensure};
 
-/// No weight has more.
+/// No weight has more dimensions.
 const MOST_DIMENSIONS: usize = 8;
 
 impl Machine<'_> {
-    /// `("storage", type, key, location, count)`.
+    /// Replaces the tuple `("storage", class, key, device, count)` by the storage that it names.
     pub(super) fn persistent(&mut self) -> Result<()> {
         let id = self.pop()?;
         let parts = self.members(id)?;
@@ -25,15 +25,16 @@ impl Machine<'_> {
         }
     }
 
+    /// Replaces a name and the tuple of its arguments by the object that Python would make from them.
     pub(super) fn reduce(&mut self) -> Result<()> {
         let arguments = self.pop()?;
         let callable = self.pop()?;
-        let Value::Global(global) = self.values[callable] else { bail!("its pickle calls something that is no name") };
+        let Value::Global(global) = self.values[callable] else { bail!("its pickle calls a value that is not a name") };
         let made = match global {
             Global::Dictionary => Value::Dict(Vec::new()),
             Global::Kind(_) | Global::Skipped => Value::Other,
             Global::RebuildOfType => {
-                // Of a name, a class, arguments and attributes.
+                // The arguments are a rebuilding name, a class, the arguments of that name, and attributes.
                 let parts = self.members(arguments)?;
                 match parts.first().map(|&id| &self.values[id]) {
                     Some(&Value::Global(inner)) if parts.len() > 2 => self.rebuilt(inner, parts[2])?,
@@ -45,7 +46,7 @@ impl Machine<'_> {
         self.push(made)
     }
 
-    /// The tensor that a rebuilding name makes of its arguments.
+    /// The tensor that a rebuilding name makes from its arguments.
     fn rebuilt(&self, global: Global, arguments: Id) -> Result<Value> {
         let arguments = self.members(arguments)?;
         match global {
@@ -61,13 +62,13 @@ impl Machine<'_> {
             }
             Global::RebuildParameter => match arguments.first().map(|&id| &self.values[id]) {
                 Some(Value::Tensor(tensor)) => Ok(Value::Tensor(tensor.clone())),
-                _ => bail!("its pickle holds a parameter of nothing"),
+                _ => bail!("its pickle holds a parameter without a tensor"),
             },
-            _ => bail!("its pickle holds a tensor that is rebuilt by something else"),
+            _ => bail!("its pickle rebuilds a tensor in a way that torch.save does not"),
         }
     }
 
-    /// `(storage, offset, sizes, strides, …)`.
+    /// The tensor of the arguments `(storage, offset, sizes, strides, …)`.
     fn tensor(&self, arguments: &[Id]) -> Result<Tensor> {
         let &[storage, offset, sizes, strides, ..] = arguments else {
             bail!("its pickle holds a tensor without sizes")
@@ -78,7 +79,7 @@ impl Machine<'_> {
         let numbers = |id: Id| -> Result<Vec<i64>> {
             let number = |id: Id| match self.values[id] {
                 Value::Integer(number) if number >= 0 => Ok(number),
-                _ => bail!("its pickle holds a tensor whose sizes are no counts"),
+                _ => bail!("its pickle holds a tensor whose sizes are not counts"),
             };
             let members = self.members(id)?;
             ensure!(members.len() <= MOST_DIMENSIONS, "its pickle holds a tensor of {} dimensions", members.len());
@@ -87,11 +88,12 @@ impl Machine<'_> {
         Ok(Tensor { storage: storage.clone(), offset: *offset, sizes: numbers(sizes)?, strides: numbers(strides)? })
     }
 
+    /// The members of a tuple.
     fn members(&self, id: Id) -> Result<Vec<Id>> {
         match &self.values[id] {
-            // A recalled tuple could make every call as long as the file: no argument list or shape is.
+            // A long tuple that is fetched often from the memo would be copied each time. No arguments or shapes are so long.
             Value::Tuple(members) if members.len() <= 64 => Ok(members.clone()),
-            _ => bail!("its pickle has something else where a tuple belongs"),
+            _ => bail!("its pickle holds another value in the place of a tuple, or a tuple of more than 64 members"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Tensors that lie in a file and are read one by one.
+//! Tensors that are stored in a file and are read one by one.
 
 use super::globals::Number;
 use crate::weights::floats_mut;
@@ -8,26 +8,26 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use tch::{Device, Kind, Tensor};
 
-/// A tensor's numbers lie in a row in the file.
+/// The position of a tensor in a file, where its numbers are contiguous.
 #[derive(Debug, Clone)]
 pub struct Stored {
     pub number: Number,
     pub sizes: Vec<i64>,
-    /// The first byte, from the start of the file.
+    /// The offset of its first byte in the file.
     pub start: u64,
 }
 
-/// A checkpoint's tensors by name.
+/// The tensors of a checkpoint by name.
 #[derive(Debug)]
 pub enum Listing {
-    /// The names of the whole network, blocks numbered through.
+    /// The tensors of the whole network. Blocks are numbered from its start.
     Flat(BTreeMap<String, Stored>),
-    /// The official `model_stages`: the names of each stage, its blocks numbered from 0.
+    /// The official code's `model_stages`: the tensors of each stage. Blocks are numbered from the start of the stage.
     Stages(Vec<BTreeMap<String, Stored>>),
 }
 
 impl Number {
-    /// Bytes of one number, or fewer if it is none that is read.
+    /// The bytes of one number. For a kind that is not read it is a lower bound, which the check of sizes can use.
     fn size(self) -> u64 {
         match self {
             Number::F64 => 8,
@@ -38,49 +38,51 @@ impl Number {
         }
     }
 
-    fn check_that_it_is_read(self) -> Result<()> {
+    fn check_is_readable(self) -> Result<()> {
         let kind = match self {
             Number::F64 | Number::F32 | Number::F16 | Number::Bf16 => return Ok(()),
             Number::Integer => "integers",
             Number::Narrow => "floating-point numbers of 8 bits or fewer",
             Number::Other => "numbers that are complex, quantised or of an unknown kind",
         };
-        bail!("it holds {kind}, but weights are read from fp64, fp32, fp16 and bf16 alone; convert it to one of these")
+        bail!(
+            "it holds {kind}, but weights can be read only from fp64, fp32, fp16 and bf16; convert it to one of these"
+        )
     }
 }
 
 impl Stored {
-    /// A tensor within `end` bytes of the file, or why it is none.
+    /// A tensor that begins at `start`. Fails if it would end after the byte `end`.
     pub fn within(number: Number, sizes: Vec<i64>, start: u64, end: u64) -> Result<Stored> {
         let count = sizes.iter().try_fold(1u64, |n, &size| n.checked_mul(u64::try_from(size).ok()?));
         let last = count.and_then(|n| n.checked_mul(number.size())).and_then(|bytes| bytes.checked_add(start));
-        ensure!(last.is_some_and(|last| last <= end), "its shape {sizes:?} is larger than what the file holds of it");
+        ensure!(last.is_some_and(|last| last <= end), "its shape {sizes:?} is larger than what the file holds");
         Ok(Stored { number, sizes, start })
     }
 
-    /// A tensor that begins `offset` numbers into the `size` bytes from `start` on.
+    /// A tensor that begins at the number `offset` of a storage, which is the `size` bytes from `start` on.
     pub fn from_storage(number: Number, sizes: Vec<i64>, offset: i64, start: u64, size: u64) -> Result<Stored> {
         let skipped =
             u64::try_from(offset).ok().and_then(|n| n.checked_mul(number.size())).filter(|&bytes| bytes <= size);
         let skipped = skipped.context("it begins outside of its storage")?;
-        let end = start.checked_add(size).context("its storage ends nowhere")?;
+        let end = start.checked_add(size).context("the end of its storage overflows")?;
         Stored::within(number, sizes, start + skipped, end)
     }
 
     /// Reads the numbers as fp32.
     pub fn read(&self, file: &File) -> Result<Tensor> {
-        self.number.check_that_it_is_read()?;
-        // No memory is taken for what is not there, whatever the listing said.
+        self.number.check_is_readable()?;
+        // Allocate no memory for bytes that the file does not have, whatever its header claimed.
         Stored::within(self.number, self.sizes.clone(), self.start, file.metadata()?.len())?;
         let count: i64 = self.sizes.iter().product();
         let mut tensor = Tensor::zeros([count], (Kind::Float, Device::Cpu));
         let width = self.number.size() as usize;
         let mut buffer = vec![0; CHUNK * width];
-        let mut at = self.start;
+        let mut offset = self.start;
         for out in floats_mut(&mut tensor).chunks_mut(CHUNK) {
             let bytes = &mut buffer[..out.len() * width];
-            file.read_exact_at(bytes, at).context("it cannot be read")?;
-            at += bytes.len() as u64;
+            file.read_exact_at(bytes, offset).context("it cannot be read")?;
+            offset += bytes.len() as u64;
             for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(width)) {
                 *out = match (self.number, bytes) {
                     (Number::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
@@ -94,13 +96,14 @@ impl Stored {
     }
 }
 
-/// Numbers read at a time.
+/// How many numbers are read at a time.
 const CHUNK: usize = 1 << 18;
 
-/// What training programs put before every name: `torch.compile`, data-parallel training, and modules around the network.
+/// The prefixes that training programs put before names: `torch.compile`, data-parallel training, and modules that wrap the
+/// network.
 const PREFIXES: [&str; 4] = ["_orig_mod.", "module.", "model.", "backbone."];
 
-/// The tensors without prefixes. A prefix stays where two tensors would have one name without it.
+/// Removes the prefixes from the names. A prefix stays if two tensors would have the same name without it.
 pub fn without_prefixes(mut tensors: BTreeMap<String, Stored>) -> BTreeMap<String, Stored> {
     loop {
         let is_removable = |prefix: &&str| {
@@ -114,7 +117,7 @@ pub fn without_prefixes(mut tensors: BTreeMap<String, Stored>) -> BTreeMap<Strin
 }
 
 impl Listing {
-    /// Blocks of each stage; of a flat listing the blocks of the whole network, as one stage.
+    /// The number of blocks of each stage. A flat listing counts as one stage.
     pub fn depths(&self) -> Vec<usize> {
         let blocks = |names: &BTreeMap<String, Stored>| {
             let number = |name: &String| name.strip_prefix("blocks.")?.split_once('.')?.0.parse::<usize>().ok();
@@ -126,12 +129,12 @@ impl Listing {
         }
     }
 
-    /// Blocks of the whole network.
+    /// The number of blocks of the whole network.
     pub fn blocks(&self) -> usize {
         self.depths().into_iter().fold(0, usize::saturating_add)
     }
 
-    /// Takes a tensor out by its names in a staged and in a flat listing.
+    /// Removes a tensor, given its name in a listing by stages and its name in a flat listing.
     pub fn take(&mut self, stage: usize, name: &str, flat_name: &str) -> Option<Stored> {
         match self {
             Listing::Flat(names) => names.remove(flat_name),
@@ -139,7 +142,7 @@ impl Listing {
         }
     }
 
-    /// The names that are left.
+    /// The names of the tensors that have not been taken.
     pub fn names(&self) -> Vec<String> {
         match self {
             Listing::Flat(names) => names.keys().cloned().collect(),

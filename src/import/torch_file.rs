@@ -9,18 +9,19 @@ use std::fs::File;
 use std::io::Read;
 use zip::{CompressionMethod, ZipArchive};
 
-/// Far more than the names and shapes of any checkpoint's tensors need.
+/// The names and shapes of the tensors of any checkpoint need far less.
 const LARGEST_PICKLE: u64 = 16 << 20;
-/// A pickle may recall one dictionary as many stages, and one text as the beginning of many names.
+/// These limits are needed because a short pickle can use one value of its memo many times: one dictionary as many stages, one
+/// text as many names.
 const MOST_STAGES: usize = 256;
 const MOST_TENSORS: usize = 1 << 16;
 const LONGEST_NAME: usize = 1 << 10;
-/// Where checkpoints keep the weights: DeiT and the official code, timm and mmseg, others.
+/// The keys under which checkpoints hold the weights: those of DeiT and the official code, of timm and mmseg, and of others.
 const WRAPPERS: [&str; 3] = ["model", "state_dict", "model_state_dict"];
-/// Where checkpoints keep the moving averages of the weights: DeiT, timm, mmengine.
+/// The keys under which checkpoints hold moving averages of the weights: those of DeiT, timm and mmengine.
 const AVERAGES: [&str; 3] = ["model_ema", "state_dict_ema", "ema_state_dict"];
 
-/// Lists the weights in the file, or with `ema` their moving averages, without reading them.
+/// Lists the weights in the file without reading them; with `ema` lists their moving averages instead.
 pub fn list(file: &File, ema: bool) -> Result<Listing> {
     let mut zip = ZipArchive::new(file).context("the directory at its end is missing or damaged; copy it again")?;
     let mut root = None;
@@ -47,7 +48,7 @@ pub fn list(file: &File, ema: bool) -> Result<Listing> {
     Ok(Listing::Flat(storages.tensors(&pickle, weights(&pickle, ema)?)?))
 }
 
-/// The dictionary of the weights, or of their moving averages; the log says which of two were taken.
+/// The dictionary of the weights, or with `ema` of their moving averages. If the file holds both, the log says which was taken.
 fn weights(pickle: &Pickle, ema: bool) -> Result<&Value> {
     let top = pickle.root();
     let first = |keys: &[&'static str]| {
@@ -56,18 +57,20 @@ fn weights(pickle: &Pickle, ema: bool) -> Result<&Value> {
     };
     match (first(&WRAPPERS), first(&AVERAGES)) {
         (_, Some((averages, value))) if ema => {
-            log::info!("took the moving averages `{averages}`");
+            log::info!("imported the moving averages `{averages}`");
             Ok(value)
         }
         _ if ema => bail!("it holds no moving averages, such as `{}`; leave --ema out", AVERAGES.join("` or `")),
         (Some((weights, value)), averages) => {
             if let Some((averages, _)) = averages {
-                log::warn!("took the weights `{weights}`, not their moving averages `{averages}`: --ema takes these");
+                log::warn!(
+                    "imported the weights `{weights}`, not their moving averages `{averages}`; give --ema to import these"
+                );
             }
             Ok(value)
         }
         (None, _) if pickle.holds_tensors(top) => Ok(top),
-        (None, Some((averages, _))) => bail!("it holds moving averages `{averages}` alone; take them with --ema"),
+        (None, Some((averages, _))) => bail!("it holds only moving averages, `{averages}`; import them with --ema"),
         (None, None) => bail!(
             "it holds no dictionary of tensors, neither by itself nor as `model_stages` or `{}`",
             WRAPPERS.join("` or `")
@@ -83,17 +86,19 @@ fn small_entry(zip: &mut ZipArchive<&File>, name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The storages of the tensors, which are entries of the zip.
 struct Storages<'a> {
     zip: ZipArchive<&'a File>,
+    /// The folder of the entries, with its slash.
     root: String,
-    /// Of the whole file, whatever its directory claims.
+    /// The length of the file, to compare with what the zip's directory claims.
     length: u64,
     /// How many tensors have been listed.
     tensors: usize,
 }
 
 impl Storages<'_> {
-    /// The tensors of a dictionary by name, without what training programs put before the names.
+    /// The tensors of a dictionary, by names without prefixes.
     fn tensors(&mut self, pickle: &Pickle, dict: &Value) -> Result<BTreeMap<String, Stored>> {
         let mut found = BTreeMap::new();
         for (name, value) in pickle.entries(dict) {
@@ -108,12 +113,12 @@ impl Storages<'_> {
         Ok(without_prefixes(found))
     }
 
-    /// Where a tensor lies in the file.
+    /// Finds the position of a tensor in the file.
     fn locate(&mut self, tensor: &Tensor) -> Result<Stored> {
-        let mut expected = 1i64;
+        let mut contiguous_stride = 1i64;
         for (&size, &stride) in tensor.sizes.iter().zip(&tensor.strides).rev() {
-            ensure!(size <= 1 || stride == expected, "it does not lie in a row; save its .contiguous()");
-            expected = expected.saturating_mul(size);
+            ensure!(size <= 1 || stride == contiguous_stride, "its numbers are not contiguous; save its .contiguous()");
+            contiguous_stride = contiguous_stride.saturating_mul(size);
         }
         ensure!(
             tensor.sizes.len() == tensor.strides.len(),

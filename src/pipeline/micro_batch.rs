@@ -48,7 +48,7 @@ pub fn decide(
         0 => by_formula(plan, phase, own, replica, device)?,
         recorded => recorded,
     };
-    while let Err(error) = memory::caught(|| try_step(plan, phase, start, samples)) {
+    while let Err(error) = memory::catch(|| try_step(plan, phase, start, samples)) {
         if !error.is::<OutOfMemory>() || samples < 4 {
             return Err(error);
         }

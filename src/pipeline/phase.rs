@@ -81,7 +81,7 @@ impl Job<'_> {
             let device = devices.device(replica.local);
             let own = share(phase.training.global_batch, replica.rank(), replica.size()).len();
             let usual = plan.config.run.micro_batch.samples();
-            let start = memory::caught(|| {
+            let start = memory::catch(|| {
                 // Frees what an earlier phase has left on the device.
                 empty_cache(device);
                 replica.join_nccl()?;
@@ -94,7 +94,7 @@ impl Job<'_> {
                 .map_err(|error| with_what_fits(error, (plan, phase), usual, own, device))?;
             let lease = lease.filter(|_| replica.is_zero());
             let setting = Setting { plan, run, feed, group: replica, device, micro_batch, lease, clock };
-            memory::caught(|| train::run(&setting, phase, start, meta.as_deref()))
+            memory::catch(|| train::run(&setting, phase, start, meta.as_deref()))
                 .map_err(|error| with_what_fits(error, (plan, phase), micro_batch, own, device))
         })
     }

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
-/// A pickle as torch writes it: {"model": OrderedDict(a=tensor(2, 3)), "epoch": 7, "args": Namespace(), …}, with a memo.
+/// A pickle as torch writes it, with a memo: {"model": OrderedDict(a=tensor of shape (2, 3)), "epoch": 7, "args": Namespace(lr)}.
 const CHECKPOINT: &[u8] = b"\x80\x02}q\x00(X\x05\x00\x00\x00modelq\x01ccollections\nOrderedDict\nq\x02)Rq\x03\
     X\x01\x00\x00\x00aq\x04ctorch._utils\n_rebuild_tensor_v2\nq\x05((X\x07\x00\x00\x00storageq\x06ctorch\nFloatStorage\n\
     q\x07X\x01\x00\x00\x000q\x08X\x03\x00\x00\x00cpuq\x09K\x06tq\nQK\x00K\x02K\x03\x86q\x0bK\x03K\x01\x86q\x0c\x89\
@@ -21,7 +21,7 @@ fn zip_of(folder: &TempDir, pickle: &[u8]) -> std::path::PathBuf {
     path
 }
 
-/// What torch.save writes of this pickle and these storages.
+/// The zip that torch.save would write with this pickle and these storages.
 fn zipped(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
@@ -35,11 +35,11 @@ fn zipped(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     zip.finish().unwrap().into_inner()
 }
 
-/// `model_stages` of these names and shapes, with a memo as torch writes it; each tensor has a storage of its own.
+/// A pickle with `model_stages` of these names and shapes. It has a memo, and each tensor has a storage of its own.
 fn stages_pickle(stages: &[Vec<(String, Vec<i64>)>]) -> Vec<u8> {
     let text = |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
     let long = |number: i64| [&b"J"[..], &(number as u32).to_le_bytes()[..]].concat();
-    // What is remembered first is left at the bottom of the stack.
+    // The values that are stored in the memo first remain at the bottom of the stack.
     let mut out = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nq\x00ctorch\nFloatStorage\nq\x01".to_vec();
     out.extend([&text("storage")[..], b"q\x02}", &text("model_stages"), b"]("].concat());
     let mut key = 0;
@@ -60,8 +60,8 @@ fn stages_pickle(stages: &[Vec<(String, Vec<i64>)>]) -> Vec<u8> {
     out
 }
 
-/// The most memory that this process has had, in KiB.
-fn peak() -> usize {
+/// The peak of this process's memory so far, in KiB.
+fn peak_kib() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
@@ -80,7 +80,7 @@ fn refusal(pickle: &[u8]) -> String {
 }
 
 #[test]
-fn a_checkpoint_of_torch_is_listed_and_its_numbers_read_where_they_lie() {
+fn a_checkpoint_of_torch_is_listed_and_its_numbers_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = zip_of(&folder, CHECKPOINT);
     let Listing::Flat(tensors) = listed(&path).unwrap() else { panic!("flat") };
@@ -91,7 +91,7 @@ fn a_checkpoint_of_torch_is_listed_and_its_numbers_read_where_they_lie() {
 }
 
 #[test]
-fn what_would_run_something_is_refused_by_name() {
+fn a_pickle_that_would_run_code_is_refused_and_the_code_named() {
     for (pickle, word) in [
         (&b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R."[..], "\"os\".\"system\""),
         (b"\x80\x02cbuiltins\neval\n.", "\"builtins\".\"eval\""),
@@ -109,7 +109,7 @@ fn what_would_run_something_is_refused_by_name() {
 }
 
 #[test]
-fn a_tensor_larger_than_its_storage_or_out_of_order_is_refused_before_memory_is_taken() {
+fn a_tensor_larger_than_its_storage_or_not_contiguous_is_refused_before_memory_is_taken() {
     let folder = tempfile::tempdir().unwrap();
     let replaced = |from: &[u8], to: &[u8]| {
         let at = CHECKPOINT.windows(from.len()).position(|window| window == from).unwrap();
@@ -118,7 +118,9 @@ fn a_tensor_larger_than_its_storage_or_out_of_order_is_refused_before_memory_is_
     };
     let huge = b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86q\x0bJ\xff\xff\xff\x7fK\x01\x86";
     assert!(replaced(b"K\x02K\x03\x86q\x0bK\x03K\x01\x86", huge).contains("larger than what the file holds"));
-    assert!(replaced(b"K\x02K\x03\x86q\x0bK\x03K\x01\x86", b"K\x02K\x03\x86q\x0bK\x01K\x02\x86").contains("in a row"));
+    assert!(
+        replaced(b"K\x02K\x03\x86q\x0bK\x03K\x01\x86", b"K\x02K\x03\x86q\x0bK\x01K\x02\x86").contains("not contiguous")
+    );
     assert!(replaced(b"QK\x00", b"QK\x07").contains("outside of its storage"));
     assert!(replaced(b"QK\x00", b"QK\x01").contains("larger than what the file holds"));
     assert!(replaced(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x001").contains("data/1"));
@@ -136,14 +138,14 @@ fn nested_cyclic_and_endless_pickles_end_in_an_error_or_a_value() {
 }
 
 #[test]
-fn what_a_pickle_recalls_takes_no_memory_again() {
-    // One megabyte as a storage's key, recalled 3,000 times: 3 GB if each had its own.
+fn a_value_that_a_pickle_fetches_from_its_memo_takes_no_further_memory() {
+    // A storage's key of one megabyte, used 3,000 times: 3 GB if each use copied it.
     let key = [&b"X\x00\x00\x10\x00"[..], &[b'k'; 1 << 20]].concat();
     let head = [&b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"[..], &key[..], b"NNtq\x00Q"].concat();
-    let before = peak();
+    let before = peak_kib();
     machine::read(&[&head[..], &b"h\x00Q".repeat(3000), b"."].concat()).unwrap();
-    assert!(peak() - before < 64 << 10, "{} KiB", peak() - before);
-    // As a name it would be refused.
+    assert!(peak_kib() - before < 64 << 10, "{} KiB", peak_kib() - before);
+    // A name of this length is refused.
     let folder = tempfile::tempdir().unwrap();
     let named = |name: &str| {
         format!("{:#}", listed(&zip_of(&folder, &stages_pickle(&[vec![(name.into(), vec![2, 3])]]))).unwrap_err())
@@ -152,19 +154,19 @@ fn what_a_pickle_recalls_takes_no_memory_again() {
 }
 
 #[test]
-fn values_stages_tensors_and_dimensions_are_counted() {
+fn values_stages_tensors_and_dimensions_have_limits() {
     assert!(refusal(&[&b"\x80\x02"[..], &[b']'; 2 << 20], b"."].concat()).contains("more than 1048576 values"));
     let folder = tempfile::tempdir().unwrap();
     let refused = |pickle: &[u8]| format!("{:#}", listed(&zip_of(&folder, pickle)).unwrap_err());
-    // One dictionary recalled as every stage.
+    // One dictionary of the memo is every stage.
     let stage = |count: usize| -> Vec<(String, Vec<i64>)> { (0..count).map(|i| (i.to_string(), vec![1])).collect() };
-    let recalled = |count: usize, times: usize| {
+    let repeated = |count: usize, times: usize| {
         let mut pickle = stages_pickle(&[stage(count)]);
         pickle.truncate(pickle.len() - 3);
         [&pickle[..], b"q\x07", &b"h\x07".repeat(times), b"es."].concat()
     };
-    assert!(refused(&recalled(1, 300)).contains("301 stages"));
-    let many = recalled(300, 250);
+    assert!(refused(&repeated(1, 300)).contains("301 stages"));
+    let many = repeated(300, 250);
     let path = folder.path().join("many.pth");
     std::fs::write(&path, zipped(&many, &vec![vec![0; 4]; 300])).unwrap();
     assert!(format!("{:#}", listed(&path).unwrap_err()).contains("more than 65536 tensors"));
@@ -172,7 +174,7 @@ fn values_stages_tensors_and_dimensions_are_counted() {
 }
 
 #[test]
-fn a_storage_that_the_directory_says_is_larger_than_the_file_is_refused() {
+fn a_storage_that_ends_after_the_file_by_the_zips_directory_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let mut bytes = zipped(CHECKPOINT, &[vec![1; 24]]);
     let at = bytes.windows(14).rposition(|window| window == b"archive/data/0").unwrap() - 46;
@@ -190,7 +192,7 @@ fn block_numbers_beyond_all_counting_are_no_overflow() {
     assert_eq!(Listing::Stages(vec![stage.clone(), stage]).blocks(), usize::MAX);
 }
 
-/// A tiny model, and an official checkpoint that fits it.
+/// The config of a tiny model, and the pickle and storages of an official checkpoint that fits it.
 fn tiny(folder: &TempDir) -> (Config, Vec<u8>, Vec<Vec<u8>>) {
     let run = format!("run.dir={:?}", folder.path().join("run"));
     let sets = [
@@ -219,14 +221,14 @@ fn tiny(folder: &TempDir) -> (Config, Vec<u8>, Vec<Vec<u8>>) {
 fn a_thousand_mutated_checkpoints_are_imported_or_refused_in_one_line_and_nothing_else_happens() {
     let folder = tempfile::tempdir().unwrap();
     let (config, pickle, storages) = tiny(&folder);
-    let whole = zipped(&pickle, &storages);
+    let intact = zipped(&pickle, &storages);
     let file = folder.path().join("mutated.pth");
     let attempt = |bytes: &[u8]| {
         std::fs::write(&file, bytes).unwrap();
         let outcome = import(&config, &file, Choice::default());
         outcome.map(|path| std::fs::remove_file(path).unwrap())
     };
-    attempt(&whole).unwrap();
+    attempt(&intact).unwrap();
     let mut refused = 0;
     for trial in 0..1000 {
         let mut random = Random::new(&[4, trial]);
@@ -242,7 +244,7 @@ fn a_thousand_mutated_checkpoints_are_imported_or_refused_in_one_line_and_nothin
             }
             bytes
         };
-        for bytes in [zipped(&mutate(&pickle), &storages), mutate(&whole)] {
+        for bytes in [zipped(&mutate(&pickle), &storages), mutate(&intact)] {
             if let Err(error) = attempt(&bytes) {
                 assert_eq!(crate::error::exit_code(&error), 2, "{error:#}");
                 assert!(!format!("{error:#}").contains('\n'), "{error:#}");
@@ -250,10 +252,10 @@ fn a_thousand_mutated_checkpoints_are_imported_or_refused_in_one_line_and_nothin
             }
         }
     }
-    assert!(refused > 1000, "most changes are found: {refused} of 2000");
-    let mut left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
-    left.sort();
-    assert_eq!(left, ["mutated.pth", "run"]);
+    assert!(refused > 1000, "of 2000 changed files, {refused} were refused");
+    let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    files.sort();
+    assert_eq!(files, ["mutated.pth", "run"]);
 }
 
 #[test]

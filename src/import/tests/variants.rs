@@ -12,13 +12,13 @@ fn dictionary(entries: &[(&str, &[u8])]) -> Vec<u8> {
     [b"}(", &entries[..], b"u"].concat()
 }
 
-/// A tensor of two rows and three columns in the storage 0.
+/// The opcodes of a tensor of two rows and three columns in the storage 0.
 fn matrix() -> Vec<u8> {
     let storage = [&text("storage")[..], b"ctorch\nFloatStorage\n", &text("0"), &text("cpu"), b"K\x06tQ"].concat();
     [b"ctorch._utils\n_rebuild_tensor_v2\n((", &storage[..], b"K\x00K\x02K\x03\x86K\x03K\x01\x86\x89}tR"].concat()
 }
 
-/// A dictionary of one tensor.
+/// The opcodes of a dictionary of one tensor.
 fn weights(name: &str) -> Vec<u8> {
     dictionary(&[(name, &matrix())])
 }
@@ -34,7 +34,7 @@ fn names(pickle: &[u8], ema: bool) -> Result<Vec<String>> {
     list(&File::open(path).unwrap(), ema).map(|listing| listing.names())
 }
 
-/// A .safetensors of one tensor of 6 bytes, with a header of this length.
+/// A .safetensors of one tensor of 6 bytes, whose header is padded to this length.
 fn safetensors(kind: &str, header: usize) -> Vec<u8> {
     let json = format!(r#"{{"a":{{"dtype":"{kind}","shape":[6],"data_offsets":[0,6]}}}}"#);
     [&(header as u64).to_le_bytes()[..], format!("{json:header$}").as_bytes(), &[0; 6]].concat()
@@ -48,7 +48,7 @@ fn weights_are_found_behind_every_wrapper_that_holds_tensors() {
         &[("model", &name), ("state_dict", &one)],
         &[("model", &name), ("model_state_dict", &one)],
         &[("a", &matrix()), ("model", &name)],
-        // Of a key that is set twice, Python keeps the later value.
+        // If a key is set twice, Python keeps the later value.
         &[("model", &weights("b")), ("model", &one)],
     ] {
         assert_eq!(names(&pickle(&dictionary(entries)), false).unwrap(), ["a"]);
@@ -72,7 +72,7 @@ fn moving_averages_are_taken_on_request_alone() {
 }
 
 #[test]
-fn prefixes_go_where_no_two_names_become_one() {
+fn prefixes_are_removed_unless_two_names_would_become_one() {
     let stored = Stored { number: globals::Number::F32, sizes: vec![1], start: 0 };
     let stripped = |names: &[&str]| -> Vec<String> {
         let named = names.iter().map(|name| (name.to_string(), stored.clone())).collect();
@@ -93,7 +93,7 @@ fn prefixes_go_where_no_two_names_become_one() {
 }
 
 #[test]
-fn objects_beside_the_weights_are_passed_over_in_protocols_2_to_5() {
+fn objects_beside_the_weights_are_ignored_in_protocols_2_to_5() {
     let scalar = [
         &b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n"[..],
         &text("f8"),
@@ -119,7 +119,7 @@ fn objects_beside_the_weights_are_passed_over_in_protocols_2_to_5() {
         let checkpoint = dictionary(&[("history", beside), ("model", &weights("a"))]);
         assert_eq!(names(&pickle(&checkpoint), false).unwrap(), ["a"], "{}", String::from_utf8_lossy(beside));
     }
-    // Frames, short texts, names from the stack, and a memo without keys; sets and bytes.
+    // This pickle uses opcodes that came after protocol 2: frames, short texts, STACK_GLOBAL, MEMOIZE, sets and bytes.
     let newer = |protocol: u8| {
         let storage = b"(\x8c\x07storage\x94\x8c\x05torch\x94\x8c\x0cFloatStorage\x94\x93\x94\x8c\x010\x94\x8c\x03cpu\x94K\x06t\x94Q";
         let rebuild = b"\x8c\x0ctorch._utils\x94\x8c\x12_rebuild_tensor_v2\x94\x93\x94(";
@@ -148,10 +148,10 @@ fn an_entry_that_is_not_read_is_named_with_the_python_that_saves_the_weights() {
 }
 
 #[test]
-fn a_safetensors_is_known_by_its_brace_and_a_cut_or_narrow_one_by_its_fault() {
+fn a_safetensors_is_known_by_its_brace_and_the_error_of_a_truncated_or_8_bit_one_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.safetensors");
-    // The length of the header is written as «PK».
+    // The bytes of this header's length are «PK», as those that begin a zip.
     std::fs::write(&path, safetensors("U8", 0x4b50)).unwrap();
     assert_eq!(listed(&path).unwrap().names(), ["a"]);
     for (kind, words) in [("F8_E4M3", "8 bits or fewer"), ("F8_E5M2", "8 bits or fewer"), ("U8", "it holds integers")] {
@@ -160,11 +160,11 @@ fn a_safetensors_is_known_by_its_brace_and_a_cut_or_narrow_one_by_its_fault() {
         let error = tensors["a"].read(&File::open(&path).unwrap()).unwrap_err().to_string();
         assert!(error.contains(words) && error.contains("convert it"), "{error}");
     }
-    let whole = safetensors("U8", 80);
+    let intact = safetensors("U8", 80);
     for (length, words) in
-        [(whole.len() - 1, "breaks off after 93 of 94 bytes"), (50, "within its header"), (5, "breaks off")]
+        [(intact.len() - 1, "breaks off after 93 of 94 bytes"), (50, "within its header"), (5, "breaks off")]
     {
-        std::fs::write(&path, &whole[..length]).unwrap();
+        std::fs::write(&path, &intact[..length]).unwrap();
         let error = format!("{:#}", listed(&path).unwrap_err());
         assert!(error.contains(words) && error.contains("copy it again"), "{error}");
     }
@@ -175,7 +175,7 @@ fn a_safetensors_is_known_by_its_brace_and_a_cut_or_narrow_one_by_its_fault() {
 }
 
 #[test]
-fn a_new_head_is_drawn_for_other_classes_and_everything_else_kept() {
+fn a_new_head_is_initialised_for_other_classes_and_everything_else_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let (config, pickle, storages) = tiny(&folder);
     let file = folder.path().join("official.pth");
