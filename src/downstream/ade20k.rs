@@ -1,9 +1,9 @@
-//! ADE20K's figures for semantic segmentation: sums over the whole set, at the size of the label maps.
+//! Computes ADE20K's figures for semantic segmentation from sums over all images, at the sizes of the label maps.
 //!
-//! Label maps are PNGs of 0 to 150, where 0 is «other» and ignored (as mmsegmentation's `reduce_zero_label`): grey ones of 8
-//! bits, or palette images of any depth, of which the indices count. Grey ones of fewer bits are refused, because readers
-//! scale their values. A class that appears in neither labels nor predictions is left out of the mean (mmsegmentation) or
-//! counts as 0 (the CSAIL benchmark): both are given.
+//! A label map is a PNG with values from 0 to 150. Pixels labelled 0, «other», are ignored, as with mmsegmentation's
+//! `reduce_zero_label`. The PNG is grey with 8 bits, or has a palette of any depth, whose indices are the values. A grey PNG of
+//! fewer bits is refused, because programs differ in whether they scale its values. A class that has neither labels nor
+//! predictions is left out of the mean by mmsegmentation, and counts as 0 in the CSAIL benchmark: both means are given.
 
 use crate::svg;
 use crate::{require, usage};
@@ -15,7 +15,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 const CLASSES: usize = 150;
-/// Several times the largest photograph in the set.
+/// Several times the largest photograph of the dataset.
 const MOST_PIXELS: u64 = 1 << 26;
 
 /// All figures in percent.
@@ -24,15 +24,15 @@ pub struct Report {
     pub images: usize,
     /// Pixels whose label is one of the classes.
     pub pixels: u64,
-    /// Share of these pixels that were given their class.
+    /// The share of these pixels whose prediction is right.
     #[serde(rename = "aAcc")]
     pub pixel_accuracy: f64,
-    /// Means over the classes that are there.
+    /// This and `mean_accuracy` are means over the classes that have a figure.
     #[serde(rename = "mIoU")]
     pub mean_iou: f64,
     #[serde(rename = "mAcc")]
     pub mean_accuracy: f64,
-    /// Means over all 150 classes.
+    /// This and `mean_accuracy_of_all` are means over all 150 classes, where a class without a figure counts as 0.
     #[serde(rename = "mIoU150")]
     pub mean_iou_of_all: f64,
     #[serde(rename = "mAcc150")]
@@ -42,7 +42,8 @@ pub struct Report {
     confusion: Confusion,
 }
 
-/// One class, numbered as in the label maps; none where it is not there.
+/// The figures of a class, which is numbered as in the label maps. The IoU is none if the class has neither labels nor
+/// predictions, the accuracy if it has no labels.
 #[derive(Debug, Serialize)]
 pub struct Class {
     pub class: usize,
@@ -51,22 +52,22 @@ pub struct Class {
     pub pixels: u64,
 }
 
-/// Pixels by label (row) and prediction (column; the last is «other»), from class 1 on.
+/// The number of pixels by label (row) and prediction (column). Both begin with class 1, and the last column is «other».
 #[derive(Debug)]
 struct Confusion(Vec<u64>);
 
 /// Compares every label map in a folder with the prediction of the same name.
 ///
-/// `zero_based` predictions number the classes from 0 and have no «other».
+/// If `zero_based`, the predictions number the classes from 0 and have no «other».
 ///
 /// # Errors
-/// A usage error that names the file: missing, malformed, of another size, or with a class that does not exist.
+/// A usage error that names the file if it is missing or malformed, has another size, or holds a class that does not exist.
 pub fn evaluate(labels: &Path, predictions: &Path, zero_based: bool) -> Result<Report> {
     let files = label_maps(labels)?;
     let mut confusion = Confusion(vec![0; CLASSES * (CLASSES + 1)]);
     for file in &files {
-        let label = Map::read(file, 0, None)?;
-        let prediction = Map::read(&prediction_of(file, predictions), u8::from(zero_based), Some(label.size))?;
+        let label = ClassMap::read(file, 0, None)?;
+        let prediction = ClassMap::read(&prediction_of(file, predictions), u8::from(zero_based), Some(label.size))?;
         confusion.add(&label.classes, &prediction.classes);
     }
     Ok(confusion.report(files.len()))
@@ -86,29 +87,34 @@ fn label_maps(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The prediction of the label map's name, whose ending may be `.png` where the label map's is `.PNG` or the reverse.
+/// The file of the prediction, which has the name of the label map. The two may differ in that one ends in `.png`, the other in
+/// `.PNG`.
 fn prediction_of(label_map: &Path, predictions: &Path) -> PathBuf {
-    let same = predictions.join(label_map.file_name().expect("a file of the folder has a name"));
-    let other_endings = ["png", "PNG"].map(|ending| same.with_extension(ending));
-    if same.exists() { same } else { other_endings.into_iter().find(|path| path.exists()).unwrap_or(same) }
+    let same_name = predictions.join(label_map.file_name().expect("a file of the folder has a name"));
+    let other_endings = ["png", "PNG"].map(|ending| same_name.with_extension(ending));
+    if same_name.exists() {
+        same_name
+    } else {
+        other_endings.into_iter().find(|path| path.exists()).unwrap_or(same_name)
+    }
 }
 
-/// A label map: 0 is «other».
-struct Map {
+/// The class of each pixel of an image; 0 is «other».
+struct ClassMap {
     /// Width and height.
     size: (u32, u32),
     classes: Vec<u8>,
 }
 
-impl Map {
-    /// Reads a map whose first class is `1 - shift`, of the size that is expected. Sizes are checked before memory is taken.
-    fn read(path: &Path, shift: u8, expected: Option<(u32, u32)>) -> Result<Map> {
-        let broken = |what: String| usage!("{}: {what}", path.display());
-        let file = File::open(path).map_err(|e| broken(e.to_string()))?;
+impl ClassMap {
+    /// Reads a map and adds `shift` to its values, so that the first class is 1. Checks its size before memory is allocated.
+    fn read(path: &Path, shift: u8, expected_size: Option<(u32, u32)>) -> Result<ClassMap> {
+        let refused = |what: String| usage!("{}: {what}", path.display());
+        let file = File::open(path).map_err(|e| refused(e.to_string()))?;
         let mut decoder = png::Decoder::new(BufReader::new(file));
-        // A palette only colours the classes: the indices are wanted.
+        // Read the indices of a palette, not its colours.
         decoder.set_transformations(png::Transformations::IDENTITY);
-        let mut reader = decoder.read_info().map_err(|e| broken(format!("not a readable PNG: {e}")))?;
+        let mut reader = decoder.read_info().map_err(|e| refused(format!("not a readable PNG: {e}")))?;
         let info = reader.info();
         let size = info.size();
         let pixels = u64::from(size.0) * u64::from(size.1);
@@ -119,7 +125,7 @@ impl Map {
             size.0,
             size.1
         );
-        if let Some((width, height)) = expected {
+        if let Some((width, height)) = expected_size {
             require!(
                 size == (width, height),
                 "{}: {}×{} pixels, but its labels have {width}×{height}; predictions are compared at the size of the labels",
@@ -139,26 +145,27 @@ impl Map {
             "{}: {color:?} of {bits} bits; a label map has one channel of 8 bits, or a palette",
             path.display()
         );
-        let bytes = reader.output_buffer_size().ok_or_else(|| broken("too large".into()))?;
+        let bytes = reader.output_buffer_size().ok_or_else(|| refused("too large".into()))?;
         let mut packed = vec![0; bytes];
-        let frame = reader.next_frame(&mut packed).map_err(|e| broken(format!("not a readable PNG: {e}")))?;
+        let frame = reader.next_frame(&mut packed).map_err(|e| refused(format!("not a readable PNG: {e}")))?;
         let mut classes = if bits == 8 { packed } else { unpacked(&packed, frame.line_size, size.0 as usize, bits) };
         let largest = CLASSES as u8 - shift;
-        if let Some(at) = classes.iter().position(|&class| class > largest) {
+        if let Some(pixel) = classes.iter().position(|&class| class > largest) {
             return Err(usage!(
                 "{}: class {} at row {}, column {}; classes end at {largest}",
                 path.display(),
-                classes[at],
-                at / size.0 as usize,
-                at % size.0 as usize
+                classes[pixel],
+                pixel / size.0 as usize,
+                pixel % size.0 as usize
             ));
         }
         classes.iter_mut().for_each(|class| *class += shift);
-        Ok(Map { size, classes })
+        Ok(ClassMap { size, classes })
     }
 }
 
-/// The numbers of `bits` bits each, of which every line of `line_size` bytes begins with `width`, the first in the highest bits.
+/// Unpacks numbers of `bits` bits each. Every line of `line_size` bytes begins with `width` of them, the first in the highest
+/// bits.
 fn unpacked(packed: &[u8], line_size: usize, width: usize, bits: usize) -> Vec<u8> {
     let per_byte = 8 / bits;
     let number = |line: &[u8], x: usize| {
@@ -181,7 +188,7 @@ impl Confusion {
     fn report(self, images: usize) -> Report {
         let row = |class: usize| &self.0[class * (CLASSES + 1)..][..CLASSES + 1];
         let predicted = |class: usize| (0..CLASSES).map(|label| row(label)[class]).sum::<u64>();
-        let percent = |part: u64, whole: u64| (whole > 0).then(|| 100.0 * part as f64 / whole as f64);
+        let percent = |part: u64, total: u64| (total > 0).then(|| 100.0 * part as f64 / total as f64);
         let classes: Vec<Class> = (0..CLASSES)
             .map(|class| {
                 let (hits, pixels) = (row(class)[class], row(class).iter().sum::<u64>());
@@ -191,10 +198,10 @@ impl Confusion {
             .collect();
         let hits: u64 = (0..CLASSES).map(|class| row(class)[class]).sum();
         let pixels = self.0.iter().sum();
-        let means = |of: fn(&Class) -> Option<f64>| {
-            let there: Vec<f64> = classes.iter().filter_map(of).collect();
-            let sum: f64 = there.iter().sum();
-            (sum / there.len().max(1) as f64, sum / CLASSES as f64)
+        let means = |figure: fn(&Class) -> Option<f64>| {
+            let figures: Vec<f64> = classes.iter().filter_map(figure).collect();
+            let sum: f64 = figures.iter().sum();
+            (sum / figures.len().max(1) as f64, sum / CLASSES as f64)
         };
         let ((mean_iou, mean_iou_of_all), (mean_accuracy, mean_accuracy_of_all)) =
             (means(|c| c.iou), means(|c| c.accuracy));
@@ -213,7 +220,7 @@ impl Confusion {
 }
 
 impl Report {
-    /// The tables for people.
+    /// The figures as tables for people.
     pub fn text(&self) -> String {
         let mut text = format!("ADE20K, {} images, percent\n", self.images);
         let _ = writeln!(text, "{:<34} {:>6} {:>6} {:>6}", "", "mIoU", "mAcc", "aAcc");
@@ -231,7 +238,7 @@ impl Report {
         text
     }
 
-    /// Each label's pixels (row) by prediction (column).
+    /// An SVG of the confusion matrix: the pixels of each label (row) by prediction (column).
     pub fn plot(&self) -> String {
         let rows: Vec<&[u64]> = self.confusion.0.chunks(CLASSES + 1).collect();
         svg::matrix("ADE20K confusion", "predicted class", "labelled class", &rows)

@@ -1,8 +1,8 @@
-//! COCO's two files, annotations and results, as the evaluation takes them.
+//! Reads COCO's two files, annotations and results, for the evaluation.
 //!
-//! A field that no figure needs may hold anything: the programs that write such files differ in these. A field that a figure
-//! needs must be there, and an error names the entry that lacks it. Ids may be numbers or texts, as in pycocotools, which
-//! evaluates images in the order of their ids; here the evaluation gets each id's position in that order.
+//! A field that no figure needs may hold anything, because programs that write such files differ in these fields. An error names
+//! an entry that lacks a field that a figure needs. Ids may be numbers or texts, as in pycocotools. pycocotools evaluates images
+//! in the order of their ids, so the evaluation gets the position of each id in that order.
 
 use crate::usage;
 use anyhow::Result;
@@ -15,8 +15,8 @@ use std::path::Path;
 
 /// Both files, with ids replaced by positions.
 pub struct Files {
-    pub truth: COCO,
-    pub found: COCO,
+    pub annotations: COCO,
+    pub detections: COCO,
     /// The id and the name of every category, in the order of their positions.
     pub categories: Vec<(Id, String)>,
 }
@@ -29,7 +29,7 @@ pub enum Id {
     Text(String),
 }
 
-/// An id as JSON writes it: pandas writes whole numbers as 1.0.
+/// An id as it is written in JSON. pandas writes whole numbers as 1.0.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum StoredId {
@@ -38,7 +38,7 @@ enum StoredId {
     Text(String),
 }
 
-/// A field's value: one of the kind that the figures need, or anything else.
+/// The value of a field: of the kind that the figures need, or of any other.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Value<T> {
@@ -92,37 +92,38 @@ enum Flag {
 /// Reads both files, for boxes or for masks.
 ///
 /// # Errors
-/// A usage error that names the file and the entry: malformed, without a field that the figures need, or a detection of an
-/// image or a category that the annotations do not list.
+/// A usage error that names the file and the entry, if an entry is malformed or lacks a field that the figures need, or if a
+/// detection is of an image or a category that the annotations do not list.
 pub fn read(annotations: &Path, results: &Path, segm: bool) -> Result<Files> {
-    let dataset: StoredDataset = parsed(annotations, b'{')?;
+    let dataset: StoredDataset = parse(annotations, b'{')?;
     let known = Known::new(dataset.images, dataset.categories).map_err(|what| refusal(annotations, &what))?;
     let objects =
-        dataset.annotations.ok_or("it has no list `annotations`, so that there is nothing to find".to_string());
+        dataset.annotations.ok_or("it has no list `annotations`, so there is nothing to evaluate".to_string());
     let objects = objects.and_then(|objects| known.annotations(objects, segm));
-    let truth = COCO::from_dataset(Dataset {
+    let annotated = COCO::from_dataset(Dataset {
         images: known.images.values().cloned().collect(),
         annotations: objects.map_err(|what| refusal(annotations, &what))?,
         categories: known.categories(),
         ..Dataset::default()
     });
-    let detections = known.detections(parsed(results, b'[')?, segm).map_err(|what| refusal(results, &what))?;
-    let found = truth.load_res_anns(detections).map_err(|e| refusal(results, &e.to_string()))?;
-    let boxed = |object: &Annotation| segm || object.bbox.is_some();
-    if let Some(entry) = found.dataset.annotations.iter().position(|object| !boxed(object)) {
-        return Err(refusal(results, &of_entry("", entry, "has neither a bbox nor a mask that can be decoded")));
+    let detections = known.detections(parse(results, b'[')?, segm).map_err(|what| refusal(results, &what))?;
+    let detections = annotated.load_res_anns(detections).map_err(|e| refusal(results, &e.to_string()))?;
+    let lacks_box = |object: &Annotation| !segm && object.bbox.is_none();
+    if let Some(entry) = detections.dataset.annotations.iter().position(lacks_box) {
+        return Err(refusal(results, &at_entry("", entry, "has neither a bbox nor a mask that can be decoded")));
     }
-    Ok(Files { truth, found, categories: known.categories.into_iter().collect() })
+    Ok(Files { annotations: annotated, detections, categories: known.categories.into_iter().collect() })
 }
 
 fn refusal(file: &Path, what: &str) -> anyhow::Error {
     usage!("{}: {what}", file.display())
 }
 
-/// The file's JSON, which must begin with this bracket. Python's writer adds `NaN` and `Infinity` to JSON.
-fn parsed<T: DeserializeOwned>(file: &Path, bracket: u8) -> Result<T> {
+/// Parses a file of JSON, which must begin with this bracket. It may hold `NaN` and `Infinity`, which Python writes although JSON
+/// has neither.
+fn parse<T: DeserializeOwned>(file: &Path, bracket: u8) -> Result<T> {
     let mut bytes = std::fs::read(file).map_err(|e| refusal(file, &e.to_string()))?;
-    replace_what_is_no_number(&mut bytes);
+    replace_nan_and_infinity(&mut bytes);
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes).trim_ascii_start();
     if text.first().is_some_and(|&first| first != bracket) {
         let expected = if bracket == b'[' {
@@ -135,8 +136,8 @@ fn parsed<T: DeserializeOwned>(file: &Path, bracket: u8) -> Result<T> {
     serde_json::from_slice(text).map_err(|e| refusal(file, &e.to_string()))
 }
 
-/// Replaces `NaN` and `Infinity` outside of texts by an empty text, which is refused if a figure needs the field.
-fn replace_what_is_no_number(json: &mut [u8]) {
+/// Replaces `NaN` and `Infinity` outside of texts by an empty text. A field with a text is refused if a figure needs its number.
+fn replace_nan_and_infinity(json: &mut [u8]) {
     let (mut in_text, mut at) = (false, 0);
     while at < json.len() {
         match json[at] {
@@ -156,7 +157,8 @@ fn replace_what_is_no_number(json: &mut [u8]) {
     }
 }
 
-/// The images and categories that the annotations list. Of two entries with one id the later counts, as in pycocotools.
+/// The images and categories that the file of annotations lists. If two entries have one id, the later counts, as in
+/// pycocotools.
 struct Known {
     images: BTreeMap<Id, Image>,
     categories: BTreeMap<Id, String>,
@@ -166,20 +168,20 @@ impl Known {
     fn new(images: Option<Vec<StoredImage>>, categories: Option<Vec<StoredCategory>>) -> Result<Known, String> {
         let mut known = Known { images: BTreeMap::new(), categories: BTreeMap::new() };
         for (entry, image) in images.unwrap_or_default().into_iter().enumerate() {
-            let id = needed(image.id, "id", NUMBER_OR_TEXT).map_err(|what| of_entry("images", entry, &what))?;
+            let id = needed(image.id, "id", NUMBER_OR_TEXT).map_err(|what| at_entry("images", entry, &what))?;
             let side = |side: Field<u32>| valid(side).unwrap_or(0);
             let image = Image { width: side(image.width), height: side(image.height), ..Image::default() };
             known.images.insert(id, image);
         }
         for (entry, category) in categories.unwrap_or_default().into_iter().enumerate() {
-            let id = needed(category.id, "id", NUMBER_OR_TEXT).map_err(|what| of_entry("categories", entry, &what))?;
+            let id = needed(category.id, "id", NUMBER_OR_TEXT).map_err(|what| at_entry("categories", entry, &what))?;
             let name = valid(category.name).unwrap_or_else(|| id.to_string().trim_matches('"').into());
             known.categories.insert(id, name);
         }
         for (list, ids) in
             [("images", known.images.keys().collect()), ("categories", known.categories.keys().collect())]
         {
-            of_one_kind(list, ids)?;
+            check_ids(list, ids)?;
         }
         known.images.values_mut().zip(0..).for_each(|(image, position)| image.id = position);
         Ok(known)
@@ -190,23 +192,23 @@ impl Known {
         self.categories.values().zip(0..).map(category).collect()
     }
 
-    /// The annotations of listed images and categories: pycocotools passes over the others.
+    /// Keeps the annotations of listed images and categories, and ignores the others as pycocotools does.
     fn annotations(&self, objects: Vec<StoredObject>, segm: bool) -> Result<Vec<Annotation>, String> {
         let positions = positions(self.categories.keys());
         let mut ids = BTreeSet::new();
         let mut annotations = Vec::new();
-        let all = objects.len();
+        let given = objects.len();
         for (entry, mut object) in objects.into_iter().enumerate() {
-            let named = |what: String| of_entry("annotations", entry, &what);
+            let named = |what: String| at_entry("annotations", entry, &what);
             let id = needed(object.id.take(), "id", NUMBER_OR_TEXT).map_err(named)?;
-            let (image, category) = object.place().map_err(named)?;
+            let (image, category) = object.image_and_category().map_err(named)?;
             if matches!(id, Id::Number(0)) {
-                return Err(named(
-                    "has the id 0, which pycocotools takes for no annotation at all; count from 1".into(),
-                ));
+                return Err(named("has the id 0, which pycocotools counts as no annotation; count from 1".into()));
             }
             if let Some(id) = ids.replace(id) {
-                return Err(named(format!("has the id {id} of an earlier one; give each annotation an id of its own")));
+                return Err(named(format!(
+                    "has the id {id} of an earlier annotation; give each annotation an id of its own"
+                )));
             }
             if let (Some(image), Some(&category)) = (self.images.get(&image), positions.get(&category)) {
                 let position = annotations.len() as u64 + 1;
@@ -217,28 +219,31 @@ impl Known {
                 annotations.push(Annotation { area: Some(area), iscrowd, ..placed });
             }
         }
-        if annotations.len() < all {
+        if annotations.len() < given {
             log::warn!(
-                "{} annotations of images or categories that are not listed count for nothing",
-                all - annotations.len()
+                "{} annotations are ignored, because their images or categories are not listed",
+                given - annotations.len()
             );
         }
         Ok(annotations)
     }
 
-    /// The detections. Masks that come with a box are evaluated without it.
+    /// The detections, each with its box alone or its mask alone.
     fn detections(&self, objects: Vec<StoredObject>, segm: bool) -> Result<Vec<Annotation>, String> {
         let positions = positions(self.categories.keys());
-        // pycocotools makes boxes of masks, and masks of boxes, if no detection has what is compared.
-        let has = |object: &StoredObject| if segm { object.segmentation.is_some() } else { object.bbox.is_some() };
-        let by_mask = segm == objects.iter().any(has);
+        // If no detection has the shape that is evaluated, pycocotools makes boxes from masks, or masks from boxes.
+        let has_shape = |object: &StoredObject| match segm {
+            true => object.segmentation.is_some(),
+            false => object.bbox.is_some(),
+        };
+        let by_mask = segm == objects.iter().any(has_shape);
         let detection = |(entry, mut object): (usize, StoredObject)| {
-            let named = |what: String| of_entry("", entry, &what);
+            let named = |what: String| at_entry("", entry, &what);
             let score = needed(object.score.take(), "score", "a number").map_err(named)?;
-            let (image, category) = object.place().map_err(named)?;
-            let no_such = |what: &str, id: &Id| named(format!("is of {what} {id}, which the annotations do not list"));
-            let image = self.images.get(&image).ok_or_else(|| no_such("image_id", &image))?;
-            let &category_id = positions.get(&category).ok_or_else(|| no_such("category_id", &category))?;
+            let (image, category) = object.image_and_category().map_err(named)?;
+            let unlisted = |field: &str, id: &Id| named(format!("has {field} {id}, which the annotations do not list"));
+            let image = self.images.get(&image).ok_or_else(|| unlisted("image_id", &image))?;
+            let &category_id = positions.get(&category).ok_or_else(|| unlisted("category_id", &category))?;
             let shape = object.shape(by_mask, segm, image).map_err(named)?;
             Ok(Annotation { image_id: image.id, category_id, score: Some(score), ..shape })
         };
@@ -248,7 +253,7 @@ impl Known {
 
 impl StoredObject {
     /// The ids of the image and the category.
-    fn place(&mut self) -> Result<(Id, Id), String> {
+    fn image_and_category(&mut self) -> Result<(Id, Id), String> {
         let image = needed(self.image_id.take(), "image_id", NUMBER_OR_TEXT)?;
         Ok((image, needed(self.category_id.take(), "category_id", NUMBER_OR_TEXT)?))
     }
@@ -262,11 +267,11 @@ impl StoredObject {
         }
     }
 
-    /// The box alone, or the mask alone, which may stand for a box in results.
+    /// The object with its mask alone if `by_mask`, else with its box alone. In results a mask may replace a box and a box a mask.
     fn shape(&mut self, by_mask: bool, segm: bool, image: &Image) -> Result<Annotation, String> {
-        let compared = if segm { "segmentation" } else { "bbox" };
+        let needed_field = if segm { "segmentation" } else { "bbox" };
         if (by_mask && self.segmentation.is_none()) || (!by_mask && self.bbox.is_none()) {
-            return Err(format!("has no {compared}"));
+            return Err(format!("has no {needed_field}"));
         }
         if !by_mask {
             let bbox = needed(self.bbox.take(), "bbox", "four numbers")?;
@@ -280,7 +285,7 @@ impl StoredObject {
                 if image.width == 0 || image.height == 0 {
                     return Err("is a polygon, but the annotations do not say its image's width and height".into());
                 }
-                // pycocotools refuses a list that begins with fewer numbers.
+                // pycocotools refuses a list whose first polygon has four numbers or fewer.
                 polygons.first().is_some_and(|polygon| polygon.len() > 4)
             }
             _ => false,
@@ -309,8 +314,8 @@ fn valid<T>(field: Field<T>) -> Option<T> {
     }
 }
 
-/// Names an entry of a list; the results are one list without a name.
-fn of_entry(list: &str, entry: usize, what: &str) -> String {
+/// An error's text, which begins with the entry. The list of results has no name: `list` is then empty.
+fn at_entry(list: &str, entry: usize, what: &str) -> String {
     if list.is_empty() {
         format!("entry {entry} (from 0) {what}")
     } else {
@@ -322,8 +327,8 @@ fn positions<'a>(ids: impl Iterator<Item = &'a Id>) -> BTreeMap<&'a Id, u64> {
     ids.zip(0..).collect()
 }
 
-/// Numbers and texts have no common order.
-fn of_one_kind(list: &str, ids: Vec<&Id>) -> Result<(), String> {
+/// Fails if there are no ids, or if they are numbers and texts, which have no common order.
+fn check_ids(list: &str, ids: Vec<&Id>) -> Result<(), String> {
     match (ids.first(), ids.last()) {
         (Some(Id::Number(number)), Some(Id::Text(text))) => {
             Err(format!("its `{list}` have the ids {number} and {text:?}; give them numbers alone or texts alone"))

@@ -166,7 +166,7 @@ fn what_cannot_be_evaluated_is_refused_by_its_entry() {
         (
             "bbox",
             |file, _| entries(file, "annotations")[1]["id"] = entries(file, "annotations")[0]["id"].clone(),
-            &["entry 1 (from 0)", "of an earlier one"],
+            &["entry 1 (from 0)", "of an earlier annotation"],
         ),
         ("bbox", |file, _| entries(file, "annotations")[0]["id"] = 0.into(), &["entry 0", "the id 0", "count from 1"]),
         (
