@@ -24,7 +24,7 @@ use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// The result: medians over the timed steps.
+/// The result of the benchmark.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub model: String,
@@ -41,19 +41,19 @@ pub struct Report {
     pub steps: usize,
     pub step_s: f64,
     pub images_per_s: f64,
-    /// Operations per second: those that the step needs by formula, where recomputed operations count once.
+    /// Billions of operations per second. The operations of a step come from a formula, in which recomputed ones count once.
     pub gflops: f64,
-    /// Operations per second of large square matrix products in the same precision, on the same threads.
+    /// Billions of operations per second of large square matrix products in the same precision and on the same device.
     pub matrix_product_gflops: f64,
     /// `gflops` divided by `matrix_product_gflops`.
     pub utilisation: f64,
-    /// The process's largest resident set; on a GPU the memory in use, since libtorch does not return memory.
+    /// The peak of the process's resident memory; on a GPU the memory in use after the steps, since libtorch returns none.
     pub peak_mib: f64,
     pub share: Shares,
 }
 
-/// The share of each part in the time of a step; they add up to 1. With a GPU the parts other than `device` are the time to
-/// hand it the work.
+/// The share of each part in the time of a step. The shares add up to 1. With a GPU, each part except `device` is the time that
+/// the host takes to give the GPU the work.
 #[derive(Debug, Serialize)]
 pub struct Shares {
     pub data: f64,
@@ -65,7 +65,7 @@ pub struct Shares {
     pub device: f64,
 }
 
-/// Models with four stages of the same depth: name, and image, patch, width, depth, heads, channels, classes.
+/// Models of four equally deep stages: the name, then image size, patch size, width, depth, heads, channels and classes.
 const MODELS: [(&str, [usize; 7]); 7] = [
     ("tiny-28", [28, 7, 48, 16, 4, 1, 10]),
     ("deit-ti", [224, 16, 192, 12, 3, 3, 1000]),
@@ -76,8 +76,8 @@ const MODELS: [(&str, [usize; 7]); 7] = [
     ("deit-t-128", [32, 4, 192, 128, 3, 3, 100]),
 ];
 
-/// A config for a model of the table, or the config file at that path. The table's models train without stochastic depth and
-/// in one micro-batch, as their peers do.
+/// The config of a model of the table, or of the file `model`. The models of the table train without stochastic depth and in one
+/// micro-batch, as the programs do with which they are compared.
 pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
     let Some((_, sizes)) = MODELS.iter().find(|(name, _)| *name == model) else {
         require!(
@@ -100,9 +100,9 @@ pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
 
 /// What to measure.
 pub struct Work {
-    /// The module that trains; the target trains end to end if there is none.
+    /// The stage whose module trains; if none, the target trains end to end.
     pub stage: Option<usize>,
-    /// Samples of a global batch.
+    /// The samples of a global batch.
     pub batch: usize,
     /// How many steps are timed.
     pub steps: usize,
@@ -110,7 +110,7 @@ pub struct Work {
     pub off: Off,
 }
 
-/// Trains on one device and measures.
+/// Trains on one device and measures the time.
 pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
     let Work { stage, batch, steps, device, off } = work;
     let stages = config.model.stages();
@@ -122,7 +122,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
         Some(index) => plan.phase(&MODULE, Some(index)),
         None => plan.phase(&E2E, None),
     };
-    // The operations that the phase needs do not depend on the parts that are switched off.
+    // Parts that are switched off do not change the number of operations that the phase needs.
     let flops = training_flops(&plan.config.model, &phase) * batch as f64;
     if off.has(Part::Suffix) {
         phase.trained.end = stages;
@@ -138,17 +138,8 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
     let mut stepper = Stepper::new(&plan, &phase, &Solo, micro_batches.len());
     let mut batches = random_batches(&plan, micro_batches, device);
-    let mut seconds = Vec::new();
-    let mut times = Times::default();
-    for step in 0..(WARM_UP + steps) as u64 {
-        let began = Instant::now();
-        let outcome = stepper.step(&mut network, &mut optimiser, &mut batches, step, 1e-3)?;
-        if step >= WARM_UP as u64 {
-            seconds.push(began.elapsed().as_secs_f64());
-            times += outcome.map_or(Times::default(), |outcome| outcome.times);
-        }
-    }
-    // The matrix products take more memory later.
+    let (seconds, times) = time_steps(&mut stepper, &mut network, &mut optimiser, &mut batches, steps)?;
+    // Read the peak before the matrix products, which take more memory.
     let peak_mib = peak_mib(device)?;
     let step_s = median(seconds);
     let gflops = flops / step_s / 1e9;
@@ -176,7 +167,29 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
     })
 }
 
+/// Steps that run before the timed ones.
 const WARM_UP: usize = 3;
+
+/// Trains, and returns the seconds of each timed step and the summed times of their parts.
+fn time_steps(
+    stepper: &mut Stepper,
+    network: &mut Network,
+    optimiser: &mut AdamW,
+    batches: &mut dyn Iterator<Item = Result<Batch>>,
+    steps: usize,
+) -> Result<(Vec<f64>, Times)> {
+    let mut seconds = Vec::new();
+    let mut times = Times::default();
+    for step in 0..(WARM_UP + steps) as u64 {
+        let began = Instant::now();
+        let outcome = stepper.step(network, optimiser, batches, step, 1e-3)?;
+        if step >= WARM_UP as u64 {
+            seconds.push(began.elapsed().as_secs_f64());
+            times += outcome.map_or(Times::default(), |outcome| outcome.times);
+        }
+    }
+    Ok((seconds, times))
+}
 
 impl Shares {
     fn of(times: &Times) -> Shares {

@@ -211,7 +211,7 @@ fn require_plain_text(plan: &Plan, places: Places) -> Result<()> {
         ("data.pack_from", path(&config.data.pack_from)),
         ("slurm.container", slurm.container.clone()),
     ];
-    for (key, value) in slurm.words() {
+    for (key, value) in slurm.sbatch_options() {
         texts.push((key, value.into()));
     }
     for (key, text) in texts {

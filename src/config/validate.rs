@@ -6,7 +6,7 @@ use crate::family::Model;
 use crate::require;
 use anyhow::Result;
 
-/// The most bytes that drawn images may take.
+/// The most memory in bytes that drawn images may take.
 const MOST_DRAWN: usize = 256 << 30;
 
 impl Config {
@@ -53,25 +53,28 @@ impl Slurm {
         );
         require!(
             ["USR1", "USR2"].contains(&self.signal.as_str()),
-            "slurm.signal = {:?}: give USR2, or USR1 (which NCCL may use); TERM is how Slurm cancels",
+            "slurm.signal = {:?}: give USR2, or USR1 (which NCCL may use); TERM is the signal with which Slurm cancels a job",
             self.signal
         );
-        for (key, text) in self.words() {
+        for (key, text) in self.sbatch_options() {
             require!(
                 !text.chars().any(char::is_control),
-                "{key} = {text:?}: a line break or another control character in what sbatch is given; take it out"
+                "{key} = {text:?}: an option of sbatch cannot hold a line break or another control character; take it out"
             );
         }
-        // One text may hold several shell lines.
+        // A text of `slurm.setup` may hold several lines of shell.
         for line in &self.setup {
             let text = line.replace(['\n', '\t'], "");
-            require!(!text.chars().any(char::is_control), "slurm.setup: a control character in {line:?}; take it out");
+            require!(
+                !text.chars().any(char::is_control),
+                "slurm.setup = {line:?}: it holds a control character; take it out"
+            );
         }
         Ok(())
     }
 
-    /// The texts that become options of sbatch, each with its key. Every one stands on its own line of a script.
-    pub fn words(&self) -> Vec<(&'static str, &str)> {
+    /// The texts that become options of sbatch, each with its key. In a script each option has a line of its own.
+    pub fn sbatch_options(&self) -> Vec<(&'static str, &str)> {
         let named = [
             ("slurm.partition", &self.partition),
             ("slurm.account", &self.account),
@@ -89,6 +92,13 @@ impl Slurm {
 
 impl Data {
     fn validate(&self, model: &Model) -> Result<()> {
+        self.validate_channels(model)?;
+        self.validate_amounts(model)?;
+        self.validate_augmentation()?;
+        self.validate_source(model)
+    }
+
+    fn validate_channels(&self, model: &Model) -> Result<()> {
         require!(
             [1, 3].contains(&model.channels()),
             "model.channels = {}: images have 1 channel (gray) or 3 (red, green, blue)",
@@ -112,6 +122,10 @@ impl Data {
             "data.std = {:?}: every value must be a positive number, such as 0.5",
             self.std
         );
+        Ok(())
+    }
+
+    fn validate_amounts(&self, model: &Model) -> Result<()> {
         for (key, value, most) in [
             ("train_images", self.train_images, 1 << 32),
             ("test_images", self.test_images, 1 << 32),
@@ -125,6 +139,10 @@ impl Data {
             "data.train_fraction = {}: give a share in (0, 1]",
             self.train_fraction
         );
+        Ok(())
+    }
+
+    fn validate_augmentation(&self) -> Result<()> {
         for (key, [low, high], most) in
             [("crop_scale", self.crop_scale, 1.0), ("crop_ratio", self.crop_ratio, f64::MAX)]
         {
@@ -140,7 +158,7 @@ impl Data {
         );
         Policy::parse(&self.auto_augment)?;
         probability("data.color_jitter", self.color_jitter)?;
-        require!(self.repeats >= 1, "data.repeats = 0: 1 turns repeated augmentation off");
+        require!(self.repeats >= 1, "data.repeats = 0: set at least 1; 1 turns repeated augmentation off");
         for (key, value) in [("mixup", self.mixup), ("cutmix", self.cutmix)] {
             require!(value >= 0.0 && value.is_finite(), "data.{key} = {value}: give 0 (off) or a positive number");
         }
@@ -152,14 +170,19 @@ impl Data {
         ] {
             probability(&format!("data.{key}"), value)?;
         }
+        Ok(())
+    }
+
+    /// Checks the images that a config promises to pack or to draw.
+    fn validate_source(&self, model: &Model) -> Result<()> {
         require!(
             self.pack_from.as_os_str().is_empty() || (self.format == Format::Packed && self.train_images > 0),
-            "data.pack_from = {:?} needs data.format = \"packed\" and data.train_images: how many it will hold",
+            "data.pack_from = {:?} needs data.format = \"packed\" and data.train_images, the number of images that it will hold",
             self.pack_from.display()
         );
         require!(
             self.format != Format::Shapes || (self.train_images > 0 && self.test_images > 0),
-            "data.format = \"shapes\" needs data.train_images and data.test_images: how many to draw, such as 6000 and 1000"
+            "data.format = \"shapes\" needs data.train_images and data.test_images, the numbers of images to draw, such as 6000 and 1000"
         );
         let used = (self.train_images as f64 * self.train_fraction).round();
         require!(
@@ -172,7 +195,7 @@ impl Data {
         let bytes = (self.train_images + self.test_images).saturating_mul(model.channels() * model.image_size().pow(2));
         require!(
             self.format != Format::Shapes || bytes <= MOST_DRAWN,
-            "data.train_images = {} and data.test_images = {}: drawn images lie in memory, and these take {} GiB; lower them",
+            "data.train_images = {} and data.test_images = {}: drawn images are kept in memory, and these take {} GiB; lower them",
             self.train_images,
             self.test_images,
             bytes >> 30
@@ -212,7 +235,7 @@ impl Training {
         }
         require!(
             self.warmup_epochs < self.epochs || self.warmup_epochs == 0,
-            "{phase}.warmup_epochs = {} leaves nothing of {phase}.epochs = {}; lower it",
+            "{phase}.warmup_epochs = {} must be less than {phase}.epochs = {}; lower it",
             self.warmup_epochs,
             self.epochs
         );

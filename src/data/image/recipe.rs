@@ -134,11 +134,7 @@ impl Recipe {
         let data = &self.data;
         bench.spent.begin();
         let size = bench.decoder.open(bytes, stored)?;
-        if self.size <= LARGEST_PADDED {
-            self.draw_padded_crop(bench, bytes, size, random)?;
-        } else {
-            self.draw_resized_crop(bench, bytes, size, random)?;
-        }
+        self.draw_random_crop(bench, bytes, size, random)?;
         bench.canvas.flipped = random.uniform() < data.flip;
         match &self.policy {
             Some(policy) => policy.apply(&mut bench.canvas, random),
@@ -171,26 +167,19 @@ impl Recipe {
         Ok(())
     }
 
-    /// Draws a random part of the image, resized to the input's size.
-    fn draw_resized_crop(
+    /// Draws a random part of the image, resized to the input's size. For a small input it instead resizes the image's shorter
+    /// side to the input's side, adds a black border, and draws a random part of the input's size.
+    fn draw_random_crop(
         &self,
         bench: &mut Workbench,
         bytes: &[u8],
         (height, width): (usize, usize),
         random: &mut Random,
     ) -> Result<()> {
-        let region = crop::random_resized(random, height, width, self.data.crop_scale, self.data.crop_ratio);
-        bench.draw(bytes, self.training_part(region), self.size)
-    }
-
-    /// Resizes the image's shorter side to the input's side, adds a black border, and draws a random part of the input's size.
-    fn draw_padded_crop(
-        &self,
-        bench: &mut Workbench,
-        bytes: &[u8],
-        (height, width): (usize, usize),
-        random: &mut Random,
-    ) -> Result<()> {
+        if self.size > LARGEST_PADDED {
+            let region = crop::random_resized(random, height, width, self.data.crop_scale, self.data.crop_ratio);
+            return bench.draw(bytes, self.training_part(region), self.size);
+        }
         let (resized_height, resized_width) = crop::resized(height, width, self.size);
         let whole = Region { left: 0, top: 0, width, height };
         bench.resized.free_if_huge();

@@ -1,17 +1,28 @@
-//! Shears, translations and rotations like Pillow's `Image.transform(…, AFFINE, resample=BICUBIC)` (`Geometry.c`). Pixels are
-//! interpolated by a cubic with a = −1 over 4 × 4 pixels, and truncated, not rounded. Outside of the image its border pixels
-//! repeat, but an output pixel whose centre comes from outside has the fill colour.
+//! Shears, translates and rotates like Pillow's `Image.transform(…, AFFINE, resample=BICUBIC)` (`Geometry.c`). Pixels are
+//! interpolated by a cubic with a = −1 over 4 × 4 pixels, and truncated, not rounded. For the interpolation the border pixels of
+//! the image repeat outside of it, but an output pixel whose centre comes from outside gets the fill colour.
 
 use super::enhance::truncated;
 use crate::data::image::pixels::Pixel;
 use multiversion::multiversion;
 use std::ops::Range;
 
-/// Memory that is reused.
+/// A square image and the memory for the image that an operation makes from it.
+pub struct Images<'a> {
+    pub from: &'a [Pixel],
+    pub to: &'a mut [Pixel],
+    /// The side of both images.
+    pub size: usize,
+    /// The colour of pixels that come from outside of the image.
+    pub fill: Pixel,
+    pub scratch: &'a mut Scratch,
+}
+
+/// Memory that is reused from operation to operation.
 #[derive(Default)]
 pub struct Scratch {
     padded: Vec<Pixel>,
-    /// Of each column: the whole pixels of its offset, the weights of the fraction, and the output rows inside the image.
+    /// For each column: the whole pixels of its offset, the weights for the fraction, and the output rows inside the image.
     columns: Vec<(isize, [f32; 4], Range<usize>)>,
 }
 
@@ -24,18 +35,13 @@ fn weights(fraction: f32) -> [f32; 4] {
     [-x + 2.0 * x2 - x3, 1.0 - 2.0 * x2 + x3, x + x2 - x3, x3 - x2]
 }
 
-/// Added before truncation: the weights' sum is 1 only up to rounding, and a flat 100 must not become 99.
+/// A small number that is added before truncation. The sum of the weights is 1 only up to rounding, and a flat area of 100 must
+/// not become 99.
 const SLACK: f32 = 1e-3;
 
 /// Shifts each row to the left by `offset(row)` pixels.
-pub fn shift_rows(
-    from: &[Pixel],
-    size: usize,
-    offset: impl Fn(usize) -> f64,
-    fill: Pixel,
-    to: &mut [Pixel],
-    scratch: &mut Scratch,
-) {
+pub fn shift_rows(images: Images, offset: impl Fn(usize) -> f64) {
+    let Images { from, to, size, fill, scratch } = images;
     scratch.padded.resize(size + 2 * PAD, [0; 4]);
     for (row, (from, to)) in from.chunks_exact(size).zip(to.chunks_exact_mut(size)).enumerate() {
         let (whole, fraction, shown) = split_offset(offset(row), size);
@@ -55,7 +61,8 @@ pub fn shift_rows(
 }
 
 /// Shifts the whole image up by `offset` pixels.
-pub fn shift_up(from: &[Pixel], size: usize, offset: f64, fill: Pixel, to: &mut [Pixel]) {
+pub fn shift_up(images: Images, offset: f64) {
+    let Images { from, to, size, fill, .. } = images;
     let (whole, fraction, shown) = split_offset(offset, size);
     for (row, to) in to.chunks_exact_mut(size).enumerate() {
         if !shown.contains(&row) {
@@ -71,14 +78,8 @@ pub fn shift_up(from: &[Pixel], size: usize, offset: f64, fill: Pixel, to: &mut 
 }
 
 /// Shifts each column up by `offset(column)` pixels.
-pub fn shift_columns(
-    from: &[Pixel],
-    size: usize,
-    offset: impl Fn(usize) -> f64,
-    fill: Pixel,
-    to: &mut [Pixel],
-    scratch: &mut Scratch,
-) {
+pub fn shift_columns(images: Images, offset: impl Fn(usize) -> f64) {
+    let Images { from, to, size, fill, scratch } = images;
     pad(from, size, &mut scratch.padded);
     scratch.columns.clear();
     scratch.columns.extend((0..size).map(|column| {
@@ -127,7 +128,8 @@ fn combine(taps: [&[u8]; 4], weights: [f32; 4], out: &mut [u8]) {
 }
 
 /// Rotates the image counter-clockwise about its centre.
-pub fn rotate(from: &[Pixel], size: usize, degrees: f64, fill: Pixel, to: &mut [Pixel], scratch: &mut Scratch) {
+pub fn rotate(images: Images, degrees: f64) {
+    let Images { from, to, size, fill, scratch } = images;
     pad(from, size, &mut scratch.padded);
     let angle = -degrees.to_radians();
     draw_rotated(&scratch.padded, size, [angle.cos(), angle.sin()], fill, to);

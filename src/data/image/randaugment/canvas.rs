@@ -1,5 +1,5 @@
-//! A square image that puts operations off. Operations on single bytes are collected in one table, which is applied together
-//! with a later operation or with the normalisation. Mirroring is put off too, as most operations commute with it.
+//! A square image with deferred operations. Operations on single bytes are collected in one table, which is applied together
+//! with a later operation or with the normalisation. Mirroring is deferred too, because most operations commute with it.
 
 use super::operation::Operation;
 use super::table::{self, Histogram, IDENTITY, Table};
@@ -44,10 +44,10 @@ impl Canvas {
         &mut self.pixels
     }
 
-    /// Applies an operation or puts it off.
+    /// Applies or defers an operation.
     pub fn apply(&mut self, operation: Operation) {
         use Operation::*;
-        let (size, fill) = (self.pixels.width, self.fill);
+        let size = self.pixels.width as f64;
         match operation {
             AutoContrast => self.add_table(table::auto_contrast(&self.histogram())),
             Equalize => self.add_table(table::equalize(&self.histogram())),
@@ -67,24 +67,18 @@ impl Canvas {
                 self.apply_table();
                 enhance::color(&mut self.pixels.rgbx, factor as f32);
             }
-            Sharpness(factor) => self.redraw(|from, to, _| enhance::sharpness(from, size, factor as f32, to)),
-            ShearX(by) => {
-                self.move_pixels(|from, to, s| affine::shift_rows(from, size, |y| by * (y as f64 + 0.5), fill, to, s))
+            Sharpness(factor) => {
+                self.redraw(|images| enhance::sharpness(images.from, images.size, factor as f32, images.to))
             }
-            TranslateX(by) => {
-                self.move_pixels(|from, to, s| affine::shift_rows(from, size, |_| by * size as f64, fill, to, s))
-            }
-            ShearY(by) => {
-                self.move_pixels(|from, to, s| {
-                    affine::shift_columns(from, size, |x| by * (x as f64 + 0.5), fill, to, s)
-                });
-            }
-            TranslateY(by) => self.move_pixels(|from, to, _| affine::shift_up(from, size, by * size as f64, fill, to)),
-            Rotate(degrees) => self.move_pixels(|from, to, s| affine::rotate(from, size, degrees, fill, to, s)),
+            ShearX(by) => self.move_pixels(|images| affine::shift_rows(images, |y| by * (y as f64 + 0.5))),
+            TranslateX(by) => self.move_pixels(|images| affine::shift_rows(images, |_| by * size)),
+            ShearY(by) => self.move_pixels(|images| affine::shift_columns(images, |x| by * (x as f64 + 0.5))),
+            TranslateY(by) => self.move_pixels(|images| affine::shift_up(images, by * size)),
+            Rotate(degrees) => self.move_pixels(|images| affine::rotate(images, degrees)),
         }
     }
 
-    /// Puts a table off, after the one that may be there.
+    /// Defers a table. If another is already deferred, the new one applies after it.
     fn add_table(&mut self, after: Table) {
         let mut spare_table = self.spare_table.take();
         let table = self.table.get_or_insert_with(|| {
@@ -101,7 +95,7 @@ impl Canvas {
         self.table.as_ref().map_or(histogram, |table| table::mapped(&histogram, table))
     }
 
-    /// Applies the table that was put off.
+    /// Applies the deferred table, if there is one.
     fn apply_table(&mut self) {
         let Some(table) = self.table.take() else { return };
         for pixel in &mut self.pixels.rgbx {
@@ -112,7 +106,7 @@ impl Canvas {
     }
 
     /// Redraws the image by an operation that does not commute with mirroring.
-    fn move_pixels(&mut self, draw: impl FnOnce(&[Pixel], &mut [Pixel], &mut affine::Scratch)) {
+    fn move_pixels(&mut self, draw: impl FnOnce(affine::Images)) {
         if std::mem::take(&mut self.flipped) {
             let width = self.pixels.width;
             self.pixels.rgbx.chunks_exact_mut(width).for_each(<[_]>::reverse);
@@ -121,10 +115,16 @@ impl Canvas {
     }
 
     /// Draws a new image from the present one.
-    fn redraw(&mut self, draw: impl FnOnce(&[Pixel], &mut [Pixel], &mut affine::Scratch)) {
+    fn redraw(&mut self, draw: impl FnOnce(affine::Images)) {
         self.apply_table();
         self.spare.resize(self.pixels.rgbx.len(), [0; 4]);
-        draw(&self.pixels.rgbx, &mut self.spare, &mut self.scratch);
+        draw(affine::Images {
+            from: &self.pixels.rgbx,
+            to: &mut self.spare,
+            size: self.pixels.width,
+            fill: self.fill,
+            scratch: &mut self.scratch,
+        });
         std::mem::swap(&mut self.pixels.rgbx, &mut self.spare);
     }
 }
