@@ -49,8 +49,11 @@ pub fn decide(
         recorded => recorded,
     };
     while let Err(error) = memory::catch(|| try_step(plan, phase, start, samples)) {
-        if !error.is::<OutOfMemory>() || samples < 4 {
+        if !error.is::<OutOfMemory>() {
             return Err(error);
+        }
+        if samples < 4 {
+            return Err(too_large(phase, device, &error.to_string()));
         }
         samples = samples / 4 * 2;
     }
@@ -72,16 +75,21 @@ fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, dev
         None => (memory::free_on_host() / replicas_here(), own.min(MOST_ON_CPU)),
     };
     let fitting = fitting_micro_batch(plan, phase, memory, most, !device.is_cuda()).ok_or_else(|| {
-        usage!(
-            "{}: not even two samples fit the {:.1} GiB of {}; set run.activation_checkpointing = true or run.precision = \
-             \"bf16\", or use a device with more memory",
-            phase.name,
-            memory as f64 / (1u64 << 30) as f64,
-            name(device)
-        )
+        let gibibytes = memory as f64 / (1u64 << 30) as f64;
+        too_large(phase, device, &format!("{gibibytes:.1} GiB are free"))
     })?;
     let passes = micro_batches(0..own, fitting).len();
     Ok(own.div_ceil(2 * passes) * 2)
+}
+
+/// The error of a phase of which not even the smallest micro-batch fits.
+fn too_large(phase: &PhasePlan, device: Device, why: &str) -> anyhow::Error {
+    usage!(
+        "{}: not even two samples fit {}: {why}; set run.activation_checkpointing = true or run.precision = \"bf16\", or use \
+         a device with more memory",
+        phase.name,
+        name(device)
+    )
 }
 
 /// One step of the phase with a single micro-batch of so many samples, on copies of its weights.
