@@ -15,11 +15,11 @@ pub fn gather(
     queue: &Queue,
     mut look: impl FnMut(&Node) -> Result<Found>,
 ) -> Result<Vec<Evidence>> {
-    let whole_if = |is_done: bool| if is_done { Found::Whole } else { Found::Nothing };
+    let exists_if = |is_done: bool| if is_done { Found::Exists } else { Found::Nothing };
     let evidence = graph.nodes().iter().map(|node| {
         let found = match node.row.kind {
-            Kind::Pack => whole_if(node.is_wanted && packed::open(&config.data.path).is_ok()),
-            Kind::Script => whole_if(queue.has_done(node)),
+            Kind::Pack => exists_if(node.is_wanted && packed::open(&config.data.path).is_ok()),
+            Kind::Script => exists_if(queue.has_done(node)),
             _ => look(node)?,
         };
         Ok(Evidence { found, beat: None, queued: queue.about(node).cloned() })

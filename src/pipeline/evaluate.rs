@@ -112,7 +112,7 @@ fn check_class_names(ours: &[String], of_data: &[String], weights: &Path, data: 
     ))
 }
 
-/// Completes a module with the frozen stages of the meta model that it grew in. The meta model is beside the module or in the
+/// Completes a module with the frozen stages of the meta model that it was trained in. The meta model is beside the module or in the
 /// run directory.
 fn as_network(mut artefact: Artefact, path: &Path, run: &Path) -> Result<Artefact> {
     let Some(index) = artefact.header.index else { return Ok(artefact) };
@@ -120,7 +120,7 @@ fn as_network(mut artefact: Artefact, path: &Path, run: &Path) -> Result<Artefac
     let meta_path = if beside.exists() { beside } else { run.join(META.writes) };
     let meta = artefact::read(&meta_path)?;
     if artefact.header.meta.as_deref() != Some(&meta.hash) {
-        let what = format!("grew in another meta model than {}", meta_path.display());
+        let what = format!("was trained in another meta model than {}", meta_path.display());
         return Err(Failure::Damaged { path: path.into(), what }.into());
     }
     artefact.weights.extend(meta.weights.into_iter().filter(|((stage, _), _)| *stage != index));

@@ -1,12 +1,12 @@
-//! The nodes of a run: the table's rows, expanded by a config.
+//! The nodes of a run: the rows of the table, expanded for a config.
 
 use super::table::{Depths, Kind, Row, Start};
 use crate::config::Config;
 use crate::family::Model;
 use std::path::{Path, PathBuf};
 
-/// Every node of the table's rows, in the order of a run. Those that the config does not ask for are among them, as a
-/// command can ask for them all the same.
+/// The nodes of all rows of the table, in the order of a run. They include nodes that the config does not ask for, because a
+/// command can still ask for them.
 #[derive(Debug, Clone)]
 pub struct Graph {
     nodes: Vec<Node>,
@@ -15,34 +15,34 @@ pub struct Graph {
 /// One piece of a run.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// Such as `meta`, `module-2` or `downstream-detect`: the name of its checkpoints, heartbeats, leases and logs.
+    /// The name of its checkpoints, heartbeats, leases and logs, such as `meta`, `module-2` or `downstream-detect`.
     pub name: String,
     pub row: &'static Row,
     /// The stage that a module's node trains.
     pub index: Option<usize>,
-    /// The nodes that must be done before, by their positions in the graph.
+    /// The positions in the graph of the nodes that must be done before it.
     pub needs: Vec<usize>,
     /// Whether the config asks for it.
     pub is_wanted: bool,
-    /// The file in the run directory that tells that it is done; empty if none does.
+    /// The file in the run directory whose existence shows that it is done; empty if there is none.
     pub file: String,
-    /// What its artefact must be, if it writes one.
+    /// The required attributes of its artefact, if it writes one.
     pub expected: Option<Expected>,
-    /// The user's script that it runs, if that is what it does.
+    /// The user's script, if the node runs one.
     pub script: Option<PathBuf>,
 }
 
-/// What an artefact must be to be this node's.
+/// The attributes that an artefact must have to be this node's.
 #[derive(Debug, Clone)]
 pub struct Expected {
-    /// Blocks of each stage of the network.
+    /// The number of blocks of each stage of the network.
     pub depths: Vec<usize>,
-    /// Hash of every config key that changes what is computed.
+    /// The hash of all config keys that change the result.
     pub recipe: String,
 }
 
 impl Graph {
-    /// Expands the rows of `table`, each of which stands after those that it needs.
+    /// Expands the rows of `table`. Each row must come after the rows that it needs.
     pub fn new(config: &Config, table: &[&'static Row]) -> Graph {
         let mut nodes: Vec<Node> = Vec::new();
         for row in table {
@@ -88,8 +88,7 @@ impl Graph {
         self.nodes.iter().position(|other| other.row.name == row)
     }
 
-    /// The rows of which a run has something to do, in order. One into which a whole model was imported needs nothing of
-    /// what comes before it.
+    /// The rows that a run executes, in order. If the target was imported (`is_imported`), a run needs no row before it.
     pub fn rows(&self, is_imported: bool) -> Vec<&'static Row> {
         let mut rows: Vec<&'static Row> =
             self.nodes.iter().filter(|node| node.is_needed(is_imported)).map(|node| node.row).collect();
@@ -99,7 +98,7 @@ impl Graph {
 }
 
 impl Node {
-    /// The node of a row, or of one module of it, without the nodes that it needs.
+    /// The node of a row, or of one module of the row. Its `needs` are left empty.
     pub fn new(config: &Config, row: &'static Row, index: Option<usize>) -> Node {
         let number = index.map_or(String::new(), |index| index.to_string());
         let expected = row.model.as_ref().map(|model| Expected {
@@ -135,27 +134,26 @@ impl Node {
         Node { name: format!("{}-{stem}", row.name), script: Some(path.into()), ..node }
     }
 
-    /// Whether a run has something to do with it. One into which a whole model was imported needs nothing of what comes
-    /// before that.
+    /// Whether a run executes this node. If the target was imported (`is_imported`), a run needs no node before it.
     pub fn is_needed(&self, is_imported: bool) -> bool {
         self.is_wanted && !(is_imported && self.row.until_assembled)
     }
 
-    /// The command of `incubate` that makes it, such as `module CONFIG --index 2`.
+    /// The arguments of `incubate` that execute this node, such as `module CONFIG --index 2`.
     pub fn command(&self) -> String {
         let index = self.index.map_or(String::new(), |index| format!(" --index {index}"));
         format!("{} CONFIG{index}", self.row.name)
     }
 
-    /// The model's name in the summary, if it writes one.
+    /// The name of its model in the summary, if it writes a model.
     pub fn label(&self) -> Option<String> {
         let number = self.index.map_or(String::new(), |index| index.to_string());
         self.row.model.map(|model| model.label.replace("{index}", &number))
     }
 }
 
-/// The positions of the nodes that a node needs among those before it. A module needs of another row for each module only
-/// the node of its own number.
+/// The positions of the nodes that a node needs, among the nodes before it. Of another row that also has a node for each
+/// module, a module needs only the node with its own number.
 fn needs(node: &Node, before: &[Node]) -> Vec<usize> {
     let is_needed = |other: &Node| {
         node.row.needs.contains(&other.row.name)
@@ -164,7 +162,7 @@ fn needs(node: &Node, before: &[Node]) -> Vec<usize> {
     (0..before.len()).filter(|&position| is_needed(&before[position])).collect()
 }
 
-/// Blocks of each stage.
+/// The number of blocks of each stage.
 fn depths(model: &Model, depths: Depths, index: Option<usize>) -> Vec<usize> {
     let is_deep = |stage: usize| match depths {
         Depths::Thin => false,
@@ -175,7 +173,7 @@ fn depths(model: &Model, depths: Depths, index: Option<usize>) -> Vec<usize> {
     thin_and_deep.map(|(stage, (thin, deep))| if is_deep(stage) { *deep } else { thin }).collect()
 }
 
-/// Hash of the config keys in `tables` that change what is computed, as hexadecimal.
+/// The hash, in hexadecimal, of the config keys in `tables` that change the result.
 fn recipe(config: &Config, tables: &[&str]) -> String {
     let text = format!("seed = {}\n{}", config.run.seed, config.recipe(tables));
     blake3::hash(text.as_bytes()).to_hex().to_string()

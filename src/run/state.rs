@@ -1,4 +1,4 @@
-//! The one rule that says how a node of a run stands. Every room that asks whether something is done asks here.
+//! The rule that decides the state of a node of a run. Every part of the program that asks whether a node is done uses it.
 
 use super::graph::{Graph, Node};
 use crate::error::Failure;
@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 
-/// A process that has not shown for this many seconds that it lives is taken for gone.
+/// After this many seconds without a sign of life, a process counts as gone.
 const SILENCE: f64 = 60.0;
 
-/// How a node stands.
+/// The state of a node.
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
     Done,
@@ -18,7 +18,7 @@ pub enum State {
     /// Its file is whole, but belongs to another node or run.
     Stale(Misfit),
     Running,
-    /// It was begun and nobody is working on it.
+    /// It has begun, but no process is working on it.
     Stalled,
     /// A signal stopped it.
     Stopped,
@@ -26,16 +26,16 @@ pub enum State {
     Queued(String),
     /// It has not begun.
     Waiting,
-    /// It failed, with this error if it could tell.
+    /// It failed, with this error if the process could report one.
     Failed(Option<String>),
-    /// Slurm has taken its job back, for this reason.
+    /// Slurm has cancelled its job, for this reason.
     Cancelled(String),
 }
 
-/// In what an artefact differs from what its node expects.
+/// The difference between an artefact and what its node expects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Misfit {
-    /// It holds this module, or no single one.
+    /// It holds another module than expected, or a whole model instead of a module, or the reverse.
     Module {
         held: Option<usize>,
         expected: Option<usize>,
@@ -45,11 +45,11 @@ pub enum Misfit {
         expected: Vec<usize>,
     },
     Recipe,
-    /// It derives from another model of this row than the one that is there.
+    /// It derives from another model of this row than the one in the run directory.
     Original(&'static str),
 }
 
-/// What tells how a node stands.
+/// All that decides the state of a node.
 #[derive(Debug, Default)]
 pub struct Evidence {
     pub found: Found,
@@ -64,19 +64,19 @@ impl Evidence {
     }
 }
 
-/// What is in the place of a node's file.
+/// What was found at the path of a node's file.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Found {
     #[default]
     Nothing,
-    /// Something that cannot be read, for this reason.
+    /// A file that cannot be read, for this reason.
     Unreadable(String),
-    /// A file whose existence is enough.
-    Whole,
+    /// A file that is no artefact; its existence is enough.
+    Exists,
     Artefact(Stamp),
 }
 
-/// What an artefact says of itself.
+/// The attributes by which a node recognises its artefact.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stamp {
     pub index: Option<usize>,
@@ -88,16 +88,16 @@ pub struct Stamp {
     pub hash: String,
 }
 
-/// The last heartbeat of the process that works on a node.
+/// The last heartbeat of the process that works or worked on a node.
 #[derive(Debug, Clone)]
 pub struct Beat {
     pub says: Activity,
     pub error: Option<String>,
-    /// Seconds since the process last showed that it lives.
+    /// Seconds since the last sign of life of the process.
     pub age: f64,
 }
 
-/// What a process says of the node that it works on.
+/// What a process reports of the node that it works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activity {
@@ -107,7 +107,7 @@ pub enum Activity {
     Done,
 }
 
-/// What Slurm says of the job, or the task of a job array, that does a node.
+/// What Slurm reports of the job, or the task of a job array, for a node.
 #[derive(Debug, Clone)]
 pub struct Queued {
     /// `17`, or `17_2` for a task.
@@ -117,16 +117,16 @@ pub struct Queued {
     pub reason: String,
 }
 
-/// How a Slurm job stands.
+/// The state of a Slurm job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobState {
-    /// It waits, for the first time or again.
+    /// It waits for its first start or for a restart.
     Pending,
-    /// It runs, or Slurm's word for it is none of those that mean its end.
+    /// It runs, or Slurm names any other state that is not an end.
     Active,
     Completed,
     Cancelled,
-    /// It ended in another way, in Slurm's word for it, such as `TIMEOUT`.
+    /// It ended in any other way, which Slurm names, such as `TIMEOUT`.
     Failed(String),
 }
 
@@ -135,11 +135,11 @@ impl Found {
     pub fn hash(&self) -> Option<&str> {
         match self {
             Found::Artefact(stamp) => Some(&stamp.hash),
-            Found::Nothing | Found::Unreadable(_) | Found::Whole => None,
+            Found::Nothing | Found::Unreadable(_) | Found::Exists => None,
         }
     }
 
-    /// Whether it is a whole model that was imported, so that a run needs nothing of what comes before it.
+    /// Whether it is an imported target model, so that a run needs none of the nodes before it.
     pub fn is_imported(&self, node: &Node) -> bool {
         matches!(self, Found::Artefact(stamp) if stamp.is_imported(node))
     }
@@ -152,13 +152,13 @@ impl Stamp {
 }
 
 impl Queued {
-    /// Whether it may still do something.
+    /// Whether the job may still run.
     pub fn is_alive(&self) -> bool {
         matches!(self.state, JobState::Pending | JobState::Active)
     }
 }
 
-/// How each node of a graph stands, by its evidence.
+/// The states of all nodes of a graph; `evidence` is in the order of the nodes.
 pub fn states(graph: &Graph, evidence: &[Evidence]) -> Vec<State> {
     let state = |(node, own): (&Node, &Evidence)| {
         let original = graph.original(node).and_then(|position| evidence[position].found.hash());
@@ -167,12 +167,12 @@ pub fn states(graph: &Graph, evidence: &[Evidence]) -> Vec<State> {
     graph.nodes().iter().zip(evidence).map(state).collect()
 }
 
-/// How a node stands. `original` is the hash of the artefact that its own must derive from, if that one is there.
+/// The state of a node. `original` is the hash of the artefact that the node's own must derive from; none if it is missing.
 pub fn state(node: &Node, evidence: &Evidence, original: Option<&str>) -> State {
     match &evidence.found {
         Found::Nothing => unfinished(evidence),
         Found::Unreadable(why) => State::Damaged(why.clone()),
-        Found::Whole => State::Done,
+        Found::Exists => State::Done,
         Found::Artefact(stamp) => misfit(node, stamp, original).map_or(State::Done, State::Stale),
     }
 }
@@ -193,18 +193,18 @@ fn misfit(node: &Node, stamp: &Stamp, original: Option<&str>) -> Option<Misfit> 
     model.derives_from.filter(|_| is_of_another).map(Misfit::Original)
 }
 
-/// How a node without a file stands.
+/// The state of a node without a file.
 fn unfinished(evidence: &Evidence) -> State {
     let beat = evidence.beat.as_ref();
-    // A job that waits is queued, whatever its earlier starts left behind. If the process was killed, only Slurm can tell how
-    // it ended.
-    let has_said = beat.is_some_and(|beat| beat.says != Activity::Running);
+    // A pending job is queued, whatever its earlier starts left behind. Only Slurm knows how a process ended that was killed
+    // before it could report.
+    let has_reported_end = beat.is_some_and(|beat| beat.says != Activity::Running);
     if let Some(queued) = &evidence.queued {
         let reason = queued.reason.clone();
         match &queued.state {
             JobState::Pending => return State::Queued(reason),
-            JobState::Cancelled if !has_said => return State::Cancelled(reason),
-            JobState::Failed(word) if !has_said => return State::Failed(Some(format!("{word} ({reason})"))),
+            JobState::Cancelled if !has_reported_end => return State::Cancelled(reason),
+            JobState::Failed(word) if !has_reported_end => return State::Failed(Some(format!("{word} ({reason})"))),
             JobState::Active | JobState::Completed | JobState::Cancelled | JobState::Failed(_) => {}
         }
     }
@@ -234,7 +234,7 @@ impl State {
         }
     }
 
-    /// Why it is so, and the cure if there is one.
+    /// The reason for the state, and the cure if there is one.
     pub fn why(&self, node: &Node) -> Option<String> {
         match self {
             State::Done | State::Running | State::Waiting => None,
@@ -246,7 +246,7 @@ impl State {
         }
     }
 
-    /// The same state, unless the node's file must not be used.
+    /// Returns the state, unless the node's file must not be used.
     ///
     /// # Errors
     /// [`Failure::Damaged`] with the cure.
@@ -260,18 +260,18 @@ impl State {
     }
 }
 
-/// What to do about an artefact that is not the node's own.
+/// What a user can do about an artefact that is not the node's own.
 fn cure(node: &Node, misfit: &Misfit) -> String {
-    let again = match node.index {
+    let retry = match node.index {
         Some(index) => format!("train module {index} again"),
         None => format!("start `incubate {}` again", node.command()),
     };
-    let or = match misfit {
+    let alternative = match misfit {
         Misfit::Module { .. } => String::new(),
         Misfit::Depths { .. } | Misfit::Recipe => ", or choose another --run-dir".into(),
-        Misfit::Original(row) => format!(", or restore the {row} model that it grew in"),
+        Misfit::Original(row) => format!(", or restore the {row} model that it was trained in"),
     };
-    format!("delete {} and {again}{or}", node.file)
+    format!("delete {} and {retry}{alternative}", node.file)
 }
 
 impl fmt::Display for Misfit {
@@ -281,7 +281,7 @@ impl fmt::Display for Misfit {
             Misfit::Module { held, expected } => write!(out, "holds {}, not {}", module(held), module(expected)),
             Misfit::Depths { held, expected } => write!(out, "has depths {held:?}, expected {expected:?}"),
             Misfit::Recipe => write!(out, "was written by another recipe"),
-            Misfit::Original(row) => write!(out, "grew in another {row} model than this run's"),
+            Misfit::Original(row) => write!(out, "was trained in another {row} model than this run's"),
         }
     }
 }
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn heartbeats_and_the_queue_tell_how_a_node_without_a_file_stands() {
+    fn heartbeats_and_the_queue_decide_the_state_of_a_node_without_a_file() {
         let word = |beat, queued| state(&module(), &Evidence { found: Found::Nothing, beat, queued }, None).word();
         assert_eq!(word(None, None), "waiting");
         assert_eq!(word(beat(Activity::Running, 59.0), None), "running");
@@ -333,7 +333,7 @@ mod tests {
         let own = Stamp { index: Some(1), depths, recipe, original: Some("m".into()), hash: "h".into() };
         let state = |stamp: Stamp, original| state(&node, &Evidence::of(Found::Artefact(stamp)), original);
         assert_eq!(state(own.clone(), Some("m")), State::Done);
-        assert_eq!(state(own.clone(), None), State::Done, "without a meta model nobody can tell");
+        assert_eq!(state(own.clone(), None), State::Done, "without a meta model there is nothing to compare with");
         for (stamp, why) in [
             (Stamp { index: Some(2), ..own.clone() }, "holds module 2, not module 1"),
             (Stamp { depths: vec![1; 4], ..own.clone() }, "has depths [1, 1, 1, 1]"),
@@ -355,7 +355,7 @@ mod tests {
         let node = Node::new(&config, &ASSEMBLE, None);
         let Expected { depths, recipe } = node.expected.clone().unwrap();
         let found = Found::Artefact(Stamp { index: None, depths, recipe, original: None, hash: "h".into() });
-        assert!(found.is_imported(&node) && !Found::Whole.is_imported(&node));
+        assert!(found.is_imported(&node) && !Found::Exists.is_imported(&node));
         assert_eq!(state(&node, &Evidence::of(found), Some("m")), State::Done);
         let rows = |is_imported| -> Vec<&str> {
             Graph::new(&config, &TABLE).rows(is_imported).iter().map(|row| row.name).collect()

@@ -1,32 +1,31 @@
 //! The table of a run. Meta, hybrid and target are not three models but one network with a list of stage depths, so each
 //! phase is a row of values, and no training code asks which phase it is in.
 //!
-//! A new phase is a new row: a run then trains it, a Slurm job does it, and the status and the summary have lines of it. It
-//! may use the config table of another row. If it has its own, that is a field of [`Config`], with its defaults documented
-//! in `configs/default.toml`; if it has its own command, that is documented in `cli/args.rs`.
+//! A new phase needs only a new row: a run then trains it, a Slurm job executes it, and the status and the summary show it. The
+//! phase may use the config table of another row. A config table of its own must be a field of [`Config`] and be documented in
+//! `configs/default.toml`, and a command of its own must be documented in `cli/args.rs`.
 
 use crate::config::{Config, Slurm, Training};
 
-/// All that the program knows of one kind of node.
+/// A row of the table: all that the program knows about one kind of node.
 #[derive(Debug)]
 pub struct Row {
-    /// The name in file names, logs, the status and Slurm's jobs. A phase's command and config table have it too.
+    /// The name in file names, logs, the status and the names of Slurm jobs. It also names a phase's command and config table.
     pub name: &'static str,
     pub kind: Kind,
-    /// The rows that must be done before, as this one reads what they write.
+    /// The rows that must be done before this row, because it reads the files that they write.
     pub needs: &'static [&'static str],
-    /// The file in the run directory that tells that it is done; `{index}` stands for a module's number. Empty if no file
-    /// of the run directory tells.
+    /// The file in the run directory whose existence shows that the node is done; `{index}` stands for a module's number. Empty
+    /// if there is no such file.
     pub writes: &'static str,
     /// The model in that file, if the file is an artefact.
     pub model: Option<ModelSpec>,
-    /// Whether it comes before the assembled model or is that: a run into which a whole model was imported needs none of
-    /// these rows.
+    /// Whether the row makes the assembled model or comes before it. A run into which a target was imported needs no such row.
     pub until_assembled: bool,
     pub job: SlurmJob,
-    /// The time limit that the config has for its Slurm job; empty means `slurm.time`.
+    /// The time limit of its Slurm job in the config; if empty, `slurm.time` applies.
     pub time: fn(&Slurm) -> &str,
-    /// Whether a run of this config has it.
+    /// Whether a run of this config includes the row.
     pub is_wanted: fn(&Config) -> bool,
 }
 
@@ -36,7 +35,7 @@ pub enum Kind {
     /// Packs the data.
     Pack,
     Train(Phase),
-    /// Puts the modules together; trains nothing.
+    /// Assembles the modules into the target, without training.
     Assemble,
     Export,
     Report,
@@ -49,7 +48,7 @@ pub enum Kind {
 pub struct Phase {
     pub start: Start,
     pub trains: Trains,
-    /// Its table of the config.
+    /// The table of the config with its settings.
     pub training: fn(&Config) -> &Training,
 }
 
@@ -57,7 +56,7 @@ pub struct Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     Fresh,
-    /// The artefact of that row, but fresh for the one stage that trains in a module phase.
+    /// The artefact of the named row. In a module phase, the stage that trains starts fresh instead.
     From(&'static str),
 }
 
@@ -73,15 +72,15 @@ pub enum Trains {
 #[derive(Debug, Clone, Copy)]
 pub struct ModelSpec {
     pub depths: Depths,
-    /// The config tables that change what is computed: the artefact's recipe is a hash of them.
+    /// The config tables that change the result. The artefact's recipe is a hash of them.
     pub recipe: &'static [&'static str],
-    /// The row whose artefact it derives from, and whose hash it records.
+    /// The row from whose artefact the model derives. The model's artefact records the hash of that artefact.
     pub derives_from: Option<&'static str>,
-    /// Whether it may be a whole target that was imported, and so derives from nothing in the run directory.
+    /// Whether the model may be an imported target, which derives from nothing in the run directory.
     pub may_be_imported: bool,
     /// Its name in the summary; `{index}` stands for a module's number.
     pub label: &'static str,
-    /// Whether it is what incubation is compared with, and so no part of incubation's cost.
+    /// Whether the model is the baseline with which incubation is compared, so that its cost is not part of incubation's.
     pub is_baseline: bool,
 }
 
@@ -96,19 +95,19 @@ pub enum Depths {
     Deep,
 }
 
-/// Which Slurm job does a row where `slurm.mode` is "array". In one allocation, the job `run` does all but the rows that
-/// have a job outside of it.
+/// The Slurm job that executes a row if `slurm.mode` is "array". If it is "allocation", the job `run` executes all rows except
+/// those of `Alone` and `Script`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlurmJob {
-    /// One of its own, with one process and no GPU.
+    /// A job of its own, with one process and no GPU.
     Alone,
-    /// One of its own, with all ranks.
+    /// A job of its own, with all ranks.
     Own,
-    /// A job array: a task for each module, with all ranks each.
+    /// A job array with a task for each module; each task has all ranks.
     Array,
-    /// The last job, together with all other such rows.
+    /// The last job, which executes all rows of this kind.
     Last,
-    /// One of the user's own scripts, after the last job.
+    /// A job for each of the user's own scripts, after the last job.
     Script,
 }
 
@@ -227,7 +226,7 @@ pub static EXPORT: Row = Row {
     name: "export",
     kind: Kind::Export,
     needs: &["finetune"],
-    // Which folders it writes depends on the formats and the model. The report comes after it and tells of it too.
+    // The folders that it writes depend on the formats and the model, so the file of the report, which follows, stands for them.
     writes: REPORT.writes,
     model: None,
     until_assembled: false,
@@ -264,7 +263,7 @@ pub static DOWNSTREAM: Row = Row {
 pub static TABLE: [&Row; 9] = [&PACK, &META, &MODULE, &ASSEMBLE, &FINETUNE, &E2E, &EXPORT, &REPORT, &DOWNSTREAM];
 
 impl Row {
-    /// How it trains, if it does.
+    /// How the row trains, if it trains.
     pub fn phase(&self) -> Option<&Phase> {
         match &self.kind {
             Kind::Train(phase) => Some(phase),
@@ -272,12 +271,12 @@ impl Row {
         }
     }
 
-    /// Whether it has a node for each module.
+    /// Whether the row has a node for each module.
     pub fn is_for_each_module(&self) -> bool {
         self.phase().is_some_and(|phase| phase.trains == Trains::Module)
     }
 
-    /// Whether its nodes tell how far they are, in heartbeats, and so have a line in the status.
+    /// Whether its nodes write heartbeats and so have a line in the status.
     pub fn has_heartbeat(&self) -> bool {
         matches!(self.kind, Kind::Pack | Kind::Train(_) | Kind::Assemble)
     }

@@ -12,7 +12,7 @@
 //!   /stage/{i}/{parameter}   fp32, contiguous; the official `model_stages[i]` names, blocks numbered from 0 within
 //!                            the stage; stage 0 holds patch_embed.proj.*, cls_token and pos_embed, the last stage
 //!                            norm.* and head.*
-//!   every dataset of fp32 has the attribute blake3: the hash of its little-endian bytes
+//!   every dataset of fp32 has the attribute blake3, the hash of its little-endian bytes
 //! ```
 //! A checkpoint holds the same attributes, and `auxiliary` (JSON) if the task trains parameters beside the network's. Instead
 //! of `/stage` it holds the optimiser's flat buffers, because a few large datasets are written in half the time of hundreds of

@@ -1,4 +1,4 @@
-//! The checkpoints in a run directory: which there are, which can be resumed from, and which are no longer needed.
+//! Lists the checkpoints in a run directory, finds the one to resume from, and removes those that are no longer needed.
 
 use super::artefact::{self, Artefact};
 use super::lease::Fence;
@@ -61,26 +61,26 @@ impl RunDir {
         }
     }
 
-    /// The newest checkpoint that verifies and belongs to this recipe and meta model. Every newer one that does not is warned
-    /// of.
+    /// The newest checkpoint that verifies and belongs to this recipe and meta model. Warns of every newer checkpoint that does
+    /// not.
     ///
     /// # Errors
-    /// A checkpoint cannot be read at all. It may be whole, and to ignore it could throw hours of work away.
+    /// A checkpoint cannot be read. It may be intact, and ignoring it could throw hours of work away.
     pub fn newest_checkpoint(&self, phase: &str, recipe: &str, meta: Option<&str>) -> Result<Option<Artefact>> {
         for (_, path) in self.checkpoints(phase)? {
             let why = match artefact::read(&path) {
                 Ok(checkpoint) if checkpoint.header.recipe != recipe => {
-                    format!("{}: written by another recipe", path.display())
+                    format!("{}: was written by another recipe", path.display())
                 }
                 Ok(checkpoint) if checkpoint.header.meta.as_deref() != meta => {
-                    format!("{}: grew in another meta model", path.display())
+                    format!("{}: was trained in another meta model", path.display())
                 }
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
                 Err(error) if matches!(error.downcast_ref(), Some(Failure::Damaged { .. })) => format!("{error:#}"),
                 Err(error) => {
-                    return Err(
-                        error.context("resuming; if it stays so, delete this checkpoint to go on from the one before")
-                    );
+                    return Err(error.context(
+                        "resuming; if the error persists, delete this checkpoint to resume from the one before it",
+                    ));
                 }
             };
             log::warn!("{why}; trying the checkpoint before it");
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checkpoints_that_were_refused_never_push_out_those_of_the_training_that_took_their_place() {
+    fn refused_checkpoints_never_displace_those_of_the_training_that_follows() {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir { path: folder.path().into() };
         assert!(run.checkpoints("meta").is_err(), "a folder that cannot be listed is not an empty one");
@@ -103,10 +103,10 @@ mod tests {
         [80, 90].into_iter().for_each(write);
         assert!(run.newest_checkpoint("meta", "", None).unwrap().is_none(), "both are damaged");
         let steps = || run.checkpoints("meta").unwrap().into_iter().map(|(step, _)| step).collect::<Vec<_>>();
-        for (step, left) in [(5, vec![5]), (10, vec![10, 5]), (15, vec![15, 10])] {
+        for (step, kept) in [(5, vec![5]), (10, vec![10, 5]), (15, vec![15, 10])] {
             write(step);
             run.prune_checkpoints("meta", step, 2, None);
-            assert_eq!(steps(), left);
+            assert_eq!(steps(), kept);
         }
     }
 }

@@ -118,7 +118,7 @@ fn beside(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(format!("{prefix}{}", unique())))
 }
 
-/// A text that no other writer has, on this node or another; a process number alone would not be unique.
+/// A text that is unique among all writers on all nodes. A process number alone is not.
 pub(super) fn unique() -> String {
     let host = super::process::host().replace('/', "-");
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::time::Instant::now());
@@ -165,15 +165,15 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_writer_left_is_swept_later_but_never_what_another_is_writing() {
+    fn a_killed_writers_temporary_file_is_removed_later_but_never_one_that_is_being_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.txt");
-        let [left, at_work] = [1, 2].map(|pid| folder.path().join(format!(".a.txt.partial-{pid}")));
-        fs::write(&at_work, b"half").unwrap();
-        fs::write(&left, b"torn").unwrap();
+        let [abandoned, being_written] = [1, 2].map(|pid| folder.path().join(format!(".a.txt.partial-{pid}")));
+        fs::write(&being_written, b"half").unwrap();
+        fs::write(&abandoned, b"torn").unwrap();
         let long_ago = std::time::SystemTime::now() - 2 * ABANDONED;
-        File::options().write(true).open(&left).unwrap().set_modified(long_ago).unwrap();
+        File::options().write(true).open(&abandoned).unwrap().set_modified(long_ago).unwrap();
         replace_bytes(&path, b"new").unwrap();
-        assert!(!left.exists() && at_work.exists());
+        assert!(!abandoned.exists() && being_written.exists());
     }
 }

@@ -26,8 +26,8 @@ use std::time::Duration;
 
 const RENEWAL: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(200);
-/// The seconds without a renewal after which a holder counts as dead, and the number of looks in that time. Looks are counted
-/// because a waiting process that was itself suspended has looked once and not for half a minute.
+/// The seconds without a renewal after which a holder counts as dead, and the number of looks in that time. A waiting process
+/// counts its looks instead of the seconds, because it may itself have been suspended during them.
 const SILENCE: u64 = 30;
 const SILENT_LOOKS: u64 = SILENCE * 1000 / POLL.as_millis() as u64;
 
@@ -118,7 +118,7 @@ impl Lease {
         let (own, mut renewed, flag) = (fence.clone(), holder.clone(), lost.clone());
         let thread = thread::start("lease", move || {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RENEWAL) {
-                // An error may be gone in a second. Only a file that is about to be moved needs an answer.
+                // If the leases cannot be read now, try again in a second. Only `check` must know the answer.
                 match own.follower() {
                     Ok(None) => {}
                     Ok(Some(_)) => {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_that_want_a_phase_one_has_it_at_a_time() {
+    fn only_one_process_at_a_time_holds_a_phase() {
         let (_folder, run) = run_dir();
         let inside = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_cannot_tell_whose_the_phase_is_writes_nothing() {
+    fn a_writer_that_cannot_read_the_leases_writes_nothing() {
         let (_folder, run) = run_dir();
         let lease = Lease::take(&run, "meta", || false).unwrap();
         fs::rename(run.file("leases"), run.file("away")).unwrap();
@@ -335,21 +335,21 @@ mod tests {
     }
 
     #[test]
-    fn what_another_process_holds_is_not_pruned() {
+    fn the_checkpoints_of_a_phase_that_another_process_holds_are_not_pruned() {
         let (_folder, run) = run_dir();
         fs::create_dir(run.file("checkpoints")).unwrap();
         let lease = Lease::take(&run, "meta", || false).unwrap();
-        let left = run.file("checkpoints/.meta-0000000005.h5.partial-x");
-        for path in [&left, &run.checkpoint("meta", 5), &run.checkpoint("meta", 10)] {
+        let half_written = run.file("checkpoints/.meta-0000000005.h5.partial-x");
+        for path in [&half_written, &run.checkpoint("meta", 5), &run.checkpoint("meta", 10)] {
             fs::write(path, "").unwrap();
         }
         let other = Holder { pid: lease.holder.pid + 1, ..lease.holder.clone() };
         let fence = Fence { generation: 2, ..lease.fence().clone() };
         assert!(fence.create(&other).unwrap());
         run.prune_checkpoints("meta", 9, 1, Some(lease.fence()));
-        assert!(left.exists() && run.checkpoints("meta").unwrap().len() == 2, "the ghost removes nothing");
+        assert!(half_written.exists() && run.checkpoints("meta").unwrap().len() == 2, "the ghost removes nothing");
         run.prune_checkpoints("meta", 9, 1, Some(&fence));
-        assert!(!left.exists() && run.checkpoints("meta").unwrap().len() == 1);
+        assert!(!half_written.exists() && run.checkpoints("meta").unwrap().len() == 1);
     }
 
     #[test]

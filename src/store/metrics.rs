@@ -18,7 +18,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the logs of a phase that goes on after `step`.
+    /// Opens the logs of a phase that continues after `step`.
     pub fn open(folder: &Path, step: u64) -> Result<Metrics> {
         std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
         let path = folder.join("metrics.jsonl");
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_torn_costs_its_line_alone_and_what_cannot_be_read_is_not_begun_anew() {
+    fn a_torn_line_alone_is_lost_and_a_file_that_cannot_be_read_is_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         std::fs::write(
@@ -77,7 +77,7 @@ mod tests {
         .unwrap();
         drop(Metrics::open(folder.path(), 3).unwrap());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1,\"loss\":2.5}\n{\"step\":3,\"loss\":1.5}\n");
-        // Reading a folder fails, as a file does whose server is away.
+        // Reading a folder fails, as does reading a file whose server cannot be reached.
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
         let error = format!("{:#}", Metrics::open(folder.path(), 3).err().unwrap());

@@ -1,4 +1,4 @@
-//! What survives a process: the run directory, HDF5 artefacts, leases, metrics, heartbeats.
+//! The files that outlive a process: the run directory, HDF5 artefacts, leases, metrics, heartbeats.
 
 pub mod artefact;
 mod checkpoints;

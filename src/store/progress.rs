@@ -22,11 +22,11 @@ pub struct Progress {
     pub loss: Option<f64>,
     /// Seconds spent on the phase, over all restarts.
     pub seconds: f64,
-    /// The part of these seconds that was spent in steps whose results still count. Start-up, evaluation and steps that were
-    /// done again are no part of it.
+    /// The part of these seconds that was spent in steps whose results still count. It excludes start-up, evaluation, and steps
+    /// that had to be repeated.
     #[serde(default)]
     pub useful_s: f64,
-    /// How often the phase was started again.
+    /// How often the phase was restarted.
     #[serde(default)]
     pub restarts: u32,
     /// Seconds that it took to write the last checkpoint.
@@ -127,7 +127,7 @@ mod tests {
     use crate::store::lease::Lease;
 
     #[test]
-    fn a_phase_in_a_long_evaluation_shows_that_it_lives_while_its_lease_is_renewed() {
+    fn a_phase_in_a_long_evaluation_counts_as_running_while_its_lease_is_renewed() {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir { path: folder.path().into() };
         ["leases", "progress"].iter().for_each(|name| std::fs::create_dir(run.file(name)).unwrap());

@@ -69,7 +69,7 @@ impl RunDir {
         self.path.join("config.toml")
     }
 
-    /// The path of a file by its name.
+    /// The path of a file of the run directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }

@@ -1,4 +1,4 @@
-//! What the files of a run directory say of its nodes.
+//! Looks up the artefacts of a run's nodes in the run directory, and caches what it has read.
 
 use super::artefact::{self, Header};
 use super::run_dir::RunDir;
@@ -9,57 +9,58 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// The artefacts that were read, by path. An artefact is hashed whole before it is believed, which is too much for every
-/// look of `incubate status --watch`: it is read again only if its length or time of change differs.
+/// The artefacts that were read, by path. Reading an artefact hashes the whole file, which takes too long to repeat whenever
+/// `incubate status --watch` refreshes. So an artefact is read again only if its length or modification time has changed.
 #[derive(Debug, Default)]
-pub struct Seen(BTreeMap<PathBuf, Read>);
+pub struct Seen(BTreeMap<PathBuf, Cached>);
 
-/// An artefact as it was when it was read.
+/// The header of an artefact, with the length and modification time that the file had when it was read.
 #[derive(Debug)]
-struct Read {
+struct Cached {
     length: u64,
-    changed: SystemTime,
+    modified: SystemTime,
     header: Header,
     hash: String,
 }
 
 impl Seen {
-    /// What is in the place of a node's file in the run directory.
+    /// Looks at the file of a node in the run directory.
     ///
     /// # Errors
-    /// There is an artefact that cannot be read, or is damaged.
+    /// The file is an artefact that cannot be read or is damaged.
     pub fn look(&mut self, run: &RunDir, node: &Node) -> Result<Found> {
         let path = run.file(&node.file);
         if node.file.is_empty() || !path.exists() {
             return Ok(Found::Nothing);
         }
         if node.expected.is_none() {
-            return Ok(Found::Whole);
+            return Ok(Found::Exists);
         }
-        let read = self.read(&path)?;
-        Ok(Found::Artefact(read.header.stamp(&read.hash)))
+        let cached = self.read(&path)?;
+        Ok(Found::Artefact(cached.header.stamp(&cached.hash)))
     }
 
     /// The header of a node's artefact, if [`Seen::look`] has read it.
     pub fn header(&self, run: &RunDir, node: &Node) -> Option<&Header> {
-        self.0.get(&run.file(&node.file)).map(|read| &read.header)
+        self.0.get(&run.file(&node.file)).map(|cached| &cached.header)
     }
 
-    fn read(&mut self, path: &Path) -> Result<&Read> {
-        let found = std::fs::metadata(path)?;
-        let (length, changed) = (found.len(), found.modified()?);
-        let is_unchanged = self.0.get(path).is_some_and(|read| (read.length, read.changed) == (length, changed));
+    fn read(&mut self, path: &Path) -> Result<&Cached> {
+        let metadata = std::fs::metadata(path)?;
+        let (length, modified) = (metadata.len(), metadata.modified()?);
+        let is_unchanged =
+            self.0.get(path).is_some_and(|cached| (cached.length, cached.modified) == (length, modified));
         if !is_unchanged {
             self.0.remove(path);
             let (header, hash) = artefact::read_header(path)?;
-            self.0.insert(path.into(), Read { length, changed, header, hash });
+            self.0.insert(path.into(), Cached { length, modified, header, hash });
         }
         Ok(&self.0[path])
     }
 }
 
 impl Header {
-    /// What tells whose artefact it is, given its hash.
+    /// The attributes by which a node recognises its artefact. `hash` is the content hash of the file.
     pub fn stamp(&self, hash: &str) -> Stamp {
         Stamp {
             index: self.index,

@@ -1,5 +1,5 @@
-//! TensorBoard event files: `Event` messages (tensorflow/core/util/event.proto), of which scalars need five fields, in
-//! TFRecord frames (length, masked CRC-32C, payload, masked CRC-32C).
+//! Writes TensorBoard event files. They hold `Event` messages (tensorflow/core/util/event.proto) in TFRecord frames: length,
+//! masked CRC-32C of the length, payload, masked CRC-32C of the payload.
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
