@@ -157,3 +157,49 @@ fn what_this_program_compresses_it_reads_again() {
     let ours: Vec<u8> = view.bytes.chunks(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
     assert!(difference(&ours, large.data()) < 8.0);
 }
+
+#[test]
+fn the_tables_of_one_jpeg_do_not_reach_the_next() {
+    let file = golden("transforms.safetensors");
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let large = golden.tensor("large").unwrap();
+    let (height, width) = (large.shape()[0], large.shape()[1]);
+    let whole = jpeg::encode(large.data(), height, width, 50).unwrap();
+    let others: Vec<&[u8]> = golden
+        .names()
+        .into_iter()
+        .filter(|name| name.starts_with("file.") && name.ends_with(".jpg"))
+        .map(|name| golden.tensor(name).unwrap().data())
+        .collect();
+    assert!(others.len() > 3);
+    let mut decoder = Decoder::new().unwrap();
+    let mut decoded = |bytes: &[u8]| -> anyhow::Result<Vec<u8>> {
+        let (height, width) = decoder.open(bytes, Stored::Encoded)?;
+        Ok(decoder.view(bytes, Region { left: 0, top: 0, width, height }, 1)?.bytes.to_vec())
+    };
+    let pixels = decoded(&whole).unwrap();
+    // A frame of Motion JPEG leaves the standard's Huffman tables out. There are no standard tables of quantisation.
+    let (motion, unquantised) = (without_segments(&whole, 0xC4), without_segments(&whole, 0xDB));
+    assert!(motion.len() < whole.len() - 400 && unquantised.len() < whole.len() - 100);
+    for other in others {
+        decoded(other).unwrap();
+        assert!(decoded(&motion).unwrap() == pixels);
+        decoded(other).unwrap();
+        let error = decoded(&unquantised).unwrap_err().to_string();
+        assert!(error.contains("uantization table"), "{error}");
+    }
+}
+
+/// A JPEG without its segments of a marker.
+fn without_segments(jpeg: &[u8], marker: u8) -> Vec<u8> {
+    let (mut out, mut at) = (jpeg[..2].to_vec(), 2);
+    while jpeg[at + 1] != 0xDA {
+        let end = at + 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]]));
+        if jpeg[at + 1] != marker {
+            out.extend(&jpeg[at..end]);
+        }
+        at = end;
+    }
+    out.extend(&jpeg[at..]);
+    out
+}

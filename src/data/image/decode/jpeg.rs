@@ -3,15 +3,12 @@
 
 use crate::data::image::pixels::{Pixel, Pixels, Region};
 use anyhow::{Result, anyhow, ensure};
-use std::cell::Cell;
 use std::ffi::{CStr, c_int};
 use turbojpeg_sys as tj;
 
 /// A decompressor and its memory.
 pub struct Jpeg {
     handle: tj::tjhandle,
-    /// TurboJPEG has reported a fault. It may then refuse the next image too, so the handle is replaced.
-    has_failed: Cell<bool>,
     height: usize,
     width: usize,
     /// The offset of the image's height in the opened file, if it was found.
@@ -45,12 +42,8 @@ const MARGIN: usize = 2;
 
 impl Jpeg {
     pub fn new() -> Result<Jpeg> {
-        let handle = init(tj::TJINIT_TJINIT_DECOMPRESS)?;
-        set(handle, tj::TJPARAM_TJPARAM_SCANLIMIT, MOST_SCANS)?;
-        set(handle, tj::TJPARAM_TJPARAM_MAXMEMORY, MOST_MEMORY)?;
         Ok(Jpeg {
-            handle,
-            has_failed: Cell::new(false),
+            handle: decompressor()?,
             height: 0,
             width: 0,
             height_offset: None,
@@ -62,9 +55,11 @@ impl Jpeg {
     /// Reads the header: (height, width). As Pillow does, it refuses a file without its end, and accepts other damage to the
     /// pixels' data.
     pub fn open(&mut self, bytes: &[u8]) -> Result<(usize, usize)> {
-        if self.has_failed.get() {
-            *self = Jpeg::new()?;
-        }
+        // A decompressor keeps the tables of its last image, and would lend them to an image without, such as a frame of Motion
+        // JPEG, for which a fresh one takes the standard's tables. A fresh one takes less than a microsecond.
+        let last = std::mem::replace(&mut self.handle, decompressor()?);
+        // SAFETY: the handle came from tj3Init and is destroyed once.
+        unsafe { tj::tj3Destroy(last) };
         // SAFETY: the handle is a decompressor, the pointer and length are a slice's.
         self.check(unsafe { tj::tj3DecompressHeader(self.handle, bytes.as_ptr(), bytes.len() as tj::size_t) })?;
         self.last_header_is_lowered = false;
@@ -173,7 +168,6 @@ impl Jpeg {
         if returned == 0 {
             return Ok(());
         }
-        self.has_failed.set(true);
         // SAFETY: the handle is live.
         let warning = unsafe { tj::tj3GetErrorCode(self.handle) } as tj::TJERR == tj::TJERR_TJERR_WARNING;
         let text = error_text(self.handle);
@@ -281,6 +275,13 @@ fn init(kind: tj::TJINIT) -> Result<tj::tjhandle> {
     // SAFETY: any number is a valid kind; null is an error.
     let handle = unsafe { tj::tj3Init(kind as c_int) };
     ensure!(!handle.is_null(), "TurboJPEG cannot start: out of memory");
+    Ok(handle)
+}
+
+fn decompressor() -> Result<tj::tjhandle> {
+    let handle = init(tj::TJINIT_TJINIT_DECOMPRESS)?;
+    set(handle, tj::TJPARAM_TJPARAM_SCANLIMIT, MOST_SCANS)?;
+    set(handle, tj::TJPARAM_TJPARAM_MAXMEMORY, MOST_MEMORY)?;
     Ok(handle)
 }
 
