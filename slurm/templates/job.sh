@@ -16,6 +16,9 @@ for name in ${!PMI_@} ${!PMIX_@} ${!OMPI_COMM_@} ${!SLURM_STEP_@} ${!SLURM_STEPI
   case $name in PMIX_MCA_*) ;; *) unset "$name" ;; esac
 done
 
+# Where sbatch is told to export nothing, srun would do the same, and the ranks would miss what the setup below sets.
+unset SLURM_EXPORT_ENV
+
 # `set -u` comes after the setup, since modules and environments read variables that are not set.
 {setup}
 set -u

@@ -174,7 +174,9 @@ fn ask(jobs: &[Submitted]) -> Result<Vec<Queued>> {
     }
     let queued = |line: &str| -> Option<Queued> {
         let mut fields = line.trim().splitn(3, '|').map(str::to_string);
-        Some(Queued { id: fields.next()?, state: state_of(&fields.next()?), reason: fields.next()? })
+        // Sites print lines of their own, which do not begin with a job's number.
+        let id = fields.next().filter(|id| id.starts_with(|first: char| first.is_ascii_digit()))?;
+        Some(Queued { id, state: state_of(&fields.next()?), reason: fields.next()? })
     };
     Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(queued).collect())
 }

@@ -5,20 +5,28 @@ use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
-/// Beginnings of the variables that tell a process which job, step or rank it is.
-const INHERITED: [&str; 6] = ["SLURM_ARRAY_", "SLURM_RESTART_COUNT", "SLURM_STEP", "PMI_", "PMIX_RANK", "OMPI_COMM_"];
+/// Beginnings of the variables that tell a process in which job, step or rank it is, and with what memory and cores.
+const INHERITED: [&str; 4] = ["SLURM_", "PMI_", "PMIX_RANK", "OMPI_COMM_"];
+/// The variables of them that say where Slurm is.
+const KEPT: [&str; 2] = ["SLURM_CONF", "SLURM_CLUSTERS"];
 
-/// Submits a script that starts when the jobs `after` have ended well. Returns the number of its job.
-pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<String> {
+/// sbatch without the variables of a job that surrounds this process. It would take a shell's SLURM_MEM_PER_CPU, for example,
+/// for an option of the new job, and hand it on to the job's own steps. `SBATCH_*` are options that the user means.
+fn sbatch() -> Command {
     let mut command = Command::new("sbatch");
-    command.arg("--parsable");
-    // A job that is submitted from within another one would otherwise inherit that one's variables.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if INHERITED.iter().any(|start| text.starts_with(start)) {
+        if INHERITED.iter().any(|start| text.starts_with(start)) && !KEPT.contains(&text.as_ref()) {
             command.env_remove(&name);
         }
     }
+    command
+}
+
+/// Submits a script that starts when the jobs `after` have ended well. Returns the number of its job.
+pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<String> {
+    let mut command = sbatch();
+    command.arg("--parsable");
     if !after.is_empty() {
         // Without --kill-on-invalid-dep, a job that waits for a failed one would wait for ever.
         command.args([&format!("--dependency=afterok:{}", after.join(":")), "--kill-on-invalid-dep=yes"]);
@@ -31,17 +39,51 @@ pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<Str
         let refused = String::from_utf8_lossy(&output.stderr);
         return Err(usage!("{}: sbatch refuses it: {}", script.display(), refused.trim()));
     }
-    // sbatch prints «number» or «number;cluster».
-    Ok(text.trim().split(';').next().unwrap_or_default().to_string())
+    job_number(&text).ok_or_else(|| {
+        usage!(
+            "{}: sbatch says no job number, but {:?}; look with squeue whether a job was submitted, and cancel it",
+            script.display(),
+            text.trim()
+        )
+    })
+}
+
+/// The job number in what `sbatch --parsable` prints: the last line that is `number` or `number;cluster`. A site's wrapper of
+/// sbatch may print more lines.
+fn job_number(text: &str) -> Option<String> {
+    let number = |line: &str| {
+        let number = line.trim().split(';').next().unwrap_or_default();
+        (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then(|| number.to_string())
+    };
+    text.lines().rev().find_map(number)
 }
 
 /// Has Slurm check a script. Returns its words, as an error if it refuses the script; none if no Slurm can be asked.
 pub fn test_only(script: &Path) -> Option<Result<String, String>> {
-    let output = Command::new("sbatch").arg("--test-only").arg(script).output().ok()?;
+    let output = sbatch().arg("--test-only").arg(script).output().ok()?;
     let words = String::from_utf8_lossy(&output.stderr).trim().to_string();
     // Slurm is installed on this machine, but the machine belongs to no cluster.
     if ["configuration source", "Unable to contact"].iter().any(|unreached| words.contains(unreached)) {
         return None;
     }
     Some(if output.status.success() { Ok(words) } else { Err(words) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::job_number;
+
+    #[test]
+    fn the_job_number_is_found_among_the_lines_of_a_site() {
+        let of = |text: &str| job_number(text);
+        assert_eq!(of("17\n").as_deref(), Some("17"));
+        assert_eq!(of("17;gpu\n").as_deref(), Some("17"));
+        assert_eq!(
+            of("-----\nWelcome; 3 nodes are down\n-----\n 18;gpu \n\nYour budget: 40 h\n").as_deref(),
+            Some("18")
+        );
+        for nothing in ["", "\n", "Submitted", ";gpu", "-----"] {
+            assert_eq!(of(nothing), None, "{nothing:?}");
+        }
+    }
 }

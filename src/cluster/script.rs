@@ -220,6 +220,11 @@ fn require_plain_text(plan: &Plan, places: Places) -> Result<()> {
             "{key} = {text:?}: a line break or another control character cannot go into a script; take it out"
         );
     }
+    let run_dir = path(places.run_dir);
+    require!(
+        !run_dir.contains('\\'),
+        "{run_dir}: Slurm puts no job number into the name of a log file whose path has a backslash; use a run directory without"
+    );
     Ok(())
 }
 

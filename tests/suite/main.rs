@@ -23,6 +23,7 @@ mod precision;
 mod replicas;
 mod runs;
 mod seen;
+mod sites;
 mod slurm;
 mod small_images;
 mod stored;
