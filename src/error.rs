@@ -14,6 +14,9 @@ pub enum Failure {
     /// A signal has stopped the phase, and a checkpoint is written: the same command resumes at the same step.
     #[error("stopped by a signal in phase {phase} at step {step}; start the same command again to resume")]
     Stopped { phase: String, step: u64 },
+    /// A signal has stopped the process while it did something that leaves nothing to resume.
+    #[error("stopped by a signal while {activity}; start the same command again")]
+    Interrupted { activity: String },
     /// Another rank of the world ends with this exit code and reports the reason.
     #[error("another rank ended with exit code {code}")]
     Elsewhere { code: u8 },
@@ -25,7 +28,7 @@ impl Failure {
         match self {
             Failure::Usage(_) => 2,
             Failure::Damaged { .. } => 3,
-            Failure::Stopped { .. } => 75,
+            Failure::Stopped { .. } | Failure::Interrupted { .. } => 75,
             Failure::Elsewhere { code } => *code,
         }
     }

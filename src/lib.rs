@@ -32,7 +32,7 @@
 //! 0  family             per kind of network: config keys, table of parameters, cost, other programs' names
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
 //! 0  bounds             limits of the numbers in a config
-//! 0  thread             starting threads
+//! 0  thread, stop       starting threads; a signal's wish that the process stop
 //! ```
 //! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`, reading and
 //! writing HDF5 in `store/artefact.rs` and `data/source/shard.rs`, `clap` in `cli/`.
@@ -84,6 +84,7 @@ pub mod plan;
 pub mod random;
 pub mod run;
 pub mod seal;
+pub mod stop;
 pub mod store;
 pub mod svg;
 pub mod task;

@@ -7,8 +7,8 @@ use incubate::device::{cuda, memory};
 use incubate::error::{Failure, exit_code};
 use incubate::launcher::launched_rank;
 use incubate::pipeline::bars::{LogTarget, on_a_terminal};
-use incubate::train::STOP;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+use incubate::stop::STOP;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     start_logging(&cli);
     hdf5::silence_errors(true);
     if cli.command.heeds_signals() {
-        for signal in [SIGINT, SIGTERM, SIGUSR2] {
+        for signal in [SIGHUP, SIGINT, SIGTERM, SIGUSR2].into_iter().filter(|&signal| !is_ignored(signal)) {
             // SAFETY: the handler stores to an atomic, and may restore the signal's default action and raise it.
             unsafe { signal_hook::low_level::register(signal, move || stop(signal)) }
                 .expect("the signal can be caught");
@@ -48,6 +48,15 @@ fn main() -> ExitCode {
         unsafe { libc::_exit(code.into()) };
     }
     ExitCode::from(code)
+}
+
+/// Whether this process was started with a signal ignored, as nohup does with SIGHUP.
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: the call only writes the signal's present action into `present`, of which zeros are a value.
+    unsafe {
+        let mut present: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut present) == 0 && present.sa_sigaction == libc::SIG_IGN
+    }
 }
 
 /// Asks for a stop at the next step. A second Ctrl-C ends the process at once, but no other signal does, since Slurm sends a

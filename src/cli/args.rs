@@ -253,7 +253,7 @@ pub enum Downstream {
 }
 
 impl Command {
-    /// Whether the command looks at [`crate::train::STOP`] and ends in order. A signal ends every other command at once.
+    /// Whether the command looks at [`crate::stop::STOP`] and ends in order. A signal ends every other command at once.
     pub fn heeds_signals(&self) -> bool {
         self.trains() || matches!(self, Command::Pack(_) | Command::Status { watch: true, .. })
     }

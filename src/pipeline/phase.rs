@@ -13,6 +13,7 @@ use crate::plan::PhasePlan;
 use crate::plan::groups::share;
 use crate::run::graph::Node;
 use crate::run::state::{Evidence, Found, State, state};
+use crate::stop::stop_requested;
 use crate::store::lease::Lease;
 use crate::store::{Artefact, Seen, artefact};
 use crate::train::{self, Setting};
@@ -32,7 +33,7 @@ impl Job<'_> {
             }
             return Ok(());
         }
-        let lease = on_zero(group, || Lease::take(&self.run, &node.name, train::stop_requested))?;
+        let lease = on_zero(group, || Lease::take(&self.run, &node.name, stop_requested))?;
         if lease.as_ref().is_some_and(|lease| lease.has_waited) {
             self.clock.skip();
         }

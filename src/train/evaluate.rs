@@ -1,12 +1,12 @@
 //! Evaluates a network on the test images; every rank of a group takes a share.
 
-use super::stop_requested;
 use crate::collective::Collective;
 use crate::config::Config;
 use crate::data::feed::Feed;
 use crate::data::feed::test_batches::{TestBatch, test_batches};
 use crate::model::Network;
 use crate::require;
+use crate::stop::stop_requested;
 use crate::task::Task;
 use crate::weights::{Staging, upload};
 use anyhow::Result;

@@ -25,19 +25,9 @@ use anyhow::{Result, anyhow};
 use checkpoints::Checkpoints;
 use logging::Logging;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use step::Stepper;
 use tch::Device;
 use trainer::Trainer;
-
-/// Whether a signal asked this process to stop; the replicas of a group agree on it at every step boundary. A signal handler
-/// is given nothing and may only store to an atomic, so this is a static.
-pub static STOP: AtomicBool = AtomicBool::new(false);
-
-/// Whether a signal asked this process to stop.
-pub fn stop_requested() -> bool {
-    STOP.load(Ordering::Relaxed)
-}
 
 /// Where and with whom this replica trains a phase; the phase's plan says what it trains.
 pub struct Setting<'a> {

@@ -10,6 +10,7 @@ use crate::device::later::Later;
 use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
+use crate::stop::stop_requested;
 use crate::task::{Loss, Objective};
 use crate::weights::{Staging, upload};
 use anyhow::Result;
@@ -128,7 +129,7 @@ impl<'a> Stepper<'a> {
         }
         let extras = network.flat().len() as i64;
         let gradients = network.flat_mut().gradients_mut();
-        let _ = gradients.narrow(0, extras + 1, 1).fill_(f64::from(u8::from(super::stop_requested())));
+        let _ = gradients.narrow(0, extras + 1, 1).fill_(f64::from(u8::from(stop_requested())));
         timed(&mut times.all_reduce, || self.group.all_reduce(gradients))?;
         let extras = Later::of(&gradients.narrow(0, extras, EXTRAS as i64))?;
         network.flat_mut().move_buffers(self.global_batch);

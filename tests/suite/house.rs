@@ -13,7 +13,7 @@ fn place(module: &str) -> (u32, &str) {
         "task" => 3,
         "data" | "model" | "collective" | "device" | "store" => 2,
         "plan" | "driver" | "launcher" | "libtorch" | "random" | "run" | "seal" | "svg" | "weights" => 1,
-        "bounds" | "config" | "error" | "family" | "thread" => 0,
+        "bounds" | "config" | "error" | "family" | "stop" | "thread" => 0,
         other => panic!("which floor is {other} on? Say it here and in the documentation of lib.rs"),
     };
     (floor, module)

@@ -4,8 +4,11 @@ use crate::incubate::{Incubate, TINY, plain};
 use crate::wait::wait_until;
 use hdf5::types::VarLenUnicode;
 use incubate::store::artefact;
+use incubate::store::progress::Progress;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 #[test]
@@ -150,12 +153,41 @@ fn dropout_draws_the_same_masks_after_a_stop() {
 
 /// Starts, waits for the first checkpoint, and stops it with SIGTERM, which it answers with exit code 75.
 pub fn stop_after_a_checkpoint(run: &Incubate, arguments: &[&str]) {
-    let mut child = run.command(arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
+    stop_by(libc::SIGTERM, run.command(arguments), run);
+}
+
+/// Starts a command of a run, waits for the first checkpoint, and stops the command with a signal.
+fn stop_by(signal: i32, mut command: Command, run: &Incubate) {
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
     wait_until("a checkpoint", || {
         assert!(child.try_wait().unwrap().is_none(), "it ended before a checkpoint was seen");
         run.has_checkpoint()
     });
     // SAFETY: nobody has waited for the child yet.
+    unsafe { libc::kill(child.id() as i32, signal) };
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+}
+
+#[test]
+fn a_closed_terminal_stops_a_run_in_order_and_nohup_keeps_it_running() {
+    let run = Incubate::new().set("meta.epochs=100000");
+    stop_by(libc::SIGHUP, run.command(&["meta"]), &run);
+    let mut under_nohup = run.command(&["meta"]);
+    // SAFETY: between fork and exec only a signal's action is set, as nohup does.
+    unsafe {
+        under_nohup.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+            Ok(())
+        })
+    };
+    let mut child = under_nohup.stderr(Stdio::null()).spawn().unwrap();
+    let step = || Progress::read(&run.run_dir, "meta").map_or(0, |progress| progress.step);
+    let wait_for_step_beyond = |before: u64| wait_until("a later step", || step() > before);
+    wait_for_step_beyond(step());
+    // SAFETY: nobody has waited for the child yet.
+    unsafe { libc::kill(child.id() as i32, libc::SIGHUP) };
+    wait_for_step_beyond(step() + 5);
+    // SAFETY: as above.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     assert_eq!(child.wait().unwrap().code(), Some(75));
 }

@@ -1,14 +1,17 @@
 //! Image folders as torchvision's ImageFolder reads them: `train/CLASS/…` and `val/CLASS/…` (or `validation`, `test`) with JPEG
-//! and PNG files at any depth. Classes are numbered in the order of their names, images in the order of their paths.
+//! and PNG files at any depth. Classes are numbered in the order of their names, images in the order of their paths. Unlike
+//! torchvision, hidden folders and files (`.ipynb_checkpoints`, `._photo.jpg`) are passed over.
 
 use super::index::{Index, IndexFile, IndexFolder, LARGEST, Stamp, fingerprint, fingerprint_of, sample_length, stamp};
 use super::samples::{Samples, Stored};
 use super::splits::{TRAINING, evaluation_split};
-use crate::{require, usage};
-use anyhow::{Context, Result};
+use crate::error::Failure;
+use crate::{require, stop, usage};
+use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use std::fs::{DirEntry, File};
 use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
@@ -70,13 +73,15 @@ struct Class {
     stamps: Vec<Stamp>,
     /// The number of each file's folder, and the file's name.
     files: Vec<(usize, String)>,
+    /// How many hidden folders and files were passed over.
+    hidden: usize,
 }
 
 fn build(root: &Path) -> Result<(Index, blake3::Hash)> {
     let own = stamp(root).unwrap_or_default();
-    let entries = entries(root).map_err(|e| {
+    let (entries, hidden) = entries(root).map_err(|e| {
         usage!(
-            "{}: {e}; data.path must hold train/CLASS/*.jpg (or .jpeg, .png) and val/CLASS/*.jpg, or validation or test in \
+            "{}: {e:#}; data.path must hold train/CLASS/*.jpg (or .jpeg, .png) and val/CLASS/*.jpg, or validation or test in \
              place of val",
             root.display()
         )
@@ -88,6 +93,13 @@ fn build(root: &Path) -> Result<(Index, blake3::Hash)> {
         root.display()
     );
     let classes = names.into_par_iter().map(|name| class(root, name)).collect::<Result<Vec<_>>>()?;
+    let hidden = hidden + classes.iter().map(|class| class.hidden).sum::<usize>();
+    if hidden > 0 {
+        log::warn!(
+            "{}: {hidden} hidden folders or files (names that begin with a dot) are passed over",
+            root.display()
+        );
+    }
     let index = number(&classes)?;
     let stamps = classes.iter().flat_map(|class| class.stamps.iter().copied());
     let fingerprint = fingerprint_of(root, own, index.groups.iter().zip(stamps))?;
@@ -112,7 +124,9 @@ fn number(classes: &[Class]) -> Result<Index> {
 fn class(root: &Path, name: String) -> Result<Class> {
     let path = root.join(&name);
     let mut class = Class::default();
-    class.walk(root, name).map_err(|e| usage!("{}: {e:#}", path.display()))?;
+    let mut above = if name == "." { vec![] } else { vec![identity(root)?] };
+    let walked = class.walk(root, name, &mut above);
+    walked.map_err(|error| if Failure::is_stop(&error) { error } else { usage!("{}: {error:#}", path.display()) })?;
     require!(
         !class.files.is_empty(),
         "{}: the class has no .jpg, .jpeg or .png file; add an image, or remove the class folder from both splits",
@@ -122,33 +136,60 @@ fn class(root: &Path, name: String) -> Result<Class> {
 }
 
 impl Class {
-    /// Lists a folder, depth first, its files and folders in the order of their names.
-    fn walk(&mut self, root: &Path, folder: String) -> Result<()> {
+    /// Lists a folder, depth first, its files and folders in the order of their names. `above` identifies the folders that
+    /// lead to it.
+    fn walk(&mut self, root: &Path, folder: String, above: &mut Vec<(u64, u64)>) -> Result<()> {
+        stop::check("listing images")?;
+        let path = root.join(&folder);
+        let own = identity(&path)?;
+        ensure!(!above.contains(&own), "{folder} is a link to a folder above it; remove the link");
+        above.push(own);
         let number = self.folders.len();
         self.folders.push(folder.clone());
-        self.stamps.push(stamp(&root.join(&folder))?);
-        for (name, entry) in entries(&root.join(&folder)).with_context(|| folder.clone())? {
-            let extension = Path::new(&name).extension().map(|e| e.to_ascii_lowercase());
-            if extension.is_some_and(|e| EXTENSIONS.iter().any(|&known| e == known)) {
+        self.stamps.push(stamp(&path)?);
+        let (entries, hidden) = entries(&path).with_context(|| folder.clone())?;
+        self.hidden += hidden;
+        for (name, entry) in entries {
+            let kind = entry.file_type()?;
+            if kind.is_dir() || !is_image(&name) && kind.is_symlink() && entry.path().is_dir() {
+                self.walk(root, format!("{folder}/{name}"), above)?;
+            } else if is_image(&name) {
+                let regular = kind.is_file() || kind.is_symlink();
+                ensure!(regular, "{folder}/{name} is no regular file; remove it or rename it");
                 self.files.push((number, name));
-            } else if entry.path().is_dir() {
-                self.walk(root, format!("{folder}/{name}"))?;
             }
         }
+        above.pop();
         Ok(())
     }
 }
 
-fn entries(folder: &Path) -> Result<Vec<(String, DirEntry)>> {
-    let mut entries = std::fs::read_dir(folder)?
-        .map(|entry| {
-            let entry = entry?;
-            let name = entry.file_name().into_string().ok().context("a file name is not UTF-8; rename the file")?;
-            Ok((name, entry))
-        })
-        .collect::<Result<Vec<_>>>()?;
+/// The numbers of a folder's device and inode, which a link to it shares.
+fn identity(folder: &Path) -> Result<(u64, u64)> {
+    let metadata = std::fs::metadata(folder).with_context(|| format!("{}", folder.display()))?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn is_image(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|own| EXTENSIONS.iter().any(|known| own.eq_ignore_ascii_case(known)))
+}
+
+/// The entries of a folder in the order of their names, and the number of hidden ones, which are left out.
+fn entries(folder: &Path) -> Result<(Vec<(String, DirEntry)>, usize)> {
+    let (mut entries, mut hidden) = (Vec::new(), 0);
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_name().into_string() {
+            Ok(name) if name.starts_with('.') => hidden += 1,
+            Ok(name) => entries.push((name, entry)),
+            Err(name) => {
+                let lossy = name.to_string_lossy();
+                ensure!(!is_image(&lossy) && !entry.path().is_dir(), "the name {lossy} is not UTF-8; rename it");
+            }
+        }
+    }
     entries.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(entries)
+    Ok((entries, hidden))
 }
 
 impl Samples for Folder {
@@ -170,10 +211,14 @@ impl Samples for Folder {
 
     fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
         bytes.clear();
-        let file = File::open(self.root.join(self.index.path(index)))?;
-        let length = sample_length(file.metadata()?.len())?;
+        // A link may lead to a pipe, whose opening would wait for a writer without this flag.
+        let path = self.root.join(self.index.path(index));
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let metadata = file.metadata()?;
+        ensure!(metadata.is_file(), "it is no regular file");
+        let length = sample_length(metadata.len())?;
         bytes.reserve(length as usize + 1);
-        // The length of a pipe is unknown, and a file may be growing.
+        // The file may be growing.
         file.take(LARGEST + 1).read_to_end(bytes)?;
         sample_length(bytes.len() as u64)?;
         Ok(Stored::Encoded)
@@ -217,12 +262,56 @@ mod tests {
         let folder = folder(&["train/a/1.jpg"]);
         let huge = File::options().write(true).open(folder.path().join("train/a/1.jpg")).unwrap();
         huge.set_len(1 << 40).unwrap();
-        std::os::unix::fs::symlink("/dev/zero", folder.path().join("train/a/2.jpg")).unwrap();
         let train = Folder::open(&folder.path().join("train"), None).unwrap();
-        for index in 0..2 {
-            let error = train.read(index, &mut Vec::new()).unwrap_err().to_string();
-            assert!(error.contains("more than any image"), "{error}");
+        let error = train.read(0, &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("more than any image"), "{error}");
+    }
+
+    #[test]
+    fn a_pipe_a_device_and_a_link_to_a_folder_above_are_refused_and_a_folder_named_like_an_image_is_entered() {
+        let folder = folder(&["train/a/1.jpg/2.png", "train/a/x/3.jpg"]);
+        let path = |name: &str| folder.path().join("train/a").join(name);
+        let pipe = std::ffi::CString::new(path("pipe").into_os_string().into_encoded_bytes()).unwrap();
+        // SAFETY: the call makes a pipe of that name.
+        assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
+        for (link, target) in [("4.jpg", "pipe"), ("5.jpg", "/dev/zero")] {
+            std::os::unix::fs::symlink(target, path(link)).unwrap();
         }
+        let open = || Folder::open(&folder.path().join("train"), None);
+        let train = open().unwrap();
+        assert_eq!(
+            (0..4).map(|index| train.index.names.path(index)).collect::<Vec<_>>(),
+            [Path::new("2.png"), Path::new("4.jpg"), Path::new("5.jpg"), Path::new("3.jpg")]
+        );
+        for index in [1, 2] {
+            let error = train.read(index, &mut Vec::new()).unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{error}");
+        }
+        std::fs::rename(path("pipe"), path("pipe.jpg")).unwrap();
+        let error = open().unwrap_err().to_string();
+        assert!(error.contains("a/pipe.jpg is no regular file"), "{error}");
+        std::fs::remove_file(path("pipe.jpg")).unwrap();
+        std::os::unix::fs::symlink("../..", path("x/up")).unwrap();
+        let error = open().unwrap_err().to_string();
+        assert!(error.contains("a/x/up is a link to a folder above"), "{error}");
+    }
+
+    #[test]
+    fn hidden_folders_are_no_classes_and_a_name_that_is_not_utf_8_matters_only_if_it_is_an_image() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder =
+            folder(&["train/.ipynb_checkpoints/1.jpg", "train/a/.hidden.jpg", "train/a/1.jpg", "train/b/2.jpg"]);
+        let open = || Folder::open(&folder.path().join("train"), None);
+        let named = |name: &[u8]| folder.path().join("train/a").join(std::ffi::OsStr::from_bytes(name));
+        std::fs::write(named(b"note\xff.txt"), "").unwrap();
+        let train = open().unwrap();
+        assert_eq!(
+            (train.classes.as_slice(), train.index.label.as_slice()),
+            (&["a".into(), "b".into()][..], &[0, 1][..])
+        );
+        std::fs::write(named(b"\xff.jpg"), "").unwrap();
+        let error = open().unwrap_err().to_string();
+        assert!(error.contains("train/a") && error.contains("\u{fffd}.jpg is not UTF-8"), "{error}");
     }
 
     #[test]

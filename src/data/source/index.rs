@@ -1,9 +1,9 @@
 //! The index of a split: each sample's file and label, and its offset in a tar. A sample takes about 45 bytes in a few large
 //! allocations. A file in the run directory keeps the index, so that a restarted run need not list its images again.
 //!
-//! # The file's format, version 1
+//! # The file's format, version 2
 //! ```text
-//! line 1     «incubate index, format 1», a line break
+//! line 1     «incubate index, format 2», a line break
 //! 32 bytes   the BLAKE3 hash of all bytes after it
 //! 32 bytes   the fingerprint of the folders or tars: their names, sizes and times of change
 //! sections   each a length in bytes (u64) and the bytes, numbers little-endian: the groups' names and their ends, the samples'
@@ -16,7 +16,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-const MAGIC: &[u8] = b"incubate index, format 1\n";
+const MAGIC: &[u8] = b"incubate index, format 2\n";
 
 /// The folder of a source's index files.
 #[derive(Debug, Clone)]

@@ -80,6 +80,9 @@ fn open_with(config: &Config, may_write: bool) -> Result<Source> {
         Format::Tar => shared(tar::open(&data.path, indexes.as_ref())?),
         Format::Packed => shared(packed::open(&data.path)?),
     };
+    for (split, name) in [(&train, "train"), (&test, "test")] {
+        require!(!split.is_empty(), "{}: the {name} split holds no images; check data.path", data.path.display());
+    }
     let bad = Arc::new(BadImages::new(data.bad_images));
     Ok(Source { train, test, bad })
 }
@@ -106,7 +109,6 @@ fn shared<S: Samples + 'static>((train, test): (S, S)) -> (Split, Split) {
 fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
     let (model, data) = (&config.model, &config.data);
     let path = data.path.display();
-    require!(!split.is_empty(), "{path}: the {name} split holds no images");
     // Other images are decoded to RGB and resized to the model's size.
     let (channels, size) = split.planes().unwrap_or((3, model.image_size()));
     require!(

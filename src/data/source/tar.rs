@@ -11,6 +11,7 @@ use super::open_files::OpenFiles;
 use super::samples::{Samples, Stored};
 use super::splits::{TRAINING, evaluation_split};
 use super::tar_scan::{Sample, scan};
+use crate::error::Failure;
 use crate::{require, usage};
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
@@ -120,15 +121,22 @@ fn find(root: &Path, split: &str) -> Result<Vec<PathBuf>> {
 }
 
 fn build(root: &Path, tars: Names) -> Result<Index> {
-    let scanned: Vec<Vec<Sample>> = (0..tars.len())
+    let scanned: Vec<(Vec<Sample>, usize)> = (0..tars.len())
         .into_par_iter()
         .map(|tar| {
             let path = root.join(tars.path(tar));
-            scan(&path).map_err(|error| usage!("{}: {error:#}", path.display()))
+            scan(&path).map_err(|error| in_file(&path, error))
         })
         .collect::<Result<_>>()?;
+    let hidden: usize = scanned.iter().map(|(_, hidden)| hidden).sum();
+    if hidden > 0 {
+        log::warn!(
+            "{}: {hidden} hidden members of its tars (names that begin with a dot) are passed over",
+            root.display()
+        );
+    }
     let mut index = Index { groups: tars, ..Index::default() };
-    for (tar, samples) in scanned.into_iter().enumerate() {
+    for (tar, (samples, _)) in scanned.into_iter().enumerate() {
         for sample in samples {
             index.names.push(&sample.member)?;
             index.group.push(tar as u32);
@@ -138,6 +146,11 @@ fn build(root: &Path, tars: Names) -> Result<Index> {
         }
     }
     Ok(index)
+}
+
+/// A usage error that names the file, unless a signal has stopped the process.
+fn in_file(path: &Path, error: anyhow::Error) -> anyhow::Error {
+    if Failure::is_stop(&error) { error } else { usage!("{}: {error:#}", path.display()) }
 }
 
 #[cfg(test)]
@@ -216,6 +229,37 @@ mod tests {
         write("test-0.tar");
         let error = open(root.path(), None).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("validation and test"), "{error}");
+    }
+
+    #[test]
+    fn a_key_with_dots_a_second_label_and_a_compressed_tar_are_refused_by_name() {
+        let zero: &[u8] = b"0";
+        refused(&tar(&[("photo.0.jpg", b"x"), ("photo.0.cls", zero)]), &["photo.0.jpg", "first dot", "rename"]);
+        // A further picture of a sample, such as a map of its labels, is no image of its own.
+        assert_eq!(opened(&tar(&[("1.jpg", b"x"), ("1.seg.png", b"y"), ("1.cls", zero)])).unwrap().len(), 1);
+        let disagreeing = [("1.cls", zero), ("1.jpg", b"x"), ("1.json", br#"{"label": 1}"#)];
+        refused(&tar(&disagreeing), &["1.json", "label 1", "1.cls says 0"]);
+        for (magic, name) in [("\x1f\u{8b}", "gzip"), ("BZh9", "bzip2")] {
+            let magic: Vec<u8> = magic.chars().map(|character| character as u8).collect();
+            refused(&[magic, vec![7; 1024]].concat(), &[name, "unpack"]);
+        }
+        let sparse = with_header(|header| {
+            header.set_path("1.jpg").unwrap();
+            header.set_entry_type(::tar::EntryType::GNUSparse);
+        });
+        refused(&sparse, &["1.jpg", "sparse"]);
+    }
+
+    #[test]
+    fn concatenated_tars_hidden_members_and_the_json_of_other_programs_are_read() {
+        let one = tar(&[("./._1.jpg", b"macOS"), ("./1.jpg", b"x"), ("./._1.cls", b"macOS"), ("./1.cls", b"0")]);
+        let json = "\u{feff}{\"score\": NaN, \"low\": -Infinity, \"text\": \"a \\\"NaN\", \"label\": 1}";
+        let two = tar(&[("2.jpg", b"y"), ("2.json", json.as_bytes())]);
+        let both = opened(&[one, two].concat()).unwrap();
+        assert_eq!((both.label(0), both.label(1), both.len()), (0, 1, 2));
+        let mut bytes = Vec::new();
+        both.read(1, &mut bytes).unwrap();
+        assert_eq!(bytes, b"y");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The samples of one tar, from the headers and labels of its members.
 
 use super::index::sample_length;
+use crate::stop;
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path};
 
 /// A tar is made of blocks of so many bytes.
@@ -27,15 +29,27 @@ struct Partial {
     key: Vec<u8>,
     /// Its member, offset and length.
     image: Option<(Vec<u8>, u64, u32)>,
-    label: Option<u32>,
+    /// With the member that says it.
+    label: Option<(u32, Vec<u8>)>,
+    /// An image whose name has another dot before its extension.
+    dotted: Option<Vec<u8>>,
 }
 
 impl Partial {
     fn finish(self, samples: &mut Vec<Sample>) -> Result<()> {
         match (self.image, self.label) {
-            (Some((member, offset, length)), Some(label)) => samples.push(Sample { member, label, offset, length }),
+            (Some((member, offset, length)), Some((label, _))) => {
+                samples.push(Sample { member, label, offset, length })
+            }
             (Some((member, ..)), None) => {
                 bail!("{}: no .cls or .json beside the image has its label; add one", member.escape_ascii())
+            }
+            (None, _) if self.dotted.is_some() => {
+                bail!(
+                    "{}: a sample's key ends at the first dot of the file name, so this image belongs to no sample; rename it \
+                     and its label without dots before the extension",
+                    self.dotted.unwrap_or_default().escape_ascii()
+                )
             }
             (None, Some(_)) => {
                 bail!(
@@ -49,17 +63,26 @@ impl Partial {
     }
 }
 
-/// The samples of one tar, in order.
-pub fn scan(path: &Path) -> Result<Vec<Sample>> {
+/// The samples of one tar, in order, and the number of hidden members, which are passed over.
+pub fn scan(path: &Path) -> Result<(Vec<Sample>, usize)> {
+    // A pipe would keep the call waiting for a writer.
+    ensure!(std::fs::metadata(path)?.is_file(), "it is no regular file");
     let file = File::open(path)?;
     let file_length = file.metadata()?.len();
+    require_uncompressed(&file)?;
     let mut archive = tar::Archive::new(&file);
+    // `cat a.tar b.tar` leaves the end mark of the first in the middle.
+    archive.set_ignore_zeros(true);
+    let mut hidden = 0;
     let mut samples = Vec::new();
     let mut partial = Partial::default();
     let mut end = 0;
     for entry in archive.entries_with_seek()? {
         let mut entry = entry.with_context(|| format!("damaged after byte {end}"))?;
         let member = entry.path_bytes().into_owned();
+        stop::check("reading the headers of tars")?;
+        let sparse = entry.header().entry_type().is_gnu_sparse() || has_sparse_header(&mut entry)?;
+        ensure!(!sparse, "member {}: it is stored sparse; write the tar without --sparse", member.escape_ascii());
         let at = entry.raw_file_position();
         end = at.saturating_add(entry.size()).saturating_add(BLOCK - 1) / BLOCK * BLOCK;
         let context = || format!("member {}", member.escape_ascii());
@@ -74,13 +97,17 @@ pub fn scan(path: &Path) -> Result<Vec<Sample>> {
         if !entry.header().entry_type().is_file() {
             continue;
         }
+        if is_hidden(&member) {
+            hidden += 1;
+            continue;
+        }
         let Some((key, extension)) = key(&member) else { continue };
         if key != partial.key {
             std::mem::take(&mut partial).finish(&mut samples)?;
             partial.key = key.into();
         }
         match extension.to_ascii_lowercase().as_slice() {
-            b"jpg" | b"jpeg" | b"png" => {
+            extension if is_image(extension) => {
                 ensure!(partial.image.is_none(), "{}: the sample has a second image; remove one", context());
                 let length = sample_length(entry.size()).with_context(context)?;
                 partial.image = Some((member, at, length));
@@ -92,15 +119,59 @@ pub fn scan(path: &Path) -> Result<Vec<Sample>> {
                 // A .json may describe the image without its class; a .cls then has it.
                 let label = if kind == b"cls" { Some(number(&text)) } else { label_in_json(&text) };
                 if let Some(label) = label {
-                    partial.label = Some(label.with_context(context)?);
+                    let label = label.with_context(context)?;
+                    if let Some((other, said_by)) = &partial.label {
+                        ensure!(
+                            *other == label,
+                            "{} says label {label}, but {} says {other}; correct one or remove it",
+                            context(),
+                            said_by.escape_ascii()
+                        );
+                    }
+                    partial.label = Some((label, member));
                 }
+            }
+            further if is_image(further.rsplit(|&byte| byte == b'.').next().unwrap_or_default()) => {
+                partial.dotted.get_or_insert(member);
             }
             _ => {}
         }
     }
     partial.finish(&mut samples)?;
     ensure!(end + BLOCK <= file_length, "truncated: its end mark is missing after byte {end}; fetch it again");
-    Ok(samples)
+    Ok((samples, hidden))
+}
+
+/// Whether a lower-case extension is an image's.
+fn is_image(extension: &[u8]) -> bool {
+    matches!(extension, b"jpg" | b"jpeg" | b"png")
+}
+
+/// Whether a member or a folder of its path is hidden, as the `._` files are that macOS adds.
+fn is_hidden(member: &[u8]) -> bool {
+    member.split(|&byte| byte == b'/').any(|part| part.starts_with(b".") && !matches!(part, b"." | b".."))
+}
+
+/// Whether the extended headers of POSIX say that a member is stored sparse.
+fn has_sparse_header(entry: &mut tar::Entry<&File>) -> Result<bool> {
+    let Some(mut extensions) = entry.pax_extensions()? else { return Ok(false) };
+    Ok(extensions.any(|extension| extension.is_ok_and(|extension| extension.key_bytes().starts_with(b"GNU.sparse."))))
+}
+
+/// Refuses a tar that was compressed as a whole: images within could not be read at their offsets.
+fn require_uncompressed(file: &File) -> Result<()> {
+    let mut magic = [0; 6];
+    let length = file.read_at(&mut magic, 0)?;
+    let compressions: [(&[u8], &str, &str); 4] = [
+        (b"\x1f\x8b", "gzip", "gunzip"),
+        (b"BZh", "bzip2", "bunzip2"),
+        (b"\xfd7zXZ\0", "xz", "unxz"),
+        (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
+    ];
+    match compressions.iter().find(|(start, ..)| magic[..length].starts_with(start)) {
+        Some((_, name, program)) => bail!("it is compressed by {name}; unpack it by {program}"),
+        None => Ok(()),
+    }
 }
 
 /// A member's path up to the first dot of its file name, and the rest after that dot.
@@ -135,10 +206,26 @@ fn number(text: &str) -> Result<u32> {
 
 /// The label, if the JSON has one.
 fn label_in_json(text: &str) -> Option<Result<u32>> {
-    let value: serde_json::Value = match serde_json::from_str(text) {
+    let value: serde_json::Value = match serde_json::from_str(&standard(text)) {
         Ok(value) => value,
         Err(error) => return Some(Err(error.into())),
     };
     let label = value.get("label").or_else(|| value.get("cls"))?;
     Some(number(label.as_str().unwrap_or(&label.to_string())))
+}
+
+/// JSON as the standard has it: without the byte order mark of Windows programs, and with null for Python's NaN and Infinity.
+fn standard(text: &str) -> String {
+    let text = text.trim_start_matches('\u{feff}');
+    let mut out = String::with_capacity(text.len());
+    let (mut in_string, mut escaped) = (false, false);
+    let mut rest = text;
+    while let Some(character) = rest.chars().next() {
+        let word = ["NaN", "-Infinity", "Infinity"].into_iter().find(|word| !in_string && rest.starts_with(word));
+        out.push_str(word.map_or(&rest[..character.len_utf8()], |_| "null"));
+        rest = &rest[word.map_or(character.len_utf8(), str::len)..];
+        in_string ^= character == '"' && !escaped;
+        escaped = in_string && character == '\\' && !escaped;
+    }
+    out
 }

@@ -1,0 +1,22 @@
+//! The wish of a signal that this process stop in order.
+
+use crate::error::Failure;
+use anyhow::Result;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether a signal asked this process to stop. A signal handler is given nothing and may only store to an atomic, so this is a
+/// static.
+pub static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Whether a signal asked this process to stop.
+pub fn stop_requested() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
+/// Ends a long activity, such as "listing images", if a signal asked this process to stop.
+///
+/// # Errors
+/// [`Failure::Interrupted`] after a signal.
+pub fn check(activity: &str) -> Result<()> {
+    if stop_requested() { Err(Failure::Interrupted { activity: activity.into() }.into()) } else { Ok(()) }
+}
