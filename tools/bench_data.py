@@ -5,8 +5,8 @@ Prints one table and one JSON line.
   tools/bench_data.py --incubate target/release/incubate --python python3 [--pairs 5] [--folder DIR]
 
 --python is an interpreter with torch, torchvision and timm. Without --folder, 200 JPEGs are drawn into a temporary folder.
-Every ratio, also of packed forms, compares with timm on the files: the median of the pairs' ratios, the lowest and the
-highest.
+Each ratio compares with timm on the files, even for packed forms. The table gives the median of the pairs' ratios, the lowest
+and the highest.
 """
 import argparse
 import json

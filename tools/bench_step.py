@@ -4,9 +4,9 @@
   tools/bench_step.py --incubate target/release/incubate --python python3 [--pairs 5] [--only deit-ti]
   tools/bench_step.py --incubate target/release/incubate --without [--pairs 5]
 
---python is an interpreter with torch and timm. Each figure is the median of the pairs' ratios, so that a machine which
-slows down for a while slows both. Rows of stages are means over the four stages. --without instead compares the step with
-itself, with one optimisation switched off.
+--python is an interpreter with torch and timm. The ratio is the median of the pairs' ratios, so that a machine which slows down
+for a while affects both programs. A row of several stages shows the mean over them. --without instead compares the step with
+itself, with one optimisation switched off at a time.
 """
 import argparse
 import json

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes checkpoints in the layouts of the official code (`model`, `model_stages` and an optimiser), of DeiT and of timm, lets
-incubate import and export each, and compares them bit for bit. Then compares logits, and the pixels of JPEG and PNG files of
-odd sizes, with `check_exports.py`.
+"""Writes checkpoints in the layouts of the official code (`model`, `model_stages` and an optimiser), of DeiT and of timm, lets
+incubate import and export each, and compares the tensors bit for bit. Then `check_exports.py` compares logits, and the pixels of
+JPEG and PNG files of odd sizes.
 
   tools/check_imports.py INCUBATE [SIZE…] [-- ARGUMENTS OF check_exports.py]        (SIZE: small, b, l, h)
 
@@ -29,7 +29,7 @@ SIZES = {
 
 
 def stages(size):
-    """`[module.state_dict() for module in model.stages]`, with random weights as spread as trained weights."""
+    """`[module.state_dict() for module in model.stages]`, with random weights whose spread is that of trained weights."""
     _, image, patch, classes, width, depths, qkv_bias = SIZES[size]
     generator = torch.Generator().manual_seed(1)
 
@@ -56,9 +56,10 @@ def stages(size):
     return made
 
 
-def flat(made):
+def flat(stage_weights):
+    """The weights of all stages under the names of the whole network."""
     whole, before = {}, 0
-    for stage in made:
+    for stage in stage_weights:
         blocks = 0
         for name, tensor in stage.items():
             if name.startswith("blocks."):
@@ -70,7 +71,8 @@ def flat(made):
     return whole
 
 
-# Widths and heights: with even and odd margins, smaller than the input, and large enough for a reduced decode.
+# Widths and heights. Some give even margins and some odd, some are smaller than the input, some large enough to be decoded at a
+# reduced size.
 IMAGES = [(640, 427), (1024, 683), (427, 640), (500, 375), (333, 500), (225, 226), (97, 131), (2049, 1365)]
 
 
@@ -84,9 +86,9 @@ def photographs(folder):
         image = Image.fromarray(noisy.clamp(0, 255).to(torch.uint8).numpy())
         for name, mode, more in [("a.jpg", "RGB", {"quality": 90}), ("b.jpg", "L", {"quality": 75}), ("c.png", "RGB", {})]:
             for split in ("train", "val"):
-                place = os.path.join(folder, split, f"class-{i % 2}")
-                os.makedirs(place, exist_ok=True)
-                image.convert(mode).save(os.path.join(place, f"{width}x{height}-{name}"), **more)
+                class_folder = os.path.join(folder, split, f"class-{i % 2}")
+                os.makedirs(class_folder, exist_ok=True)
+                image.convert(mode).save(os.path.join(class_folder, f"{width}x{height}-{name}"), **more)
 
 
 def main():
@@ -126,9 +128,9 @@ def check(binary, size, folder, more):
 
 
 def check_layouts(run, size, folder):
-    made = stages(size)
-    whole = flat(made)
-    official = {"model": whole, "model_stages": made, "epoch": 99, "scaler": {}, "lr_scheduler": {"base_values": [1e-3]},
+    stage_weights = stages(size)
+    whole = flat(stage_weights)
+    official = {"model": whole, "model_stages": stage_weights, "epoch": 99, "scaler": {}, "lr_scheduler": {"base_values": [1e-3]},
                 "optimizer": {"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}}
     files = {"official": lambda p: torch.save(official, p), "timm": lambda p: torch.save(whole, p),
              "deit": lambda p: torch.save({"model": whole}, p), "safetensors": lambda p: save_file(whole, p)}

@@ -65,7 +65,7 @@ def png(pixels, colour, interlaced=False):
 
 
 def files():
-    """Files of every kind, and Pillow's image of each."""
+    """A file of every kind, and the pixels that Pillow decodes from it."""
     image = picture(45, 61)
     deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 3)
     orientation = Image.Exif()
@@ -110,12 +110,13 @@ def pictures():
     for left, top, width, height in [(0, 0, 121, 90), (7, 11, 80, 60), (30, 20, 25, 33), (100, 3, 21, 80)]:
         crop = large.crop((left, top, left + width, top + height))
         result[f"crop.{left} {top} {width} {height}"] = np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    turned = large.transpose(Image.Transpose.ROTATE_90)
-    for size, image in [(40, large), (48, large), (40, turned), (32, large), (28, turned)]:
+    rotated = large.transpose(Image.Transpose.ROTATE_90)
+    for size, image in [(40, large), (48, large), (40, rotated), (32, large), (28, rotated)]:
         if size > 32:
             transform = create_transform(size, is_training=False, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
         else:
-            # DeiT expects images of the input's size here and resizes nothing. Others are shown whole, as far as a square can.
+            # DeiT resizes nothing here, since it expects images of the input's size. We resize the shorter side of any other image
+            # and crop nothing off it.
             resize = transforms.Resize(size, transforms.InterpolationMode.BICUBIC)
             transform = transforms.Compose([resize, transforms.CenterCrop(size), transforms.ToTensor()])
         key = f"evaluation.{size} {image.width} {image.height}"
@@ -130,7 +131,7 @@ def pictures():
             jittered = adjust[name](jittered, factor)
         result["jitter." + ", ".join(f"{name} {factor}" for name, factor in factors.items())] = np.asarray(jittered)
     result |= erased(image)
-    # An image as large as a photograph, evaluated at the sizes of the configs. Every seventh pixel is kept.
+    # A photograph's size, evaluated at the input sizes of the configs. Every seventh pixel is kept.
     file = encoded(picture(450, 600).resize((600, 450)), format="JPEG", quality=85)
     result["photo.jpg"] = file
     photo = Image.open(io.BytesIO(file.tobytes())).convert("RGB")
@@ -142,8 +143,8 @@ def pictures():
 
 
 def small():
-    """A colour and a gray image of up to 32 pixels after DeiT's build_transform, by the padded crop's place in the image,
-    whether it is flipped, and the operation that RandAugment does."""
+    """A colour and a gray image of at most 32 pixels after the training transform of DeiT's build_transform. Each key holds the
+    padded crop's position in the image, whether the image is flipped, and RandAugment's operation."""
     result = {}
     for mode in ("RGB", "L"):
         image = picture(SMALL, SMALL).convert(mode)
@@ -161,12 +162,12 @@ def small():
         hparams = augment.ops[0].hparams
         for number, (name, arguments) in enumerate(OPERATIONS):
             top, left, flip.p = number % 9, 2 * number % 9, number % 2
-            crop.get_params = lambda *_, place=(top, left, SMALL, SMALL): place
+            crop.get_params = lambda *_, region=(top, left, SMALL, SMALL): region
             augment.ops = [AugmentOp(name, prob=1.0, hparams=hparams)]
             augment.ops[0].level_fn = lambda *_, arguments=arguments: arguments
             shown = (transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-            place = f"{top - 4} {left - 4} {flip.p}"
-            result[f"small.{mode}.{place}." + " ".join([name, *map(str, arguments)])] = shown
+            draw = f"{top - 4} {left - 4} {flip.p}"
+            result[f"small.{mode}.{draw}." + " ".join([name, *map(str, arguments)])] = shown
     return result
 
 
@@ -183,7 +184,7 @@ def erased(image):
 
 
 def histogram(values, low, high, bins=20):
-    # With these ranges no frequent value lies on the border of two bins, where rounding would decide.
+    # The ranges are chosen so that no frequent value lies on the border of two bins, where rounding would choose the bin.
     counts, _ = np.histogram(values, bins, (low, high))
     assert counts.sum() == len(values), (min(values), max(values))
     return {"low": low, "high": high, "counts": counts.tolist()}
@@ -237,12 +238,12 @@ def draws():
 
 
 class Recorder:
-    """Records where RandomErasing writes, without writing."""
+    """Records the size of the rectangle that RandomErasing writes, without writing."""
     def __init__(self, image):
         self.height = self.width = 0
 
-    def __setitem__(self, place, _):
-        _, rows, columns = place
+    def __setitem__(self, slices, _):
+        _, rows, columns = slices
         self.height, self.width = rows.stop - rows.start, columns.stop - columns.start
 
 

@@ -3,9 +3,9 @@
 
   python tools/peer_data.py FOLDER [--make 200] [--passes 2]
 
-Prints one JSON line: images per second of decoding, of the training transform and of the evaluation transform, over every
-JPEG and PNG below the folder. --make only draws so many JPEGs like photographs (400-560 x 333-500, quality 92, about 80 kB)
-into the folder. Needs torch, torchvision and timm.
+Prints one JSON line with the images per second of decoding, of the training transform and of the evaluation transform, over all
+JPEG and PNG files below the folder. --make N instead draws N JPEGs into the folder, as large as photographs (400-560 x 333-500,
+quality 92, about 80 kB). Needs torch, torchvision and timm.
 """
 
 import argparse
