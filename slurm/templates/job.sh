@@ -5,9 +5,9 @@
 
 # From here on the early signal and TERM are noted and passed on to the child as USR2. The program then writes a checkpoint
 # and ends with 75. They are not passed on as TERM, at which srun would kill the ranks at once.
-child='' told='' ended_by_slurm=''
+child='' stop_requested='' ended_by_slurm=''
 pass_on() { [ -z "$child" ] || kill -s USR2 "$child" 2>/dev/null; }
-trap 'told=1; pass_on' {signal}
+trap 'stop_requested=1; pass_on' {signal}
 # scancel, preemption and requeueing send TERM. Slurm then decides whether the job comes back, so this script does not.
 trap 'ended_by_slurm=1; pass_on' TERM INT
 
@@ -31,11 +31,11 @@ job={job}
 
 step() {
   local again
-  [ -z "$told$ended_by_slurm" ] || return 75
+  [ -z "$stop_requested$ended_by_slurm" ] || return 75
   {launch} "${program[@]}" "$@" --run-dir "$run_dir" &
   child=$!
   # A signal may have come before the child was known.
-  [ -z "$told$ended_by_slurm" ] || pass_on
+  [ -z "$stop_requested$ended_by_slurm" ] || pass_on
   # A trap interrupts `wait`, so wait again until the child is gone, and once more for its exit code.
   while true; do
     wait "$child"
@@ -49,7 +49,7 @@ step() {
   done
   child=
   # If the signal came before the program had a handler, the signal ended it. No work is lost, so it counts as a stop.
-  [ -z "$told$ended_by_slurm" ] || [ "$code" != $((128 + $(kill -l USR2))) ] || code=75
+  [ -z "$stop_requested$ended_by_slurm" ] || [ "$code" != $((128 + $(kill -l USR2))) ] || code=75
   return "$code"
 }
 

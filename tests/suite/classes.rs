@@ -1,4 +1,4 @@
-//! The names of the classes go with the weights, because readers number the same folders in other orders.
+//! Artefacts and exports carry the names of the classes, because other programs may number the same folders in another order.
 
 use crate::drawn;
 use crate::incubate::{Incubate, TINY};
@@ -36,9 +36,9 @@ fn read(run: &Incubate, file: &str) -> Value {
 }
 
 #[test]
-fn exports_tell_their_reader_the_order_of_the_classes() {
+fn exports_hold_the_names_of_the_classes_in_order() {
     let run = trained(&["1", "2", "10"]);
-    // By name, where timm would sort 1, 2, 10.
+    // Classes are sorted as text; timm would sort them 1, 2, 10.
     let names = ["1", "10", "2"];
     let weights = run.file("meta.h5");
     assert_eq!(artefact::read(&weights).unwrap().header.class_names, names);
@@ -79,12 +79,12 @@ fn evaluate_refuses_data_whose_classes_are_not_the_artefacts() {
 }
 
 #[test]
-fn data_without_names_leaves_no_trace_and_its_artefacts_are_evaluated_on_any() {
+fn artefacts_and_exports_of_data_without_class_names_have_none() {
     let run = Incubate::new().set("meta.epochs=1");
     run.ok(&["meta"]);
     let weights = run.file("meta.h5");
     assert!(artefact::read(&weights).unwrap().header.class_names.is_empty());
-    // The attribute's name would stand there as HDF5 writes names, with a zero at its end.
+    // HDF5 writes the name of an attribute with a zero at its end.
     assert!(!run.bytes("meta.h5").windows(8).any(|bytes| bytes == b"classes\0"));
     run.ok(&["export", "--weights", weights.to_str().unwrap(), "--format", "timm", "--format", "hf"]);
     assert!(!run.file("export/meta/timm/class_map.txt").exists());
@@ -95,10 +95,10 @@ fn data_without_names_leaves_no_trace_and_its_artefacts_are_evaluated_on_any() {
 }
 
 #[test]
-fn another_model_than_the_final_one_is_exported_beside_the_final_ones_exports() {
+fn exporting_another_model_overwrites_no_export_of_the_final_model() {
     let run = Incubate::new().set("model.depths=[1, 1, 1, 1]").set("finetune.epochs=1").set("meta.epochs=1");
     run.ok(&["meta"]);
-    // The same model as the run's final one.
+    // A copy of the meta model stands for the final model.
     let (meta, last) = (run.file("meta.h5"), run.file("final.h5"));
     std::fs::copy(&meta, &last).unwrap();
     run.ok(&["export", "--format", "pth"]);

@@ -27,8 +27,8 @@ fn a_flipped_bit_anywhere_is_found_before_anything_is_parsed() {
     let run = finished().fork(&ALL);
     let original = run.bytes("module-1.h5");
     let path = run.file("module-1.h5");
-    let places = (0..original.len()).step_by(original.len() / 60).chain([0, 511, 512, original.len() - 1]);
-    for byte in places {
+    let offsets = (0..original.len()).step_by(original.len() / 60).chain([0, 511, 512, original.len() - 1]);
+    for byte in offsets {
         flip(&path, byte);
         assert!(artefact::read(&path).is_err(), "byte {byte}");
         std::fs::write(&path, &original).unwrap();
@@ -51,8 +51,8 @@ fn a_truncated_artefact_is_refused() {
 
 #[test]
 fn a_checkpoint_that_does_not_verify_falls_back_to_the_one_before() {
-    let whole = Incubate::new();
-    whole.ok(&["meta"]);
+    let uninterrupted = Incubate::new();
+    uninterrupted.ok(&["meta"]);
     let run = Incubate::new();
     let mut child = run.command(&["meta"]).stderr(std::process::Stdio::null()).spawn().unwrap();
     let checkpoints = run.file("checkpoints");
@@ -76,13 +76,13 @@ fn a_checkpoint_that_does_not_verify_falls_back_to_the_one_before() {
         .collect();
     files.sort();
     flip(files.last().unwrap(), 5000);
-    let again = run.ok(&["meta"]);
+    let resumed = run.ok(&["meta"]);
     assert!(
-        again.err.contains("trying the checkpoint before it") && again.err.contains("resuming at step"),
+        resumed.err.contains("trying the checkpoint before it") && resumed.err.contains("resuming at step"),
         "{}",
-        again.err
+        resumed.err
     );
-    assert!(whole.bytes("meta.h5") == run.bytes("meta.h5"));
+    assert!(uninterrupted.bytes("meta.h5") == run.bytes("meta.h5"));
 }
 
 #[test]
@@ -94,19 +94,19 @@ fn assembly_refuses_a_mixture() {
     // A module is missing.
     std::fs::remove_file(run.file("module-1.h5")).unwrap();
     run.incubate(&["assemble"]).fails(2, &["module-1.h5", "missing", "--index 1"]);
-    let place = |change: fn(&mut Artefact)| {
+    let replace_module_1 = |change: fn(&mut Artefact)| {
         let foreign = rewritten(&finished().file("module-1.h5"), change);
         std::fs::write(run.file("module-1.h5"), foreign).unwrap();
     };
     let cure = "delete module-1.h5 and train module 1 again";
-    // A module of the same recipe has another meta model. No seed gives such a module, so the header is changed.
-    place(|module| module.header.meta = Some("0".repeat(64)));
+    // The module was trained in another meta model of the same recipe. No config gives such a module, so the header is changed.
+    replace_module_1(|module| module.header.meta = Some("0".repeat(64)));
     run.incubate(&["assemble"]).fails(3, &["module-1.h5", "another meta model", cure]);
-    // A module has another recipe.
-    place(|module| module.header.recipe = "0".repeat(64));
+    // The module has another recipe.
+    replace_module_1(|module| module.header.recipe = "0".repeat(64));
     run.incubate(&["assemble"]).fails(3, &["module-1.h5", "another recipe", cure]);
-    // A module is one block deeper than the config says.
-    place(|module| {
+    // The module is one block deeper than in the config.
+    replace_module_1(|module| {
         module.header.depths[1] = 3;
         let block = |from: &str, to: &str| {
             let own = module.weights.iter().filter(|((_, name), _)| name.starts_with(from));
@@ -118,7 +118,7 @@ fn assembly_refuses_a_mixture() {
 }
 
 #[test]
-fn a_module_of_another_meta_model_is_taken_for_done_by_no_command() {
+fn no_command_takes_a_module_of_another_meta_model_for_done() {
     let run = finished().fork(&ALL);
     let foreign = rewritten(&finished().file("module-1.h5"), |module| module.header.meta = Some("0".repeat(64)));
     std::fs::write(run.file("module-1.h5"), foreign).unwrap();
@@ -146,7 +146,7 @@ fn rewritten(path: &Path, change: impl FnOnce(&mut Artefact)) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_missing_is_not_called_damaged_and_its_cure_is_said() {
+fn a_missing_artefact_is_not_called_damaged_and_the_error_names_the_cure() {
     let run = Incubate::new();
     run.incubate(&["evaluate"]).fails(2, &["final.h5: missing", "incubate run CONFIG"]);
     run.incubate(&["assemble"]).fails(2, &["meta.h5: missing", "incubate meta CONFIG"]);
@@ -155,9 +155,9 @@ fn what_is_missing_is_not_called_damaged_and_its_cure_is_said() {
 }
 
 #[test]
-fn only_what_incubate_wrote_is_to_be_deleted() {
+fn errors_advise_to_delete_only_files_that_incubate_wrote() {
     let run = Incubate::new();
-    // Shorter and longer than a seal.
+    // One file is shorter than a seal, the other longer.
     for text in ["[run]\n".to_string(), "# a config\n".repeat(100)] {
         let path = run.folder.path().join("own.toml");
         std::fs::write(&path, text).unwrap();
@@ -200,7 +200,7 @@ fn a_full_disk_fails_the_write_with_one_error_and_leaves_no_pieces() {
         .output()
         .unwrap();
     ended(output).fails(1, &["cannot write", "checkpoints/meta-"]);
-    // In a world of two the other rank waits for the first in an all-reduce: it must not wait for ever.
+    // With two ranks, one waits for the other in an all-reduce. It must not wait for ever.
     let output = std::process::Command::new("mpirun")
         .args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"])
         .args(["bash", "-c", &script, env!("CARGO_BIN_EXE_incubate")])
@@ -208,14 +208,14 @@ fn a_full_disk_fails_the_write_with_one_error_and_leaves_no_pieces() {
         .output()
         .unwrap();
     ended(output).fails(1, &["cannot write", "checkpoints/meta-"]);
-    let left: Vec<_> = std::fs::read_dir(run.file("checkpoints")).unwrap().collect();
-    assert!(left.is_empty(), "{left:?}");
+    let remaining: Vec<_> = std::fs::read_dir(run.file("checkpoints")).unwrap().collect();
+    assert!(remaining.is_empty(), "{remaining:?}");
 }
 
 #[test]
 fn an_unwritable_folder_is_named() {
     let run = Incubate::new();
-    // A file where the folder should be: refused also for root.
+    // A file already has the path of the folder, so even root cannot make it.
     std::fs::write(&run.run_dir, b"a file").unwrap();
     run.incubate(&["meta"]).fails(2, &["run", "cannot make the run directory", "--run-dir"]);
 }

@@ -1,4 +1,4 @@
-//! Files to pixels, as Pillow decodes them; the references are from `tools/golden_transforms.py`.
+//! Decodes files to the pixels that Pillow decodes, which `tools/golden_transforms.py` wrote.
 
 use crate::golden::{SAME, difference, golden};
 use incubate::data::image::crop;
@@ -24,7 +24,7 @@ fn every_kind_of_file_is_decoded_as_pillow_converts_it_to_rgb() {
         let view = decoder.view(bytes, Region { left: 0, top: 0, width, height }, 1).unwrap();
         let ours: Vec<u8> = view.bytes.chunks(view.channels).flat_map(|p| [p[0], p[1], p[2]]).collect();
         let d = difference(&ours, reference.data());
-        // 4:2:0 and 4:2:2 with another release of libjpeg-turbo than Pillow's may round chroma otherwise.
+        // In 4:2:0 and 4:2:2, chroma may be rounded differently if Pillow has another release of libjpeg-turbo.
         assert!(d <= SAME, "{kind}: {d}");
         kinds += 1;
     }
@@ -48,7 +48,7 @@ fn a_jpeg_that_is_called_png_is_read() {
 }
 
 #[test]
-fn a_jpeg_is_refused_if_its_end_is_missing_even_below_the_part_that_is_wanted() {
+fn a_jpeg_without_its_end_is_refused_even_if_only_its_top_is_decoded() {
     let file = golden("transforms.safetensors");
     let golden = SafeTensors::deserialize(&file).unwrap();
     let photo = golden.tensor("photo.jpg").unwrap().data();
@@ -58,11 +58,11 @@ fn a_jpeg_is_refused_if_its_end_is_missing_even_below_the_part_that_is_wanted() 
         decoder.view(bytes, Region { left: 0, top: 0, width, height: 32 }, 1).map(|view| view.height)
     };
     assert_eq!(top(photo).unwrap(), 34);
-    for keep in [photo.len() - 1, photo.len() - 2, photo.len() / 2] {
-        let error = top(&photo[..keep]).unwrap_err().to_string();
-        assert!(error.contains("not a whole JPEG"), "{keep}: {error}");
+    for length in [photo.len() - 1, photo.len() - 2, photo.len() / 2] {
+        let error = top(&photo[..length]).unwrap_err().to_string();
+        assert!(error.contains("not a whole JPEG"), "{length}: {error}");
     }
-    // Bytes that are missing within are filled with gray, as by Pillow; so is what follows an end that comes too early.
+    // If an end marker comes too early, the missing pixels are filled with gray, as by Pillow.
     let mut early = photo[..photo.len() / 2].to_vec();
     early.extend([0xFF, 0xD9]);
     assert_eq!(top(&early).unwrap(), 34);
@@ -75,7 +75,7 @@ fn a_progressive_jpeg_of_hundreds_of_scans_is_refused_soon() {
     let file = golden("transforms.safetensors");
     let golden = SafeTensors::deserialize(&file).unwrap();
     let bytes = golden.tensor("file.progressive.jpg").unwrap().data();
-    // The last scan, again and again.
+    // Repeat the last scan.
     let scan = bytes.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).unwrap();
     let (head, last) = (&bytes[..scan], &bytes[scan..bytes.len() - 2]);
     let many = [head, &last.repeat(300), &[0xFF, 0xD9]].concat();
@@ -131,7 +131,7 @@ fn damaged_empty_and_monstrous_files_are_refused() {
     assert!(fault(b"GIF89a").contains("neither a JPEG nor a PNG"));
     assert!(fault(&jpeg[..jpeg.len() / 2]).contains("not a whole JPEG"), "{}", fault(&jpeg[..jpeg.len() / 2]));
     assert!(fault(&png[..png.len() / 2]).contains("not a whole PNG"), "{}", fault(&png[..png.len() / 2]));
-    // 60,000 × 60,000 in a few bytes: the size stands at a fixed place, in a PNG under a checksum.
+    // Small files that claim 60,000 × 60,000 pixels. The size is at a fixed offset, and in a PNG it has a checksum.
     let frame = jpeg.windows(2).position(|w| w == [0xFF, 0xC0]).unwrap();
     let mut bomb = jpeg.clone();
     bomb[frame + 5..frame + 9].copy_from_slice(&[0xEA, 0x60, 0xEA, 0x60]);
@@ -145,7 +145,7 @@ fn damaged_empty_and_monstrous_files_are_refused() {
 }
 
 #[test]
-fn what_this_program_compresses_it_reads_again() {
+fn a_jpeg_that_incubate_encodes_decodes_to_nearly_the_same_pixels() {
     let file = golden("transforms.safetensors");
     let golden = SafeTensors::deserialize(&file).unwrap();
     let large = golden.tensor("large").unwrap();

@@ -1,4 +1,4 @@
-//! README.md, CONTRIBUTING.md and the pages of docs/: their commands, configs, keys and links are real.
+//! Checks that the commands, configs, keys and links in README.md, CONTRIBUTING.md and the pages of docs/ exist.
 
 use clap::{CommandFactory, Parser};
 use incubate::cli::Cli;
@@ -37,7 +37,7 @@ fn words(line: &str) -> Option<Vec<&str>> {
     let line = line.split(" #").next().unwrap();
     let words: Vec<&str> = line.split_whitespace().collect();
     let start = words.iter().position(|word| *word == "incubate")?;
-    // The file of Apptainer's and Spack's commands has that name too.
+    // In commands of Apptainer and Spack, `incubate` can be the name of a file.
     (start == 0 || words[0] == "mpirun").then(|| words[start..].to_vec())
 }
 
@@ -58,7 +58,7 @@ fn every_command_line_of_the_pages_is_one_that_the_program_takes() {
         let lines = blocks(&text, &["sh"]).into_iter().flat_map(str::lines).filter_map(words);
         let in_prose = spans(&text).into_iter().filter_map(words).filter(|words| !is_name(words));
         for words in lines.chain(in_prose) {
-            // `incubate COMMAND --help` is about all of them.
+            // `incubate COMMAND --help` stands for every command.
             if words.get(1).is_some_and(|word| *word != "COMMAND") {
                 let parsed = Cli::try_parse_from(&words);
                 assert!(parsed.is_ok(), "{}: {}\n{}", path.display(), words.join(" "), parsed.unwrap_err());
@@ -82,7 +82,7 @@ fn every_config_of_the_pages_is_one_that_the_program_takes() {
 }
 
 #[test]
-fn every_config_key_that_the_pages_name_is_there() {
+fn every_config_key_that_the_pages_name_exists() {
     let defaults: toml::Table = DEFAULTS.parse().unwrap();
     let is_word = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     let mut seen = 0;
@@ -95,8 +95,8 @@ fn every_config_key_that_the_pages_name_is_there() {
             };
             if let Some(own) = defaults.get(table) {
                 let shared = PHASE_TABLES.contains(&table).then(|| &defaults["train"]);
-                let is_there = own.get(name).or_else(|| shared?.get(name)).is_some();
-                assert!(is_there, "{}: `{key}` is no key of the config", path.display());
+                let exists = own.get(name).or_else(|| shared?.get(name)).is_some();
+                assert!(exists, "{}: `{key}` is not a key of the config", path.display());
                 seen += 1;
             }
         }
@@ -104,7 +104,7 @@ fn every_config_key_that_the_pages_name_is_there() {
     assert!(seen > 20, "{seen} keys");
 }
 
-/// A heading as the links to it name it.
+/// The name that links give a heading.
 fn anchor(heading: &str) -> String {
     let heading = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
@@ -124,8 +124,8 @@ fn every_link_of_the_pages_leads_to_a_file_and_a_heading() {
             assert!(target.exists(), "{}: {link} leads nowhere", path.display());
             if !heading.is_empty() {
                 let text = std::fs::read_to_string(&target).unwrap();
-                let there = text.lines().filter(|line| line.starts_with('#')).any(|line| anchor(line) == heading);
-                assert!(there, "{}: {link} names no heading", path.display());
+                let exists = text.lines().filter(|line| line.starts_with('#')).any(|line| anchor(line) == heading);
+                assert!(exists, "{}: {link} names no heading", path.display());
             }
             seen += 1;
         }

@@ -1,4 +1,4 @@
-//! COCO's and ADE20K's figures against pycocotools and numpy, through what `tools/downstream_golden.py` wrote with them.
+//! Compares the figures of COCO and ADE20K with those of pycocotools and numpy, which `tools/downstream_golden.py` wrote.
 
 use crate::incubate::{Ended, ended, plain};
 use incubate::error::exit_code;
@@ -56,7 +56,7 @@ fn masks_that_come_with_boxes_are_evaluated_without_them_as_the_frameworks_do() 
     let folder = golden("coco");
     let mut results = json(&folder.join("segm.json"));
     for one in results.as_array_mut().unwrap() {
-        // pycocotools would take the size of the object from it.
+        // pycocotools would take the size of the object from this box.
         one["bbox"] = serde_json::json!([0, 0, 300, 200]);
     }
     let both = tempfile::tempdir().unwrap();
@@ -69,11 +69,11 @@ fn masks_that_come_with_boxes_are_evaluated_without_them_as_the_frameworks_do() 
     assert!(ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-9), "{ours:?} and {theirs:?}");
 }
 
-/// The twelve figures of changed golden files, in a folder of their own.
+/// The twelve figures of changed golden files, which are written into a temporary folder.
 fn figures_of(annotations: &Value, results: &Value, kind: &str) -> Vec<f64> {
     let folder = tempfile::tempdir().unwrap();
     let [truth, found] = ["annotations.json", "results.json"].map(|name| folder.path().join(name));
-    // As Python writes numbers that JSON has not.
+    // Python writes NaN, which is not JSON.
     std::fs::write(&truth, annotations.to_string().replace("\"not a number\"", "NaN")).unwrap();
     std::fs::write(&found, results.to_string()).unwrap();
     let report: Value = serde_json::from_str(&coco(&truth, &found, &["--iou", kind, "--json"]).ok().out).unwrap();
@@ -96,7 +96,7 @@ fn fields_that_no_figure_needs_may_hold_what_other_programs_write_there() {
             file["licenses"] = Value::Null;
             entries(file, "images").iter_mut().for_each(|image| image["date_captured"] = 0.into());
         }),
-        ("licences that are no number", |file| {
+        ("licences that are not numbers", |file| {
             entries(file, "images").iter_mut().for_each(|image| image["license"] = "not a number".into());
         }),
         ("no sizes", |file| entries(file, "images").iter_mut().for_each(|image| image["height"] = Value::Null)),
@@ -128,7 +128,7 @@ fn fields_that_no_figure_needs_may_hold_what_other_programs_write_there() {
         let ours = figures_of(&annotations, &boxes, "bbox");
         assert!(ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-9), "{name}: {ours:?} and {theirs:?}");
     }
-    // Ids of images that are texts have the order of their numbers here, so that ties stay as they were.
+    // The text ids of images sort in the order of their numbers, so that detections with equal scores keep their order.
     let mut annotations = json(&folder.join("annotations.json"));
     let mut results = boxes;
     let text = |id: &Value| Value::from(format!("image {:06}", id.as_u64().unwrap()));
@@ -140,7 +140,7 @@ fn fields_that_no_figure_needs_may_hold_what_other_programs_write_there() {
 }
 
 #[test]
-fn what_cannot_be_evaluated_is_refused_by_its_entry() {
+fn an_entry_that_cannot_be_evaluated_is_refused_and_named() {
     let folder = tempfile::tempdir().unwrap();
     let [truth, found] = ["annotations.json", "results.json"].map(|name| folder.path().join(name));
     type Change = fn(&mut Value, &mut Value);
@@ -258,7 +258,7 @@ fn palette_images_of_few_bits_and_endings_in_capitals_are_label_maps() {
     let [labels, predictions] = ["labels", "predictions"].map(|name| folder.path().join(name));
     [&labels, &predictions].iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
     let write = |path: &Path, color: png::ColorType, depth: png::BitDepth, lines: &[u8]| {
-        // Five pixels a line, which end within a byte.
+        // A line has five pixels, so it ends within a byte.
         let mut encoder = png::Encoder::new(std::fs::File::create(path).unwrap(), 5, 2);
         encoder.set_color(color);
         encoder.set_depth(depth);
@@ -283,13 +283,13 @@ fn palette_images_of_few_bits_and_endings_in_capitals_are_label_maps() {
         (&3.into(), &23.into(), &100.0.into()),
         "{report}"
     );
-    // Readers scale grey values of few bits.
+    // Grey values of fewer bits than 8 are refused, because programs differ in whether they scale them.
     write(&labels.join("a.png"), Grayscale, One, &[0b1011_0000, 0b1110_1000]);
     ade20k(&labels, &predictions, &[]).fails(2, &["a.png", "Grayscale of 1 bits", "or a palette"]);
 }
 
 #[test]
-fn label_maps_that_are_malformed_of_another_size_or_hold_no_class_are_named() {
+fn label_maps_that_are_malformed_of_another_size_or_hold_an_unknown_class_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let [labels, predictions] = ["labels", "predictions"].map(|name| folder.path().join(name));
     [&labels, &predictions].iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
@@ -311,14 +311,14 @@ fn label_maps_that_are_malformed_of_another_size_or_hold_no_class_are_named() {
         refused(&words);
     }
     ade20k(&labels, &predictions, &[]).fails(2, &["predictions/a.png", "one channel"]);
-    let whole = std::fs::read(labels.join("a.png")).unwrap();
-    for length in [0, 20, 45, whole.len() - 15] {
-        std::fs::write(&prediction, &whole[..length]).unwrap();
+    let intact = std::fs::read(labels.join("a.png")).unwrap();
+    for length in [0, 20, 45, intact.len() - 15] {
+        std::fs::write(&prediction, &intact[..length]).unwrap();
         refused(&["predictions/a.png", "not a readable PNG"]);
     }
-    // Sizes that are only claimed take no memory: width 1000, height 2³¹ − 1, with the checksum of the PNG's header.
+    // No memory is allocated for a size that the header only claims, such as 1000 × 2³¹ − 1 pixels. The header has a checksum.
     for (claimed, words) in [([1000, 3], "1000×3 pixels"), ([1000, 0x7fff_ffff], "at most 67108864")] {
-        let mut bomb = whole.clone();
+        let mut bomb = intact.clone();
         bomb[16..24].copy_from_slice(&claimed.map(u32::to_be_bytes).concat());
         let sum = !bomb[12..29].iter().fold(!0u32, |sum, &byte| {
             (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(sum & 1)))
@@ -327,7 +327,7 @@ fn label_maps_that_are_malformed_of_another_size_or_hold_no_class_are_named() {
         std::fs::write(&prediction, &bomb).unwrap();
         refused(&["predictions/a.png", words]);
     }
-    // Numbered from 0, class 7 of the labels is 6.
+    // With --zero-based, class 7 of the labels is predicted as 6.
     flat_png(&prediction, 4, 3, png::ColorType::Grayscale, 6);
     let out = ade20k(&labels, &predictions, &["--zero-based", "--json"]).ok().out;
     assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["mIoU"], 100.0);
@@ -370,8 +370,8 @@ fn downstream_scripts_name_the_export_that_is_missing_and_pass_their_cores_on() 
             ended(command.output().unwrap())
         };
         let refused = run();
-        let told = format!("{name}/{config} is missing: write it with incubate export CONFIG --format {name}\n");
-        assert!(refused.code == Some(2) && refused.err.ends_with(&told), "{}", refused.err);
+        let error = format!("{name}/{config} is missing: write it with incubate export CONFIG --format {name}\n");
+        assert!(refused.code == Some(2) && refused.err.ends_with(&error), "{}", refused.err);
         assert_eq!(refused.err.lines().count(), 1);
         let exported = folder.path().join("export").join(name);
         std::fs::create_dir_all(&exported).unwrap();

@@ -1,4 +1,4 @@
-//! Draws images in all forms that sources read: JPEG and PNG files, image folders, tar shards.
+//! Draws images and writes them in the forms that sources read: JPEG and PNG files, image folders, tar shards.
 
 use incubate::data::image::decode::jpeg;
 use incubate::random::Random;
@@ -9,12 +9,12 @@ use std::path::Path;
 pub fn rgb(class: u64, number: u64, height: usize, width: usize) -> Vec<u8> {
     let mut random = Random::new(&[class, number]);
     let phase = random.between(0.0, std::f64::consts::TAU);
-    let (turn, frequency) = ((class % 5) as f64 * 0.6, 4.0 + (class / 5) as f64 * 4.0);
+    let (angle, frequency) = ((class % 5) as f64 * 0.6, 4.0 + (class / 5) as f64 * 4.0);
     let mut bytes = Vec::with_capacity(3 * height * width);
     for row in 0..height {
         for column in 0..width {
             let (y, x) = (row as f64 / height as f64, column as f64 / width as f64);
-            let wave = (frequency * (x * turn.cos() + y * turn.sin()) + phase).sin();
+            let wave = (frequency * (x * angle.cos() + y * angle.sin()) + phase).sin();
             for channel in 0..3 {
                 let tint = if class % 3 == channel { 90.0 } else { 40.0 };
                 bytes.push((120.0 + tint * wave + random.between(-20.0, 20.0)) as u8);
@@ -36,7 +36,7 @@ pub fn png(class: u64, number: u64, height: usize, width: usize) -> Vec<u8> {
     file
 }
 
-/// The sizes and bytes of the images of a split: a few sizes, most as JPEG and some as PNG.
+/// The extension and the bytes of an image. Images have a few sizes; most are JPEG and some are PNG.
 fn image(class: u64, number: u64) -> (&'static str, Vec<u8>) {
     let (height, width) = (40 + 8 * (number as usize % 3), 64 - 4 * (number as usize % 5));
     if number % 10 == 9 {

@@ -9,7 +9,7 @@ use incubate::data::image::{crop, erase};
 use incubate::random::Random;
 use serde_json::Value;
 
-/// χ² of two equally large samples; fails below p = 0.001 (Wilson and Hilferty's approximation of its quantile).
+/// Compares two equally large samples by χ². Fails if p < 0.001 (by Wilson and Hilferty's approximation of the quantile).
 #[track_caller]
 fn agree(what: &str, ours: &[u64], golden: &[u64]) {
     assert_eq!(ours.iter().sum::<u64>(), golden.iter().sum::<u64>(), "{what}");
@@ -24,7 +24,7 @@ fn counts(golden: &Value) -> Vec<u64> {
     golden["counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect()
 }
 
-/// As numpy's histogram: equal bins, the last one closed.
+/// Counts values in equal bins as numpy's histogram does: the last bin includes its upper bound.
 fn histogram(golden: &Value, values: impl IntoIterator<Item = f64>) -> Vec<u64> {
     let (low, high) = (golden["low"].as_f64().unwrap(), golden["high"].as_f64().unwrap());
     let bins = counts(golden).len();
@@ -58,8 +58,7 @@ fn crops_and_erased_rectangles_are_distributed_as_timms() {
     check("erased ratio", erased.iter().map(ratio).collect());
 }
 
-/// An operation's name and argument.
-fn parts(operation: Operation) -> (&'static str, Option<f64>) {
+fn name_and_argument(operation: Operation) -> (&'static str, Option<f64>) {
     match operation {
         Operation::AutoContrast => ("AutoContrast", None),
         Operation::Equalize => ("Equalize", None),
@@ -89,17 +88,19 @@ fn operations_and_their_magnitudes_are_distributed_as_timms() {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for (name, count) in golden["operations"].as_object().unwrap() {
         let plain = name.trim_end_matches("Increasing").trim_end_matches("Rel");
-        let name_of = |operation: &Option<Operation>| operation.map_or("none", |operation| parts(operation).0);
+        let name_of =
+            |operation: &Option<Operation>| operation.map_or("none", |operation| name_and_argument(operation).0);
         ours.push(drawn.iter().filter(|operation| name_of(operation) == plain).count() as u64);
         theirs.push(count.as_u64().unwrap());
         let key = format!("argument of {plain}");
         if let Some(reference) = golden.get(&key) {
-            // As many of ours as there are of theirs, for samples of the same size.
-            let values = drawn.iter().flatten().map(|o| parts(*o)).filter(|p| p.0 == plain).filter_map(|p| p.1);
+            // The test needs samples of the same size, so draw as many values as the reference has.
+            let values =
+                drawn.iter().flatten().map(|o| name_and_argument(*o)).filter(|p| p.0 == plain).filter_map(|p| p.1);
             let wanted = counts(reference).iter().sum::<u64>() as usize;
             let mut taken: Vec<f64> = values.take(wanted).collect();
             while taken.len() < wanted {
-                let operation = policy.draw(&mut random).map(parts);
+                let operation = policy.draw(&mut random).map(name_and_argument);
                 taken.extend(operation.filter(|p| p.0 == plain).and_then(|p| p.1));
             }
             agree(&key, &histogram(reference, taken), &counts(reference));
@@ -120,7 +121,7 @@ fn mixup_and_cutmix_are_distributed_as_timms() {
         let cuts = draws.iter().filter(|mix| mix.region.is_some()).count() as u64;
         let theirs = ["yes", "no"].map(|key| reference[key].as_u64().unwrap());
         agree(name, &[cuts, draws.len() as u64 - cuts], &theirs);
-        // CutMix's λ is corrected to the pasted area in both.
+        // Both programs correct CutMix's λ to the area that is pasted.
         let reference = &golden[format!("{name} lambda")];
         agree(name, &histogram(reference, draws.iter().map(|mix| mix.lambda)), &counts(reference));
     }

@@ -1,4 +1,4 @@
-//! Exported folders: what can be seen of them without the frameworks that read them (`tools/check_exports.py` has these).
+//! Checks exported folders without the programs that read them. `tools/check_exports.py` checks with these programs.
 
 use crate::incubate::{Incubate, TINY, ended, plain};
 use incubate::store::artefact;
@@ -10,8 +10,8 @@ use std::path::Path;
 use tch::Tensor;
 use zip::{CompressionMethod, ZipArchive};
 
-/// A meta model stands for any whole model: it takes a second to train. ViT-H's peculiarities: no qkv bias, patches that
-/// are no power of two, another epsilon.
+/// A run with a trained meta model, which stands for any model because it trains in a second. Like ViT-H it has no qkv biases, a
+/// patch size that is not a power of two, and an epsilon other than timm's.
 fn trained() -> Incubate {
     let text = TINY.replace("image_size = 16", "image_size = 28").replace("patch_size = 4", "patch_size = 7");
     let run = Incubate::with(&text).set("model.qkv_bias=false").set("model.layer_norm_eps=1e-5").set("meta.epochs=1");
@@ -24,13 +24,13 @@ fn export(run: &Incubate, format: &str) {
     run.ok(&["export", "--format", format, "--weights", weights.to_str().unwrap()]);
 }
 
-/// Bytes of each tensor in a .pth, in the file's order, after checking the container.
+/// The bytes of each tensor in a .pth, in the file's order. The layout of the zip is checked.
 fn payloads(path: &Path) -> Vec<Vec<u8>> {
     let mut zip = ZipArchive::new(File::open(path).unwrap()).unwrap();
     let mut found = BTreeMap::new();
     for index in 0..zip.len() {
         let mut entry = zip.by_index(index).unwrap();
-        assert_eq!(entry.compression(), CompressionMethod::Stored, "a compressed entry would be mapped as garbage");
+        assert_eq!(entry.compression(), CompressionMethod::Stored, "a compressed entry cannot be mapped");
         assert!(entry.data_start().unwrap().is_multiple_of(64));
         let name = entry.name().unwrap().strip_prefix("model/").expect("one folder").to_string();
         if let Some(key) = name.strip_prefix("data/") {
@@ -117,12 +117,15 @@ fn detectors_take_patches_of_16_pixels() {
 }
 
 #[test]
-fn transformers_is_told_of_the_processor_that_crops_as_we_do() {
+fn the_preprocessor_config_names_the_processor_that_crops_as_we_do() {
     let run = trained();
     export(&run, "hf");
-    let told: serde_json::Value =
+    let config: serde_json::Value =
         serde_json::from_slice(&run.bytes("export/meta/hf/preprocessor_config.json")).unwrap();
-    assert_eq!((&told["image_processor_type"], &told["crop_pct"]), (&"ConvNextImageProcessorFast".into(), &1.0.into()));
+    assert_eq!(
+        (&config["image_processor_type"], &config["crop_pct"]),
+        (&"ConvNextImageProcessorFast".into(), &1.0.into())
+    );
 }
 
 #[test]
@@ -156,7 +159,7 @@ fn outputs_hold_every_small_image_and_are_decoded_at_full_size() {
     nowhere.fails(2, &["nowhere: no such folder"]);
     let all = outputs(&run, &[]);
     assert_eq!((&all["inputs"].0, &all["logits"].0), (&vec![128, 1, 28, 28], &vec![128, 4]));
-    // A photograph six times as large as the input: a reduced decode would take it at a quarter.
+    // The photograph is so large that training would decode it at a reduced size.
     let images = run.folder.path().join("images");
     for (split, number) in [("train", 0), ("val", 1)] {
         let class = images.join(split).join("a");
@@ -288,7 +291,7 @@ fn a_model_goes_on_at_a_higher_resolution() {
     ended(command.current_dir(&larger.folder).output().unwrap()).ok();
     let assembled = artefact::read(&larger.file("assembled.h5")).unwrap();
     assert_eq!(assembled.weights[&(0, "pos_embed".into())].size(), [1, 37, 16]);
-    // Nothing that comes before what was imported.
+    // The run has no phases before the imported model.
     let json = |arguments: &[&str]| -> serde_json::Value { serde_json::from_str(&larger.ok(arguments).out).unwrap() };
     let states = || -> Vec<String> {
         let status = ended(plain(&["status", "--json"]).arg(&larger.run_dir).output().unwrap()).ok();
@@ -307,7 +310,7 @@ fn a_model_goes_on_at_a_higher_resolution() {
     let models: Vec<&str> = rows.as_array().unwrap().iter().map(|row| row["model"].as_str().unwrap()).collect();
     assert_eq!(models, ["assembled", "fine-tuned"]);
     assert_eq!(json(&["submit", "--dry-run", "--json"]), serde_json::json!([]));
-    // From the artefact itself, without an export.
+    // Importing the artefact itself, without an export, gives the same file.
     let imported = larger.bytes("assembled.h5");
     let other = Incubate::new().set("model.image_size=24").set("model.depths=[1, 1, 1, 1]").set("finetune.epochs=1");
     command = plain(&["import"]);

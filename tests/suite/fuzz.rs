@@ -1,5 +1,5 @@
-//! Ten thousand randomly damaged inputs: each is read or named, none takes the program down. The damage is drawn from fixed
-//! seeds, so that a failure can be repeated.
+//! Reads ten thousand randomly damaged inputs. Each is read or refused by its name, and none crashes the program. The damage comes
+//! from fixed seeds, so that a failure can be repeated.
 
 use crate::drawn;
 use crate::incubate::{ended, plain};
@@ -14,10 +14,10 @@ use std::sync::{Arc, LazyLock};
 
 const EACH: u64 = 2500;
 
-/// The same bytes with one to four faults: changed bits or bytes, a run of zeros, a piece cut out, doubled or put elsewhere,
-/// the end missing.
-fn damaged(whole: &[u8], random: &mut Random) -> Vec<u8> {
-    let mut bytes = whole.to_vec();
+/// The bytes with one to four faults: a flipped bit, a changed byte, zeros, a piece removed or copied to another position, or the
+/// end truncated.
+fn damaged(intact: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut bytes = intact.to_vec();
     for _ in 0..1 + random.below(4) {
         if bytes.is_empty() {
             break;
@@ -69,8 +69,8 @@ const SIZE: usize = 48;
 
 static CONFIG: LazyLock<Config> = LazyLock::new(|| Config::parse("", &[format!("model.image_size={SIZE}")]).unwrap());
 
-/// Reads an image as it is evaluated, or says what is wrong with it, by its name.
-fn read_or_named(split: &Split, index: usize, code: u8) -> bool {
+/// Reads an image for evaluation and returns whether that succeeds. If not, the error must name the image and have this exit code.
+fn is_read_or_named(split: &Split, index: usize, code: u8) -> bool {
     let mut out = [0.0; 3 * SIZE * SIZE];
     let mut reader = Reading::evaluation(&CONFIG, split, &Arc::new(BadImages::new(0))).reader();
     match reader.read_this(index, &Random::new(&[]), &mut out) {
@@ -85,13 +85,13 @@ fn read_or_named(split: &Split, index: usize, code: u8) -> bool {
     true
 }
 
-/// Reads damaged files whole, and as training does: cropped, at a reduced size, several times; skips those that cannot be.
+/// Reads damaged files as evaluation does, which must name each unreadable one, and as training does, which must skip them.
 fn decode_damaged(seed: u64, extension: &'static str, files: &[Vec<u8>]) {
-    let one = |number: u64| damaged(&files[number as usize % files.len()], &mut Random::new(&[seed, number]));
-    let split: Split = Arc::new(Files { extension, bytes: (0..EACH).map(one).collect() });
-    let whole: Vec<bool> = (0..split.len()).map(|index| read_or_named(&split, index, 2)).collect();
-    let read = whole.iter().filter(|&&read| read).count();
-    assert!(read > 0 && read < whole.len(), "{read} read: the damage is too small or too large to tell anything");
+    let file = |number: u64| damaged(&files[number as usize % files.len()], &mut Random::new(&[seed, number]));
+    let split: Split = Arc::new(Files { extension, bytes: (0..EACH).map(file).collect() });
+    let is_read: Vec<bool> = (0..split.len()).map(|index| is_read_or_named(&split, index, 2)).collect();
+    let read = is_read.iter().filter(|&&is_read| is_read).count();
+    assert!(read > 0 && read < is_read.len(), "{read} read: the damage is too small or too large for this test");
 
     let bad = Arc::new(BadImages::new(split.len()));
     let mut reader = Reading::training(&CONFIG, &split, &bad).reader();
@@ -105,7 +105,7 @@ fn decode_damaged(seed: u64, extension: &'static str, files: &[Vec<u8>]) {
     }
     let skipped = bad.count();
     assert!(trained >= 4 * (split.len() - skipped) && skipped > 0, "{trained} trained, {skipped} skipped");
-    // Where one cannot be read, the next that can takes its place.
+    // An image that cannot be read is replaced by the next one that can.
     for index in 0..split.len() {
         assert_eq!(reader.read(index, &Random::new(&[index as u64]), &mut out).unwrap(), 0);
     }
@@ -123,7 +123,7 @@ fn a_damaged_png_is_decoded_or_named() {
     decode_damaged(2, "png", &files);
 }
 
-/// Opens a folder of stored images whatever model they are for.
+/// Opens a folder of stored images without checking that they fit the config's model.
 fn open(folder: &Path, format: Format) -> anyhow::Result<Source> {
     let mut config = Config::parse("", &[]).unwrap();
     (config.data.format, config.data.path) = (format, folder.into());
@@ -134,12 +134,12 @@ fn open(folder: &Path, format: Format) -> anyhow::Result<Source> {
 #[test]
 fn a_damaged_tar_is_read_or_named() {
     let folder = tempfile::tempdir().unwrap();
-    let whole = drawn::tar(3, 0..6);
-    std::fs::write(folder.path().join("val-0.tar"), &whole).unwrap();
+    let intact = drawn::tar(3, 0..6);
+    std::fs::write(folder.path().join("val-0.tar"), &intact).unwrap();
     let tar = folder.path().join("train-0.tar");
     let (mut opened, mut refused, mut read, mut named) = (0, 0, 0, 0);
     for number in 0..EACH {
-        std::fs::write(&tar, damaged(&whole, &mut Random::new(&[3, number]))).unwrap();
+        std::fs::write(&tar, damaged(&intact, &mut Random::new(&[3, number]))).unwrap();
         match open(folder.path(), Format::Tar) {
             Err(error) => {
                 assert!(format!("{error:#}").contains("train-0.tar"), "{error:#}");
@@ -149,7 +149,7 @@ fn a_damaged_tar_is_read_or_named() {
             Ok(source) => {
                 for index in 0..source.train.len() {
                     assert!(source.train.name(index).contains("train-0.tar: "));
-                    match read_or_named(&source.train, index, 2) {
+                    match is_read_or_named(&source.train, index, 2) {
                         true => read += 1,
                         false => named += 1,
                     }
@@ -168,7 +168,7 @@ fn a_damaged_pack_never_gives_other_bytes_than_were_packed() {
     drawn::folder(&images, 2, 4, 1);
     ended(plain(&["pack"]).args([&images, &pack]).output().unwrap()).ok();
     let shard = pack.join("train-00000.h5");
-    let whole = std::fs::read(&shard).unwrap();
+    let intact = std::fs::read(&shard).unwrap();
     let source = open(&pack, Format::Packed).unwrap();
     let read_all = |source: &Source| -> Vec<anyhow::Result<Vec<u8>>> {
         let train = &source.train;
@@ -182,8 +182,8 @@ fn a_damaged_pack_never_gives_other_bytes_than_were_packed() {
     let (mut opened, mut refused) = (0, 0);
     for number in 0..EACH {
         let mut random = Random::new(&[4, number]);
-        let mut bytes = damaged(&whole, &mut random);
-        if bytes == whole {
+        let mut bytes = damaged(&intact, &mut random);
+        if bytes == intact {
             bytes[0] ^= 1;
         }
         std::fs::write(&shard, &bytes).unwrap();
@@ -199,7 +199,7 @@ fn a_damaged_pack_never_gives_other_bytes_than_were_packed() {
                     read.iter().zip(&good).all(|(read, good)| read.as_ref().is_ok_and(|r| r == good) || read.is_err())
                 );
                 let damaged = read.iter().position(Result::is_err).expect("a change lies in a sample");
-                assert!(!read_or_named(&source.train, damaged, 3));
+                assert!(!is_read_or_named(&source.train, damaged, 3));
                 opened += 1;
             }
         }

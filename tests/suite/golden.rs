@@ -1,6 +1,6 @@
-//! What `tools/golden_transforms.py` and its like wrote with other programs.
+//! Reads the reference values in tests/golden, which other programs computed (`tools/golden_transforms.py` and others).
 
-/// The mean absolute difference where both do the same arithmetic, but for the last bit of a few sums.
+/// The largest mean difference of bytes if both programs do the same arithmetic except for the last bits of a few sums.
 pub const SAME: f64 = 0.02;
 
 /// A file of reference values.
@@ -9,7 +9,7 @@ pub fn golden(name: &str) -> Vec<u8> {
     std::fs::read(format!("{folder}/{name}")).unwrap()
 }
 
-/// Mean absolute difference of bytes.
+/// The mean absolute difference of bytes.
 pub fn difference(ours: &[u8], golden: &[u8]) -> f64 {
     assert_eq!(ours.len(), golden.len());
     ours.iter().zip(golden).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / ours.len() as f64

@@ -1,12 +1,11 @@
-//! The floors: a file imports only from lower floors, and rooms on one floor do not see each other. Nothing imports in a
+//! Checks the floors: a file imports only from lower floors, and rooms of one floor do not import each other. No imports form a
 //! circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Floor and room of a module.
-fn place(module: &str) -> (u32, &str) {
-    let floor = match module {
+fn floor_of(module: &str) -> u32 {
+    match module {
         "main" | "cli" => 6,
         "pipeline" | "export" | "import" | "downstream" | "cluster" | "bench" | "pack" => 5,
         "train" => 4,
@@ -14,9 +13,8 @@ fn place(module: &str) -> (u32, &str) {
         "data" | "model" | "collective" | "device" | "store" => 2,
         "plan" | "driver" | "launcher" | "libtorch" | "random" | "run" | "seal" | "svg" | "weights" => 1,
         "bounds" | "config" | "error" | "family" | "stop" | "thread" => 0,
-        other => panic!("which floor is {other} on? Say it here and in the documentation of lib.rs"),
-    };
-    (floor, module)
+        other => panic!("which floor is {other} on? Add it here and to the documentation of lib.rs"),
+    }
 }
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
@@ -42,7 +40,7 @@ fn imports(text: &str) -> Vec<String> {
                 found.extend(list.split(',').map(|item| word(item.trim())));
             }
             None if after[word(after).len()..].starts_with("::") || before.ends_with("use ") => found.push(word(after)),
-            // A macro in passing.
+            // A macro of the crate.
             None => {}
         }
     }
@@ -57,12 +55,12 @@ fn a_file_imports_only_from_lower_floors() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for path in sources(&root).iter().filter(|p| !p.ends_with("lib.rs")) {
         let own = module_of(path, &root);
-        let (floor, _) = place(&own);
+        let floor = floor_of(&own);
         for used in imports(&without_tests(path)).iter().filter(|used| **used != own) {
-            let (below, _) = place(used);
-            // Floors 0 and 1 hold several words each that may use one another.
-            let same_base = floor == below && floor <= 1;
-            assert!(below < floor || same_base, "{}: imports crate::{used}", path.display());
+            let below = floor_of(used);
+            // The modules of floors 0 and 1 may import others of their floor.
+            let is_same_base = floor == below && floor <= 1;
+            assert!(below < floor || is_same_base, "{}: imports crate::{used}", path.display());
         }
     }
 }
@@ -98,14 +96,14 @@ fn heavy_dependencies_have_one_room_each() {
     }
 }
 
-/// A file without the tests at its end, which may import what they like.
+/// The text of a file without the tests at its end, which may import anything.
 fn without_tests(file: &Path) -> String {
     let text = std::fs::read_to_string(file).unwrap();
     text.split("#[cfg(test)]\nmod tests").next().unwrap().to_string()
 }
 
-/// What a file's paths name below the crate: `["data", "image", "crop"]` for `crate::data::image::crop::…`, and for
-/// `super::crop::…` in a file of `data/image`.
+/// The modules that a file's paths name, from the crate on: `["data", "image", "crop"]` for `crate::data::image::crop::…`, and
+/// for `super::crop::…` in a file of `data/image`.
 fn paths(file: &Path, root: &Path) -> Vec<Vec<String>> {
     let text = without_tests(file);
     let own = module_path(file, root);
@@ -150,7 +148,7 @@ fn module_path(file: &Path, root: &Path) -> Vec<String> {
     words.filter(|word| word != "mod").collect()
 }
 
-/// A circle in a graph of imports, if there is one.
+/// A circle in a graph of imports; none if there is none.
 fn circle(graph: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
     fn walk<'a>(
         graph: &'a BTreeMap<String, BTreeSet<String>>,
@@ -188,7 +186,7 @@ fn no_rooms_import_each_other_in_a_circle_nor_do_subjects_of_one_room() {
     let files: Vec<&PathBuf> =
         files.iter().filter(|p| p.extension().is_some_and(|e| e == "rs") && !p.ends_with("lib.rs")).collect();
     let modules: BTreeSet<Vec<String>> = files.iter().map(|file| module_path(file, &root)).collect();
-    // Each folder is looked at on its own: its files and folders are its subjects, and what its mod.rs declares is shared.
+    // Each folder is checked on its own. Its files and folders are the nodes of its graph, except its mod.rs, which all may use.
     let folders: BTreeSet<Vec<String>> = modules.iter().map(|module| module[..module.len() - 1].to_vec()).collect();
     let mut edges = 0;
     for folder in folders {
@@ -207,7 +205,7 @@ fn no_rooms_import_each_other_in_a_circle_nor_do_subjects_of_one_room() {
         let found = circle(&graph);
         assert!(found.is_none(), "a circle in src/{}: {}", folder.join("/"), found.unwrap().join(" → "));
     }
-    assert!(edges > 300, "the imports are found: {edges}");
+    assert!(edges > 300, "too few imports were found: {edges}");
 }
 
 #[test]
@@ -215,6 +213,6 @@ fn no_source_file_is_longer_than_four_hundred_lines() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for path in sources(&root).iter().filter(|path| path.extension().is_some_and(|end| end == "rs")) {
         let lines = std::fs::read_to_string(path).unwrap().lines().count();
-        assert!(lines <= 400, "{}: {lines} lines; which two subjects does it hold?", path.display());
+        assert!(lines <= 400, "{}: {lines} lines; split it by its subjects", path.display());
     }
 }

@@ -128,10 +128,10 @@ impl Incubate {
         lines.iter().filter_map(|line| line.get("loss")?.as_f64()).collect()
     }
 
-    /// Whether a checkpoint has been written that its phase still needs.
+    /// Whether the run directory holds a checkpoint.
     pub fn has_checkpoint(&self) -> bool {
-        let is_whole = |entry: DirEntry| entry.path().extension().is_some_and(|extension| extension == "h5");
-        std::fs::read_dir(self.file("checkpoints")).is_ok_and(|all| all.flatten().any(is_whole))
+        let is_finished = |entry: DirEntry| entry.path().extension().is_some_and(|extension| extension == "h5");
+        std::fs::read_dir(self.file("checkpoints")).is_ok_and(|all| all.flatten().any(is_finished))
     }
 
     /// Another folder with the same config and copies of these files from the run directory.

@@ -23,21 +23,21 @@ fn kill(mut child: Child) {
 }
 
 #[test]
-fn a_signal_during_an_evaluation_is_heeded_and_the_run_resumes_there() {
+fn a_signal_during_an_evaluation_stops_the_run_which_resumes_there() {
     let build = || Incubate::new().set("data.test_images=60000").set("meta.epochs=1");
-    let (whole, told) = (build(), build());
-    whole.ok(&["meta"]);
-    let child = told.command(&["meta"]).stderr(Stdio::piped()).spawn().unwrap();
-    let is_evaluating = || Progress::read(&told.run_dir, "meta").is_some_and(|p| p.step == p.steps);
-    wait_until("the last step", || told.losses("meta").len() == 8 || is_evaluating());
+    let (uninterrupted, stopped) = (build(), build());
+    uninterrupted.ok(&["meta"]);
+    let child = stopped.command(&["meta"]).stderr(Stdio::piped()).spawn().unwrap();
+    let is_evaluating = || Progress::read(&stopped.run_dir, "meta").is_some_and(|p| p.step == p.steps);
+    wait_until("the last step", || stopped.losses("meta").len() == 8 || is_evaluating());
     // SAFETY: nobody has waited for the child yet.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     let ended = ended(child.wait_with_output().unwrap());
     assert_eq!(ended.code, Some(75), "{}", ended.err);
     assert!(ended.err.contains("checkpoint written at step 8"), "{}", ended.err);
-    let resumed = told.ok(&["meta"]);
+    let resumed = stopped.ok(&["meta"]);
     assert!(resumed.err.contains("resuming at step 8 of 8"), "{}", resumed.err);
-    assert!(whole.bytes("meta.h5") == told.bytes("meta.h5"));
+    assert!(uninterrupted.bytes("meta.h5") == stopped.bytes("meta.h5"));
 }
 
 #[test]
@@ -66,8 +66,8 @@ fn twenty_kills_at_random_moments_of_every_phase_leave_no_trace_in_the_result() 
             .set("module.epochs=20")
             .set("finetune.epochs=20")
     };
-    let whole = build();
-    whole.ok(&["run"]);
+    let uninterrupted = build();
+    uninterrupted.ok(&["run"]);
     let killed = build();
     let mut random = Random::new(&[20]);
     // These kills come even before the first file is opened.
@@ -88,9 +88,9 @@ fn twenty_kills_at_random_moments_of_every_phase_leave_no_trace_in_the_result() 
     }
     killed.ok(&["run"]);
     for file in ["meta.h5", "module-0.h5", "module-1.h5", "module-3.h5", "assembled.h5", "final.h5"] {
-        assert!(whole.bytes(file) == killed.bytes(file), "{file} differs");
+        assert!(uninterrupted.bytes(file) == killed.bytes(file), "{file} differs");
     }
     // The curves have each step once.
-    assert_eq!(whole.losses("finetune"), killed.losses("finetune"));
+    assert_eq!(uninterrupted.losses("finetune"), killed.losses("finetune"));
     assert!(std::fs::read_dir(killed.file("checkpoints")).unwrap().next().is_none(), "checkpoints of done phases go");
 }

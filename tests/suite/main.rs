@@ -25,6 +25,7 @@ mod runs;
 mod seen;
 mod sites;
 mod slurm;
+mod slurm_stops;
 mod small_images;
 mod stored;
 mod transforms;

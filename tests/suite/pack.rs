@@ -1,4 +1,4 @@
-//! `incubate pack` and what is read of it: whole programs on drawn images.
+//! Packs drawn images with `incubate pack`, and trains on packs.
 
 use crate::drawn;
 use crate::incubate::{Ended, Incubate, ended, flip, plain};
@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// Drawn images as a folder, and a place for their pack.
+/// A temporary folder with drawn images in `images`, in which packs can be written.
 struct Images {
     folder: TempDir,
 }
@@ -64,15 +64,15 @@ fn images_larger_than_asked_for_are_shrunk_and_raw_pixels_fill_height_times_widt
     images.pack("images", "pack", &["--size", "20", "--raw"]).ok();
     let path = images.path("pack/train-00000.h5");
     let (_, _, samples) = shard(&path);
-    // Drawn 40 high and 64 wide, 48 high and 60 wide.
+    // The images are drawn 40 pixels high and 64 wide, and 48 high and 60 wide.
     assert_eq!((samples[0].len(), samples[1].len()), (3 * 20 * 32, 3 * 20 * 25));
-    // A pack of a pack, of the same size, holds the same pixels.
+    // Packing a pack at the same size keeps the pixels.
     images.pack("pack", "again", &["--size", "20", "--raw"]).ok();
     assert_eq!(shard(&images.path("again/train-00000.h5")).2, samples);
 }
 
 #[test]
-fn what_is_packed_already_is_kept_and_another_pack_is_not_mixed_with_it() {
+fn finished_shards_are_kept_and_shards_of_other_settings_are_refused() {
     let images = Images::new(2, 6, 2);
     images.pack("images", "pack", &[]).ok();
     let path = images.path("pack/train-00000.h5");
@@ -93,15 +93,15 @@ fn a_damaged_sample_is_named_by_verify_and_a_damaged_table_refuses_the_shard() {
     let images = Images::new(2, 6, 2);
     images.pack("images", "pack", &[]).ok();
     let path = images.path("pack/train-00000.h5");
-    let whole = std::fs::read(&path).unwrap();
+    let intact = std::fs::read(&path).unwrap();
     let sample = std::fs::read(images.path("images/train/class-01/0003.jpg")).unwrap();
-    let place = whole.windows(sample.len()).position(|window| window == sample).unwrap();
-    flip(&path, place + 100);
+    let start = intact.windows(sample.len()).position(|window| window == sample).unwrap();
+    flip(&path, start + 100);
     let words = ["train-00000.h5", "1 of 12 samples", "train/class-01/0003.jpg"];
     verify(&path).fails(3, &words);
     verify(&images.path("pack")).fails(3, &words);
-    std::fs::write(&path, &whole).unwrap();
-    flip(&path, whole.len() - 40);
+    std::fs::write(&path, &intact).unwrap();
+    flip(&path, intact.len() - 40);
     verify(&path).fails(3, &["train-00000.h5", "its bytes have changed"]);
     images.pack("images", "pack", &[]).fails(3, &["train-00000.h5", "delete it and start `incubate pack` again"]);
 }
@@ -126,7 +126,7 @@ fn small_images_can_be_packed_too() {
 }
 
 #[test]
-fn a_config_may_say_what_it_is_packed_from() {
+fn a_config_may_name_the_images_to_pack() {
     let images = Images::new(2, 3, 1);
     let config = format!(
         "[data]\nformat = \"packed\"\npath = {:?}\npack_from = {:?}\ntrain_images = 6\n[train]\nglobal_batch = 2\n",
@@ -134,7 +134,7 @@ fn a_config_may_say_what_it_is_packed_from() {
         images.path("images")
     );
     let run = Incubate::with(&config);
-    // In a run directory `status` tells how packing goes.
+    // In a run directory, `status` shows the progress of packing.
     run.ok(&["submit", "--dry-run"]);
     let status = || {
         let ended = ended(plain(&["status", "--json", run.run_dir.to_str().unwrap()]).output().unwrap()).ok();
@@ -155,7 +155,7 @@ fn a_config_may_say_what_it_is_packed_from() {
 }
 
 /// The paper's config with a small model, on 2,000 drawn images in 20 classes.
-fn imagenet_made_small(format: &str, path: &Path) -> Incubate {
+fn small_imagenet(format: &str, path: &Path) -> Incubate {
     let config = include_str!("../../configs/imagenet-vit-b.toml");
     let mut run = Incubate::with(config).set(&format!("data.format={format:?}")).set(&format!("data.path={path:?}"));
     for set in [
@@ -181,7 +181,7 @@ fn imagenet_made_small(format: &str, path: &Path) -> Incubate {
 }
 
 #[track_caller]
-fn all_phases_are_done(run: &Incubate) {
+fn run_finishes_all_phases(run: &Incubate) {
     run.ok(&["run"]);
     let status = ended(plain(&["status", run.run_dir.to_str().unwrap(), "--json"]).output().unwrap()).ok();
     let lines = json(&status);
@@ -192,19 +192,19 @@ fn all_phases_are_done(run: &Incubate) {
 #[test]
 fn the_imagenet_config_runs_on_a_folder() {
     let images = Images::new(20, 80, 20);
-    all_phases_are_done(&imagenet_made_small("folder", &images.path("images")));
+    run_finishes_all_phases(&small_imagenet("folder", &images.path("images")));
 }
 
 #[test]
 fn the_imagenet_config_runs_on_packed_images() {
     let images = Images::new(20, 80, 20);
     images.pack("images", "pack", &[]).ok();
-    all_phases_are_done(&imagenet_made_small("packed", &images.path("pack")));
+    run_finishes_all_phases(&small_imagenet("packed", &images.path("pack")));
 }
 
 #[test]
 fn the_imagenet_config_runs_on_tar_shards() {
     let folder = tempfile::tempdir().unwrap();
     drawn::tars(folder.path(), 20, 80, 20);
-    all_phases_are_done(&imagenet_made_small("tar", folder.path()));
+    run_finishes_all_phases(&small_imagenet("tar", folder.path()));
 }

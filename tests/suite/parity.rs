@@ -67,9 +67,9 @@ fn wave(count: usize, phase: f64) -> impl Iterator<Item = f64> {
 fn weights(plan: &Plan, depths: &[usize]) -> Weights {
     let weight = |p: incubate::family::parameter::Parameter| {
         let name = plan.config.model.whole_name(&p, depths);
-        let one = if name.contains("norm") && name.ends_with("weight") { 1.0 } else { 0.0 };
+        let mean = if name.contains("norm") && name.ends_with("weight") { 1.0 } else { 0.0 };
         let phase = name.bytes().map(f64::from).sum();
-        let values: Vec<f32> = wave(p.count(), phase).map(|w| (one + 0.1 * w) as f32).collect();
+        let values: Vec<f32> = wave(p.count(), phase).map(|w| (mean + 0.1 * w) as f32).collect();
         ((p.stage, p.name), Tensor::from_slice(&values).view(&p.shape[..]))
     };
     plan.config.model.parameters(depths).into_iter().map(weight).collect()
@@ -93,8 +93,8 @@ fn batch(plan: &Plan, step: usize) -> (Tensor, Tensor) {
 fn micro_batches(plan: &Plan, step: usize) -> impl Iterator<Item = anyhow::Result<Batch>> + use<> {
     let (images, targets) = batch(plan, step);
     [0..4, 4..6].into_iter().map(move |positions| {
-        let cut = |t: &Tensor| t.narrow(0, positions.start as i64, positions.len() as i64);
-        Ok(Batch::of(cut(&images), cut(&targets), positions.clone()))
+        let part = |t: &Tensor| t.narrow(0, positions.start as i64, positions.len() as i64);
+        Ok(Batch::of(part(&images), part(&targets), positions.clone()))
     })
 }
 
@@ -158,13 +158,13 @@ fn twenty_adamw_steps_with_the_official_schedule_give_torchs_loss_curve() {
             let loss = stepper
                 .step(&mut network, &mut optimiser, &mut micro_batches(&plan, step), step as u64, lr)
                 .unwrap()
-                .expect("a CPU tells at once")
+                .expect("on a CPU the outcome is known at once")
                 .loss;
             let expected = golden[0].as_f64().unwrap();
             assert!((loss / expected - 1.0).abs() < 1e-4, "{case}: step {step} loss {loss}, torch {expected}");
         }
         let first = curve[0][0].as_f64().unwrap();
-        assert!(curve[STEPS - 1][0].as_f64().unwrap() < first, "{case}: the curve is one of learning");
+        assert!(curve[STEPS - 1][0].as_f64().unwrap() < first, "{case}: the loss falls");
     }
 }
 

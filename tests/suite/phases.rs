@@ -1,9 +1,9 @@
-//! A new phase is one row of the table. It is trained, submitted, and has its lines in the status and the summary, without a
-//! word about it elsewhere.
+//! A new phase needs only one row of the table. The row is trained and submitted, and the status and the summary show it, although
+//! no other code names it.
 //!
-//! By design, two things about a phase are written by hand because people read them: a config table of its own is documented
-//! in `configs/default.toml` (and is a field of `Config`), and a command of its own has its help in `cli/args.rs`. A row
-//! needs neither: it may share another row's table, and `incubate run` trains it.
+//! If a phase has a config table of its own, the table is documented in `configs/default.toml` and is a field of `Config`. If it
+//! has a command of its own, the help is in `cli/args.rs`. A row needs neither: it may share another row's table, and
+//! `incubate run` trains it.
 
 use crate::incubate::TINY;
 use clap::CommandFactory;
@@ -47,14 +47,14 @@ static AGAIN: Row = Row {
 
 #[test]
 fn a_new_phase_is_one_row() {
-    let mut with_it = TABLE.to_vec();
-    let after_finetune = with_it.iter().position(|row| row.name == FINETUNE.name).unwrap() + 1;
-    with_it.insert(after_finetune, &AGAIN);
+    let mut rows = TABLE.to_vec();
+    let after_finetune = rows.iter().position(|row| row.name == FINETUNE.name).unwrap() + 1;
+    rows.insert(after_finetune, &AGAIN);
     let folder = tempfile::tempdir().unwrap();
     let config = Config::parse(TINY, &[format!("run.dir={:?}", folder.path().join("run"))]).unwrap();
-    let graph = Graph::new(&config, &with_it);
+    let graph = Graph::new(&config, &rows);
 
-    // It is trained from the model before it.
+    // The new phase trains from the model of the phase before it.
     tch::set_num_threads(1);
     let world = World::alone();
     let devices = Devices::of_rank(DeviceChoice::Cpu, 1, OnNode { rank: 0, ranks: 1 }).unwrap();
@@ -72,7 +72,7 @@ fn a_new_phase_is_one_row() {
     let lines = status::lines(&job.plan, &graph, &job.run, &Queue::default(), &mut Seen::default()).unwrap();
     assert!(status::is_over(&lines) && lines.last().unwrap().phase == "again", "{lines:?}");
 
-    // The last job does it, or in one allocation the only one.
+    // The last job, `finalize`, executes the new phase.
     let position = graph.nodes().iter().position(|node| node.name == "again").unwrap();
     let situation =
         Situation { left: vec![position], alive: Alive::default(), max_array_size: MAX_ARRAY_SIZE, save_s: 0.0 };
@@ -92,12 +92,12 @@ fn every_phase_of_the_table_has_a_config_table_and_a_command() {
 }
 
 #[test]
-fn every_row_stands_after_what_it_needs() {
-    for (place, row) in TABLE.iter().enumerate() {
-        let before: Vec<&str> = TABLE[..place].iter().map(|row| row.name).collect();
+fn every_row_comes_after_the_rows_that_it_needs() {
+    for (position, row) in TABLE.iter().enumerate() {
+        let before: Vec<&str> = TABLE[..position].iter().map(|row| row.name).collect();
         assert!(row.needs.iter().all(|need| before.contains(need)), "{}", row.name);
         if let Some(Start::From(start)) = row.phase().map(|phase| phase.start) {
-            assert!(row.needs.contains(&start), "{} starts from what it does not need", row.name);
+            assert!(row.needs.contains(&start), "{} starts from a row that it does not need", row.name);
         }
     }
 }

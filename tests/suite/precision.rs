@@ -5,7 +5,7 @@ use crate::runs::stop_after_a_checkpoint;
 use serde_json::Value;
 
 fn meta_losses(sets: &[&str]) -> Vec<f64> {
-    // Without mixing the curve falls.
+    // Without mixing of images the loss falls within these few epochs.
     let run = Incubate::new().set("meta.epochs=12").set("data.mixup=0").set("data.cutmix=0").set("data.erase=0");
     let run = sets.iter().fold(run.set("data.crop_padding=1"), |run, set| run.set(set));
     run.ok(&["meta"]);
@@ -15,8 +15,8 @@ fn meta_losses(sets: &[&str]) -> Vec<f64> {
 #[test]
 fn bf16_follows_the_loss_curve_of_fp32_within_six_per_cent_at_every_step_and_one_on_average() {
     let (exact, rounded) = (meta_losses(&[]), meta_losses(&["run.precision=bf16"]));
-    assert!(exact[exact.len() - 1] < 0.95 * exact[0], "it learns: {exact:?}");
-    assert!(exact != rounded && exact.len() == rounded.len(), "bf16 was asked for and rounds");
+    assert!(exact[exact.len() - 1] < 0.95 * exact[0], "the loss falls: {exact:?}");
+    assert!(exact != rounded && exact.len() == rounded.len(), "bf16 rounds, so its curve differs");
     for (step, (exact, rounded)) in exact.iter().zip(&rounded).enumerate() {
         assert!((rounded / exact - 1.0).abs() < 0.06, "step {step}: {rounded} in bf16, {exact} in fp32");
     }
@@ -39,22 +39,23 @@ fn activation_checkpointing_changes_no_bit() {
 
 #[test]
 fn a_bf16_run_has_the_same_bits_after_a_stop_and_for_one_and_two_ranks() {
-    let whole = Incubate::new().set("run.precision=bf16").set("module.drop_path=0.1");
-    whole.ok(&["meta"]);
-    let (stopped, ranks) = (whole.fork(&["meta.h5", "config.toml"]), whole.fork(&["meta.h5", "config.toml"]));
-    whole.ok(&["module"]);
+    let uninterrupted = Incubate::new().set("run.precision=bf16").set("module.drop_path=0.1");
+    uninterrupted.ok(&["meta"]);
+    let (stopped, ranks) =
+        (uninterrupted.fork(&["meta.h5", "config.toml"]), uninterrupted.fork(&["meta.h5", "config.toml"]));
+    uninterrupted.ok(&["module"]);
     ranks.mpirun(2, &["module"]).ok();
     stop_after_a_checkpoint(&stopped, &["module"]);
     stopped.ok(&["module"]);
     for i in 0..4 {
         let file = format!("module-{i}.h5");
-        assert!(whole.bytes(&file) == stopped.bytes(&file), "{file} differs after a stop");
-        assert!(whole.bytes(&file) == ranks.bytes(&file), "{file} differs with two ranks");
+        assert!(uninterrupted.bytes(&file) == stopped.bytes(&file), "{file} differs after a stop");
+        assert!(uninterrupted.bytes(&file) == ranks.bytes(&file), "{file} differs with two ranks");
     }
 }
 
 #[test]
-fn bench_step_says_how_fast_and_where_the_time_goes() {
+fn bench_step_reports_the_speed_and_the_share_of_each_part() {
     for work in [["--e2e", "--batch=4"], ["--stage=1", "--batch=4"]] {
         let mut command = plain(&["bench", "step", "--model=tiny-28", "--steps=2", "--precision=bf16", "--json"]);
         let output = command.args(work).args(["--threads=1"]).output().unwrap();

@@ -63,7 +63,7 @@ fn ranks_times_replicas_have_the_loss_curves_of_one_replica_with_the_same_global
     }
 }
 
-/// Counts the numbers that are reduced.
+/// A collective that counts the numbers that it reduces.
 struct Counting<'a>(&'a dyn Collective, &'a AtomicUsize);
 
 impl Collective for Counting<'_> {
@@ -124,13 +124,13 @@ fn a_step_reduces_the_modules_gradients_and_two_numbers_and_nothing_of_the_froze
 #[test]
 fn replicas_stopped_by_a_signal_resume_with_the_bits_of_an_uninterrupted_run() {
     let build = || config().set("run.replicas=3").set("meta.epochs=8");
-    let whole = build();
-    whole.ok(&["meta"]);
+    let uninterrupted = build();
+    uninterrupted.ok(&["meta"]);
     let stopped = build();
     stop_after_a_checkpoint(&stopped, &["meta"]);
     stopped.ok(&["meta"]);
-    assert!(whole.bytes("meta.h5") == stopped.bytes("meta.h5"));
-    assert_eq!(whole.losses("meta"), stopped.losses("meta"));
+    assert!(uninterrupted.bytes("meta.h5") == stopped.bytes("meta.h5"));
+    assert_eq!(uninterrupted.losses("meta"), stopped.losses("meta"));
 }
 
 /// The children of a process, such as the ranks of mpirun.
@@ -151,8 +151,8 @@ fn children(of: u32) -> Vec<i32> {
 #[test]
 fn a_rank_killed_inside_a_sum_ends_the_job_with_its_name_and_the_run_resumes() {
     let build = || config().set("run.replicas=2").set("meta.epochs=12");
-    let whole = build();
-    whole.mpirun(2, &["meta"]).ok();
+    let uninterrupted = build();
+    uninterrupted.mpirun(2, &["meta"]).ok();
     let killed = build();
     let child = killed.mpirun_command(2, &["meta"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     wait_until("a checkpoint", || killed.has_checkpoint());
@@ -167,10 +167,10 @@ fn a_rank_killed_inside_a_sum_ends_the_job_with_its_name_and_the_run_resumes() {
     assert_ne!(end.code, Some(0));
     assert!(end.err.contains("signal 9 (Killed)") && end.err.contains("rank 1"), "{}", end.err);
     killed.mpirun(2, &["meta"]).ok();
-    assert!(whole.bytes("meta.h5") == killed.bytes("meta.h5"));
+    assert!(uninterrupted.bytes("meta.h5") == killed.bytes("meta.h5"));
 }
 
-/// `run.command` with a limit on its memory.
+/// Runs the command with a limit on its memory.
 fn limited(run: &Incubate, arguments: &[&str], bytes: u64) -> Ended {
     let mut command = run.command(arguments);
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
@@ -193,7 +193,7 @@ fn a_micro_batch_too_large_for_the_memory_is_one_error_that_names_one_that_fits(
 }
 
 #[test]
-fn an_automatic_micro_batch_is_halved_until_a_step_fits_and_is_taken_again() {
+fn an_automatic_micro_batch_is_halved_until_a_step_fits_and_is_reused() {
     let wide = |run: Incubate| {
         run.set("run.micro_batch=auto").set("model.width=128").set("model.patch_size=1").set("data.train_images=64")
     };

@@ -47,10 +47,10 @@ fn a_run_trains_every_phase_exports_and_prints_the_table() {
     let rows: Vec<Value> = serde_json::from_slice(&run.bytes("summary.json")).unwrap();
     let final_top1 = rows[6]["top1"].as_f64().unwrap();
     assert!(final_top1 > 40.0, "four classes of drawn shapes, 25 % by chance: {final_top1} %");
-    // If waiting is not counted, the times of phases that follow each other add up to no more than the elapsed time. The meta
-    // model trains on the first rank, then each rank trains its modules, then the rest follows.
-    for of_one in [[0, 1, 3, 6, 7], [0, 2, 4, 6, 7]] {
-        let seconds = of_one.map(|row: usize| rows[row]["seconds"].as_f64().unwrap());
+    // The seconds of a phase do not count waiting, so those of successive phases add up to no more than the elapsed time. The meta
+    // model trains on the first rank, then each rank trains its modules, then the other phases follow.
+    for successive in [[0, 1, 3, 6, 7], [0, 2, 4, 6, 7]] {
+        let seconds = successive.map(|row: usize| rows[row]["seconds"].as_f64().unwrap());
         assert!(seconds.iter().sum::<f64>() <= elapsed, "{seconds:?} in {elapsed} s");
     }
 
@@ -129,29 +129,29 @@ fn the_number_of_data_workers_changes_nothing() {
 }
 
 #[test]
-fn an_average_of_the_weights_is_what_gets_written_and_survives_a_stop() {
-    let whole = Incubate::new().set("train.ema=0.9").set("meta.epochs=12");
-    whole.ok(&["meta"]);
+fn the_moving_average_of_the_weights_is_written_and_survives_a_stop() {
+    let uninterrupted = Incubate::new().set("train.ema=0.9").set("meta.epochs=12");
+    uninterrupted.ok(&["meta"]);
     let plain = Incubate::new().set("meta.epochs=12");
     plain.ok(&["meta"]);
-    assert!(whole.bytes("meta.h5") != plain.bytes("meta.h5"));
+    assert!(uninterrupted.bytes("meta.h5") != plain.bytes("meta.h5"));
     let stopped = Incubate::new().set("train.ema=0.9").set("meta.epochs=12");
     stop_after_a_checkpoint(&stopped, &["meta"]);
     stopped.ok(&["meta"]);
-    assert!(whole.bytes("meta.h5") == stopped.bytes("meta.h5"));
+    assert!(uninterrupted.bytes("meta.h5") == stopped.bytes("meta.h5"));
 }
 
 #[test]
 fn dropout_draws_the_same_masks_after_a_stop() {
     let build = || Incubate::new().set("model.dropout=0.2").set("meta.epochs=12");
-    let (whole, stopped) = (build(), build());
-    whole.ok(&["meta"]);
+    let (uninterrupted, stopped) = (build(), build());
+    uninterrupted.ok(&["meta"]);
     stop_after_a_checkpoint(&stopped, &["meta"]);
     stopped.ok(&["meta"]);
-    assert!(whole.bytes("meta.h5") == stopped.bytes("meta.h5"));
+    assert!(uninterrupted.bytes("meta.h5") == stopped.bytes("meta.h5"));
 }
 
-/// Starts, waits for the first checkpoint, and stops it with SIGTERM, which it answers with exit code 75.
+/// Starts the command, waits for the first checkpoint, and sends SIGTERM. The command must end with exit code 75.
 pub fn stop_after_a_checkpoint(run: &Incubate, arguments: &[&str]) {
     stop_by(libc::SIGTERM, run.command(arguments), run);
 }
@@ -193,7 +193,7 @@ fn a_closed_terminal_stops_a_run_in_order_and_nohup_keeps_it_running() {
 }
 
 #[test]
-fn a_checkpoint_says_where_in_its_buffers_each_parameter_lies() {
+fn a_checkpoint_holds_the_offset_of_each_parameter_in_its_buffers() {
     let run = Incubate::new().set("module.epochs=100000");
     run.ok(&["meta"]);
     stop_after_a_checkpoint(&run, &["module", "--index", "1"]);
@@ -205,8 +205,8 @@ fn a_checkpoint_says_where_in_its_buffers_each_parameter_lies() {
     let starts: Vec<u64> = file.dataset("state/starts").unwrap().read_raw().unwrap();
     assert_eq!((names.len(), starts.len()), (named.len(), named.len()));
     for ((stage, name), tensor) in &named {
-        let place = names.iter().position(|n| n.as_str() == format!("stage/{stage}/{name}")).unwrap();
-        let start = starts[place] as usize;
+        let index = names.iter().position(|n| n.as_str() == format!("stage/{stage}/{name}")).unwrap();
+        let start = starts[index] as usize;
         assert!(
             tensor.contiguous().view(-1) == tch::Tensor::from_slice(&numbers[start..start + tensor.numel()]),
             "{name}"
@@ -231,7 +231,7 @@ fn a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint() {
 }
 
 #[test]
-fn worlds_of_one_are_refused_with_the_cure() {
+fn ranks_that_do_not_find_each_other_are_refused_with_the_cure() {
     let run = Incubate::new();
     let slurm = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "4")];
     let output = run.command(&["run"]).envs(slurm).output().unwrap();

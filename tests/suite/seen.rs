@@ -1,4 +1,4 @@
-//! Output for other programs: curves for TensorBoard, artefacts for HDF5's tools, bars for a terminal.
+//! Checks the output for other programs: curves for TensorBoard, artefacts for HDF5's tools, progress bars for a terminal.
 
 use crate::incubate::Incubate;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The recipe for inputs of up to 32 pixels: as DeiT's, through what `tools/golden_transforms.py` wrote, and the same for every
-//! source.
+//! The recipe for inputs of up to 32 pixels gives DeiT's pixels, which `tools/golden_transforms.py` wrote, and the same pixels for
+//! every source.
 
 use crate::drawn;
 use crate::golden::{SAME, difference, golden};
@@ -22,8 +22,8 @@ fn a_small_image_is_cropped_flipped_and_augmented_as_deit_does_in_colour_and_in_
     let mut cases = 0;
     for name in golden.names() {
         let Some((mode, rest)) = name.strip_prefix("small.").and_then(|rest| rest.split_once('.')) else { continue };
-        let (place, operation_name) = rest.split_once('.').unwrap();
-        let numbers: Vec<isize> = place.split(' ').map(|number| number.parse().unwrap()).collect();
+        let (draw, operation_name) = rest.split_once('.').unwrap();
+        let numbers: Vec<isize> = draw.split(' ').map(|number| number.parse().unwrap()).collect();
         let image = golden.tensor(&format!("small.{mode}")).unwrap();
         let (size, channels) = (image.shape()[0], image.data().len() / image.shape()[0].pow(2));
         let pixel = |bytes: &[u8]| [bytes[0], bytes[channels / 2], bytes[channels - 1], 255];
@@ -42,7 +42,7 @@ fn a_small_image_is_cropped_flipped_and_augmented_as_deit_does_in_colour_and_in_
     assert_eq!(cases, 48);
 }
 
-/// A training recipe for images of `size` pixels without any augmentation but what `sets` says.
+/// A training recipe for images of `size` pixels, with no augmentation except that of `sets`.
 fn small_recipe(size: usize, channels: usize, sets: &[&str]) -> Recipe {
     let numbers = |number: &str| format!("[{}]", vec![number; channels].join(", "));
     let model = [format!("model.image_size={size}"), "model.patch_size=1".into(), format!("model.channels={channels}")];
@@ -89,7 +89,7 @@ fn a_padded_crop_shifts_the_image_by_at_most_the_padding_over_black() {
 }
 
 #[test]
-fn a_certain_flip_mirrors_each_row_and_erasing_replaces_one_rectangle() {
+fn a_flip_mirrors_each_row_and_erasing_replaces_one_rectangle() {
     assert_eq!(bytes(&trained(&["data.flip=1"], 0))[..8], [8, 7, 6, 5, 4, 3, 2, 1]);
     let original = trained(&[], 0);
     for key in 0..300 {
@@ -104,7 +104,7 @@ fn a_certain_flip_mirrors_each_row_and_erasing_replaces_one_rectangle() {
 }
 
 #[test]
-fn an_image_is_trained_on_alike_in_planes_in_rows_and_in_a_file() {
+fn planes_rows_and_a_file_of_one_image_give_the_same_training_pixels() {
     for size in [32, 40] {
         let recipe =
             small_recipe(size, 3, &["data.auto_augment=rand-m9-mstd0.5-inc1", "data.crop_padding=4", "data.erase=0.5"]);
@@ -127,12 +127,12 @@ fn an_image_is_trained_on_alike_in_planes_in_rows_and_in_a_file() {
             assert!(all[0] == all[1] && all[0] == all[2], "{size} pixels, key {key}");
             first_of_each_key.push(std::mem::take(&mut all[0]));
         }
-        assert!(first_of_each_key.windows(2).all(|two| two[0] != two[1]), "each key is another augmentation");
+        assert!(first_of_each_key.windows(2).all(|two| two[0] != two[1]), "each key gives another augmentation");
     }
 }
 
 #[test]
-fn an_image_of_another_size_is_resized_before_its_padded_crop_and_shown_whole() {
+fn an_image_of_another_size_is_resized_before_its_padded_crop_and_evaluated_whole() {
     let recipe = small_recipe(32, 3, &["data.reduced_decode=false"]);
     let mut bench = recipe.workbench().unwrap();
     for side in [32, 20, 90] {

@@ -13,7 +13,7 @@ use incubate::weights::{Staging, floats};
 use std::path::Path;
 use tch::Device;
 
-/// Draws a folder of JPEGs: a class is a colour and a direction of stripes.
+/// Draws a folder of JPEGs. Each class has its own colour and direction of stripes.
 fn draw(folder: &Path, split: &str, classes: usize, per_class: usize) {
     for class in 0..classes {
         let folder = folder.join(split).join(format!("class-{class:02}"));
@@ -79,12 +79,12 @@ fn an_unreadable_image_is_named_and_stops_the_run_or_is_skipped_and_counted() {
     let incubate = small_imagenet(4).set("e2e.global_batch=32").set("data.repeats=1");
     let images = incubate.folder.path().join("images");
     std::fs::write(images.join("train/class-01/003.jpg"), b"").unwrap();
-    let torn = images.join("val/class-02/001.jpg");
-    let bytes = std::fs::read(&torn).unwrap();
-    std::fs::write(&torn, &bytes[..bytes.len() / 2]).unwrap();
+    let truncated = images.join("val/class-02/001.jpg");
+    let bytes = std::fs::read(&truncated).unwrap();
+    std::fs::write(&truncated, &bytes[..bytes.len() / 2]).unwrap();
     incubate.incubate(&["meta"]).fails(2, &["class-01/003.jpg", "empty", "data.bad_images"]);
     let lenient = incubate.set("data.bad_images=2");
-    // Two ranks meet both, and a second start remembers them: they are two all the same.
+    // Two ranks and a second start all meet both images, which still count as two.
     let run = lenient.mpirun(2, &["run"]).ok();
     assert!(run.err.contains("skipped, 1 of at most 2") && run.err.contains("class-02/001.jpg"), "{}", run.err);
     for run in [run, lenient.ok(&["run"])] {
@@ -94,16 +94,16 @@ fn an_unreadable_image_is_named_and_stops_the_run_or_is_skipped_and_counted() {
         assert!(String::from_utf8(lenient.bytes("report.html")).unwrap().contains("2 image(s) could not be read"));
     }
     assert!(lenient.ok(&["evaluate"]).out.contains("on 11 images"));
-    // A third is one too many, though this process has met none before it.
+    // A third unreadable image is one too many, although this process has not met the other two.
     std::fs::write(images.join("val/class-03/001.jpg"), b"GIF89a").unwrap();
     lenient.incubate(&["evaluate"]).fails(2, &["class-03/001.jpg", "data.bad_images = 2 are skipped already"]);
 }
 
 #[test]
-fn looking_at_a_folder_leaves_nothing_and_a_run_keeps_its_index() {
+fn plan_writes_nothing_and_a_run_keeps_the_index_of_its_folder() {
     let incubate = small_imagenet(3).set("e2e.global_batch=32");
-    let looked = incubate.ok(&["plan", "--rate", "0.00001"]);
-    assert!(looked.out.contains("images/s and core") && looked.out.contains("this node feeds them"), "{}", looked.out);
+    let plan = incubate.ok(&["plan", "--rate", "0.00001"]);
+    assert!(plan.out.contains("images/s and core") && plan.out.contains("this node feeds them"), "{}", plan.out);
     assert!(!incubate.run_dir.exists());
     let json = incubate.ok(&["plan", "--rate", "1000000", "--json"]).out;
     let input = &serde_json::from_str::<serde_json::Value>(&json).unwrap()["input"];
@@ -118,7 +118,7 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
     let folder = tempfile::tempdir().unwrap();
     draw(folder.path(), "train", 3, 40);
     draw(folder.path(), "val", 3, 1);
-    // The first image is skipped, alike everywhere.
+    // The first image cannot be read, and every number of ranks and workers skips it.
     std::fs::write(folder.path().join("train/class-00/000.jpg"), b"torn").unwrap();
     let stream = |workers: usize, ranks: usize, mixing: &Mixing| -> Vec<f32> {
         let sets = [
@@ -158,13 +158,13 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
     for (workers, ranks) in [(2, 1), (7, 1), (1, 4), (2, 4)] {
         assert!(stream(workers, ranks, &Mixing::Host) == one, "{workers} workers, {ranks} ranks");
     }
-    // Where a device mixes them, but for the rounding of its own arithmetic.
-    let there = stream(2, 1, &Mixing::Device(Staging::of_cpu()));
-    assert!(there.len() == one.len() && there.iter().zip(&one).all(|(a, b)| (a - b).abs() < 1e-5));
+    // Images that the device mixes differ by rounding alone.
+    let on_device = stream(2, 1, &Mixing::Device(Staging::of_cpu()));
+    assert!(on_device.len() == one.len() && on_device.iter().zip(&one).all(|(a, b)| (a - b).abs() < 1e-5));
 }
 
 #[test]
-fn a_global_batch_is_the_same_however_it_is_cut_and_is_mixed_in_blocks_of_128() {
+fn a_global_batch_is_the_same_however_it_is_divided_and_is_mixed_in_blocks_of_128() {
     let stream = |micro: usize, ranks: usize| -> [Vec<f32>; 2] {
         let text = "[model]\nimage_size = 16\npatch_size = 4\nchannels = 1\nclasses = 4\n[data]\nformat = \"shapes\"\n\
                     train_images = 640\ntest_images = 4\nmean = [0.3]\nstd = [0.3]\nrepeats = 1\nlabel_smoothing = 0\n\
@@ -191,13 +191,13 @@ fn a_global_batch_is_the_same_however_it_is_cut_and_is_mixed_in_blocks_of_128() 
         }
         streams
     };
-    let whole = stream(320, 1);
-    assert_eq!(whole.each_ref().map(Vec::len), [2 * 320 * 256, 2 * 320 * 4]);
+    let reference = stream(320, 1);
+    assert_eq!(reference.each_ref().map(Vec::len), [2 * 320 * 256, 2 * 320 * 4]);
     for (micro, ranks) in [(4, 1), (96, 1), (320, 3), (64, 3)] {
-        assert!(stream(micro, ranks) == whole, "micro-batches of {micro} on {ranks} rank(s)");
+        assert!(stream(micro, ranks) == reference, "micro-batches of {micro} on {ranks} rank(s)");
     }
     // A pair of two classes shows the λ of its block, or 1 − λ.
-    let rows: Vec<&[f32]> = whole[1].chunks(4).collect();
+    let rows: Vec<&[f32]> = reference[1].chunks(4).collect();
     let lambda = |block: std::ops::Range<usize>| {
         let largest = rows[block].iter().map(|row| row.iter().copied().fold(0.0, f32::max));
         let mut mixed: Vec<u32> = largest.filter(|&share| share < 0.9999).map(f32::to_bits).collect();

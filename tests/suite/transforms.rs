@@ -1,4 +1,4 @@
-//! Equality of the large-image recipe with the real timm and Pillow, through what `tools/golden_transforms.py` wrote.
+//! The recipe for inputs of more than 32 pixels gives the pixels of timm and Pillow, which `tools/golden_transforms.py` wrote.
 
 use crate::golden::{SAME, difference, golden};
 use incubate::config::Config;
@@ -14,6 +14,8 @@ use incubate::random::Random;
 use safetensors::SafeTensors;
 
 const SIZE: usize = 40;
+
+/// The largest difference of bytes.
 pub fn largest(ours: &[u8], golden: &[u8]) -> u8 {
     ours.iter().zip(golden).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
 }
@@ -22,7 +24,7 @@ fn rgb(pixels: &Pixels) -> Vec<u8> {
     pixels.rgbx.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect()
 }
 
-/// Numbers in planes as interleaved bytes.
+/// Converts planes of numbers from 0 to 1 into interleaved bytes.
 pub fn bytes_of(planes: &[f32], channels: usize) -> Vec<u8> {
     let plane = planes.len() / channels;
     let byte = |i: usize, channel: usize| (planes[channel * plane + i] * 255.0).round() as u8;
@@ -48,7 +50,7 @@ pub fn operation(name: &str) -> Operation {
         "ShearY" => Operation::ShearY(x),
         "TranslateXRel" => Operation::TranslateX(x),
         "TranslateYRel" => Operation::TranslateY(x),
-        other => panic!("{other} is in the golden file alone"),
+        other => panic!("{other} is in the golden file, but not in the recipe"),
     }
 }
 
@@ -58,7 +60,7 @@ fn show(canvas: &mut Canvas, image: &[u8]) {
     pixels.rgbx.iter_mut().zip(image.as_chunks::<3>().0).for_each(|(to, &[r, g, b])| *to = [r, g, b, 0]);
 }
 
-/// What the canvas shows once everything noted is done.
+/// The pixels of the canvas after all deferred operations.
 fn shown(canvas: &Canvas) -> Vec<u8> {
     let mut planes = vec![0.0; 3 * SIZE * SIZE];
     let normalise = Normalise::new(&[0.0; 3], &[1.0; 3]);
@@ -85,7 +87,7 @@ fn every_operation_does_what_pillow_does() {
 }
 
 #[test]
-fn operations_that_are_put_off_give_what_they_give_one_by_one() {
+fn deferred_operations_give_the_pixels_of_immediate_ones() {
     let file = golden("transforms.safetensors");
     let golden = SafeTensors::deserialize(&file).unwrap();
     let image = golden.tensor("image").unwrap().data();
@@ -128,12 +130,12 @@ fn a_crop_is_resized_as_pillow_does_and_the_evaluation_is_timms() {
             decoder.open(large.data(), stored).unwrap();
             let view = decoder.view(large.data(), region, 1).unwrap();
             out.resize(SIZE, SIZE);
-            // The reference is of Pillow 13, which takes the columns first where they are reduced much more.
-            let (its, other) = match numbers[3] > 2 * numbers[2] {
+            // The reference is Pillow 13's, which resizes the columns first if they are reduced much more than the rows.
+            let (order_of_pillow, other) = match numbers[3] > 2 * numbers[2] {
                 true => (Order::ColumnsFirst, Order::RowsFirst),
                 false => (Order::RowsFirst, Order::ColumnsFirst),
             };
-            for (order, mean) in [(its, 0.01), (other, 0.5)] {
+            for (order, mean) in [(order_of_pillow, 0.01), (other, 0.5)] {
                 resample.resample(&view, region.area(), region, order, &mut out).unwrap();
                 let (d, worst) = (difference(&rgb(&out), reference.data()), largest(&rgb(&out), reference.data()));
                 assert!(d <= mean && worst <= 1, "{name}, {order:?}: {d}, at most {worst}");
@@ -144,9 +146,9 @@ fn a_crop_is_resized_as_pillow_does_and_the_evaluation_is_timms() {
             let size = format!("model.image_size={}", numbers[0]);
             let sets = [&size, "model.patch_size=4", "data.mean=[0,0,0]", "data.std=[1,1,1]"].map(str::to_string);
             let recipe = Recipe::new(&Config::parse("", &sets).unwrap());
-            let turned = numbers[1] == height;
+            let is_rotated = numbers[1] == height;
             let rotated: Vec<u8>;
-            let (image, stored) = if turned {
+            let (image, stored) = if is_rotated {
                 // A quarter turn counter-clockwise.
                 let pixel = |row: usize, column: usize| &large.data()[3 * (column * width + width - 1 - row)..][..3];
                 rotated = (0..width).flat_map(|r| (0..height).flat_map(move |c| pixel(r, c))).copied().collect();
@@ -173,15 +175,15 @@ fn an_erased_rectangle_and_jittered_colours_are_timms() {
     let (mut erased, mut jittered) = (0, 0);
     for name in golden.names() {
         let reference = golden.tensor(name).unwrap();
-        if let Some(place) = name.strip_prefix("erased.") {
-            let numbers: Vec<usize> = place.split(' ').map(|n| n.parse().unwrap()).collect();
+        if let Some(rectangle) = name.strip_prefix("erased.") {
+            let numbers: Vec<usize> = rectangle.split(' ').map(|n| n.parse().unwrap()).collect();
             let region = Region { left: numbers[0], top: numbers[1], width: numbers[2], height: numbers[3] };
             let after: Vec<f32> =
                 reference.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
             let mut ours: Vec<f32> = (0..3 * SIZE * SIZE)
                 .map(|i| f32::from(image[i % (SIZE * SIZE) * 3 + i / (SIZE * SIZE)]) / 255.0)
                 .collect();
-            // The same noise, plane after plane and row after row.
+            // The noise of the reference, plane by plane and row by row.
             let mut noise = (0..3).flat_map(|plane| {
                 let rows = region.top..region.top + region.height;
                 rows.flat_map(move |row| {
@@ -222,7 +224,7 @@ fn a_photograph_is_evaluated_as_timm_does_at_every_size_of_the_configs() {
     }
 }
 
-/// Means of each channel over 4 × 4 pixels of a square RGB image.
+/// The means of each channel over blocks of 4 × 4 pixels of a square RGB image.
 fn means_of_blocks(rgb: &[u8], size: usize) -> Vec<f64> {
     let mut sums = vec![0.0; size / 4 * (size / 4) * 3];
     for (at, byte) in rgb.iter().enumerate() {
@@ -233,7 +235,7 @@ fn means_of_blocks(rgb: &[u8], size: usize) -> Vec<f64> {
 }
 
 #[test]
-fn decoding_at_a_reduced_size_shows_nearly_what_decoding_in_full_does() {
+fn decoding_at_a_reduced_size_gives_nearly_the_pixels_of_full_decoding() {
     let file = golden("transforms.safetensors");
     let golden = SafeTensors::deserialize(&file).unwrap();
     let photo = golden.tensor("photo.jpg").unwrap().data();
@@ -253,11 +255,11 @@ fn decoding_at_a_reduced_size_shows_nearly_what_decoding_in_full_does() {
         reduced.train(&mut one, photo, Stored::Encoded, &mut Random::new(&[key]), &mut planes[0]).unwrap();
         full.train(&mut other, photo, Stored::Encoded, &mut Random::new(&[key]), &mut planes[1]).unwrap();
         let [ours, theirs] = planes.map(|planes| bytes_of(&planes, 3));
-        // The DCT's own averaging is another low-pass filter than the bicubic one, which lets more of stripes pass that are
-        // as fine as the pixels: in two of these crops by 1.7 and 3.2.
+        // Reduced decoding averages pixels, while the bicubic filter keeps more of stripes that are as fine as the pixels. In two of
+        // these crops the mean difference is 1.7 and 3.2.
         let d = difference(&ours, &theirs);
         assert!(d <= 4.0, "{key}: {d}");
-        // Of the rest nothing is lost or misplaced: a quarter of a pixel would make more than 3 here.
+        // Otherwise nothing is lost or shifted: a shift by a quarter of a pixel would give more than 3 here.
         let (a, b) = (means_of_blocks(&ours, 112), means_of_blocks(&theirs, 112));
         let d = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).sum::<f64>() / a.len() as f64;
         assert!(d <= 0.5, "{key}: {d} between means of 4 × 4 pixels");

@@ -1,5 +1,5 @@
-//! Mistakes of every kind end in one error that names the key or file and the cure, with exit code 2; and what the
-//! commands that only report print.
+//! Every mistake of a user ends in one error with exit code 2, which names the key or file and the cure. Also tests the output of
+//! the commands that only report.
 
 use crate::incubate::{Incubate, TINY, ended, plain};
 use clap::CommandFactory;
@@ -66,12 +66,12 @@ fn mistakes_in_a_config_are_named_with_their_cure() {
 }
 
 #[test]
-fn what_the_ranks_cannot_train_is_refused_where_it_is_planned_and_submitted_too() {
+fn plan_and_submit_refuse_a_batch_that_the_ranks_cannot_train() {
     let run = Incubate::new().set("train.global_batch=4").set("slurm.ranks=4");
     for command in [&["plan", "--ranks", "4", "--rate", "1"][..], &["submit", "--dry-run"]] {
         run.incubate(command).fails(2, &["global_batch = 4 is too small for 4 replicas", "raise it to 8"]);
     }
-    // In an array a module has all ranks to itself, in one allocation a quarter of them.
+    // In a job array each module has all ranks; in one allocation it has a quarter of them.
     let run = Incubate::new().set("module.global_batch=4").set("slurm.ranks=4");
     run.incubate(&["submit", "--dry-run"]).fails(2, &["module.global_batch = 4 is too small for 4 replicas"]);
     run.set("slurm.mode=\"allocation\"").ok(&["submit", "--dry-run"]);
@@ -82,7 +82,7 @@ fn what_the_ranks_cannot_train_is_refused_where_it_is_planned_and_submitted_too(
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error_and_a_full_disk_is_one() {
+fn a_closed_pipe_is_no_error_and_a_full_disk_is_one() {
     let run = Incubate::new();
     let mut command = run.command(&["plan", "--rate", "1"]);
     let (reader, writer) = std::io::pipe().unwrap();
@@ -105,7 +105,11 @@ fn another_config_in_the_same_run_directory_is_refused_naming_the_keys() {
     run.ok(&["meta"]);
     let other = run.fork(&["config.toml"]).set("meta.base_lr=1e-3").set("run.log_steps=7").set("run.e2e=true");
     let ended = other.incubate(&["meta"]).fails(2, &["meta.base_lr (0.008 there, 0.001 here)", "--run-dir"]);
-    assert!(!ended.err.contains("log_steps") && !ended.err.contains("e2e"), "how it runs may change: {}", ended.err);
+    assert!(
+        !ended.err.contains("log_steps") && !ended.err.contains("e2e"),
+        "keys that do not change the result may differ: {}",
+        ended.err
+    );
 }
 
 #[test]
@@ -116,7 +120,7 @@ fn missing_and_malformed_data_are_named() {
     run.incubate(&["meta"]).fails(2, &["images/train-images-idx3-ubyte", "data.path"]);
     let folder = run.folder.path().join("images");
     std::fs::create_dir(&folder).unwrap();
-    // A gzip stream that breaks off.
+    // A truncated gzip stream.
     std::fs::write(folder.join("train-images-idx3-ubyte.gz"), [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0x63]).unwrap();
     run.incubate(&["meta"]).fails(2, &["train-images-idx3-ubyte.gz", "cannot be read"]);
     for (format, file) in [("cifar10", "data_batch_1.bin"), ("cifar100", "train.bin")] {
@@ -193,7 +197,7 @@ fn doctor_finds_a_run_directory_that_cannot_be_made() {
 }
 
 #[test]
-fn help_completions_and_man_pages_are_there() {
+fn help_completions_and_man_pages_are_written() {
     for arguments in [&["--help"][..], &["run", "--help"], &["completions", "bash"]] {
         let output = plain(arguments).output().unwrap();
         assert!(output.status.success() && output.stdout.len() > 300, "{arguments:?}");
@@ -205,17 +209,17 @@ fn help_completions_and_man_pages_are_there() {
 }
 
 #[test]
-fn every_argument_of_every_command_says_what_it_is() {
-    fn silent(command: &clap::Command) -> Vec<String> {
+fn every_argument_of_every_command_has_a_help_text() {
+    fn without_help(command: &clap::Command) -> Vec<String> {
         let own = command.get_arguments().filter(|argument| argument.get_help().is_none());
         let own = own.map(|argument| format!("{} {}", command.get_name(), argument.get_id()));
-        own.chain(command.get_subcommands().flat_map(silent)).collect()
+        own.chain(command.get_subcommands().flat_map(without_help)).collect()
     }
-    assert!(silent(&Cli::command()).is_empty(), "{:?}", silent(&Cli::command()));
+    assert!(without_help(&Cli::command()).is_empty(), "{:?}", without_help(&Cli::command()));
 }
 
 #[test]
-fn a_machine_that_no_libtorch_can_be_fetched_for_is_told_what_to_set() {
+fn setup_on_a_machine_without_a_libtorch_to_fetch_says_what_to_set() {
     let folder = tempfile::tempdir().unwrap();
     let uname = folder.path().join("uname");
     std::fs::write(&uname, "#!/bin/sh\necho aarch64\n").unwrap();

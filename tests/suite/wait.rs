@@ -1,4 +1,5 @@
-//! Waiting for other processes. The limit only ends a test that waits in vain: on a busy machine everything takes longer.
+//! Waits for other processes. The limit is generous because everything takes longer on a busy machine; it only ends a test that
+//! waits in vain.
 
 use std::time::{Duration, Instant};
 
@@ -10,18 +11,18 @@ pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
     assert!(holds_within(LIMIT, condition), "waited in vain for {what}");
 }
 
-/// Whether the condition comes to hold within the limit.
+/// Waits until the condition holds, for at most `limit`, and returns whether it holds.
 pub fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let began = Instant::now();
     loop {
-        let asked = Instant::now();
+        let check_began = Instant::now();
         if condition() {
             return true;
         }
         if began.elapsed() > limit {
             return false;
         }
-        // A condition that starts a process takes at most half of a core.
-        std::thread::sleep(asked.elapsed().max(Duration::from_millis(2)));
+        // Sleep as long as the check took, so that a condition that starts a process takes at most half of a core.
+        std::thread::sleep(check_began.elapsed().max(Duration::from_millis(2)));
     }
 }
