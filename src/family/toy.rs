@@ -1,5 +1,5 @@
-//! A family for tests, as small as one can be: an embedding of the centred images, residual layers, a linear head, and one
-//! buffer, the running mean of the pixels. libtorch's autograd has its backward pass.
+//! A minimal family for tests: an embedding of the centred images, residual layers, a linear head, and one buffer, the running
+//! mean of the pixels. libtorch's autograd computes its backward pass.
 
 use super::parameter::{Parameter, Role, Start};
 use super::{Family, Memory, Model};
@@ -16,11 +16,11 @@ pub struct Toy {
     pub classes: usize,
     pub width: usize,
     depths: Vec<usize>,
-    /// Whether it trains with a loss at the border of its first stage too.
+    /// Whether a second loss trains the output of the first stage.
     pub has_local_loss: bool,
 }
 
-/// Written with the other keys, as it says what they mean.
+/// The name of the family, which is stored with the other keys because it decides what they mean.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Name {

@@ -1,4 +1,4 @@
-//! A staged network with only some of its stages trainable. Its stages and head are built by its family.
+//! A network of stages, of which only some are trainable. The family builds the stages and the head.
 //!
 //! Tensor names end in their shape: b = batch, c = channels or classes, h and w = rows and columns.
 
@@ -29,8 +29,7 @@ use stage::{Backward, Pass, Stage};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
-/// A network whose stages in `trained` have their parameters in one flat buffer and can be trained; all other stages
-/// are frozen.
+/// A network whose stages in `trained` are trainable and have their parameters in one flat buffer. All other stages are frozen.
 pub struct Network {
     trained: Range<usize>,
     parts: Parts,
@@ -39,23 +38,24 @@ pub struct Network {
     dropout: f64,
 }
 
-/// What a family builds.
+/// The parts of a network that its family builds.
 struct Parts {
     stages: Vec<Box<dyn Stage>>,
     head: Box<dyn Stage>,
 }
 
-/// What a family builds a network from.
+/// The input from which a family builds the parts of a network.
 struct Blueprint<'a> {
     depths: &'a [usize],
-    /// A parameter by stage and name, in the number type of the computation or, with true, in fp32.
+    /// Returns a parameter by its stage and name: in fp32 if the third argument is true, else in the number type of the computation.
     get: &'a dyn Fn(usize, &str, bool) -> Result<Weight>,
     /// Whether a block keeps only its input and is computed again in the backward pass.
     checkpointing: bool,
     off: Off,
 }
 
-/// The backward passes of one training pass: of the trained stages, of those after them, and of the head if it ran.
+/// The backward functions that one training pass leaves: those of the trained stages, of the stages after them, and of the head
+/// if it ran.
 pub struct Tape<'a> {
     taps: Vec<Tap>,
     stages: Vec<Backward<'a>>,
@@ -63,8 +63,8 @@ pub struct Tape<'a> {
 }
 
 impl Network {
-    /// Builds a network from copies of `weights`, which must hold every parameter of these stage depths, to compute as
-    /// `config.run` says. The `auxiliary` parameters, which a task may bring, train in the same flat buffer.
+    /// Builds a network from copies of `weights`, which must hold every parameter for these stage depths. `config.run` decides the
+    /// precision. The `auxiliary` parameters, which a task may need, train in the same flat buffer.
     pub fn new(
         config: &Config,
         depths: &[usize],
@@ -75,7 +75,7 @@ impl Network {
         Self::without(Off::default(), config, depths, trained, auxiliary, weights)
     }
 
-    /// As [`Network::new`], with parts switched off.
+    /// Like [`Network::new`], but with parts switched off.
     pub fn without(
         off: Off,
         config: &Config,
@@ -101,7 +101,7 @@ impl Network {
             let tensor = tensor.with_context(|| format!("stage {stage} has no {name}"))?;
             Ok(Weight { value: tensor.to_kind(if exact { Kind::Float } else { kind }), gradient: None })
         };
-        // A GPU's norms take weights of the type that they normalise; their statistics are fp32 all the same.
+        // On a GPU, norms take weights in the type of their input. They compute their statistics in fp32 in any case.
         let on_cpu = flat.buffer().device() == Device::Cpu;
         let get = |stage: usize, name: &str, exact: bool| get(stage, name, exact && on_cpu);
         let blueprint = Blueprint { depths, get: &get, checkpointing: config.run.activation_checkpointing, off };
@@ -137,7 +137,7 @@ impl Network {
         tch::no_grad(|| self.pass(images_bchw, &Pass { drop: None, dropout: 0.0 }, taps, false).0)
     }
 
-    /// The outputs at `taps`, and what [`Network::backward`] needs. Nothing is kept of the stages before the trained ones.
+    /// The outputs at `taps`, and what [`Network::backward`] needs. Nothing is kept for stages before the trained ones.
     pub fn train(&self, images_bchw: &Tensor, drop: &DropPath, taps: &[Tap]) -> (Vec<Tensor>, Tape<'_>) {
         let pass = Pass { drop: Some(drop), dropout: self.dropout };
         tch::no_grad(|| self.pass(images_bchw, &pass, taps, true))
@@ -146,7 +146,7 @@ impl Network {
     /// The head runs only if a tap reads it.
     fn pass(&self, images_bchw: &Tensor, pass: &Pass, taps: &[Tap], keep: bool) -> (Vec<Tensor>, Tape<'_>) {
         let mut outputs: Vec<Tensor> = taps.iter().map(|_| Tensor::new()).collect();
-        let mut note = |tap: Tap, output: &Tensor| {
+        let mut record = |tap: Tap, output: &Tensor| {
             let reading = taps.iter().zip(&mut outputs).filter(|(reads, _)| **reads == tap);
             reading.for_each(|(_, slot)| *slot = output.shallow_clone());
         };
@@ -155,19 +155,19 @@ impl Network {
         for (number, stage) in self.parts.stages.iter().enumerate() {
             let (output, backward) = stage.forward(x, pass, keep && number >= self.trained.start);
             x = output;
-            note(Tap::Stage(number), &x);
+            record(Tap::Stage(number), &x);
             tape.stages.extend(backward);
         }
         if taps.contains(&Tap::Head) {
             let (output, backward) = self.parts.head.forward(x, pass, keep);
-            note(Tap::Head, &output);
+            record(Tap::Head, &output);
             tape.head = backward;
         }
         (outputs, tape)
     }
 
-    /// Adds the gradients of the trained parameters to the flat buffer's, from those of the outputs at the taps, in their
-    /// order. Stages after the trained ones pass activation gradients back and compute no weight gradients.
+    /// Computes the gradients of the trained parameters and adds them to the flat buffer. `gradients` are those of the outputs, in
+    /// the order of the taps. Stages after the trained ones pass activation gradients back, but compute no weight gradients.
     pub fn backward(&self, tape: Tape, gradients: Vec<Tensor>) {
         let Tape { taps, stages, head } = tape;
         assert_eq!(taps.len(), gradients.len(), "each tap has a gradient");
@@ -194,7 +194,7 @@ impl Network {
     }
 }
 
-/// The number type of every parameter as it is trained and kept, and where weights are read and written.
+/// The number type in which every parameter is trained and stored, and the device on which weights are read and written.
 pub const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 #[cfg(test)]
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gradients_at_taps_add_up_and_reach_only_what_lies_before_them() {
+    fn gradients_at_taps_add_up_and_reach_only_the_stages_before_them() {
         let text = "[model]\nimage_size = 8\npatch_size = 4\nwidth = 8\nheads = 2\ndepths = [1, 2]\nclasses = 3";
         let config = Config::parse(text, &[]).unwrap();
         let weights = fresh(config.model.parameters(&[1, 2]).iter(), 3);

@@ -1,4 +1,4 @@
-//! The test family's computation: forward passes for autograd.
+//! The network of the test family: its forward passes, which autograd differentiates.
 
 use super::autograd::{Autograd, Function};
 use super::stage::{Backward, Pass, Stage};
@@ -7,7 +7,7 @@ use crate::family::toy::Toy;
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-/// The first stage reports the mean of its pixels and centres them by the running mean.
+/// The first stage. It subtracts the running mean from the pixels, and adds the pixels to the sums from which that mean is updated.
 struct Centred {
     mean: Weight,
     layers: Autograd,

@@ -1,4 +1,5 @@
-//! The target from K modules: no training, but every module must have grown in the same meta model by the same recipe.
+//! Assembles the target from K modules, without training. All modules must have been trained in the same meta model with the same
+//! recipe.
 
 use super::Job;
 use crate::collective::Solo;
@@ -46,7 +47,7 @@ pub fn assemble(job: &Job, node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The weights of all modules that the node needs, once each has proved to be its own and of that meta model.
+/// The weights of all modules that the node needs. Fails if a module is not the expected one or belongs to another meta model.
 fn modules(job: &Job, node: &Node, meta: Option<&str>) -> Result<Weights> {
     let mut weights = Weights::new();
     for need in job.graph.needs(node).filter(|need| need.expected.is_some()) {

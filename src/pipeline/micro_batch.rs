@@ -1,4 +1,5 @@
-//! `run.micro_batch = "auto"`: the micro-batch that fits the memory of a replica, found by a formula and tried in one step.
+//! Chooses the micro-batch if `run.micro_batch = "auto"`: a formula estimates what fits the memory of a replica, and one trial step
+//! checks it.
 
 use crate::collective::replicas::Replica;
 use crate::collective::{Collective, Solo};
@@ -21,14 +22,14 @@ use crate::weights::Weights;
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-/// A CPU is not faster with more samples at a time.
+/// The largest automatic micro-batch on a CPU, which more samples at a time would not make faster.
 const MOST_ON_CPU: usize = 64;
 /// Bytes of address space that the trial step leaves to training, which also needs stacks of threads and images that are read
 /// ahead. It matters under a limit such as `ulimit -d`; the formula heeds the memory that is free.
 const LEFT_FREE: i64 = 64 << 20;
 
-/// The config's micro-batch; if it is left open, the largest that every replica of the group can take. A phase that is started
-/// again keeps the micro-batch of its earlier start, since other micro-batches round differently. Collective.
+/// The config's micro-batch or, if that is "auto", one that fits every replica of the group. A phase that is restarted keeps the
+/// micro-batch of its earlier start, since another would round differently. All replicas of the group must call this together.
 pub fn decide(
     plan: &Plan,
     run: &RunDir,
@@ -67,7 +68,8 @@ pub fn decide(
     Ok(smallest)
 }
 
-/// The smallest even size with which a step needs as few passes as with the largest size that fits.
+/// The micro-batch by the formula. The largest that fits decides the number of passes of a step, and the result is the smallest
+/// even micro-batch with that number of passes.
 fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, device: Device) -> Result<usize> {
     let replicas_here = || (ranks_on_this_node() * replica.in_rank()) as u64;
     let (memory, most) = match memory_of(device) {
@@ -82,7 +84,7 @@ fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, dev
     Ok(own.div_ceil(2 * passes) * 2)
 }
 
-/// The error of a phase of which not even the smallest micro-batch fits.
+/// The error of a phase for which not even the smallest micro-batch fits.
 fn too_large(phase: &PhasePlan, device: Device, why: &str) -> anyhow::Error {
     usage!(
         "{}: not even two samples fit {}: {why}; set run.activation_checkpointing = true or run.precision = \"bf16\", or use \
@@ -92,7 +94,7 @@ fn too_large(phase: &PhasePlan, device: Device, why: &str) -> anyhow::Error {
     )
 }
 
-/// One step of the phase with a single micro-batch of so many samples, on copies of its weights.
+/// Runs one step of the phase with a single micro-batch of `samples`, on copies of its weights.
 fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> Result<()> {
     let _left_free = Tensor::empty([LEFT_FREE], (Kind::Uint8, Device::Cpu));
     let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], start)?;
@@ -106,8 +108,8 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> 
     stepper.step(&mut network, &mut optimiser, &mut std::iter::once(Ok(batch)), 0, 0.0).map(|_| ())
 }
 
-/// Adds to an error about memory the micro-batch that would fit, given a replica's `own` samples of a step. Any other error
-/// stays as it is.
+/// Adds to an error about memory the micro-batch that would fit; `own` is the number of a replica's samples in a step. Returns
+/// any other error as it is.
 pub fn with_what_fits(
     error: anyhow::Error,
     (plan, phase): (&Plan, &PhasePlan),
@@ -119,12 +121,14 @@ pub fn with_what_fits(
         return error;
     }
     let half = micro.min(own) / 4 * 2;
-    let (fitting, hope) = match memory_of(device) {
+    let (fitting, likelihood) = match memory_of(device) {
         Some(memory) => (fitting_micro_batch(plan, phase, memory, half, false), "should fit"),
         None => (Some(half).filter(|&half| half > 0), "may fit"),
     };
     let cure = match fitting {
-        Some(fitting) => format!("{fitting} {hope}: --set run.micro_batch={fitting} (the results stay)"),
+        Some(fitting) => {
+            format!("{fitting} {likelihood}: --set run.micro_batch={fitting} (the global batch stays the same)")
+        }
         None => "no smaller one fits; this phase needs a device with more memory".into(),
     };
     usage!("{}: run.micro_batch = {micro} on {}: {error}; {cure}", phase.name, name(device))

@@ -1,4 +1,4 @@
-//! The whole job: walks over the graph of the run, trains, assembles, evaluates, reports.
+//! Executes a run: walks over its graph, trains, assembles, evaluates, reports.
 
 pub mod assemble;
 pub mod bars;
@@ -55,13 +55,13 @@ impl<'a> Job<'a> {
         Ok(Job { graph: plan.graph(), plan, run, source, world, devices, clock: Clock::of_process() })
     }
 
-    /// Does everything, in order. Finished parts are verified and skipped; so is all that comes before an imported model.
+    /// Executes all rows in order. Finished nodes are verified and skipped. Rows before an imported target are skipped too.
     pub fn run(&self) -> Result<()> {
         let is_imported = zero_says(self.world.whole(), || self.is_imported())?;
         self.graph.rows(is_imported).into_iter().try_for_each(|row| self.row(row))
     }
 
-    /// Does one row of the table.
+    /// Executes one row of the table.
     pub fn row(&self, row: &Row) -> Result<()> {
         match &row.kind {
             Kind::Train(phase) if phase.trains == Trains::Module => self.modules(row, None),
@@ -96,7 +96,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Trains a phase on rank zero alone, or on GPUs with all ranks of its node, as each of them has its own part of these.
+    /// Trains a phase on rank zero alone; with GPUs, on all ranks of its node, since each of these ranks has some of the GPUs.
     fn train_on_zero(&self, node: &Node) -> Result<()> {
         let group: Option<Box<dyn Collective>> = match self.world.node_of_zero()? {
             Some(ranks) if self.devices.are_gpus() => Some(ranks),
@@ -119,20 +119,19 @@ impl<'a> Job<'a> {
 
     /// Assembles the target from the modules and evaluates it.
     fn assemble(&self, node: &Node) -> Result<()> {
-        let note = |error: &anyhow::Error| self.note_failure(node, error);
+        let note = |error: &anyhow::Error| self.record_failure(node, error);
         on_zero(self.world.whole(), || assemble::assemble(self, node).inspect_err(note)).map(|_| ())
     }
 
-    /// Notes a failure for `incubate status`. If it cannot be noted, that is only warned of: the failure is what the user
-    /// must see.
-    fn note_failure(&self, node: &Node, error: &anyhow::Error) {
+    /// Records a failure for `incubate status`. If that fails too, it only warns, because the user must see the first failure.
+    fn record_failure(&self, node: &Node, error: &anyhow::Error) {
         if !Failure::is_stop(error) {
             let noted = Progress::fail(&self.run.path, &node.name, &format!("{error:#}"));
             noted.unwrap_or_else(|error| log::warn!("{error:#}"));
         }
     }
 
-    /// Whether a whole model was imported into the run directory.
+    /// Whether a target was imported into the run directory.
     fn is_imported(&self) -> Result<bool> {
         for node in self.graph.nodes().iter().filter(|node| node.row.model.is_some_and(|model| model.may_be_imported)) {
             if Seen::default().look(&self.run, node)?.is_imported(node) {

@@ -1,4 +1,4 @@
-//! One phase on one group of ranks: it is skipped if it is done, else its weights are made and the loop is run.
+//! Runs one phase on one group of ranks: skips it if it is done, else prepares its weights and runs the training loop.
 
 use super::Job;
 use super::micro_batch::{self, with_what_fits};
@@ -45,7 +45,7 @@ impl Job<'_> {
         if let (Err(error), Some(lease)) = (&trained, &lease)
             && lease.fence().check().is_ok()
         {
-            self.note_failure(node, error);
+            self.record_failure(node, error);
         }
         trained
     }
@@ -61,7 +61,7 @@ impl Job<'_> {
         Ok(state.or_refusal(node, self.run.file(&node.file))? == State::Done)
     }
 
-    /// The hash of the artefact that a node's own must derive from, if it is there.
+    /// The hash of the artefact from which a node's own must derive; none if that artefact is missing or not needed.
     pub(super) fn original(&self, node: &Node) -> Result<Option<String>> {
         let Some(position) = self.graph.original(node) else { return Ok(None) };
         let found = Seen::default().look(&self.run, &self.graph.nodes()[position])?;
@@ -74,7 +74,7 @@ impl Job<'_> {
         let feed = Feed::of_replica(&plan.config, source, devices.replicas());
         let phase = &plan.phase_of(node).expect("the node trains");
         let (start, meta) = agree(group, self.start(node, phase))?;
-        // Each replica takes its own copy out, so that nothing is left here once all have begun.
+        // Each replica removes its copy, so that these take no more memory when training has begun.
         let starts = Mutex::new((0..devices.replicas()).map(|_| on_device(&start, Device::Cpu)).collect::<Vec<_>>());
         drop(start);
         on_replicas(group, devices.replicas(), devices.suit_nccl(), &|replica| {
@@ -100,7 +100,7 @@ impl Job<'_> {
         })
     }
 
-    /// Every weight at step 0, and the hash of the meta model that they derive from.
+    /// All weights at step 0, and the hash of the meta model from which they derive, if they derive from one.
     fn start(&self, node: &Node, phase: &PhasePlan) -> Result<(Weights, Option<String>)> {
         let mut weights = fresh(phase.parameters(&self.plan).iter(), phase.seed);
         let Some(from) = self.graph.start(node) else { return Ok((weights, None)) };

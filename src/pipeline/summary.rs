@@ -16,7 +16,7 @@ pub struct Row {
     pub model: String,
     #[serde(flatten)]
     pub scores: Scores,
-    /// Training images that passed through the network, each counted as often as it did.
+    /// Training images that passed through the network. An image counts each time.
     pub images: u64,
     pub flops: f64,
     pub seconds: f64,
@@ -28,13 +28,13 @@ pub struct Row {
     is_baseline: bool,
 }
 
-/// The rows of all artefacts that are there, in the order of the run. The run skipped `unreadable_images` images.
+/// The rows of all existing artefacts, in the order of the run. `unreadable_images` is the number of images that the run skipped.
 pub fn rows(plan: &Plan, graph: &Graph, run: &RunDir, unreadable_images: usize) -> Result<Vec<Row>> {
     let rows = graph.nodes().iter().map(|node| row(plan, run, node, unreadable_images));
     rows.filter_map(Result::transpose).collect()
 }
 
-/// The row of a node, if its artefact is there.
+/// The row of a node; none if the node writes no artefact or has not written it.
 fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize) -> Result<Option<Row>> {
     let path = run.file(&node.file);
     let (Some(model), Some(label)) = (&node.row.model, node.label()) else { return Ok(None) };
@@ -42,7 +42,7 @@ fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize) -> Resu
         return Ok(None);
     }
     let (header, _) = artefact::read_header(&path)?;
-    // Assembly trains nothing, and nothing was trained for a model that was imported.
+    // An assembled model and an imported model had no training of their own.
     let trained = plan.phase_of(node).zip(Progress::read(&run.path, &node.name));
     let (images, flops, seconds, replicas) = trained.map_or((0, 0.0, 0.0, 1), |(phase, progress)| {
         let cost = cost(plan, &phase);
@@ -84,7 +84,7 @@ pub fn table(task: Task, rows: &[Row]) -> String {
             row.file
         );
     }
-    // The baseline is no part of the cost of incubation.
+    // The cost of incubation does not include the baseline.
     let ours = rows.iter().filter(|row| !row.is_baseline);
     let (hours, flops) = ours.fold((0.0, 0.0), |(h, f), row| (h + row.device_hours, f + row.flops));
     let _ = writeln!(
@@ -114,7 +114,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn the_scores_stand_between_the_model_and_its_cost_in_json_and_in_the_table() {
+    fn scores_come_between_the_model_and_its_cost_in_json_and_in_the_table() {
         let task = Task::of(&Config::parse("", &[]).unwrap());
         let row = Row {
             model: "assembled".into(),

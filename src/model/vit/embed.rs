@@ -1,4 +1,4 @@
-//! Images to tokens: the embedding of patches, the class token and the position embeddings.
+//! Turns images into tokens: the embedding of patches, the class token and the position embeddings.
 
 use super::super::Weight;
 use super::layers::Linear;
@@ -26,7 +26,7 @@ impl Embed {
         Ok(Embed { patch: vit.patch_size as i64, cls_token: get("cls_token")?, pos_embed: get("pos_embed")?, proj })
     }
 
-    /// Images (b, c, h, w) to tokens (b, n, d). Only a trained embedding keeps anything.
+    /// Turns images (b, c, h, w) into tokens (b, n, d). Returns what the backward pass needs if the embedding is trained.
     pub fn forward(&self, images_bchw: &Tensor, dropout: f64) -> (Tensor, Option<Kept>) {
         let patches_mp = patches(images_bchw, self.patch);
         let weight = self.proj.weight.value.view([-1, patches_mp.size()[1]]);
@@ -43,7 +43,7 @@ impl Embed {
         (x_bnd, trained.then_some(Kept { patches_mp, dropout_bnd }))
     }
 
-    /// Adds the gradients of the parameters, from that of the tokens.
+    /// Computes the gradients of the parameters from that of the tokens, and adds them to the flat buffer.
     pub fn backward(&self, gradient_md: &Tensor, kept: Kept) {
         let d = gradient_md.size()[1];
         let n = self.pos_embed.value.size()[1];
