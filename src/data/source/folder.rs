@@ -155,7 +155,7 @@ impl Class {
                 self.walk(root, format!("{folder}/{name}"), above)?;
             } else if is_image(&name) {
                 let regular = kind.is_file() || kind.is_symlink();
-                ensure!(regular, "{folder}/{name} is no regular file; remove it or rename it");
+                ensure!(regular, "{folder}/{name} is not a regular file; remove it or rename it");
                 self.files.push((number, name));
             }
         }
@@ -215,7 +215,7 @@ impl Samples for Folder {
         let path = self.root.join(self.index.path(index));
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         let metadata = file.metadata()?;
-        ensure!(metadata.is_file(), "it is no regular file");
+        ensure!(metadata.is_file(), "it is not a regular file");
         let length = sample_length(metadata.len())?;
         bytes.reserve(length as usize + 1);
         // The file may be growing.
@@ -285,11 +285,11 @@ mod tests {
         );
         for index in [1, 2] {
             let error = train.read(index, &mut Vec::new()).unwrap_err().to_string();
-            assert!(error.contains("no regular file"), "{error}");
+            assert!(error.contains("not a regular file"), "{error}");
         }
         std::fs::rename(path("pipe"), path("pipe.jpg")).unwrap();
         let error = open().unwrap_err().to_string();
-        assert!(error.contains("a/pipe.jpg is no regular file"), "{error}");
+        assert!(error.contains("a/pipe.jpg is not a regular file"), "{error}");
         std::fs::remove_file(path("pipe.jpg")).unwrap();
         std::os::unix::fs::symlink("../..", path("x/up")).unwrap();
         let error = open().unwrap_err().to_string();

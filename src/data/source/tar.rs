@@ -278,8 +278,8 @@ mod tests {
         refused(&tar(&[("1.jpg", b"x")]), &["1.jpg", "no .cls or .json"]);
         refused(&tar(&[label]), &["label without an image"]);
         refused(&tar(&[("1.jpg", b"x"), ("1.png", b"x"), label]), &["1.png", "a second image"]);
-        refused(&tar(&[("1.jpg", b"x"), ("1.cls", b"cat")]), &["1.cls", "\"cat\"", "no class number"]);
-        refused(&tar(&[("1.jpg", b"x"), ("1.cls", b"-1")]), &["no class number"]);
+        refused(&tar(&[("1.jpg", b"x"), ("1.cls", b"cat")]), &["1.cls", "\"cat\"", "not a class number"]);
+        refused(&tar(&[("1.jpg", b"x"), ("1.cls", b"-1")]), &["not a class number"]);
         refused(&tar(&[("1.jpg", b"x"), ("1.json", b"{")]), &["1.json"]);
         // The builder refuses to write these names, so they are put in by hand.
         for name in ["../../etc/1.jpg", "/etc/1.jpg"] {

@@ -1,4 +1,4 @@
-//! The samples of one tar, from the headers and labels of its members.
+//! Lists the samples of one tar from the headers and labels of its members.
 
 use super::index::sample_length;
 use crate::stop;
@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path};
 
-/// A tar is made of blocks of so many bytes.
+/// The bytes of a block. Members begin and end at multiples of it.
 const BLOCK: u64 = 512;
 /// More bytes than any label has.
 const LARGEST_LABEL: u64 = 1 << 20;
@@ -27,15 +27,55 @@ pub struct Sample {
 #[derive(Default)]
 struct Partial {
     key: Vec<u8>,
-    /// Its member, offset and length.
+    /// The member of the image, its offset and its length.
     image: Option<(Vec<u8>, u64, u32)>,
-    /// With the member that says it.
+    /// The label and the member that holds it.
     label: Option<(u32, Vec<u8>)>,
     /// An image whose name has another dot before its extension.
     dotted: Option<Vec<u8>>,
 }
 
 impl Partial {
+    /// Adds a member, whose lower-case extension is `extension`, if it is an image or a label.
+    fn add(&mut self, member: Vec<u8>, extension: &[u8], entry: &mut tar::Entry<&File>) -> Result<()> {
+        match extension {
+            _ if is_image(extension) => {
+                let context = || format!("member {}", member.escape_ascii());
+                ensure!(self.image.is_none(), "{}: the sample has a second image; remove one", context());
+                let length = sample_length(entry.size()).with_context(context)?;
+                self.image = Some((member, entry.raw_file_position(), length));
+                Ok(())
+            }
+            b"cls" | b"json" => self.add_label(member, extension, entry),
+            _ => {
+                if is_image(extension.rsplit(|&byte| byte == b'.').next().unwrap_or_default()) {
+                    self.dotted.get_or_insert(member);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds the label of a .cls or .json. A .json may describe the image without its class, which a .cls then holds.
+    fn add_label(&mut self, member: Vec<u8>, extension: &[u8], entry: &mut tar::Entry<&File>) -> Result<()> {
+        let context = || format!("member {}", member.escape_ascii());
+        ensure!(entry.size() <= LARGEST_LABEL, "{} claims {} bytes of label", context(), entry.size());
+        let mut text = String::new();
+        entry.read_to_string(&mut text).with_context(context)?;
+        let label = if extension == b"cls" { Some(number(&text)) } else { label_in_json(&text) };
+        let Some(label) = label.transpose().with_context(context)? else { return Ok(()) };
+        if let Some((other, other_member)) = &self.label {
+            ensure!(
+                *other == label,
+                "{} says label {label}, but {} says {other}; correct one or remove it",
+                context(),
+                other_member.escape_ascii()
+            );
+        }
+        self.label = Some((label, member));
+        Ok(())
+    }
+
     fn finish(self, samples: &mut Vec<Sample>) -> Result<()> {
         match (self.image, self.label) {
             (Some((member, offset, length)), Some((label, _))) => {
@@ -63,15 +103,15 @@ impl Partial {
     }
 }
 
-/// The samples of one tar, in order, and the number of hidden members, which are passed over.
+/// The samples of one tar, in order, and the number of hidden members, which are ignored.
 pub fn scan(path: &Path) -> Result<(Vec<Sample>, usize)> {
-    // A pipe would keep the call waiting for a writer.
-    ensure!(std::fs::metadata(path)?.is_file(), "it is no regular file");
+    // Opening a pipe would wait for a writer.
+    ensure!(std::fs::metadata(path)?.is_file(), "it is not a regular file");
     let file = File::open(path)?;
     let file_length = file.metadata()?.len();
     require_uncompressed(&file)?;
     let mut archive = tar::Archive::new(&file);
-    // `cat a.tar b.tar` leaves the end mark of the first in the middle.
+    // `cat a.tar b.tar` leaves the end mark of the first tar in the middle.
     archive.set_ignore_zeros(true);
     let mut hidden = 0;
     let mut samples = Vec::new();
@@ -81,19 +121,7 @@ pub fn scan(path: &Path) -> Result<(Vec<Sample>, usize)> {
         let mut entry = entry.with_context(|| format!("damaged after byte {end}"))?;
         let member = entry.path_bytes().into_owned();
         stop::check("reading the headers of tars")?;
-        let sparse = entry.header().entry_type().is_gnu_sparse() || has_sparse_header(&mut entry)?;
-        ensure!(!sparse, "member {}: it is stored sparse; write the tar without --sparse", member.escape_ascii());
-        let at = entry.raw_file_position();
-        end = at.saturating_add(entry.size()).saturating_add(BLOCK - 1) / BLOCK * BLOCK;
-        let context = || format!("member {}", member.escape_ascii());
-        ensure!(end <= file_length, "truncated: {} ends at byte {end} of {file_length}; fetch it again", context());
-        require_inside(&member).with_context(context)?;
-        if let Some(target) = entry.link_name_bytes() {
-            // A symbolic link's target is relative to the link's folder, a hard link's to the tar's root.
-            let symbolic = entry.header().entry_type().is_symlink();
-            let folder = Path::new(OsStr::from_bytes(&member)).parent().filter(|_| symbolic).unwrap_or(Path::new(""));
-            require_inside(folder.join(OsStr::from_bytes(&target)).as_os_str().as_bytes()).with_context(context)?;
-        }
+        end = end_of_member(&member, &mut entry, file_length)?;
         if !entry.header().entry_type().is_file() {
             continue;
         }
@@ -106,40 +134,29 @@ pub fn scan(path: &Path) -> Result<(Vec<Sample>, usize)> {
             std::mem::take(&mut partial).finish(&mut samples)?;
             partial.key = key.into();
         }
-        match extension.to_ascii_lowercase().as_slice() {
-            extension if is_image(extension) => {
-                ensure!(partial.image.is_none(), "{}: the sample has a second image; remove one", context());
-                let length = sample_length(entry.size()).with_context(context)?;
-                partial.image = Some((member, at, length));
-            }
-            kind @ (b"cls" | b"json") => {
-                ensure!(entry.size() <= LARGEST_LABEL, "{} claims {} bytes of label", context(), entry.size());
-                let mut text = String::new();
-                entry.read_to_string(&mut text).with_context(context)?;
-                // A .json may describe the image without its class; a .cls then has it.
-                let label = if kind == b"cls" { Some(number(&text)) } else { label_in_json(&text) };
-                if let Some(label) = label {
-                    let label = label.with_context(context)?;
-                    if let Some((other, said_by)) = &partial.label {
-                        ensure!(
-                            *other == label,
-                            "{} says label {label}, but {} says {other}; correct one or remove it",
-                            context(),
-                            said_by.escape_ascii()
-                        );
-                    }
-                    partial.label = Some((label, member));
-                }
-            }
-            further if is_image(further.rsplit(|&byte| byte == b'.').next().unwrap_or_default()) => {
-                partial.dotted.get_or_insert(member);
-            }
-            _ => {}
-        }
+        let extension = extension.to_ascii_lowercase();
+        partial.add(member, &extension, &mut entry)?;
     }
     partial.finish(&mut samples)?;
     ensure!(end + BLOCK <= file_length, "truncated: its end mark is missing after byte {end}; fetch it again");
     Ok((samples, hidden))
+}
+
+/// Checks a member and returns the offset of the block after it.
+fn end_of_member(member: &[u8], entry: &mut tar::Entry<&File>, file_length: u64) -> Result<u64> {
+    let sparse = entry.header().entry_type().is_gnu_sparse() || has_sparse_header(entry)?;
+    ensure!(!sparse, "member {}: it is stored sparse; write the tar without --sparse", member.escape_ascii());
+    let end = entry.raw_file_position().saturating_add(entry.size()).saturating_add(BLOCK - 1) / BLOCK * BLOCK;
+    let context = || format!("member {}", member.escape_ascii());
+    ensure!(end <= file_length, "truncated: {} ends at byte {end} of {file_length}; fetch it again", context());
+    require_inside(member).with_context(context)?;
+    if let Some(target) = entry.link_name_bytes() {
+        // The target of a symbolic link is relative to the link's folder, that of a hard link to the tar's root.
+        let symbolic = entry.header().entry_type().is_symlink();
+        let folder = Path::new(OsStr::from_bytes(member)).parent().filter(|_| symbolic).unwrap_or(Path::new(""));
+        require_inside(folder.join(OsStr::from_bytes(&target)).as_os_str().as_bytes()).with_context(context)?;
+    }
+    Ok(end)
 }
 
 /// Whether a lower-case extension is an image's.
@@ -147,7 +164,7 @@ fn is_image(extension: &[u8]) -> bool {
     matches!(extension, b"jpg" | b"jpeg" | b"png")
 }
 
-/// Whether a member or a folder of its path is hidden, as the `._` files are that macOS adds.
+/// Whether a member or a folder of its path is hidden, like the `._` files that macOS adds.
 fn is_hidden(member: &[u8]) -> bool {
     member.split(|&byte| byte == b'/').any(|part| part.starts_with(b".") && !matches!(part, b"." | b".."))
 }
@@ -158,7 +175,7 @@ fn has_sparse_header(entry: &mut tar::Entry<&File>) -> Result<bool> {
     Ok(extensions.any(|extension| extension.is_ok_and(|extension| extension.key_bytes().starts_with(b"GNU.sparse."))))
 }
 
-/// Refuses a tar that was compressed as a whole: images within could not be read at their offsets.
+/// Refuses a compressed tar, whose images could not be read at their offsets.
 fn require_uncompressed(file: &File) -> Result<()> {
     let mut magic = [0; 6];
     let length = file.read_at(&mut magic, 0)?;
@@ -169,7 +186,7 @@ fn require_uncompressed(file: &File) -> Result<()> {
         (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
     ];
     match compressions.iter().find(|(start, ..)| magic[..length].starts_with(start)) {
-        Some((_, name, program)) => bail!("it is compressed by {name}; unpack it by {program}"),
+        Some((_, name, program)) => bail!("it is compressed with {name}; unpack it with {program}"),
         None => Ok(()),
     }
 }
@@ -181,7 +198,7 @@ fn key(member: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&member[..dot], &member[dot + 1..]))
 }
 
-/// Refuses a member whose path leaves the tar's folder. Members are never unpacked, but such a tar is not to be trusted.
+/// Refuses a member whose path leaves the tar's folder. Members are never unpacked, but such a tar cannot be trusted.
 fn require_inside(member: &[u8]) -> Result<()> {
     let mut depth = 0;
     let inside = Path::new(OsStr::from_bytes(member)).components().all(|part| {
@@ -193,20 +210,20 @@ fn require_inside(member: &[u8]) -> Result<()> {
         };
         depth >= 0
     });
-    ensure!(inside, "its path leaves the tar's folder; this tar is not to be trusted");
+    ensure!(inside, "its path leaves the tar's folder; do not trust this tar");
     Ok(())
 }
 
 fn number(text: &str) -> Result<u32> {
     let text = text.trim();
     text.parse().ok().with_context(|| {
-        format!("its label {:?} is no class number; give 0, 1, …", text.chars().take(40).collect::<String>())
+        format!("its label {:?} is not a class number; give 0, 1, …", text.chars().take(40).collect::<String>())
     })
 }
 
 /// The label, if the JSON has one.
 fn label_in_json(text: &str) -> Option<Result<u32>> {
-    let value: serde_json::Value = match serde_json::from_str(&standard(text)) {
+    let value: serde_json::Value = match serde_json::from_str(&standard_json(text)) {
         Ok(value) => value,
         Err(error) => return Some(Err(error.into())),
     };
@@ -214,8 +231,9 @@ fn label_in_json(text: &str) -> Option<Result<u32>> {
     Some(number(label.as_str().unwrap_or(&label.to_string())))
 }
 
-/// JSON as the standard has it: without the byte order mark of Windows programs, and with null for Python's NaN and Infinity.
-fn standard(text: &str) -> String {
+/// Makes JSON conform to the standard: removes the byte order mark of Windows programs, and replaces Python's NaN and Infinity by
+/// null.
+fn standard_json(text: &str) -> String {
     let text = text.trim_start_matches('\u{feff}');
     let mut out = String::with_capacity(text.len());
     let (mut in_string, mut escaped) = (false, false);
