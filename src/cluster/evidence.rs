@@ -1,4 +1,4 @@
-//! Gathers what tells how the nodes of a run stand: their files, and what Slurm says of their jobs.
+//! Gathers the evidence for the states of a run's nodes: their files, and what Slurm reports about their jobs.
 
 use super::queue::Queue;
 use crate::config::Config;
@@ -8,26 +8,26 @@ use crate::run::state::{Evidence, Found};
 use crate::run::table::Kind;
 use anyhow::Result;
 
-/// The evidence of each node but for heartbeats; `look` says what is in the place of a node's file.
+/// The evidence of each node, without heartbeats. `find` looks at the file of a node.
 pub fn gather(
     graph: &Graph,
     config: &Config,
     queue: &Queue,
-    mut look: impl FnMut(&Node) -> Result<Found>,
+    mut find: impl FnMut(&Node) -> Result<Found>,
 ) -> Result<Vec<Evidence>> {
     let exists_if = |is_done: bool| if is_done { Found::Exists } else { Found::Nothing };
     let evidence = graph.nodes().iter().map(|node| {
         let found = match node.row.kind {
             Kind::Pack => exists_if(node.is_wanted && packed::open(&config.data.path).is_ok()),
             Kind::Script => exists_if(queue.has_done(node)),
-            _ => look(node)?,
+            _ => find(node)?,
         };
         Ok(Evidence { found, beat: None, queued: queue.about(node).cloned() })
     });
     evidence.collect()
 }
 
-/// Whether a whole model was imported, so that the run needs nothing of what comes before it.
+/// Whether a target was imported, so that the run needs none of the nodes before it.
 pub fn is_imported(graph: &Graph, evidence: &[Evidence]) -> bool {
     graph.nodes().iter().zip(evidence).any(|(node, evidence)| evidence.found.is_imported(node))
 }

@@ -1,4 +1,4 @@
-//! What a check of a node finds.
+//! The result of a check of this machine.
 
 use anyhow::Result;
 use serde::Serialize;

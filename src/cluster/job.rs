@@ -1,21 +1,21 @@
-//! Which Slurm job does which nodes of a run.
+//! The kinds of Slurm jobs, and the nodes of a run that each executes.
 
 use crate::run::graph::Node;
 use crate::run::table::{DOWNSTREAM, SlurmJob};
 use std::fmt;
 
-/// What a Slurm job does. Its text names the job, its script and its logs.
+/// A kind of Slurm job. Its text is the name of the job, its script and its logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobKind {
-    /// The one node of this row: `pack`, `meta`.
+    /// Executes the only node of this row: `pack`, `meta`.
     Row(String),
-    /// Modules of this row, each a task of an array: `modules`, and `modules-1`, … for those beyond the largest array.
+    /// An array with a task for each module of this row: `modules`. Modules beyond Slurm's largest array are in `modules-1`, ….
     Array { row: String, number: usize },
-    /// All that comes after the modules: `finalize`.
+    /// Executes all nodes after the modules: `finalize`.
     Finalize,
-    /// Everything but packing, in one allocation: `run`.
+    /// Executes everything except packing, in one allocation: `run`.
     Run,
-    /// The user's script of the node with this name, such as `downstream-detect`.
+    /// Runs the user's script of the node with this name, such as `downstream-detect`.
     Script(String),
 }
 
@@ -35,8 +35,8 @@ impl JobKind {
         }
     }
 
-    /// Whether it does a node; `modules` are those of an array.
-    pub fn does(&self, modules: &[usize], node: &Node) -> bool {
+    /// Whether the job executes a node; `modules` are the modules of an array.
+    pub fn executes(&self, modules: &[usize], node: &Node) -> bool {
         match self {
             JobKind::Row(row) => node.row.name == row,
             JobKind::Array { row, .. } => {
@@ -48,7 +48,7 @@ impl JobKind {
         }
     }
 
-    /// Whether it is the last of the program's own jobs, after which the user's scripts start.
+    /// Whether the job is the last of the program's own jobs, after which the user's scripts start.
     pub fn is_last(&self) -> bool {
         matches!(self, JobKind::Finalize | JobKind::Run)
     }
@@ -70,16 +70,16 @@ impl fmt::Display for JobKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedJob {
     pub kind: JobKind,
-    /// The nodes that it does, by their positions in the graph.
+    /// The positions in the graph of the nodes that it executes.
     pub nodes: Vec<usize>,
     /// The modules of an array.
     pub modules: Vec<usize>,
     /// The module of the array's task 0.
     pub first: usize,
-    /// The jobs that it waits for, by their places in the list.
+    /// The positions in the list of the jobs that it waits for.
     pub after: Vec<usize>,
-    /// The jobs of an earlier submission that it waits for too, as `squeue` names them.
-    pub after_alive: Vec<String>,
+    /// The open jobs of earlier submissions that it waits for too, by the names that `squeue` gives them.
+    pub after_open: Vec<String>,
     pub script: String,
     /// The arguments of the script.
     pub arguments: Vec<String>,

@@ -1,5 +1,5 @@
-//! The jobs that were submitted for a run, and what Slurm says about them, by `squeue` and `scontrol` alone: many sites keep
-//! no accounting database.
+//! The jobs that were submitted for a run, and what Slurm reports about them. It asks only `squeue` and `scontrol`, because many
+//! sites have no accounting database.
 
 use super::job::JobKind;
 use crate::error::Failure;
@@ -13,7 +13,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The submitted jobs of a run with what Slurm says about them.
+/// The submitted jobs of a run, and what Slurm reports about them.
 #[derive(Debug, Default)]
 pub struct Queue {
     /// The newest come first.
@@ -22,7 +22,7 @@ pub struct Queue {
     pub queued: Vec<Queued>,
 }
 
-/// A job that was submitted, as `RUN_DIR/slurm/jobs.json` keeps it.
+/// A job that was submitted. `RUN_DIR/slurm/jobs.json` records it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(from = "Record", into = "Record")]
 pub struct Submitted {
@@ -36,7 +36,7 @@ pub struct Submitted {
     pub id: Option<String>,
 }
 
-/// The form of a [`Submitted`] in the file.
+/// The form of a [`Submitted`] in `jobs.json`.
 #[derive(Serialize, Deserialize)]
 struct Record {
     name: String,
@@ -59,17 +59,17 @@ impl From<Submitted> for Record {
 }
 
 impl Submitted {
-    fn does(&self, node: &Node) -> bool {
-        self.kind.does(&self.modules, node)
+    fn executes(&self, node: &Node) -> bool {
+        self.kind.executes(&self.modules, node)
     }
 
-    /// Whether Slurm speaks of this job or of one of its tasks.
-    fn is(&self, queued: &Queued) -> bool {
+    /// Whether `queued` is this job or one of its tasks.
+    fn includes(&self, queued: &Queued) -> bool {
         let id = self.id.as_deref().unwrap_or("?");
         queued.id == id || queued.id.strip_prefix(id).is_some_and(|rest| rest.starts_with('_'))
     }
 
-    /// Slurm's name for the task that trains a module, or for the whole job if it has no tasks.
+    /// Slurm's name of the task that trains a module, or of the job if it has no tasks.
     fn id_of(&self, module: Option<usize>) -> Option<String> {
         let id = self.id.as_ref()?;
         match module.filter(|_| !self.modules.is_empty()) {
@@ -83,15 +83,15 @@ impl Queue {
     /// Reads the record of submitted jobs and asks Slurm about them.
     ///
     /// # Errors
-    /// A usage error if Slurm cannot be asked: that must not be taken for an empty queue.
+    /// A usage error if Slurm cannot be asked, which must not be taken for an empty queue.
     pub fn of_run(run: &RunDir) -> Result<Queue> {
-        let jobs = submitted(run)?;
+        let jobs = read_record(run)?;
         Ok(Queue { queued: ask(&jobs)?, jobs })
     }
 
-    /// As [`Queue::of_run`], but only warns if Slurm cannot be asked.
+    /// Like [`Queue::of_run`], but only warns if Slurm cannot be asked.
     pub fn as_far_as_known(run: &RunDir) -> Result<Queue> {
-        let jobs = submitted(run)?;
+        let jobs = read_record(run)?;
         let queued = ask(&jobs).unwrap_or_else(|error| {
             log::warn!("{error:#}");
             Vec::new()
@@ -99,48 +99,48 @@ impl Queue {
         Ok(Queue { jobs, queued })
     }
 
-    /// What Slurm says of the newest job that does a node.
+    /// What Slurm reports about the newest job that executes a node.
     pub fn about(&self, node: &Node) -> Option<&Queued> {
-        let job = self.jobs.iter().find(|job| job.does(node))?;
+        let job = self.jobs.iter().find(|job| job.executes(node))?;
         self.about_job(job, node.index)
     }
 
-    /// What Slurm says of a job, or of the task of an array that trains a module.
+    /// What Slurm reports about a job, or about the task of an array that trains a module.
     pub fn about_job(&self, job: &Submitted, module: Option<usize>) -> Option<&Queued> {
         let id = job.id_of(module)?;
         self.queued.iter().find(|queued| queued.id == id)
     }
 
-    /// The number of the newest job that may still do a node, among those that `is_asked_for`.
-    pub fn alive(&self, node: &Node, is_asked_for: impl Fn(&JobKind) -> bool) -> Option<String> {
-        let jobs = self.jobs.iter().filter(|job| is_asked_for(&job.kind) && job.does(node));
-        jobs.filter_map(|job| self.about_job(job, node.index)).find(|queued| queued.is_alive()).map(|q| q.id.clone())
+    /// The number of the newest open job that executes a node and whose kind `is_eligible`.
+    pub fn open_job(&self, node: &Node, is_eligible: impl Fn(&JobKind) -> bool) -> Option<String> {
+        let jobs = self.jobs.iter().filter(|job| is_eligible(&job.kind) && job.executes(node));
+        jobs.filter_map(|job| self.about_job(job, node.index)).find(|queued| queued.is_open()).map(|q| q.id.clone())
     }
 
-    /// Whether the job that does a node ended well. So did one that Slurm has forgotten.
+    /// Whether the newest job that executes a node has succeeded. A job that Slurm has forgotten counts as succeeded.
     pub fn has_done(&self, node: &Node) -> bool {
         let is_done = |job: &Submitted| self.about_job(job, node.index).is_none_or(|q| q.state == JobState::Completed);
-        self.jobs.iter().find(|job| job.does(node)).is_some_and(is_done)
+        self.jobs.iter().find(|job| job.executes(node)).is_some_and(is_done)
     }
 
-    /// The record of the jobs after `new` ones were submitted: these, and of the earlier ones those that are alive and those
-    /// that no new job replaces.
+    /// The record of the jobs after the jobs `new` were submitted. It keeps the earlier jobs that are open or that no new job
+    /// replaces.
     pub fn with_new(&self, new: &[Submitted]) -> Vec<Submitted> {
         let is_replaced = |old: &Submitted| match old.modules.as_slice() {
             [] => new.iter().any(|job| job.kind == old.kind),
             modules => modules.iter().all(|module| new.iter().any(|job| job.modules.contains(module))),
         };
-        let is_alive = |old: &Submitted| self.queued.iter().any(|queued| queued.is_alive() && old.is(queued));
-        let kept = self.jobs.iter().filter(|old| is_alive(old) || !is_replaced(old));
+        let is_open = |old: &Submitted| self.queued.iter().any(|queued| queued.is_open() && old.includes(queued));
+        let kept = self.jobs.iter().filter(|old| is_open(old) || !is_replaced(old));
         new.iter().chain(kept).cloned().collect()
     }
 }
 
-/// The jobs that were submitted for a run.
+/// Reads the record of the jobs that were submitted for a run.
 ///
 /// # Errors
-/// A usage error if the record is there but cannot be read, or [`Failure::Damaged`]: its jobs may be in the queue.
-fn submitted(run: &RunDir) -> Result<Vec<Submitted>> {
+/// A usage error or [`Failure::Damaged`] if the record exists but cannot be read, because its jobs may be in the queue.
+fn read_record(run: &RunDir) -> Result<Vec<Submitted>> {
     let path = run.file("slurm/jobs.json");
     match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
@@ -153,11 +153,11 @@ fn submitted(run: &RunDir) -> Result<Vec<Submitted>> {
 }
 
 /// Writes the record of the submitted jobs.
-pub fn keep(run: &RunDir, jobs: &[Submitted]) -> Result<()> {
+pub fn write_record(run: &RunDir, jobs: &[Submitted]) -> Result<()> {
     durable::replace_bytes(&run.file("slurm/jobs.json"), &serde_json::to_vec_pretty(jobs)?)
 }
 
-/// Asks Slurm about jobs, if there are any. It says nothing about those that it has forgotten.
+/// Asks Slurm about jobs, if there are any. Jobs that Slurm has forgotten are missing from the answer.
 fn ask(jobs: &[Submitted]) -> Result<Vec<Queued>> {
     let ids: Vec<&str> = jobs.iter().filter_map(|job| job.id.as_deref()).collect();
     if ids.is_empty() {
@@ -174,7 +174,7 @@ fn ask(jobs: &[Submitted]) -> Result<Vec<Queued>> {
     }
     let queued = |line: &str| -> Option<Queued> {
         let mut fields = line.trim().splitn(3, '|').map(str::to_string);
-        // Sites print lines of their own, which do not begin with a job's number.
+        // A site may add lines of its own, which do not begin with the number of a job.
         let id = fields.next().filter(|id| id.starts_with(|first: char| first.is_ascii_digit()))?;
         Some(Queued { id, state: state_of(&fields.next()?), reason: fields.next()? })
     };
@@ -183,12 +183,12 @@ fn ask(jobs: &[Submitted]) -> Result<Vec<Queued>> {
 
 fn cannot_ask(ids: &[&str], why: &str) -> anyhow::Error {
     usage!(
-        "squeue cannot say how job {} stands: {why}; try again on a machine of the cluster, when its Slurm answers",
+        "squeue cannot say the state of job {}: {why}; try again on a machine of the cluster, when its Slurm answers",
         ids.join(", ")
     )
 }
 
-/// The state of a job by Slurm's word for it (`squeue`, JOB STATE CODES).
+/// Translates Slurm's name of a job's state (`squeue`, JOB STATE CODES).
 fn state_of(word: &str) -> JobState {
     match word {
         "PENDING" | "REQUEUED" => JobState::Pending,
@@ -200,16 +200,16 @@ fn state_of(word: &str) -> JobState {
     }
 }
 
-/// `incubate cancel RUN_DIR`: cancels what is queued or running; returns the numbers of the jobs.
+/// `incubate cancel RUN_DIR`: cancels all open jobs and returns their numbers.
 pub fn cancel(run: &RunDir) -> Result<Vec<String>> {
     let Queue { jobs, queued } = Queue::of_run(run)?;
-    let is_alive = |job: &Submitted| queued.iter().any(|queued| queued.is_alive() && job.is(queued));
-    let ids: Vec<String> = jobs.into_iter().filter(is_alive).filter_map(|job| job.id).collect();
+    let is_open = |job: &Submitted| queued.iter().any(|queued| queued.is_open() && job.includes(queued));
+    let ids: Vec<String> = jobs.into_iter().filter(is_open).filter_map(|job| job.id).collect();
     scancel(&ids)?;
     Ok(ids)
 }
 
-/// Has Slurm cancel jobs, if there are any.
+/// Cancels jobs, if there are any.
 pub fn scancel(ids: &[String]) -> Result<()> {
     if !ids.is_empty() {
         let output = Command::new("scancel").args(ids).output().context("scancel")?;
@@ -219,7 +219,7 @@ pub fn scancel(ids: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Slurm's MaxArraySize; none without a Slurm.
+/// Slurm's MaxArraySize; none if Slurm cannot be asked.
 pub fn max_array_size() -> Option<usize> {
     let output = Command::new("scontrol").args(["show", "config"]).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_job_is_kept_while_it_is_alive_or_no_new_job_replaces_it() {
+    fn the_record_keeps_an_earlier_job_that_is_open_or_not_replaced() {
         let jobs = || {
             vec![
                 job("meta", &[], 0, "1"),
@@ -285,7 +285,7 @@ mod tests {
         let all = [job("modules", &[0, 1], 0, "7")];
         assert_eq!(ids(running.with_new(&all)), ["7", "1", "2", "3", "4"], "a task of 2 runs");
         assert_eq!(ids(over.with_new(&all)), ["7", "1", "3", "4"]);
-        assert!(!job("meta", &[], 0, "2").is(&queued("21_0", JobState::Active)));
+        assert!(!job("meta", &[], 0, "2").includes(&queued("21_0", JobState::Active)));
     }
 
     #[test]

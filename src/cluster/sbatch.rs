@@ -1,17 +1,17 @@
-//! Hands scripts to Slurm's sbatch.
+//! Submits scripts with Slurm's sbatch.
 
 use crate::usage;
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
-/// Beginnings of the variables that tell a process in which job, step or rank it is, and with what memory and cores.
+/// The prefixes of the variables that describe the job, step or rank of a process, and its memory and cores.
 const INHERITED: [&str; 4] = ["SLURM_", "PMI_", "PMIX_RANK", "OMPI_COMM_"];
-/// The variables of them that say where Slurm is.
+/// The variables with these prefixes that say where Slurm is.
 const KEPT: [&str; 2] = ["SLURM_CONF", "SLURM_CLUSTERS"];
 
-/// sbatch without the variables of a job that surrounds this process. It would take a shell's SLURM_MEM_PER_CPU, for example,
-/// for an option of the new job, and hand it on to the job's own steps. `SBATCH_*` are options that the user means.
+/// The command sbatch, without the variables of a job in which this process runs. It would take SLURM_MEM_PER_CPU, for example, as
+/// an option of the new job and pass it on to the job's steps. It does keep `SBATCH_*`, which are options of the user.
 fn sbatch() -> Command {
     let mut command = Command::new("sbatch");
     for (name, _) in std::env::vars_os() {
@@ -32,7 +32,9 @@ pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<Str
         command.args([&format!("--dependency=afterok:{}", after.join(":")), "--kill-on-invalid-dep=yes"]);
     }
     let output = command.arg(script).args(arguments).output().map_err(|e| {
-        usage!("sbatch cannot be started: {e}; submit from a machine of the cluster, or look at it with --dry-run")
+        usage!(
+            "sbatch cannot be started: {e}; submit from a machine of the cluster, or read the scripts with --dry-run"
+        )
     })?;
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
@@ -41,7 +43,7 @@ pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<Str
     }
     job_number(&text).ok_or_else(|| {
         usage!(
-            "{}: sbatch says no job number, but {:?}; look with squeue whether a job was submitted, and cancel it",
+            "{}: sbatch printed no job number, but {:?}; look with squeue whether a job was submitted, and cancel it",
             script.display(),
             text.trim()
         )
@@ -58,7 +60,7 @@ fn job_number(text: &str) -> Option<String> {
     text.lines().rev().find_map(number)
 }
 
-/// Has Slurm check a script. Returns its words, as an error if it refuses the script; none if no Slurm can be asked.
+/// Lets Slurm check a script. Returns its output, as an error if it refuses the script; none if no Slurm can be asked.
 pub fn test_only(script: &Path) -> Option<Result<String, String>> {
     let output = sbatch().arg("--test-only").arg(script).output().ok()?;
     let words = String::from_utf8_lossy(&output.stderr).trim().to_string();

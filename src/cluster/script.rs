@@ -1,4 +1,4 @@
-//! Slurm job scripts as pure functions of the plan: the same plan gives the same text.
+//! Writes Slurm job scripts as pure functions of the plan: the same plan gives the same text.
 
 use super::job::{JobKind, PlannedJob};
 use crate::config::Slurm;
@@ -12,16 +12,16 @@ use std::path::Path;
 
 const TEMPLATE: &str = include_str!("../../slurm/templates/job.sh");
 
-/// Where the scripts find things.
+/// The paths that the scripts use.
 #[derive(Debug, Clone, Copy)]
-pub struct Places<'a> {
+pub struct Paths<'a> {
     pub binary: &'a Path,
-    /// The config in the run directory.
+    /// The copy of the config in the run directory.
     pub config: &'a Path,
     pub run_dir: &'a Path,
 }
 
-/// What a job asks for: nodes, ranks, cores of each rank, GPUs of each node.
+/// The resources of a job: nodes, ranks, cores of each rank, GPUs of each node.
 struct Size {
     nodes: usize,
     ranks: usize,
@@ -33,7 +33,7 @@ struct Size {
 pub struct Script<'a> {
     plan: &'a Plan,
     graph: &'a Graph,
-    places: Places<'a>,
+    paths: Paths<'a>,
     /// Seconds from the early signal to the time limit.
     lead: u64,
 }
@@ -41,9 +41,9 @@ pub struct Script<'a> {
 impl<'a> Script<'a> {
     /// # Errors
     /// A usage error for text that cannot be written into a script.
-    pub fn new(plan: &'a Plan, graph: &'a Graph, places: Places<'a>, save_s: f64) -> Result<Script<'a>> {
-        require_plain_text(plan, places)?;
-        Ok(Script { plan, graph, places, lead: lead(&plan.config.slurm, save_s) })
+    pub fn new(plan: &'a Plan, graph: &'a Graph, paths: Paths<'a>, save_s: f64) -> Result<Script<'a>> {
+        require_plain_text(plan, paths)?;
+        Ok(Script { plan, graph, paths, lead: lead(&plan.config.slurm, save_s) })
     }
 
     /// The script of one job.
@@ -52,7 +52,7 @@ impl<'a> Script<'a> {
         let path = |path: &Path| quoted(&path.to_string_lossy());
         let options: Vec<String> =
             self.options(job).iter().map(|option| format!("#SBATCH {}", quoted(option))).collect();
-        // A task is requeued by its own name: the number of the last task is also that of the whole array.
+        // A task is requeued by its array's number and its own, since the job number of the last task also names the whole array.
         let (own_id, foreign) = match job.kind {
             JobKind::Array { .. } => ("${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}", ""),
             _ => ("$SLURM_JOB_ID", "${!SLURM_ARRAY_@}"),
@@ -64,30 +64,30 @@ impl<'a> Script<'a> {
             ("foreign", foreign.into()),
             ("setup", slurm.setup.join("\n")),
             ("program", self.program()),
-            ("config", path(self.places.config)),
-            ("run_dir", path(self.places.run_dir)),
+            ("config", path(self.paths.config)),
+            ("run_dir", path(self.paths.run_dir)),
             ("max_requeues", slurm.max_requeues.to_string()),
             ("job", own_id.into()),
             ("launch", self.launch(job)),
             ("watched", self.watched(job)),
             ("steps", step(job)),
         ];
-        filled(TEMPLATE, &texts.each_ref().map(|(name, text)| (*name, text.as_str())))
+        fill(TEMPLATE, &texts.each_ref().map(|(name, text)| (*name, text.as_str())))
     }
 
-    /// One rank needs no launcher; several are started by the MPI plug-in that Open MPI speaks.
+    /// The launcher. One rank needs none; several are started through PMIx, which Open MPI supports.
     fn launch(&self, job: &PlannedJob) -> String {
         match self.size(job) {
             Size { ranks: 1, .. } => String::new(),
-            // When one rank is gone, the others wait for it in a collective call until --wait ends them. (--kill-on-bad-exit
-            // would take the exit code 75 for a failure.)
+            // If a rank dies, the others wait for it in a collective call until --wait ends them. --kill-on-bad-exit would take
+            // the exit code 75 for a failure.
             Size { ranks, cpus, .. } => {
                 format!("srun --mpi=pmix --wait=\"${{SLURM_WAIT:-20}}\" --ntasks={ranks} --cpus-per-task={cpus}")
             }
         }
     }
 
-    /// The heartbeats that tell whether a start of the job has gained a step.
+    /// The files of the heartbeats that show whether a start of the job has gained a step.
     fn watched(&self, job: &PlannedJob) -> String {
         let all_phases = || {
             let trained = self.graph.nodes().iter().filter(|node| node.row.phase().is_some());
@@ -121,14 +121,14 @@ impl<'a> Script<'a> {
         if own.is_empty() { &slurm.time } else { own }
     }
 
-    /// The words that start this program, within the container if there is one.
+    /// The command that starts this program, in the container if there is one.
     fn program(&self) -> String {
         let (config, slurm) = (&self.plan.config, &self.plan.config.slurm);
         if slurm.container.is_empty() {
-            return quoted(&self.places.binary.to_string_lossy());
+            return quoted(&self.paths.binary.to_string_lossy());
         }
         let mut words = vec!["apptainer".to_string(), "exec".into()];
-        for folder in [self.places.run_dir, &config.data.path, &config.data.pack_from]
+        for folder in [self.paths.run_dir, &config.data.path, &config.data.pack_from]
             .into_iter()
             .filter(|f| !f.as_os_str().is_empty())
         {
@@ -147,8 +147,8 @@ impl<'a> Script<'a> {
         let size = self.size(job);
         let is_array = !job.modules.is_empty();
         let pattern = if is_array { "%A_%a" } else { "%j" };
-        // Slurm expands % in file names; a literal one is doubled.
-        let logs = self.places.run_dir.join("slurm").to_string_lossy().replace('%', "%%");
+        // Slurm expands % in file names, so a literal % is doubled.
+        let logs = self.paths.run_dir.join("slurm").to_string_lossy().replace('%', "%%");
         let mut options = vec![
             format!("--job-name={}-{}", self.plan.config.run.name, job.kind),
             format!("--output={logs}/{}-{pattern}.log", job.kind),
@@ -166,7 +166,7 @@ impl<'a> Script<'a> {
             options.push(format!("--array={}{limit}", ranges(&tasks)));
         }
         if size.gpus > 0 {
-            // All ranks of a node see all of its GPUs: binding one to each task breaks peer-to-peer copies.
+            // All ranks of a node see all of its GPUs, because binding a GPU to each task breaks peer-to-peer copies.
             options.push(format!("--gres=gpu:{}", size.gpus));
         }
         for (key, value) in [
@@ -192,21 +192,21 @@ fn step(job: &PlannedJob) -> String {
         JobKind::Array { row, .. } => {
             format!("{row} \"$config\" --index \"$(({} + SLURM_ARRAY_TASK_ID))\"", job.first)
         }
-        // `run` verifies and skips what the jobs before it have done.
+        // `run` verifies and skips the nodes that the jobs before it have executed.
         JobKind::Finalize | JobKind::Run | JobKind::Script(_) => "run \"$config\"".into(),
     };
     format!("step {command} || code=$?")
 }
 
-/// Refuses what could end an #SBATCH line early and begin another.
-fn require_plain_text(plan: &Plan, places: Places) -> Result<()> {
+/// Refuses texts that could end an #SBATCH line early and begin another, and run directories that Slurm cannot name.
+fn require_plain_text(plan: &Plan, paths: Paths) -> Result<()> {
     let (config, slurm) = (&plan.config, &plan.config.slurm);
     let path = |path: &Path| path.to_string_lossy().into_owned();
     let mut texts = vec![
         ("run.name", config.run.name.clone()),
-        ("the run directory", path(places.run_dir)),
-        ("the config's path", path(places.config)),
-        ("this program's path", path(places.binary)),
+        ("the run directory", path(paths.run_dir)),
+        ("the config's path", path(paths.config)),
+        ("this program's path", path(paths.binary)),
         ("data.path", path(&config.data.path)),
         ("data.pack_from", path(&config.data.pack_from)),
         ("slurm.container", slurm.container.clone()),
@@ -220,20 +220,21 @@ fn require_plain_text(plan: &Plan, places: Places) -> Result<()> {
             "{key} = {text:?}: a line break or another control character cannot go into a script; take it out"
         );
     }
-    let run_dir = path(places.run_dir);
+    let run_dir = path(paths.run_dir);
     require!(
         !run_dir.contains('\\'),
-        "{run_dir}: Slurm puts no job number into the name of a log file whose path has a backslash; use a run directory without"
+        "{run_dir}: Slurm puts no job number into the name of a log file whose path has a backslash; choose a run directory without \
+             one"
     );
     Ok(())
 }
 
-/// A template with each `{name}` replaced by its text, in one pass: what stands in a text is never taken for a name.
-pub(super) fn filled(template: &str, texts: &[(&str, &str)]) -> String {
+/// Replaces each `{name}` in a template by its text, in one pass, so that a `{name}` within a text is not replaced.
+pub(super) fn fill(template: &str, texts: &[(&str, &str)]) -> String {
     let (mut out, mut rest) = (String::new(), template);
-    while let Some(at) = rest.find('{') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
+    while let Some(brace) = rest.find('{') {
+        out.push_str(&rest[..brace]);
+        rest = &rest[brace..];
         let named =
             texts.iter().find_map(|(name, text)| Some((text, rest[1..].strip_prefix(name)?.strip_prefix('}')?)));
         rest = match named {
@@ -250,7 +251,7 @@ pub(super) fn filled(template: &str, texts: &[(&str, &str)]) -> String {
     out + rest
 }
 
-/// Seconds from the early signal to the time limit. Slurm may send the signal up to a minute early, never late.
+/// The seconds from the early signal to the time limit. Slurm may send the signal up to a minute early, but never late.
 fn lead(slurm: &Slurm, save_s: f64) -> u64 {
     match slurm.signal_lead {
         0 => 60.max((30.0 + 4.0 * save_s).ceil() as u64),
@@ -258,7 +259,7 @@ fn lead(slurm: &Slurm, save_s: f64) -> u64 {
     }
 }
 
-/// Quotes a word for a shell and for sbatch, which reads the #SBATCH lines, if it needs quotes.
+/// Quotes a word, if it needs quotes, for the shell and for sbatch's #SBATCH lines.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
     if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', "'\\''")) }

@@ -1,7 +1,10 @@
-//! The Slurm jobs of a run, as a pure function of its graph and of what is done or on its way. `submit.rs` submits them.
+//! Plans the Slurm jobs of a run, as a pure function of its graph and of the nodes that are done or have a job already.
+//! `submit.rs` submits the jobs.
+//!
+//! A job is open if it is queued or running.
 
 use super::job::{JobKind, PlannedJob};
-use super::script::{Places, Script};
+use super::script::{Paths, Script};
 use crate::config::SlurmMode;
 use crate::plan::Plan;
 use crate::run::graph::{Graph, Node};
@@ -9,76 +12,76 @@ use crate::run::table::SlurmJob;
 use anyhow::Result;
 use std::collections::BTreeMap;
 
-/// What the jobs depend on beside the plan.
+/// All that the jobs depend on apart from the plan.
 #[derive(Debug, Clone)]
 pub struct Situation {
-    /// The nodes that are needed and not done, by their positions in the graph.
-    pub left: Vec<usize>,
-    pub alive: Alive,
+    /// The positions in the graph of the nodes that are needed and not done.
+    pub unfinished: Vec<usize>,
+    pub open: OpenJobs,
     /// Slurm's MaxArraySize: the largest index of an array plus one.
     pub max_array_size: usize,
-    /// Seconds that the slowest save of the run took so far.
+    /// The seconds that the slowest checkpoint of the run took so far.
     pub save_s: f64,
 }
 
-/// Jobs of earlier submissions that may still do something, as `squeue` names them.
+/// The open jobs of earlier submissions, by the names that `squeue` gives them.
 #[derive(Debug, Clone, Default)]
-pub struct Alive {
-    /// By the position of the node that they do: all jobs but the last.
+pub struct OpenJobs {
+    /// All jobs but the last, by the position of the node that they execute.
     pub nodes: BTreeMap<usize, String>,
     /// The job `finalize` or `run`.
     pub last: Option<String>,
 }
 
-/// Slurm's own default of MaxArraySize.
+/// Slurm's default of MaxArraySize.
 pub const MAX_ARRAY_SIZE: usize = 1001;
 
-/// The jobs for what is neither done nor alive, in order. If any of them comes before a last job that is alive, the last job
-/// is among them again: the one that is alive waits for something that failed, so the caller cancels it first.
+/// The jobs for the nodes that are not done and have no open job, in order. If there are such jobs and the last job is open, it
+/// waits for jobs that failed: then a new last job is among the results, and the caller cancels the open one first.
 ///
 /// # Errors
 /// A usage error for text that cannot be written into a script.
-pub fn jobs(plan: &Plan, graph: &Graph, places: Places, situation: &Situation) -> Result<Vec<PlannedJob>> {
-    let script = Script::new(plan, graph, places, situation.save_s)?;
+pub fn jobs(plan: &Plan, graph: &Graph, paths: Paths, situation: &Situation) -> Result<Vec<PlannedJob>> {
+    let script = Script::new(plan, graph, paths, situation.save_s)?;
     let mut jobs: Vec<PlannedJob> = Vec::new();
     for mut job in candidates(plan, graph, situation.max_array_size) {
         let is_last = job.kind.is_last();
-        let is_alive = |node: &usize| !is_last && situation.alive.nodes.contains_key(node);
-        job.nodes.retain(|node| situation.left.contains(node) && !is_alive(node));
+        let has_job = |node: &usize| !is_last && situation.open.nodes.contains_key(node);
+        job.nodes.retain(|node| situation.unfinished.contains(node) && !has_job(node));
         let waits_in_vain = is_last && !jobs.is_empty();
-        if job.nodes.is_empty() || is_last && situation.alive.last.is_some() && !waits_in_vain {
+        if job.nodes.is_empty() || is_last && situation.open.last.is_some() && !waits_in_vain {
             continue;
         }
         if !job.modules.is_empty() {
             job.modules = job.nodes.iter().filter_map(|&node| graph.nodes()[node].index).collect();
         }
-        job.after = (0..jobs.len()).filter(|&place| needs_any(graph, &job, &jobs[place].nodes)).collect();
-        job.after_alive = alive_before(graph, &job, &situation.alive);
+        job.after = (0..jobs.len()).filter(|&before| needs_any(graph, &job, &jobs[before].nodes)).collect();
+        job.after_open = open_before(graph, &job, &situation.open);
         job.script = script.of(&job);
         jobs.push(job);
     }
     Ok(jobs)
 }
 
-/// The program's own jobs that a run with nothing done has, with no script yet.
+/// The program's own jobs for a run of which nothing is done, without their scripts.
 fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJob> {
     let mut jobs: Vec<PlannedJob> = Vec::new();
     for (position, node) in graph.nodes().iter().enumerate() {
         let Some((kind, first)) = kind_of(node, plan.config.slurm.mode, max_array_size) else { continue };
-        let place = jobs.iter().rposition(|job| job.kind == kind).unwrap_or(jobs.len());
-        if place == jobs.len() {
-            let (nodes, modules, after, after_alive, arguments) = (vec![], vec![], vec![], vec![], vec![]);
-            jobs.push(PlannedJob { kind, nodes, modules, first, after, after_alive, script: String::new(), arguments });
+        let index = jobs.iter().rposition(|job| job.kind == kind).unwrap_or(jobs.len());
+        if index == jobs.len() {
+            let (nodes, modules, after, after_open, arguments) = (vec![], vec![], vec![], vec![], vec![]);
+            jobs.push(PlannedJob { kind, nodes, modules, first, after, after_open, script: String::new(), arguments });
         }
-        jobs[place].nodes.push(position);
-        if let JobKind::Array { .. } = jobs[place].kind {
-            jobs[place].modules.extend(node.index);
+        jobs[index].nodes.push(position);
+        if let JobKind::Array { .. } = jobs[index].kind {
+            jobs[index].modules.extend(node.index);
         }
     }
     jobs
 }
 
-/// The kind of the program's own job that does a node, and the module of its task 0.
+/// The kind of the program's own job that executes a node, and the module of the job's task 0; none for a user's script.
 fn kind_of(node: &Node, mode: SlurmMode, max_array_size: usize) -> Option<(JobKind, usize)> {
     let row = node.row.name.to_string();
     match (node.row.job, mode) {
@@ -99,10 +102,10 @@ fn needs_any(graph: &Graph, job: &PlannedJob, nodes: &[usize]) -> bool {
     job.nodes.iter().any(|&node| graph.nodes()[node].needs.iter().any(|need| nodes.contains(need)))
 }
 
-/// The jobs of earlier submissions that do what a job needs, or in one allocation do a part of it.
-fn alive_before(graph: &Graph, job: &PlannedJob, alive: &Alive) -> Vec<String> {
+/// The open jobs that execute nodes which a job needs, or in one allocation nodes of the job itself.
+fn open_before(graph: &Graph, job: &PlannedJob, open: &OpenJobs) -> Vec<String> {
     let is_before = |node: &usize| job.nodes.contains(node) || needs_any(graph, job, &[*node]);
-    alive.nodes.iter().filter(|(node, _)| is_before(node)).map(|(_, id)| id.clone()).collect()
+    open.nodes.iter().filter(|(node, _)| is_before(node)).map(|(_, id)| id.clone()).collect()
 }
 
 #[cfg(test)]

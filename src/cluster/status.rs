@@ -1,4 +1,4 @@
-//! `incubate status RUN_DIR`: how each node of a run stands, from heartbeats, artefacts and, if there is one, the queue.
+//! `incubate status RUN_DIR`: the state of each node of a run, by heartbeats, artefacts and Slurm's queue, if there is one.
 
 use super::evidence::{gather, is_imported};
 use super::queue::Queue;
@@ -19,9 +19,9 @@ pub struct Line {
     pub phase: String,
     #[serde(serialize_with = "as_word")]
     pub state: State,
-    /// Why: Slurm's reason, or the error that it failed with.
+    /// The reason for the state: Slurm's, or the error with which the node failed.
     pub why: Option<String>,
-    /// Its Slurm job, as `squeue` names it.
+    /// Its Slurm job, by the name that `squeue` gives it.
     pub job: Option<String>,
     pub step: u64,
     pub steps: u64,
@@ -44,19 +44,19 @@ fn as_word<S: Serializer>(state: &State, serializer: S) -> Result<S::Ok, S::Erro
     serializer.serialize_str(state.word())
 }
 
-/// Every line of the status of a run directory. `seen` keeps what was read, for the next look.
+/// All lines of the status of a run directory. `seen` caches artefacts for the next call.
 pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
     let run = RunDir { path: path.into() };
-    // Steps come from the heartbeats: the data need not be reachable here.
+    // The steps come from the heartbeats, so the data need not be reachable.
     let plan = Plan::without_data(RunDir::config_of(path)?);
-    // Even if Slurm cannot be asked, heartbeats and artefacts tell most of it.
+    // If Slurm cannot be asked, heartbeats and artefacts still show most of the status.
     lines(&plan, &plan.graph(), &run, &Queue::as_far_as_known(&run)?, seen)
 }
 
-/// The lines of the nodes that tell how far they are.
+/// The lines of all nodes that are shown.
 pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut Seen) -> Result<Vec<Line>> {
-    let look = |node: &Node| Ok(seen.look(run, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))));
-    let mut evidence = gather(graph, &plan.config, queue, look)?;
+    let find = |node: &Node| Ok(seen.look(run, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))));
+    let mut evidence = gather(graph, &plan.config, queue, find)?;
     let heartbeat = |node: &Node| Progress::read(&run.path, &node.name).filter(|_| node.row.has_heartbeat());
     let heartbeats: Vec<Option<Progress>> = graph.nodes().iter().map(heartbeat).collect();
     for (evidence, heartbeat) in evidence.iter_mut().zip(&heartbeats) {
@@ -76,8 +76,8 @@ pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut
     Ok(lines)
 }
 
-/// Whether a node has a line: if the run needs it, if it was done all the same, or if a command trains it though the config
-/// does not ask for it.
+/// Whether a node has a line: if the run needs it, if its artefact exists, or if a command has trained it although the config does
+/// not ask for it.
 fn is_shown(node: &Node, evidence: &Evidence, is_imported: bool) -> bool {
     let is_there = evidence.found != Found::Nothing;
     let is_trained = node.row.phase().is_some() && (is_there || evidence.beat.is_some());
@@ -85,7 +85,7 @@ fn is_shown(node: &Node, evidence: &Evidence, is_imported: bool) -> bool {
     node.row.has_heartbeat() && if is_before_imported { is_there } else { node.is_wanted || is_trained }
 }
 
-/// The line of a node, but for what its artefact says; `heartbeat` is its last one.
+/// The line of a node without the score of its artefact; `heartbeat` is the node's last one.
 fn line(plan: &Plan, node: &Node, state: State, evidence: &Evidence, heartbeat: Option<&Progress>) -> Line {
     let running = heartbeat.filter(|_| state == State::Running);
     let global_batch = plan.phase_of(node).map_or(0, |phase| phase.training.global_batch);
@@ -107,7 +107,7 @@ fn line(plan: &Plan, node: &Node, state: State, evidence: &Evidence, heartbeat: 
     }
 }
 
-/// The status for people.
+/// The status as a table for people.
 pub fn table(lines: &[Line]) -> String {
     let mut out = format!(
         "{:<10} {:<9} {:>15} {:>9} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8}  {:<10} {}\n",
@@ -147,7 +147,7 @@ pub fn table(lines: &[Line]) -> String {
     out
 }
 
-/// Whether nothing of the run is left to do.
+/// Whether all nodes are done.
 pub fn is_over(lines: &[Line]) -> bool {
     lines.iter().all(|line| line.state == State::Done)
 }

@@ -1,11 +1,12 @@
-//! `incubate submit`: writes the scripts into the run directory and hands them to sbatch, each waiting for those before.
+//! `incubate submit`: writes the scripts into the run directory and submits them with sbatch. Each job waits for those that it
+//! needs.
 
 use super::evidence::{gather, is_imported};
 use super::job::{JobKind, PlannedJob};
 use super::queue::{self, Queue, Submitted};
 use super::sbatch;
-use super::script::Places;
-use super::slurm::{Alive, MAX_ARRAY_SIZE, Situation, jobs};
+use super::script::Paths;
+use super::slurm::{MAX_ARRAY_SIZE, OpenJobs, Situation, jobs};
 use crate::plan::Plan;
 use crate::plan::cost::cost;
 use crate::run::graph::{Graph, Node};
@@ -24,19 +25,20 @@ pub struct Written {
     pub job: Submitted,
     /// The names of the jobs that it waits for.
     pub after: Vec<String>,
-    /// Operations of all its training, forward and backward.
+    /// The floating-point operations of its training, forward and backward.
     pub flops: f64,
-    /// What `sbatch --test-only` says, in a dry run on a machine with Slurm.
+    /// The output of `sbatch --test-only`, in a dry run on a machine with Slurm.
     pub check: Option<String>,
     /// The script, in a dry run.
     pub text: Option<String>,
 }
 
-/// Submits what is neither done nor on its way. A dry run writes the scripts and has Slurm, if there is one, check them.
+/// Submits jobs for the nodes that are not done and have no open job. A dry run writes the scripts and lets Slurm check them, if
+/// there is a Slurm.
 ///
 /// # Errors
-/// A usage error if sbatch refuses a script, or if all that is left is queued or running already; an artefact that the jobs
-/// would refuse is refused here.
+/// A usage error if sbatch refuses a script, or if all unfinished nodes have open jobs; [`crate::error::Failure::Damaged`] for an
+/// artefact that the jobs would refuse.
 pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>> {
     let run = RunDir::open(&plan.config)?;
     let graph = plan.graph();
@@ -44,19 +46,19 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
     let run_dir = run.path.canonicalize()?;
     let folder = run_dir.join("slurm");
     let config = folder.join("config.toml");
-    let places = Places { binary, config: &config, run_dir: &run_dir };
+    let paths = Paths { binary, config: &config, run_dir: &run_dir };
     let situation = situation(plan, &graph, &run, &queue)?;
-    let mut jobs = jobs(plan, &graph, places, &situation)?;
+    let mut jobs = jobs(plan, &graph, paths, &situation)?;
     jobs.extend(scripts(&graph, &jobs, &situation, &run_dir)?);
-    let alive: Vec<&str> = queue.queued.iter().filter(|job| job.is_alive()).map(|job| job.id.as_str()).collect();
+    let open: Vec<&str> = queue.queued.iter().filter(|job| job.is_open()).map(|job| job.id.as_str()).collect();
     require!(
-        dry_run || !jobs.is_empty() || alive.is_empty(),
-        "{}: already submitted as job {}; look with `incubate status`, or take it back with `incubate cancel`",
+        dry_run || !jobs.is_empty() || open.is_empty(),
+        "{}: already submitted as job {}; look with `incubate status`, or cancel it with `incubate cancel`",
         run.path.display(),
-        alive.join(", ")
+        open.join(", ")
     );
     std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
-    // The jobs read this config: keys that change no result, such as run.threads, are those of the last submission.
+    // The jobs read this config. Keys that change no result, such as run.threads, get the values of this submission.
     if !dry_run || queue.jobs.is_empty() {
         durable::replace_bytes(&config, plan.config.to_toml().as_bytes())?;
     }
@@ -67,16 +69,16 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
     if dry_run {
         return check(jobs, flops, &folder);
     }
-    withdraw(&jobs, &queue)?;
-    hand_over(jobs, flops, &folder, |new| queue::keep(&run, &queue.with_new(new)))
+    cancel_replaced(&jobs, &queue)?;
+    submit_all(jobs, flops, &folder, |new| queue::write_record(&run, &queue.with_new(new)))
 }
 
-/// Writes the scripts and has Slurm, if there is one, check them.
+/// Writes the scripts and lets Slurm check them, if there is a Slurm.
 fn check(jobs: Vec<PlannedJob>, flops: impl Fn(&PlannedJob) -> f64, folder: &Path) -> Result<Vec<Written>> {
     let mut written: Vec<Written> = Vec::new();
     let mut refused = None;
     for job in jobs {
-        let script = write(&job, folder)?;
+        let script = write_script(&job, folder)?;
         let check = sbatch::test_only(&script);
         if let Some(Err(words)) = &check {
             refused.get_or_insert_with(|| usage!("{}: sbatch refuses it: {words}", script.display()));
@@ -90,52 +92,52 @@ fn check(jobs: Vec<PlannedJob>, flops: impl Fn(&PlannedJob) -> f64, folder: &Pat
     refused.map_or(Ok(written), Err)
 }
 
-/// Writes the scripts and submits them. `keep` records what was submitted after every job, so that `incubate cancel` knows
-/// those that were submitted before one was refused.
-fn hand_over(
+/// Writes the scripts and submits them. After every job, `record` stores the jobs that were submitted, so that `incubate cancel`
+/// knows them even if a later job is refused.
+fn submit_all(
     jobs: Vec<PlannedJob>,
     flops: impl Fn(&PlannedJob) -> f64,
     folder: &Path,
-    keep: impl Fn(&[Submitted]) -> Result<()>,
+    record: impl Fn(&[Submitted]) -> Result<()>,
 ) -> Result<Vec<Written>> {
     let mut written: Vec<Written> = Vec::new();
     let mut submitted: Vec<Submitted> = Vec::new();
     for job in jobs {
-        let script = write(&job, folder)?;
-        let ids = job.after.iter().filter_map(|&place| submitted[place].id.as_deref());
-        let ids: Vec<&str> = ids.chain(job.after_alive.iter().map(String::as_str)).collect();
+        let script = write_script(&job, folder)?;
+        let ids = job.after.iter().filter_map(|&position| submitted[position].id.as_deref());
+        let ids: Vec<&str> = ids.chain(job.after_open.iter().map(String::as_str)).collect();
         let id = sbatch::submit(&script, &job.arguments, &ids)?;
         let (after, flops) = (names_before(&job, &written), flops(&job));
         let PlannedJob { kind, modules, first, .. } = job;
         let job = Submitted { kind, modules, first, script, id: Some(id) };
         submitted.push(job.clone());
         written.push(Written { job, after, flops, check: None, text: None });
-        keep(&submitted)?;
+        record(&submitted)?;
     }
     Ok(written)
 }
 
-fn write(job: &PlannedJob, folder: &Path) -> Result<PathBuf> {
+fn write_script(job: &PlannedJob, folder: &Path) -> Result<PathBuf> {
     let script = folder.join(format!("{}.sh", job.kind));
     durable::replace_bytes(&script, job.script.as_bytes())?;
     Ok(script)
 }
 
-/// What a job waits for: jobs of this submission by their names, and those of earlier ones by their numbers.
+/// The jobs that a job waits for: jobs of this submission by their names, those of earlier submissions by their numbers.
 fn names_before(job: &PlannedJob, written: &[Written]) -> Vec<String> {
-    let alive = job.after_alive.iter().map(|id| format!("job {id}"));
-    job.after.iter().map(|&place| written[place].job.kind.to_string()).chain(alive).collect()
+    let open = job.after_open.iter().map(|id| format!("job {id}"));
+    job.after.iter().map(|&position| written[position].job.kind.to_string()).chain(open).collect()
 }
 
-/// Jobs for the user's own scripts: all of them after a last job that is submitted, else those that did not end well.
+/// Jobs for the user's own scripts. If a last job is submitted, all scripts run after it; else only those that have not succeeded.
 fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &Path) -> Result<Vec<PlannedJob>> {
     let after: Vec<usize> = jobs.len().checked_sub(1).into_iter().collect();
-    let alive: Vec<String> = if after.is_empty() { situation.alive.last.iter().cloned().collect() } else { vec![] };
+    let after_open: Vec<String> = if after.is_empty() { situation.open.last.iter().cloned().collect() } else { vec![] };
     let mut scripts = Vec::new();
     for (position, node) in graph.nodes().iter().enumerate() {
         let Some(path) = &node.script else { continue };
-        let is_left = situation.left.contains(&position) && !situation.alive.nodes.contains_key(&position);
-        if after.is_empty() && !is_left {
+        let is_due = situation.unfinished.contains(&position) && !situation.open.nodes.contains_key(&position);
+        if after.is_empty() && !is_due {
             continue;
         }
         let script =
@@ -146,7 +148,7 @@ fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &
             modules: vec![],
             first: 0,
             after: after.clone(),
-            after_alive: alive.clone(),
+            after_open: after_open.clone(),
             script,
             arguments: vec![run_dir.join("export").to_string_lossy().into_owned()],
         });
@@ -154,16 +156,17 @@ fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &
     Ok(scripts)
 }
 
-/// Cancels jobs of earlier submissions that wait for something that failed: they are submitted again, with new jobs to wait
-/// for.
-fn withdraw(jobs: &[PlannedJob], queue: &Queue) -> Result<()> {
+/// Cancels the pending jobs of earlier submissions that these jobs replace. They wait for jobs that failed.
+fn cancel_replaced(jobs: &[PlannedJob], queue: &Queue) -> Result<()> {
     let mut ids = Vec::new();
     for old in queue.jobs.iter().filter(|old| old.modules.is_empty()) {
-        let is_again = jobs.iter().any(|job| job.kind == old.kind || job.kind.is_last() && old.kind.is_last());
-        let Some(queued) = queue.about_job(old, None).filter(|queued| is_again && queued.is_alive()) else { continue };
+        let is_replaced = jobs.iter().any(|job| job.kind == old.kind || job.kind.is_last() && old.kind.is_last());
+        let Some(queued) = queue.about_job(old, None).filter(|queued| is_replaced && queued.is_open()) else {
+            continue;
+        };
         require!(
             queued.state == JobState::Pending,
-            "job {} ({}) is running, though what it needs is not done; wait for its end, or take it back with `incubate cancel`",
+            "job {} ({}) is running, although jobs that it needs are not done; wait for its end, or cancel it with `incubate cancel`",
             queued.id,
             old.kind
         );
@@ -172,38 +175,38 @@ fn withdraw(jobs: &[PlannedJob], queue: &Queue) -> Result<()> {
     queue::scancel(&ids)
 }
 
-/// What is left to do, what is alive, and what the scripts depend on.
+/// Gathers all that the jobs depend on apart from the plan.
 fn situation(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<Situation> {
     let nodes = graph.nodes().iter().enumerate();
-    let alive = nodes.filter_map(|(position, node)| Some((position, queue.alive(node, |kind| !kind.is_last())?)));
-    let alive = alive.collect();
-    let last = graph.nodes().iter().find_map(|node| queue.alive(node, JobKind::is_last));
+    let open = nodes.filter_map(|(position, node)| Some((position, queue.open_job(node, |kind| !kind.is_last())?)));
+    let open = open.collect();
+    let last = graph.nodes().iter().find_map(|node| queue.open_job(node, JobKind::is_last));
     Ok(Situation {
-        left: left(plan, graph, run, queue)?,
-        alive: Alive { nodes: alive, last },
+        unfinished: unfinished(plan, graph, run, queue)?,
+        open: OpenJobs { nodes: open, last },
         max_array_size: queue::max_array_size().unwrap_or(MAX_ARRAY_SIZE),
         save_s: save_s(plan, run),
     })
 }
 
-/// The nodes that are needed and not done.
-fn left(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<Vec<usize>> {
+/// The positions of the nodes that are needed and not done.
+fn unfinished(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<Vec<usize>> {
     let mut seen = Seen::default();
-    let look = |node: &Node| if node.is_wanted { seen.look(run, node) } else { Ok(Found::Nothing) };
-    let evidence = gather(graph, &plan.config, queue, look)?;
+    let find = |node: &Node| if node.is_wanted { seen.look(run, node) } else { Ok(Found::Nothing) };
+    let evidence = gather(graph, &plan.config, queue, find)?;
     let is_imported = is_imported(graph, &evidence);
-    let mut left = Vec::new();
+    let mut unfinished = Vec::new();
     for (position, state) in states(graph, &evidence).into_iter().enumerate() {
         let node = &graph.nodes()[position];
         if node.is_needed(is_imported) && state.or_refusal(node, run.file(&node.file))? != State::Done {
-            left.push(position);
+            unfinished.push(position);
         }
     }
-    Ok(left)
+    Ok(unfinished)
 }
 
-/// Seconds that the slowest checkpoint took so far. Before the first one they are estimated, from weights and two moments
-/// in fp32.
+/// The seconds that the slowest checkpoint took so far. Before the first checkpoint it is an estimate from the size of the weights
+/// and two moments in fp32.
 fn save_s(plan: &Plan, run: &RunDir) -> f64 {
     const BYTES_PER_S: f64 = 100e6;
     let phases = plan.wanted_phases();
@@ -215,7 +218,7 @@ fn save_s(plan: &Plan, run: &RunDir) -> f64 {
     12.0 * largest as f64 / BYTES_PER_S
 }
 
-/// The jobs for people: the graph, and in a dry run each script.
+/// The jobs as a text for people, with the scripts after a dry run.
 pub fn table(written: &[Written]) -> String {
     if written.is_empty() {
         return "nothing to submit: all is done\n".into();

@@ -152,8 +152,8 @@ impl Stamp {
 }
 
 impl Queued {
-    /// Whether the job may still run.
-    pub fn is_alive(&self) -> bool {
+    /// Whether the job is open: queued or running.
+    pub fn is_open(&self) -> bool {
         matches!(self.state, JobState::Pending | JobState::Active)
     }
 }

@@ -9,8 +9,8 @@ use crate::incubate::TINY;
 use clap::CommandFactory;
 use incubate::cli::Cli;
 use incubate::cluster::queue::Queue;
-use incubate::cluster::script::Places;
-use incubate::cluster::slurm::{Alive, MAX_ARRAY_SIZE, Situation, jobs};
+use incubate::cluster::script::Paths;
+use incubate::cluster::slurm::{MAX_ARRAY_SIZE, OpenJobs, Situation, jobs};
 use incubate::cluster::status;
 use incubate::collective::mpi::World;
 use incubate::config::{Config, DeviceChoice, PHASE_TABLES};
@@ -74,10 +74,14 @@ fn a_new_phase_is_one_row() {
 
     // The last job, `finalize`, executes the new phase.
     let position = graph.nodes().iter().position(|node| node.name == "again").unwrap();
-    let situation =
-        Situation { left: vec![position], alive: Alive::default(), max_array_size: MAX_ARRAY_SIZE, save_s: 0.0 };
-    let places = Places { binary: Path::new("/i"), config: Path::new("/c.toml"), run_dir: Path::new("/r") };
-    let jobs = jobs(&job.plan, &graph, places, &situation).unwrap();
+    let situation = Situation {
+        unfinished: vec![position],
+        open: OpenJobs::default(),
+        max_array_size: MAX_ARRAY_SIZE,
+        save_s: 0.0,
+    };
+    let paths = Paths { binary: Path::new("/i"), config: Path::new("/c.toml"), run_dir: Path::new("/r") };
+    let jobs = jobs(&job.plan, &graph, paths, &situation).unwrap();
     assert_eq!((jobs.len(), jobs[0].kind.to_string().as_str(), &jobs[0].nodes), (1, "finalize", &vec![position]));
     assert!(jobs[0].script.contains("finetune*.json again*.json e2e*.json"), "{}", jobs[0].script);
 }

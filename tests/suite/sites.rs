@@ -73,7 +73,7 @@ fn an_answer_without_a_job_number_is_quoted() {
     let run = Incubate::new();
     let commands = Commands::new(&[("sbatch", "echo 'Submitted to the queue'"), ("squeue", "")]);
     let end = ended(commands.before(run.command(&["submit"])).output().unwrap());
-    end.fails(2, &["sbatch says no job number", "Submitted to the queue", "squeue"]);
+    end.fails(2, &["sbatch printed no job number", "Submitted to the queue", "squeue"]);
 }
 
 #[test]
