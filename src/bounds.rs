@@ -1,4 +1,4 @@
-//! Limits of the numbers in a config: each refusal names the key, the value and the cure.
+//! Checks of numbers in a config. Each error names the key, the value and the cure.
 
 use crate::require;
 use anyhow::Result;
@@ -8,7 +8,7 @@ pub fn positive(key: &str, value: f64, usual: f64) -> Result<()> {
     Ok(())
 }
 
-/// A slip of the keyboard ends here, and not in an allocation that fails.
+/// Refuses a number that is far too large, such as one with a typing error, before it makes an allocation fail.
 pub fn at_most(key: &str, value: usize, most: usize) -> Result<()> {
     require!(value <= most, "{key} = {value}: at most {most}; lower it");
     Ok(())

@@ -1,4 +1,4 @@
-//! How often something happens: `"200 steps"`, `"1 epochs"`, `"10 minutes"`, `"auto"`, `"never"`.
+//! The interval between checkpoints: `"200 steps"`, `"1 epochs"`, `"10 minutes"`, `"auto"` or `"never"`.
 
 use crate::usage;
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,7 @@ impl TryFrom<String> for Interval {
         };
         interval.ok_or_else(|| {
             usage!(
-                "no interval; give \"auto\", \"200 steps\", \"1 epochs\", \"10 minutes\" or \"never\" (only when a signal \
+                "not an interval; give \"auto\", \"200 steps\", \"1 epochs\", \"10 minutes\" or \"never\" (only when a signal \
                  stops the run)"
             )
         })

@@ -1,10 +1,11 @@
-//! Samples per forward pass of one replica: a number, or `"auto"`.
+//! The number of samples per forward pass of one replica, or `"auto"`.
 
 use crate::usage;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-/// How a replica's share of a global batch is split. The size decides memory and speed, never what is computed.
+/// The number of samples into which a replica's share of a global batch is split. It changes memory and speed, and the result only
+/// by rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub enum MicroBatch {
@@ -13,7 +14,7 @@ pub enum MicroBatch {
     Samples(usize),
 }
 
-/// The size for estimates that are made before a device was asked.
+/// The size for estimates that are made before a device is known.
 const USUAL: usize = 64;
 const MOST: i64 = 1 << 20;
 
@@ -34,7 +35,7 @@ impl TryFrom<Value> for MicroBatch {
         match &value {
             Value::String(word) if word == "auto" => Ok(MicroBatch::Auto),
             Value::Integer(n) if *n > MOST => Err(usage!("at most {MOST}; lower it")),
-            // Pairs of samples are mixed.
+            // Samples are mixed in pairs.
             Value::Integer(n) if *n >= 2 && n % 2 == 0 => Ok(MicroBatch::Samples(*n as usize)),
             Value::Integer(n) => {
                 Err(usage!("it must be even (samples are mixed in pairs); try {}", (n / 2 * 2 + 2).max(2)))

@@ -1,4 +1,4 @@
-//! The config file, exactly as the TOML says it, validated. [`crate::plan`] derives its meaning.
+//! The config file as the TOML says it, after validation. [`crate::plan`] derives its meaning.
 //!
 //! `configs/default.toml` holds every key with its default and a comment. A user's file and `--set` override these
 //! defaults. A key or type that the defaults do not have is a mistake and is refused by name. Phase tables inherit
@@ -26,7 +26,7 @@ pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 /// The tables that inherit every key of `[train]`.
 pub const PHASE_TABLES: [&str; 4] = ["meta", "module", "finetune", "e2e"];
 
-/// Keys of `[run]` and `[data]` that say how, where or which phases to run.
+/// Keys of `[run]` and `[data]` that decide how, where or which phases run, but not their results.
 const EXECUTION_KEYS: [&str; 17] = [
     "run.name",
     "run.dir",
@@ -44,12 +44,11 @@ const EXECUTION_KEYS: [&str; 17] = [
     "run.export",
     "data.path",
     "data.pack_from",
-    // The limit only decides when a run gives up, not what it computes.
+    // The limit only decides when a run gives up.
     "data.bad_images",
 ];
 
-/// Whether a key has no influence on what a phase computes, apart from rounding. Such a key may change when a run is started
-/// again.
+/// Whether a key does not change the result of a phase, apart from rounding. Such a key may change when a run is restarted.
 fn changes_nothing(key: &str) -> bool {
     EXECUTION_KEYS.contains(&key) || key.starts_with("slurm.") || key.ends_with(".on")
 }
@@ -245,7 +244,7 @@ impl Config {
         Self::parse(&text, sets).with_context(|| format!("in config {}", path.display()))
     }
 
-    /// Does what [`Config::load`] does, from the text of a file.
+    /// Like [`Config::load`], but from the text of a file.
     pub fn parse(text: &str, sets: &[String]) -> Result<Config> {
         let mut user: Table = text.parse().map_err(|e| not_toml(text, &e))?;
         for set in sets {
@@ -266,7 +265,7 @@ impl Config {
         toml::to_string(self).expect("a config is plain data")
     }
 
-    /// The keys that change what is computed and differ between `self` and `other`.
+    /// The keys that change the result and differ between `self` and `other`, with both values.
     pub fn differences(&self, other: &Config) -> Vec<String> {
         let (ours, theirs) = (flatten(self), flatten(other));
         ours.iter()
@@ -276,7 +275,7 @@ impl Config {
             .collect()
     }
 
-    /// The `key = value` lines of the given tables that change what is computed. A recipe is the hash of these lines.
+    /// The `key = value` lines of the given tables that change the result. A recipe is the hash of these lines.
     pub fn recipe(&self, tables: &[&str]) -> String {
         flatten(self)
             .into_iter()

@@ -54,7 +54,7 @@ pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
             };
             let same = default.type_str() == value.type_str()
                 || (default.is_float() && value.is_integer())
-                // This key takes a number or a word.
+                // `run.micro_batch` takes a number or a word.
                 || (name == "run" && key == "micro_batch");
             require!(
                 same,
@@ -68,8 +68,7 @@ pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
     Ok(())
 }
 
-/// Finds the key of the user's file that cannot be read, and explains why. `error_of` gives the error of a file with one
-/// key.
+/// Finds the key of the user's file that cannot be read, and explains why. `error_of` returns the error of a file with one key.
 pub(super) fn unreadable(
     user: &Table,
     defaults: &Table,

@@ -1,8 +1,8 @@
-//! Families of networks. All that is particular to a kind of network stands in its folder, as data and arithmetic: the
-//! config's keys and their limits, the table of parameters and buffers, how stages are cut, operations and memory, and
-//! the names that other programs use. Its computation stands in the folder of the same name below `model/`.
+//! Families of networks. The folder of a family holds all that is particular to this kind of network, as data and arithmetic: the
+//! keys of the config and their limits, the table of parameters and buffers, the division into stages, operations and memory, and
+//! the names that other programs use. Its computation is in the folder of the same name below `model/`.
 //!
-//! A new family is a folder here, one there, and a variant of [`Model`].
+//! A new family is a folder here, a folder below `model/`, and a variant of [`Model`].
 
 pub mod parameter;
 #[cfg(test)]
@@ -18,7 +18,7 @@ use toml::{Table, Value};
 use toy::Toy;
 use vit::Vit;
 
-/// The config's `[model]`: the sizes of one network. It dereferences to its family's answers.
+/// The config's `[model]`: the sizes of one network. It dereferences to the [`Family`] of the network.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Model {
@@ -52,27 +52,27 @@ impl Model {
     }
 }
 
-/// What every family tells about a network of given sizes. `depths` are the blocks of each stage of the network in
-/// question: the target's, the meta model's or a hybrid's.
+/// What every family can say about a network of given sizes. The argument `depths` is the number of blocks of each stage: those of
+/// the target, the meta model or a hybrid.
 pub trait Family {
-    /// Pixels of an image, whose height and width are equal.
+    /// The height, and width, of an image in pixels.
     fn image_size(&self) -> usize;
-    /// Colour channels of an image.
+    /// The number of colour channels of an image.
     fn channels(&self) -> usize;
     fn classes(&self) -> usize;
-    /// Blocks of each stage of the target.
+    /// The number of blocks of each stage of the target.
     fn depths(&self) -> &[usize];
-    /// Blocks of each stage of the meta model.
+    /// The number of blocks of each stage of the meta model.
     fn meta_depths(&self) -> Vec<usize>;
     /// K, the number of stages.
     fn stages(&self) -> usize {
         self.depths().len()
     }
 
-    /// Refuses sizes that make no network, naming the key, its value and the cure.
+    /// Refuses sizes that do not make a network. The error names the key, its value and the cure.
     fn validate(&self) -> Result<()>;
 
-    /// Every parameter and buffer, in the order in which the family's common implementation lists them.
+    /// All parameters and buffers, in the order of the family's usual implementation, such as timm's.
     fn parameters(&self, depths: &[usize]) -> Vec<Parameter>;
     /// How many numbers the parameters of each stage hold. A plan may have a thousand stages, so a family may count them
     /// without listing them.
@@ -88,49 +88,49 @@ pub trait Family {
 
     /// Floating-point operations of one stage's forward pass on one sample; a multiply-add counts as two.
     fn stage_flops(&self, depths: &[usize], stage: usize) -> f64;
-    /// Numbers that one sample's training keeps in memory at its peak, beside the parameters.
+    /// The peak of the numbers that training on one sample keeps in memory, not counting the parameters.
     fn activations(&self, training: &Memory) -> f64;
-    /// The drop rate of each residual branch, in the order of the network, if that of the last is `rate` (stochastic
-    /// depth, arXiv 1603.09382). Empty where nothing is dropped.
+    /// The drop rate of each residual branch in stochastic depth (arXiv 1603.09382), in the order of the network. `rate` is the rate
+    /// of the last branch. Empty if nothing is dropped.
     fn drop_rates(&self, depths: &[usize], rate: f64) -> Vec<f64>;
-    /// Probability of dropout, whose masks libtorch's own generator draws; 0 where there is none.
+    /// The probability of dropout, whose masks libtorch's generator draws; 0 if there is no dropout.
     fn dropout(&self) -> f64 {
         0.0
     }
 
-    /// Whether an imported tensor of this shape can stand for the parameter, as it is or after [`Family::resampled`].
+    /// Whether an imported tensor of this shape can become the parameter, as it is or after [`Family::resampled`].
     fn takes(&self, parameter: &Parameter, shape: &[i64]) -> bool {
         parameter.shape == shape
     }
-    /// The imported tensor in the parameter's own shape.
+    /// The imported tensor, resampled if its shape is not the parameter's.
     fn resampled(&self, _parameter: &Parameter, tensor: tch::Tensor) -> tch::Tensor {
         tensor
     }
-    /// The name of a bias beside this weight that other programs may store though this model has none. It must be zero.
+    /// The name of a bias that this model lacks, but that other programs may store beside this weight. It must be zero.
     fn absent_bias(&self, _weight: &str) -> Option<String> {
         None
     }
-    /// The key to set if an imported file lacks the parameter of this name, as an addition to the error's text.
+    /// The addition to the error about a parameter that an imported file lacks: the key of the config to set.
     fn cure_for_missing(&self, _name: &str) -> &'static str {
         ""
     }
-    /// Whether the weights of `other` can be imported: it differs in the image size and the depths at most, and the
-    /// depths are compared elsewhere.
+    /// Whether the weights of `other` can be imported: it may differ only in the image size and in the depths, which are compared
+    /// elsewhere.
     fn is_like(&self, other: &Model) -> bool;
 }
 
-/// What the memory of training depends on.
+/// The values on which the memory of training depends.
 #[derive(Debug, Clone)]
 pub struct Memory<'a> {
     pub depths: &'a [usize],
     /// The stages that train.
     pub trained: Range<usize>,
-    /// Whether a block keeps only its input and is computed again in the backward pass.
+    /// Whether a block keeps only its input and is recomputed in the backward pass.
     pub checkpointing: bool,
     pub on_cpu: bool,
 }
 
-/// The families that a config can name, with the TOML text of their `[model]` table's defaults. ViT's is part of
+/// The families that a config can name, except ViT, each with the defaults of its `[model]` table as TOML. ViT's defaults are in
 /// `configs/default.toml`.
 const DEFAULTS: &[(&str, &str)] = &[
     #[cfg(test)]
@@ -139,20 +139,20 @@ const DEFAULTS: &[(&str, &str)] = &[
 
 const VIT: &str = "vit";
 
-/// Every family by its name in the config.
+/// The names of all families in the config.
 pub fn names() -> Vec<&'static str> {
     DEFAULTS.iter().map(|(name, _)| *name).chain([VIT]).collect()
 }
 
-/// The defaults of the `[model]` table of the family of this name; none for ViT, whose defaults stand in
-/// `configs/default.toml`, and for a family that does not exist.
+/// The defaults of the `[model]` table of a family; none for ViT, whose defaults are in `configs/default.toml`, and for an unknown
+/// name.
 pub fn defaults(name: &str) -> Option<Table> {
     let (_, text) = DEFAULTS.iter().find(|(known, _)| *known == name)?;
     Some(text.parse().expect("the embedded defaults are TOML"))
 }
 
 impl<'de> Deserialize<'de> for Model {
-    /// From a flat table whose `family` says what the other keys mean; ViT without one.
+    /// Reads a flat table whose key `family` decides what the other keys mean. Without that key the family is ViT.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Model, D::Error> {
         use serde::de::Error;
         let mut table = Table::deserialize(deserializer)?;

@@ -1,14 +1,13 @@
-//! One row of a network's table of parameters and buffers. The model, the store, the exports and `plan` all read the
-//! table that a family gives.
+//! The rows of a family's table of parameters and buffers, which the model, the store, the exports and `plan` read.
 
 use serde::{Deserialize, Serialize};
 
 /// One named tensor of a network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Parameter {
-    /// The stage that owns it. The first stage has the embeddings, the last the final norm and head (paper, section 3).
+    /// The stage of the tensor. The first stage has the embeddings, the last the final norm and the head (paper, section 3).
     pub stage: usize,
-    /// The name within the stage, with blocks numbered from 0: the official `model_stages[stage]` name for a ViT.
+    /// The name within the stage, where blocks are numbered from 0. For a ViT it is the official `model_stages[stage]` name.
     pub name: String,
     pub shape: Vec<i64>,
     pub start: Start,
@@ -28,20 +27,20 @@ pub enum Start {
     Ones,
 }
 
-/// What training does to a tensor.
+/// How training changes a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Role {
     /// The optimiser changes it, with weight decay.
     Decayed,
     /// The optimiser changes it, without weight decay.
     Plain,
-    /// A buffer, such as BatchNorm's statistics: saved but not trained. After each step it moves by `momentum` towards the
-    /// mean, over the global batch, of what its stage reported.
+    /// A buffer, such as BatchNorm's statistics, which is saved but not trained. After each step it moves by `momentum` towards the
+    /// mean over the global batch of the values that its stage has accumulated.
     Buffer { momentum: f64 },
 }
 
 impl Parameter {
-    /// How many numbers it holds.
+    /// How many numbers the tensor holds.
     pub fn count(&self) -> usize {
         self.shape.iter().product::<i64>() as usize
     }

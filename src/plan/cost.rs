@@ -1,18 +1,18 @@
-//! Estimates of what a phase costs, by formula: parameters, floating-point operations and memory. `plan` and the reports
-//! print them.
+//! Estimates the cost of a phase by formulas: parameters, floating-point operations and memory. `plan` and the reports print the
+//! estimates.
 
 use super::{PhasePlan, Plan};
 use crate::config::Precision;
 use crate::family::{Memory, Model};
 
-/// Cost of one phase.
+/// The cost of one phase.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Cost {
     pub parameters: u64,
     pub trained_parameters: u64,
     /// Samples that pass through the network in training.
     pub images: u64,
-    /// Floating-point operations of the whole phase (a multiply-add counts as two).
+    /// The floating-point operations of the phase. A multiply-add counts as two.
     pub flops: f64,
 }
 
@@ -26,7 +26,7 @@ pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
     Cost { parameters: all, trained_parameters: trained, images, flops: images as f64 * training_flops(model, phase) }
 }
 
-/// Peak memory of one replica in bytes: weights, gradients, moments and activations of a micro-batch.
+/// The peak memory of one replica in bytes: weights, gradients, moments, and the activations of a micro-batch.
 pub fn memory(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> u64 {
     let cost = cost(plan, phase);
     let micro = plan.config.run.micro_batch.samples().min(phase.training.global_batch) as f64;
@@ -34,15 +34,15 @@ pub fn memory(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> u64 {
     (state + micro * activation_bytes(plan, phase, on_cpu)) as u64
 }
 
-/// Bytes of the parameters: of every stage the weights in the number type of the computation; of a trained stage also the
-/// gradients, two moments and, if the number type is not fp32, the fp32 weights.
+/// The bytes of the parameters. All stages have weights in the number type of the computation. Trained stages also have gradients,
+/// two moments and, if the number type is not fp32, fp32 weights.
 fn state_bytes(plan: &Plan, all: u64, trained: u64) -> f64 {
     let number = number_bytes(plan);
     let exact = if number < 4.0 { 4.0 } else { 3.0 };
     number * all as f64 + 4.0 * exact * trained as f64
 }
 
-/// Bytes of one number in the computation.
+/// The bytes of one number in the computation.
 fn number_bytes(plan: &Plan) -> f64 {
     match plan.config.run.precision {
         Precision::Bf16 => 2.0,
@@ -50,8 +50,8 @@ fn number_bytes(plan: &Plan) -> f64 {
     }
 }
 
-/// The largest even micro-batch of at most `most` samples whose estimate leaves a tenth of `memory` bytes free, if two
-/// samples fit at all.
+/// The largest even micro-batch of at most `most` samples whose estimate leaves a tenth of `memory` bytes free; none if not even two
+/// samples fit.
 pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: u64, most: usize, on_cpu: bool) -> Option<usize> {
     let cost = cost(plan, phase);
     let free = 0.9 * memory as f64 - state_bytes(plan, cost.parameters, cost.trained_parameters);
@@ -60,13 +60,13 @@ pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: u64, most: us
     (even > 0).then_some(even)
 }
 
-/// Operations of one forward pass on one sample through the network with these stage depths.
+/// The operations of one forward pass on one sample through the network with these stage depths.
 pub fn forward_flops(model: &Model, depths: &[usize]) -> f64 {
     (0..depths.len()).map(|stage| model.stage_flops(depths, stage)).sum()
 }
 
-/// Operations of training on one sample. Frozen stages before the trained ones run forward only. Trained stages compute
-/// gradients of activations and weights too. Frozen stages after them compute gradients of activations alone.
+/// The operations of training on one sample. Frozen stages before the trained ones only run forward. Trained stages also compute
+/// the gradients of activations and weights. Frozen stages after them also compute the gradients of activations.
 pub fn training_flops(model: &Model, phase: &PhasePlan) -> f64 {
     (0..phase.depths.len())
         .map(|stage| {
@@ -80,7 +80,7 @@ pub fn training_flops(model: &Model, phase: &PhasePlan) -> f64 {
         .sum()
 }
 
-/// Bytes of the activations of one sample.
+/// The bytes of the activations of one sample.
 fn activation_bytes(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> f64 {
     let memory = Memory {
         depths: &phase.depths,
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_left_open_is_what_the_nodes_or_this_machine_have() {
+    fn an_open_device_is_decided_by_the_nodes_or_this_machine() {
         let is_for_cpu = |text: &str| [false, true].map(|has_gpu| plan(text).is_for_cpu(has_gpu));
         assert_eq!(is_for_cpu("[run]\ndevice = \"cpu\""), [true, true]);
         assert_eq!(is_for_cpu("[run]\ndevice = \"cuda\""), [false, false]);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_keeps_more_than_a_gpu() {
+    fn a_cpu_keeps_more_activations_than_a_gpu() {
         let plan = plan("");
         let phase = plan.phase(&E2E, None);
         assert!(memory(&plan, &phase, true) > memory(&plan, &phase, false));

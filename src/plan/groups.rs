@@ -1,4 +1,4 @@
-//! Which ranks train which module, and which samples of a step each replica takes.
+//! Distributes modules over ranks, and the samples of a step over replicas.
 
 use std::ops::Range;
 

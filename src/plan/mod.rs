@@ -1,5 +1,5 @@
-//! Everything derived from the config: phases, steps, learning rates, groups, file names, cost. Pure arithmetic.
-//! Training code reads only this, never the config's meaning anew.
+//! Everything that is derived from the config by pure arithmetic: phases, steps, learning rates, groups, file names, cost. Training
+//! code reads the plan and does not interpret the config itself.
 
 pub mod cost;
 pub mod groups;
@@ -15,40 +15,40 @@ use anyhow::Result;
 use groups::ranks_of;
 use std::ops::Range;
 
-/// The config plus the one number that only the data knows.
+/// The config and the one number that depends on the data.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub config: Config,
-    /// Training images after `data.train_fraction`.
+    /// The number of training images after `data.train_fraction`.
     pub train_images: usize,
 }
 
-/// One phase, fully decided: what every rank of its group needs to know to train it.
+/// The plan of one phase: all that a rank of its group needs to know to train it.
 #[derive(Debug, Clone)]
 pub struct PhasePlan {
-    /// `meta`, `module-2`, `finetune`, `e2e`: the name of logs, checkpoints and heartbeats.
+    /// The name of its logs, checkpoints and heartbeats: `meta`, `module-2`, `finetune` or `e2e`.
     pub name: String,
-    /// The row of the table: `meta`, `module`, `finetune` or `e2e`.
+    /// The name of its row in the table: `meta`, `module`, `finetune` or `e2e`.
     pub row: &'static str,
     /// The finished artefact's file name in the run directory.
     pub file: String,
     /// The stage that a module phase trains.
     pub index: Option<usize>,
-    /// Blocks of each stage of the network that runs.
+    /// The number of blocks of each stage of the network that runs.
     pub depths: Vec<usize>,
     /// The stages that train.
     pub trained: Range<usize>,
     pub training: Training,
     pub steps_per_epoch: u64,
     pub steps: u64,
-    /// Key of everything random in this phase.
+    /// The key of all randomness in this phase.
     pub seed: u64,
-    /// Hash over every config key that changes what this phase computes.
+    /// The hash of all config keys that change the result of this phase.
     pub recipe: String,
 }
 
 impl Plan {
-    /// Decides all phases; refuses a data set that is too small for one step.
+    /// Refuses a data set that is too small for one step of any phase.
     pub fn new(config: Config, train_images: usize) -> Result<Plan> {
         let plan = Plan { config, train_images };
         require!(train_images >= 2, "data: {train_images} training image(s) are too few; at least 2 are needed");
@@ -64,7 +64,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// What follows from the config alone: recipes, sizes and which phases there are, but no steps.
+    /// A plan without data: recipes, sizes and phases are right, but the numbers of steps are not.
     pub fn without_data(config: Config) -> Plan {
         Plan { config, train_images: 0 }
     }
@@ -107,8 +107,7 @@ impl Plan {
         })
     }
 
-    /// Replicas of one rank, as far as the config tells: as many as it says, else the rank's part of the node's GPUs, else
-    /// one.
+    /// The replicas of one rank by the config: `run.replicas`, else the rank's share of the node's GPUs, else one.
     pub fn replicas_per_rank(&self) -> usize {
         match self.config.run.replicas {
             0 => (self.gpus_per_node() / self.ranks_per_node()).max(1),
@@ -116,7 +115,7 @@ impl Plan {
         }
     }
 
-    /// How many of a world of `ranks` train a phase `on` these.
+    /// How many ranks of a world of `ranks` train a phase whose key `on` has this value.
     pub fn ranks_on(&self, on: Ranks, index: Option<usize>, ranks: usize) -> usize {
         let stages = self.config.model.stages();
         match on {
@@ -127,7 +126,7 @@ impl Plan {
         }
     }
 
-    /// Whether it computes on CPUs, as far as the config tells, and else whether this machine has a GPU.
+    /// Whether the run computes on CPUs: by the config, or if that leaves it open, by whether this machine has a GPU.
     pub fn is_for_cpu(&self, has_gpu: bool) -> bool {
         match self.config.run.device {
             DeviceChoice::Cpu => true,
@@ -144,7 +143,7 @@ impl Plan {
         self.config.slurm.ranks.div_ceil(self.config.slurm.nodes)
     }
 
-    /// Samples of one epoch: with repeated augmentation the official sampler keeps whole blocks of 256.
+    /// The samples of one epoch. With repeated augmentation it is a multiple of 256, as in the official sampler.
     pub fn epoch_samples(&self) -> usize {
         match (self.config.data.repeats, self.train_images) {
             (1, n) => n,

@@ -1,5 +1,5 @@
-//! One class for each image. The network gives logits (b, c); training targets are distributions over the classes (b, c),
-//! which Mixup, CutMix and label smoothing blend; an evaluation's labels are class numbers (b).
+//! Classification: one class for each image. The network gives logits (b, c). Training targets are distributions over the classes
+//! (b, c), which Mixup, CutMix and label smoothing blend. The labels of an evaluation are class numbers (b).
 
 use super::{Better, Loss, Metric};
 use std::collections::BTreeMap;
@@ -16,13 +16,13 @@ const TOP1: Metric = Metric {
 
 const TOP5: Metric = Metric { key: "top5", name: "top-5", ..TOP1 };
 
-/// Cross entropy with the label alone, whatever the training's targets are.
+/// Cross entropy with the label, whatever the training targets are.
 const LOSS: Metric =
     Metric { key: "loss", name: "loss", unit: "", decimals: 4, better: Better::Lower, has_column: false };
 
 pub const METRICS: [Metric; 3] = [TOP1, TOP5, LOSS];
 
-/// Σ over the batch of −Σ target · log softmax(logits) (timm: `SoftTargetCrossEntropy`, before its mean). All in fp32.
+/// The sum over the batch of −Σ target · log softmax(logits), in fp32 (timm's `SoftTargetCrossEntropy` before its mean).
 pub fn loss(outputs: &[Tensor], targets_bc: &Tensor) -> Loss {
     let log_probability_bc = outputs[0].log_softmax(-1, Kind::Float);
     let sum = -(targets_bc * &log_probability_bc).sum(Kind::Float);
@@ -34,8 +34,8 @@ pub fn random_targets(samples: usize, classes: usize) -> Tensor {
     Tensor::randn([samples as i64, classes as i64], (Kind::Float, Device::Cpu)).softmax(-1, Kind::Float)
 }
 
-/// The sums are, in the order of [`METRICS`]: images whose class is the best guess, images whose class is among the five
-/// best guesses, and the loss.
+/// Adds a batch to the sums, which are in the order of [`METRICS`]: the images whose class is the best guess, the images whose class
+/// is among the five best guesses, and the loss.
 pub fn add(sums: &mut [f64], outputs: &[Tensor], labels_b: &Tensor) {
     let [logits_bc] = outputs else { unreachable!("classification reads the logits alone") };
     let classes = logits_bc.size()[1];
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn people_and_programs_are_shown_the_same_values() {
+    fn people_and_programs_get_the_same_values() {
         let values = BTreeMap::from([("top1".into(), 85.999), ("loss".into(), 0.25), ("images".into(), 9.0)]);
         assert_eq!(TASK.text(&values), "top-1 86.00 %, loss 0.2500");
         assert_eq!(serde_json::to_string(&TASK.scores(&values)).unwrap(), r#"{"top1":85.999,"top5":null}"#);

@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 
-/// A number that an evaluation gives.
+/// A kind of number that an evaluation gives.
 #[derive(Debug, PartialEq)]
 pub struct Metric {
     /// Its name in JSON, in the metrics of artefacts and, after `test/`, in the curves.
@@ -12,7 +12,7 @@ pub struct Metric {
     pub name: &'static str,
     /// Empty for a plain number.
     pub unit: &'static str,
-    /// Digits that are printed after the decimal point.
+    /// The number of digits after the decimal point.
     pub decimals: usize,
     pub better: Better,
     /// Whether tables of models have a column for it.

@@ -1,5 +1,5 @@
-//! The task that a network learns: the loss of a batch with its gradients, and the metrics of an evaluation. The other rooms
-//! print and store metrics from the data here and know none of them by name.
+//! The task that a network learns: the loss of a batch with its gradients, and the metrics of an evaluation. Other rooms print and
+//! store metrics by the data here, and name none of them.
 //!
 //! A new task is a variant of [`Task`] with a file of its own beside `classification.rs`. The targets of a batch are one
 //! tensor whose first dimension counts samples; only the task knows what its numbers mean.

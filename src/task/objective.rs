@@ -1,5 +1,5 @@
-//! Which losses stand where in the network while it trains. The task's own loss on the task's own outputs is the first
-//! objective; others add losses at the borders of stages, with heads of their own.
+//! The losses with which a network trains, and the outputs that they read. The first objective is the task's loss on the network's
+//! output. Other objectives add losses on the outputs of stages, with heads of their own.
 
 use super::{Loss, Task};
 use crate::config::Config;
@@ -11,9 +11,9 @@ use tch::Tensor;
 /// The objectives of training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Objective {
-    /// The task's loss alone, through the whole network.
+    /// Only the task's loss, through the whole network.
     EndToEnd(Task),
-    /// For tests: beside it the same loss of a linear head on the output of the first stage.
+    /// For tests: also the same loss of a linear head on the output of the first stage.
     #[cfg(test)]
     WithLocal(Task),
 }
@@ -38,8 +38,8 @@ impl Objective {
         }
     }
 
-    /// The parameters of heads that train with the network and are no part of it. Checkpoints hold them; they are neither
-    /// assembled nor exported. Their stage is the number of the network's stages.
+    /// The parameters of the additional heads. They train with the network and are in checkpoints, but are neither assembled nor
+    /// exported. Their stage is the number of the network's stages.
     #[cfg_attr(not(test), expect(unused_variables, reason = "only the tests have an objective with heads of its own"))]
     pub fn auxiliary(self, model: &Model, depths: &[usize]) -> Vec<Parameter> {
         match self {
@@ -49,8 +49,8 @@ impl Objective {
         }
     }
 
-    /// The loss of some of a batch of `samples` with these outputs at the taps and these training targets: their share of
-    /// the batch's mean, and its gradients. Adds those of the auxiliary parameters to the network's flat buffer.
+    /// The loss of a part of a batch, given its outputs at the taps and its training targets: its contribution to the mean over the
+    /// batch of `samples`, and the gradients. Adds the gradients of the auxiliary parameters to the network's flat buffer.
     #[cfg_attr(not(test), expect(unused_variables, reason = "only the tests have an objective with heads of its own"))]
     pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, samples: f64) -> Loss {
         let Loss { sum, gradients } = match self {

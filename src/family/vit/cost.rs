@@ -1,21 +1,21 @@
-//! Operations and memory of a ViT by formula. n = tokens, d = width, h = hidden units.
+//! Formulas for the operations and the memory of a ViT. n = tokens, d = width, h = hidden units.
 
 use super::Vit;
 use crate::family::Memory;
 use std::ops::Range;
 
-/// Operations of one stage's forward pass on one sample.
+/// The operations of one stage's forward pass on one sample.
 pub fn stage_flops(vit: &Vit, depths: &[usize], stage: usize) -> f64 {
     depths[stage] as f64 * block_flops(vit) + end_flops(vit, stage, depths.len())
 }
 
-/// One block: four width² and two width·hidden products per token, and attention.
+/// The operations of one block: per token, four products of width² and two of width·hidden, and attention.
 fn block_flops(vit: &Vit) -> f64 {
     let (n, d, h) = (vit.tokens() as f64, vit.width as f64, vit.hidden() as f64);
     2.0 * n * (4.0 * d * d + 2.0 * d * h) + 4.0 * n * n * d
 }
 
-/// The patch projection if this is the first stage, and the head if it is the last.
+/// The operations of the patch projection if this is the first stage, and of the head if it is the last.
 fn end_flops(vit: &Vit, stage: usize, stages: usize) -> f64 {
     let d = vit.width as f64;
     let patch = 2.0 * (vit.tokens() - 1) as f64 * d * (vit.channels * vit.patch_size.pow(2)) as f64;
@@ -24,7 +24,7 @@ fn end_flops(vit: &Vit, stage: usize, stages: usize) -> f64 {
     at(0, patch) + at(stages - 1, head)
 }
 
-/// Numbers that one sample's backward pass needs, from the first trained stage on, and those of the block that is being
+/// The numbers that one sample's backward pass needs from the first trained stage on, plus those of the block that is being
 /// computed.
 pub fn activations(vit: &Vit, training: &Memory) -> f64 {
     let Memory { depths, trained, checkpointing, on_cpu } = training;

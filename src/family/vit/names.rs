@@ -1,14 +1,14 @@
-//! The names that other programs' readers have for a ViT's parameters.
+//! The names that other programs give a ViT's parameters.
 
-/// One kind of parameter under each reader's name. `{i}` is the block, `{p}` is `weight` or `bias`.
+/// The names of one kind of parameter in each reader. `{i}` is the block, `{p}` is `weight` or `bias`.
 pub struct Row {
     /// timm's name, which is ours.
     pub timm: &'static str,
-    /// transformers' `ViTForImageClassification`; at `{qkv}` a tensor of stacked rows becomes three.
+    /// The name in transformers' `ViTForImageClassification`. `{qkv}` stands for the three tensors into which the rows are split.
     pub transformers: &'static str,
-    /// mmsegmentation's `VisionTransformer`, where it takes the parameter.
+    /// The name in mmsegmentation's `VisionTransformer`, if that takes the parameter.
     pub mmseg: Option<&'static str>,
-    /// Whether ViTDet (detectron2, mmdetection) takes it, under timm's name.
+    /// Whether ViTDet (detectron2, mmdetection) takes the parameter, under timm's name.
     pub vitdet: bool,
 }
 
@@ -31,7 +31,7 @@ const TABLE: [Row; 11] = [
     row("head.{p}", "classifier.{p}", None, false),
 ];
 
-/// The row of a timm name, its block, and `weight` or `bias`.
+/// The row of the table for a timm name, with the block's number and `weight` or `bias`.
 pub fn find(name: &str) -> (&'static Row, &str, &str) {
     let block = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')).map_or("", |(block, _)| block);
     let part = name.rsplit_once('.').map_or("", |(_, part)| part);

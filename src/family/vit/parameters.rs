@@ -3,8 +3,8 @@
 use super::Vit;
 use crate::family::parameter::{Parameter, Role, Start};
 
-/// The parameters of the network with these stage depths, in the order of timm's `state_dict`. Weight decay holds for
-/// matrices and kernels alone: neither for 1-d parameters nor for `cls_token` and `pos_embed`.
+/// The parameters of the network with these stage depths, in the order of timm's `state_dict`. Weight decay applies to matrices and
+/// kernels only, not to 1-d parameters, `cls_token` or `pos_embed`.
 pub fn parameters(vit: &Vit, depths: &[usize]) -> Vec<Parameter> {
     let (width, hidden) = (vit.width as i64, vit.hidden() as i64);
     let last = depths.len() - 1;
@@ -46,7 +46,7 @@ pub fn parameters(vit: &Vit, depths: &[usize]) -> Vec<Parameter> {
     all
 }
 
-/// timm's name in the whole network: the block number counts through all stages.
+/// timm's name of the parameter in the whole network, where blocks are counted through all stages.
 pub fn timm_name(parameter: &Parameter, depths: &[usize]) -> String {
     match parameter.name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')) {
         Some((block, rest)) => {
@@ -57,7 +57,7 @@ pub fn timm_name(parameter: &Parameter, depths: &[usize]) -> String {
     }
 }
 
-/// How many numbers the parameters of each stage hold, from those of a single block.
+/// How many numbers the parameters of each stage hold, computed from those of a single block.
 pub fn counts(vit: &Vit, depths: &[usize]) -> Vec<usize> {
     let (mut block, mut first, mut last) = (0, 0, 0);
     for parameter in parameters(vit, &[1]) {

@@ -1,22 +1,21 @@
-//! Position embeddings and patch kernels at another size.
+//! Resamples position embeddings and patch kernels to another size.
 
 use crate::family::parameter::Parameter;
 use tch::{Device, Kind, Tensor};
 
-/// Rows of the largest position embeddings that are resampled: those of 4,096 pixels in patches of 16.
+/// The rows of the largest position embeddings that are resampled: those of images of 4,096 pixels in patches of 16.
 const LARGEST_GRID: i64 = 256 * 256 + 1;
 
-/// Whether a tensor of this shape holds the position embeddings of another image size, for a model that is to be
-/// fine-tuned at its own.
+/// Whether the parameter is the position embeddings and a tensor of this shape holds those of another image size.
 pub fn is_another_grid(parameter: &Parameter, shape: &[i64]) -> bool {
     let is_grid = |rows: i64| (2..=LARGEST_GRID).contains(&rows) && (rows - 1).isqrt().pow(2) == rows - 1;
     parameter.name == "pos_embed"
         && matches!((shape, &parameter.shape[..]), (&[1, rows, a], &[1, _, b]) if a == b && is_grid(rows))
 }
 
-/// Position embeddings (1, 1 + n², width) on a grid of `side`² patches; the class row stays as it is.
+/// Resamples position embeddings (1, 1 + n², width) to a grid of `side`² patches. The row of the class token stays as it is.
 ///
-/// Bicubic without antialiasing, as the official code (`main.py`, `--finetune`), ViTDet and mmsegmentation resize them.
+/// The interpolation is bicubic without antialiasing, as in the official code (`main.py`, `--finetune`), ViTDet and mmsegmentation.
 pub fn positions(pos_embed_1nd: &Tensor, side: usize) -> Tensor {
     let (_, rows, width) = pos_embed_1nd.size3().expect("position embeddings are (1, 1 + n², width)");
     let (grid, side) = ((rows - 1).isqrt(), side as i64);
@@ -29,18 +28,18 @@ pub fn positions(pos_embed_1nd: &Tensor, side: usize) -> Tensor {
     Tensor::cat(&[pos_embed_1nd.narrow(1, 0, 1), resized_1nd], 1)
 }
 
-/// Patch kernels (width, channels, p, p) for patches of `side`² pixels: the kernels whose response to an image patch
-/// that was resized from p to `side` is nearest the old response to the old patch. Interpolating the kernel itself would
-/// scale every response by the ratio of the areas.
+/// Resamples patch kernels (width, channels, p, p) to patches of `side`² pixels. The response of the new kernels to a patch that
+/// was resized from p to `side` is as near as possible to the response of the old kernels to the old patch. Interpolating the
+/// kernels would instead scale every response by the ratio of the areas.
 ///
-/// FlexiViT's pseudo-inverse resize (arXiv 2212.08013, section 3.4), as timm's `resample_patch_embed` computes it.
+/// This is FlexiViT's pseudo-inverse resize (arXiv 2212.08013, section 3.4), computed like timm's `resample_patch_embed`.
 pub fn patch_kernel(weight_dcpp: &Tensor, side: usize) -> Tensor {
     let (width, channels, patch, _) = weight_dcpp.size4().expect("patch kernels are (width, channels, p, p)");
     let side = side as i64;
     if patch == side {
         return weight_dcpp.shallow_clone();
     }
-    // Each pixel of the old patch alone, resized: the columns of the linear map that resizing is.
+    // Resizing is a linear map. Its columns are the resized images of single pixels.
     let pixels = Tensor::eye(patch * patch, (Kind::Double, Device::Cpu)).view([patch * patch, 1, patch, patch]);
     let resize = pixels.internal_upsample_bicubic2d_aa([side, side], false, None, None);
     let resize = resize.view([patch * patch, side * side]);
@@ -66,17 +65,17 @@ mod tests {
     }
 
     #[test]
-    fn a_larger_kernel_answers_a_resized_patch_as_the_old_one_did_the_patch() {
+    fn a_larger_kernel_responds_to_a_resized_patch_as_the_old_one_to_the_patch() {
         let wave = |count: i64, step: f32| -> Tensor {
             Tensor::from_slice(&(0..count).map(|i| (step * i as f32).sin()).collect::<Vec<_>>())
         };
         let kernel = wave(3 * 2 * 14 * 14, 0.7).view([3, 2, 14, 14]);
         let patch = wave(2 * 14 * 14, 0.3).view([1, 2, 14, 14]);
         let resized = patch.internal_upsample_bicubic2d_aa([16, 16], false, None, None);
-        let answer = |kernel: &Tensor, patch: &Tensor| {
+        let response = |kernel: &Tensor, patch: &Tensor| {
             (kernel * patch).sum_dim_intlist([1i64, 2, 3].as_slice(), false, Kind::Float)
         };
-        let difference = answer(&kernel, &patch) - answer(&patch_kernel(&kernel, 16), &resized);
+        let difference = response(&kernel, &patch) - response(&patch_kernel(&kernel, 16), &resized);
         assert!(difference.abs().max().double_value(&[]) < 1e-3, "{difference:?}");
     }
 }

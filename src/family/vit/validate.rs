@@ -1,4 +1,4 @@
-//! What can be refused of a ViT's sizes without data: each message names the key, the value and the cure.
+//! Checks the sizes of a ViT without data. Each error names the key, the value and the cure.
 
 use super::Vit;
 use crate::bounds::{at_most, positive, probability};
