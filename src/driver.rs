@@ -1,5 +1,4 @@
-//! The NVIDIA driver's own library, loaded at run time. It tells the GPUs and their memory, and makes events and pinned
-//! memory.
+//! The library of the NVIDIA driver, loaded at run time. It lists the GPUs and their memory, and makes events and pinned memory.
 //!
 //! The signatures are those of CUDA's `cuda.h` (driver API). Every Linux driver has `libcuda.so.1`, whatever CUDA version
 //! libtorch was built with. `cuda.h` maps plain names to the names with a suffix.
@@ -10,13 +9,13 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
-/// The driver, or why this process computes on the CPU. Set once, when CUDA is loaded.
+/// The driver, or the reason why this process computes on the CPU. It is set once, when CUDA is loaded.
 pub static CUDA: OnceLock<Result<Driver, String>> = OnceLock::new();
 
 /// The driver, once CUDA is loaded.
 ///
 /// # Errors
-/// Says why CUDA is not loaded, and the cure.
+/// The error says why CUDA is not loaded, and the cure.
 pub fn cuda() -> Result<&'static Driver> {
     let loaded = CUDA.get().context("CUDA was not asked for")?;
     loaded.as_ref().map_err(|error| anyhow!("{error}"))
@@ -63,7 +62,7 @@ const NO_TIMING: c_uint = 2;
 /// CUDA_ERROR_NOT_READY.
 const NOT_READY: Status = 600;
 
-/// What the driver says about one GPU.
+/// A GPU as the driver describes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gpu {
     pub name: String,
@@ -161,7 +160,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Bytes in use on the calling thread's current GPU, by all processes. libtorch never gives memory back by itself.
+    /// The bytes in use on the calling thread's current GPU, by all processes. libtorch never returns memory by itself.
     pub fn memory_in_use(&self) -> Result<u64> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the outputs are one size_t each.
@@ -171,7 +170,7 @@ impl Driver {
 }
 
 impl PinnedMemory {
-    /// Pins so many bytes. The calling thread must have a current GPU.
+    /// Allocates pinned memory of `bytes` bytes. The calling thread must have a current GPU.
     pub fn new(driver: &'static Driver, bytes: usize) -> Result<PinnedMemory> {
         let mut start = std::ptr::null_mut();
         // SAFETY: the output is one pointer.
@@ -184,7 +183,7 @@ impl PinnedMemory {
         self.start
     }
 
-    /// Frees the memory. Dropping does not, since CUDA waits for the GPU here, and after an error may wait for ever.
+    /// Frees the memory. Dropping it does not, because freeing waits for the GPU, after an error perhaps for ever.
     pub fn free(self) {
         // SAFETY: the memory came from cuMemHostAlloc and is freed once.
         unsafe { (self.driver.free_host)(self.start) };

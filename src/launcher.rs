@@ -1,9 +1,9 @@
-//! The rank, the ranks of the node and the cores of this process, as mpirun or Slurm tells them before MPI is initialised.
+//! The rank, the ranks of the node and the cores of this process, which mpirun or Slurm says before MPI is initialised.
 
 use std::sync::OnceLock;
 
-/// How many cores this rank may compute on: the cores it is bound to, or its share if the node's ranks share cores. The
-/// first call decides, since threads that are pinned later see fewer cores.
+/// The number of cores on which this rank may compute: the cores to which it is bound, or its share if the node's ranks share cores.
+/// The first call decides the number, since threads that are pinned later see fewer cores.
 pub fn cores_of_this_rank() -> usize {
     static CORES: OnceLock<usize> = OnceLock::new();
     *CORES.get_or_init(|| {
@@ -13,8 +13,8 @@ pub fn cores_of_this_rank() -> usize {
     })
 }
 
-/// This rank's share of the `cores` that it sees. If the launcher has more cores, it has bound this rank, and all `cores`
-/// are its own. The same holds if all ranks together see no more cores than Slurm has given the job on this node.
+/// This rank's share of the `cores` that it sees. If the launcher has more cores, it has bound this rank, and all `cores` belong to
+/// the rank. The same holds if all ranks together see no more cores than Slurm has given the job on this node.
 fn share(cores: usize, ranks: usize, launchers: Option<usize>, on_node: Option<usize>) -> usize {
     let bound = launchers.is_some_and(|launchers| launchers > cores) || on_node.is_some_and(|all| cores * ranks <= all);
     if bound { cores } else { (cores / ranks.max(1)).max(1) }
@@ -37,7 +37,7 @@ fn launchers_cores() -> Option<usize> {
     None
 }
 
-/// This process's rank as the launcher tells it, for messages that only one rank prints before MPI is initialised.
+/// This process's rank by the launcher, for messages that only one rank prints before MPI is initialised.
 pub fn launched_rank() -> usize {
     ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]
         .iter()

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         let _ = std::io::stdout().flush();
         // SAFETY: null stands for all of C's streams, such as NCCL's log.
         unsafe { libc::fflush(std::ptr::null_mut()) };
-        // Everything is written. The exit handlers of CUDA's and NCCL's libraries are skipped, since they can only fail.
+        // Everything is written. Skip the exit handlers of CUDA's and NCCL's libraries, which can only fail.
         // SAFETY: the call ends the process.
         unsafe { libc::_exit(code.into()) };
     }

@@ -1,11 +1,11 @@
-//! The wish of a signal that this process stop in order.
+//! Whether a signal asked this process to stop.
 
 use crate::error::Failure;
 use anyhow::Result;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether a signal asked this process to stop. A signal handler is given nothing and may only store to an atomic, so this is a
-/// static.
+/// Whether a signal asked this process to stop. It is a static because a signal handler gets no arguments, and an atomic because
+/// a handler may do no more than store to one.
 pub static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Whether a signal asked this process to stop.

@@ -10,7 +10,7 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
-/// What is written beside an axis, and the values at its ends.
+/// The name of an axis, and the values at its ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Axis<'a> {
     pub name: &'a str,
@@ -19,36 +19,36 @@ pub struct Axis<'a> {
 }
 
 impl<'a> Axis<'a> {
-    /// An axis that just holds these values.
+    /// The shortest axis that holds these values.
     pub fn around(name: &'a str, values: impl Iterator<Item = f64>) -> Axis<'a> {
         let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
-        // A single value gets room around it.
+        // An axis for a single value gets room on both sides.
         if low < high { Axis { name, low, high } } else { Axis { name, low: low - 0.5, high: low + 0.5 } }
     }
 
-    /// A value as a text with the digits that tell at most eight labels along the axis apart.
+    /// A value as text, with enough digits to distinguish eight labels along the axis.
     fn label(&self, value: f64) -> String {
         let digits = (-((self.high - self.low) / 5.0).log10()).ceil().max(0.0) as usize;
         format!("{value:.digits$}")
     }
 }
 
-/// The side of the square that holds the axes. Points are rounded to whole units, so it is larger than it is shown.
+/// The side of the square that holds the axes. Points are rounded to whole units, so the square is larger than it is displayed.
 const SIDE: u32 = 1200;
 /// The width of the names beside the curves.
 const NAMES: u32 = 320;
 const TEXT: u32 = 32;
 const LINE: i32 = 40;
-/// Has the same contrast with white and with black.
+/// A grey with the same contrast to white and to black.
 const GREY: RGBColor = RGBColor(117, 117, 117);
 const BLUE: RGBColor = RGBColor(50, 120, 200);
-/// A share of a row that is worth a cell.
+/// The smallest share of a row that gets a cell.
 const VISIBLE: f64 = 0.002;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
-/// Curves over two axes, and their names. A curve of a single point is a dot.
+/// Draws curves over two axes, and their names. A curve of a single point is a dot.
 pub fn curves(title: &str, x: Axis, y: Axis, curves: &[Curve]) -> String {
     drawn(SIDE + NAMES, |area| {
         let (left, right) = area.split_horizontally(SIDE);
@@ -91,7 +91,7 @@ fn names(area: &Area, curves: &[Curve]) -> Drawn {
     Ok(())
 }
 
-/// The shares of each row's sum, stronger for larger.
+/// Draws a matrix: each cell shows its share of the row's sum, the stronger the larger.
 pub fn matrix(title: &str, x: &str, y: &str, rows: &[&[u64]]) -> String {
     let columns = rows.first().map_or(0, |row| row.len());
     drawn(SIDE, |area| {
@@ -108,7 +108,7 @@ pub fn matrix(title: &str, x: &str, y: &str, rows: &[&[u64]]) -> String {
     })
 }
 
-/// The picture as text.
+/// The text of the picture that `draw` draws.
 fn drawn(width: u32, draw: impl FnOnce(&Area) -> Drawn) -> String {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, (width, SIDE)).into_drawing_area();
@@ -127,7 +127,7 @@ fn text() -> TextStyle<'static> {
     ("sans-serif", TEXT).with_color(GREY).into_text_style(&(SIDE, SIDE))
 }
 
-/// Hues far apart. Blue is lighter and yellow darker than a hue is by itself, to be seen on either background.
+/// The colour of a curve. The hues are far apart. Blue is lightened and yellow darkened so that both are visible on either background.
 fn color(index: usize, of: usize) -> HSLColor {
     let hue = 0.85 * index as f64 / of as f64;
     let blueness = (2.0 * std::f64::consts::PI * (hue - 0.72)).cos();

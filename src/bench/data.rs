@@ -34,16 +34,16 @@ pub struct Report {
     pub mean_bytes: usize,
     pub decode_per_s_core: f64,
     pub train_per_s_core: f64,
-    /// From shards that `incubate pack` and `incubate pack --raw` write.
+    /// The rates from shards that `incubate pack` and `incubate pack --raw` write.
     pub train_packed_jpeg_per_s_core: f64,
     pub train_packed_raw_per_s_core: f64,
     pub eval_per_s_core: f64,
     pub eval_packed_jpeg_per_s_core: f64,
     pub eval_packed_raw_per_s_core: f64,
-    /// From files to mixed batches, with one and with two worker threads.
+    /// The rates of the whole loader, from files to mixed batches, with one and with two worker threads.
     pub loader_1_per_s: f64,
     pub loader_2_per_s: f64,
-    /// Milliseconds of each part of one image.
+    /// The milliseconds of each part of the training transform of one image.
     pub train_ms: Parts,
     pub train_packed_jpeg_ms: Parts,
     pub train_packed_raw_ms: Parts,
@@ -176,8 +176,8 @@ fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bo
     Ok((rate, Parts::of(reading, &bench.spent, passes * samples.len())))
 }
 
-/// How many images per second some work takes, and how long reading took. The work gets the number of the image. The first
-/// few images are not counted; they are numbered from 0 as well.
+/// The images per second of some work, and how long reading them took. The work gets the number of the image. The first few images,
+/// which all get the number 0, are not counted.
 fn rate(
     passes: usize,
     samples: &dyn Samples,
@@ -213,7 +213,7 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
     let mut loader = Loader::start(&plan, &phase, Feed { source: &source, workers }, micro_batches, 0, Mixing::Host)?;
     let batches = (passes * count).div_ceil(batch);
-    // Batches that were made before the clock started must not count.
+    // Take the batches that were made before the clock starts, since they must not count.
     for batch in loader.by_ref().take(4 * workers) {
         batch?;
     }
@@ -224,8 +224,8 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     Ok((batches * batch) as f64 / began.elapsed().as_secs_f64())
 }
 
-/// Milliseconds that each operation adds to an image that is only normalised: tables are applied when the image is
-/// normalised.
+/// The milliseconds that each operation adds to the normalisation of an image. Tables are applied during the normalisation, so the
+/// time includes that.
 fn operations(config: &Config, files: &dyn Samples) -> Result<BTreeMap<&'static str, f64>> {
     const ALL: [(&str, Operation); 15] = [
         ("auto_contrast", Operation::AutoContrast),

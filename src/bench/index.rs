@@ -30,14 +30,14 @@ pub struct Report {
     pub open_s: f64,
     /// The size of the index file.
     pub file_mib: f64,
-    /// How much the process grew when it opened the index.
+    /// How much the memory of the process grew when it opened the index.
     pub index_mib: f64,
     pub workers: usize,
-    /// How much the process grew at most, from before the index was opened until the loader had made `batches` batches of 64
-    /// images of 224 × 224: index, order of the epoch, batches that are ready or in progress.
+    /// How much the memory of the process grew at most, from before the index was opened until the loader had made `batches` batches
+    /// of 64 images of 224 × 224. It holds the index, the order of the epoch, and the batches that are ready or in progress.
     pub loader_mib: f64,
     pub batches: usize,
-    /// The largest size of the process, including libtorch.
+    /// The peak memory of the process, including libtorch.
     pub peak_mib: f64,
 }
 
@@ -90,7 +90,7 @@ fn measure_in(entries: usize, root: &Path, kept: &IndexFile) -> Result<Report> {
     })
 }
 
-/// Makes batches of the index's images. All images have the same bytes.
+/// Makes batches of the images in the index, which all have the same bytes.
 fn load(index: Index) -> Result<()> {
     let mut random = Random::new(&[1]);
     let (height, width) = (375, 500);
@@ -152,7 +152,7 @@ fn generate(entries: usize) -> Result<Index> {
     Ok(index)
 }
 
-/// Resets the kernel's record of this process's largest size.
+/// Resets the kernel's record of this process's peak memory.
 fn forget_peak() -> Result<()> {
     fs::write("/proc/self/clear_refs", "5").context("/proc/self/clear_refs")
 }

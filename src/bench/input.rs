@@ -1,5 +1,5 @@
-//! Whether a node's cores read images as fast as its devices train on them: some of the config's own images are read on one
-//! core and timed. `incubate plan` and `incubate doctor` report it.
+//! Estimates whether the cores of a node read images as fast as its devices train on them. Some of the config's images are read on
+//! one core and timed. `incubate plan` and `incubate doctor` report the result.
 
 use crate::config::{Config, DeviceChoice, Format, Precision};
 use crate::data::feed::reader::Reading;
@@ -137,7 +137,7 @@ impl Input {
     }
 }
 
-/// Times images evenly spread over a split, as training reads them, on the calling thread.
+/// Times the reading of images, which are evenly spread over a split, for training on the calling thread.
 ///
 /// # Errors
 /// If images cannot be read.

@@ -1,4 +1,4 @@
-//! `incubate bench`: every performance claim is a command that anybody can run. Each command also measures a peer.
+//! `incubate bench`: every claim about performance is a command that anybody can run. Most results are compared with a peer.
 
 pub mod data;
 pub mod index;

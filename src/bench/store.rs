@@ -39,8 +39,8 @@ pub struct Report {
     pub write_ratio: f64,
 }
 
-/// Trains the config's meta model in blocks of `every` steps, in turn without and with a checkpoint. Then writes the config's
-/// target with its optimiser state, in turn with as many bytes by dd. Removes the files that it writes into
+/// Trains the config's meta model in blocks of `every` steps, alternately without and with a checkpoint. Then writes the config's
+/// target with its optimiser state, alternating with dd, which writes as many bytes. Removes the files that it has written into
 /// `config.run.dir`.
 pub fn measure(mut config: Config, every: u64, pairs: usize) -> Result<Report> {
     config.run.dir = config.run.dir.join(format!("bench-store-{}", std::process::id()));
@@ -99,7 +99,7 @@ fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64
     Ok(pairs.collect::<Result<Vec<_>>>()?.into_iter().unzip())
 }
 
-/// Training in blocks of steps.
+/// Trains in blocks of steps.
 struct Blocks<'a> {
     phase: &'a PhasePlan,
     steps: u64,
@@ -122,7 +122,7 @@ impl<'a> Blocks<'a> {
         Ok(Blocks { phase, steps, trainer, stepper, loader, checkpoints })
     }
 
-    /// Seconds that the next block takes, including a checkpoint of its start `with_checkpoint`.
+    /// The seconds of the next block, which include a checkpoint of its start if `with_checkpoint`.
     fn time(&mut self, with_checkpoint: bool) -> Result<f64> {
         let began = Instant::now();
         if with_checkpoint {
@@ -169,7 +169,7 @@ impl Checkpoint {
         12 * self.buffer.numel()
     }
 
-    /// Seconds from the buffers in memory to the synced file in place.
+    /// The seconds until the buffers in memory are in a synced file.
     fn write(&self, path: &Path) -> Result<f64> {
         let began = Instant::now();
         let buffers = ["weights", "exp_avg", "exp_avg_sq"].map(|name| (name, &self.buffer));

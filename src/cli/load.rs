@@ -1,4 +1,4 @@
-//! Makes a config of the arguments, and sets libtorch up before it is first used.
+//! Loads the config that the arguments describe, and sets libtorch up before its first use.
 
 use super::overrides::{ConfigArgs, Overrides};
 use crate::config::{Config, Precision};
@@ -40,7 +40,7 @@ impl Overrides {
         }
     }
 
-    /// The config of a source of images, which is a config file or a folder whose format can be told from its files.
+    /// The config of a source of images, which is a config file, or a folder whose files show its format.
     fn source(&self, path: &Path) -> Result<Config> {
         if !path.is_dir() {
             return self.load(path);

@@ -1,4 +1,4 @@
-//! `incubate verify`: reads artefacts and packed shards whole.
+//! `incubate verify`: reads and verifies artefacts and packed shards.
 
 use super::print;
 use crate::config::Format;
@@ -25,7 +25,7 @@ pub fn verify(path: &Path, json: bool) -> Result<()> {
         let verdict = read.as_ref().map_or_else(|error| format!("{error:#}"), |text| format!("ok, {text}"));
         results.push(serde_json::json!({"file": file, "ok": ok, "text": verdict}));
         if !json {
-            // The text of an error names the file already.
+            // The text of an error already names the file.
             print(&if ok { format!("{}: {verdict}\n", file.display()) } else { verdict + "\n" })?;
         }
         first = first.or(read.err());
@@ -33,12 +33,12 @@ pub fn verify(path: &Path, json: bool) -> Result<()> {
     if json {
         print(&(serde_json::to_string_pretty(&results)? + "\n"))?;
     }
-    // Each shard may be whole and the pack still lack one.
+    // All shards may be intact although the pack lacks one.
     first = first.or_else(|| if is_pack { packed::open(path).err() } else { None });
     first.map_or(Ok(()), Err)
 }
 
-/// Verifies a file and says what it holds.
+/// Verifies a file and describes its content.
 fn verify_file(file: &Path) -> Result<String> {
     if shard::SEAL.is(file) {
         let shard = packed::verify(file)?;

@@ -1,4 +1,4 @@
-//! Communication between ranks and between the replicas inside a rank: one trait, with a stand-in for a world of one.
+//! Communication between ranks, and between the replicas of a rank: one trait, with a stand-in for a world of one rank.
 
 pub mod mpi;
 pub mod nccl;
@@ -13,8 +13,8 @@ use anyhow::Result;
 use std::time::Duration;
 use tch::Tensor;
 
-/// A group of ranks or replicas that act together. Every method but `rank`, `size` and `is_zero` is collective: all members
-/// call it in the same order, with values of the same length.
+/// A group of ranks or replicas that act together. Every method except `rank`, `size` and `is_zero` is collective: all members must
+/// call it, in the same order and with values of the same length.
 pub trait Collective {
     /// The number of this member, from 0.
     fn rank(&self) -> usize;
@@ -24,18 +24,18 @@ pub trait Collective {
     fn all_reduce(&self, values: &mut Tensor) -> Result<()>;
     /// Sums numbers in double precision, such as the counts of an evaluation, over all members, in place.
     fn all_reduce_f64(&self, values: &mut [f64]) -> Result<()>;
-    /// Waits until all members have called it. It sleeps meanwhile, because another member may be computing on the same core.
+    /// Waits until all members have called it. It sleeps while it waits, because another member may be computing on the same core.
     fn barrier(&self) -> Result<()>;
 
-    /// Waits until `is_here` says that work which follows an all-reduce is done on this member's device.
+    /// Waits until `is_done` returns true for work that follows an all-reduce on this member's device.
     ///
     /// # Errors
     /// Another member has failed, so the work will never be done.
-    fn settle(&self, is_here: &dyn Fn() -> Result<bool>) -> Result<()> {
-        wait_for(is_here)
+    fn settle(&self, is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
+        wait_for(is_done)
     }
 
-    /// Whoever pins memory for this member's device pins it with this.
+    /// The right to pin memory for this member's device.
     fn pinning(&self) -> Pinning {
         Pinning::default()
     }
@@ -46,15 +46,15 @@ pub trait Collective {
     }
 }
 
-fn wait_for(is_here: &dyn Fn() -> Result<bool>) -> Result<()> {
-    while !is_here()? {
+fn wait_for(is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
+    while !is_done()? {
         std::thread::sleep(Duration::from_micros(50));
     }
     Ok(())
 }
 
-/// Makes all ranks succeed or fail together after each has tried something. If any rank failed, the first of these returns
-/// its own error and all other ranks return [`Failure::Elsewhere`], so that one message is printed.
+/// Makes all ranks succeed or fail together, after each has tried something by itself. If ranks have failed, the first of them
+/// returns its own error and all other ranks return [`Failure::Elsewhere`], so that only one message is printed.
 pub fn agree<T>(group: &dyn Collective, tried: Result<T>) -> Result<T> {
     let mut codes = vec![0.0; group.size()];
     codes[group.rank()] = tried.as_ref().err().map_or(0.0, |e| exit_code(e).into());
@@ -72,7 +72,7 @@ pub fn on_zero<T>(group: &dyn Collective, act: impl FnOnce() -> Result<T>) -> Re
     agree(group, done)
 }
 
-/// Gives every rank the bytes of rank zero. Each byte travels as a double, so it is meant for a few bytes.
+/// Gives every rank the bytes of rank zero. It is meant for a few bytes, because each byte is sent as a double.
 pub fn from_zero<const N: usize>(group: &dyn Collective, own: [u8; N]) -> Result<[u8; N]> {
     let mut values = own.map(|byte| if group.is_zero() { f64::from(byte) } else { 0.0 });
     group.all_reduce_f64(&mut values)?;

@@ -20,8 +20,8 @@ pub struct World {
 }
 
 impl World {
-    /// Joins the world that mpirun or srun has started; without them it makes a world of one. It refuses a launch that gives
-    /// N worlds of one, which is the most common silent mistake on a cluster (open-mpi/ompi#13523).
+    /// Joins the world that mpirun or srun has started; without them it makes a world of one rank. It refuses a launch that would
+    /// make N worlds of one rank, the most common silent mistake on a cluster (open-mpi/ompi#13523).
     pub fn join() -> Result<World> {
         let Some(launched) = launched_size()? else {
             return Ok(World::alone());
@@ -79,7 +79,7 @@ impl World {
         }
         let _ = std::io::stdout().flush();
         // `exit` would run CUDA's cleanup, which waits for sums on the GPUs that never end.
-        // SAFETY: it ends the process and does nothing else.
+        // SAFETY: the call only ends the process.
         unsafe { libc::_exit(code.into()) }
     }
 
@@ -99,7 +99,7 @@ pub fn library_version() -> String {
 
 /// A world that a launcher has started.
 struct Launched {
-    /// The environment variable that says so.
+    /// The environment variable from which its size is known.
     variable: &'static str,
     size: usize,
 }
@@ -107,7 +107,7 @@ struct Launched {
 /// The world that the environment describes; none without a launcher.
 ///
 /// # Errors
-/// The process is in a Slurm step without a PMI that MPI understands: Open MPI would abort or start N worlds of one. Slurm's
+/// The process is in a Slurm step without a PMI that MPI supports, so Open MPI would abort or start N worlds of one rank. Slurm's
 /// variables count only within a step, because a batch script has most of them too.
 fn launched_size() -> Result<Option<Launched>> {
     let number = |variable: &str| -> Option<usize> { std::env::var(variable).ok()?.parse().ok() };
@@ -138,7 +138,7 @@ fn launched_size() -> Result<Option<Launched>> {
     Ok(pmix.then_some(Launched { variable, size }))
 }
 
-/// Says for people how this process was started.
+/// Describes how this process was started, as a text for people.
 ///
 /// # Errors
 /// A usage error if Slurm has given the job several tasks but the world has one rank: the other tasks would idle.
@@ -155,7 +155,7 @@ pub fn launch() -> Result<String> {
     })
 }
 
-/// The most numbers that one call sums. It bounds the size of the copy, and MPI's counts are 32-bit.
+/// The most numbers that one call sums. It limits the size of the copy and keeps within MPI's 32-bit counts.
 const AT_ONCE: usize = 1 << 26;
 
 struct Mpi {

@@ -1,9 +1,9 @@
 //! The replicas of one rank, each with a thread and a device. Together with the replicas of the group's other ranks they form
 //! one collective, so that training code sees neither threads nor MPI.
 //!
-//! On the CPU the replicas' numbers are added in shared memory, always in the same order. The calling thread drives replica
-//! zero and owns MPI, so it adds the numbers of the other ranks. NCCL joins the GPUs if it can;
-//! else their sums go through host memory. A replica that fails makes all replicas that wait for it fail too.
+//! On the CPU the replicas' numbers are added in shared memory, always in the same order. The calling thread drives replica zero and
+//! owns MPI, so it adds the numbers of the other ranks. GPUs are joined by NCCL if possible; otherwise their sums go through host
+//! memory. A replica that fails makes all replicas that wait for it fail too.
 
 use super::nccl::{self, Nccl, UniqueId};
 use super::{Collective, from_zero};
@@ -21,7 +21,7 @@ pub struct Replica<'a> {
     shared: &'a Shared,
     /// The number of the replica inside its rank.
     pub local: usize,
-    /// The group's ranks; only replica zero has them, because it runs on the thread that owns MPI.
+    /// The ranks of the group. Only replica zero has them, because it runs on the thread that owns MPI.
     ranks: Option<&'a dyn Collective>,
     nccl: RefCell<Option<Nccl>>,
 }
@@ -41,12 +41,11 @@ struct Shared {
     pinning: Pinning,
 }
 
-/// Runs `act` once for each of this rank's replicas, replica zero on the calling thread. `suit_nccl` says whether NCCL can
-/// join this rank's devices. Collective over the group. The end of `act` is collective as well if it succeeds or if a signal
-/// has stopped it.
+/// Runs `act` once for each replica of this rank; replica zero runs on the calling thread. `suit_nccl` says whether NCCL can join
+/// this rank's devices. Collective over the group. If `act` succeeds or is stopped by a signal, its end is collective too.
 ///
 /// # Errors
-/// The error of the first replica that has failed by itself.
+/// The error of the first replica that failed by itself, not because another replica had failed.
 pub fn on_replicas(
     group: &dyn Collective,
     replicas: usize,
@@ -67,7 +66,7 @@ pub fn on_replicas(
         let run = &run;
         let spawn = |local: usize| {
             let thread = thread::start_within(scope, &format!("replica-{local}"), move || run(local, None));
-            // The replicas that have started must not wait for this one.
+            // The replicas that have started must not wait for a replica that has not.
             thread.inspect_err(|_| shared.meeting.close())
         };
         let threads: Vec<_> = match (1..replicas).map(spawn).collect() {
@@ -83,7 +82,7 @@ pub fn on_replicas(
     own.into_iter().chain(echoes).next().map_or(Ok(()), Err)
 }
 
-/// Closes the meeting when a replica ends: after an error or a panic another replica may be waiting for it.
+/// Closes the meeting when a replica ends, because after an error or a panic another replica may be waiting for it.
 struct Released<'a>(&'a Meeting);
 
 impl Drop for Released<'_> {
@@ -129,7 +128,7 @@ impl Replica<'_> {
         self.shared.summands.len()
     }
 
-    /// Joins the group's NCCL communicator, if it has one, with the calling thread's current GPU. Collective.
+    /// Joins the group's NCCL communicator, if it has one, with the calling thread's current GPU. Collective over the group.
     pub fn join_nccl(&self) -> Result<()> {
         if let Some(id) = self.shared.id {
             // NCCL's call would wait for ever for a replica of this rank that has failed before this line.
@@ -139,8 +138,8 @@ impl Replica<'_> {
         Ok(())
     }
 
-    /// Adds the summands of all replicas in the order of their numbers; `add_ranks` adds the sums of the group's other ranks.
-    /// All replicas return the same sum.
+    /// Adds the summands of all replicas in the order of the replicas' numbers. `add_ranks` adds the sums of the other ranks. All
+    /// replicas get the same sum.
     fn add(&self, own: Tensor, add_ranks: impl Fn(&dyn Collective, &mut Tensor) -> Result<()>) -> Result<Tensor> {
         let shared = self.shared;
         *lock(&shared.summands[self.local]) = Some(own);
@@ -166,10 +165,10 @@ impl Replica<'_> {
 }
 
 impl Collective for Replica<'_> {
-    fn settle(&self, is_here: &dyn Fn() -> Result<bool>) -> Result<()> {
+    fn settle(&self, is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
         match self.nccl.borrow_mut().as_mut() {
-            Some(nccl) => nccl.settle(is_here, &|| self.shared.meeting.is_closed()),
-            None => crate::collective::wait_for(is_here),
+            Some(nccl) => nccl.settle(is_done, &|| self.shared.meeting.is_closed()),
+            None => crate::collective::wait_for(is_done),
         }
     }
 
@@ -281,7 +280,7 @@ impl Meeting {
     }
 }
 
-/// Locks a mutex even if another thread has panicked with it: no change under these locks is made in two steps.
+/// Locks a mutex even if another thread has panicked with it. The values are then still valid, since each changes in one step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -1,4 +1,4 @@
-//! A world of one.
+//! A world of one rank.
 
 use super::Collective;
 use anyhow::Result;

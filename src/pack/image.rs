@@ -1,4 +1,4 @@
-//! Makes one packed image.
+//! Encodes one image for a pack.
 
 use super::Options;
 use crate::data::image::shrink::{Image, Shrink};

@@ -33,7 +33,7 @@ pub struct Options {
     pub threads: usize,
 }
 
-/// The contents of the folder at the end.
+/// The result: the contents of the folder.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     pub train_images: usize,
@@ -104,7 +104,7 @@ pub fn pack(
     work.pack(source, into)
 }
 
-/// Notes for `status` that packing failed or could not begin, if `run` is a run directory.
+/// Records for `status` that packing failed or could not begin, if `run` is a run directory.
 pub fn note_failure(run: &Path, error: &anyhow::Error) {
     if !Failure::is_stop(error) && is_watched(run) {
         Progress::fail(run, PACK.name, &format!("{error:#}")).unwrap_or_else(|error| log::warn!("{error:#}"));
@@ -120,10 +120,10 @@ impl Work<'_> {
     fn pack(&self, source: &Source, into: &Path) -> Result<Report> {
         let parts = self.parts(source, into);
         let mut report = Report { shards: parts.len(), ..Report::default() };
-        self.tell(Activity::Running, 0, parts.len());
+        self.beat(Activity::Running, 0, parts.len());
         let mut missing = Vec::new();
         for part in &parts {
-            match part.is_there()? {
+            match part.existing()? {
                 Some(shard) => {
                     report.add(part, &shard)?;
                     report.kept_shards += 1;
@@ -133,15 +133,15 @@ impl Work<'_> {
             }
         }
         if report.kept_shards > 0 {
-            self.tell(Activity::Running, report.kept_shards, parts.len());
+            self.beat(Activity::Running, report.kept_shards, parts.len());
             log::info!("{}: {} of {} shards are there already", into.display(), report.kept_shards, parts.len());
         }
         let ended = self.run(&missing, &mut report);
         match &ended {
-            Ok(()) => self.tell(Activity::Done, parts.len(), parts.len()),
+            Ok(()) => self.beat(Activity::Done, parts.len(), parts.len()),
             Err(error) if Failure::is_stop(error) => {
                 let done = parts.iter().filter(|part| part.path.exists()).count();
-                self.tell(Activity::Stopped, done, parts.len())
+                self.beat(Activity::Stopped, done, parts.len())
             }
             Err(_) => {}
         }
@@ -162,7 +162,7 @@ impl Work<'_> {
                     part.write(&shard, &bytes)?;
                     report.add(part, &shard)?;
                     (done, images) = (done + 1, images + shard.samples.len());
-                    self.tell(Activity::Running, done, total);
+                    self.beat(Activity::Running, done, total);
                     log::info!(
                         "{}: {} images, {:.1} MB; shard {done} of {total}, {:.0} images/s",
                         part.path.display(),
@@ -183,8 +183,8 @@ impl Work<'_> {
         })
     }
 
-    /// Writes a heartbeat, which counts shards. A heartbeat may be lost.
-    fn tell(&self, state: Activity, done: usize, total: usize) {
+    /// Writes a heartbeat, which counts shards. If that fails, it only warns.
+    fn beat(&self, state: Activity, done: usize, total: usize) {
         if is_watched(self.run) {
             let progress = Progress { state, step: done as u64, steps: total as u64, ..Progress::begun(PACK.name) };
             progress.write(self.run).unwrap_or_else(|error| log::warn!("{error:#}"));
@@ -263,7 +263,7 @@ impl Work<'_> {
 
 impl Part<'_> {
     /// The shard, if an earlier call has written it.
-    fn is_there(&self) -> Result<Option<Shard>> {
+    fn existing(&self) -> Result<Option<Shard>> {
         if !self.path.exists() {
             return Ok(None);
         }

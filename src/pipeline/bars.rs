@@ -1,5 +1,5 @@
-//! Progress bars on a terminal, one for each phase that is running. They are drawn from the heartbeats in the run directory,
-//! so rank zero shows the modules of all ranks, on whatever nodes they are.
+//! Progress bars on a terminal, one for each running phase. They are drawn from the heartbeats in the run directory, so rank zero
+//! shows the modules of all ranks on all nodes.
 
 use crate::plan::Plan;
 use crate::run::state::Activity;
@@ -35,7 +35,7 @@ fn terminal() -> Option<File> {
     File::open(format!("/proc/{parent}/fd/2")).ok().filter(IsTerminal::is_terminal)
 }
 
-/// Columns of the terminal. With a wrong number, long lines would move the bars.
+/// The number of columns of the terminal. With a wrong number, long lines would displace the bars.
 fn columns() -> Option<u16> {
     let terminal = terminal()?;
     // SAFETY: TIOCGWINSZ writes a winsize into the zeroed one, and the file is open.
@@ -106,7 +106,7 @@ impl Drop for Bars {
     }
 }
 
-/// The name and global batch of every phase, also of those that the config does not ask for: a command can train them too.
+/// The name and global batch of every phase, including those that the config does not ask for, which a command can train.
 fn phase_names(plan: &Plan) -> Vec<(String, usize)> {
     let phases = plan.graph().nodes().iter().filter_map(|node| plan.phase_of(node)).collect::<Vec<_>>();
     phases.into_iter().map(|phase| (phase.name, phase.training.global_batch)).collect()
@@ -127,7 +127,7 @@ fn screen() -> &'static MultiProgress {
 
 fn draw(screen: &MultiProgress, bars: &mut HashMap<String, ProgressBar>, progress: &Progress, global_batch: usize) {
     if progress.state == Activity::Done {
-        // The phase has a log line that says how it ended.
+        // A log line says how the phase ended.
         if let Some(bar) = bars.remove(&progress.phase) {
             bar.finish_and_clear();
         }

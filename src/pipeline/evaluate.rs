@@ -19,13 +19,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Tensor};
 
-/// [`Outputs`] keeps all inputs if they are at most so many bytes, else so many inputs.
+/// The most bytes of inputs of which [`Outputs`] keeps all, and the number of inputs that it keeps if there are more bytes.
 const ALL_INPUTS_BYTES: usize = 256 << 20;
 const FEW_INPUTS: usize = 16;
 
-/// Evaluates `weights` on `config`'s test images and returns the metrics. For a comparison with another program it writes the
-/// safetensors file `outputs`: the network's outputs and the labels of every test image, as the task names them, and `inputs`
-/// (images, channels, rows, columns) as the network is given them. Of large images it writes the first 16 inputs alone.
+/// Evaluates `weights` on `config`'s test images and returns the metrics. If `outputs` is given, it also writes that safetensors file
+/// for a comparison with another program: the network's outputs and the labels of all test images, under the task's names, and
+/// `inputs` (images, channels, rows, columns). If the inputs are large, only the first 16 are written.
 pub fn evaluate(
     config: &Config,
     weights: &Path,
@@ -49,10 +49,10 @@ pub fn evaluate(
     Ok(metrics.expect("a signal ends this command at once"))
 }
 
-/// The tensors of an evaluation that are written, batch by batch.
+/// The tensors of an evaluation that are collected batch by batch, to be written.
 struct Outputs {
     task: Task,
-    /// How many inputs are still to be kept.
+    /// How many more inputs to keep.
     inputs_wanted: usize,
     kept: BTreeMap<&'static str, Vec<Tensor>>,
 }
@@ -95,7 +95,7 @@ fn network(config: &Config, weights: &Path, class_names: &[String], device: Devi
     Network::new(config, &artefact.header.depths, 0..0, &[], &weights)
 }
 
-/// Refuses data of other classes than the artefact's, or in another order. Names that one of the two lacks are not compared.
+/// Refuses data whose classes differ from the artefact's in name or order. If one of the two names no classes, nothing is compared.
 fn check_class_names(ours: &[String], of_data: &[String], weights: &Path, data: &Path) -> Result<()> {
     if ours.is_empty() || of_data.is_empty() || ours == of_data {
         return Ok(());
@@ -112,8 +112,8 @@ fn check_class_names(ours: &[String], of_data: &[String], weights: &Path, data: 
     ))
 }
 
-/// Completes a module with the frozen stages of the meta model that it was trained in. The meta model is beside the module or in the
-/// run directory.
+/// Completes a module with the frozen stages of the meta model that it was trained in. The meta model is in the folder of the module
+/// or in the run directory.
 fn as_network(mut artefact: Artefact, path: &Path, run: &Path) -> Result<Artefact> {
     let Some(index) = artefact.header.index else { return Ok(artefact) };
     let beside = path.with_file_name(META.writes);

@@ -12,7 +12,7 @@ use anyhow::Result;
 use serde_json::{Map, Value};
 use std::fmt::Write;
 
-/// The most points in one picture, so that a thousand modules still open in a browser, and the fewest points of one curve.
+/// The most points in one picture, so that a browser can open a picture of a thousand modules, and the fewest points of one curve.
 const POINTS: usize = 20_000;
 const FEWEST: usize = 20;
 
@@ -74,7 +74,7 @@ fn full_meter(task: Task, metric: &Metric) -> Option<f64> {
     }
 }
 
-/// The curves of one row of the table, with all modules in one picture.
+/// The curves of one row of the run's table. All modules share a picture.
 fn curves(graph: &Graph, run: &RunDir, row: &Row, headline: &Metric) -> Result<String> {
     let logged = graph.of(row).map(|node| Ok((&node.name, metrics::read(&run.logs(&node.name))?)));
     let logged: Vec<_> = logged.collect::<Result<_>>()?;
@@ -91,7 +91,7 @@ fn curves(graph: &Graph, run: &RunDir, row: &Row, headline: &Metric) -> Result<S
     Ok([("loss", "training loss"), (&key, &title)].map(picture).concat())
 }
 
-/// The logged values of a key by step, thinned out to about `most`. The last one is always among them.
+/// The logged values of a key by step, thinned out to about `most` values, which include the last.
 fn points(lines: &[Map<String, Value>], key: &str, most: usize) -> Vec<(f64, f64)> {
     let all: Vec<(f64, f64)> =
         lines.iter().filter_map(|line| Some((line.get("step")?.as_f64()?, line.get(key)?.as_f64()?))).collect();
@@ -101,7 +101,7 @@ fn points(lines: &[Map<String, Value>], key: &str, most: usize) -> Vec<(f64, f64
     points
 }
 
-/// A text as it stands in HTML.
+/// Escapes a text for HTML.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }

@@ -1,4 +1,4 @@
-//! Refuses phases that the ranks or replicas of a run cannot train.
+//! Refuses phases whose global batch is too small for the ranks or replicas of a run.
 
 use crate::config::SlurmMode;
 use crate::plan::{PhasePlan, Plan};
@@ -6,7 +6,7 @@ use crate::require;
 use crate::run::table::SlurmJob;
 use anyhow::Result;
 
-/// Refuses at the start what `ranks` ranks with `in_rank` replicas each could not do in a later phase.
+/// Refuses at the start of a run any phase that `ranks` ranks with `in_rank` replicas each cannot train.
 pub fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
     for phase in &plan.wanted_phases() {
         check_share(plan, phase, in_rank, plan.ranks_on(phase.training.on, phase.index, ranks) * in_rank)?;
@@ -14,8 +14,8 @@ pub fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what the jobs that `incubate submit` writes could not do. In an array, each module has all of `slurm.ranks` to
-/// itself. All nodes must have the same number of ranks.
+/// Refuses phases that the jobs of `incubate submit` cannot train, and ranks that cannot be spread evenly over the nodes. In a job
+/// array each module has all of `slurm.ranks`.
 pub fn check_jobs(plan: &Plan) -> Result<()> {
     let (slurm, in_rank) = (&plan.config.slurm, plan.replicas_per_rank());
     require!(

@@ -89,7 +89,7 @@ impl Checkpoints {
         })
     }
 
-    /// Whether a checkpoint is due after `step`; none is while the last one is still being written.
+    /// Whether a checkpoint is due after `step`. None is due while the last one is still being written.
     ///
     /// # Errors
     /// An earlier checkpoint could not be written.
@@ -135,7 +135,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The seconds that the last save took, until the file was in its place.
+    /// The seconds that the last save took, until the file was renamed to its path.
     pub fn save_s(&self) -> Option<f64> {
         self.save_s
     }
@@ -145,7 +145,7 @@ impl Checkpoints {
         self.buffers = Some(written.buffers);
     }
 
-    /// Starts to write a checkpoint of the present step; the last one must be done.
+    /// Starts to write a checkpoint of the present step. The last one must be done.
     pub fn begin(&mut self, trainer: &mut Trainer) -> Result<()> {
         let mut buffers = self.buffers.take().expect("the writer has given them back");
         let loan = buffers.take_state(trainer);
@@ -179,7 +179,7 @@ impl Buffers {
             let memory = PinnedMemory::new(cuda()?, tensor.numel() * size_of::<f32>())?;
             let (start, size) = (memory.start().cast_const().cast(), tensor.size());
             pinned.push(memory);
-            // SAFETY: the memory holds so many fp32 numbers, and it lives in the same `Buffers` as the tensor.
+            // SAFETY: the memory holds as many fp32 numbers as the tensor, and it lives in the same `Buffers`.
             Ok(unsafe { Tensor::from_blob(start, &size, &[1], Kind::Float, Device::Cpu) })
         };
         let weights = host(trainer.network.flat().buffer())?;

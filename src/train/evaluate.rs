@@ -1,4 +1,4 @@
-//! Evaluates a network on the test images; every rank of a group takes a share.
+//! Evaluates a network on the test images, of which every member of a group takes a share.
 
 use crate::collective::Collective;
 use crate::config::Config;
@@ -13,12 +13,12 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
-/// The key beside the task's metrics that says how many images were evaluated.
+/// The key, among those of the task's metrics, for the number of evaluated images.
 pub const IMAGES: &str = "images";
 
-/// The task's metrics and [`IMAGES`], from batches of at most `batch` and at most 128 images; `see` is shown each batch with
-/// the network's outputs in host memory. None if a signal asked one of the ranks to stop: an evaluation can take longer than
-/// there is time left. Collective.
+/// Returns the task's metrics and [`IMAGES`]. Batches have at most `batch` and at most 128 images; `see` is called with each batch
+/// and the network's outputs in host memory. Returns none if a signal asked one of the ranks to stop, because an evaluation can
+/// take longer than the time that is left. Collective over the group.
 pub fn evaluate(
     network: &Network,
     feed: Feed,
@@ -53,11 +53,11 @@ pub fn evaluate(
     })?;
     let mut all = [sums.as_slice(), &[images, ranks_that_stop]].concat();
     group.all_reduce_f64(&mut all)?;
-    let [sums @ .., images, ranks_that_stop] = all.as_slice() else { unreachable!("both were put there") };
+    let [sums @ .., images, ranks_that_stop] = all.as_slice() else { unreachable!("both were added above") };
     if *ranks_that_stop > 0.0 {
         return Ok(None);
     }
-    // Unreadable images are not counted.
+    // `images` counts the readable images only.
     require!(*images > 0.0, "none of the test images can be read; see the warnings above");
     let mut metrics = task.values(sums, *images);
     metrics.insert(IMAGES.into(), *images);

@@ -29,7 +29,7 @@ use step::Stepper;
 use tch::Device;
 use trainer::Trainer;
 
-/// Where and with whom this replica trains a phase; the phase's plan says what it trains.
+/// The surroundings in which this replica trains a phase. The phase's plan says what it trains.
 pub struct Setting<'a> {
     pub plan: &'a Plan,
     pub run: &'a RunDir,
@@ -40,7 +40,7 @@ pub struct Setting<'a> {
     pub device: Device,
     /// Samples per forward pass.
     pub micro_batch: usize,
-    /// The right to write the phase; only the group's first replica has it.
+    /// The right to write the phase, which only the group's first replica has.
     pub lease: Option<&'a Lease>,
     /// The time of this rank.
     pub clock: &'a Clock,
@@ -48,7 +48,7 @@ pub struct Setting<'a> {
 
 /// Trains a phase to its end, from its newest checkpoint if there is one, and writes its artefact.
 ///
-/// `start` holds every parameter at step 0; `meta` is the content hash of the meta model that the phase derives from.
+/// `start` holds all parameters at step 0. `meta` is the content hash of the meta model from which the phase derives.
 ///
 /// # Errors
 /// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.
@@ -62,11 +62,11 @@ pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&s
     let header = trainer.checkpoint_header(setting, phase, meta);
     let checkpoints =
         setting.group.is_zero().then(|| Checkpoints::start(setting, phase, header, &trainer)).transpose()?;
-    let mut course = Course { setting, phase, meta, trainer, logging, checkpoints };
-    let result = course.train().and_then(|end| course.end(end));
+    let mut training = Training { setting, phase, meta, trainer, logging, checkpoints };
+    let result = training.train().and_then(|end| training.end(end));
     match &result {
-        Ok(()) => course.logging.done(course.trainer.step),
-        Err(error) if Failure::is_stop(error) => course.logging.stopped(course.trainer.step),
+        Ok(()) => training.logging.done(training.trainer.step),
+        Err(error) if Failure::is_stop(error) => training.logging.stopped(training.trainer.step),
         // The caller reports the error.
         Err(_) => {}
     }
@@ -74,7 +74,7 @@ pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&s
 }
 
 /// A phase that is being trained.
-struct Course<'a> {
+struct Training<'a> {
     setting: &'a Setting<'a>,
     phase: &'a PhasePlan,
     meta: Option<&'a str>,
@@ -94,10 +94,10 @@ enum End {
     NotFinite(u64),
 }
 
-impl Course<'_> {
+impl Training<'_> {
     /// The loop: step, log, evaluate, checkpoint.
     fn train(&mut self) -> Result<End> {
-        let Course { setting, phase, .. } = *self;
+        let Training { setting, phase, .. } = *self;
         let Setting { plan, feed, group, device, lease, .. } = *setting;
         let share = share(phase.training.global_batch, group.rank(), group.size());
         let micro_batches = micro_batches(share, setting.micro_batch);
@@ -113,7 +113,7 @@ impl Course<'_> {
             *step += 1;
             let is_last = *step == phase.steps;
             let evaluates = eval_steps > 0 && step.is_multiple_of(eval_steps);
-            // The evaluation and the last checkpoint are of weights whose loss is known to be finite.
+            // Evaluate, and write the last checkpoint, only after the loss of the newest step is known to be finite.
             let waits = is_last || evaluates || done.is_some_and(|outcome| outcome.stop);
             let newest = if waits { stepper.last()? } else { None };
             let outcomes = || done.iter().chain(&newest);
@@ -159,7 +159,7 @@ impl Course<'_> {
         Ok(())
     }
 
-    /// Ends the phase: its artefact, or an error that says why there is none.
+    /// Ends the phase: writes its artefact, or returns the error that says why there is none.
     fn end(&mut self, end: End) -> Result<()> {
         match end {
             End::NotFinite(step) => return self.not_finite(step),
@@ -170,7 +170,7 @@ impl Course<'_> {
         if !metrics.values().all(|value| value.is_finite()) {
             return self.not_finite(self.trainer.step - 1);
         }
-        let Course { setting, phase, .. } = *self;
+        let Training { setting, phase, .. } = *self;
         if let Some(checkpoints) = self.checkpoints.take() {
             checkpoints.close()?;
             let fence = setting.lease.map(Lease::fence);
@@ -181,7 +181,7 @@ impl Course<'_> {
         setting.group.barrier()
     }
 
-    /// The orderly end after a signal, with a checkpoint of the newest step, even if only the final evaluation is left.
+    /// Ends the phase after a signal, with a checkpoint of the newest step even if only the final evaluation remains.
     fn stop(&mut self) -> Result<()> {
         if let Some(checkpoints) = &mut self.checkpoints {
             if !checkpoints.save_now(&mut self.trainer)? {
@@ -190,17 +190,16 @@ impl Course<'_> {
             }
             self.logging.saved(checkpoints.save_s());
         }
-        // No replica leaves while another may still be in the all-reduce that told it to stop.
+        // No replica leaves while another may still be in the all-reduce with the request to stop.
         self.setting.group.barrier()?;
         Err(Failure::Stopped { phase: self.phase.name.clone(), step: self.trainer.step }.into())
     }
 
-    /// The error for a step, counted from 0, whose loss is not finite. All replicas have the same loss; the first one
-    /// reports it.
+    /// The error for a step, counted from 0, whose loss is not finite. All replicas have the same loss, and the first one reports it.
     fn not_finite(&mut self, step: u64) -> Result<()> {
         let phase = self.phase;
         self.checkpoints.as_mut().map_or(Ok(()), Checkpoints::finish)?;
-        // The other replicas end the world once they have waited long enough for the reason; writing may take longer.
+        // The other replicas would end the world before this one has finished the checkpoint that is being written.
         self.setting.group.barrier()?;
         if self.checkpoints.is_none() {
             return Err(Failure::Elsewhere { code: 1 }.into());

@@ -1,4 +1,4 @@
-//! The loop on a family whose backward pass is autograd's and which has a buffer.
+//! Tests the loop with a family that has a buffer and leaves its backward pass to autograd.
 
 use super::*;
 use crate::collective::Solo;
@@ -28,7 +28,7 @@ fn plan(dir: &Path, sets: &[&str]) -> Plan {
     Plan::new(Config::parse(&text, &sets).unwrap(), 48).unwrap()
 }
 
-/// A group of one whose all-reduces fail after so many calls.
+/// A group of one member whose all-reduces fail after the given number of calls.
 struct Failing(Cell<usize>);
 
 impl Collective for Failing {

@@ -1,4 +1,4 @@
-//! Network and optimiser of a phase: fresh or from a checkpoint, evaluated, and as its files name them.
+//! The network and the optimiser of a phase: starts or resumes them, evaluates the network, and prepares what files store of them.
 
 use super::adamw::AdamW;
 use super::{Setting, evaluate};
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
-/// Weights and optimiser of a phase, as they stand after some step.
+/// The network and the optimiser of a phase after some step.
 pub struct Trainer {
     pub network: Network,
     pub optimiser: AdamW,
@@ -20,8 +20,8 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Starts from the newest checkpoint that verifies, or from `start` if there is none; of the frozen stages it keeps
-    /// `start`'s weights. Collective: the first replica chooses.
+    /// Resumes from the newest checkpoint that verifies, which the first replica chooses, or starts from `start` if there is none.
+    /// Frozen stages always have the weights of `start`. Collective over the group.
     pub fn resume(setting: &Setting, phase: &PhasePlan, mut start: Weights, meta: Option<&str>) -> Result<Trainer> {
         let Setting { plan, run, group, device, .. } = *setting;
         let auxiliary = Objective::of(&plan.config).auxiliary(&plan.config.model, &phase.depths);
@@ -46,7 +46,7 @@ impl Trainer {
         if group.is_zero() {
             log::info!("{}: resuming at step {} of {}", phase.name, header.step, phase.steps);
         }
-        // A module's checkpoint holds its own stage alone.
+        // The checkpoint of a module holds only the module's stage.
         start.extend(weights);
         let network = network(&start)?;
         let optimiser = AdamW::resume(&phase.training, network.flat(), state, header.step)
@@ -54,14 +54,14 @@ impl Trainer {
         Ok(Trainer { network, optimiser, step: header.step })
     }
 
-    /// The header of a checkpoint that is written now. Auxiliary parameters are a checkpoint's alone.
+    /// The header of a checkpoint of the present step. Only checkpoints hold auxiliary parameters.
     pub fn checkpoint_header(&self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>) -> Header {
         let config = &setting.plan.config;
         let auxiliary = Objective::of(config).auxiliary(&config.model, &phase.depths);
         Header { auxiliary, ..self.header(setting, phase, meta, BTreeMap::new()) }
     }
 
-    /// The header of an artefact that is written now.
+    /// The header of an artefact of the present step.
     pub fn header(
         &self,
         setting: &Setting,
@@ -83,8 +83,8 @@ impl Trainer {
         }
     }
 
-    /// The weights that are evaluated and written as the phase's artefact, in host memory: their moving average if the
-    /// phase keeps one. Auxiliary parameters, which follow the network's stages, are left out.
+    /// The weights that are evaluated and written as the phase's artefact, in host memory. They are the moving average if the phase
+    /// keeps one, and do not include auxiliary parameters, whose stage follows those of the network.
     pub(super) fn result(&self, stages: usize) -> Weights {
         let flat = self.network.flat();
         let evaluated = self.optimiser.average().unwrap_or(flat.buffer());
@@ -93,7 +93,7 @@ impl Trainer {
         weights
     }
 
-    /// The metrics of the weights that [`Trainer::result`] gives; none if a signal asked a rank to stop. Collective.
+    /// The metrics of the weights of [`Trainer::result`]; none if a signal asked a rank to stop. Collective over the group.
     pub(super) fn evaluate(&mut self, setting: &Setting) -> Result<Option<BTreeMap<String, f64>>> {
         let Setting { plan, feed, group, micro_batch, .. } = *setting;
         let weights: Option<Tensor> = self.optimiser.average().map(|average| {
