@@ -2,7 +2,7 @@
 
 use super::load::threads;
 use super::overrides::{ConfigArgs, Overrides};
-use super::{is_read, print_either};
+use super::{print_either, print_unless_closed};
 use crate::bench::input;
 use crate::cluster::{doctor, queue, status, submit};
 use crate::config::DeviceChoice;
@@ -37,8 +37,8 @@ pub fn watch(run_dir: &Path) -> Result<()> {
     while !stop_requested() {
         let lines = status::status(run_dir, &mut seen)?;
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-        let is_read = is_read(&format!("{clear}{}", status::table(&lines)))?;
-        if !is_read || status::is_over(&lines) {
+        let is_open = print_unless_closed(&format!("{clear}{}", status::table(&lines)))?;
+        if !is_open || status::is_over(&lines) {
             break;
         }
         std::thread::sleep(Duration::from_secs(2));

@@ -169,11 +169,11 @@ fn print_either(json: bool, value: &impl serde::Serialize, text: impl FnOnce() -
 }
 
 fn print(text: &str) -> Result<()> {
-    is_read(text).map(|_| ())
+    print_unless_closed(text).map(|_| ())
 }
 
 /// Prints a text. Returns false if the reader has closed the pipe, as `head` does.
-fn is_read(text: &str) -> Result<bool> {
+fn print_unless_closed(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),

@@ -1,5 +1,5 @@
 //! A stream of items that worker threads make ahead. Of W workers, worker w makes the items w, w + W, w + 2W, …, and the consumer
-//! takes one item of each worker in turn, so that the number of workers changes nothing but the speed.
+//! takes one item of each worker in turn. So the number of workers changes only the speed.
 
 use crate::thread;
 use anyhow::Result;

@@ -1,5 +1,5 @@
-//! The memory of batches, which is reused. Allocated anew for each batch, in tens of megabytes and by many threads, it would
-//! fragment the allocator: a loader that holds 350 MiB grew to more than a gigabyte.
+//! Reuses the memory of batches. If many threads allocated tens of megabytes for each batch, the allocator would fragment: a loader
+//! that holds 350 MiB grew to more than a gigabyte.
 
 use crate::weights::Staging;
 use std::sync::{Arc, Mutex, PoisonError};

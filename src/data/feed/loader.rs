@@ -1,4 +1,4 @@
-//! Micro-batches of training images, made ahead of the step by worker threads.
+//! Loads micro-batches of training images. Worker threads make them ahead of the step.
 
 use super::Feed;
 use super::ahead::Ahead;
@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::Tensor;
 
-/// A worker makes at most so many samples of a micro-batch at a time, so that all workers share the work on a large one.
+/// The most samples of a micro-batch that a worker makes at a time, so that all workers share the work on a large micro-batch.
 const PIECE: usize = 64;
 const _: () = assert!(BLOCK.is_multiple_of(PIECE) && PIECE.is_multiple_of(2));
 
@@ -32,7 +32,7 @@ pub struct Loader {
     pieces: Ahead<Result<Piece>>,
     /// The micro-batches of each step, and the number of pieces of each.
     micro_batches: Vec<(Range<usize>, usize)>,
-    /// The next of them.
+    /// The index of the next micro-batch.
     next: usize,
 }
 
@@ -45,7 +45,7 @@ pub enum Mixing {
     Device(Staging),
 }
 
-/// What the workers of one loader share.
+/// The state that all workers of a loader share.
 struct Job {
     reading: Arc<Reading>,
     sampler: Sampler,
@@ -74,8 +74,8 @@ struct Worker {
 const MIX: u64 = 3;
 
 impl Loader {
-    /// Starts the workers of one replica in a phase that goes on at `first_step`. `micro_batches` are the replica's part of
-    /// every global batch.
+    /// Starts the workers of one replica in a phase that continues at `first_step`. `micro_batches` are the replica's part of every
+    /// global batch.
     ///
     /// # Errors
     /// A usage error if a thread cannot be started.

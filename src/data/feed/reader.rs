@@ -9,7 +9,7 @@ use crate::usage;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// What the readers of a split share.
+/// The state that all readers of a split share.
 #[derive(Clone)]
 pub struct Reading {
     split: Split,

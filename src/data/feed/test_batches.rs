@@ -1,4 +1,4 @@
-//! Batches of test images, made ahead by worker threads.
+//! Loads batches of test images, which worker threads make ahead.
 
 use super::Feed;
 use super::ahead::Ahead;
@@ -46,10 +46,10 @@ pub fn test_batches(
     })
 }
 
-/// Enough images to keep a device busy without a backward pass.
+/// The largest batch, which is enough to keep a device busy without a backward pass.
 const LARGEST_BATCH: usize = 128;
 
-/// Reads the images of `range`, one after the other; an unreadable one leaves no gap.
+/// Reads the images of `range` in order. An unreadable image leaves no gap in the batch.
 fn test_batch(
     reader: &mut Reader,
     (mut images_bchw, memory): (Tensor, Option<Borrowed>),

@@ -1,6 +1,6 @@
-//! Mixup and CutMix, and smoothed targets (timm 1.0: `mixup.py`, mode batch). The images at the positions 2j and 2j + 1 of a
-//! batch are mixed with each other: they are partners. λ and CutMix's box are drawn anew for each [`BLOCK`] of the global
-//! batch, as timm draws them for each GPU's part of the batch.
+//! Mixup, CutMix and smoothed targets (timm 1.0: `mixup.py`, mode batch). The images at the positions 2j and 2j + 1 of a batch are
+//! partners, which are mixed with each other. λ and CutMix's box are drawn for each [`BLOCK`] of the global batch, as timm draws
+//! them for each GPU's part of the batch.
 
 use crate::config::Data;
 use crate::random::Random;

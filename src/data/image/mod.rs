@@ -1,4 +1,5 @@
-//! One image's bytes to the network's numbers: [`decode`] gives pixels, [`recipe`] crops, resizes, augments and normalises them.
+//! Turns the bytes of an image into the network's numbers: [`decode`] gives pixels, and [`recipe`] crops, resizes, augments and
+//! normalises them.
 //! [`mix`] then mixes the images of a batch, and [`shrink`] makes the images of a pack.
 
 pub mod crop;

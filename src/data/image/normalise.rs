@@ -1,4 +1,4 @@
-//! Pixels to the numbers that the network takes: (byte / 255 − mean) / deviation, in planes.
+//! Converts pixels to the numbers that the network takes: (byte / 255 − mean) / deviation, in planes.
 
 use super::pixels::{Pixel, Pixels};
 use super::randaugment::{IDENTITY, Table};

@@ -1,4 +1,4 @@
-//! Decoded images in memory, and parts of them.
+//! Decoded images in memory, and rectangles in them.
 
 use anyhow::{Result, ensure};
 

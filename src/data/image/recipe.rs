@@ -1,6 +1,6 @@
-//! DeiT's recipe (its `datasets.py: build_transform`, with timm 1.0's `transforms_factory.py`), whatever source an image comes
-//! from. Training: random crop, horizontal flip, RandAugment or colour jitter, normalisation, RandomErasing. Evaluation:
-//! resize, centre crop, normalisation. The input's size chooses the random crop: RandomCrop with zero padding up to 32 pixels,
+//! Transforms images by DeiT's recipe (its `datasets.py: build_transform`, with timm 1.0's `transforms_factory.py`), the same for all
+//! sources. Training: random crop, horizontal flip, RandAugment or colour jitter, normalisation, RandomErasing. Evaluation: resize,
+//! centre crop, normalisation. The size of the input decides the random crop: RandomCrop with zero padding up to 32 pixels,
 //! RandomResizedCrop above.
 
 use super::decode::Decoder;
@@ -15,10 +15,10 @@ use crate::random::Random;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// Inputs up to this size get a padded random crop in training, and all of the shorter side in evaluation.
+/// Inputs up to this size get a padded random crop in training, and the whole shorter side in evaluation.
 const LARGEST_PADDED: usize = 32;
 
-/// The share of the resized image's shorter side that evaluation crops.
+/// The side of evaluation's centre crop, as a share of the resized image's shorter side.
 pub fn evaluated_share(config: &Config) -> f64 {
     if config.model.image_size() <= LARGEST_PADDED { 1.0 } else { config.data.crop_percent }
 }
@@ -45,7 +45,7 @@ pub struct Workbench {
     pub spent: Spent,
 }
 
-/// The part of an image that is drawn, and how.
+/// A part of an image, and how it is decoded and resampled.
 struct Part {
     area: Area,
     /// Pixels outside of it are not read.
@@ -108,7 +108,7 @@ impl Recipe {
     /// Memory for a worker.
     pub fn workbench(&self) -> Result<Workbench> {
         let mean = &self.data.mean;
-        // A gray image's one mean is that of red, green and blue.
+        // A gray image has one mean, which stands for red, green and blue.
         let byte = |channel: usize| (255.0 * mean[channel % mean.len()]).round_ties_even().min(255.0) as u8;
         Ok(Workbench {
             decoder: Decoder::new()?,

@@ -1,4 +1,4 @@
-//! Images as a pack stores them: with a bounded shorter side, as JPEG or as rows of RGB bytes.
+//! Makes the images of a pack: with a bounded shorter side, as JPEG or as rows of RGB bytes.
 
 use super::decode::{Decoder, jpeg};
 use super::pixels::{Pixels, Region};

@@ -1,5 +1,5 @@
-//! Unreadable images. Each is named in a warning and skipped, up to a limit that holds for the whole run: every process notes
-//! the names of its unreadable images in a file in the run directory, and reads the other processes' notes.
+//! Skips unreadable images and names each in a warning, up to a limit for the whole run. Every process notes the names of its
+//! unreadable images in a file in the run directory, and reads the other processes' notes.
 
 use crate::error::exit_code;
 use crate::usage;

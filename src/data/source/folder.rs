@@ -1,6 +1,6 @@
 //! Image folders as torchvision's ImageFolder reads them: `train/CLASS/…` and `val/CLASS/…` (or `validation`, `test`) with JPEG
 //! and PNG files at any depth. Classes are numbered in the order of their names, images in the order of their paths. Unlike
-//! torchvision, hidden folders and files (`.ipynb_checkpoints`, `._photo.jpg`) are passed over.
+//! torchvision, hidden folders and files (`.ipynb_checkpoints`, `._photo.jpg`) are ignored.
 
 use super::index::{Index, IndexFile, IndexFolder, LARGEST, Stamp, fingerprint, fingerprint_of, sample_length, stamp};
 use super::samples::{Samples, Stored};
@@ -20,7 +20,7 @@ const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
-    /// In order.
+    /// The names of the classes, in the order of the labels.
     classes: Vec<String>,
     /// Its groups are the class folders and the folders within them.
     index: Index,
@@ -73,7 +73,7 @@ struct Class {
     stamps: Vec<Stamp>,
     /// The number of each file's folder, and the file's name.
     files: Vec<(usize, String)>,
-    /// How many hidden folders and files were passed over.
+    /// How many hidden folders and files were ignored.
     hidden: usize,
 }
 
@@ -95,10 +95,7 @@ fn build(root: &Path) -> Result<(Index, blake3::Hash)> {
     let classes = names.into_par_iter().map(|name| class(root, name)).collect::<Result<Vec<_>>>()?;
     let hidden = hidden + classes.iter().map(|class| class.hidden).sum::<usize>();
     if hidden > 0 {
-        log::warn!(
-            "{}: {hidden} hidden folders or files (names that begin with a dot) are passed over",
-            root.display()
-        );
+        log::warn!("{}: {hidden} hidden folders or files (names that begin with a dot) are ignored", root.display());
     }
     let index = number(&classes)?;
     let stamps = classes.iter().flat_map(|class| class.stamps.iter().copied());
@@ -136,8 +133,8 @@ fn class(root: &Path, name: String) -> Result<Class> {
 }
 
 impl Class {
-    /// Lists a folder, depth first, its files and folders in the order of their names. `above` identifies the folders that
-    /// lead to it.
+    /// Lists a folder, depth first, with its files and folders in the order of their names. `above` holds the identities of the
+    /// folders above it.
     fn walk(&mut self, root: &Path, folder: String, above: &mut Vec<(u64, u64)>) -> Result<()> {
         stop::check("listing images")?;
         let path = root.join(&folder);
@@ -174,7 +171,7 @@ fn is_image(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|own| EXTENSIONS.iter().any(|known| own.eq_ignore_ascii_case(known)))
 }
 
-/// The entries of a folder in the order of their names, and the number of hidden ones, which are left out.
+/// The entries of a folder in the order of their names without hidden ones, and the number of hidden ones.
 fn entries(folder: &Path) -> Result<(Vec<(String, DirEntry)>, usize)> {
     let (mut entries, mut hidden) = (Vec::new(), 0);
     for entry in std::fs::read_dir(folder)? {

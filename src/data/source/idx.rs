@@ -44,7 +44,7 @@ fn read(folder: &Path, name: &str, rank: usize) -> Result<(PathBuf, Vec<usize>, 
     Ok((path, sizes, bytes))
 }
 
-/// Takes memory for the bytes that are there, not for the sizes that the header claims.
+/// Parses a file. It allocates memory for the bytes that exist, not for the sizes that the header claims.
 fn parse(mut source: impl Read, rank: usize) -> Result<(Vec<usize>, Vec<u8>), String> {
     let broken = |e: std::io::Error| format!("cannot be read: {e}; the file is damaged, fetch it again");
     let mut header = vec![0; 4 + 4 * rank];

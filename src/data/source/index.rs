@@ -69,11 +69,12 @@ impl Index {
         self.groups.path(self.group[index] as usize).join(self.names.path(index))
     }
 
-    /// Reads the index from `file` if the groups' fingerprint is still the same. Otherwise it builds the index and writes it to
-    /// `file`; if the file cannot be written, a warning says so.
+    /// Reads the index from `file` if the fingerprint of the groups has not changed. Otherwise builds the index and writes it to
+    /// `file`; only warns if the file cannot be written.
     ///
-    /// `fingerprint` is of the groups as they are now, and must change whenever a sample comes, goes or moves. `build` returns
-    /// the index and the fingerprint from before it listed the groups. If files came or went since, the index is not written.
+    /// `fingerprint` computes the fingerprint of the groups as they are now, which must change whenever a sample is added, removed
+    /// or moved. `build` returns the index, and the fingerprint from before it listed the groups. If files were added or removed
+    /// while it listed, the index is not written.
     pub fn cached(
         file: Option<&IndexFile>,
         fingerprint: impl Fn(&Names) -> Result<blake3::Hash>,
@@ -141,7 +142,7 @@ impl Index {
     }
 }
 
-/// Writes a file beside `path` and renames it, without a sync: a torn or lost index is only built again.
+/// Writes a file beside `path` and renames it, without a sync, because a torn or lost index is only rebuilt.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().context("the index needs a folder")?;
     fs::create_dir_all(folder)?;
@@ -150,8 +151,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(fs::rename(&beside, path)?)
 }
 
-/// A file's size (0 of a folder), and its time of change in seconds and nanoseconds. A file or folder that changes gets another
-/// stamp.
+/// The size of a file (0 for a folder), and its modification time in seconds and nanoseconds. A file or folder that changes gets
+/// another stamp.
 pub type Stamp = [i64; 3];
 
 pub fn stamp(path: &Path) -> Result<Stamp> {
@@ -168,7 +169,7 @@ pub fn fingerprint(root: &Path, groups: &Names) -> Result<blake3::Hash> {
     fingerprint_of(root, own, groups.iter().zip(stamps))
 }
 
-/// The fingerprint from stamps that were taken before: `own` of the folder `root`, and one for each group's name.
+/// The fingerprint from stamps that were taken earlier: `own` is the stamp of the folder `root`; each group's name has one too.
 pub fn fingerprint_of<'a>(
     root: &Path,
     own: Stamp,

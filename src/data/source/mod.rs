@@ -1,5 +1,5 @@
-//! Images with their labels, as they are stored or drawn: a training split and an evaluation split. Each kind of source is one
-//! file that implements [`samples::Samples`].
+//! Sources of labelled images, which are stored or drawn: a training split and an evaluation split. Each kind of source is one file
+//! that implements [`samples::Samples`].
 
 pub mod bad_images;
 mod cifar;
@@ -90,7 +90,7 @@ fn open_with(config: &Config, may_write: bool) -> Result<Source> {
 /// The run directory's folder of indexes.
 const INDEXES: &str = "index";
 
-/// The format of the images in a folder, if the names in it tell.
+/// The format of the images in a folder; none if the names in the folder do not show it.
 pub fn format_of(folder: &Path) -> Option<Format> {
     if packed::files(folder, TRAINING).is_ok_and(|shards| !shards.is_empty()) {
         return Some(Format::Packed);

@@ -1,4 +1,4 @@
-//! Files that many threads read at the same time, each at an offset of its own, without a lock.
+//! Files that many threads read at the same time without a lock, each at its own offset.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

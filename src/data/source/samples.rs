@@ -72,7 +72,7 @@ pub fn subset(split: Split, fraction: f64, seed: u64) -> Split {
 
 const SUBSET: u64 = 0x5b5e7;
 
-/// Some of a split's images.
+/// A subset of a split's images.
 struct Subset {
     split: Split,
     /// Their numbers in the split.

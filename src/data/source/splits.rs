@@ -9,8 +9,8 @@ pub const TRAINING: &str = "train";
 /// The names that an evaluation split may have.
 const EVALUATION: [&str; 3] = ["val", "validation", "test"];
 
-/// The name of the evaluation split in a folder, of which `holds` tells whether it has a split of some name; "val" if it has
-/// none, so that opening that split says what is missing.
+/// The name of the evaluation split in a folder; `holds` says whether the folder has a split of a name. If it has none, the result is
+/// "val", so that opening that split names what is missing.
 ///
 /// # Errors
 /// If the folder has several, or if `holds` fails.

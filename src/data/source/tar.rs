@@ -130,10 +130,7 @@ fn build(root: &Path, tars: Names) -> Result<Index> {
         .collect::<Result<_>>()?;
     let hidden: usize = scanned.iter().map(|(_, hidden)| hidden).sum();
     if hidden > 0 {
-        log::warn!(
-            "{}: {hidden} hidden members of its tars (names that begin with a dot) are passed over",
-            root.display()
-        );
+        log::warn!("{}: {hidden} hidden members of its tars (names that begin with a dot) are ignored", root.display());
     }
     let mut index = Index { groups: tars, ..Index::default() };
     for (tar, (samples, _)) in scanned.into_iter().enumerate() {
@@ -273,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_honest_tar_holds_is_refused_by_name() {
+    fn a_malicious_or_malformed_tar_is_refused_by_name() {
         let label: (&str, &[u8]) = ("1.cls", b"0");
         refused(&tar(&[("1.jpg", b"x")]), &["1.jpg", "no .cls or .json"]);
         refused(&tar(&[label]), &["label without an image"]);

@@ -1,5 +1,5 @@
-//! Stored bytes to pixels, as Pillow's `Image.open(…).convert("RGB")` decodes them. A file's first bytes say whether it is a
-//! JPEG or a PNG, not its name. Gray, CMYK, palette and 16-bit images become RGB. An EXIF orientation is not applied, as in
+//! Decodes stored bytes to the pixels that Pillow's `Image.open(…).convert("RGB")` gives. The first bytes of a file decide whether
+//! it is a JPEG or a PNG, not its name. Gray, CMYK, palette and 16-bit images become RGB. An EXIF orientation is not applied, as in
 //! timm. Of a JPEG only the part that is needed is decoded.
 
 pub mod jpeg;
@@ -80,7 +80,7 @@ impl Decoder {
     }
 }
 
-/// Planes to pixels. A gray plane becomes red, green and blue.
+/// Converts planes to pixels. A gray plane becomes red, green and blue.
 fn merge_planes(bytes: &[u8], channels: usize, size: usize, pixels: &mut Pixels) -> Result<()> {
     let plane = size * size;
     ensure!(

@@ -1,4 +1,4 @@
-//! PNG of every colour type and depth.
+//! Decodes PNGs of every colour type and depth.
 
 use crate::data::image::pixels::{Pixel, Pixels, check_size};
 use anyhow::{Result, anyhow};
