@@ -1,4 +1,4 @@
-//! What the commands for a cluster do: `submit`, `status`, `cancel`, `doctor`.
+//! Executes the commands for a cluster: `submit`, `status`, `cancel`, `doctor`.
 
 use super::load::threads;
 use super::overrides::{ConfigArgs, Overrides};
@@ -31,7 +31,7 @@ pub fn status(run_dir: &Path, json: bool) -> Result<()> {
     print_either(json, &lines, || status::table(&lines))
 }
 
-/// Prints the status every two seconds until the run is over; on a terminal always in the same place.
+/// Prints the status every two seconds until the run is over. On a terminal each print replaces the one before.
 pub fn watch(run_dir: &Path) -> Result<()> {
     let mut seen = Seen::default();
     while !stop_requested() {
@@ -55,7 +55,7 @@ pub fn cancel(run_dir: &Path, json: bool) -> Result<()> {
     })
 }
 
-/// Prints what the checks have found, and fails if anything needs a cure.
+/// Prints the findings of the checks, and fails if one needs a cure.
 pub fn doctor(config: Option<&Path>, over: &Overrides, json: bool) -> Result<()> {
     let config = config.map(|path| over.load(path)).transpose()?;
     device::load(config.as_ref().map_or(DeviceChoice::Auto, |config| config.run.device));

@@ -1,17 +1,17 @@
-//! The speed of a large matrix product, as a bound of what a device can do.
+//! Measures the speed of a large matrix product, an upper bound of the speed of a device.
 
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Operations per second of a square matrix product in this process.
 pub fn matrix_product_rate(options: (Kind, Device)) -> f64 {
-    // Large enough to fill the device, small enough to take no time.
+    // This size fills the device, but takes little time.
     let n: i64 = if options.1.is_cuda() { 8192 } else { 1024 };
-    // Random numbers, as weights are: a GPU needs less power for equal numbers and is then faster.
+    // The numbers are random like weights, because a GPU needs less power for equal numbers and is then faster.
     let a = Tensor::randn([n, n], options);
     let once = || {
         let start = Instant::now();
-        // Reading one number waits for the device.
+        // Read one number, to wait for the device.
         a.matmul(&a).get(0).get(0).double_value(&[]);
         start.elapsed().as_secs_f64()
     };

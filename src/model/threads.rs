@@ -18,8 +18,8 @@ fn parallel() -> Option<Parallel> {
     })
 }
 
-/// Rows for each part of a loop over `rows` rows with `numbers` numbers in all: enough parts to keep all threads busy, but
-/// none so small that starting its thread costs more than it saves. A multiple of `unit`.
+/// The number of rows for each part of a loop over `rows` rows with `numbers` numbers in all, a multiple of `unit`. The parts are
+/// enough to keep all threads busy, but none is so small that starting its thread costs more than it saves.
 pub fn rows_each(rows: usize, numbers: usize, unit: usize) -> usize {
     const WORTH: usize = 16 * 1024;
     let parts = (numbers / WORTH).clamp(1, tch::get_num_threads().max(1) as usize);

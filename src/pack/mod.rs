@@ -60,7 +60,7 @@ struct Part<'a> {
 /// The values that all shards share.
 struct Work<'a> {
     options: &'a Options,
-    /// The start of the images' names in the source, which is left out in the pack.
+    /// The common beginning of the images' names in the source, which the names in the pack omit.
     root: String,
     /// The run directory for progress, which may not exist.
     run: &'a Path,
@@ -134,7 +134,7 @@ impl Work<'_> {
         }
         if report.kept_shards > 0 {
             self.beat(Activity::Running, report.kept_shards, parts.len());
-            log::info!("{}: {} of {} shards are there already", into.display(), report.kept_shards, parts.len());
+            log::info!("{}: {} of {} shards exist already", into.display(), report.kept_shards, parts.len());
         }
         let ended = self.run(&missing, &mut report);
         match &ended {
@@ -305,7 +305,7 @@ fn classes(source: &Source) -> Vec<String> {
 /// The report for people.
 pub fn text(report: &Report, into: &Path) -> String {
     format!(
-        "{}: {} training and {} validation images in {} shards ({} of them were there), {:.2} GB; {} unreadable\n",
+        "{}: {} training and {} validation images in {} shards ({} of them existed already), {:.2} GB; {} unreadable\n",
         into.display(),
         report.train_images,
         report.val_images,

@@ -100,7 +100,7 @@ fn tensorboard_events_have_valid_checksums_and_the_values_of_metrics_jsonl() {
     assert_eq!(scalars.iter().filter(|(tag, _, _)| tag == "loss").count(), 24, "3 epochs of 8 steps");
 }
 
-/// The names of the root's attributes and of all objects in the file, listed by the first reader that is installed.
+/// The names of the root's attributes and of all objects in the file, by the first of h5dump, h5py and the HDF5 library that works.
 fn listing(path: &Path) -> String {
     const H5PY: &str = "import h5py, sys\nf = h5py.File(sys.argv[1])\nprint(*f.attrs, sep='\\n')\nf.visit(print)";
     let h5dump = Command::new("h5dump").arg("-A").arg(path).output();

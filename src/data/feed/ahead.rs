@@ -12,7 +12,7 @@ const MOST_READY: usize = 3;
 /// The most bytes that the items of all workers take, the ready ones and those being made.
 const MOST_BYTES: usize = 512 << 20;
 
-/// How many items of `bytes` each worker keeps ready, beside the one that it makes. With 0 it makes the next item after the
+/// How many items of `bytes` each worker keeps ready, apart from the item that it makes. If 0, it makes the next item after the
 /// consumer has taken the last.
 fn ready(workers: usize, bytes: usize) -> usize {
     (MOST_BYTES / workers / bytes.max(1)).saturating_sub(1).min(MOST_READY)
@@ -23,13 +23,13 @@ pub struct Ahead<T> {
     workers: Vec<Receiver<T>>,
     /// The worker that makes the next item.
     next: usize,
-    /// A thread that was joined is none.
+    /// The workers' threads; none for a thread that was joined.
     threads: Vec<Option<JoinHandle<()>>>,
 }
 
 impl<T: Send + 'static> Ahead<T> {
-    /// Starts the workers. `maker` makes each worker's function, which makes the item of a number, of about `bytes`, or none
-    /// after the last item.
+    /// Starts the workers. `maker` makes a function for each worker. Given a number, the function makes the item of that number, or
+    /// none after the last item. An item takes about `bytes`.
     ///
     /// # Errors
     /// A usage error if a thread cannot be started.
@@ -61,7 +61,7 @@ impl<T: Send + 'static> Ahead<T> {
 impl<T> Iterator for Ahead<T> {
     type Item = T;
 
-    /// Waits for the next item. If its worker has panicked, the panic goes on in the calling thread.
+    /// Waits for the next item. If its worker has panicked, the panic is resumed in the calling thread.
     fn next(&mut self) -> Option<T> {
         let item = self.workers[self.next].recv().ok();
         if item.is_none()
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn items_come_in_order_however_many_are_kept_ready() {
+    fn items_come_in_order_whatever_number_is_kept_ready() {
         for (workers, bytes) in [(1, 1), (3, 1), (3, MOST_BYTES)] {
             let items: Vec<usize> =
                 Ahead::start(workers, bytes, || |number| (number < 100).then_some(number)).unwrap().collect();

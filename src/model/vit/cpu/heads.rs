@@ -1,4 +1,4 @@
-//! Changes of layout between tokens and heads.
+//! Reorders activations between the layout by tokens and the layout by heads.
 
 use super::element::{Bf16, Element};
 use super::{by_kind, numbers, numbers_mut};
@@ -38,7 +38,7 @@ fn split_as<T: Element>(joined: &Tensor, split: &mut Tensor, layout: Layout) {
     let each = n * e * threads::rows_each(parts * b * heads, split.len(), 1);
     threads::each(split.chunks_mut(each).enumerate(), |(chunk, out)| {
         for (number, head) in out.chunks_exact_mut(n * e).enumerate() {
-            let (part, sample, of) = place(chunk * each / (n * e) + number, layout);
+            let (part, sample, of) = part_sample_head(chunk * each / (n * e) + number, layout);
             for (token, out) in head.chunks_exact_mut(e).enumerate() {
                 let start = (((sample * n + token) * parts + part) * heads + of) * e;
                 out.copy_from_slice(&joined[start..start + e]);
@@ -66,7 +66,7 @@ fn join_as<T: Element>(split: &Tensor, joined: &mut Tensor, layout: Layout) {
 }
 
 /// The part, sample and head of the matrix (n, e) with this number in the split layout.
-fn place(number: usize, layout: Layout) -> (usize, usize, usize) {
+fn part_sample_head(number: usize, layout: Layout) -> (usize, usize, usize) {
     let Layout { b, heads, .. } = layout;
     (number / (b * heads), number / heads % b, number % heads)
 }

@@ -27,8 +27,7 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { p * two_n }
 }
 
-/// The standard normal distribution at x: (cumulative, density). Absolute error below 2e-7 (Abramowitz and Stegun
-/// 7.1.26).
+/// The standard normal distribution at x: (cumulative, density), with an absolute error below 2e-7 (Abramowitz and Stegun 7.1.26).
 #[inline(always)]
 pub fn normal(x: f32) -> (f32, f32) {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;

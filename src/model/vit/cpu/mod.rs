@@ -38,11 +38,11 @@ use by_kind;
 /// The numbers of a contiguous CPU tensor.
 fn numbers<T: Element>(tensor: &Tensor) -> &[T] {
     assert!(takes(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
-    // SAFETY: `numel` values of this kind lie in a row in host memory, and the borrowed tensor keeps them alive.
+    // SAFETY: `numel` values of this kind are contiguous in host memory, and the borrowed tensor keeps them alive.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
-/// The numbers of a contiguous CPU tensor, to be changed.
+/// The mutable numbers of a contiguous CPU tensor.
 fn numbers_mut<T: Element>(tensor: &mut Tensor) -> &mut [T] {
     assert!(takes(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
     // SAFETY: as in `numbers`; the exclusive borrow is the caller's promise that no view of it is in use.

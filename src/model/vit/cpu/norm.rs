@@ -18,8 +18,8 @@ pub fn norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> (Tensor, St
     (out, statistics)
 }
 
-/// Adds the gradient of x, from the gradient of norm(x), to `residual`, the gradient that reaches x along the residual
-/// connection. Adds the gradients of weight and bias to `sums`, if there are any.
+/// Computes the gradient of x from the gradient of norm(x), and adds it to `residual`, the gradient that reaches x along the residual
+/// connection. Adds the gradients of weight and bias to `sums`, if they are given.
 pub fn norm_backward(
     residual: &mut Tensor,
     gradient: &Tensor,

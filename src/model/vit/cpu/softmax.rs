@@ -34,7 +34,7 @@ fn backward<T: Element>(gradient: &mut Tensor, probabilities: &Tensor, n: usize,
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn forward_rows<T: Element>(scores: &mut [T], n: usize, scale: f32) {
-    // The loop takes whole vectors; the padding at the end of the last one has no weight.
+    // The row is padded with −∞ to a multiple of LANES. The padding becomes 0, so it does not change the sum.
     let mut row = vec![f32::NEG_INFINITY; n.next_multiple_of(LANES)];
     for scores in scores.chunks_exact_mut(n) {
         load(&mut row[..n], scores);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_stays_visible() {
+    fn a_score_that_is_not_a_number_gives_probabilities_that_are_not() {
         let mut scores = Tensor::from_slice(&[1.0f32, f32::NAN, 2.0]).view([1, 3]);
         softmax_(&mut scores, 1.0);
         assert!(scores.isnan().any().int64_value(&[]) == 1);
