@@ -41,7 +41,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
     match command {
         Command::Run { config, json } => train(world, config, |job| {
             job.run()?;
-            if world.whole().is_zero() { conclude(job, *json) } else { Ok(()) }
+            if world.all_ranks().is_zero() { conclude(job, *json) } else { Ok(()) }
         }),
         Command::Meta(args) => train(world, args, |job| job.row(&META)),
         Command::Module { config, index } => train(world, config, |job| job.modules(&MODULE, *index)),
@@ -112,17 +112,17 @@ fn pack_images(args: &PackArgs) -> Result<()> {
 
 /// Opens the job and has `act` train, with progress bars if there is a terminal.
 fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
-    let whole = world.whole();
-    let config = agree(whole, args.load())?;
-    agree(whole, start_threads())?;
-    let devices = agree(whole, devices(&config))?;
-    if whole.is_zero() || devices.are_gpus() {
-        let (name, size, threads) = (&config.run.name, whole.size(), tch::get_num_threads());
+    let all_ranks = world.all_ranks();
+    let config = agree(all_ranks, args.load())?;
+    agree(all_ranks, start_threads())?;
+    let devices = agree(all_ranks, devices(&config))?;
+    if all_ranks.is_zero() || devices.are_gpus() {
+        let (name, size, threads) = (&config.run.name, all_ranks.size(), tch::get_num_threads());
         log::info!("{name}: {size} rank(s), {threads} thread(s) per replica, computing on {}", devices.describe());
     }
-    doctor::warn_of_trouble(&config, threads(&config), whole.is_zero());
+    doctor::warn_of_trouble(&config, threads(&config), all_ranks.is_zero());
     let job = Job::open(config, world, devices)?;
-    let bars = if whole.is_zero() { Bars::start(&job.plan, &job.run)? } else { None };
+    let bars = if all_ranks.is_zero() { Bars::start(&job.plan, &job.run)? } else { None };
     act(&job)?;
     drop(bars);
     Ok(())

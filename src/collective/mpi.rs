@@ -16,7 +16,7 @@ use tch::Tensor;
 /// The world of ranks that this process was started in. Dropping it finalises MPI, so it must outlive every communicator.
 pub struct World {
     universe: Option<Universe>,
-    whole: Box<dyn Collective>,
+    all_ranks: Box<dyn Collective>,
 }
 
 impl World {
@@ -38,17 +38,17 @@ impl World {
             launched.size,
             library_version()
         );
-        Ok(World { universe: Some(universe), whole: Box::new(Mpi::new(comm)) })
+        Ok(World { universe: Some(universe), all_ranks: Box::new(Mpi::new(comm)) })
     }
 
     /// Makes a world of one, without MPI.
     pub fn alone() -> World {
-        World { universe: None, whole: Box::new(Solo) }
+        World { universe: None, all_ranks: Box::new(Solo) }
     }
 
     /// All ranks.
-    pub fn whole(&self) -> &dyn Collective {
-        self.whole.as_ref()
+    pub fn all_ranks(&self) -> &dyn Collective {
+        self.all_ranks.as_ref()
     }
 
     /// Splits the world; returns the ranks that name the same group as this rank. Collective over the world.
@@ -66,15 +66,15 @@ impl World {
     /// The ranks on the node of rank zero; none on any other node. Collective over the world.
     pub fn node_of_zero(&self) -> Result<Option<Box<dyn Collective>>> {
         let Some(universe) = &self.universe else { return Ok(Some(Box::new(Solo))) };
-        let node = Mpi::new(universe.world().split_shared(self.whole.rank() as i32));
-        let mut zeros = [f64::from(u8::from(self.whole.is_zero()))];
+        let node = Mpi::new(universe.world().split_shared(self.all_ranks.rank() as i32));
+        let mut zeros = [f64::from(u8::from(self.all_ranks.is_zero()))];
         node.all_reduce_f64(&mut zeros)?;
         Ok(if zeros[0] > 0.0 { Some(Box::new(node)) } else { None })
     }
 
     /// Ends every rank of the world at once with this exit code, so that none keeps waiting in a collective call.
     pub fn abort(&self, code: u8) -> ! {
-        if self.whole.size() > 1 {
+        if self.all_ranks.size() > 1 {
             World::abort_all(code);
         }
         let _ = std::io::stdout().flush();

@@ -44,20 +44,20 @@ pub struct Job<'a> {
 impl<'a> Job<'a> {
     /// Opens the data on every rank and the run directory. If one rank fails, all of them fail together.
     pub fn open(config: Config, world: &'a World, devices: Devices) -> Result<Job<'a>> {
-        let whole = world.whole();
+        let all_ranks = world.all_ranks();
         // The first rank lists a large source and keeps the list, which the others then read.
-        let first = on_zero(whole, || data::open(&config))?;
-        let source = agree(whole, first.map_or_else(|| data::open(&config), Ok))?;
-        let plan = agree(whole, Plan::new(config, source.train.len()))?;
-        agree(whole, check_shares(&plan, whole.size(), devices.replicas()))?;
-        on_zero(whole, || RunDir::open(&plan.config))?;
+        let first = on_zero(all_ranks, || data::open(&config))?;
+        let source = agree(all_ranks, first.map_or_else(|| data::open(&config), Ok))?;
+        let plan = agree(all_ranks, Plan::new(config, source.train.len()))?;
+        agree(all_ranks, check_shares(&plan, all_ranks.size(), devices.replicas()))?;
+        on_zero(all_ranks, || RunDir::open(&plan.config))?;
         let run = RunDir { path: plan.config.run.dir.clone() };
         Ok(Job { graph: plan.graph(), plan, run, source, world, devices, clock: Clock::of_process() })
     }
 
     /// Executes all rows in order. Finished nodes are verified and skipped. Rows before an imported target are skipped too.
     pub fn run(&self) -> Result<()> {
-        let is_imported = zero_says(self.world.whole(), || self.is_imported())?;
+        let is_imported = zero_says(self.world.all_ranks(), || self.is_imported())?;
         self.graph.rows(is_imported).into_iter().try_for_each(|row| self.row(row))
     }
 
@@ -75,14 +75,14 @@ impl<'a> Job<'a> {
     /// Trains all modules of a row, or one. Each is trained by its group of ranks, and the groups do not wait for each
     /// other.
     pub fn modules(&self, row: &Row, only: Option<usize>) -> Result<()> {
-        let whole = self.world.whole();
+        let all_ranks = self.world.all_ranks();
         let nodes: Vec<&Node> = self.graph.of(row).collect();
         if let Some(index) = only {
             let last = nodes.len() - 1;
             let node = nodes.get(index).ok_or_else(|| usage!("module {index}: the model has stages 0 to {last}"))?;
-            return self.train(node, whole);
+            return self.train(node, all_ranks);
         }
-        let part = assignment(whole.rank(), whole.size(), nodes.len());
+        let part = assignment(all_ranks.rank(), all_ranks.size(), nodes.len());
         let group = self.world.split(part.group.start);
         let trained = part.modules.iter().try_for_each(|&index| self.train(nodes[index], group.as_ref()));
         self.rejoin(trained)
@@ -92,7 +92,7 @@ impl<'a> Job<'a> {
     fn whole_network(&self, node: &Node) -> Result<()> {
         match node.row.phase().map(|phase| (phase.training)(&self.plan.config).on) {
             Some(Ranks::Zero) => self.train_on_zero(node),
-            _ => self.train(node, self.world.whole()),
+            _ => self.train(node, self.world.all_ranks()),
         }
     }
 
@@ -100,7 +100,7 @@ impl<'a> Job<'a> {
     fn train_on_zero(&self, node: &Node) -> Result<()> {
         let group: Option<Box<dyn Collective>> = match self.world.node_of_zero()? {
             Some(ranks) if self.devices.are_gpus() => Some(ranks),
-            Some(_) if self.world.whole().is_zero() => Some(Box::new(Solo)),
+            Some(_) if self.world.all_ranks().is_zero() => Some(Box::new(Solo)),
             _ => None,
         };
         self.rejoin(group.map_or(Ok(()), |group| self.train(node, group.as_ref())))
@@ -112,15 +112,15 @@ impl<'a> Job<'a> {
         if trained.as_ref().is_err_and(|error| !Failure::is_stop(error)) {
             return trained;
         }
-        self.world.whole().barrier()?;
+        self.world.all_ranks().barrier()?;
         self.clock.skip();
-        agree(self.world.whole(), trained)
+        agree(self.world.all_ranks(), trained)
     }
 
     /// Assembles the target from the modules and evaluates it.
     fn assemble(&self, node: &Node) -> Result<()> {
         let note = |error: &anyhow::Error| self.record_failure(node, error);
-        on_zero(self.world.whole(), || assemble::assemble(self, node).inspect_err(note)).map(|_| ())
+        on_zero(self.world.all_ranks(), || assemble::assemble(self, node).inspect_err(note)).map(|_| ())
     }
 
     /// Records a failure for `incubate status`. If that fails too, it only warns, because the user must see the first failure.
