@@ -27,7 +27,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Do everything: meta model, modules, assembly, fine-tuning, evaluation, export. Done parts are skipped
+    /// Do everything: meta model, modules, assembly, fine-tuning, evaluation, export. Finished parts are skipped
     Run {
         #[command(flatten)]
         config: ConfigArgs,
@@ -41,7 +41,7 @@ pub enum Command {
     Module {
         #[command(flatten)]
         config: ConfigArgs,
-        /// The stage to train, from 0; all of them without it
+        /// The stage to train, from 0 [default: all stages]
         #[arg(long)]
         index: Option<usize>,
     },
@@ -60,10 +60,10 @@ pub enum Command {
         /// timm, hf, detectron2, mmdet, mmseg, safetensors, pth or all; may be given more than once
         #[arg(long = "format", value_name = "FORMAT", default_value = "timm")]
         formats: Vec<ExportFormat>,
-        /// The model to export, into a folder of its name if it is not the final one [default: final.h5 of the run directory]
+        /// The model to export; one that is not the final model goes into a folder of its name [default: final.h5 of the run directory]
         #[arg(long, value_name = "FILE")]
         weights: Option<PathBuf>,
-        /// Print JSON: the folders
+        /// Print JSON: the folders that were written
         #[arg(long)]
         json: bool,
     },
@@ -80,18 +80,18 @@ pub enum Command {
         /// Take the moving averages of the weights (model_ema, state_dict_ema or ema_state_dict)
         #[arg(long)]
         ema: bool,
-        /// Draw the head anew, to train on other classes than the file's
+        /// Initialise a new head, to train on other classes than the file's
         #[arg(long)]
         new_head: bool,
-        /// Print JSON: the file
+        /// Print JSON: the file that was written
         #[arg(long)]
         json: bool,
     },
-    /// Show what a config means: parameters, steps, learning rates, memory, cost, each rank's part
+    /// Show what follows from a config: parameters, steps, learning rates, memory, cost, each rank's part
     Plan {
         #[command(flatten)]
         config: ConfigArgs,
-        /// The world to plan for
+        /// The number of ranks to plan for
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         ranks: u32,
         /// Sustained TFLOP/s of one rank's device [default: this machine's matrix product, measured]
@@ -101,7 +101,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Submit a run to Slurm: the meta model, an array of modules, the rest. What is done is not submitted again
+    /// Submit a run to Slurm: jobs for the meta model, an array of modules, and the rest. Finished parts are not submitted again
     Submit {
         #[command(flatten)]
         config: ConfigArgs,
@@ -112,18 +112,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show where each phase of a run stands, and with Slurm what it waits for
+    /// Show the state of each phase of a run and, with Slurm, what it waits for
     Status {
         /// The run directory: run.dir of the config, or what --run-dir named
         run_dir: PathBuf,
-        /// Show it anew every two seconds until everything is done
+        /// Refresh every two seconds until everything is done
         #[arg(long, conflicts_with = "json")]
         watch: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Cancel what is queued or running of a submitted run
+    /// Cancel the queued and running jobs of a submitted run
     Cancel {
         /// The run directory: run.dir of the config, or what --run-dir named
         run_dir: PathBuf,
@@ -133,7 +133,7 @@ pub enum Command {
     },
     /// Pack images into HDF5 shards that any number of ranks read fast (data.format = "packed")
     Pack(PackArgs),
-    /// Verify one artefact or packed shard, or all of a run directory or pack
+    /// Verify one artefact or packed shard, or all files of a run directory or pack
     Verify {
         /// A file that incubate wrote (.h5), or a folder of them: a run directory or a pack
         path: PathBuf,
@@ -141,9 +141,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Check this node: versions, cores, and with a config its data and run directory
+    /// Check this node: versions and cores, and with a config also its data and run directory
     Doctor {
-        /// The TOML file whose data and run directory to check as well
+        /// The TOML file whose data and run directory to check too
         config: Option<PathBuf>,
         #[command(flatten)]
         over: Overrides,
@@ -151,7 +151,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Measure, against a peer in the same run
+    /// Measure performance, mostly compared with another program
     Bench {
         #[command(subcommand)]
         bench: Bench,
@@ -163,7 +163,7 @@ pub enum Command {
     },
     /// Write the man pages into a folder
     Man {
-        /// Made if it is not there
+        /// The folder, which is created if it does not exist
         folder: PathBuf,
     },
 }
@@ -172,16 +172,16 @@ pub enum Command {
 pub struct PackArgs {
     /// A config, or a folder: of images (train/CLASS/*.jpg, val/CLASS/*.jpg), of tar shards, or of an earlier pack
     pub source: PathBuf,
-    /// Where to write train-*.h5 and val-*.h5; what is there already is kept [default: the config's data.path, packed
+    /// The folder for train-*.h5 and val-*.h5, where existing shards are kept [default: the config's data.path, packed
     /// from its data.pack_from]
     pub into: Option<PathBuf>,
     /// Shrink images whose shorter side is longer than this
     #[arg(long, default_value_t = SHORT_SIDE, value_parser = clap::value_parser!(u32).range(16..=4096))]
     pub size: u32,
-    /// Quality of JPEG
+    /// The quality of JPEG
     #[arg(long, default_value_t = QUALITY, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub quality: u8,
-    /// Store pixels, which take some ten times the space of JPEG and no time to decode
+    /// Store pixels, which take about ten times the space of JPEG and no time to decode
     #[arg(long, conflicts_with = "quality")]
     pub raw: bool,
     #[command(flatten)]
@@ -204,7 +204,7 @@ pub struct EvaluateArgs {
     /// meta.h5, module-i.h5, assembled.h5, final.h5 or e2e.h5 [default: final.h5 of the run directory]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// Also write logits, labels and inputs (of large sets the first 16) as safetensors, to compare other programs with
+    /// Also write logits, labels and inputs (if they are large, the first 16) as safetensors, for a comparison with other programs
     #[arg(long, value_name = "FILE")]
     pub outputs: Option<PathBuf>,
     /// Print JSON: the metrics by name, and how many images were evaluated
@@ -214,12 +214,12 @@ pub struct EvaluateArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum Downstream {
-    /// COCO's twelve figures of a results file
+    /// Compute COCO's twelve figures of a results file
     Coco {
-        /// Such as instances_val2017.json
+        /// The annotations, such as instances_val2017.json
         #[arg(long, value_name = "FILE")]
         annotations: PathBuf,
-        /// A JSON list of detections
+        /// The results: a JSON list of detections
         #[arg(long, value_name = "FILE")]
         results: PathBuf,
         /// Compare boxes or masks
@@ -232,12 +232,12 @@ pub enum Downstream {
         #[arg(long)]
         json: bool,
     },
-    /// ADE20K's mIoU, mAcc and aAcc of predicted label maps
+    /// Compute ADE20K's mIoU, mAcc and aAcc of predicted label maps
     Ade20k {
-        /// Label maps: 8-bit PNGs of 0 (ignored) to 150
+        /// The folder of label maps: 8-bit PNGs with values from 0 (ignored) to 150
         #[arg(long, value_name = "DIR")]
         labels: PathBuf,
-        /// Predictions, named and numbered as the label maps
+        /// The folder of predictions, with the names and values of label maps
         #[arg(long, value_name = "DIR")]
         predictions: PathBuf,
         /// The predictions number the classes from 0
@@ -253,7 +253,7 @@ pub enum Downstream {
 }
 
 impl Command {
-    /// Whether the command looks at [`crate::stop::STOP`] and ends in order. A signal ends every other command at once.
+    /// Whether the command checks [`crate::stop::STOP`] and ends in order. A signal ends any other command at once.
     pub fn heeds_signals(&self) -> bool {
         self.trains() || matches!(self, Command::Pack(_) | Command::Status { watch: true, .. })
     }

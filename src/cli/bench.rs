@@ -1,4 +1,4 @@
-//! `incubate bench`: its arguments, and what each measures.
+//! The arguments of `incubate bench`, and the benchmark that each command runs.
 
 use super::load::{devices, start_libtorch};
 use super::overrides::ConfigArgs;
@@ -12,40 +12,40 @@ use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// What the index of a large source costs, with generated entries
+    /// Time and memory of the index of a large source, with generated entries
     Index {
-        /// How many images the index lists
+        /// The number of images in the index
         #[arg(long, default_value_t = 1_281_167, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
         entries: u32,
-        /// Where to keep it meanwhile
+        /// The folder for the temporary index
         #[arg(long, default_value = ".")]
         folder: PathBuf,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Images per second and core: decoding, the training and evaluation transforms, the loader; and where the time goes
+    /// Images per second and core of decoding, the training and evaluation transforms and the loader, and the time of each part
     Data {
-        /// Every JPEG and PNG below it is read
+        /// The folder of images; all JPEG and PNG files below it are read
         #[arg(long, value_name = "DIR")]
         folder: PathBuf,
-        /// How often each image is taken
+        /// How often each image is read
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
         passes: u32,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// How fast this device trains, against its own matrix product; tools/bench_step.py adds PyTorch and timm
+    /// How fast this device trains, compared with its matrix product; tools/bench_step.py also compares PyTorch and timm
     Step(StepArgs),
-    /// What checkpoints cost the training, and how fast one is written, against dd
+    /// How much checkpoints slow training, and how fast one is written compared with dd
     Store {
         #[command(flatten)]
         config: ConfigArgs,
-        /// Steps of the meta model between two checkpoints
+        /// The steps of the meta model between two checkpoints
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
         every: u64,
-        /// How often each is measured, in turn
+        /// How many times both are measured, alternately
         #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
         pairs: u16,
         /// Print JSON
@@ -68,10 +68,10 @@ pub struct StepArgs {
     /// Samples per step
     #[arg(long, default_value_t = 32)]
     batch: usize,
-    /// Steps to time, after three to warm up
+    /// The number of timed steps, after three steps to warm up
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     steps: u32,
-    /// Compute threads; 0: as many as cores
+    /// The number of compute threads; 0 means one for each core
     #[arg(long, default_value_t = 0)]
     threads: usize,
     /// auto, cpu or cuda [default: the config's]
