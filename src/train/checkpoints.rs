@@ -1,5 +1,5 @@
-//! Checkpoints that are written while the training goes on, by a thread. Buffers in host memory are lent to the thread: the next
-//! update waits until they are in the file. Buffers of a GPU are copied to host memory first.
+//! Writes checkpoints with a thread while training continues. The thread borrows buffers that are in host memory, and the next
+//! update waits until the file holds them. Buffers of a GPU are first copied to host memory.
 
 use super::Setting;
 use super::trainer::Trainer;
@@ -38,18 +38,18 @@ struct Buffers {
     pinned: Vec<PinnedMemory>,
 }
 
-/// A checkpoint that the writer is to write.
+/// A checkpoint to be written.
 struct Snapshot {
     header: Header,
     buffers: Buffers,
-    /// The loan of the trainer's own buffers, if the buffers are no copies.
+    /// The loan of the trainer's buffers, if the buffers are not copies.
     loan: Option<Loan>,
 }
 
 /// The answer of the writer.
 struct Written {
     buffers: Buffers,
-    /// None if the weights are not finite, so that no file is written.
+    /// The time that the write took; none if no file was written because the weights are not finite.
     took: Option<Duration>,
 }
 
@@ -228,7 +228,7 @@ impl Writer {
         let state = buffers.state.iter().map(|(name, tensor)| (*name, tensor));
         let all: Vec<(&str, &Tensor)> = std::iter::once(("weights", &buffers.weights)).chain(state).collect();
         let path = self.run.checkpoint(&self.phase, header.step);
-        // The loan ends before the disk is waited for, because the buffers are no longer needed.
+        // End the loan before waiting for the disk, because the buffers are no longer needed.
         artefact::write_checkpoint(&path, header, &all, self.fence.as_ref(), || drop(loan))?;
         self.run.prune_checkpoints(&self.phase, header.step, self.keep, self.fence.as_ref());
         Ok(true)

@@ -1,11 +1,11 @@
-//! RandomErasing (timm 1.0: `random_erasing.py`, mode pixel, one box): a rectangle becomes normal noise.
+//! RandomErasing (timm 1.0: `random_erasing.py`, mode pixel, one box): replaces a rectangle by normal noise.
 
 use super::pixels::Region;
 use crate::random::Random;
 use std::sync::LazyLock;
 
-/// A rectangle in a square of side `size`: 2 to 33 % of its area, with a ratio of height to width log-uniform in 0.3 to 1/0.3.
-/// None after ten draws that do not fit.
+/// Draws a rectangle in a square of side `size`, with 2 to 33 % of its area. The logarithm of the ratio of height to width is uniform
+/// between those of 0.3 and 1/0.3. Returns none after ten draws that do not fit.
 pub fn rectangle(size: usize, random: &mut Random) -> Option<Region> {
     for _attempt in 0..10 {
         let area = random.between(0.02, 1.0 / 3.0) * (size * size) as f64;
@@ -29,8 +29,8 @@ pub fn fill(out: &mut [f32], size: usize, region: Region, mut fill: impl FnMut(&
     }
 }
 
-/// Fills `out` with normal numbers, at a nanosecond each. Each is the sum of two random entries of a table of 4096. Their
-/// variance is 1, their fourth moment 2.996 in place of 3, and none is beyond ± 5.2.
+/// Fills `out` with normal numbers, each of which takes a nanosecond. Each number is the sum of two random entries of a table of
+/// 4096. The variance is 1, the fourth moment is 2.996 instead of 3, and no number is beyond ± 5.2.
 pub fn noise(out: &mut [f32], random: &mut Random) {
     let table = &*NORMAL;
     for pair in out.chunks_mut(2) {
