@@ -42,7 +42,7 @@ pub struct Sealed {
 }
 
 impl Kind {
-    /// Whether a file begins as a file of this kind.
+    /// Whether a file begins with the seal of this kind.
     pub fn is(&self, path: &Path) -> bool {
         let magic = self.magic();
         let mut begin = vec![0; magic.len()];
@@ -68,9 +68,9 @@ impl Kind {
     /// is missing or cannot be read.
     pub fn verify(&self, path: &Path) -> Result<Sealed> {
         let damaged = |what: String| Failure::Damaged { path: path.into(), what };
-        // The file may be whole even so: a shared file system may fail for a moment.
+        // The file may still be intact, because a shared file system may fail for a moment.
         let unreadable =
-            |error: &Error| usage!("{}: cannot be read: {error}; try again, or look at its disk", path.display());
+            |error: &Error| usage!("{}: cannot be read: {error}; try again, or check its disk", path.display());
         let mut file = File::open(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => usage!("{}: missing; {}", path.display(), self.cure_if_missing()),
             _ => unreadable(&error),
@@ -79,7 +79,7 @@ impl Kind {
         let mut block = Vec::with_capacity(BLOCK as usize);
         (&mut file).take(BLOCK).read_to_end(&mut block).map_err(|error| unreadable(&error))?;
         let magic = self.magic();
-        // The cure must not be to delete a file that is perhaps not incubate's.
+        // Do not advise deleting a file that may not be incubate's.
         if !block.starts_with(&magic.as_bytes()[..magic.len().min(block.len())]) {
             return Err(damaged(format!(
                 "not {} of incubate (its first bytes differ); name another file, or move this file away",

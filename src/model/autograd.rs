@@ -1,10 +1,10 @@
-//! A stage whose backward pass is left to libtorch's autograd: its family writes the forward pass alone.
+//! A stage whose backward pass libtorch's autograd computes, so that its family only writes the forward pass.
 
 use super::Weight;
 use super::stage::{Backward, Pass, Stage};
 use tch::Tensor;
 
-/// Computes a stage's output from its input and the values of its parameters, in their order.
+/// Computes the output of a stage from its input and the values of its parameters, in the order of the parameters.
 pub type Function = Box<dyn Fn(&Tensor, &[Tensor]) -> Tensor>;
 
 pub struct Autograd {

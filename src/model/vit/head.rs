@@ -1,4 +1,4 @@
-//! Tokens to logits: the final norm and the linear head, on the class token.
+//! Turns tokens into logits: the final norm and the linear head, on the class token.
 
 use super::super::Weight;
 use super::super::off::{Off, Part};
@@ -14,7 +14,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// `get` gives a parameter by name; with true as fp32.
+    /// `get` returns a parameter by its name, in fp32 if its second argument is true.
     pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Head> {
         let (weight, bias) = (get("norm.weight", true)?, get("norm.bias", true)?);
         let norm = Norm { weight, bias, eps: vit.layer_norm_eps, kernels: !off.has(Part::Kernels) };
@@ -24,7 +24,7 @@ impl Head {
 }
 
 impl Stage for Head {
-    /// Tokens (b, n, d) to logits (b, classes) in fp32.
+    /// Turns tokens (b, n, d) into logits (b, classes) in fp32.
     fn forward<'a>(&'a self, x_bnd: Tensor, _: &Pass, keep: bool) -> (Tensor, Option<Backward<'a>>) {
         let Head { norm, linear } = self;
         let size_bnd = x_bnd.size();

@@ -11,7 +11,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// (m, inputs) to (m, outputs).
+    /// Maps x (m, inputs) to (m, outputs).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight.value, self.bias.as_ref().map(|bias| &bias.value))
     }
@@ -21,13 +21,13 @@ impl Linear {
         self.weight.gradient.is_some().then_some(x)
     }
 
-    /// The gradient of x, from the gradient of the output. Adds the gradients of weight and bias.
+    /// Computes the gradient of x from the gradient of the output. Also adds the gradients of weight and bias to the flat buffer.
     pub fn backward(&self, gradient: &Tensor, x: &Option<Tensor>) -> Tensor {
         self.backward_parameters(gradient, x);
         gradient.mm(&self.weight.value)
     }
 
-    /// Adds the gradients of weight and bias alone, if no gradient of x is needed.
+    /// Only adds the gradients of weight and bias to the flat buffer, if no gradient of x is needed.
     pub fn backward_parameters(&self, gradient: &Tensor, x: &Option<Tensor>) {
         if let (Some(sum), Some(x)) = (&self.weight.gradient, x) {
             let mut sum = sum.view([-1, x.size()[1]]);
@@ -51,7 +51,7 @@ pub struct Norm {
     pub kernels: bool,
 }
 
-/// Mean and 1 / standard deviation of each row.
+/// The mean and 1 / standard deviation of each row.
 pub enum Statistics {
     Cpu(cpu::Statistics),
     Tensors { mean_m1: Tensor, scale_m1: Tensor },
@@ -68,8 +68,8 @@ impl Norm {
         (out, Statistics::Tensors { mean_m1, scale_m1 })
     }
 
-    /// Adds the gradient of x to `residual`, which is the gradient that reaches x along the residual connection. Adds the
-    /// gradients of weight and bias to theirs.
+    /// Adds the gradient of x to `residual`, which is the gradient that reaches x along the residual connection. Also adds the
+    /// gradients of weight and bias to the flat buffer.
     pub fn backward(&self, mut residual: Tensor, gradient: &Tensor, x: &Tensor, statistics: &Statistics) -> Tensor {
         match statistics {
             Statistics::Cpu(statistics) => {
@@ -93,12 +93,12 @@ impl Norm {
     }
 }
 
-/// The exact GELU, by the CPU kernel if `kernels` and it takes the tensor.
+/// The exact GELU. The CPU kernel computes it if `kernels` is true and it takes the tensor.
 pub fn gelu(x: &Tensor, kernels: bool) -> Tensor {
     if kernels && cpu::takes(x) { cpu::gelu(x) } else { x.gelu("none") }
 }
 
-/// The gradient of x, from the gradient of gelu(x).
+/// Computes the gradient of x from the gradient of gelu(x).
 pub fn gelu_backward(mut gradient: Tensor, x: &Tensor, kernels: bool) -> Tensor {
     if kernels && cpu::takes(x) && cpu::takes(&gradient) {
         cpu::gelu_backward(&mut gradient, x);

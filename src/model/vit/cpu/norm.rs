@@ -8,7 +8,7 @@ use crate::weights::{floats, floats_mut};
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
-/// Mean and 1 / standard deviation of each row.
+/// The mean and 1 / standard deviation of each row.
 pub type Statistics = Vec<[f32; 2]>;
 
 /// (x − mean) / deviation · weight + bias over the last dimension; weight and bias are fp32.
