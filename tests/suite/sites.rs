@@ -50,7 +50,10 @@ fn in_a_job(command: Command) -> Ended {
 
 #[test]
 fn job_numbers_are_found_among_a_sites_lines_and_the_shells_own_job_stays_outside() {
-    let run = Incubate::new().set("slurm.mode=\"allocation\"").set("slurm.downstream=[\"/bin/true\"]");
+    let run = Incubate::new().set("slurm.mode=\"allocation\"");
+    let script = run.folder.path().join("list.sbatch");
+    std::fs::write(&script, "#!/bin/sh\n").unwrap();
+    let run = run.set(&format!("slurm.downstream=[{script:?}]"));
     let commands = Commands::new(&[("sbatch", SBATCH), ("squeue", SQUEUE), ("scancel", "echo \"$@\" > cancelled")]);
     let submitted = in_a_job(commands.before(run.command(&["submit", "--json"]))).ok();
     let jobs: Vec<Value> = serde_json::from_str(&submitted.out).unwrap();

@@ -240,11 +240,14 @@ mod tests {
             let magic: Vec<u8> = magic.chars().map(|character| character as u8).collect();
             refused(&[magic, vec![7; 1024]].concat(), &[name, "unpack"]);
         }
-        let sparse = with_header(|header| {
-            header.set_path("1.jpg").unwrap();
-            header.set_entry_type(::tar::EntryType::GNUSparse);
-        });
-        refused(&sparse, &["1.jpg", "sparse"]);
+        let folder = tempfile::tempdir().unwrap();
+        let holes = std::fs::File::create(folder.path().join("1.jpg")).unwrap();
+        std::os::unix::fs::FileExt::write_at(&holes, b"x", 1 << 20).unwrap();
+        for format in ["gnu", "posix"] {
+            let mut program = std::process::Command::new("tar");
+            program.args(["--create", "--sparse", "--format", format, "--directory"]).arg(folder.path()).arg("1.jpg");
+            refused(&program.output().unwrap().stdout, &["1.jpg", "sparse"]);
+        }
     }
 
     #[test]
@@ -252,7 +255,9 @@ mod tests {
         let one = tar(&[("./._1.jpg", b"macOS"), ("./1.jpg", b"x"), ("./._1.cls", b"macOS"), ("./1.cls", b"0")]);
         let json = "\u{feff}{\"score\": NaN, \"low\": -Infinity, \"text\": \"a \\\"NaN\", \"label\": 1}";
         let two = tar(&[("2.jpg", b"y"), ("2.json", json.as_bytes())]);
-        let both = opened(&[one, two].concat()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("train-000.tar"), [one, two].concat()).unwrap();
+        let both = TarShards::open(folder.path(), "train", None).unwrap();
         assert_eq!((both.label(0), both.label(1), both.len()), (0, 1, 2));
         let mut bytes = Vec::new();
         both.read(1, &mut bytes).unwrap();
