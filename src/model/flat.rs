@@ -30,8 +30,8 @@ pub struct Loan {
     _until_dropped: Sender<Infallible>,
 }
 
-/// How many numbers follow the gradients for the step's own use: the loss and the stop flag.
-pub const EXTRAS: usize = 2;
+/// How many numbers follow the gradients for the step's own use: the loss, the stop flag and the norm of the gradients.
+pub const EXTRAS: usize = 3;
 
 /// One parameter, as a layer uses it.
 pub struct Weight {
@@ -146,6 +146,11 @@ impl FlatParameters {
     /// The loss that the gradients belong to: the first of the [`EXTRAS`], a scalar on the device.
     pub fn loss(&self) -> Tensor {
         self.gradients.get(self.len() as i64)
+    }
+
+    /// Notes the norm of the trained parameters' gradients, the last of the extra numbers.
+    pub fn set_norm(&mut self, norm: &Tensor) {
+        self.gradients.get((self.len() + EXTRAS - 1) as i64).copy_(norm);
     }
 
     pub fn gradients_mut(&mut self) -> &mut Tensor {

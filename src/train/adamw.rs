@@ -4,7 +4,7 @@ mod device;
 
 use crate::config::Training;
 use crate::model::{FlatParameters, threads};
-use crate::weights::floats_mut;
+use crate::weights::{floats, floats_mut};
 use anyhow::{Context, Result};
 use multiversion::multiversion;
 use std::collections::BTreeMap;
@@ -93,22 +93,27 @@ impl AdamW {
         self.ema.as_ref()
     }
 
-    /// Updates the weights once, with the gradients' global norm limited to `clip`; 0 means no limit. If the loss is not finite,
-    /// the gradients are not finite either, and the weights stay as they are.
+    /// Updates the weights once, with the gradients' global norm limited to `clip`; 0 means no limit. If the loss or the norm is
+    /// not finite, nothing changes. The norm is left behind the gradients ([`FlatParameters::set_norm`]).
     pub fn step(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         self.steps += 1;
         flat.wait_for_loan();
         if flat.buffer().device().is_cuda() || self.by_libtorch {
             self.step_on_device(flat, clip, lr);
-        } else if flat.loss().double_value(&[]).is_finite() {
+        } else {
             self.step_on_host(flat, clip, lr);
         }
     }
 
     fn step_on_host(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
+        let norm = norm(&floats(flat.gradients())[..flat.trainable()]);
+        flat.set_norm(&Tensor::from(norm as f32));
+        if !norm.is_finite() || !flat.loss().double_value(&[]).is_finite() {
+            return;
+        }
         let correction = |beta: f64| 1.0 - beta.powi(self.steps as i32);
         let mut pass = Pass {
-            scale: 1.0,
+            scale: clip_scale(norm, clip),
             beta1: self.betas[0] as f32,
             beta2: self.betas[1] as f32,
             step_size: (lr / correction(self.betas[0])) as f32,
@@ -119,7 +124,6 @@ impl AdamW {
         let (decayed, trainable) = (flat.decayed(), flat.trainable());
         flat.update(|weights, gradients| {
             let gradients = &gradients[..trainable];
-            pass.scale = clip_scale(gradients, clip);
             let (weights_decayed, plain) = weights[..trainable].split_at_mut(decayed);
             let (m, m_plain) = floats_mut(&mut self.exp_avg)[..trainable].split_at_mut(decayed);
             let (v, v_plain) = floats_mut(&mut self.exp_avg_sq)[..trainable].split_at_mut(decayed);
@@ -137,22 +141,34 @@ impl AdamW {
     }
 }
 
-/// The factor that limits the global norm of the gradients, as torch's `clip_grad_norm_` computes it; 1 if `limit` is 0.
-fn clip_scale(gradients: &[f32], limit: f64) -> f32 {
-    if limit == 0.0 {
-        return 1.0;
-    }
-    // The squares are added in chunks, so that the rounding error does not grow with the number of parameters, and in lanes,
-    // so that the compiler vectorises the loop.
-    let lanes = |chunk: &[f32]| {
-        let mut lanes = [0.0f32; 16];
-        for group in chunk.chunks(16) {
-            lanes.iter_mut().zip(group).for_each(|(lane, g)| *lane += g * g);
+/// The norm of all gradients. The squares are added in chunks, so that the rounding error does not grow with the number of
+/// parameters. The sums of the chunks are added in order, so that the norm does not depend on the number of threads.
+fn norm(gradients: &[f32]) -> f64 {
+    const CHUNK: usize = 4096;
+    let mut sums = vec![0.0f64; gradients.len().div_ceil(CHUNK)];
+    let each = threads::rows_each(gradients.len(), gradients.len(), CHUNK);
+    let parts = gradients.chunks(each).zip(sums.chunks_mut(each / CHUNK));
+    threads::each(parts, |(gradients, sums)| {
+        for (chunk, sum) in gradients.chunks(CHUNK).zip(sums) {
+            *sum = squares(chunk).into();
         }
-        f64::from(lanes.iter().sum::<f32>())
-    };
-    let norm = gradients.chunks(4096).map(lanes).sum::<f64>().sqrt();
-    (limit / (norm + 1e-6)).min(1.0) as f32
+    });
+    sums.iter().sum::<f64>().sqrt()
+}
+
+/// The sum of the squares, in lanes, so that the compiler vectorises the loop.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn squares(chunk: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    for group in chunk.chunks(16) {
+        lanes.iter_mut().zip(group).for_each(|(lane, g)| *lane += g * g);
+    }
+    lanes.iter().sum()
+}
+
+/// The factor that limits a norm, as torch's `clip_grad_norm_` computes it; 1 if `limit` is 0.
+fn clip_scale(norm: f64, limit: f64) -> f32 {
+    if limit == 0.0 { 1.0 } else { (limit / (norm + 1e-6)).min(1.0) as f32 }
 }
 
 impl Pass {
@@ -184,10 +200,19 @@ mod tests {
 
     #[test]
     fn clipping_brings_a_long_gradient_to_the_limit_and_leaves_a_short_one() {
-        let scale = clip_scale(&[3.0, 4.0], 1.0);
+        let scale = clip_scale(norm(&[3.0, 4.0]), 1.0);
         assert!((f64::from(scale) * 5.0 - 1.0).abs() < 1e-5);
-        assert_eq!(clip_scale(&[0.3, 0.4], 1.0), 1.0);
-        assert_eq!(clip_scale(&[3.0, 4.0], 0.0), 1.0);
+        assert_eq!(clip_scale(norm(&[0.3, 0.4]), 1.0), 1.0);
+        assert_eq!(clip_scale(norm(&[3.0, 4.0]), 0.0), 1.0);
+    }
+
+    #[test]
+    fn the_norm_counts_every_number_once_for_any_number_of_threads() {
+        for numbers in [0, 1, 4095, 4097, 3 * 4096 + 5, 100_000] {
+            let gradients: Vec<f32> = (0..numbers).map(|i| ((i as f32) * 0.37).sin()).collect();
+            let expected = gradients.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
+            assert!((norm(&gradients) - expected).abs() <= 1e-6 * expected, "{numbers}");
+        }
     }
 
     #[test]

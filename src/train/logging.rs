@@ -35,6 +35,8 @@ struct Open<'a> {
     step_began: Instant,
     last_heartbeat: Instant,
     window: Window,
+    /// Steps of this start whose gradients were not finite.
+    skipped: u64,
     /// Whether a failed write is worth a warning: none was given since the last heartbeat that was written.
     warns: bool,
 }
@@ -71,6 +73,9 @@ impl<'a> Logging<'a> {
         open.progress.step = step;
         open.progress.useful_s += open.step_began.elapsed().as_secs_f64();
         open.step_began = Instant::now();
+        if !outcome.norm.is_finite() {
+            open.warn_of_skipped(step);
+        }
         if step.is_multiple_of(log_steps) || step == open.progress.steps {
             open.write_line(step, lr);
         }
@@ -160,6 +165,7 @@ impl<'a> Open<'a> {
             step_began: now,
             last_heartbeat: now,
             window: Window::from(step),
+            skipped: 0,
             warns: true,
         })
     }
@@ -185,6 +191,19 @@ impl<'a> Open<'a> {
         let written = self.metrics.log(step, &values);
         self.warn_once(written);
         self.window = Window::from(step);
+    }
+
+    /// Warns of the first step that changed nothing, of the second, the fourth, and so on.
+    fn warn_of_skipped(&mut self, step: u64) {
+        self.skipped += 1;
+        if self.skipped.is_power_of_two() {
+            log::warn!(
+                "{}: step {step}: the gradients are not finite, so the step changes nothing (such steps since the start: {}); \
+                 if it happens often, lower base_lr or set run.precision = \"fp32\"",
+                self.progress.phase,
+                self.skipped
+            );
+        }
     }
 
     fn beat(&mut self, state: Activity) {

@@ -24,6 +24,8 @@ pub struct Outcome {
     pub step: u64,
     /// The mean loss over the global batch.
     pub loss: f64,
+    /// The norm of all gradients. If it is not finite, the step has changed nothing.
+    pub norm: f64,
     /// Whether a signal has asked a rank of the group to stop.
     pub stop: bool,
     pub times: Times,
@@ -37,7 +39,7 @@ pub struct Times {
     pub forward: Duration,
     pub backward: Duration,
     pub all_reduce: Duration,
-    /// The optimiser, including the norm for clipping.
+    /// The optimiser, including the norm of the gradients.
     pub optimiser: Duration,
     /// Waiting until the GPU has done the work.
     pub device: Duration,
@@ -106,9 +108,9 @@ impl<'a> Stepper<'a> {
         }
     }
 
-    /// Trains on one global batch: this replica takes its micro-batches from `batches`. A loss that is not finite leaves the
-    /// weights as they were. It returns the outcome of the newest step that is done: of this step on a CPU, of the step before
-    /// on a GPU.
+    /// Trains on one global batch: this replica takes its micro-batches from `batches`. A loss or a gradient that is not finite
+    /// leaves the weights as they were. It returns the outcome of the newest step that is done: of this step on a CPU, of the
+    /// step before on a GPU.
     pub fn step(
         &mut self,
         network: &mut Network,
@@ -131,9 +133,9 @@ impl<'a> Stepper<'a> {
         let gradients = network.flat_mut().gradients_mut();
         let _ = gradients.narrow(0, extras + 1, 1).fill_(f64::from(u8::from(stop_requested())));
         timed(&mut times.all_reduce, || self.group.all_reduce(gradients))?;
-        let extras = Later::of(&gradients.narrow(0, extras, EXTRAS as i64))?;
         network.flat_mut().move_buffers(self.global_batch);
         timed(&mut times.optimiser, || optimiser.step(network.flat_mut(), self.clip, lr));
+        let extras = Later::of(&network.flat().gradients().narrow(0, extras, EXTRAS as i64))?;
         let newest = Unread { step, extras, times };
         self.runs_ahead |= network.options().1.is_cuda();
         let done = if self.runs_ahead { self.unread.replace(newest) } else { Some(newest) };
@@ -157,7 +159,7 @@ impl<'a> Stepper<'a> {
         let Unread { step, extras, mut times } = unread;
         timed(&mut times.device, || self.group.settle(&|| extras.is_here()))?;
         let extras = extras.numbers()?;
-        Ok(Outcome { step, loss: extras[0].into(), stop: extras[1] > 0.0, times })
+        Ok(Outcome { step, loss: extras[0].into(), norm: extras[2].into(), stop: extras[1] > 0.0, times })
     }
 
     /// Adds the loss and the gradients of one micro-batch, each divided by the size of the global batch.

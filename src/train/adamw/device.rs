@@ -10,11 +10,13 @@ impl AdamW {
     /// Updates the weights as `step_on_host` does, for buffers on any device.
     pub(super) fn step_on_device(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         let (numbers, decayed) = (flat.trainable() as i64, flat.decayed() as i64);
-        let scalar = |value: f64| Tensor::full([], value, (Kind::Float, flat.buffer().device()));
+        let norm = flat.gradients().narrow(0, 0, numbers).norm();
+        flat.set_norm(&norm);
+        let is_finite = norm.isfinite().logical_and(&flat.loss().isfinite());
         let mut update = libtorch::AdamW {
-            step: scalar(self.steps as f64),
-            divisor: divisor(&flat.gradients().narrow(0, 0, numbers), clip),
-            skip: flat.loss().isfinite().logical_not().to_kind(Kind::Float),
+            step: Tensor::full([], self.steps as f64, (Kind::Float, flat.buffer().device())),
+            divisor: divisor(&norm, clip),
+            skip: is_finite.logical_not().to_kind(Kind::Float),
             lr,
             betas: self.betas,
             weight_decay: self.weight_decay,
@@ -33,12 +35,9 @@ impl AdamW {
     }
 }
 
-/// The divisor that limits the norm of the gradients, as torch's `clip_grad_norm_` computes it. It stays on the device.
-fn divisor(gradients: &Tensor, limit: f64) -> Tensor {
-    if limit == 0.0 {
-        return Tensor::full([], 1.0, (Kind::Float, gradients.device()));
-    }
-    ((gradients.norm() + 1e-6) / limit).clamp_min(1.0)
+/// The divisor that limits a norm, as torch's `clip_grad_norm_` computes it. It stays on the device.
+fn divisor(norm: &Tensor, limit: f64) -> Tensor {
+    if limit == 0.0 { norm.ones_like() } else { ((norm + 1e-6) / limit).clamp_min(1.0) }
 }
 
 #[cfg(test)]
@@ -69,13 +68,28 @@ mod tests {
             on_host.step_on_host(&mut host, clip, lr);
             on_device.step_on_device(&mut device, clip, lr);
         }
-        // A loss that is not finite changes nothing.
+        // A loss or a gradient that is not finite changes nothing, whether or not the gradients are clipped.
         for (flat, optimiser) in [(&mut host, &mut on_host), (&mut device, &mut on_device)] {
-            let kept = flat.buffer().copy();
+            let all = |flat: &FlatParameters, optimiser: &AdamW| {
+                optimiser.state().iter().map(|(_, t)| t.copy()).chain([flat.buffer().copy()]).collect::<Vec<_>>()
+            };
+            let before = all(flat, optimiser);
+            let mut try_both = |flat: &mut FlatParameters| {
+                for clip in [0.0, 1.0] {
+                    optimiser.step(flat, clip, 1.0);
+                    optimiser.step_on_device(flat, clip, 1.0);
+                }
+                assert_eq!(before[..2], all(flat, optimiser)[..2], "the moments");
+                assert_eq!(before.last(), all(flat, optimiser).last(), "the weights");
+            };
+            let loss = flat.loss().copy();
             let _ = flat.loss().fill_(f64::NAN);
-            optimiser.step(flat, 0.0, 1.0);
-            optimiser.step_on_device(flat, 0.0, 1.0);
-            assert_eq!(kept, *flat.buffer());
+            try_both(flat);
+            flat.loss().copy_(&loss);
+            for value in [f64::NAN, f64::INFINITY] {
+                let _ = flat.gradients().get(5).fill_(value);
+                try_both(flat);
+            }
         }
         let close = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-6;
         assert!(close(host.buffer(), device.buffer()));
