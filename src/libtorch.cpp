@@ -1,11 +1,21 @@
 // Functions of libtorch that tch does not bind. Each returns null, or libtorch's error message.
 
+#include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_efficient_attention_backward.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_sdp_choice.h>
+#include <ATen/ops/_scaled_dot_product_cudnn_attention.h>
+#include <ATen/ops/_scaled_dot_product_cudnn_attention_backward.h>
+#include <ATen/ops/_scaled_dot_product_efficient_attention.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_backward.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/native_layer_norm_backward.h>
-#include <torch/csrc/autograd/autograd.h>
+#include <ATen/ops/stack.h>
 
 #include <cstring>
 
@@ -18,6 +28,40 @@ char *told(Act act) {
   } catch (const std::exception &error) {
     return strdup(error.what());
   }
+}
+
+// The kernels of fused attention, numbered as in libtorch.rs.
+enum Kernel { NONE, FLASH, EFFICIENT, CUDNN, FLASH_FOR_CPU };
+
+// The kernel that libtorch prefers among those that are allowed and take these tensors.
+Kernel preferred(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v) {
+  switch (at::SDPBackend(at::_fused_sdp_choice(q, k, v))) {
+  case at::SDPBackend::flash_attention:
+    if (q.is_cpu())
+      return FLASH_FOR_CPU;
+    // libtorch itself pads other heads.
+    return q.size(-1) % 8 == 0 ? FLASH : NONE;
+  case at::SDPBackend::efficient_attention:
+    return EFFICIENT;
+  case at::SDPBackend::cudnn_attention:
+    return CUDNN;
+  default:
+    return NONE;
+  }
+}
+
+// Three tensors (b, h, n, e) as one (b, n, 3, h, e): without a copy if they are already parts of such a tensor.
+at::Tensor packed(at::Tensor dq, at::Tensor dk, at::Tensor dv) {
+  dq = dq.transpose(1, 2), dk = dk.transpose(1, 2), dv = dv.transpose(1, 2);
+  auto b = dq.size(0), n = dq.size(1), h = dq.size(2), e = dq.size(3), start = dq.storage_offset();
+  auto strides = {3 * n * h * e, 3 * h * e, e, int64_t(1)};
+  bool are_parts = dq.storage().is_alias_of(dk.storage()) && dq.storage().is_alias_of(dv.storage()) &&
+                   dk.storage_offset() == start + h * e && dv.storage_offset() == start + 2 * h * e;
+  for (auto &part : {dq, dk, dv})
+    are_parts = are_parts && part.strides().equals(strides);
+  if (are_parts)
+    return dq.as_strided({b, n, 3, h, e}, {3 * n * h * e, 3 * h * e, h * e, e, 1}, start);
+  return at::stack({dq, dk, dv}, 2);
 }
 } // namespace
 
@@ -49,13 +93,69 @@ char *incubate_fused_adamw(const at::Tensor *weights, const at::Tensor *gradient
   });
 }
 
-// Writes the gradients of three inputs, from the gradient of the output.
-char *incubate_gradients(at::Tensor **out, const at::Tensor *output, at::Tensor *const *inputs,
-                         const at::Tensor *gradient) {
+// Which kernels of fused attention may be used from now on, on all GPUs.
+char *incubate_allow_attention(bool flash, bool efficient, bool cudnn) {
   return told([&] {
-    auto all = torch::autograd::grad({*output}, {*inputs[0], *inputs[1], *inputs[2]}, {*gradient});
-    for (size_t i = 0; i < all.size(); ++i)
-      out[i] = new at::Tensor(all[i]);
+    at::globalContext().setSDPUseFlash(flash);
+    at::globalContext().setSDPUseMemEfficient(efficient);
+    at::globalContext().setSDPUseCuDNN(cudnn);
+  });
+}
+
+// Attention of q, k and v, each (b, h, n, e), by a fused kernel. Writes its number and, if there is one, the output and
+// five tensors for the backward pass: logsumexp, the generator's two, and the two of cumulated lengths.
+char *incubate_attention(int *kernel, at::Tensor **out, at::Tensor *const *qkv) {
+  return told([&] {
+    auto &q = *qkv[0], &k = *qkv[1], &v = *qkv[2];
+    auto write = [&](std::initializer_list<at::Tensor> tensors) {
+      for (auto &tensor : tensors)
+        *out++ = new at::Tensor(tensor);
+    };
+    *kernel = preferred(q, k, v);
+    if (*kernel == FLASH) {
+      auto [y, logsumexp, cum_q, cum_k, max_q, max_k, seed, offset, mask] =
+          at::_scaled_dot_product_flash_attention(q, k, v);
+      write({y, logsumexp, seed, offset, cum_q, cum_k});
+    } else if (*kernel == EFFICIENT) {
+      auto [y, logsumexp, seed, offset] = at::_scaled_dot_product_efficient_attention(q, k, v, {}, true);
+      write({y, logsumexp, seed, offset, {}, {}});
+    } else if (*kernel == CUDNN) {
+      auto [y, logsumexp, cum_q, cum_k, max_q, max_k, seed, offset, mask] =
+          at::_scaled_dot_product_cudnn_attention(q, k, v, {}, true);
+      write({y, logsumexp, seed, offset, cum_q, cum_k});
+    } else if (*kernel == FLASH_FOR_CPU) {
+      auto [y, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v);
+      write({y, logsumexp, {}, {}, {}, {}});
+    }
+  });
+}
+
+// Writes the gradient (b, n, 3, h, e) of q, k and v from that of the output. `kept` is what incubate_attention wrote.
+char *incubate_attention_backward(at::Tensor **out, int kernel, const at::Tensor *gradient, at::Tensor *const *qkv,
+                                  at::Tensor *const *kept) {
+  return told([&] {
+    auto &q = *qkv[0], &k = *qkv[1], &v = *qkv[2];
+    auto &y = *kept[0], &logsumexp = *kept[1], &seed = *kept[2], &offset = *kept[3], &cum_q = *kept[4], &cum_k = *kept[5];
+    auto n = q.size(2);
+    at::Tensor dq, dk, dv, dmask;
+    if (kernel == FLASH) {
+      std::tie(dq, dk, dv) = at::_scaled_dot_product_flash_attention_backward(
+          *gradient, q, k, v, y, logsumexp, cum_q, cum_k, n, n, 0.0, false, seed, offset);
+    } else if (kernel == EFFICIENT) {
+      // As _scaled_dot_product_efficient_attention_backward calls it, but with one storage for the three gradients.
+      auto bnhe = [](const at::Tensor &bhne) { return bhne.transpose(1, 2); };
+      std::tie(dq, dk, dv, dmask) = at::_efficient_attention_backward(
+          bnhe(*gradient), bnhe(q), bnhe(k), bnhe(v), {}, bnhe(y), {}, {}, n, n, logsumexp, 0.0, seed, offset,
+          /*custom_mask_type=*/0, /*bias_requires_grad=*/false, {}, {}, {}, /*shared_storage_dqdkdv=*/true);
+      dq = bnhe(dq), dk = bnhe(dk), dv = bnhe(dv);
+    } else if (kernel == CUDNN) {
+      std::tie(dq, dk, dv) = at::_scaled_dot_product_cudnn_attention_backward(
+          *gradient, q, k, v, y, logsumexp, seed, offset, {}, cum_q, cum_k, n, n, 0.0, false);
+    } else {
+      std::tie(dq, dk, dv) = at::_scaled_dot_product_flash_attention_for_cpu_backward(*gradient, q, k, v, y,
+                                                                                     logsumexp, 0.0, false);
+    }
+    *out = new at::Tensor(packed(dq, dk, dv));
   });
 }
 

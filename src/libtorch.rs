@@ -1,6 +1,7 @@
 //! libtorch's functions that tch does not bind, through `libtorch.cpp`.
 
-use std::ffi::{CStr, c_char, c_void};
+use anyhow::{Result, anyhow};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Device, Tensor};
 
 type Raw = *mut c_void;
@@ -30,7 +31,15 @@ unsafe extern "C" {
         weight_decay: f64,
         eps: f64,
     ) -> *mut c_char;
-    fn incubate_gradients(out: *mut Raw, output: Raw, inputs: *const Raw, gradient: Raw) -> *mut c_char;
+    fn incubate_allow_attention(flash: bool, efficient: bool, cudnn: bool) -> *mut c_char;
+    fn incubate_attention(kernel: *mut c_int, out: *mut Raw, qkv: *const Raw) -> *mut c_char;
+    fn incubate_attention_backward(
+        out: *mut Raw,
+        kernel: c_int,
+        gradient: Raw,
+        qkv: *const Raw,
+        kept: *const Raw,
+    ) -> *mut c_char;
     fn incubate_empty_pinned(out: *mut Raw, sizes: *const i64, dimensions: usize) -> *mut c_char;
     fn incubate_empty_cache() -> *mut c_char;
 }
@@ -41,13 +50,18 @@ fn raw(tensor: &Tensor) -> Raw {
 
 /// Panics with libtorch's error message, as tch does.
 fn check(told: *mut c_char) {
-    if !told.is_null() {
-        // SAFETY: the C++ side gives a terminated text made by strdup.
-        let text = unsafe { CStr::from_ptr(told) }.to_string_lossy().into_owned();
-        // SAFETY: strdup's memory is freed by the caller, once.
-        unsafe { libc::free(told.cast()) };
-        panic!("{text}");
+    try_check(told).unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn try_check(told: *mut c_char) -> Result<()> {
+    if told.is_null() {
+        return Ok(());
     }
+    // SAFETY: the C++ side gives a terminated text made by strdup.
+    let text = unsafe { CStr::from_ptr(told) }.to_string_lossy().into_owned();
+    // SAFETY: strdup's memory is freed by the caller, once.
+    unsafe { libc::free(told.cast()) };
+    Err(anyhow!(text))
 }
 
 fn take(raw: Raw) -> Option<Tensor> {
@@ -110,13 +124,63 @@ pub fn fused_adamw(update: &AdamW, weights: &Tensor, gradients: &Tensor, [exp_av
     });
 }
 
-/// The gradients of three inputs of autograd's graph, from the gradient of an output.
-pub fn gradients(output: &Tensor, inputs: &[Tensor; 3], gradient: &Tensor) -> [Tensor; 3] {
-    let mut out = [std::ptr::null_mut(); 3];
-    let inputs: Vec<Raw> = inputs.iter().map(raw).collect();
-    // SAFETY: all are live tensors, and there are three inputs and room for three outputs.
-    check(unsafe { incubate_gradients(out.as_mut_ptr(), raw(output), inputs.as_ptr(), raw(gradient)) });
-    out.map(|one| take(one).expect("it was written"))
+/// A kernel of fused attention, as libtorch has several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// FlashAttention 2 (Dao, arXiv 2307.08691): 16-bit numbers on a GPU.
+    Flash,
+    /// That of xFormers, which also takes fp32.
+    Efficient,
+    /// cuDNN's, which builds a plan for each shape and thread.
+    Cudnn,
+    FlashForCpu,
+}
+
+/// In the order of their numbers in `libtorch.cpp`, where 0 is none.
+const KERNELS: [Kernel; 4] = [Kernel::Flash, Kernel::Efficient, Kernel::Cudnn, Kernel::FlashForCpu];
+
+/// Has attention on GPUs use one of these kernels from now on, in the order that libtorch prefers.
+pub fn allow_attention(kernels: &[Kernel]) {
+    let has = |kernel| kernels.contains(&kernel);
+    // SAFETY: it sets switches of libtorch's.
+    check(unsafe { incubate_allow_attention(has(Kernel::Flash), has(Kernel::Efficient), has(Kernel::Cudnn)) });
+}
+
+/// Attention that a fused kernel has computed, with what its backward pass needs.
+pub struct Attention {
+    pub kernel: Kernel,
+    qkv: [Tensor; 3],
+    /// The output, and the tensors that the kernel itself wants back.
+    kept: [Tensor; 6],
+}
+
+/// Softmax(q · kᵀ / √e) · v of tensors (b, heads, n, e) by a fused kernel; none if no kernel takes them.
+pub fn attention(qkv: [Tensor; 3]) -> Result<Option<Attention>> {
+    let (mut number, mut out) = (0, [std::ptr::null_mut(); 6]);
+    let inputs = qkv.each_ref().map(raw);
+    // SAFETY: the inputs are three live tensors, and `out` has room for six pointers.
+    try_check(unsafe { incubate_attention(&mut number, out.as_mut_ptr(), inputs.as_ptr()) })?;
+    let kernel = usize::try_from(number - 1).ok().map(|index| KERNELS[index]);
+    Ok(kernel.map(|kernel| Attention { kernel, qkv, kept: out.map(|one| take(one).expect("it was written")) }))
+}
+
+impl Attention {
+    /// (b, heads, n, e).
+    pub fn output(&self) -> &Tensor {
+        &self.kept[0]
+    }
+
+    /// The gradient of q, k and v as one tensor (b, n, 3, heads, e), from that of the output.
+    pub fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
+        let number = KERNELS.iter().position(|&kernel| kernel == self.kernel).expect("all are listed") as c_int + 1;
+        let mut out = std::ptr::null_mut();
+        let (qkv, kept) = (self.qkv.each_ref().map(raw), self.kept.each_ref().map(raw));
+        // SAFETY: all are live tensors, three in `qkv` and six in `kept`, and the output is one pointer.
+        try_check(unsafe {
+            incubate_attention_backward(&mut out, number, raw(gradient), qkv.as_ptr(), kept.as_ptr())
+        })?;
+        Ok(take(out).expect("it was written"))
+    }
 }
 
 /// An uninitialised fp32 tensor in pinned host memory. The calling thread must have a current GPU. libtorch reuses the memory

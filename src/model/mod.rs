@@ -18,6 +18,7 @@ pub use flat::{EXTRAS, FlatParameters, Loan, Weight};
 pub use init::fresh;
 pub use rate::matrix_product_rate;
 pub use stage::{DropPath, Tap};
+pub use vit::prove_attention;
 
 use crate::config::{Config, Precision};
 use crate::family::Model;

@@ -2,86 +2,188 @@
 //!
 //! On a CPU it is products of matrices with a softmax between them: for the few hundred tokens of an image libtorch's
 //! fused kernel is up to four times slower there in bf16, and slower for small heads in fp32. On other devices it is
-//! libtorch's fused attention.
+//! libtorch's fused attention, unless no fused kernel takes the heads.
 
 use super::cpu;
 use crate::libtorch;
-use tch::Tensor;
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Kind, Tensor};
 
 /// What the backward pass needs.
 pub enum Kept {
     Products { qkv_3xne: Tensor, p_xnn: Tensor },
-    Fused { qkv_bhne: [Tensor; 3], mixed_bhne: Tensor },
+    Fused(libtorch::Attention),
 }
 
-/// Softmax(q · kᵀ / √e) · v of (m, 3·d), with heads of width e = d / heads; x = b · heads. Always fused unless `products`.
-pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64, products: bool) -> (Tensor, Kept) {
-    let (m, d) = (qkv_m3d.size()[0], qkv_m3d.size()[1] / 3);
-    let (b, e) = (m / n, d / heads);
-    if !products || !cpu::takes(qkv_m3d) {
-        return fused(&qkv_m3d.view([b, n, 3, heads, e]).permute([2, 0, 3, 1, 4]), m);
+/// Softmax(q · kᵀ / √e) · v of (m, 3·d), with heads of width e = d / heads; x = b · heads. On a CPU it is fused unless
+/// `on_products`.
+pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64, on_products: bool) -> (Tensor, Kept) {
+    let layout = layout(qkv_m3d.size()[0], qkv_m3d.size()[1], n, heads, 3);
+    let fused = if on_products && cpu::takes(qkv_m3d) {
+        None
+    } else {
+        fused(qkv_m3d, n, heads).unwrap_or_else(|error| panic!("{error:#}"))
+    };
+    match fused {
+        Some(fused) => (fused.output().transpose(1, 2).reshape([qkv_m3d.size()[0], -1]), Kept::Fused(fused)),
+        None => products(qkv_m3d, layout),
     }
-    let qkv_3xne = cpu::split(qkv_m3d, layout(3, b, n, heads, e));
-    let mut p_xnn = qkv_3xne.get(0).bmm(&qkv_3xne.get(1).transpose(1, 2));
-    cpu::softmax_(&mut p_xnn, 1.0 / (e as f32).sqrt());
-    let mixed_md = cpu::join(&p_xnn.bmm(&qkv_3xne.get(2)), layout(1, b, n, heads, e));
+}
+
+/// Attention by a fused kernel; none if no kernel takes it.
+fn fused(qkv_m3d: &Tensor, n: i64, heads: i64) -> Result<Option<libtorch::Attention>> {
+    let qkv_3bhne = qkv_m3d.view([-1, n, 3, heads, qkv_m3d.size()[1] / (3 * heads)]).permute([2, 0, 3, 1, 4]);
+    libtorch::attention([0, 1, 2].map(|i| qkv_3bhne.get(i)))
+}
+
+fn products(qkv_m3d: &Tensor, layout: cpu::Layout) -> (Tensor, Kept) {
+    let qkv_3xne = split(qkv_m3d, layout);
+    let scores_xnn = qkv_3xne.get(0).bmm(&qkv_3xne.get(1).transpose(1, 2));
+    let p_xnn = softmax(scores_xnn, scale(layout));
+    let mixed_md = join(&p_xnn.bmm(&qkv_3xne.get(2)), cpu::Layout { parts: 1, ..layout });
     (mixed_md, Kept::Products { qkv_3xne, p_xnn })
-}
-
-fn layout(parts: usize, b: i64, n: i64, heads: i64, e: i64) -> cpu::Layout {
-    cpu::Layout { b: b as usize, n: n as usize, parts, heads: heads as usize, e: e as usize }
-}
-
-fn fused(qkv_3bhne: &Tensor, m: i64) -> (Tensor, Kept) {
-    let qkv_bhne = [0, 1, 2].map(|i| qkv_3bhne.get(i).detach().set_requires_grad(true));
-    let [q, k, v] = &qkv_bhne;
-    let mixed_bhne =
-        tch::with_grad(|| Tensor::scaled_dot_product_attention(q, k, v, None::<&Tensor>, 0.0, false, None, false));
-    let mixed_md = mixed_bhne.detach().transpose(1, 2).reshape([m, -1]);
-    (mixed_md, Kept::Fused { qkv_bhne, mixed_bhne })
 }
 
 /// The gradient of (m, 3·d) from that of (m, d).
 pub fn backward(gradient_md: &Tensor, kept: Kept, n: i64, heads: i64) -> Tensor {
     let (m, d) = (gradient_md.size()[0], gradient_md.size()[1]);
-    let (b, e) = (m / n, d / heads);
     match kept {
         Kept::Products { qkv_3xne, p_xnn } => {
-            let gradient_xne = cpu::split(gradient_md, layout(1, b, n, heads, e)).get(0);
+            let layout = layout(m, d, n, heads, 1);
+            let gradient_xne = split(gradient_md, layout).get(0);
             let [q, k, v] = [0, 1, 2].map(|i| qkv_3xne.get(i));
             let out_3xne = qkv_3xne.empty_like();
             let _ = p_xnn.transpose(1, 2).bmm_out(&out_3xne.get(2), &gradient_xne);
-            let mut scores_xnn = gradient_xne.bmm(&v.transpose(1, 2));
-            cpu::softmax_backward_(&mut scores_xnn, &p_xnn, 1.0 / (e as f32).sqrt());
+            let scores_xnn = softmax_backward(gradient_xne.bmm(&v.transpose(1, 2)), &p_xnn, scale(layout));
             let _ = scores_xnn.bmm_out(&out_3xne.get(0), &k);
             let _ = scores_xnn.transpose(1, 2).bmm_out(&out_3xne.get(1), &q);
-            cpu::join(&out_3xne, layout(3, b, n, heads, e))
+            join(&out_3xne, cpu::Layout { parts: 3, ..layout })
         }
-        Kept::Fused { qkv_bhne, mixed_bhne } => {
-            let gradient_bhne = gradient_md.view([b, n, heads, e]).transpose(1, 2);
-            let gradients_bnhe =
-                libtorch::gradients(&mixed_bhne, &qkv_bhne, &gradient_bhne).map(|bhne| bhne.transpose(1, 2));
-            Tensor::stack(&gradients_bnhe, 2).view([m, 3 * d])
+        Kept::Fused(fused) => {
+            let gradient_bhne = gradient_md.view([m / n, n, heads, d / heads]).transpose(1, 2);
+            fused.backward(&gradient_bhne).unwrap_or_else(|e| panic!("{e:#}")).view([m, 3 * d])
         }
     }
+}
+
+/// The layout of (m, `width`) tokens that hold `parts` tensors of all heads side by side.
+fn layout(m: i64, width: i64, n: i64, heads: i64, parts: usize) -> cpu::Layout {
+    let [b, n, heads, e] = [m / n, n, heads, width / heads / parts as i64].map(|size| size as usize);
+    cpu::Layout { b, n, parts, heads, e }
+}
+
+fn scale(layout: cpu::Layout) -> f32 {
+    1.0 / (layout.e as f32).sqrt()
+}
+
+/// (b·n, parts·heads·e) to (parts, b·heads, n, e).
+fn split(joined: &Tensor, layout: cpu::Layout) -> Tensor {
+    if cpu::takes(joined) {
+        return cpu::split(joined, layout);
+    }
+    let [b, n, parts, heads, e] = [layout.b, layout.n, layout.parts, layout.heads, layout.e].map(|size| size as i64);
+    joined.view([b, n, parts, heads, e]).permute([2, 0, 3, 1, 4]).reshape([parts, b * heads, n, e])
+}
+
+/// The inverse of [`split`].
+fn join(split: &Tensor, layout: cpu::Layout) -> Tensor {
+    if cpu::takes(split) {
+        return cpu::join(split, layout);
+    }
+    let [b, n, parts, heads, e] = [layout.b, layout.n, layout.parts, layout.heads, layout.e].map(|size| size as i64);
+    split.view([parts, b, heads, n, e]).permute([1, 3, 0, 2, 4]).reshape([b * n, parts * heads * e])
+}
+
+/// The softmax of scores · scale.
+fn softmax(mut scores_xnn: Tensor, scale: f32) -> Tensor {
+    if cpu::takes(&scores_xnn) {
+        cpu::softmax_(&mut scores_xnn, scale);
+        return scores_xnn;
+    }
+    (scores_xnn * f64::from(scale)).softmax(-1, None::<Kind>)
+}
+
+/// The gradient of the scores, from that of the softmax's output.
+fn softmax_backward(mut gradient_xnn: Tensor, p_xnn: &Tensor, scale: f32) -> Tensor {
+    if cpu::takes(&gradient_xnn) {
+        cpu::softmax_backward_(&mut gradient_xnn, p_xnn, scale);
+        return gradient_xnn;
+    }
+    Tensor::internal_softmax_backward_data(&gradient_xnn, p_xnn, -1, p_xnn.kind()) * f64::from(scale)
+}
+
+/// Computes attention of 197 tokens, as a ViT on images of 224 pixels has them, with heads of 64 in bf16, forward and
+/// backward, and says by which kernel.
+///
+/// # Errors
+/// The kernel does not run, or its results are not those of products of matrices in fp32.
+pub fn prove(device: Device) -> Result<String> {
+    let (m, n, heads, d) = (2 * 197, 197, 2, 128);
+    let drawn = |width: i64| Tensor::f_randn([m, width], (Kind::Float, device)).map(|x| x.to_kind(Kind::BFloat16));
+    let (qkv_m3d, gradient_md) = (drawn(3 * d)?, drawn(d)?);
+    let kept = fused(&qkv_m3d, n, heads)?.context("libtorch has no fused attention in bf16 for this device")?;
+    let kernel = kept.kernel;
+    let output_md = kept.output().transpose(1, 2).f_reshape([m, d])?;
+    let gradient_m3d =
+        kept.backward(&gradient_md.view([m / n, n, heads, d / heads]).transpose(1, 2))?.f_view([m, 3 * d])?;
+    let (expected_md, kept) = products(&qkv_m3d.to_kind(Kind::Float), layout(m, 3 * d, n, heads, 3));
+    let expected_m3d = backward(&gradient_md.to_kind(Kind::Float), kept, n, heads);
+    for (what, found, expected) in [("output", output_md, expected_md), ("gradient", gradient_m3d, expected_m3d)] {
+        let largest = |x: &Tensor| x.abs().max().f_double_value(&[]);
+        let difference = largest(&(found.to_kind(Kind::Float) - &expected))? / largest(&expected)?;
+        ensure!(difference < 2e-2, "the {what} of {kernel:?} attention in bf16 is off by {:.1} %", 100.0 * difference);
+    }
+    Ok(format!("{kernel:?}, 197 tokens and heads of 64 in bf16, forward and backward"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::cpu::tests::{close, wave};
     use super::*;
-    use tch::Kind;
+
+    /// The output and the gradient of (m, 3·d), in fp64 by autograd.
+    fn exact(qkv_m3d: &Tensor, gradient_md: &Tensor, n: i64, heads: i64) -> [Tensor; 2] {
+        let (m, d) = (gradient_md.size()[0], gradient_md.size()[1]);
+        let leaf = qkv_m3d.to_kind(Kind::Double).set_requires_grad(true);
+        let [q, k, v] = [0, 1, 2].map(|i| leaf.view([m / n, n, 3, heads, d / heads]).permute([2, 0, 3, 1, 4]).get(i));
+        let p = (q.matmul(&k.transpose(-2, -1)) / ((d / heads) as f64).sqrt()).softmax(-1, None::<Kind>);
+        let out = p.matmul(&v).transpose(1, 2).reshape([m, d]);
+        let weighted = (&out * gradient_md.to_kind(Kind::Double)).sum(Kind::Double);
+        let gradient = Tensor::run_backward(&[weighted], &[&leaf], false, false).remove(0);
+        [out.detach(), gradient]
+    }
 
     #[test]
-    fn products_and_fused_attention_agree_forward_and_backward() {
-        let (b, n, heads, e) = (3, 17, 2, 12);
-        let (qkv, gradient) =
-            (wave(&[b * n, 3 * heads * e], 2.0, Kind::Float), wave(&[b * n, heads * e], 1.0, Kind::Float));
-        let (ours, kept) = forward(&qkv, n, heads, true);
-        let split = qkv.view([b, n, 3, heads, e]).permute([2, 0, 3, 1, 4]);
-        let (expected, kept_fused) = fused(&split, b * n);
-        close(&ours, &expected, Kind::Float);
-        let ours = backward(&gradient, kept, n, heads);
-        close(&ours, &backward(&gradient, kept_fused, n, heads), Kind::Float);
+    fn fused_attention_and_products_equal_autograds_in_fp64_at_the_sizes_of_vits() {
+        for (n, e) in [(197, 64), (257, 80), (577, 64), (65, 64), (17, 12)] {
+            let (b, heads) = (2, 2);
+            for kind in [Kind::Float, Kind::BFloat16] {
+                let (qkv, gradient) = (wave(&[b * n, 3 * heads * e], 2.0, kind), wave(&[b * n, heads * e], 1.0, kind));
+                let [out, gradient_of_qkv] = exact(&qkv, &gradient, n, heads);
+                let _guard = tch::no_grad_guard();
+                let check = |(ours, kept): (Tensor, Kept)| {
+                    close(&ours, &out, kind);
+                    close(&backward(&gradient, kept, n, heads), &gradient_of_qkv, kind);
+                };
+                check(forward(&qkv, n, heads, true));
+                let fused = fused(&qkv, n, heads).unwrap().expect("the CPU has a fused kernel");
+                assert_eq!(fused.kernel, libtorch::Kernel::FlashForCpu);
+                check((fused.output().transpose(1, 2).reshape([b * n, -1]), Kept::Fused(fused)));
+            }
+        }
+    }
+
+    #[test]
+    fn products_without_the_cpu_kernels_equal_autograds() {
+        let (qkv, gradient) = (wave(&[3 * 17, 72], 2.0, Kind::Double), wave(&[3 * 17, 24], 1.0, Kind::Double));
+        let [out, gradient_of_qkv] = exact(&qkv, &gradient, 17, 2);
+        let (ours, kept) = products(&qkv, layout(3 * 17, 72, 17, 2, 3));
+        close(&ours, &out, Kind::Float);
+        close(&backward(&gradient, kept, 17, 2), &gradient_of_qkv, Kind::Float);
+    }
+
+    #[test]
+    fn the_proof_of_attention_holds_on_the_cpu() {
+        assert!(prove(Device::Cpu).unwrap().starts_with("FlashForCpu"));
     }
 }

@@ -13,6 +13,8 @@ mod embed;
 mod head;
 mod layers;
 
+pub use attention::prove as prove_attention;
+
 use super::stage::{Backward, Pass, Stage};
 use super::{Blueprint, Parts};
 use crate::family::vit::Vit;
@@ -39,7 +41,7 @@ struct KeptBlock {
 }
 
 enum Activations {
-    Kept(Kept),
+    Kept(Box<Kept>),
     /// To be computed again from the block's input (Chen et al., arXiv 1604.06174).
     Input(Tensor),
 }
@@ -75,7 +77,8 @@ impl Stage for Blocks {
             let x_md = x_bnd.view([b * n, d]);
             let (out_md, kept) = block.forward(&x_md, &masks);
             if keep {
-                let activations = if self.checkpointing { Activations::Input(x_md) } else { Activations::Kept(kept) };
+                let activations =
+                    if self.checkpointing { Activations::Input(x_md) } else { Activations::Kept(Box::new(kept)) };
                 kept_blocks.push(KeptBlock { masks, activations });
             }
             x_bnd = out_md.view([b, n, d]);
@@ -84,7 +87,7 @@ impl Stage for Blocks {
             let mut gradient_md = gradient_bnd.view([b * n, d]);
             for (block, KeptBlock { masks, activations }) in self.blocks.iter().zip(kept_blocks).rev() {
                 let kept = match activations {
-                    Activations::Kept(kept) => kept,
+                    Activations::Kept(kept) => *kept,
                     Activations::Input(x_md) => block.forward(&x_md, &masks).1,
                 };
                 gradient_md = block.backward(gradient_md, kept, &masks);
