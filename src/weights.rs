@@ -43,6 +43,10 @@ impl Staging {
         Staging::new(Device::Cpu, Pinning::default())
     }
 
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     pub fn is_pinned(&self) -> bool {
         self.device.is_cuda()
     }

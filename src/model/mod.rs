@@ -200,7 +200,9 @@ pub const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 #[cfg(test)]
 mod tests {
+    use super::off::Part;
     use super::*;
+    use crate::weights::Staging;
 
     #[test]
     fn gradients_at_taps_add_up_and_reach_only_the_stages_before_them() {
@@ -210,7 +212,7 @@ mod tests {
         let images_bchw = (Tensor::arange(2 * 3 * 64, OPTIONS) * 0.37).sin().view([2, 3, 8, 8]);
         let gradients = |taps: &[Tap]| {
             let network = Network::new(&config, &[1, 2], 0..2, &[], &weights).unwrap();
-            let (outputs, tape) = network.train(&images_bchw, &DropPath { scale: None }, taps);
+            let (outputs, tape) = network.train(&images_bchw, &DropPath::none(), taps);
             network.backward(tape, outputs.iter().map(|output| output.cos()).collect());
             network.flat().layout().named(network.flat().gradients())
         };
@@ -222,6 +224,36 @@ mod tests {
             let is_reached = stage[key].abs().max().double_value(&[]) > 0.0;
             assert_eq!(is_reached, key.0 == 0, "{key:?}");
             assert!(head[key].abs().max().double_value(&[]) > 0.0, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn a_branch_of_the_samples_that_keep_it_alone_gives_what_it_gives_among_all() {
+        let b = 8;
+        let text = "[model]\nimage_size = 8\npatch_size = 4\nwidth = 16\nheads = 2\ndepths = [2, 2]\nclasses = 3";
+        let images_bchw = (Tensor::arange(b * 3 * 64, OPTIONS) * 0.37).sin().view([b, 3, 8, 8]);
+        // Half of the samples, one, none, all but one, and all.
+        let masks = [0b1010_0101u8, 0b0001_0000, 0, 0b1111_0111, 0b1111_1111, 0b0110_0110, 0b1000_0001, 0b0011_1100];
+        let scales = masks.map(|mask| [0, 1, 2, 3, 4, 5, 6, 7].map(|k| if mask >> k & 1 == 1 { 1.25f32 } else { 0.0 }));
+        let scale_rb = Tensor::from_slice(scales.as_flattened()).view([8, b]);
+        let drop = DropPath::new(&scale_rb, &Staging::of_cpu());
+        let computed = (0..8).map(|i| drop.branch(i).unwrap().worth_taking().map(Tensor::numel));
+        assert_eq!(computed.collect::<Vec<_>>()[2..6], [Some(0), Some(7), None, Some(4)]);
+        for sets in [&[][..], &["run.activation_checkpointing=true".to_string()], &["model.dropout=0.2".to_string()]] {
+            let config = Config::parse(text, sets).unwrap();
+            let weights = fresh(config.model.parameters(&[2, 2]).iter(), 3);
+            let pass = |off: Off| {
+                tch::manual_seed(7);
+                let network = Network::without(off, &config, &[2, 2], 0..2, &[], &weights).unwrap();
+                let (outputs, tape) = network.train(&images_bchw, &drop, &[Tap::Stage(1), Tap::Head]);
+                network.backward(tape, outputs.iter().map(|output| output.cos()).collect());
+                [outputs[0].copy(), outputs[1].copy(), network.flat().gradients().copy()]
+            };
+            let (ours, expected) = (pass(Off::default()), pass(Off::from_iter([Part::KeptSamples])));
+            for (ours, expected) in ours.iter().zip(&expected) {
+                let difference = (ours - expected).abs().max().double_value(&[]);
+                assert!(difference < 1e-5 * expected.abs().max().double_value(&[]), "{sets:?}: {difference:e}");
+            }
         }
     }
 }

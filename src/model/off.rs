@@ -15,14 +15,17 @@ pub enum Part {
     Suffix,
     /// Keeping freed memory instead of giving it back to the kernel.
     Memory,
+    /// Computing a residual branch only for the samples that stochastic depth keeps in it.
+    KeptSamples,
 }
 
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("kernels", Part::Kernels),
     ("attention", Part::Attention),
     ("optimiser", Part::Optimiser),
     ("suffix", Part::Suffix),
     ("memory", Part::Memory),
+    ("kept-samples", Part::KeptSamples),
 ];
 
 /// The parts that are switched off: none, except in a benchmark.

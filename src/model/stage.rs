@@ -1,6 +1,7 @@
 //! What a network asks of its parts: a forward pass, and the backward pass that belongs to it.
 
-use tch::Tensor;
+use crate::weights::{Staging, floats, upload};
+use tch::{Kind, Tensor};
 
 /// A stage of a network, or its head: one tensor in, one tensor out, in shapes that the family owns. The first stage takes
 /// images (b, channels, rows, columns); the head gives what the task's loss takes, in fp32.
@@ -21,10 +22,59 @@ pub struct Pass<'a> {
     pub dropout: f64,
 }
 
-/// Stochastic depth masks of one forward pass: 0, or 1 / keep probability, for each residual branch and sample.
+/// Stochastic depth of one forward pass: which samples keep each residual branch.
 pub struct DropPath {
-    /// (branches, b, 1, 1), with the branches in the order of the network; none if nothing is dropped.
-    pub scale: Option<Tensor>,
+    /// In the order of the network; empty if nothing is dropped.
+    branches: Vec<Samples>,
+}
+
+/// The samples of one residual branch.
+pub struct Samples {
+    /// (b, 1, 1): 0, or 1 / keep probability.
+    pub scale_b11: Tensor,
+    /// The numbers of the samples that keep the branch, as 64-bit integers.
+    kept: Tensor,
+}
+
+impl DropPath {
+    /// Nothing is dropped.
+    pub fn none() -> DropPath {
+        DropPath { branches: Vec::new() }
+    }
+
+    /// From the scales (branches, b) of each branch and sample in host memory: 0, or 1 / keep probability.
+    pub fn new(scale_rb: &Tensor, staging: &Staging) -> DropPath {
+        let (branches, b) = scale_rb.size2().expect("scales are (branches, b)");
+        let scales = floats(scale_rb);
+        let kept_of = |scales: &[f32]| -> Vec<f32> {
+            let kept = scales.iter().enumerate().filter(|(_, scale)| **scale != 0.0);
+            kept.map(|(sample, _)| sample as f32).collect()
+        };
+        let kept: Vec<Vec<f32>> = scales.chunks(b as usize).map(kept_of).collect();
+        // All numbers are copied to the device together. An fp32 number holds the number of a sample exactly.
+        let all: Vec<f32> = scales.iter().chain(kept.iter().flatten()).copied().collect();
+        let all = upload(&staging.staged(Tensor::from_slice(&all)), staging.device());
+        let scale_rb11 = all.narrow(0, 0, branches * b).view([branches, b, 1, 1]);
+        let lengths: Vec<i64> =
+            std::iter::once(branches * b).chain(kept.iter().map(|kept| kept.len() as i64)).collect();
+        let kept = all.to_kind(Kind::Int64).split_with_sizes(lengths, 0).into_iter().skip(1);
+        let branch = |(number, kept)| Samples { scale_b11: scale_rb11.get(number), kept };
+        DropPath { branches: (0..branches).zip(kept).map(branch).collect() }
+    }
+
+    /// The samples of a branch, which are counted in the order of the network; none if nothing is dropped.
+    pub fn branch(&self, number: usize) -> Option<&Samples> {
+        self.branches.get(number)
+    }
+}
+
+impl Samples {
+    /// The numbers of the samples that keep the branch, if the branch is faster for these alone: to take samples out and to
+    /// put them back takes the time of a few of them.
+    pub fn worth_taking(&self) -> Option<&Tensor> {
+        let (kept, all) = (self.kept.size()[0], self.scale_b11.size()[0]);
+        (8 * (all - kept) >= all).then_some(&self.kept)
+    }
 }
 
 /// Where a task reads a network, and where it hands gradients back.

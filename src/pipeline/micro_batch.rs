@@ -98,13 +98,18 @@ fn too_large(phase: &PhasePlan, device: Device, why: &str) -> anyhow::Error {
 fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> Result<()> {
     let _left_free = Tensor::empty([LEFT_FREE], (Kind::Uint8, Device::Cpu));
     let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], start)?;
+    let mut phase = phase.clone();
+    if phase.training.drop_path > 0.0 {
+        // Every sample keeps every branch here, so no step of the phase takes more memory.
+        phase.training.drop_path = f64::MIN_POSITIVE;
+    }
     let mut optimiser = AdamW::new(&phase.training, network.flat());
     let model = &plan.config.model;
     let [b, channels, side] = [samples, model.channels(), model.image_size()].map(|n| n as i64);
     let images_bchw = Tensor::zeros([b, channels, side, side], (Kind::Float, Device::Cpu));
     let targets = Task::of(&plan.config).random_targets(samples);
     let batch = Batch::of(images_bchw, targets, 0..samples);
-    let mut stepper = Stepper::new(plan, phase, &Solo, 1);
+    let mut stepper = Stepper::new(plan, &phase, &Solo, 1);
     stepper.step(&mut network, &mut optimiser, &mut std::iter::once(Ok(batch)), 0, 0.0).map(|_| ())
 }
 

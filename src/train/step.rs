@@ -12,7 +12,7 @@ use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
 use crate::stop::stop_requested;
 use crate::task::{Loss, Objective};
-use crate::weights::{Staging, upload};
+use crate::weights::Staging;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 use tch::Tensor;
@@ -166,9 +166,9 @@ impl<'a> Stepper<'a> {
     fn accumulate(&mut self, network: &mut Network, batch: Batch, step: u64, times: &mut Times) {
         let (gradients, tape, _lent) = timed(&mut times.forward, || {
             let (_, device) = network.options();
-            let DropPath { scale } = self.drop.draw(step, batch.positions.clone());
+            let scale = self.drop.draw(step, batch.positions.clone());
             let staging = Staging::new(device, self.group.pinning());
-            let drop = DropPath { scale: scale.map(|scale| upload(&staging.staged(scale), device)) };
+            let drop = scale.map_or_else(DropPath::none, |scale_rb| DropPath::new(&scale_rb, &staging));
             let (images_bchw, targets, lent) = batch.on(device);
             let (outputs, tape) = network.train(&images_bchw, &drop, &self.objective.taps());
             let Loss { sum, gradients } = self.objective.loss(network, &outputs, &targets, self.global_batch);
@@ -189,11 +189,11 @@ struct DropPathRule {
 }
 
 impl DropPathRule {
-    /// Draws the masks of one micro-batch. The key holds the position of a sample in the global batch, so the masks do not depend
-    /// on how the global batch is split.
-    fn draw(&self, step: u64, positions: std::ops::Range<usize>) -> DropPath {
+    /// Draws the scales (branches, b) of one micro-batch; none if nothing is dropped. The key holds the position of a sample in
+    /// the global batch, so the scales do not depend on how the global batch is split.
+    fn draw(&self, step: u64, positions: std::ops::Range<usize>) -> Option<Tensor> {
         if self.rates.is_empty() {
-            return DropPath { scale: None };
+            return None;
         }
         let (branches, samples) = (self.rates.len(), positions.len());
         let mut scale = vec![0.0f32; branches * samples];
@@ -205,8 +205,7 @@ impl DropPathRule {
                 scale[branch * samples + column] = if kept { (1.0 / keep) as f32 } else { 0.0 };
             }
         }
-        let shape = [branches as i64, samples as i64, 1, 1];
-        DropPath { scale: Some(Tensor::from_slice(&scale).view(shape)) }
+        Some(Tensor::from_slice(&scale).view([branches as i64, samples as i64]))
     }
 }
 
@@ -226,15 +225,15 @@ mod tests {
         let rates = Config::parse("", &[]).unwrap().model.drop_rates(&[1, 2], 0.5);
         assert_eq!(rates, [0.0, 0.0, 0.25, 0.25, 0.5, 0.5]);
         let rule = DropPathRule { rates, seed: 1 };
-        let whole = rule.draw(7, 0..4000).scale.unwrap();
-        let mean = whole.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
+        let whole = rule.draw(7, 0..4000).unwrap();
+        let mean = whole.mean_dim([1i64].as_slice(), false, Kind::Float);
         assert!((&mean - 1.0).abs().max().double_value(&[]) < 0.06, "{mean}");
         assert_eq!(
             whole.get(5).eq(0.0).sum(Kind::Int64).int64_value(&[]) / 100,
             20,
             "half of the last branch is dropped"
         );
-        let cut = rule.draw(7, 1000..1002).scale.unwrap();
+        let cut = rule.draw(7, 1000..1002).unwrap();
         assert_eq!(whole.narrow(1, 1000, 2), cut);
     }
 

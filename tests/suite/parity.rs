@@ -119,7 +119,7 @@ fn logits_loss_and_every_gradient_equal_timms_and_frozen_stages_have_none() {
         let network = network(&plan, &phase);
         let (images, targets) = batch(&plan, 0);
         let task = Task::of(&plan.config);
-        let (outputs, tape) = network.train(&images, &DropPath { scale: None }, task.taps());
+        let (outputs, tape) = network.train(&images, &DropPath::none(), task.taps());
         let Loss { sum, gradients } = task.loss(&outputs, &targets);
         assert!(difference(&outputs[0], &golden["logits"]) < 1e-5, "{case}: logits");
         let evaluated = network.forward(&images, task.taps());

@@ -30,7 +30,6 @@ struct Blocks {
     blocks: Vec<Block>,
     /// Blocks of the stages before.
     before: usize,
-    hidden: i64,
     checkpointing: bool,
 }
 
@@ -55,7 +54,7 @@ pub fn parts(vit: &Vit, blueprint: &Blueprint) -> Result<Parts> {
         let embed = if stage == 0 { Some(Embed::new(vit, &|name| get(0, name, false))?) } else { None };
         let block = |block| Block::new(vit, off, &|name, exact| get(stage, &format!("blocks.{block}.{name}"), exact));
         let blocks = (0..depth).map(block).collect::<Result<_>>()?;
-        stages.push(Box::new(Blocks { embed, blocks, before, hidden: vit.hidden() as i64, checkpointing }));
+        stages.push(Box::new(Blocks { embed, blocks, before, checkpointing }));
         before += depth;
     }
     let last = depths.len() - 1;
@@ -73,7 +72,7 @@ impl Stage for Blocks {
         let (b, n, d) = x_bnd.size3().expect("tokens are (b, n, d)");
         let mut kept_blocks = Vec::new();
         for (number, block) in self.blocks.iter().enumerate() {
-            let masks = Masks::new(&x_bnd, self.hidden, pass, self.before + number);
+            let masks = block.masks(&x_bnd, pass, self.before + number);
             let x_md = x_bnd.view([b * n, d]);
             let (out_md, kept) = block.forward(&x_md, &masks);
             if keep {
