@@ -16,7 +16,7 @@ import tempfile
 from bench_step import HERE, STAGES, answer
 
 BATCH = 8
-SETS = ["run.device=cpu", f"run.micro_batch={BATCH}", "run.checkpoint_every=1 steps", "data.format=shapes",
+SETS = ["run.device=cpu", "run.precision=fp32", f"run.micro_batch={BATCH}", "run.checkpoint_every=1 steps", "data.format=shapes",
         f"data.train_images={3 * BATCH}", f"data.test_images={BATCH}", "data.repeats=1", "data.crop_padding=0",
         f"train.global_batch={BATCH}", "train.epochs=1", "train.warmup_epochs=0", "module.epochs=1"]
 

@@ -5,6 +5,7 @@ use super::overrides::{ConfigArgs, Overrides};
 use crate::config::ExportFormat;
 use crate::data::image::shrink::{QUALITY, SHORT_SIDE};
 use crate::import::Role;
+use crate::plan::gpus::GpuModel;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -97,6 +98,9 @@ pub enum Command {
         /// Sustained TFLOP/s of one rank's device [default: this machine's matrix product, measured]
         #[arg(long, value_name = "TFLOPS", value_parser = positive)]
         rate: Option<f64>,
+        /// The GPU to plan for, such as h100: its peak in run.precision at an assumed utilisation, and its memory
+        #[arg(long, value_name = "NAME", conflicts_with = "rate")]
+        gpu: Option<GpuModel>,
         /// Print JSON
         #[arg(long)]
         json: bool,

@@ -20,8 +20,10 @@ use crate::data::image::shrink::Form;
 use crate::data::source::shard::Encoding;
 use crate::model::matrix_product_rate;
 use crate::pipeline::bars::{self, Bars};
-use crate::pipeline::{Job, check_shares, plan_report, report, summary};
+use crate::pipeline::plan_report::{self, Speed};
+use crate::pipeline::{Job, check_shares, report, summary};
 use crate::plan::Plan;
+use crate::plan::gpus::GpuModel;
 use crate::run::table::{ASSEMBLE, E2E, FINETUNE, META, MODULE};
 use crate::task::Task;
 use crate::{export, import, model, pack, usage};
@@ -63,7 +65,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             let written = import::import(&config.load()?, file, choice)?;
             print_either(*json, &serde_json::json!({"file": written}), || format!("{}\n", written.display()))
         }
-        Command::Plan { config, ranks, rate, json } => print_plan(config, *ranks as usize, *rate, *json),
+        Command::Plan { config, ranks, rate, gpu, json } => print_plan(config, *ranks as usize, (*rate, *gpu), *json),
         Command::Submit { config, dry_run, json } => cluster::submit(config, *dry_run, *json),
         Command::Status { run_dir, watch: true, .. } => cluster::watch(run_dir),
         Command::Status { run_dir, json, .. } => cluster::status(run_dir, *json),
@@ -84,15 +86,30 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
     }
 }
 
-/// Prints the report of a config for a world of `ranks`; `rate` is in TFLOP/s per device, and measured if it is not given.
-fn print_plan(config: &ConfigArgs, ranks: usize, rate: Option<f64>, json: bool) -> Result<()> {
+/// The speed of a device: of a kind of GPU, or the given number of TFLOP/s, or else this machine's matrix product.
+fn speed(rate: Option<f64>, gpu: Option<GpuModel>) -> Speed {
+    match (rate, gpu) {
+        (_, Some(gpu)) => Speed::Gpu(gpu),
+        (Some(tera), None) => Speed::Given(tera * 1e12),
+        (None, None) => Speed::Measured(matrix_product_rate(model::OPTIONS)),
+    }
+}
+
+/// Prints the report of a config for a world of `ranks`.
+fn print_plan(
+    config: &ConfigArgs,
+    ranks: usize,
+    (rate, gpu): (Option<f64>, Option<GpuModel>),
+    json: bool,
+) -> Result<()> {
     let config = config.load()?;
     let images = data::train_images(&config)?;
     let plan = Plan::new(config, images)?;
     check_shares(&plan, ranks, plan.replicas_per_rank())?;
-    let flops = rate.map_or_else(|| matrix_product_rate(model::OPTIONS), |tera| tera * 1e12);
-    let report = plan_report::report(&plan, ranks, flops, input::of_plan(&plan, ranks, flops));
-    print_either(json, &report, || plan_report::text(&report, rate.is_none()))
+    let speed = speed(rate, gpu);
+    let input = input::of_plan(&plan, ranks, speed.rate(plan.config.run.precision));
+    let report = plan_report::report(&plan, ranks, speed, input);
+    print_either(json, &report, || plan_report::text(&report, speed))
 }
 
 /// Packs images, with a progress bar if there is a terminal.
@@ -119,6 +136,7 @@ fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>)
     if all_ranks.is_zero() || devices.are_gpus() {
         let (name, size, threads) = (&config.run.name, all_ranks.size(), tch::get_num_threads());
         log::info!("{name}: {size} rank(s), {threads} thread(s) per replica, computing on {}", devices.describe());
+        devices.price_of(config.run.precision).iter().for_each(|price| log::warn!("{price}"));
     }
     doctor::warn_of_trouble(&config, threads(&config), all_ranks.is_zero());
     let job = Job::open(config, world, devices)?;

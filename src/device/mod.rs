@@ -9,9 +9,10 @@ pub mod later;
 pub mod memory;
 pub mod tf32;
 
-use crate::config::DeviceChoice;
+use crate::config::{DeviceChoice, Precision};
 pub use crate::driver::cuda;
 use crate::driver::{CUDA, Driver, Gpu};
+use crate::plan::gpus::GpuModel;
 use crate::{require, usage};
 use anyhow::{Context, Result, anyhow, ensure};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -142,6 +143,12 @@ impl Devices {
     /// Whether NCCL can join them: it refuses two ranks on one GPU.
     pub fn suit_nccl(&self) -> bool {
         self.are_gpus() && !self.shared
+    }
+
+    /// What a precision costs on these GPUs, if there is a faster one and they are known.
+    pub fn price_of(&self, precision: Precision) -> Option<String> {
+        let Device::Cuda(first) = self.list[0] else { return None };
+        GpuModel::of_device(&cuda().ok()?.gpus()[first].name)?.price(precision)
     }
 
     /// Makes the calling thread the one that drives a replica's device: on cores near it, with it as CUDA's current one.

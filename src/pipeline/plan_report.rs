@@ -1,21 +1,47 @@
 //! The report of `incubate plan`: parameters of each stage, steps, learning rates, memory, cost, and the part of each rank.
 
+use crate::config::{DeviceChoice, MicroBatch, Precision};
 use crate::device::cuda;
-use crate::plan::cost::{cost, memory};
+use crate::plan::cost::{cost, fitting_micro_batch, memory};
+use crate::plan::gpus::{GpuModel, UTILISATION};
 use crate::plan::groups::{assignment, micro_batches, ranges, share};
 use crate::plan::{PhasePlan, Plan};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// The phases of a plan on a world of `ranks`, each device computing `rate` operations per second. `input` says whether the
-/// cores of a node read images as fast as its devices train on them.
-pub fn report(plan: &Plan, ranks: usize, rate: f64, input: Value) -> Value {
+/// The speed of a device.
+#[derive(Debug, Clone, Copy)]
+pub enum Speed {
+    /// This machine's matrix product, in operations per second.
+    Measured(f64),
+    /// The user's figure, in operations per second.
+    Given(f64),
+    Gpu(GpuModel),
+}
+
+impl Speed {
+    /// Operations per second.
+    pub fn rate(self, precision: Precision) -> f64 {
+        match self {
+            Speed::Measured(rate) | Speed::Given(rate) => rate,
+            Speed::Gpu(gpu) => gpu.rate(precision),
+        }
+    }
+}
+
+/// The phases of a plan on a world of `ranks` with devices of this speed. `input` says whether the cores of a node read images
+/// as fast as its devices train on them.
+pub fn report(plan: &Plan, ranks: usize, speed: Speed, input: Value) -> Value {
+    let plan = &on_device(plan, speed);
+    let precision = plan.config.run.precision;
+    let rate = speed.rate(precision);
     let model = &plan.config.model;
     let stages = model.stages();
     let per_stage = model.counts(model.depths());
     let on_cpu = plan.is_for_cpu(cuda().is_ok());
     let phases = plan.wanted_phases();
-    let phases: Vec<Value> = phases.iter().map(|phase| phase_report(plan, phase, ranks, rate, on_cpu)).collect();
+    let phase_report = |phase| phase_report(&fitted(plan, phase, ranks, speed), phase, ranks, rate, on_cpu);
+    let phases: Vec<Value> = phases.iter().map(phase_report).collect();
     let parts: Vec<Value> = (0..ranks)
         .map(|rank| {
             let part = assignment(rank, ranks, stages);
@@ -23,7 +49,7 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64, input: Value) -> Value {
             json!({"rank": rank, "modules": part.modules, "group": [part.group.start, part.group.end - 1]})
         })
         .collect();
-    json!({
+    let mut report = json!({
         "name": plan.config.run.name,
         "train_images": plan.train_images,
         "parameters": per_stage.iter().sum::<usize>(),
@@ -34,7 +60,38 @@ pub fn report(plan: &Plan, ranks: usize, rate: f64, input: Value) -> Value {
         "phases": phases,
         "input": input,
         "ranks": parts,
-    })
+    });
+    if let Speed::Gpu(gpu) = speed {
+        report["gpu"] = json!({
+            "name": gpu.name,
+            "memory_gb": gpu.memory_gb,
+            "peak_tflops": gpu.peak(precision),
+            "utilisation": UTILISATION,
+            "price_of_precision": gpu.price(precision),
+        });
+    }
+    report
+}
+
+/// The plan as it is on the GPUs that are planned for.
+fn on_device(plan: &Plan, speed: Speed) -> Plan {
+    let mut plan = plan.clone();
+    if matches!(speed, Speed::Gpu(_)) && plan.config.run.device == DeviceChoice::Auto {
+        plan.config.run.device = DeviceChoice::Cuda;
+    }
+    plan
+}
+
+/// The plan with the micro-batch that the memory of the GPU holds by formula, if the config leaves it open.
+fn fitted(plan: &Plan, phase: &PhasePlan, ranks: usize, speed: Speed) -> Plan {
+    let mut plan = plan.clone();
+    if let (Speed::Gpu(gpu), MicroBatch::Auto) = (speed, plan.config.run.micro_batch) {
+        let replicas = plan.ranks_on(phase.training.on, phase.index, ranks) * plan.replicas_per_rank();
+        let most = share(phase.training.global_batch, 0, replicas).len();
+        let fitting = fitting_micro_batch(&plan, phase, (gpu.memory_gb * 1e9) as u64, most, false);
+        plan.config.run.micro_batch = MicroBatch::Samples(fitting.unwrap_or(2));
+    }
+    plan
 }
 
 fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64, on_cpu: bool) -> Value {
@@ -72,7 +129,7 @@ fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64, on_cpu:
 }
 
 /// The report for people.
-pub fn text(report: &Value, measured: bool) -> String {
+pub fn text(report: &Value, speed: Speed) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -85,12 +142,15 @@ pub fn text(report: &Value, measured: bool) -> String {
         report["train_images"]
     );
     out += &table(&report["phases"]);
-    let origin = if measured {
-        "this machine's fp32 matrix product, measured now; a real step reaches a part of it"
-    } else {
-        "as given by --rate"
-    };
-    let _ = writeln!(out, "hours at {:.3} TFLOP/s per device ({origin})", number(&report["flops_per_s"]) / 1e12);
+    let _ = writeln!(
+        out,
+        "hours at {:.3} TFLOP/s per device ({})",
+        number(&report["flops_per_s"]) / 1e12,
+        origin(report, speed)
+    );
+    if let Some(price) = report["gpu"]["price_of_precision"].as_str() {
+        let _ = writeln!(out, "{price}");
+    }
     let _ = writeln!(out, "data: {}", report["input"]["text"].as_str().unwrap_or_default());
     for part in report["ranks"].as_array().into_iter().flatten() {
         let modules = serde_json::from_value::<Vec<usize>>(part["modules"].clone()).unwrap_or_default();
@@ -107,6 +167,23 @@ pub fn text(report: &Value, measured: bool) -> String {
         );
     }
     out
+}
+
+/// Where the speed of a device comes from.
+fn origin(report: &Value, speed: Speed) -> String {
+    match speed {
+        Speed::Measured(_) => {
+            "this machine's fp32 matrix product, measured now; a real step reaches a part of it".into()
+        }
+        Speed::Given(_) => "as given by --rate".into(),
+        Speed::Gpu(gpu) => format!(
+            "assumed: {:.0} % of {}'s {:.0} TFLOP/s, {:.0} GB",
+            100.0 * UTILISATION,
+            gpu.name,
+            number(&report["gpu"]["peak_tflops"]),
+            gpu.memory_gb
+        ),
+    }
 }
 
 /// A line for each phase.

@@ -2,6 +2,7 @@
 //! code reads the plan and does not interpret the config itself.
 
 pub mod cost;
+pub mod gpus;
 pub mod groups;
 pub mod schedule;
 

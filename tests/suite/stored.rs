@@ -46,6 +46,7 @@ fn small_imagenet(classes: usize) -> Incubate {
         "data.train_images=0".into(),
         "data.test_images=0".into(),
         "model.image_size=48".into(),
+        "run.precision=\"fp32\"".into(),
         "model.patch_size=8".into(),
         "model.width=16".into(),
         "model.heads=2".into(),
