@@ -5,6 +5,7 @@ use super::overrides::ConfigArgs;
 use super::print_either;
 use crate::bench;
 use crate::device::memory;
+use crate::libtorch::{Kernel, allow_attention};
 use crate::model::off::{Off, Part};
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -80,16 +81,39 @@ pub struct StepArgs {
     /// fp32, bf16 or tf32 [default: the config's]
     #[arg(long)]
     precision: Option<String>,
-    /// Switch off what makes a step fast, to see what it gives: kernels, attention, optimiser, suffix, memory; may be given
-    /// more than once
+    /// Switch off what makes a step fast, to see what it gives: kernels, attention, optimiser, suffix, memory, kept-samples;
+    /// may be given more than once
     #[arg(long, value_name = "PART")]
     without: Vec<Part>,
+    /// The kernel of attention on a GPU [default: flash, or efficient in fp32]
+    #[arg(long)]
+    attention: Option<Attention>,
     /// Override a config key, such as --set run.micro_batch=16; may be given more than once
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Attention {
+    Flash,
+    Efficient,
+    Cudnn,
+    /// Products of matrices with a softmax between them
+    Products,
+}
+
+impl Attention {
+    fn kernels(self) -> &'static [Kernel] {
+        match self {
+            Attention::Flash => &[Kernel::Flash],
+            Attention::Efficient => &[Kernel::Efficient],
+            Attention::Cudnn => &[Kernel::Cudnn],
+            Attention::Products => &[],
+        }
+    }
 }
 
 impl Bench {
@@ -124,6 +148,9 @@ impl StepArgs {
         start_libtorch(&config);
         let devices = devices(&config)?;
         devices.take_up(0)?;
+        if let Some(attention) = self.attention {
+            allow_attention(attention.kernels());
+        }
         let (stage, batch, steps, device) = (self.stage, self.batch, self.steps as usize, devices.device(0));
         let report = bench::step::measure(config, &self.model, bench::step::Work { stage, batch, steps, device, off })?;
         print_either(self.json, &report, || bench::step::text(&report))

@@ -5,6 +5,7 @@ use crate::collective::nccl;
 use crate::config::DeviceChoice;
 use crate::device::{cuda, describe, loaded_library};
 use crate::driver::Driver;
+use crate::model::prove_attention;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
@@ -33,6 +34,7 @@ pub fn examine(choice: DeviceChoice) -> Vec<Finding> {
                 .map(|_| if gpus.is_empty() { "none visible".into() } else { gpus.join("; ") }),
         ),
         finding("CUDA", cuda().map(|_| version()).context("run.device = \"auto\" computes on the CPU")),
+        finding("attention", attention()),
         finding("NCCL", nccl()),
     ]
 }
@@ -59,6 +61,16 @@ pub fn as_many_as_slurm_gave(choice: DeviceChoice) -> Result<String> {
          libraries in reach (in a container with --nv), without --gpus-per-task, or set run.device = \"cpu\""
     );
     Ok(format!("{seen} of {given}"))
+}
+
+/// Computes attention in bf16 as a ViT does, whose kernels are the likeliest to be missing.
+fn attention() -> Result<String> {
+    let Ok(driver) = cuda() else { return Ok("not tried without CUDA".into()) };
+    driver.make_current(0)?;
+    prove_attention(Device::Cuda(0)).context(
+        "attention does not work on this GPU; install torch 2.11.0 with all nvidia packages that it asks for, or set \
+         run.device = \"cpu\"",
+    )
 }
 
 /// Loads NCCL and has it sum over one GPU alone.

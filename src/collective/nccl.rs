@@ -134,7 +134,16 @@ impl Api {
         }
         // SAFETY: both return texts that stay valid; the last error of any communicator is asked for by null.
         let [what, last] = unsafe { [(self.error_string)(status), (self.last_error)(std::ptr::null_mut())] }.map(text);
-        bail!("NCCL: {call}: {what} ({last}); set NCCL_DEBUG=INFO to see more")
+        let flags = std::fs::read_to_string("/sys/class/net/lo/flags").unwrap_or_default();
+        bail!("NCCL: {call}: {what} ({last}); set NCCL_DEBUG=INFO to see more{}", cure_of_loopback(&flags))
+    }
+}
+
+/// The cure if the network interface `lo` is down: even the GPUs of one node meet there. `flags` are the kernel's.
+fn cure_of_loopback(flags: &str) -> &'static str {
+    match u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16) {
+        Ok(flags) if flags & libc::IFF_UP as u32 == 0 => "; the network interface lo is down: ip link set lo up",
+        _ => "",
     }
 }
 
@@ -338,5 +347,11 @@ mod tests {
     fn what_cannot_be_loaded_is_named_with_the_cure() {
         let error = format!("{:#}", Api::open(OsStr::new("libnone.so.2"), OsStr::new("libnone.so.1")).err().unwrap());
         assert!(error.contains("nvidia-nccl-cu13") && error.contains("libnone.so.2"), "{error}");
+    }
+
+    #[test]
+    fn an_interface_that_is_down_is_named_with_its_cure() {
+        assert_eq!(["0x9\n", "", "no number"].map(cure_of_loopback), [""; 3]);
+        assert!(cure_of_loopback("0x8\n").contains("ip link set lo up"));
     }
 }

@@ -6,16 +6,17 @@
 
 mod cores;
 pub mod later;
+mod libraries;
 pub mod memory;
 pub mod tf32;
 
 use crate::config::{DeviceChoice, Precision};
 pub use crate::driver::cuda;
 use crate::driver::{CUDA, Driver, Gpu};
+use crate::libtorch::{Kernel, allow_attention};
 use crate::plan::gpus::GpuModel;
 use crate::{require, usage};
 use anyhow::{Context, Result, anyhow, ensure};
-use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -62,17 +63,12 @@ fn load_cuda(driver: Driver) -> Result<Driver> {
         "the NVIDIA driver shows no GPU{}; ask for one (under Slurm: --gres=gpu:1)",
         std::env::var("CUDA_VISIBLE_DEVICES").map_or(String::new(), |v| format!(" (CUDA_VISIBLE_DEVICES={v})"))
     );
-    let libtorch = loaded_library("libtorch_cpu.so").context("libtorch is linked into this program")?;
-    let path = libtorch.with_file_name("libtorch_cuda.so");
-    // SAFETY: libtorch's initialisers register its CUDA kernels and nothing else.
-    let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|error| {
+    load_libtorch_cuda().map_err(|error| {
         anyhow!(
-            "there is a GPU, but libtorch's CUDA part cannot be loaded ({error}); install the whole of torch 2.11.0 (pip \
+            "there is a GPU, but libtorch's CUDA part cannot be loaded ({error:#}); install the whole of torch 2.11.0 (pip \
              install torch==2.11.0) and point LIBTORCH at its folder `torch`"
         )
     })?;
-    // Its kernels are registered for good.
-    std::mem::forget(library);
     let seen = tch::Cuda::device_count();
     ensure!(
         seen as usize == driver.gpus().len(),
@@ -82,10 +78,25 @@ fn load_cuda(driver: Driver) -> Result<Driver> {
         driver.cuda_version().0,
         driver.cuda_version().1
     );
+    // cuDNN builds a plan for each shape and thread: half a second each.
+    allow_attention(&[Kernel::Flash, Kernel::Efficient]);
     Ok(driver)
 }
 
-/// Where a library of this process, given by the start of its file's name, was loaded from.
+/// Loads what libtorch computes with on GPUs. NVRTC, which compiles kernels at run time, comes first: it and its built-in
+/// functions are opened by name later, when nobody's search path may lead to them.
+fn load_libtorch_cuda() -> Result<()> {
+    let folders = libraries::searched_by("libtorch_cpu.so")?;
+    for compiler in ["libnvrtc-builtins.so", "libnvrtc.so"] {
+        // Without it only some kernels are missing.
+        libraries::find(&folders, compiler).map_or(Ok(()), |path| libraries::load(&path))?;
+    }
+    let library =
+        libraries::find(&folders, "libtorch_cuda.so").context("there is no libtorch_cuda.so beside libtorch_cpu.so")?;
+    libraries::load(&library)
+}
+
+/// Where a library of this process, given by the start of its file's name, was loaded from: the real file.
 pub fn loaded_library(name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let mut paths = maps.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
