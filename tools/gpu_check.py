@@ -5,190 +5,143 @@
   tools/bundle.sh                                     # where the GPU machine has no Rust: build elsewhere; the tarball
   python3 incubate-*/tools/gpu_check.py OUT           # holds this script; unpacked, it needs no network either
 
-Needs the Python of a torch 2.11.0 for CUDA, whose libtorch the program then uses; the benchmark's peer needs timm too.
-Writes OUT/gpu_check.json and ends with 1 if a check failed. --device cpu tries the script itself where there is no GPU.
+It ends after --seconds at the latest: its parts are done in the order of their value, each within its own time limit, and
+OUT/gpu_check.json holds each result as soon as it is there. Ends with 1 if a part failed or had no time left. Needs the
+libtorch of a torch 2.11.0 for CUDA (that of this Python, or LIBTORCH); the benchmark's peer needs torch and timm.
+--device cpu tries the script itself where there is no GPU.
 """
 
 import argparse
+import importlib.util
 import json
-import math
 import os
 import platform
 import resource
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 
-import torch
+from gpu_parts import Part, Skipped, do_part, run_parts
+from gpu_program import DEIT_TI, SMALL, TOLERANCES, Program, difference, libtorch, within
 
 HERE = Path(__file__).resolve().parent
-SMALL = """
-[run]
-device = "cpu"
-threads = 1
-micro_batch = 16
-checkpoint_every = "5 steps"
-log_steps = 1
-[model]
-image_size = 16
-channels = 1
-classes = 4
-patch_size = 4
-width = 64
-heads = 4
-depths = [2, 2, 2, 2]
-[data]
-format = "shapes"
-train_images = 512
-test_images = 128
-mean = [0.3]
-std = [0.3]
-repeats = 1
-mixup = 0.8
-cutmix = 1.0
-erase = 0
-[train]
-global_batch = 64
-base_lr = 8e-3
-schedule = "cosine"
-warmup_epochs = 0
-epochs = 8
-eval_epochs = 0
-[module]
-epochs = 8
-drop_path = 0.1
-[finetune]
-epochs = 8
-clip_grad = 0.5
-ema = 0.9
-"""
-# Largest relative difference of a loss in some 64 steps: rounding, not a mistake, which shows at once.
-TOLERANCES = {"fp32": 2e-3, "tf32": 1e-2, "bf16": 3e-2}
+def compared(program):
+    """The config whose phases are compared; a CPU alone tries the script, and so with the small model."""
+    return DEIT_TI if program.on_gpu else SMALL.replace("epochs = 8", "epochs = 1")
 
 
-class Program:
-    """Runs the program on one run directory after another."""
-
-    def __init__(self, path, scratch, device):
-        self.path, self.scratch, self.device = path, scratch, device
-        self.environment = dict(os.environ, LIBTORCH=str(Path(torch.__file__).parent))
-
-    def config(self, name, text):
-        file = self.scratch / f"{name}.toml"
-        file.write_text(text)
-        return file
-
-    def command(self, arguments, sets=()):
-        pairs = [word for item in sets for word in ("--set", item)]
-        return [str(self.path), *map(str, arguments), *pairs]
-
-    def run(self, arguments, sets=(), expect=0, **options):
-        done = subprocess.run(self.command(arguments, sets), env=self.environment, text=True, capture_output=True,
-                              timeout=540, **options)
-        if done.returncode != expect:
-            raise AssertionError(f"{arguments}: exit code {done.returncode}, expected {expect}: {done.stderr[-2000:]}")
-        return done
-
-    def train(self, command, run, sets=(), config=None, **options):
-        config = config or self.config("small", SMALL)
-        command = command.split()
-        return self.run([command[0], config, *command[1:], "--run-dir", self.scratch / run], sets, **options)
-
-    def losses(self, run, phase):
-        lines = (self.scratch / run / "logs" / phase / "metrics.jsonl").read_text().splitlines()
-        return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
-
-    def copy(self, files, source, target):
-        (self.scratch / target).mkdir(exist_ok=True)
-        for file in files:
-            shutil.copy(self.scratch / source / file, self.scratch / target / file)
-
-    def devices(self, precision=None):
-        """What to set to compute on the device under test."""
-        sets = [f'run.device="{self.device}"', "run.replicas=1"]
-        return sets + ([f'run.precision="{precision}"'] if precision else [])
-
-
-def difference(ours, reference):
-    assert len(ours) == len(reference) > 0, f"{len(ours)} steps, expected {len(reference)}"
-    return max(abs(a / b - 1.0) for a, b in zip(ours, reference, strict=True))
-
-
-def within(found, tolerance):
-    assert all(math.isfinite(value) and value <= tolerance for value in found.values()), f"{found} exceeds {tolerance}"
-    return {"largest_relative_difference": found, "tolerance": tolerance}
-
-
-def environment(program):
+def number_of_gpus():
     smi = shutil.which("nvidia-smi")
-    query = [smi, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    return len(subprocess.run([smi, "-L"], text=True, capture_output=True).stdout.splitlines()) if smi else 0
+
+
+def environment():
+    smi = shutil.which("nvidia-smi")
+    query = [smi, "--query-gpu=name,memory.total,driver_version,clocks.max.sm", "--format=csv,noheader"]
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
+        "cores": len(os.sched_getaffinity(0)),
+        "libtorch": libtorch(),
         "gpus": subprocess.run(query, text=True, capture_output=True).stdout.splitlines() if smi else [],
-        "incubate": program.run(["--version"]).stdout.strip(),
     }
 
 
 def doctor(program):
-    """Driver, CUDA and NCCL as the program sees them; on a GPU with a sum of an NCCL world of one."""
-    config = program.config("doctor", SMALL)
-    done = program.run(["doctor", config, "--run-dir", program.scratch / "doctor", "--json"], program.devices())
-    findings = {finding["subject"]: finding["text"] for finding in json.loads(done.stdout)}
-    if program.device == "cuda":
-        assert "a sum of one works" in findings["NCCL"], findings
-    return findings
+    def act(note):
+        """Driver, CUDA, attention against fp64, and NCCL with a sum of a world of one, as the program sees them."""
+        config = program.config("doctor", SMALL)
+        command = ["doctor", config, "--run-dir", program.scratch / "doctor", "--json"]
+        done = subprocess.run(program.command(command, program.devices()), env=program.environment, text=True,
+                              capture_output=True)
+        findings = {finding["subject"]: finding["text"] for finding in json.loads(done.stdout)}
+        note(findings)
+        assert done.returncode == 0, done.stderr
+        if program.on_gpu:
+            assert "a sum of one works" in findings["NCCL"], findings["NCCL"]
+        return findings
+
+    return act
+
+
+def bench(program, arguments, sets=()):
+    return json.loads(program.run(["bench", "step", *arguments, "--json"], sets).stdout)
+
+
+def attention_kernels(program):
+    def act(note):
+        """Four steps of DeiT-Ti in bf16 with each kernel of attention."""
+        model, batch = ("deit-ti", 128) if program.on_gpu else ("tiny-28", 8)
+        found = {}
+        for kernel in ("flash", "efficient", "cudnn", "products"):
+            arguments = ["--model", model, "--batch", batch, "--steps", 4, "--e2e", "--attention", kernel]
+            try:
+                found[kernel] = bench(program, arguments, program.devices("bf16"))["images_per_s"]
+            except AssertionError as error:
+                found[kernel] = str(error)[-600:]
+            note(found)
+        assert isinstance(found["flash"], float), "the kernel that training uses does not work"
+        return found
+
+    return act
 
 
 def reference(program):
-    """The run on the CPU in fp32 that everything else is held against."""
-    program.train("run", "cpu")
-    return {"losses": {phase: program.losses("cpu", phase)[-1] for phase in ("meta", "module-1", "finetune")}}
+    def act(_):
+        """The run on the CPU in fp32 that everything else is compared with."""
+        program.train("run", "cpu", text=compared(program))
+        return {"losses": {phase: program.losses("cpu", phase)[-1] for phase in ("meta", "module-1", "finetune")}}
+
+    return act
 
 
-def same_results(precision, recomputed=False):
-    def check(program):
+def same_results(program, precision, recomputed=False):
+    def act(note):
         """Each phase from the CPU's weights, so that differences do not add up."""
         run = f"device-{precision}" + ("-recomputed" if recomputed else "")
         sets = program.devices(precision) + (["run.activation_checkpointing=true"] if recomputed else [])
-        program.train("meta", run, sets)
+        program.train("meta", run, sets, compared(program))
         found = {"meta": difference(program.losses(run, "meta"), program.losses("cpu", "meta"))}
+        note(found)
         program.copy(["meta.h5", *(f"module-{i}.h5" for i in (0, 2, 3)), "assembled.h5"], "cpu", run)
         for command, phase in (("module --index 1", "module-1"), ("finetune", "finetune")):
-            program.train(command, run, sets)
+            program.train(command, run, sets, compared(program))
             found[phase] = difference(program.losses(run, phase), program.losses("cpu", phase))
+            note(found)
         return within(found, TOLERANCES[precision])
 
-    return check
+    return act
 
 
-def micro_batches(program):
-    """Micro-batches are summed as one large one: the accumulation on the device."""
-    program.train("meta", "device-accumulated", [*program.devices(), "run.micro_batch=64"])
-    return within({"meta": difference(program.losses("device-accumulated", "meta"), program.losses("cpu", "meta"))},
-                  TOLERANCES["fp32"])
+def small_meta(program):
+    """The losses of the small meta model on the CPU."""
+    if not (program.scratch / "small" / "meta.h5").exists():
+        program.train("meta", "small")
+    return program.losses("small", "meta")
 
 
-def replicas(program):
-    """Two replicas, on two GPUs by NCCL, have the curve of one."""
-    if program.device == "cuda" and torch.cuda.device_count() < 2:
-        return "skipped: there is one GPU"
-    done = program.train("meta", "two", [f'run.device="{program.device}"', "run.replicas=2"])
-    assert "through host memory" not in done.stderr, done.stderr
-    return within({"meta": difference(program.losses("two", "meta"), program.losses("cpu", "meta"))}, TOLERANCES["fp32"])
+def same_meta(program, run, sets):
+    """Trains the small meta model in another way to the same losses."""
+
+    def act(_):
+        if run == "two-replicas" and program.on_gpu and number_of_gpus() < 2:
+            raise Skipped("there is one GPU")
+        expected = small_meta(program)
+        done = program.train("meta", run, sets)
+        assert "through host memory" not in done.stderr, done.stderr
+        return within({"meta": difference(program.losses(run, "meta"), expected)}, TOLERANCES["fp32"])
+
+    return act
 
 
-def resumed(first, then):
-    def check(program):
+def resumed(program, first, then):
+    def act(_):
         """A checkpoint of one device goes on on another."""
+        expected = small_meta(program)
         run = f"from-{first}-to-{then}"
         sets = {"cpu": [], "device": program.devices()}
         config = program.config("small", SMALL)
@@ -198,67 +151,112 @@ def resumed(first, then):
         while child.poll() is None and not (checkpoints.is_dir() and any(checkpoints.glob("meta-*.h5"))):
             time.sleep(0.002)
         child.send_signal(signal.SIGTERM)
-        assert child.wait(60) == 75, f"exit code {child.returncode}: it was over before it could be stopped"
+        code = child.wait()
+        assert code == 75, f"exit code {code}: it was over before it could be stopped"
         done = program.train("meta", run, sets[then])
         assert "resuming at step" in done.stderr, done.stderr
-        return within({"meta": difference(program.losses(run, "meta"), program.losses("cpu", "meta"))},
-                      TOLERANCES["fp32"])
+        return within({"meta": difference(program.losses(run, "meta"), expected)}, TOLERANCES["fp32"])
 
-    return check
+    return act
 
 
 def out_of_memory(program):
-    """One error that names a micro-batch, which then fits."""
-    cuda = program.device == "cuda"
-    width, side, patch, batch = (1024, 224, 16, 1024) if cuda else (512, 16, 1, 512)
-    depths = [6, 6, 6, 6] if cuda else [1, 1, 1, 1]
-    text = SMALL.replace("[train]\nglobal_batch = 64", f"[train]\nglobal_batch = {batch}").replace("epochs = 8", "epochs = 1")
-    text = text.replace("width = 64", f"width = {width}").replace("image_size = 16", f"image_size = {side}")
-    text = text.replace("patch_size = 4", f"patch_size = {patch}").replace("depths = [2, 2, 2, 2]", f"depths = {depths}")
-    text = text.replace("train_images = 512", f"train_images = {batch}")
-    text = text.replace("micro_batch = 16", f"micro_batch = {batch}").replace("test_images = 128", "test_images = 4")
-    config = program.config("large", text)
-    limit = None if cuda else lambda: resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
-    done = program.train("e2e", "large", program.devices(), config, expect=2, preexec_fn=limit)
-    line = next(line for line in done.stderr.splitlines() if "ERROR" in line)
-    assert "out of memory" in line and " fit: --set run.micro_batch=" in line, line
-    if cuda:
-        fitting = line.split("run.micro_batch=")[1].split()[0]
-        program.train("e2e", "large", [*program.devices(), f"run.micro_batch={fitting}"], config)
-    return line
+    def act(_):
+        """One error that names a micro-batch, which then fits."""
+        width, side, patch, batch = (1024, 224, 16, 1024) if program.on_gpu else (512, 16, 1, 512)
+        depths = [6, 6, 6, 6] if program.on_gpu else [1, 1, 1, 1]
+        sets = [f"model.width={width}", f"model.image_size={side}", f"model.patch_size={patch}", f"model.depths={depths}",
+                f"data.train_images={batch}", "data.test_images=4", f"run.micro_batch={batch}",
+                f"train.global_batch={batch}", "train.epochs=1", "module.epochs=1", "finetune.epochs=1"]
+        sets += program.devices()
+        limit = None if program.on_gpu else lambda: resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+        done = program.train("e2e", "large", sets, expect=2, preexec_fn=limit)
+        line = next(line for line in done.stderr.splitlines() if "ERROR" in line)
+        assert "out of memory" in line and " fit: --set run.micro_batch=" in line, line
+        if program.on_gpu:
+            fitting = line.split("run.micro_batch=")[1].split()[0]
+            program.train("e2e", "large", [*sets, f"run.micro_batch={fitting}"])
+        return line
+
+    return act
 
 
 def automatic_micro_batch(program):
-    """What the memory holds is chosen, recorded, and trains to the end."""
-    done = program.train("meta", "auto", [*program.devices(), "run.micro_batch=auto"])
-    progress = json.loads((program.scratch / "auto" / "progress" / "meta.json").read_text())
-    assert f"micro-batches of {progress['micro_batch']} samples fit" in done.stderr, done.stderr
-    return within({"meta": difference(program.losses("auto", "meta"), program.losses("cpu", "meta"))}, TOLERANCES["fp32"])
+    def act(_):
+        """What the memory holds is chosen, recorded, and trains to the end."""
+        expected = small_meta(program)
+        done = program.train("meta", "auto", [*program.devices(), "run.micro_batch=auto"])
+        progress = json.loads((program.scratch / "auto" / "progress" / "meta.json").read_text())
+        assert f"micro-batches of {progress['micro_batch']} samples fit" in done.stderr, done.stderr
+        return within({"meta": difference(program.losses("auto", "meta"), expected)}, TOLERANCES["fp32"])
+
+    return act
 
 
-def step_benchmark(stage, pairs):
-    def check(program):
-        """In turn with PyTorch and timm, one work of ViT-L under bf16: the official rule under autocast."""
-        cuda = program.device == "cuda"
-        model, batch = ("vit-l", 64) if cuda else ("tiny-28", 32)
-        steps = "20" if cuda else "4"
-        sets = [*program.devices("bf16"), f"run.micro_batch={batch}"]
-        ours = ["bench", "step", "--model", model, "--batch", str(batch), "--steps", steps, "--json"]
-        peer = [sys.executable, str(HERE / "peer_step.py"), "--model", model, "--batch", str(batch), "--steps", steps,
-                "--dtype", "bfloat16", "--device", program.device]
-        ours += ["--e2e"] if stage is None else ["--stage", str(stage)]
-        peer += ["--mode", "e2e"] if stage is None else ["--mode", "official", "--stage", str(stage)]
-        reports, peers = [], []
-        for _ in range(pairs):
-            reports.append(json.loads(program.run(ours, sets).stdout))
-            done = subprocess.run(peer, text=True, capture_output=True, timeout=540)
-            # Our figure is worth keeping all the same.
-            assert done.returncode == 0, f"the peer failed: {done.stderr[-2000:]}; ours: {reports}"
-            peers.append(json.loads(done.stdout))
-        ratios = [ours["images_per_s"] / theirs["images_per_s"] for ours, theirs in zip(reports, peers, strict=True)]
-        return {"ratio": statistics.median(ratios), "ratios": ratios, "ours": reports[-1], "peer": peers[-1]}
+def module_step(program, stage):
+    def act(note):
+        """One module of ViT-L in bf16 beside the official rule in PyTorch and timm: under autocast, and compiled as well."""
+        model, batch, steps = ("vit-l", 128, 10) if program.on_gpu else ("tiny-28", 8, 2)
+        work = ["--model", model, "--batch", str(batch), "--steps", str(steps), "--stage", str(stage)]
+        ours = bench(program, work, [*program.devices("bf16"), f"run.micro_batch={batch}"])
+        found = {"ours": ours}
+        note(found)
+        if not all(map(importlib.util.find_spec, ("torch", "timm"))):
+            raise Skipped(f"no torch and timm for the peer; ours: {json.dumps(ours)}")
+        peer = [sys.executable, str(HERE / "peer_step.py"), *work, "--mode", "official", "--dtype", "bfloat16",
+                "--device", program.device]
+        for name, options in (("autocast", []), ("compiled", ["--compile"])):
+            done = subprocess.run([*peer, *options], text=True, capture_output=True)
+            assert done.returncode == 0, f"the peer failed: {done.stderr[-2000:]}"
+            found[name] = json.loads(done.stdout)
+            found[f"ratio_to_{name}"] = ours["images_per_s"] / found[name]["images_per_s"]
+            note(found)
+        return found
 
-    return check
+    return act
+
+
+def kernel_table(program):
+    def act(_):
+        """Which kernels take the time of a module's step."""
+        nsys = shutil.which("nsys")
+        if not (program.on_gpu and nsys):
+            raise Skipped("there is no nsys here")
+        report = program.scratch / "profile"
+        work = program.command(["bench", "step", "--model", "vit-l", "--batch", 128, "--steps", 4, "--stage", 0, "--json"],
+                               [*program.devices("bf16"), "run.micro_batch=128"])
+        profile = [nsys, "profile", "--trace=cuda", "--output", str(report), *work]
+        subprocess.run(profile, env=program.environment, check=True, capture_output=True)
+        stats = [nsys, "stats", "--report", "cuda_gpu_kern_sum", "--format", "csv", f"{report}.nsys-rep"]
+        done = subprocess.run(stats, text=True, capture_output=True, check=True)
+        return done.stdout.splitlines()[:40]
+
+    return act
+
+
+def hang(_):
+    time.sleep(3600)
+
+
+def all_parts(program):
+    """In the order of their value."""
+    parts = [
+        Part("doctor", doctor(program)),
+        Part("attention kernels", attention_kernels(program), 75),
+        Part("reference", reference(program), 75),
+        *(Part(f"same results in {precision}", same_results(program, precision)) for precision in TOLERANCES),
+        Part("resume from cpu to device", resumed(program, "cpu", "device")),
+        Part("resume from device to cpu", resumed(program, "device", "cpu")),
+        Part("out of memory", out_of_memory(program)),
+        Part("module step, stage 0", module_step(program, 0), 90),
+        Part("module step, stage 3", module_step(program, 3), 90),
+        Part("kernel table", kernel_table(program)),
+        Part("same results with activation checkpointing", same_results(program, "fp32", recomputed=True)),
+        Part("micro-batches", same_meta(program, "accumulated", [*program.devices(), "run.micro_batch=64"])),
+        Part("automatic micro-batch", automatic_micro_batch(program)),
+        Part("two replicas", same_meta(program, "two-replicas", [f'run.device="{program.device}"', "run.replicas=2"])),
+    ]
+    return parts
 
 
 def built(scratch):
@@ -269,44 +267,40 @@ def built(scratch):
     return next(scratch.glob("incubate-*/incubate"))
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="where the report goes")
+    parser.add_argument("--seconds", type=float, default=300, help="the most that all parts may take [default: 300]")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--incubate", type=Path, help="a program [default: the bundle's that holds this script, else a new one's]")
-    parser.add_argument("--pairs", type=int, default=3, help="of the benchmark; 0 leaves it out")
-    parser.add_argument("--only", action="append", help="of these checks, and what they need")
-    a = parser.parse_args()
-    checks = {"environment": environment, "doctor": doctor, "reference": reference}
-    checks |= {f"same results in {precision}": same_results(precision) for precision in TOLERANCES}
-    checks["same results with activation checkpointing"] = same_results("fp32", recomputed=True)
-    checks |= {"micro-batches": micro_batches, "two replicas": replicas}
-    checks |= {f"resume from {a} to {b}": resumed(a, b) for a, b in (("cpu", "device"), ("device", "cpu"))}
-    checks |= {"out of memory": out_of_memory, "automatic micro-batch": automatic_micro_batch}
-    if a.pairs > 0:
-        stages = range(4) if a.device == "cuda" else [0]
-        checks |= {f"step benchmark, stage {i}": step_benchmark(i, a.pairs) for i in stages}
-        checks["step benchmark, end to end"] = step_benchmark(None, a.pairs)
-    needed = {"environment", "reference", *(a.only or checks)}
-    a.out.mkdir(parents=True, exist_ok=True)
-    results = []
-    with tempfile.TemporaryDirectory() as scratch:
+    parser.add_argument("--only", action="append", help="a part; may be given more than once, and needs what it rests on")
+    # For the script's own test: a part that hangs, and its time limit.
+    parser.add_argument("--hang", type=float, help=argparse.SUPPRESS)
+    # For the process of one part.
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    a = arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = a.scratch or Path(folder)
         launcher = HERE.parent / "incubate"
-        path = a.incubate or (launcher if launcher.exists() else built(Path(scratch)))
-        program = Program(path.resolve(), Path(scratch), a.device)
-        for name, check in checks.items():
-            if name not in needed:
-                continue
-            began = time.monotonic()
-            try:
-                ok, found = True, check(program)
-            except Exception as error:
-                ok, found = False, str(error) or traceback.format_exc()
-            results.append({"check": name, "ok": ok, "seconds": round(time.monotonic() - began, 1), "found": found})
-            print("ok " if ok else "NOT", name, "" if ok and isinstance(found, dict) else found, flush=True)
-            report = {"device": a.device, "passed": all(result["ok"] for result in results), "checks": results}
-            (a.out / "gpu_check.json").write_text(json.dumps(report, indent=1))
-    return 0 if report["passed"] else 1
+        path = a.incubate or (launcher if launcher.exists() else built(scratch))
+        parts = all_parts(Program(path.resolve(), scratch, a.device))
+        if a.hang:
+            parts.insert(1, Part("hang", hang, a.hang))
+        parts = [part for part in parts if part.name in (a.only or [part.name])]
+        if a.part:
+            part = next(part for part in parts if part.name == a.part)
+            return do_part(part, scratch / f"{part.file_name()}.json")
+        a.out.mkdir(parents=True, exist_ok=True)
+        this = [sys.executable, str(Path(__file__).resolve()), str(a.out), "--device", a.device, "--incubate", str(path),
+                "--scratch", str(scratch), *(["--hang", str(a.hang)] if a.hang else []), "--part"]
+        head = {"device": a.device, "environment": environment()}
+        passed = run_parts(parts, lambda part: [*this, part.name], a.seconds, scratch, a.out / "gpu_check.json", head)
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

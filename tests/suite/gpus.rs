@@ -1,6 +1,7 @@
 //! Messages about GPUs that cannot be used. tools/gpu_check.py has the tests that need a GPU.
 
 use crate::incubate::{Ended, Incubate, ended, plain};
+use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
@@ -81,4 +82,48 @@ fn plan_shows_the_devices_of_each_rank_and_what_they_train_together() {
     assert_eq!((gpus["phases"][5]["phase"].as_str(), replicas(&gpus, 5)), (Some("finetune"), 8), "the whole node");
     let cpu = plan(&["run.device=\"cpu\"", "run.replicas=3"]);
     assert_eq!((cpu["devices_per_rank"].as_u64(), replicas(&cpu, 0), replicas(&cpu, 5)), (Some(3), 12, 3));
+}
+
+#[test]
+fn plan_for_a_gpu_by_name_gives_its_hours_memory_and_what_the_precision_costs() {
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/imagenet-vit-l.toml");
+    let plan = |arguments: &[&str]| ended(plain(&["plan", config, "--gpu", "h200"]).args(arguments).output().unwrap());
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&plan(&[arguments, &["--json"]].concat()).ok().out).unwrap()
+    };
+    let (bf16, fp32) = (json(&[]), json(&["--set", "run.precision=\"fp32\""]));
+    let hours = |plan: &serde_json::Value| plan["phases"][0]["device_hours"].as_f64().unwrap();
+    assert_eq!(bf16["flops_per_s"], 0.4 * 989.4e12);
+    assert!((hours(&fp32) / hours(&bf16) - 989.4 / 66.9).abs() < 1e-6, "the config itself asks for bf16");
+    let memory = bf16["phases"][5]["memory_bytes_per_device"].as_f64().unwrap();
+    assert!((0.3 * 141e9..0.9 * 141e9).contains(&memory), "the micro-batch fits the GPU: {memory}");
+    let text = plan(&["--set", "run.precision=\"fp32\""]).ok().out;
+    assert!(text.contains("40 % of h200's 67 TFLOP/s") && text.contains("bf16 are 15 times as fast"), "{text}");
+    assert!(!plan(&[]).ok().out.contains("times as fast"));
+    plain_fails(&["plan", config, "--gpu", "h1"], "h100, ");
+}
+
+/// Asserts that a command is refused with this text.
+fn plain_fails(arguments: &[&str], text: &str) {
+    ended(plain(arguments).output().unwrap()).fails(2, &[text]);
+}
+
+#[test]
+fn the_gpu_check_runs_whole_on_a_cpu_and_a_part_that_hangs_costs_that_part_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu_check.py");
+    let torch = std::env::var("LIBTORCH").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_string() + "/.deps/torch");
+    let mut command = Command::new("python3");
+    command.arg("-B").arg(&script).arg(folder.path()).args(["--device", "cpu", "--seconds", "900", "--hang", "2"]);
+    command.args(["--incubate", env!("CARGO_BIN_EXE_incubate")]).env("LIBTORCH", torch);
+    let done = command.output().unwrap();
+    let text = std::fs::read_to_string(folder.path().join("gpu_check.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let (hangs, others): (Vec<&Value>, Vec<&Value>) =
+        report["parts"].as_array().unwrap().iter().partition(|part| part["part"] == "hang");
+    assert_eq!((hangs.len(), hangs[0]["why"].as_str()), (1, Some("took longer than 2 s")), "{text}");
+    assert!(others.len() > 12 && others.iter().all(|part| part["ok"] == true), "{text}");
+    assert_eq!((done.status.code(), &report["passed"]), (Some(1), &Value::Bool(false)));
+    let figures = &others.iter().find(|part| part["part"] == "attention kernels").unwrap()["found"];
+    assert!(figures["flash"].as_f64().unwrap() > 0.0, "{text}");
 }
