@@ -15,12 +15,16 @@ pub use crate::driver::cuda;
 use crate::driver::{CUDA, Driver, Gpu};
 use crate::libtorch::{Kernel, allow_attention};
 use crate::plan::gpus::GpuModel;
-use crate::{require, usage};
+use crate::usage;
 use anyhow::{Context, Result, anyhow, ensure};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::Device;
+
+/// For tests of several replicas on one GPU: if this environment variable is set, replicas share the GPUs of their rank and
+/// sum through host memory.
+const SHARED_GPU: &str = "INCUBATE_TEST_SHARED_GPU";
 
 /// Where a rank stands among those of its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,17 +127,17 @@ impl Devices {
             }
             (_, Ok(driver)) => driver,
         };
-        let (mut own, shared) = part(place, driver.gpus().len());
-        require!(
-            replicas <= own.len(),
-            "run.replicas = {replicas}, but this rank has {} of the node's {} GPU(s); lower it, or start fewer ranks",
-            own.len(),
-            driver.gpus().len()
-        );
-        if replicas > 0 {
-            own.end = own.start + replicas;
-        }
-        Ok(Devices { list: own.map(Device::Cuda).collect(), shared, reason: None, cores })
+        let (own, mut shared) = part(place, driver.gpus().len());
+        let may_share = std::env::var_os(SHARED_GPU).is_some();
+        shared |= may_share;
+        let count = own.len();
+        let gpus = of_replicas(own, replicas, may_share).ok_or_else(|| {
+            usage!(
+                "run.replicas = {replicas}, but this rank has {count} of the node's {} GPU(s); lower it, or start fewer ranks",
+                driver.gpus().len()
+            )
+        })?;
+        Ok(Devices { list: gpus.into_iter().map(Device::Cuda).collect(), shared, reason: None, cores })
     }
 
     /// How many replicas this rank has.
@@ -214,6 +218,15 @@ fn part(place: OnNode, gpus: usize) -> (Range<usize>, bool) {
     }
 }
 
+/// The GPU of each replica, of a rank's own; none if there are too few. 0 replicas: one on each GPU.
+fn of_replicas(own: Range<usize>, replicas: usize, may_share: bool) -> Option<Vec<usize>> {
+    match replicas {
+        0 => Some(own.collect()),
+        _ if replicas > own.len() && !may_share => None,
+        _ => Some((0..replicas).map(|replica| own.start + replica % own.len()).collect()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,6 +245,15 @@ mod tests {
         }
         assert_eq!(part(OnNode { rank: 1, ranks: 4 }, 8), (2..4, false));
         assert_eq!(part(OnNode { rank: 3, ranks: 4 }, 2), (1..2, true));
+    }
+
+    #[test]
+    fn replicas_have_a_gpu_each_and_share_one_only_in_a_test() {
+        assert_eq!(of_replicas(2..4, 0, false), Some(vec![2, 3]));
+        assert_eq!(of_replicas(2..4, 1, false), Some(vec![2]));
+        assert_eq!(of_replicas(2..4, 3, false), None);
+        assert_eq!(of_replicas(2..4, 3, true), Some(vec![2, 3, 2]));
+        assert_eq!(of_replicas(5..6, 2, true), Some(vec![5, 5]));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Messages about GPUs that cannot be used. tools/gpu_check.py has the tests that need a GPU.
 
+use crate::drawn;
 use crate::incubate::{Ended, Incubate, ended, plain};
 use serde_json::Value;
 use std::path::Path;
@@ -108,22 +109,58 @@ fn plain_fails(arguments: &[&str], text: &str) {
     ended(plain(arguments).output().unwrap()).fails(2, &[text]);
 }
 
+/// A script of tools/ on a CPU with this program and its libtorch, writing into a folder.
+fn script(name: &str, out: &Path, arguments: &[&str]) -> Ended {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let torch = std::env::var_os("LIBTORCH").unwrap_or_else(|| root.join(".deps/torch").into());
+    let mut command = Command::new("python3");
+    command.arg("-B").arg(root.join("tools").join(name)).arg(out).args(["--device", "cpu"]).args(arguments);
+    command.args(["--incubate", env!("CARGO_BIN_EXE_incubate")]).env("LIBTORCH", torch);
+    ended(command.output().unwrap())
+}
+
+fn report(out: &Path, name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(out.join(name)).unwrap()).unwrap()
+}
+
 #[test]
 fn the_gpu_check_runs_whole_on_a_cpu_and_a_part_that_hangs_costs_that_part_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu_check.py");
-    let torch = std::env::var("LIBTORCH").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_string() + "/.deps/torch");
-    let mut command = Command::new("python3");
-    command.arg("-B").arg(&script).arg(folder.path()).args(["--device", "cpu", "--seconds", "900", "--hang", "2"]);
-    command.args(["--incubate", env!("CARGO_BIN_EXE_incubate")]).env("LIBTORCH", torch);
-    let done = command.output().unwrap();
-    let text = std::fs::read_to_string(folder.path().join("gpu_check.json")).unwrap();
-    let report: Value = serde_json::from_str(&text).unwrap();
+    let done = script("gpu_check.py", folder.path(), &["--seconds", "900", "--hang", "2"]);
+    let report = report(folder.path(), "gpu_check.json");
+    let text = report.to_string();
     let (hangs, others): (Vec<&Value>, Vec<&Value>) =
         report["parts"].as_array().unwrap().iter().partition(|part| part["part"] == "hang");
     assert_eq!((hangs.len(), hangs[0]["why"].as_str()), (1, Some("took longer than 2 s")), "{text}");
     assert!(others.len() > 12 && others.iter().all(|part| part["ok"] == true), "{text}");
-    assert_eq!((done.status.code(), &report["passed"]), (Some(1), &Value::Bool(false)));
+    assert_eq!((done.code, &report["passed"]), (Some(1), &Value::Bool(false)));
     let figures = &others.iter().find(|part| part["part"] == "attention kernels").unwrap()["found"];
     assert!(figures["flash"].as_f64().unwrap() > 0.0, "{text}");
+}
+
+#[test]
+fn the_gpu_study_trains_both_ways_at_equal_cost_and_goes_on_if_it_had_no_time_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    drawn::folder(&folder.path().join("images"), 3, 64, 16);
+    ended(plain(&["pack", &path("images"), &path("pack"), "--size", "32"]).output().unwrap()).ok();
+    let sets =
+        ["model.depths=[2,2,2,2]", "model.width=16", "model.heads=2", "model.classes=3", "train.global_batch=32"];
+    let (data, run_dir) = (path("pack"), path("run"));
+    let mut arguments = vec!["--data", data.as_str(), "--run-dir", run_dir.as_str(), "--precision", "fp32"];
+    arguments.extend(sets.iter().chain(&["run.threads=1"]).flat_map(|set| ["--set", set]));
+    let study =
+        |seconds: &str| script("gpu_study.py", folder.path(), &[&arguments[..], &["--seconds", seconds]].concat());
+    std::fs::create_dir(&run_dir).unwrap();
+    let epochs = serde_json::json!({"meta": 1, "module": 1, "finetune": 1, "e2e": 2});
+    std::fs::write(folder.path().join("run/study-epochs.json"), epochs.to_string()).unwrap();
+    let stopped = study("0");
+    assert_eq!(stopped.code, Some(75), "{}", stopped.err);
+    let found = report(folder.path(), "gpu_study.json");
+    assert!(found["complete"] == false && found["why"].as_str().unwrap().contains("goes on with --run-dir"), "{found}");
+    let done = study("600").ok();
+    let found = report(folder.path(), "gpu_study.json");
+    assert_eq!((&found["complete"], &found["epochs"]), (&Value::Bool(true), &epochs), "{}", done.err);
+    let models = found["models"].as_array().unwrap();
+    assert!(models.iter().any(|model| model["model"] == "end to end" && model["top1"].is_number()), "{found}");
 }
