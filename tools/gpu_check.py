@@ -80,7 +80,7 @@ def attention_kernels(program):
         for kernel in ("flash", "efficient", "cudnn", "products"):
             arguments = ["--model", model, "--batch", batch, "--steps", 4, "--e2e", "--attention", kernel]
             try:
-                found[kernel] = bench(program, arguments, program.devices("bf16"))["images_per_s"]
+                found[kernel] = bench(program, arguments, program.devices(program.fast))["images_per_s"]
             except AssertionError as error:
                 found[kernel] = str(error)[-600:]
             note(found)
@@ -199,12 +199,12 @@ def module_step(program, stage):
         """One module of ViT-L in bf16 beside the official rule in PyTorch and timm: under autocast, and compiled as well."""
         model, batch, steps = ("vit-l", 128, 10) if program.on_gpu else ("tiny-28", 8, 2)
         work = ["--model", model, "--batch", str(batch), "--steps", str(steps), "--stage", str(stage)]
-        ours = bench(program, work, [*program.devices("bf16"), f"run.micro_batch={batch}"])
+        ours = bench(program, work, [*program.devices(program.fast), f"run.micro_batch={batch}"])
         found = {"ours": ours}
         note(found)
         if not all(map(importlib.util.find_spec, ("torch", "timm"))):
             raise Skipped(f"no torch and timm for the peer; ours: {json.dumps(ours)}")
-        peer = [sys.executable, str(HERE / "peer_step.py"), *work, "--mode", "official", "--dtype", "bfloat16",
+        peer = [sys.executable, str(HERE / "peer_step.py"), *work, "--mode", "official", "--dtype", "bfloat16" if program.on_gpu else "float32",
                 "--device", program.device]
         for name, options in (("autocast", []), ("compiled", ["--compile"])):
             done = subprocess.run([*peer, *options], text=True, capture_output=True)
@@ -225,7 +225,7 @@ def kernel_table(program):
             raise Skipped("there is no nsys here")
         report = program.scratch / "profile"
         work = program.command(["bench", "step", "--model", "vit-l", "--batch", 128, "--steps", 4, "--stage", 0, "--json"],
-                               [*program.devices("bf16"), "run.micro_batch=128"])
+                               [*program.devices(program.fast), "run.micro_batch=128"])
         profile = [nsys, "profile", "--trace=cuda", "--output", str(report), *work]
         subprocess.run(profile, env=program.environment, check=True, capture_output=True)
         stats = [nsys, "stats", "--report", "cuda_gpu_kern_sum", "--format", "csv", f"{report}.nsys-rep"]

@@ -89,6 +89,8 @@ class Program:
         self.path, self.scratch, self.device = path, scratch, device
         self.environment = dict(os.environ, LIBTORCH=libtorch())
         self.on_gpu = device == "cuda"
+        # Most CPUs compute bf16 much more slowly than fp32.
+        self.fast = "bf16" if self.on_gpu else "fp32"
 
     def config(self, name, text):
         file = self.scratch / f"{name}.toml"
