@@ -15,8 +15,8 @@ pub struct FlatParameters {
     buffer: Tensor,
     /// A copy in the number type that the network computes in, if that type is not fp32.
     compute: Option<Tensor>,
-    /// The gradients in the order of `buffer`, then [`EXTRAS`] numbers that are summed over the replicas with them. At the
-    /// offset of a buffer that is not trained, this holds the sum, over the samples, of the statistics that its stage reports.
+    /// The gradients in the order of `buffer`, then [`EXTRAS`] numbers. At the offset of a buffer that is not trained, this
+    /// holds the sum, over the samples, of the statistics that its stage reports.
     gradients: Tensor,
     layout: Layout,
     decayed: usize,
@@ -30,7 +30,8 @@ pub struct Loan {
     _until_dropped: Sender<Infallible>,
 }
 
-/// How many numbers follow the gradients for the step's own use: the loss, the stop flag and the norm of the gradients.
+/// How many numbers follow the gradients for the step's own use: the loss and the stop flag, which are summed over the
+/// replicas with the gradients, and the norm of the sum of the gradients.
 pub const EXTRAS: usize = 3;
 
 /// One parameter, as a layer uses it.
@@ -148,7 +149,12 @@ impl FlatParameters {
         self.gradients.get(self.len() as i64)
     }
 
-    /// Notes the norm of the trained parameters' gradients, the last of the extra numbers.
+    /// The gradients, the loss and the stop flag: what the replicas sum.
+    pub fn summed(&mut self) -> Tensor {
+        self.gradients.narrow(0, 0, (self.len() + EXTRAS - 1) as i64)
+    }
+
+    /// Writes the norm of the gradients into the last of the [`EXTRAS`].
     pub fn set_norm(&mut self, norm: &Tensor) {
         self.gradients.get((self.len() + EXTRAS - 1) as i64).copy_(norm);
     }

@@ -146,7 +146,7 @@ impl AdamW {
 fn norm(gradients: &[f32]) -> f64 {
     const CHUNK: usize = 4096;
     let mut sums = vec![0.0f64; gradients.len().div_ceil(CHUNK)];
-    let each = threads::rows_each(gradients.len(), gradients.len(), CHUNK);
+    let each = threads::rows_each(gradients.len(), gradients.len(), CHUNK).max(CHUNK);
     let parts = gradients.chunks(each).zip(sums.chunks_mut(each / CHUNK));
     threads::each(parts, |(gradients, sums)| {
         for (chunk, sum) in gradients.chunks(CHUNK).zip(sums) {

@@ -130,9 +130,9 @@ impl<'a> Stepper<'a> {
             self.accumulate(network, batch, step, &mut times);
         }
         let extras = network.flat().len() as i64;
-        let gradients = network.flat_mut().gradients_mut();
-        let _ = gradients.narrow(0, extras + 1, 1).fill_(f64::from(u8::from(stop_requested())));
-        timed(&mut times.all_reduce, || self.group.all_reduce(gradients))?;
+        let mut summed = network.flat_mut().summed();
+        let _ = summed.narrow(0, extras + 1, 1).fill_(f64::from(u8::from(stop_requested())));
+        timed(&mut times.all_reduce, || self.group.all_reduce(&mut summed))?;
         network.flat_mut().move_buffers(self.global_batch);
         timed(&mut times.optimiser, || optimiser.step(network.flat_mut(), self.clip, lr));
         let extras = Later::of(&network.flat().gradients().narrow(0, extras, EXTRAS as i64))?;
