@@ -112,6 +112,15 @@ fn softmax_backward(mut gradient_xnn: Tensor, p_xnn: &Tensor, scale: f32) -> Ten
     Tensor::internal_softmax_backward_data(&gradient_xnn, p_xnn, -1, p_xnn.kind()) * f64::from(scale)
 }
 
+/// Of random numbers both kernels of a CPU differ from fp64 by 0.2 to 0.5 % in bf16, by [`difference`].
+const BF16_ERROR: f64 = 1e-2;
+
+/// The norm of the difference of two tensors, relative to the norm of the expected one.
+fn difference(found: &Tensor, expected: &Tensor) -> Result<f64> {
+    let norm = |x: &Tensor| x.f_norm()?.f_double_value(&[]);
+    Ok(norm(&(found.to_kind(Kind::Double) - expected))? / norm(expected)?)
+}
+
 /// Tokens and the width of a head of ViTs on images of 224, 384 and 32 pixels.
 const SIZES: [(i64, i64); 4] = [(197, 64), (257, 80), (577, 64), (65, 64)];
 
@@ -135,10 +144,9 @@ pub fn prove(device: Device) -> Result<String> {
         let (expected_md, kept) = products(&qkv_m3d.to_kind(Kind::Double), layout(m, 3 * d, n, heads, 3));
         let expected_m3d = backward(&gradient_md.to_kind(Kind::Double), kept, n, heads);
         for (what, found, expected) in [("output", output_md, expected_md), ("gradient", gradient_m3d, expected_m3d)] {
-            let largest = |x: &Tensor| x.abs().max().f_double_value(&[]);
-            let difference = largest(&(found.to_kind(Kind::Double) - &expected))? / largest(&expected)?;
+            let difference = difference(&found, &expected)?;
             ensure!(
-                difference < 3e-2,
+                difference < BF16_ERROR,
                 "the {what} of {kernel:?} attention in bf16 is off by {:.1} %, with {n} tokens and heads of {e}",
                 100.0 * difference
             );
@@ -171,12 +179,18 @@ mod tests {
         for (n, e) in [(197, 64), (257, 80), (577, 64), (65, 64), (17, 12)] {
             let (b, heads) = (2, 2);
             for kind in [Kind::Float, Kind::BFloat16] {
-                let (qkv, gradient) = (wave(&[b * n, 3 * heads * e], 2.0, kind), wave(&[b * n, heads * e], 1.0, kind));
+                tch::manual_seed(1);
+                let drawn = |width| Tensor::randn([b * n, width], (Kind::Float, Device::Cpu)).to_kind(kind);
+                let (qkv, gradient) = (drawn(3 * heads * e), drawn(heads * e));
                 let [out, gradient_of_qkv] = exact(&qkv, &gradient, n, heads);
                 let _guard = tch::no_grad_guard();
                 let check = |(ours, kept): (Tensor, Kept)| {
-                    close(&ours, &out, kind);
-                    close(&backward(&gradient, kept, n, heads), &gradient_of_qkv, kind);
+                    let limit = if kind == Kind::Float { 1e-5 } else { BF16_ERROR };
+                    let gradient = backward(&gradient, kept, n, heads);
+                    for (found, expected) in [(ours, &out), (gradient, &gradient_of_qkv)] {
+                        let difference = difference(&found, expected).unwrap();
+                        assert!(difference < limit, "{n} tokens, heads of {e}, {kind:?}: {difference:e}");
+                    }
                 };
                 check(forward(&qkv, n, heads, true));
                 let fused = fused(&qkv, n, heads).unwrap().expect("the CPU has a fused kernel");
