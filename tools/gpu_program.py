@@ -31,6 +31,8 @@ test_images = 128
 mean = [0.3]
 std = [0.3]
 repeats = 1
+auto_augment = ""
+color_jitter = 0
 mixup = 0.8
 cutmix = 1.0
 erase = 0
@@ -67,6 +69,8 @@ format = "shapes"
 train_images = 64
 test_images = 16
 repeats = 1
+auto_augment = ""
+color_jitter = 0
 [train]
 global_batch = 16
 base_lr = 8e-3
