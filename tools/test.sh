@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 tools/setup.sh --tests
 # Slurm's daemons are in a folder that is only in root's PATH.
 PATH=$HOME/.cargo/bin:$PATH:/usr/sbin:/sbin
-exec cargo nextest run --release --locked "$@"
+exec cargo nextest run --release --locked --no-fail-fast "$@"
