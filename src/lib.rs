@@ -21,8 +21,8 @@
 //! 2  model              the staged Vision Transformer, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl
 //! 2  device             CUDA loaded at run time, this rank's GPUs, cores near them
-//! 2  store              run directory, HDF5 artefacts, durable write, leases, metrics, heartbeats
-//! 1  run                the graph of a run as data: the table of its rows, the rule that says how each node stands
+//! 2  store              run directory, HDF5 artefacts, durable write, leases, metrics, heartbeats, ledger
+//! 1  run                the graph of a run as data: the table of its rows, the rule that says how each node stands; its data
 //! 1  plan               all that follows from the config: phases, schedules, groups, cost
 //! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
 //! 1  launcher           what mpirun or Slurm says of this process

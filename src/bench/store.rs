@@ -91,6 +91,7 @@ fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64
         micro_batch: plan.config.run.micro_batch.samples(),
         lease: None,
         clock: &Clock::of_process(),
+        data: None,
     };
     let mut blocks = Blocks::new(&setting, &phase, every)?;
     // The first block also pays the one-time costs, so it is not counted.
@@ -161,6 +162,7 @@ impl Checkpoint {
             auxiliary: Vec::new(),
             metrics: Default::default(),
             class_names: Vec::new(),
+            data: None,
         };
         Checkpoint { header, buffer }
     }

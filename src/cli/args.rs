@@ -1,7 +1,7 @@
 //! The commands and arguments; the files beside this one execute them.
 
 use super::bench::Bench;
-use super::overrides::{ConfigArgs, Overrides};
+use super::overrides::{ConfigArgs, Overrides, TrainArgs};
 use crate::config::ExportFormat;
 use crate::data::image::shrink::{QUALITY, SHORT_SIDE};
 use crate::import::Role;
@@ -31,27 +31,27 @@ pub enum Command {
     /// Do everything: meta model, modules, assembly, fine-tuning, evaluation, export. Finished parts are skipped
     Run {
         #[command(flatten)]
-        config: ConfigArgs,
+        args: TrainArgs,
         /// Print JSON: the models with accuracy, cost and file, and what was exported
         #[arg(long)]
         json: bool,
     },
     /// Train the meta model
-    Meta(ConfigArgs),
+    Meta(TrainArgs),
     /// Train one module, or all of them
     Module {
         #[command(flatten)]
-        config: ConfigArgs,
+        args: TrainArgs,
         /// The stage to train, from 0 [default: all stages]
         #[arg(long)]
         index: Option<usize>,
     },
     /// Assemble the target from the trained modules
-    Assemble(ConfigArgs),
+    Assemble(TrainArgs),
     /// Fine-tune the assembled target
-    Finetune(ConfigArgs),
+    Finetune(TrainArgs),
     /// Train the target from scratch, the baseline
-    E2e(ConfigArgs),
+    E2e(TrainArgs),
     /// Evaluate an artefact on the test images (a module runs as its hybrid), or results on COCO or ADE20K
     Evaluate(EvaluateArgs),
     /// Export a trained model for another framework
@@ -108,7 +108,7 @@ pub enum Command {
     /// Submit a run to Slurm: jobs for the meta model, an array of modules, and the rest. Finished parts are not submitted again
     Submit {
         #[command(flatten)]
-        config: ConfigArgs,
+        args: TrainArgs,
         /// Write the scripts and check them with sbatch --test-only, but submit nothing
         #[arg(long)]
         dry_run: bool,

@@ -1,7 +1,7 @@
 //! Executes the commands for a cluster: `submit`, `status`, `cancel`, `doctor`.
 
 use super::load::threads;
-use super::overrides::{ConfigArgs, Overrides};
+use super::overrides::{Overrides, TrainArgs};
 use super::{print_either, print_unless_closed};
 use crate::bench::input;
 use crate::cluster::{doctor, queue, status, submit};
@@ -16,14 +16,38 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-pub fn submit(config: &ConfigArgs, dry_run: bool, json: bool) -> Result<()> {
-    let config = config.load()?;
+pub fn submit(args: &TrainArgs, dry_run: bool, json: bool) -> Result<()> {
+    let config = args.config.load()?;
     let images = data::train_images(&config)?;
     let binary = std::env::current_exe().context("this program's own path")?;
     let plan = Plan::new(config, images)?;
     check_jobs(&plan)?;
+    check_data(&plan, args.accept_data, dry_run)?;
     let jobs = submit::submit(&plan, &binary, dry_run)?;
     print_either(json, &jobs, || submit::table(&jobs))
+}
+
+/// Refuses to submit a run whose data are not those that it was started with, as far as the data can be listed here.
+fn check_data(plan: &Plan, accept_data: bool, dry_run: bool) -> Result<()> {
+    let run = RunDir::open(&plan.config)?;
+    if run.data()?.is_none() {
+        return Ok(());
+    }
+    let now = match data::open_read_only(&plan.config) {
+        Ok(source) => data::data_set(&plan.config, &source),
+        Err(error) if accept_data => {
+            return Err(error.context("data that cannot be listed here cannot be accepted here"));
+        }
+        Err(error) => {
+            log::warn!("{error:#}; the jobs compare the data with those that the run was started with");
+            return Ok(());
+        }
+    };
+    match (accept_data, dry_run) {
+        (true, true) => Ok(()),
+        (true, false) => run.accept_data(now, plan.graph().artefacts()).map(|_| ()),
+        (false, _) => run.check_data(now).map(|_| ()),
+    }
 }
 
 pub fn status(run_dir: &Path, json: bool) -> Result<()> {

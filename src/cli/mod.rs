@@ -32,7 +32,7 @@ use args::PackArgs;
 use clap::CommandFactory;
 use evaluate::{evaluate_artefact, evaluate_downstream};
 use load::{devices, start_threads, threads};
-use overrides::ConfigArgs;
+use overrides::{ConfigArgs, TrainArgs};
 use serde::Serialize;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
@@ -41,12 +41,12 @@ use verify::verify;
 /// Executes a command. Only the commands that train use the ranks of the world.
 pub fn dispatch(command: &Command, world: &World) -> Result<()> {
     match command {
-        Command::Run { config, json } => train(world, config, |job| {
+        Command::Run { args, json } => train(world, args, |job| {
             job.run()?;
             if world.all_ranks().is_zero() { conclude(job, *json) } else { Ok(()) }
         }),
         Command::Meta(args) => train(world, args, |job| job.row(&META)),
-        Command::Module { config, index } => train(world, config, |job| job.modules(&MODULE, *index)),
+        Command::Module { args, index } => train(world, args, |job| job.modules(&MODULE, *index)),
         Command::Assemble(args) => train(world, args, |job| job.row(&ASSEMBLE)),
         Command::Finetune(args) => train(world, args, |job| job.row(&FINETUNE)),
         Command::E2e(args) => train(world, args, |job| job.row(&E2E)),
@@ -66,7 +66,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             print_either(*json, &serde_json::json!({"file": written}), || format!("{}\n", written.display()))
         }
         Command::Plan { config, ranks, rate, gpu, json } => print_plan(config, *ranks as usize, (*rate, *gpu), *json),
-        Command::Submit { config, dry_run, json } => cluster::submit(config, *dry_run, *json),
+        Command::Submit { args, dry_run, json } => cluster::submit(args, *dry_run, *json),
         Command::Status { run_dir, watch: true, .. } => cluster::watch(run_dir),
         Command::Status { run_dir, json, .. } => cluster::status(run_dir, *json),
         Command::Cancel { run_dir, json } => cluster::cancel(run_dir, *json),
@@ -128,9 +128,9 @@ fn pack_images(args: &PackArgs) -> Result<()> {
 }
 
 /// Opens the job and has `act` train, with progress bars if there is a terminal.
-fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
+fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
     let all_ranks = world.all_ranks();
-    let config = agree(all_ranks, args.load())?;
+    let config = agree(all_ranks, args.config.load())?;
     agree(all_ranks, start_threads())?;
     let devices = agree(all_ranks, devices(&config))?;
     if all_ranks.is_zero() || devices.are_gpus() {
@@ -139,7 +139,7 @@ fn train(world: &World, args: &ConfigArgs, act: impl FnOnce(&Job) -> Result<()>)
         devices.price_of(config.run.precision).iter().for_each(|price| log::warn!("{price}"));
     }
     doctor::warn_of_trouble(&config, threads(&config), all_ranks.is_zero());
-    let job = Job::open(config, world, devices)?;
+    let job = Job::open(config, world, devices, args.accept_data)?;
     let bars = if all_ranks.is_zero() { Bars::start(&job.plan, &job.run)? } else { None };
     act(&job)?;
     drop(bars);

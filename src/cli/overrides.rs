@@ -11,6 +11,16 @@ pub struct ConfigArgs {
     pub over: Overrides,
 }
 
+/// The arguments of the commands that train, and of `submit`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Go on though the images or classes are not those that the run was started with; its artefacts will note it
+    #[arg(long)]
+    pub accept_data: bool,
+}
+
 #[derive(Debug, Args)]
 pub struct Overrides {
     /// Override a config key, such as --set module.epochs=10; may be given more than once

@@ -9,4 +9,4 @@ pub mod image;
 pub mod source;
 
 pub use source::bad_images::BadImages;
-pub use source::{Source, format_of, open, open_read_only, open_unchecked, train_images};
+pub use source::{Source, data_set, format_of, open, open_read_only, open_unchecked, train_images};

@@ -109,6 +109,7 @@ pub fn import(config: &Config, file: &Path, choice: Choice) -> Result<PathBuf> {
         auxiliary: Vec::new(),
         metrics: BTreeMap::new(),
         class_names,
+        data: None,
     };
     artefact::write(&path, &header, &weights, None)?;
     Ok(path)

@@ -42,6 +42,7 @@ pub fn assemble(job: &Job, node: &Node) -> Result<()> {
         auxiliary: Vec::new(),
         metrics,
         class_names: job.source.train.classes().to_vec(),
+        data: Some(job.data.trained_on()),
     };
     artefact::write(&path, &header, &weights, Some(lease.fence()))?;
     Ok(())
@@ -57,7 +58,7 @@ fn modules(job: &Job, node: &Node, meta: Option<&str>) -> Result<Weights> {
         }
         if need.index.is_some() {
             let module = artefact::read(&path)?;
-            let evidence = Evidence::of(Found::Artefact(module.header.stamp(&module.hash)));
+            let evidence = Evidence::of(Found::Artefact(module.header.stamp(&module.hash, Some(&job.data))));
             state(need, &evidence, meta).or_refusal(need, path)?;
             weights.extend(module.weights);
         }

@@ -20,13 +20,14 @@ use crate::device::Devices;
 use crate::error::Failure;
 use crate::plan::Plan;
 use crate::plan::groups::assignment;
+use crate::run::data::DataRecord;
 use crate::run::graph::{Graph, Node};
 use crate::run::table::{Kind, Row, Trains};
 use crate::store::progress::Progress;
 use crate::store::{RunDir, Seen};
 use crate::train::Clock;
 use crate::usage;
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 /// One config on one world of ranks.
 pub struct Job<'a> {
@@ -34,6 +35,8 @@ pub struct Job<'a> {
     pub graph: Graph,
     pub run: RunDir,
     pub source: Source,
+    /// What the run knows of its data.
+    pub data: DataRecord,
     pub world: &'a World,
     /// The devices of this rank.
     pub devices: Devices,
@@ -43,16 +46,23 @@ pub struct Job<'a> {
 
 impl<'a> Job<'a> {
     /// Opens the data on every rank and the run directory. If one rank fails, all of them fail together.
-    pub fn open(config: Config, world: &'a World, devices: Devices) -> Result<Job<'a>> {
+    /// Data that differ from those that the run was started with are refused, unless `accept_data`.
+    pub fn open(config: Config, world: &'a World, devices: Devices, accept_data: bool) -> Result<Job<'a>> {
         let all_ranks = world.all_ranks();
         // The first rank lists a large source and keeps the list, which the others then read.
         let first = on_zero(all_ranks, || data::open(&config))?;
         let source = agree(all_ranks, first.map_or_else(|| data::open(&config), Ok))?;
         let plan = agree(all_ranks, Plan::new(config, source.train.len()))?;
         agree(all_ranks, check_shares(&plan, all_ranks.size(), devices.replicas()))?;
-        on_zero(all_ranks, || RunDir::open(&plan.config))?;
+        let graph = plan.graph();
+        on_zero(all_ranks, || {
+            let (run, data) = (RunDir::open(&plan.config)?, data::data_set(&plan.config, &source));
+            if accept_data { run.accept_data(data, graph.artefacts()) } else { run.check_data(data) }
+        })?;
         let run = RunDir { path: plan.config.run.dir.clone() };
-        Ok(Job { graph: plan.graph(), plan, run, source, world, devices, clock: Clock::of_process() })
+        let data = agree(all_ranks, run.data())?
+            .context("dataset.json, which rank zero has written, is not seen here; try again")?;
+        Ok(Job { graph, plan, run, source, data, world, devices, clock: Clock::of_process() })
     }
 
     /// Executes all rows in order. Finished nodes are verified and skipped. Rows before an imported target are skipped too.

@@ -71,6 +71,7 @@ impl Job<'_> {
     /// Runs the loop on each replica of each rank of the group.
     fn train_on(&self, node: &Node, group: &dyn Collective, lease: Option<&Lease>) -> Result<()> {
         let Job { plan, run, source, devices, clock, .. } = self;
+        let data = Some(&self.data.trained_on());
         let feed = Feed::of_replica(&plan.config, source, devices.replicas());
         let phase = &plan.phase_of(node).expect("the node trains");
         let (start, meta) = agree(group, self.start(node, phase))?;
@@ -94,7 +95,7 @@ impl Job<'_> {
             let micro_batch = micro_batch::decide(plan, run, phase, &start, replica, device)
                 .map_err(|error| with_what_fits(error, (plan, phase), usual, own, device))?;
             let lease = lease.filter(|_| replica.is_zero());
-            let setting = Setting { plan, run, feed, group: replica, device, micro_batch, lease, clock };
+            let setting = Setting { plan, run, feed, group: replica, device, micro_batch, lease, clock, data };
             memory::catch(|| train::run(&setting, phase, start, meta.as_deref()))
                 .map_err(|error| with_what_fits(error, (plan, phase), micro_batch, own, device))
         })
@@ -113,7 +114,7 @@ impl Job<'_> {
             ));
         }
         let Artefact { header, weights: stored, hash, .. } = artefact::read(&path)?;
-        let evidence = Evidence::of(Found::Artefact(header.stamp(&hash)));
+        let evidence = Evidence::of(Found::Artefact(header.stamp(&hash, Some(&self.data))));
         state(from, &evidence, None).or_refusal(from, path)?;
         // A module's own stage stays fresh: only the stages that do not train come from the meta model.
         weights.extend(stored.into_iter().filter(|((stage, _), _)| node.index != Some(*stage)));

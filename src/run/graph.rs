@@ -58,6 +58,11 @@ impl Graph {
         &self.nodes
     }
 
+    /// The file names of the artefacts that the nodes write.
+    pub fn artefacts(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().filter(|node| node.expected.is_some()).map(|node| node.file.as_str())
+    }
+
     /// The nodes of a row.
     pub fn of<'a>(&'a self, row: &Row) -> impl Iterator<Item = &'a Node> + use<'a> {
         let name = row.name;

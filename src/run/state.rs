@@ -45,6 +45,8 @@ pub enum Misfit {
         expected: Vec<usize>,
     },
     Recipe,
+    /// It was trained on data that the run does not know.
+    Data,
     /// It derives from another model of this row than the one in the run directory.
     Original(&'static str),
 }
@@ -82,6 +84,8 @@ pub struct Stamp {
     pub index: Option<usize>,
     pub depths: Vec<usize>,
     pub recipe: String,
+    /// Whether it was trained on data that the run does not know.
+    pub is_of_other_data: bool,
     /// The hash of the artefact that it derives from.
     pub original: Option<String>,
     /// Its own hash.
@@ -189,6 +193,9 @@ fn misfit(node: &Node, stamp: &Stamp, original: Option<&str>) -> Option<Misfit> 
     if stamp.recipe != expected.recipe {
         return Some(Misfit::Recipe);
     }
+    if stamp.is_of_other_data {
+        return Some(Misfit::Data);
+    }
     let is_of_another = original.is_some() && stamp.original.as_deref() != original && !stamp.is_imported(node);
     model.derives_from.filter(|_| is_of_another).map(Misfit::Original)
 }
@@ -268,6 +275,7 @@ fn cure(node: &Node, misfit: &Misfit) -> String {
     };
     let alternative = match misfit {
         Misfit::Module { .. } => String::new(),
+        Misfit::Data => ", or use it knowingly: --accept-data".into(),
         Misfit::Depths { .. } | Misfit::Recipe => ", or choose another --run-dir".into(),
         Misfit::Original(row) => format!(", or restore the {row} model that it was trained in"),
     };
@@ -281,6 +289,7 @@ impl fmt::Display for Misfit {
             Misfit::Module { held, expected } => write!(out, "holds {}, not {}", module(held), module(expected)),
             Misfit::Depths { held, expected } => write!(out, "has depths {held:?}, expected {expected:?}"),
             Misfit::Recipe => write!(out, "was written by another recipe"),
+            Misfit::Data => write!(out, "was trained on other data than this run's"),
             Misfit::Original(row) => write!(out, "was trained in another {row} model than this run's"),
         }
     }
@@ -330,7 +339,14 @@ mod tests {
     fn a_file_is_done_only_if_it_is_the_nodes_own() {
         let node = module();
         let Expected { depths, recipe } = node.expected.clone().unwrap();
-        let own = Stamp { index: Some(1), depths, recipe, original: Some("m".into()), hash: "h".into() };
+        let own = Stamp {
+            index: Some(1),
+            depths,
+            recipe,
+            is_of_other_data: false,
+            original: Some("m".into()),
+            hash: "h".into(),
+        };
         let state = |stamp: Stamp, original| state(&node, &Evidence::of(Found::Artefact(stamp)), original);
         assert_eq!(state(own.clone(), Some("m")), State::Done);
         assert_eq!(state(own.clone(), None), State::Done, "without a meta model there is nothing to compare with");
@@ -338,6 +354,7 @@ mod tests {
             (Stamp { index: Some(2), ..own.clone() }, "holds module 2, not module 1"),
             (Stamp { depths: vec![1; 4], ..own.clone() }, "has depths [1, 1, 1, 1]"),
             (Stamp { recipe: "another".into(), ..own.clone() }, "another recipe"),
+            (Stamp { is_of_other_data: true, ..own.clone() }, "other data than this run's"),
             (Stamp { original: Some("n".into()), ..own.clone() }, "another meta model"),
             (Stamp { original: None, ..own.clone() }, "another meta model"),
         ] {
@@ -354,7 +371,14 @@ mod tests {
         let config = Config::parse("", &[]).unwrap();
         let node = Node::new(&config, &ASSEMBLE, None);
         let Expected { depths, recipe } = node.expected.clone().unwrap();
-        let found = Found::Artefact(Stamp { index: None, depths, recipe, original: None, hash: "h".into() });
+        let found = Found::Artefact(Stamp {
+            index: None,
+            depths,
+            recipe,
+            is_of_other_data: false,
+            original: None,
+            hash: "h".into(),
+        });
         assert!(found.is_imported(&node) && !Found::Exists.is_imported(&node));
         assert_eq!(state(&node, &Evidence::of(found), Some("m")), State::Done);
         let rows = |is_imported| -> Vec<&str> {

@@ -8,7 +8,8 @@
 //! from byte 512   HDF5 (libver earliest; h5py, h5dump and HDFView open the file as it is)
 //!   attributes of /   format_version, software, phase, index (modules only), depths, step, recipe, meta (if there is a
 //!                     meta model), model (JSON: the config's [model]), metrics (JSON: the evaluation's, by key), classes
-//!                     (JSON: the names of the classes in the order of the labels, if the training data has names)
+//!                     (JSON: the names of the classes in the order of the labels, if the training data has names), data
+//!                     (JSON: numbers of images, fingerprint of their names and labels, and what the user has accepted)
 //!   /stage/{i}/{parameter}   fp32, contiguous; the official `model_stages[i]` names, blocks numbered from 0 within
 //!                            the stage; stage 0 holds patch_embed.proj.*, cls_token and pos_embed, the last stage
 //!                            norm.* and head.*
@@ -30,6 +31,7 @@ use super::lease::Fence;
 use crate::error::Failure;
 use crate::family::Model;
 use crate::family::parameter::{Parameter, flat_order};
+use crate::run::data::TrainedOn;
 use crate::seal;
 use crate::thread;
 use crate::weights::{Weights, bytes, floats, floats_mut};
@@ -62,6 +64,8 @@ pub struct Header {
     pub metrics: BTreeMap<String, f64>,
     /// The names of the classes in the order of the labels; empty if the training data has none.
     pub class_names: Vec<String>,
+    /// The data that it was trained on; none for imported weights and for artefacts of earlier versions.
+    pub data: Option<TrainedOn>,
 }
 
 /// The content of a file.
@@ -158,6 +162,9 @@ fn fill(file: &File, header: &Header, tensors: &[(String, &Tensor)]) -> Result<(
     text_attribute(file, "metrics", &serde_json::to_string(&header.metrics)?)?;
     if !header.class_names.is_empty() {
         text_attribute(file, "classes", &serde_json::to_string(&header.class_names)?)?;
+    }
+    if let Some(data) = &header.data {
+        text_attribute(file, "data", &serde_json::to_string(data)?)?;
     }
     let contents: Vec<&[u8]> = tensors.iter().map(|(_, tensor)| bytes(tensor)).collect();
     // The tensors are hashed while they are written, since both take about the same time.
@@ -297,6 +304,7 @@ fn parse_header(file: &File) -> Result<Header> {
         } else {
             Vec::new()
         },
+        data: if has_attribute(file, "data") { Some(serde_json::from_str(&read_text(file, "data")?)?) } else { None },
     };
     let stages = header.model.stages();
     anyhow::ensure!(header.depths.len() == stages, "{} depths for {stages} stages", header.depths.len());

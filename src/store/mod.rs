@@ -2,6 +2,7 @@
 
 pub mod artefact;
 mod checkpoints;
+mod data;
 pub mod durable;
 pub mod lease;
 pub mod metrics;

@@ -1,6 +1,7 @@
 //! The run directory, which holds everything that belongs to one config.
 //! ```text
 //! config.toml                     the resolved config; a different config is refused
+//! dataset.json                    what the run knows of its data; other data are refused
 //! meta.h5 module-{i}.h5 assembled.h5 final.h5 e2e.h5     artefacts
 //! checkpoints/{phase}-{step}.h5   the newest checkpoints of a phase that is not done
 //! leases/{phase}.{generation}.json  which process may write a phase

@@ -2,6 +2,7 @@
 
 use super::artefact::{self, Header};
 use super::run_dir::RunDir;
+use crate::run::data::DataRecord;
 use crate::run::graph::Node;
 use crate::run::state::{Found, Stamp};
 use anyhow::Result;
@@ -36,8 +37,9 @@ impl Seen {
         if node.expected.is_none() {
             return Ok(Found::Exists);
         }
+        let data = run.data()?;
         let cached = self.read(&path)?;
-        Ok(Found::Artefact(cached.header.stamp(&cached.hash)))
+        Ok(Found::Artefact(cached.header.stamp(&cached.hash, data.as_ref())))
     }
 
     /// The header of a node's artefact, if [`Seen::look`] has read it.
@@ -60,12 +62,15 @@ impl Seen {
 }
 
 impl Header {
-    /// The attributes by which a node recognises its artefact. `hash` is the content hash of the file.
-    pub fn stamp(&self, hash: &str) -> Stamp {
+    /// The attributes by which a node recognises its artefact. `hash` is the content hash of the file, `data` what the run knows
+    /// of its data.
+    pub fn stamp(&self, hash: &str, data: Option<&DataRecord>) -> Stamp {
+        let own = self.data.as_ref().map(|data| &data.fingerprint);
         Stamp {
             index: self.index,
             depths: self.depths.clone(),
             recipe: self.recipe.clone(),
+            is_of_other_data: data.zip(own).is_some_and(|(data, own)| !data.knows(own)),
             original: self.meta.clone(),
             hash: hash.into(),
         }

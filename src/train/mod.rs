@@ -18,6 +18,7 @@ use crate::error::Failure;
 use crate::libtorch::empty_cache;
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
+use crate::run::data::TrainedOn;
 use crate::store::lease::Lease;
 use crate::store::{RunDir, artefact};
 use crate::weights::{Staging, Weights};
@@ -44,6 +45,8 @@ pub struct Setting<'a> {
     pub lease: Option<&'a Lease>,
     /// The time of this rank.
     pub clock: &'a Clock,
+    /// What the headers of artefacts and checkpoints tell of the data.
+    pub data: Option<&'a TrainedOn>,
 }
 
 /// Trains a phase to its end, from its newest checkpoint if there is one, and writes its artefact.

@@ -80,6 +80,7 @@ impl Trainer {
             auxiliary: Vec::new(),
             metrics,
             class_names: setting.feed.source.train.classes().to_vec(),
+            data: setting.data.cloned(),
         }
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// Draws a folder with a class for each name.
-fn draw(folder: &Path, names: &[&str]) {
+pub fn draw(folder: &Path, names: &[&str]) {
     for (split, number) in [("train", 0), ("val", 9)] {
         for (class, name) in names.iter().enumerate() {
             let class_folder = folder.join(split).join(name);
@@ -21,7 +21,7 @@ fn draw(folder: &Path, names: &[&str]) {
 }
 
 /// A meta model of these classes, trained for one epoch.
-fn trained(names: &[&str]) -> Incubate {
+pub fn trained(names: &[&str]) -> Incubate {
     let tiny = TINY.replace("channels = 1", "channels = 3").replace("0.3", "0.3, 0.3, 0.3");
     let tiny = tiny.replace("format = \"shapes\"", "format = \"folder\"\npath = \"images\"").replace("= 512", "= 0");
     let tiny = tiny.replace("test_images = 128", "test_images = 0").replace("classes = 4", "classes = 3");

@@ -15,6 +15,7 @@ mod gpus;
 mod house;
 mod incubate;
 mod kills;
+mod known_data;
 mod leases;
 mod pack;
 mod parity;

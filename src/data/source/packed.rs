@@ -135,6 +135,12 @@ impl Samples for Packed {
         format!("{}: sample {row} ({source})", self.files.path(shard).display())
     }
 
+    /// The name in the source of the pack, wherever the pack is and however it is divided into shards.
+    fn listed_name(&self, index: usize, _root: &str) -> String {
+        let (shard, row) = self.find(index);
+        String::from_utf8_lossy(self.shards[shard].samples.name.get(row)).into_owned()
+    }
+
     fn classes(&self) -> &[String] {
         &self.shards[0].classes
     }
@@ -234,6 +240,7 @@ mod tests {
             "{}",
             packed.name(4)
         );
+        assert_eq!(packed.listed_name(4, ""), "4.jpg");
     }
 
     #[test]

@@ -20,6 +20,12 @@ pub trait Samples: Send + Sync {
     /// The image's name in messages: a path, or a shard and a member of it.
     fn name(&self, index: usize) -> String;
 
+    /// The image's name below the folder `root` of its source, which stays the same if the source is moved or packed.
+    fn listed_name(&self, index: usize, root: &str) -> String {
+        let name = self.name(index);
+        name.strip_prefix(root).map_or(name.as_str(), |below| below.trim_start_matches('/')).to_string()
+    }
+
     /// The classes' names in order of label; empty if the source does not name them.
     fn classes(&self) -> &[String] {
         &[]
@@ -90,6 +96,10 @@ impl Samples for Subset {
 
     fn name(&self, index: usize) -> String {
         self.split.name(self.kept[index] as usize)
+    }
+
+    fn listed_name(&self, index: usize, root: &str) -> String {
+        self.split.listed_name(self.kept[index] as usize, root)
     }
 
     fn classes(&self) -> &[String] {

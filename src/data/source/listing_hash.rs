@@ -1,0 +1,78 @@
+//! The facts about a source's images that a run records: counts, class names, and hashes of the names and labels.
+
+use super::Source;
+use super::samples::Split;
+use crate::config::Config;
+use crate::run::data::{DataSet, Listing};
+
+/// The facts about the images that a run of this config trains and evaluates on. Names are hashed without the source's folder,
+/// so that data may move.
+pub fn data_set(config: &Config, source: &Source) -> DataSet {
+    let root = config.data.path.display().to_string();
+    DataSet {
+        train: listing(&source.train, &root),
+        evaluation: listing(&source.test, &root),
+        classes: source.train.classes().to_vec(),
+    }
+}
+
+fn listing(split: &Split, root: &str) -> Listing {
+    let mut in_order = blake3::Hasher::new();
+    // A sum does not depend on the order.
+    let mut sums = [0u64; 4];
+    for index in 0..split.len() {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&split.label(index).to_le_bytes());
+        let hash = *hasher.update(split.listed_name(index, root).as_bytes()).finalize().as_bytes();
+        in_order.update(&hash);
+        for (sum, word) in sums.iter_mut().zip(hash.as_chunks().0) {
+            *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+        }
+    }
+    Listing {
+        images: split.len(),
+        in_order: in_order.finalize().to_hex().to_string(),
+        in_any_order: sums.map(|sum| format!("{sum:016x}")).concat(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::source::samples::{Samples, Stored};
+    use anyhow::Result;
+    use std::sync::Arc;
+
+    /// Names with labels.
+    struct Named(&'static [(&'static str, u32)]);
+
+    impl Samples for Named {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        fn label(&self, index: usize) -> u32 {
+            self.0[index].1
+        }
+
+        fn name(&self, index: usize) -> String {
+            self.0[index].0.into()
+        }
+
+        fn read(&self, _: usize, _: &mut Vec<u8>) -> Result<Stored> {
+            unreachable!("no pixel is read")
+        }
+    }
+
+    #[test]
+    fn names_labels_and_order_count_and_the_folder_of_the_source_does_not() {
+        let hashed = |samples, root| listing(&(Arc::new(Named(samples)) as Split), root);
+        let one = hashed(&[("x/train/1.jpg", 0), ("x/train/2.jpg", 1)], "x");
+        assert_eq!(one, hashed(&[("/data/y/train/1.jpg", 0), ("/data/y/train/2.jpg", 1)], "/data/y/"));
+        let turned = hashed(&[("x/train/2.jpg", 1), ("x/train/1.jpg", 0)], "x");
+        assert!(turned.in_order != one.in_order && turned.in_any_order == one.in_any_order);
+        for other in [&[("x/train/1.jpg", 0), ("x/train/2.jpg", 0)], &[("x/train/1.jpg", 0), ("x/train/3.jpg", 1)]] {
+            assert_ne!(hashed(other, "x").in_any_order, one.in_any_order);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `dataset.json`: what the run knows of its data. Data that differ from it are refused until the user accepts them.
+
+use super::artefact;
+use super::durable;
+use super::run_dir::RunDir;
+use crate::error::Failure;
+use crate::run::data::{DataRecord, DataSet, Earlier};
+use crate::usage;
+use anyhow::{Context, Result};
+use std::io::ErrorKind;
+
+const FILE: &str = "dataset.json";
+
+impl RunDir {
+    /// The record of the run's data; none if the run was started by a version that kept no record.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`] if the file holds no such record.
+    pub fn data(&self) -> Result<Option<DataRecord>> {
+        let path = self.file(FILE);
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            read => read.with_context(|| format!("{}: cannot be read just now; try again", path.display()))?,
+        };
+        let record = serde_json::from_slice(&bytes).map_err(|error| Failure::Damaged {
+            path,
+            what: format!("not a record of a run's data: {error}; delete it to go on with the present data"),
+        })?;
+        Ok(Some(record))
+    }
+
+    /// Records the data of a run that begins, or compares them with the record.
+    ///
+    /// # Errors
+    /// A usage error that says how the data differ from those of the record.
+    pub fn check_data(&self, now: DataSet) -> Result<DataRecord> {
+        let Some(record) = self.data()? else { return self.keep(DataRecord { present: now, earlier: Vec::new() }) };
+        match record.present.differences(&now) {
+            None => Ok(record),
+            Some(differences) => Err(usage!(
+                "{}: the data are not those that this run was started with: {differences}; restore the data, or choose \
+                 another --run-dir, or go on with them knowingly: --accept-data",
+                self.path.display()
+            )),
+        }
+    }
+
+    /// Records that the run goes on with the data of `now`, and with the artefacts in `files`, whatever they were trained on.
+    pub fn accept_data<'a>(&self, now: DataSet, files: impl Iterator<Item = &'a str>) -> Result<DataRecord> {
+        let before = self.data()?;
+        let mut record = before.clone().unwrap_or_else(|| DataRecord { present: now.clone(), earlier: Vec::new() });
+        if let Some(differences) = record.present.differences(&now) {
+            log::warn!("{}: going on with other data: {differences}", self.path.display());
+            record.earlier.push(Earlier { fingerprint: record.present.fingerprint(), accepted: differences });
+            record.present = now;
+        }
+        for file in files.filter(|file| self.file(file).exists()) {
+            let (header, _) = artefact::read_header(&self.file(file))?;
+            if let Some(data) = header.data.filter(|data| !record.knows(&data.fingerprint)) {
+                let accepted = format!("{file} was trained on {} images of another listing", data.train_images);
+                log::warn!("{}: {accepted}", self.path.display());
+                record.earlier.push(Earlier { fingerprint: data.fingerprint, accepted });
+            }
+        }
+        if before.as_ref() == Some(&record) { Ok(record) } else { self.keep(record) }
+    }
+
+    fn keep(&self, record: DataRecord) -> Result<DataRecord> {
+        durable::replace_bytes(&self.file(FILE), &serde_json::to_vec_pretty(&record)?)?;
+        Ok(record)
+    }
+}

@@ -1,0 +1,184 @@
+//! `ledger/{phase}.jsonl`: what each start of a phase has really computed, one JSON object a line. Lines are only ever added.
+//!
+//! A start adds its line when it ends in order. If it was killed, the next start adds the line from its last heartbeat, which is
+//! up to a second older than its end. Steps that were done again count again.
+
+use super::progress::Progress;
+use super::run_dir::RunDir;
+use crate::config::Precision;
+use crate::plan::cost::training_flops;
+use crate::plan::{PhasePlan, Plan};
+use crate::run::state::Activity;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// One start of a phase.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The time at which the process began with the phase (RFC 3339), which also tells one start from another.
+    pub began: String,
+    /// How it ended; none if it was killed, or has not ended.
+    pub end: Option<Activity>,
+    /// MPI ranks of the whole world.
+    pub ranks: usize,
+    /// Replicas that trained the phase.
+    pub replicas: usize,
+    pub precision: Precision,
+    /// The number of steps that were done before.
+    pub from: u64,
+    /// The number of steps that were done at its end.
+    pub to: u64,
+    /// Images that passed through the network in training.
+    pub images: u64,
+    pub flops: f64,
+    pub seconds: f64,
+    pub device_seconds: f64,
+    pub host: String,
+    /// The Slurm job, as `squeue` names it.
+    pub job: Option<String>,
+}
+
+/// The sums over all starts of a phase, whatever their worlds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Total {
+    /// Training images that passed through the network, each counted as often as it did.
+    pub images: u64,
+    pub flops: f64,
+    pub seconds: f64,
+    pub device_hours: f64,
+    pub starts: usize,
+}
+
+impl Start {
+    /// Counts the steps up to `step`, of `batch` images each, and the seconds.
+    pub fn count(&mut self, step: u64, batch: usize, flops_per_image: f64, seconds: f64) {
+        self.to = step;
+        self.images = step.saturating_sub(self.from) * batch as u64;
+        self.flops = self.images as f64 * flops_per_image;
+        (self.seconds, self.device_seconds) = (seconds, seconds * self.replicas as f64);
+    }
+
+    /// All starts of a version that kept no ledger, in one, as far as the heartbeat tells.
+    fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> Start {
+        let mut start = Start {
+            began: "before there was a ledger".into(),
+            end: None,
+            ranks: progress.ranks,
+            replicas: progress.ranks,
+            precision: plan.config.run.precision,
+            from: 0,
+            to: 0,
+            images: 0,
+            flops: 0.0,
+            seconds: 0.0,
+            device_seconds: 0.0,
+            host: progress.host.clone(),
+            job: progress.job.clone(),
+        };
+        let flops_per_image = training_flops(&plan.config.model, phase);
+        start.count(progress.step, phase.training.global_batch, flops_per_image, progress.seconds);
+        start
+    }
+}
+
+impl RunDir {
+    /// Every start of a phase in order, also the newest if it runs or was killed.
+    pub fn starts(&self, plan: &Plan, phase: &PhasePlan) -> Vec<Start> {
+        let mut starts = self.entered(&phase.name);
+        // A heartbeat without steps is that of a phase that failed before it began.
+        if let Some(progress) = Progress::read(&self.path, &phase.name).filter(|progress| progress.steps > 0) {
+            let newest = progress.start.clone();
+            let newest = newest.unwrap_or_else(|| Start::of_earlier_version(plan, phase, &progress));
+            if starts.iter().all(|start| start.began != newest.began) {
+                let end = Some(progress.state).filter(|state| *state != Activity::Running);
+                starts.push(Start { end, ..newest });
+            }
+        }
+        starts
+    }
+
+    /// The sums over all starts of a phase.
+    pub fn total(&self, plan: &Plan, phase: &PhasePlan) -> Total {
+        self.starts(plan, phase).iter().fold(Total::default(), |sum, start| Total {
+            starts: sum.starts + 1,
+            images: sum.images + start.images,
+            flops: sum.flops + start.flops,
+            seconds: sum.seconds + start.seconds,
+            device_hours: sum.device_hours + start.device_seconds / 3600.0,
+        })
+    }
+
+    /// Adds the line of a start, unless it was added. Only the writer of the phase may call it.
+    pub fn enter(&self, phase: &str, start: &Start) -> Result<()> {
+        if self.entered(phase).iter().any(|entered| entered.began == start.began) {
+            return Ok(());
+        }
+        let path = self.ledger(phase);
+        let mut line = serde_json::to_vec(start)?;
+        line.push(b'\n');
+        if fs::read(&path).is_ok_and(|bytes| bytes.last().is_some_and(|&byte| byte != b'\n')) {
+            // The line before was torn, such as by a full disk.
+            line.insert(0, b'\n');
+        }
+        fs::create_dir_all(self.file(FOLDER))
+            .and_then(|()| OpenOptions::new().append(true).create(true).open(&path))
+            .and_then(|mut file| file.write_all(&line).and_then(|()| file.sync_all()))
+            .with_context(|| format!("{}: the start is not entered", path.display()))
+    }
+
+    /// The lines that were added. A torn line is left out.
+    fn entered(&self, phase: &str) -> Vec<Start> {
+        let bytes = fs::read(self.ledger(phase)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    fn ledger(&self, phase: &str) -> PathBuf {
+        self.file(FOLDER).join(format!("{phase}.jsonl"))
+    }
+}
+
+const FOLDER: &str = "ledger";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::run::table::META;
+    use crate::store::process::unix_time;
+
+    #[test]
+    fn starts_add_up_whatever_their_worlds_and_however_they_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir { path: folder.path().into() };
+        fs::create_dir(run.file("progress")).unwrap();
+        let plan = Plan::new(Config::parse("", &[]).unwrap(), 10_000).unwrap();
+        let phase = plan.phase(&META, None);
+        assert_eq!(run.total(&plan, &phase), Total::default());
+        // A version without a ledger has left this.
+        let beat = Progress { step: 7, steps: 90, seconds: 10.0, ranks: 2, ..Progress::begun("meta") };
+        beat.write(&run.path).unwrap();
+        let old = run.starts(&plan, &phase);
+        assert_eq!((old.len(), old[0].to, old[0].device_seconds), (1, 7, 20.0));
+        run.enter("meta", &old[0]).unwrap();
+        run.enter("meta", &old[0]).unwrap();
+        // The next start was killed by a full disk, and the one after it runs.
+        let start = |began: &str, from, to, replicas| {
+            let mut start = Start { began: began.into(), from, replicas, ..old[0].clone() };
+            start.count(to, 2048, 2.0, 5.0);
+            start
+        };
+        run.enter("meta", &start("killed", 5, 9, 4)).unwrap();
+        fs::write(run.ledger("meta"), [&fs::read(run.ledger("meta")).unwrap()[..], b"{\"began\": \"to"].concat()).unwrap();
+        run.enter("meta", &start("stopped", 9, 10, 1)).unwrap();
+        let running = Some(start("running", 10, 12, 1));
+        Progress { start: running, updated: unix_time(), ..beat }.write(&run.path).unwrap();
+        let began: Vec<String> = run.starts(&plan, &phase).into_iter().map(|start| start.began).collect();
+        assert_eq!(began[1..], ["killed", "stopped", "running"]);
+        let total = run.total(&plan, &phase);
+        assert_eq!((total.starts, total.images, total.seconds), (4, 2048 * (7 + 4 + 1 + 2), 25.0));
+        assert!((total.device_hours * 3600.0 - (20.0 + 20.0 + 5.0 + 5.0)).abs() < 1e-9);
+    }
+}
