@@ -25,7 +25,7 @@ use anyhow::Result;
 use bad_images::BadImages;
 use index::IndexFolder;
 pub use listing_hash::data_set;
-use samples::{Samples, Split, subset};
+use samples::{Samples, Split, subset, subset_size};
 use splits::TRAINING;
 use std::path::Path;
 use std::sync::Arc;
@@ -148,7 +148,7 @@ fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
 pub fn train_images(config: &Config) -> Result<usize> {
     let data = &config.data;
     if data.train_images > 0 {
-        return Ok((data.train_images as f64 * data.train_fraction).round() as usize);
+        return Ok(subset_size(data.train_images, data.train_fraction));
     }
     Ok(open_read_only(config)?.train.len())
 }

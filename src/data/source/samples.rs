@@ -57,7 +57,13 @@ pub enum Stored {
 /// One split of a source.
 pub type Split = Arc<dyn Samples>;
 
-/// Keeps a share of each class, chosen by the seed (the paper's experiments with 50 % and 25 % of the data).
+/// The number of a split's images that a share of it holds.
+pub fn subset_size(images: usize, fraction: f64) -> usize {
+    (images as f64 * fraction).round() as usize
+}
+
+/// Keeps a share of each class, chosen by the seed (the paper's experiments with 50 % and 25 % of the data). In all these are
+/// [`subset_size`] images, or one of each class if those are more.
 pub fn subset(split: Split, fraction: f64, seed: u64) -> Split {
     if fraction >= 1.0 {
         return split;
@@ -66,14 +72,33 @@ pub fn subset(split: Split, fraction: f64, seed: u64) -> Split {
     for index in 0..split.len() {
         by_class.entry(split.label(index)).or_default().push(index as u32);
     }
+    let sizes = class_sizes(&by_class.values().map(Vec::len).collect::<Vec<_>>(), fraction);
     let mut kept: Vec<u32> = Vec::new();
-    for (class, mut members) in by_class {
+    for ((class, mut members), size) in by_class.into_iter().zip(sizes) {
         Random::new(&[seed, SUBSET, class.into()]).shuffle(&mut members);
-        members.truncate((members.len() as f64 * fraction).ceil() as usize);
+        members.truncate(size);
         kept.extend(members);
     }
     kept.sort_unstable();
     Arc::new(Subset { split, kept })
+}
+
+/// The number of images to keep of each class. Each class keeps its share rounded down, but at least one image; the classes
+/// with the largest remainders keep one more, or those with the smallest one less, until the sum is that of the whole split.
+fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
+    let share = |class: usize| images[class] as f64 * fraction;
+    let mut sizes: Vec<usize> = (0..images.len()).map(|class| (share(class).floor() as usize).max(1)).collect();
+    let remainder = |sizes: &[usize], class: usize| share(class) - sizes[class] as f64;
+    let mut by_remainder: Vec<usize> = (0..images.len()).collect();
+    by_remainder.sort_by(|&a, &b| remainder(&sizes, b).total_cmp(&remainder(&sizes, a)));
+    let (wanted, kept) = (subset_size(images.iter().sum(), fraction), sizes.iter().sum::<usize>());
+    if wanted >= kept {
+        by_remainder.iter().take(wanted - kept).for_each(|&class| sizes[class] = images[class].min(sizes[class] + 1));
+    } else {
+        let larger: Vec<usize> = by_remainder.into_iter().rev().filter(|&class| sizes[class] > 1).collect();
+        larger.iter().take(kept - wanted).for_each(|&class| sizes[class] -= 1);
+    }
+    sizes
 }
 
 const SUBSET: u64 = 0x5b5e7;
@@ -156,7 +181,7 @@ mod tests {
         let one = kept(1);
         assert_eq!(one.classes(), ["a", "b", "c"]);
         let count = |class: u32| (0..one.len()).filter(|&index| one.label(index) == class).count();
-        assert_eq!([count(0), count(1), count(2)], [40, 8, 3]);
+        assert_eq!([count(0), count(1), count(2)], [40, 8, 2], "7.5 and 2.5 of the 50 images that the plan says");
         let numbers = |split: &Split| -> Vec<u8> {
             let mut bytes = Vec::new();
             let mut number = |index| {
@@ -169,5 +194,21 @@ mod tests {
         };
         assert_eq!(numbers(&one), numbers(&kept(1)));
         assert_ne!(numbers(&one), numbers(&kept(2)));
+    }
+
+    #[test]
+    fn a_subset_has_as_many_images_as_the_plan_says_and_loses_no_class() {
+        for (images, fraction, sizes) in [
+            (&[10, 10][..], 0.5, &[5, 5][..]),
+            (&[3, 3, 3], 0.5, &[2, 2, 1]),
+            (&[9, 2, 2], 0.3, &[2, 1, 1]),
+            (&[1, 1, 1, 1], 0.25, &[1, 1, 1, 1]),
+            (&[1300; 3], 0.29, &[377, 377, 377]),
+        ] {
+            let found = class_sizes(images, fraction);
+            assert_eq!(found, sizes);
+            let planned = subset_size(images.iter().sum(), fraction).max(images.len());
+            assert_eq!(found.iter().sum::<usize>(), planned, "{images:?}");
+        }
     }
 }
