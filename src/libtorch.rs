@@ -1,6 +1,6 @@
 //! libtorch's functions that tch does not bind, through `libtorch.cpp`.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Device, Tensor};
 
@@ -185,11 +185,14 @@ impl Attention {
 
 /// An uninitialised fp32 tensor in pinned host memory. The calling thread must have a current GPU. libtorch reuses the memory
 /// once the tensor is dropped and all copies from it are done.
-pub fn empty_pinned(sizes: &[i64]) -> Tensor {
+///
+/// # Errors
+/// No memory can be pinned.
+pub fn empty_pinned(sizes: &[i64]) -> Result<Tensor> {
     let mut out = std::ptr::null_mut();
     // SAFETY: the output is one pointer, and the length is the number of sizes.
-    check(unsafe { incubate_empty_pinned(&mut out, sizes.as_ptr(), sizes.len()) });
-    take(out).expect("it was written")
+    try_check(unsafe { incubate_empty_pinned(&mut out, sizes.as_ptr(), sizes.len()) })?;
+    take(out).context("libtorch has written no tensor")
 }
 
 /// Returns the GPU memory that libtorch caches to the driver, from which NCCL takes its memory. Does nothing on the CPU.

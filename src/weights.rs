@@ -2,6 +2,7 @@
 
 use crate::driver::cuda;
 use crate::libtorch;
+use anyhow::Result;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use tch::{Device, Kind, Tensor};
@@ -52,18 +53,20 @@ impl Staging {
     }
 
     /// An fp32 tensor of any content in pinned memory; none if the device is no GPU.
-    pub fn empty_pinned(&self, sizes: &[i64]) -> Option<Tensor> {
-        let Device::Cuda(number) = self.device else { return None };
+    ///
+    /// # Errors
+    /// No memory can be pinned.
+    pub fn empty_pinned(&self, sizes: &[i64]) -> Result<Option<Tensor>> {
+        let Device::Cuda(number) = self.device else { return Ok(None) };
         // libtorch asks here which of the GPU's copies are done, in this thread.
-        let current = cuda().and_then(|driver| driver.make_current(number));
-        current.unwrap_or_else(|error| panic!("{error:#}"));
+        cuda()?.make_current(number)?;
         let _held = self.pinning.0.read().unwrap_or_else(PoisonError::into_inner);
-        Some(libtorch::empty_pinned(sizes))
+        libtorch::empty_pinned(sizes).map(Some)
     }
 
     /// An fp32 host tensor as the device takes it best: a pinned copy for a GPU, else the tensor itself.
     pub fn staged(&self, tensor: Tensor) -> Tensor {
-        match self.empty_pinned(&tensor.size()) {
+        match self.empty_pinned(&tensor.size()).unwrap_or_else(|error| panic!("{error:#}")) {
             Some(mut copy) => {
                 copy.copy_(&tensor);
                 copy

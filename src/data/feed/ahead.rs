@@ -18,6 +18,11 @@ fn ready(workers: usize, bytes: usize) -> usize {
     (MOST_BYTES / workers / bytes.max(1)).saturating_sub(1).min(MOST_READY)
 }
 
+/// The most items of `bytes` that each of `workers` holds: the ready ones and the one that it makes.
+pub fn held_by_worker(workers: usize, bytes: usize) -> usize {
+    ready(workers, bytes) + 1
+}
+
 /// The stream of items, in order.
 pub struct Ahead<T> {
     workers: Vec<Receiver<T>>,

@@ -1,9 +1,12 @@
 //! Reuses the memory of batches. If many threads allocated tens of megabytes for each batch, the allocator would fragment: a loader
 //! that holds 350 MiB grew to more than a gigabyte.
 
+use super::ahead::held_by_worker;
+use crate::usage;
 use crate::weights::Staging;
+use anyhow::Result;
 use std::sync::{Arc, Mutex, PoisonError};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// Tensors that are not in use.
 #[derive(Debug, Clone, Default)]
@@ -18,13 +21,16 @@ pub struct Borrowed {
 
 impl BatchMemory {
     /// An fp32 host tensor of undefined values.
-    pub fn take(&self, shape: [i64; 4]) -> (Tensor, Borrowed) {
+    ///
+    /// # Errors
+    /// There is no memory for a new one.
+    pub fn take(&self, shape: [i64; 4]) -> Result<(Tensor, Borrowed), TchError> {
         let found = {
             let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             memory.iter().position(|tensor| tensor.size() == shape).map(|index| memory.swap_remove(index))
         };
-        let tensor = found.unwrap_or_else(|| Tensor::empty(shape, (Kind::Float, Device::Cpu)));
-        (tensor.shallow_clone(), Borrowed { memory: self.clone(), tensor })
+        let tensor = found.map_or_else(|| Tensor::f_empty(shape, (Kind::Float, Device::Cpu)), Ok)?;
+        Ok((tensor.shallow_clone(), Borrowed { memory: self.clone(), tensor }))
     }
 }
 
@@ -35,14 +41,36 @@ impl Drop for Borrowed {
 }
 
 /// An fp32 host tensor for images. For a GPU it is pinned memory, which libtorch keeps until the GPU has copied it.
-pub fn allocate(memory: &BatchMemory, shape: [i64; 4], staging: &Staging) -> (Tensor, Option<Borrowed>) {
-    match staging.empty_pinned(&shape) {
-        Some(pinned) => (pinned, None),
-        None => {
-            let (tensor, borrowed) = memory.take(shape);
-            (tensor, Some(borrowed))
-        }
-    }
+///
+/// # Errors
+/// There is no memory for it: a usage error that says how much the `workers` of a replica take, and the cure. It does not quote
+/// libtorch, whose words would be taken for those of a step that needs a smaller micro-batch.
+pub fn allocate(
+    memory: &BatchMemory,
+    shape: [i64; 4],
+    staging: &Staging,
+    workers: usize,
+) -> Result<(Tensor, Option<Borrowed>)> {
+    let allocated = match staging.empty_pinned(&shape) {
+        Ok(None) => memory.take(shape).map(|(tensor, borrowed)| (tensor, Some(borrowed))).ok(),
+        pinned => pinned.ok().flatten().map(|pinned| (pinned, None)),
+    };
+    allocated.ok_or_else(|| {
+        let [images, channels, size, _] = shape.map(|number| number as usize);
+        no_memory(workers, batch_bytes(images, channels, size, staging.is_pinned()))
+    })
+}
+
+fn no_memory(workers: usize, bytes: usize) -> anyhow::Error {
+    let megabytes = |bytes: usize| bytes as f64 / 1e6;
+    let batches = held_by_worker(workers, bytes);
+    let fewer = if workers > 1 { format!("set run.workers = {}, or ", workers / 2) } else { String::new() };
+    usage!(
+        "a data worker finds no memory for a batch of {:.1} MB; {workers} worker(s) per replica hold up to {batches} each, \
+         {:.1} MB in all: {fewer}give the job more memory",
+        megabytes(bytes),
+        megabytes(workers * batches * bytes)
+    )
 }
 
 /// The bytes of a batch of fp32 images. libtorch rounds pinned memory up to a power of two.
@@ -63,16 +91,32 @@ mod tests {
     #[test]
     fn memory_is_used_again_once_it_is_given_back_and_not_before() {
         let memory = BatchMemory::default();
-        let (first, borrowed) = memory.take([2, 1, 3, 3]);
-        let (second, other) = memory.take([2, 1, 3, 3]);
+        let (first, borrowed) = memory.take([2, 1, 3, 3]).unwrap();
+        let (second, other) = memory.take([2, 1, 3, 3]).unwrap();
         let place = |tensor: &Tensor| tensor.data_ptr() as usize;
         assert!(place(&first) != place(&second), "both are in use");
         let was_at = place(&first);
         drop((first, borrowed));
-        let (smaller, _borrowed) = memory.take([1, 1, 3, 3]);
+        let (smaller, _borrowed) = memory.take([1, 1, 3, 3]).unwrap();
         assert_eq!(smaller.size(), [1, 1, 3, 3]);
-        let (third, _again) = memory.take([2, 1, 3, 3]);
+        let (third, _again) = memory.take([2, 1, 3, 3]).unwrap();
         assert!(place(&third) == was_at);
         drop((second, other));
+    }
+
+    #[test]
+    fn a_worker_without_memory_names_the_workers_and_not_the_micro_batch() {
+        let allocate =
+            |workers| allocate(&BatchMemory::default(), [1 << 24, 3, 4096, 4096], &Staging::of_cpu(), workers);
+        let error = allocate(8).err().unwrap();
+        let text = error.to_string();
+        assert!(
+            text.contains("8 worker(s) per replica hold up to 1 each") && text.contains("set run.workers = 4"),
+            "{text}"
+        );
+        assert!(!text.contains("micro_batch") && !text.contains("DefaultCPUAllocator"), "{text}");
+        assert_eq!(crate::error::exit_code(&error), 2);
+        let text = allocate(1).err().unwrap().to_string();
+        assert!(text.ends_with("in all: give the job more memory"), "{text}");
     }
 }

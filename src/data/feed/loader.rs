@@ -60,6 +60,7 @@ struct Job {
     pieces: Vec<Range<usize>>,
     first_step: u64,
     memory: BatchMemory,
+    workers: usize,
     /// The order of the newest epoch, which the first worker that reaches the epoch draws.
     epoch: Mutex<Option<(u64, Arc<Epoch>)>>,
 }
@@ -110,6 +111,7 @@ impl Loader {
             pieces: micro_batches.iter().flat_map(pieces).collect(),
             first_step,
             memory: BatchMemory::default(),
+            workers: feed.workers,
             epoch: Mutex::new(None),
         });
         let largest = job.pieces.iter().map(Range::len).max().unwrap_or(0);
@@ -163,7 +165,7 @@ impl Worker {
             _ => self.epoch.insert(job.order(wanted)),
         };
         let shape = shape(positions.len(), job.channels, job.size);
-        let (mut images_bchw, memory) = allocate(&job.memory, shape, &job.staging);
+        let (mut images_bchw, memory) = allocate(&job.memory, shape, &job.staging, job.workers)?;
         let image = job.channels * job.size * job.size;
         let pixels = floats_mut(&mut images_bchw);
         let mut labels = Vec::with_capacity(positions.len());

@@ -34,14 +34,16 @@ pub fn test_batches(
     let size = size.min(LARGEST_BATCH);
     let batches = range.len().div_ceil(size);
     let memory = BatchMemory::default();
-    Ahead::start(feed.workers, batch_bytes(size, channels, side, staging.is_pinned()), move || {
+    let workers = feed.workers;
+    Ahead::start(workers, batch_bytes(size, channels, side, staging.is_pinned()), move || {
         let (mut reader, range) = (reading.reader(), range.clone());
         let (memory, staging) = (memory.clone(), staging.clone());
         move |number| {
             let start = range.start + number * size;
             let batch = start..(start + size).min(range.end);
             let shape = shape(batch.len(), channels, side);
-            (number < batches).then(|| test_batch(&mut reader, allocate(&memory, shape, &staging), batch))
+            let make = || test_batch(&mut reader, allocate(&memory, shape, &staging, workers)?, batch);
+            (number < batches).then(make)
         }
     })
 }
