@@ -5,19 +5,24 @@ use super::overrides::{Overrides, TrainArgs};
 use super::{print_either, print_unless_closed};
 use crate::bench::input;
 use crate::cluster::{doctor, queue, status, submit};
+use crate::collective::Solo;
 use crate::config::DeviceChoice;
-use crate::pipeline::check_jobs;
+use crate::pipeline::{check_jobs, extend};
 use crate::plan::Plan;
 use crate::stop::stop_requested;
 use crate::store::{RunDir, Seen};
-use crate::{data, device, usage};
+use crate::{data, device, require, usage};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
 pub fn submit(args: &TrainArgs, dry_run: bool, json: bool) -> Result<()> {
-    let config = args.config.load()?;
+    let mut config = args.config.load()?;
+    if let Some(epochs) = args.extend {
+        require!(!dry_run, "--extend changes the run directory; leave out --dry-run");
+        config = extend::extend(&Solo, config, epochs)?;
+    }
     let images = data::train_images(&config)?;
     let binary = std::env::current_exe().context("this program's own path")?;
     let plan = Plan::new(config, images)?;

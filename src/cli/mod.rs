@@ -21,7 +21,7 @@ use crate::data::source::shard::Encoding;
 use crate::model::matrix_product_rate;
 use crate::pipeline::bars::{self, Bars};
 use crate::pipeline::plan_report::{self, Speed};
-use crate::pipeline::{Job, check_shares, report, summary};
+use crate::pipeline::{Job, check_shares, extend, report, summary};
 use crate::plan::Plan;
 use crate::plan::gpus::GpuModel;
 use crate::run::table::{ASSEMBLE, E2E, FINETUNE, META, MODULE};
@@ -132,6 +132,10 @@ fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) 
     let all_ranks = world.all_ranks();
     let config = agree(all_ranks, args.config.load())?;
     agree(all_ranks, start_threads())?;
+    let config = match args.extend {
+        Some(epochs) => agree(all_ranks, extend::extend(all_ranks, config, epochs))?,
+        None => config,
+    };
     let devices = agree(all_ranks, devices(&config))?;
     if all_ranks.is_zero() || devices.are_gpus() {
         let (name, size, threads) = (&config.run.name, all_ranks.size(), tch::get_num_threads());

@@ -1,5 +1,6 @@
 //! The arguments that name a config and override its keys.
 
+use crate::pipeline::extend;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -19,6 +20,9 @@ pub struct TrainArgs {
     /// Go on though the images or classes are not those that the run was started with; its artefacts will note it
     #[arg(long)]
     pub accept_data: bool,
+    /// Go on with a finished fine-tuning for more epochs, N in all: --extend finetune.epochs=N
+    #[arg(long, value_name = "KEY=VALUE", value_parser = extend::parse)]
+    pub extend: Option<usize>,
 }
 
 #[derive(Debug, Args)]

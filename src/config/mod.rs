@@ -173,6 +173,8 @@ pub enum Format {
 pub struct Training {
     pub on: Ranks,
     pub epochs: usize,
+    /// How many of the epochs were done before the phase was extended; only fine-tuning can be.
+    pub epochs_before: usize,
     pub global_batch: usize,
     pub base_lr: f64,
     pub min_lr: f64,
@@ -275,13 +277,22 @@ impl Config {
             .collect()
     }
 
-    /// The `key = value` lines of the given tables that change the result. A recipe is the hash of these lines.
+    /// The `key = value` lines of the given tables that change the result. A recipe is the hash of these lines. It has no line
+    /// about an extension if the phase was not extended.
     pub fn recipe(&self, tables: &[&str]) -> String {
         flatten(self)
             .into_iter()
             .filter(|(key, _)| tables.contains(&key.split('.').next().unwrap_or_default()) && !changes_nothing(key))
+            .filter(|(key, value)| !(key.ends_with(".epochs_before") && value == "0"))
             .map(|(key, value)| format!("{key} = {value}\n"))
             .collect()
+    }
+
+    /// This config with so many epochs of fine-tuning, `before` of which are done.
+    pub fn with_finetuning(mut self, epochs: usize, before: usize) -> Result<Config> {
+        (self.finetune.epochs, self.finetune.epochs_before) = (epochs, before);
+        self.validate()?;
+        Ok(self)
     }
 
     /// The four phase tables with their names.

@@ -233,9 +233,15 @@ impl Training {
         for beta in self.betas {
             require!((0.0..1.0).contains(&beta), "{phase}.betas = {:?}: both must be in [0, 1)", self.betas);
         }
+        let before = self.epochs_before;
         require!(
-            self.warmup_epochs < self.epochs || self.warmup_epochs == 0,
-            "{phase}.warmup_epochs = {} must be less than {phase}.epochs = {}; lower it",
+            before == 0 || phase == "finetune" && before < self.epochs,
+            "{phase}.epochs_before = {before}: `--extend finetune.epochs=N` sets this key; leave it out"
+        );
+        let of = if before > 0 { format!(" without the {before} before") } else { String::new() };
+        require!(
+            self.warmup_epochs < self.epochs - before || self.warmup_epochs == 0,
+            "{phase}.warmup_epochs = {} must be less than {phase}.epochs = {}{of}; lower it",
             self.warmup_epochs,
             self.epochs
         );

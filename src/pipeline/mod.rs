@@ -3,6 +3,7 @@
 pub mod assemble;
 pub mod bars;
 pub mod evaluate;
+pub mod extend;
 mod micro_batch;
 mod phase;
 pub mod plan_report;

@@ -7,6 +7,7 @@ use crate::collective::replicas::on_replicas;
 use crate::collective::{Collective, agree, on_zero, zero_says};
 use crate::data::feed::Feed;
 use crate::device::memory;
+use crate::error::Failure;
 use crate::libtorch::empty_cache;
 use crate::model::fresh;
 use crate::plan::PhasePlan;
@@ -105,7 +106,7 @@ impl Job<'_> {
     fn start(&self, node: &Node, phase: &PhasePlan) -> Result<(Weights, Option<String>)> {
         let mut weights = fresh(phase.parameters(&self.plan).iter(), phase.seed);
         let Some(from) = self.graph.start(node) else { return Ok((weights, None)) };
-        let path = self.run.file(&from.file);
+        let path = self.run.file(phase.extends.as_ref().unwrap_or(&from.file));
         if !path.exists() {
             return Err(usage!(
                 "{}: phase {} starts from it; run the phases before it first",
@@ -114,8 +115,13 @@ impl Job<'_> {
             ));
         }
         let Artefact { header, weights: stored, hash, .. } = artefact::read(&path)?;
-        let evidence = Evidence::of(Found::Artefact(header.stamp(&hash, Some(&self.data))));
-        state(from, &evidence, None).or_refusal(from, path)?;
+        if phase.extends.is_none() {
+            let evidence = Evidence::of(Found::Artefact(header.stamp(&hash, Some(&self.data))));
+            state(from, &evidence, None).or_refusal(from, path)?;
+        } else if header.phase != node.row.name || header.depths != phase.depths {
+            let what = format!("is no artefact of {}; restore the one that was extended", node.name);
+            return Err(Failure::Damaged { path, what }.into());
+        }
         // A module's own stage stays fresh: only the stages that do not train come from the meta model.
         weights.extend(stored.into_iter().filter(|((stage, _), _)| node.index != Some(*stage)));
         let derives_from_it = node.row.model.is_some_and(|model| model.derives_from == Some(from.row.name));

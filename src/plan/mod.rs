@@ -39,7 +39,10 @@ pub struct PhasePlan {
     pub depths: Vec<usize>,
     /// The stages that train.
     pub trained: Range<usize>,
+    /// Its table of the config; the epochs are those still to train if the phase was extended.
     pub training: Training,
+    /// The artefact of the epochs before, from whose weights an extended phase starts.
+    pub extends: Option<String>,
     pub steps_per_epoch: u64,
     pub steps: u64,
     /// The key of all randomness in this phase.
@@ -88,7 +91,12 @@ impl Plan {
     /// The phase that a node trains, if it trains one.
     pub fn phase_of(&self, node: &Node) -> Option<PhasePlan> {
         let (row, model) = (node.row.phase()?, node.expected.as_ref()?);
-        let training = (row.training)(&self.config).clone();
+        let mut training = (row.training)(&self.config).clone();
+        let before = training.epochs_before;
+        training.epochs -= before;
+        // The epochs of an extended phase draw other samples than those before.
+        let key = [self.config.run.seed, key_of_text(&node.name), before as u64];
+        let key = if before > 0 { &key[..] } else { &key[..2] };
         let steps_per_epoch = self.steps_per_epoch(&training);
         Some(PhasePlan {
             name: node.name.clone(),
@@ -102,7 +110,8 @@ impl Plan {
             },
             steps_per_epoch,
             steps: steps_per_epoch * training.epochs as u64,
-            seed: crate::random::key(&[self.config.run.seed, key_of_text(&node.name)]),
+            seed: crate::random::key(key),
+            extends: (before > 0).then(|| node.row.kept(before)),
             recipe: model.recipe.clone(),
             training,
         })

@@ -263,6 +263,11 @@ pub static DOWNSTREAM: Row = Row {
 pub static TABLE: [&Row; 9] = [&PACK, &META, &MODULE, &ASSEMBLE, &FINETUNE, &E2E, &EXPORT, &REPORT, &DOWNSTREAM];
 
 impl Row {
+    /// The name under which its artefact of so many epochs is kept when the phase is extended, such as `final-100-epochs.h5`.
+    pub fn kept(&self, epochs: usize) -> String {
+        format!("{}-{epochs}-epochs.h5", self.writes.trim_end_matches(".h5"))
+    }
+
     /// How the row trains, if it trains.
     pub fn phase(&self) -> Option<&Phase> {
         match &self.kind {

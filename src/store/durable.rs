@@ -32,6 +32,13 @@ pub fn replace_if(
     done.with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// Renames a file within its folder.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to)
+        .and_then(|()| File::open(folder(to))?.sync_all())
+        .with_context(|| format!("cannot rename {}", from.display()))
+}
+
 /// Replaces the content of a file by these bytes, as [`replace`] does.
 pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |beside| {

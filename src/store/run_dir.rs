@@ -28,6 +28,18 @@ pub struct RunDir {
     pub path: PathBuf,
 }
 
+/// The cheap way to a longer fine-tuning, if that is what the config wants.
+fn longer_finetuning(config: &Config, before: &Config) -> String {
+    let (wanted, there) = (config.finetune.epochs, before.finetune.epochs);
+    match config.finetune.epochs_before < before.finetune.epochs_before {
+        true => format!("; the fine-tuning was extended: --extend finetune.epochs={there} goes on with it"),
+        false if wanted > there => {
+            format!("; to fine-tune the final model for more epochs, add --extend finetune.epochs={wanted}")
+        }
+        false => String::new(),
+    }
+}
+
 impl RunDir {
     /// Makes the folder and writes its config, or checks that the folder was started with this config. Rank zero does this
     /// before the other ranks use the folder.
@@ -44,9 +56,10 @@ impl RunDir {
             let differences = config.differences(&before);
             require!(
                 differences.is_empty(),
-                "{}: this run was started with another config: {}; restore those keys, or choose another --run-dir",
+                "{}: this run was started with another config: {}; restore those keys, or choose another --run-dir{}",
                 run.path.display(),
-                differences.join(", ")
+                differences.join(", "),
+                longer_finetuning(config, &before)
             );
         } else {
             durable::replace_bytes(&file, config.to_toml().as_bytes())

@@ -9,6 +9,7 @@ mod downstream;
 mod drawn;
 mod draws;
 mod exports;
+mod extend;
 mod fuzz;
 mod golden;
 mod gpus;

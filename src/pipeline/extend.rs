@@ -1,0 +1,68 @@
+//! `--extend finetune.epochs=N`: a finished fine-tuning goes on for more epochs.
+//!
+//! The final model is kept as `final-E-epochs.h5`, where E is the number of epochs so far. From its weights (the moving average,
+//! if the phase keeps one) a new schedule of the other N − E epochs begins, with its own warm-up and decay and with fresh
+//! moments. The config of the run directory, and so the recipe of the new final model, tells both numbers.
+
+use crate::collective::{Collective, on_zero};
+use crate::config::Config;
+use crate::run::graph::Graph;
+use crate::run::state::{Evidence, State, state};
+use crate::run::table::{FINETUNE, TABLE};
+use crate::store::{RunDir, Seen, durable};
+use crate::{require, usage};
+use anyhow::Result;
+
+/// The config with `epochs` of fine-tuning, after the run directory was made ready for them. Every rank of `group` calls it.
+///
+/// # Errors
+/// A usage error if the fine-tuning so far is not done or not shorter, or if another key differs too.
+pub fn extend(group: &dyn Collective, config: Config, epochs: usize) -> Result<Config> {
+    on_zero(group, || prepare(&config, epochs))?;
+    let there = RunDir::config_of(&config.run.dir)?.finetune;
+    config.with_finetuning(there.epochs, there.epochs_before)
+}
+
+/// Keeps the final model under another name and writes the config with more epochs. If it was interrupted, it goes on.
+fn prepare(config: &Config, epochs: usize) -> Result<()> {
+    let before = RunDir::config_of(&config.run.dir)?;
+    let (so_far, earlier) = (before.finetune.epochs, before.finetune.epochs_before);
+    let run = RunDir::open(&config.clone().with_finetuning(so_far, earlier)?)?;
+    if so_far == epochs && earlier > 0 {
+        return Ok(());
+    }
+    require!(
+        epochs > so_far,
+        "--extend finetune.epochs={epochs}: the run in {} has {so_far} epochs of fine-tuning; give more",
+        run.path.display()
+    );
+    let longer = config.clone().with_finetuning(epochs, so_far)?;
+    let (last, kept) = (run.file(FINETUNE.writes), run.file(&FINETUNE.kept(so_far)));
+    if last.exists() {
+        let graph = Graph::new(&before, &TABLE);
+        let node = graph.one(&FINETUNE);
+        let state = state(node, &Evidence::of(Seen::default().look(&run, node)?), None);
+        require!(state.or_refusal(node, last.clone())? == State::Done, "{}: not done", last.display());
+        durable::rename(&last, &kept)?;
+        keep_curves(&run, so_far);
+    }
+    require!(
+        kept.exists(),
+        "{}: missing; finish the fine-tuning of {so_far} epochs first, then extend it",
+        last.display()
+    );
+    durable::replace_bytes(&run.file("config.toml"), longer.to_toml().as_bytes())
+}
+
+/// Keeps the curves of the epochs so far. They are no part of the result: if they cannot be moved, that is only warned of.
+fn keep_curves(run: &RunDir, epochs: usize) {
+    let logs = run.logs(FINETUNE.name);
+    let moved = std::fs::rename(&logs, run.logs(&format!("{}-{epochs}-epochs", FINETUNE.name)));
+    moved.unwrap_or_else(|error| log::warn!("{}: the curves so far are not kept: {error}", logs.display()));
+}
+
+/// Reads the value of `--extend`.
+pub fn parse(text: &str) -> Result<usize> {
+    let epochs = text.strip_prefix("finetune.epochs=").and_then(|number| number.parse().ok());
+    epochs.ok_or_else(|| usage!("write finetune.epochs=N; no other phase can be extended"))
+}
