@@ -91,6 +91,7 @@ fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64
         micro_batch: plan.config.run.micro_batch.samples(),
         lease: None,
         clock: &Clock::of_process(),
+        ranks: 1,
         data: None,
     };
     let mut blocks = Blocks::new(&setting, &phase, every)?;

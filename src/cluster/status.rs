@@ -5,6 +5,7 @@ use super::queue::Queue;
 use crate::plan::Plan;
 use crate::run::graph::{Graph, Node};
 use crate::run::state::{Evidence, Found, State, states};
+use crate::store::ledger::Total;
 use crate::store::progress::{Progress, duration};
 use crate::store::{RunDir, Seen};
 use crate::task::{Score, Task};
@@ -35,6 +36,8 @@ pub struct Line {
     pub host: Option<String>,
     /// Seconds since the last sign of life.
     pub heartbeat_s: Option<f64>,
+    /// What was computed, over all starts.
+    pub computed: Total,
     /// The score of the node's artefact in the headline metric.
     #[serde(flatten)]
     pub headline: Score,
@@ -69,6 +72,7 @@ pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut
     for (((node, evidence), heartbeat), state) in graph.nodes().iter().zip(&evidence).zip(&heartbeats).zip(states) {
         if is_shown(node, evidence, is_imported) {
             let mut line = line(plan, node, state, evidence, heartbeat.as_ref());
+            line.computed = plan.phase_of(node).map_or(Total::default(), |phase| run.total(plan, &phase));
             line.headline = task.headline_score(seen.header(run, node).map(|header| &header.metrics));
             lines.push(line);
         }
@@ -102,6 +106,7 @@ fn line(plan: &Plan, node: &Node, state: State, evidence: &Evidence, heartbeat: 
         goodput: heartbeat.filter(|p| p.seconds > 0.0 && p.steps > 0).map(|p| (p.useful_s / p.seconds).min(1.0)),
         host: running.map(|p| p.host.clone()),
         heartbeat_s: evidence.beat.as_ref().map(|beat| beat.age).filter(|_| state != State::Done),
+        computed: Total::default(),
         headline: Task::of(&plan.config).headline_score(None),
         state,
     }
@@ -144,6 +149,15 @@ pub fn table(lines: &[Line]) -> String {
             l.host.as_deref().or(l.why.as_deref()).unwrap_or("-")
         );
     }
+    let sum = |of: fn(&Total) -> f64| lines.iter().map(|line| of(&line.computed)).sum::<f64>();
+    let _ = writeln!(
+        out,
+        "computed so far: {} images, {:.2e} FLOPs, {:.4} device-hours in {} start(s)",
+        sum(|total| total.images as f64),
+        sum(|total| total.flops),
+        sum(|total| total.device_hours),
+        sum(|total| total.starts as f64)
+    );
     out
 }
 

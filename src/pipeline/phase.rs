@@ -72,7 +72,7 @@ impl Job<'_> {
     /// Runs the loop on each replica of each rank of the group.
     fn train_on(&self, node: &Node, group: &dyn Collective, lease: Option<&Lease>) -> Result<()> {
         let Job { plan, run, source, devices, clock, .. } = self;
-        let data = Some(&self.data.trained_on());
+        let (data, ranks) = (Some(&self.data.trained_on()), self.world.all_ranks().size());
         let feed = Feed::of_replica(&plan.config, source, devices.replicas());
         let phase = &plan.phase_of(node).expect("the node trains");
         let (start, meta) = agree(group, self.start(node, phase))?;
@@ -96,7 +96,7 @@ impl Job<'_> {
             let micro_batch = micro_batch::decide(plan, run, phase, &start, replica, device)
                 .map_err(|error| with_what_fits(error, (plan, phase), usual, own, device))?;
             let lease = lease.filter(|_| replica.is_zero());
-            let setting = Setting { plan, run, feed, group: replica, device, micro_batch, lease, clock, data };
+            let setting = Setting { plan, run, feed, group: replica, device, micro_batch, lease, clock, ranks, data };
             memory::catch(|| train::run(&setting, phase, start, meta.as_deref()))
                 .map_err(|error| with_what_fits(error, (plan, phase), micro_batch, own, device))
         })

@@ -61,7 +61,8 @@ fn table(task: Task, rows: &[summary::Row]) -> String {
                 let _ = write!(html, "<td><meter max={full} value={value}></meter>");
             }
         }
-        let _ = write!(html, "<td>{}<td>{:.2e}<td>{:.4}</tr>", row.images, row.flops, row.device_hours);
+        let total = &row.total;
+        let _ = write!(html, "<td>{}<td>{:.2e}<td>{:.4}</tr>", total.images, total.flops, total.device_hours);
     }
     html + "</table>"
 }

@@ -1,9 +1,9 @@
 //! The table at the end of a run: the accuracy, cost and file of every model.
 
 use crate::plan::Plan;
-use crate::plan::cost::cost;
 use crate::run::graph::{Graph, Node};
-use crate::store::progress::{Progress, duration};
+use crate::store::ledger::Total;
+use crate::store::progress::duration;
 use crate::store::{RunDir, artefact, durable};
 use crate::task::{Scores, Task};
 use anyhow::Result;
@@ -16,11 +16,9 @@ pub struct Row {
     pub model: String,
     #[serde(flatten)]
     pub scores: Scores,
-    /// Training images that passed through the network. An image counts each time.
-    pub images: u64,
-    pub flops: f64,
-    pub seconds: f64,
-    pub device_hours: f64,
+    /// What was computed for it, over all starts.
+    #[serde(flatten)]
+    pub total: Total,
     pub file: String,
     /// Images that could not be read and were skipped, in the whole run, on all ranks and over all starts.
     pub unreadable_images: usize,
@@ -42,19 +40,11 @@ fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize) -> Resu
         return Ok(None);
     }
     let (header, _) = artefact::read_header(&path)?;
-    // An assembled model and an imported model had no training of their own.
-    let trained = plan.phase_of(node).zip(Progress::read(&run.path, &node.name));
-    let (images, flops, seconds, replicas) = trained.map_or((0, 0.0, 0.0, 1), |(phase, progress)| {
-        let cost = cost(plan, &phase);
-        (cost.images, cost.flops, progress.seconds, progress.ranks)
-    });
+    let total = plan.phase_of(node).map_or(Total::default(), |phase| run.total(plan, &phase));
     Ok(Some(Row {
         model: label,
         scores: Task::of(&plan.config).scores(&header.metrics),
-        images,
-        flops,
-        seconds,
-        device_hours: seconds * replicas as f64 / 3600.0,
+        total,
         file: path.display().to_string(),
         unreadable_images,
         is_baseline: model.is_baseline,
@@ -77,16 +67,16 @@ pub fn table(task: Task, rows: &[Row]) -> String {
             text,
             "{:<12}{scores} {:>12} {:>10.2e} {:>8} {:>12.4}  {}",
             row.model,
-            row.images,
-            row.flops,
-            duration(row.seconds),
-            row.device_hours,
+            row.total.images,
+            row.total.flops,
+            duration(row.total.seconds),
+            row.total.device_hours,
             row.file
         );
     }
     // The cost of incubation does not include the baseline.
     let ours = rows.iter().filter(|row| !row.is_baseline);
-    let (hours, flops) = ours.fold((0.0, 0.0), |(h, f), row| (h + row.device_hours, f + row.flops));
+    let (hours, flops) = ours.fold((0.0, 0.0), |(h, f), row| (h + row.total.device_hours, f + row.total.flops));
     let _ = writeln!(
         text,
         "incubation in all: {flops:.2e} FLOPs, {hours:.4} device-hours (a device is a GPU, or the cores of a replica)"
@@ -119,10 +109,7 @@ mod tests {
         let row = Row {
             model: "assembled".into(),
             scores: task.scores(&BTreeMap::from([("top1".into(), 85.5), ("loss".into(), 0.5)])),
-            images: 7,
-            flops: 0.0,
-            seconds: 0.0,
-            device_hours: 0.0,
+            total: Total { images: 7, ..Total::default() },
             file: "assembled.h5".into(),
             unreadable_images: 0,
             is_baseline: false,

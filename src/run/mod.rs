@@ -8,5 +8,6 @@
 
 pub mod data;
 pub mod graph;
+pub mod start;
 pub mod state;
 pub mod table;

@@ -5,41 +5,15 @@
 
 use super::progress::Progress;
 use super::run_dir::RunDir;
-use crate::config::Precision;
 use crate::plan::cost::training_flops;
 use crate::plan::{PhasePlan, Plan};
+use crate::run::start::Start;
 use crate::run::state::Activity;
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
-
-/// One start of a phase.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Start {
-    /// The time at which the process began with the phase (RFC 3339), which also tells one start from another.
-    pub began: String,
-    /// How it ended; none if it was killed, or has not ended.
-    pub end: Option<Activity>,
-    /// MPI ranks of the whole world.
-    pub ranks: usize,
-    /// Replicas that trained the phase.
-    pub replicas: usize,
-    pub precision: Precision,
-    /// The number of steps that were done before.
-    pub from: u64,
-    /// The number of steps that were done at its end.
-    pub to: u64,
-    /// Images that passed through the network in training.
-    pub images: u64,
-    pub flops: f64,
-    pub seconds: f64,
-    pub device_seconds: f64,
-    pub host: String,
-    /// The Slurm job, as `squeue` names it.
-    pub job: Option<String>,
-}
 
 /// The sums over all starts of a phase, whatever their worlds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
@@ -52,36 +26,26 @@ pub struct Total {
     pub starts: usize,
 }
 
-impl Start {
-    /// Counts the steps up to `step`, of `batch` images each, and the seconds.
-    pub fn count(&mut self, step: u64, batch: usize, flops_per_image: f64, seconds: f64) {
-        self.to = step;
-        self.images = step.saturating_sub(self.from) * batch as u64;
-        self.flops = self.images as f64 * flops_per_image;
-        (self.seconds, self.device_seconds) = (seconds, seconds * self.replicas as f64);
-    }
-
-    /// All starts of a version that kept no ledger, in one, as far as the heartbeat tells.
-    fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> Start {
-        let mut start = Start {
-            began: "before there was a ledger".into(),
-            end: None,
-            ranks: progress.ranks,
-            replicas: progress.ranks,
-            precision: plan.config.run.precision,
-            from: 0,
-            to: 0,
-            images: 0,
-            flops: 0.0,
-            seconds: 0.0,
-            device_seconds: 0.0,
-            host: progress.host.clone(),
-            job: progress.job.clone(),
-        };
-        let flops_per_image = training_flops(&plan.config.model, phase);
-        start.count(progress.step, phase.training.global_batch, flops_per_image, progress.seconds);
-        start
-    }
+/// All starts of a version that kept no ledger, in one, as far as the heartbeat tells.
+fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> Start {
+    let mut start = Start {
+        began: "before there was a ledger".into(),
+        end: None,
+        ranks: progress.ranks,
+        replicas: progress.ranks,
+        precision: plan.config.run.precision,
+        from: 0,
+        to: 0,
+        images: 0,
+        flops: 0.0,
+        seconds: 0.0,
+        device_seconds: 0.0,
+        host: progress.host.clone(),
+        job: progress.job.clone(),
+    };
+    let flops_per_image = training_flops(&plan.config.model, phase);
+    start.count(progress.step, phase.training.global_batch, flops_per_image, progress.seconds);
+    start
 }
 
 impl RunDir {
@@ -91,7 +55,7 @@ impl RunDir {
         // A heartbeat without steps is that of a phase that failed before it began.
         if let Some(progress) = Progress::read(&self.path, &phase.name).filter(|progress| progress.steps > 0) {
             let newest = progress.start.clone();
-            let newest = newest.unwrap_or_else(|| Start::of_earlier_version(plan, phase, &progress));
+            let newest = newest.unwrap_or_else(|| of_earlier_version(plan, phase, &progress));
             if starts.iter().all(|start| start.began != newest.began) {
                 let end = Some(progress.state).filter(|state| *state != Activity::Running);
                 starts.push(Start { end, ..newest });
@@ -171,7 +135,8 @@ mod tests {
             start
         };
         run.enter("meta", &start("killed", 5, 9, 4)).unwrap();
-        fs::write(run.ledger("meta"), [&fs::read(run.ledger("meta")).unwrap()[..], b"{\"began\": \"to"].concat()).unwrap();
+        fs::write(run.ledger("meta"), [&fs::read(run.ledger("meta")).unwrap()[..], b"{\"began\": \"to"].concat())
+            .unwrap();
         run.enter("meta", &start("stopped", 9, 10, 1)).unwrap();
         let running = Some(start("running", 10, 12, 1));
         Progress { start: running, updated: unix_time(), ..beat }.write(&run.path).unwrap();

@@ -5,6 +5,7 @@ mod checkpoints;
 mod data;
 pub mod durable;
 pub mod lease;
+pub mod ledger;
 pub mod metrics;
 pub mod process;
 pub mod progress;

@@ -5,6 +5,7 @@ use super::durable::unique;
 use super::lease;
 use super::process::{host, slurm_job, unix_time};
 use super::run_dir::RunDir;
+use crate::run::start::Start;
 use crate::run::state::{Activity, Beat};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,9 @@ pub struct Progress {
     /// The error that it failed with.
     #[serde(default)]
     pub error: Option<String>,
+    /// What the newest start has computed.
+    #[serde(default)]
+    pub start: Option<Start>,
     /// The number of replicas that train the phase.
     pub ranks: usize,
     pub host: String,
@@ -82,6 +86,7 @@ impl Progress {
             micro_batch: None,
             job: slurm_job(),
             error: None,
+            start: None,
             ranks: 1,
             host: host(),
             pid: std::process::id(),

@@ -6,6 +6,7 @@
 //! checkpoints/{phase}-{step}.h5   the newest checkpoints of a phase that is not done
 //! leases/{phase}.{generation}.json  which process may write a phase
 //! progress/{phase}.json           heartbeats
+//! ledger/{phase}.jsonl            what each start of a phase has computed
 //! index/{split}.index             the files and offsets of the images of a large source
 //! unreadable/{host}-{pid}.txt     images that could not be read
 //! logs/{phase}/                   metrics.jsonl and TensorBoard events

@@ -2,11 +2,14 @@
 
 use super::step::Outcome;
 use super::{Clock, Setting, evaluate};
+use crate::config::Precision;
 use crate::plan::PhasePlan;
+use crate::plan::cost::training_flops;
+use crate::run::start::Start;
 use crate::run::state::Activity;
 use crate::store::RunDir;
 use crate::store::metrics::Metrics;
-use crate::store::process::unix_time;
+use crate::store::process::{host, slurm_job, unix_time};
 use crate::store::progress::{Progress, duration};
 use crate::task::Task;
 use anyhow::Result;
@@ -25,6 +28,7 @@ struct Open<'a> {
     clock: &'a Clock,
     task: Task,
     global_batch: usize,
+    flops_per_image: f64,
     metrics: Metrics,
     progress: Progress,
     /// Seconds of earlier starts.
@@ -110,6 +114,7 @@ impl<'a> Logging<'a> {
         let Some(open) = &mut self.open else { return };
         log::warn!("{}: stopped by a signal; checkpoint written at step {step}", open.progress.phase);
         open.beat(Activity::Stopped);
+        open.enter();
     }
 
     /// Logs that the artefact is written.
@@ -119,6 +124,7 @@ impl<'a> Logging<'a> {
         let Some(open) = &mut self.open else { return };
         open.progress.step = step;
         open.beat(Activity::Done);
+        open.enter();
         log::info!("{}: done in {}", open.progress.phase, duration(open.progress.seconds));
     }
 }
@@ -130,6 +136,15 @@ impl<'a> Open<'a> {
         let seconds_before = earlier.as_ref().map_or(0.0, |p| p.seconds);
         // The time of the steps after the checkpoint is lost: they are done again.
         let kept = |p: &Progress| p.useful_s * (step as f64 / p.step.max(1) as f64).min(1.0);
+        let flops_per_image = training_flops(&plan.config.model, phase);
+        if let Some(mut last) = run.starts(plan, phase).pop() {
+            if last.to < step {
+                // It was killed after it had written this checkpoint, and before its next heartbeat.
+                last.count(step, phase.training.global_batch, flops_per_image, last.seconds);
+            }
+            run.enter(&phase.name, &last)?;
+            warn_of_precision(&phase.name, &last, plan.config.run.precision, step);
+        }
         let now = Instant::now();
         let started = clock.begin(now);
         let progress = Progress {
@@ -141,6 +156,7 @@ impl<'a> Open<'a> {
             save_s: earlier.and_then(|p| p.save_s),
             micro_batch: Some(micro_batch),
             ranks: group.size(),
+            start: Some(start(setting, step)),
             ..Progress::begun(&phase.name)
         };
         log::info!(
@@ -158,6 +174,7 @@ impl<'a> Open<'a> {
             clock,
             task: Task::of(&plan.config),
             global_batch: phase.training.global_batch,
+            flops_per_image,
             metrics: Metrics::open(&run.logs(&phase.name), step)?,
             progress,
             seconds_before,
@@ -208,13 +225,24 @@ impl<'a> Open<'a> {
 
     fn beat(&mut self, state: Activity) {
         self.progress.state = state;
-        self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
+        let (seconds, step) = (self.started.elapsed().as_secs_f64(), self.progress.step);
+        self.progress.seconds = self.seconds_before + seconds;
+        if let Some(start) = &mut self.progress.start {
+            start.count(step, self.global_batch, self.flops_per_image, seconds);
+        }
         self.progress.updated = unix_time();
         self.last_heartbeat = Instant::now();
         self.clock.count_up_to(self.last_heartbeat);
         let written = self.progress.write(&self.run.path);
         self.warns |= written.is_ok();
         self.warn_once(written);
+    }
+
+    /// Enters this start in the ledger. If that fails, the next start enters it from the heartbeat.
+    fn enter(&mut self) {
+        let start = Start { end: Some(self.progress.state), ..self.progress.start.clone().expect("it was begun") };
+        let entered = self.run.enter(&self.progress.phase, &start);
+        self.warn_once(entered);
     }
 
     /// Warns of the first of several failed writes. Training goes on: a shared file system may refuse a heartbeat or a line
@@ -227,5 +255,34 @@ impl<'a> Open<'a> {
                 self.progress.phase
             );
         }
+    }
+}
+
+/// A start that goes on after `step`, and has computed nothing yet.
+fn start(setting: &Setting, step: u64) -> Start {
+    Start {
+        began: jiff::Timestamp::now().to_string(),
+        end: None,
+        ranks: setting.ranks,
+        replicas: setting.group.size(),
+        precision: setting.plan.config.run.precision,
+        from: step,
+        to: step,
+        images: 0,
+        flops: 0.0,
+        seconds: 0.0,
+        device_seconds: 0.0,
+        host: host(),
+        job: slurm_job(),
+    }
+}
+
+/// Warns if a phase goes on in another precision than the `last` start's.
+fn warn_of_precision(phase: &str, last: &Start, now: Precision, step: u64) {
+    if step > 0 && last.precision != now {
+        log::warn!(
+            "{phase}: goes on after step {step} with run.precision = {now:?}, after {:?} before; the ledger records it",
+            last.precision
+        );
     }
 }

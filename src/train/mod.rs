@@ -45,6 +45,8 @@ pub struct Setting<'a> {
     pub lease: Option<&'a Lease>,
     /// The time of this rank.
     pub clock: &'a Clock,
+    /// The ranks of the whole world, of which the replicas are a part.
+    pub ranks: usize,
     /// What the headers of artefacts and checkpoints tell of the data.
     pub data: Option<&'a TrainedOn>,
 }

@@ -64,6 +64,7 @@ fn train(plan: &Plan, group: &dyn Collective) -> Result<Artefact> {
         micro_batch: plan.config.run.micro_batch.samples(),
         lease: None,
         clock: &Clock::of_process(),
+        ranks: 1,
         data: None,
     };
     super::run(&setting, &phase, fresh(phase.parameters(plan).iter(), phase.seed), None)?;

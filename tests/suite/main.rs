@@ -18,6 +18,7 @@ mod incubate;
 mod kills;
 mod known_data;
 mod leases;
+mod ledger;
 mod pack;
 mod parity;
 mod phases;

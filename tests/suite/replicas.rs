@@ -110,6 +110,7 @@ fn a_step_reduces_the_modules_gradients_and_two_numbers_and_nothing_of_the_froze
             micro_batch: plan.config.run.micro_batch.samples(),
             lease: None,
             clock: &clock,
+            ranks: 1,
             data: None,
         };
         train::run(&setting, &phase, start, None)
