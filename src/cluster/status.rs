@@ -95,7 +95,7 @@ fn line(plan: &Plan, node: &Node, state: State, evidence: &Evidence, heartbeat: 
     let global_batch = plan.phase_of(node).map_or(0, |phase| phase.training.global_batch);
     Line {
         phase: node.name.clone(),
-        why: state.why(node),
+        why: running.and_then(|p| p.trouble.clone()).or_else(|| state.why(node)),
         job: evidence.queued.as_ref().map(|queued| queued.id.clone()).or_else(|| heartbeat.and_then(|p| p.job.clone())),
         step: heartbeat.map_or(0, |p| p.step),
         steps: heartbeat.map_or(0, |p| p.steps),
@@ -146,7 +146,7 @@ pub fn table(lines: &[Line]) -> String {
             time(l.heartbeat_s),
             l.headline.cell("-"),
             l.job.as_deref().unwrap_or("-"),
-            l.host.as_deref().or(l.why.as_deref()).unwrap_or("-")
+            l.why.as_deref().or(l.host.as_deref()).unwrap_or("-")
         );
     }
     let sum = |of: fn(&Total) -> f64| lines.iter().map(|line| of(&line.computed)).sum::<f64>();

@@ -10,7 +10,7 @@ use crate::run::graph::Node;
 use crate::run::state::{Evidence, Found, state};
 use crate::stop::stop_requested;
 use crate::store::lease::Lease;
-use crate::store::{Header, artefact};
+use crate::store::{Header, artefact, full_disk};
 use crate::task::Task;
 use crate::train::evaluate;
 use crate::usage;
@@ -44,7 +44,7 @@ pub fn assemble(job: &Job, node: &Node) -> Result<()> {
         class_names: job.source.train.classes().to_vec(),
         data: Some(job.data.trained_on()),
     };
-    artefact::write(&path, &header, &weights, Some(lease.fence()))?;
+    full_disk::insist(|| artefact::write(&path, &header, &weights, Some(lease.fence())), &mut |_| ())?;
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! Durable writing: a temporary file beside the path is written, synced and renamed, and the folder is synced. A reader sees
 //! the whole old file or the whole new file, even after a kill or a power cut.
 
-use anyhow::{Context, Result, bail};
+use super::full_disk::FullDisk;
+use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -53,12 +54,13 @@ pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn require_space(path: &Path, bytes: u64) -> Result<()> {
     let free = free_space(folder(path))?;
     if free < bytes {
-        bail!(
+        let text = format!(
             "not enough space for {}: it needs {:.1} MB and {:.1} MB are free; free some, or choose another --run-dir",
             path.display(),
             bytes as f64 / 1e6,
             free as f64 / 1e6
         );
+        return Err(FullDisk(text).into());
     }
     Ok(())
 }
@@ -135,6 +137,7 @@ pub(super) fn unique() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use anyhow::bail;
 
     #[test]
     fn a_write_that_fails_leaves_the_old_file_and_nothing_beside_it() {

@@ -4,6 +4,7 @@ pub mod artefact;
 mod checkpoints;
 mod data;
 pub mod durable;
+pub mod full_disk;
 pub mod lease;
 pub mod ledger;
 pub mod metrics;

@@ -42,6 +42,9 @@ pub struct Progress {
     /// The error that it failed with.
     #[serde(default)]
     pub error: Option<String>,
+    /// What keeps the phase from being saved, while it runs.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// What the newest start has computed.
     #[serde(default)]
     pub start: Option<Start>,
@@ -58,9 +61,12 @@ impl Progress {
     pub fn write(&self, run: &Path) -> Result<()> {
         let path = run.join("progress").join(format!("{}.json", self.phase));
         let beside = path.with_extension(format!("{}.partial", unique()));
-        std::fs::write(&beside, serde_json::to_vec(self)?)
-            .and_then(|()| std::fs::rename(&beside, &path))
-            .with_context(|| format!("cannot write {}", path.display()))
+        let written = std::fs::write(&beside, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&beside, &path));
+        if written.is_err() {
+            // On a full disk every second would leave a file.
+            let _ = std::fs::remove_file(&beside);
+        }
+        written.with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Marks a phase as failed, even if it had not begun.
@@ -86,6 +92,7 @@ impl Progress {
             micro_batch: None,
             job: slurm_job(),
             error: None,
+            trouble: None,
             start: None,
             ranks: 1,
             host: host(),

@@ -7,6 +7,7 @@ use crate::config::Interval;
 use crate::driver::{PinnedMemory, cuda};
 use crate::model::Loan;
 use crate::plan::PhasePlan;
+use crate::store::full_disk::{self, FIRST_PAUSE, LONGEST_PAUSE};
 use crate::store::lease::Fence;
 use crate::store::{Header, RunDir, artefact};
 use crate::thread;
@@ -28,6 +29,15 @@ pub struct Checkpoints {
     thread: Option<JoinHandle<()>>,
     /// The seconds that the last save took.
     save_s: Option<f64>,
+    /// Why the last checkpoint is missing, if the disk was full.
+    full: Option<Full>,
+}
+
+/// A full disk, which a later checkpoint tries again.
+struct Full {
+    text: String,
+    tried: Instant,
+    pause: Duration,
 }
 
 /// Weights and optimiser state, in the order of [`crate::family::parameter::flat_order`].
@@ -51,6 +61,8 @@ struct Written {
     buffers: Buffers,
     /// The time that the write took; none if no file was written because the weights are not finite.
     took: Option<Duration>,
+    /// The error of a full disk.
+    full: Option<anyhow::Error>,
 }
 
 /// The thread that writes.
@@ -86,6 +98,7 @@ impl Checkpoints {
             written,
             thread: Some(thread),
             save_s: None,
+            full: None,
         })
     }
 
@@ -99,17 +112,30 @@ impl Checkpoints {
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => return Err(anyhow!("the checkpoint writer has died")),
         }
-        Ok(self.buffers.is_some() && self.due.is_now(step, self.save_s))
+        let is_now = match &self.full {
+            Some(full) => full.tried.elapsed() >= full.pause,
+            None => self.due.is_now(step, self.save_s),
+        };
+        Ok(self.buffers.is_some() && is_now)
     }
 
-    /// Writes a checkpoint of the present step and waits until it is on the disk. False if the weights are not finite.
-    pub fn save_now(&mut self, trainer: &mut Trainer) -> Result<bool> {
+    /// Writes a checkpoint of the present step and waits until it is on the disk, also for a full disk, which `tell` is told of.
+    /// False if the weights are not finite.
+    pub fn save_now(&mut self, trainer: &mut Trainer, tell: &mut dyn FnMut(Option<&str>)) -> Result<bool> {
         self.finish()?;
-        self.begin(trainer)?;
-        let written = self.receive()?;
-        let is_saved = written.took.is_some();
-        self.take_back(written);
-        Ok(is_saved)
+        let save = || {
+            self.begin(trainer)?;
+            let mut written = self.receive()?;
+            let (is_saved, full) = (written.took.is_some(), written.full.take());
+            self.take_back(written);
+            full.map_or(Ok(is_saved), Err)
+        };
+        full_disk::insist(save, tell)
+    }
+
+    /// Why the last checkpoint is missing, if the disk was full.
+    pub fn trouble(&self) -> Option<&str> {
+        self.full.as_ref().map(|full| full.text.as_str())
     }
 
     /// Waits until no checkpoint is being written.
@@ -142,6 +168,13 @@ impl Checkpoints {
 
     fn take_back(&mut self, written: Written) {
         self.save_s = written.took.map(|took| took.as_secs_f64()).or(self.save_s);
+        self.full = written.full.map(|error| {
+            let pause = self.full.as_ref().map_or(FIRST_PAUSE, |full| (2 * full.pause).min(LONGEST_PAUSE));
+            let text =
+                format!("{}; the training goes on, and the checkpoint is tried again", full_disk::reason(&error));
+            log::error!("{text} in {} s", pause.as_secs());
+            Full { text, tried: Instant::now(), pause }
+        });
         self.buffers = Some(written.buffers);
     }
 
@@ -207,7 +240,11 @@ impl Writer {
         for Snapshot { header, buffers, loan } in snapshots {
             let began = Instant::now();
             let written = self.write(&header, &buffers, loan);
-            let written = written.map(|is_written| Written { buffers, took: is_written.then(|| began.elapsed()) });
+            let written = match written {
+                Ok(is_written) => Ok(Written { buffers, took: is_written.then(|| began.elapsed()), full: None }),
+                Err(error) if full_disk::is_full(&error) => Ok(Written { buffers, took: None, full: Some(error) }),
+                Err(error) => Err(error),
+            };
             if done.send(written).is_err() {
                 break;
             }

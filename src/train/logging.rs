@@ -109,6 +109,16 @@ impl<'a> Logging<'a> {
         open.step_began = Instant::now();
     }
 
+    /// Has the heartbeat say what keeps the phase from being saved, or that nothing does any more.
+    pub fn trouble(&mut self, why: Option<&str>) {
+        let Some(open) = &mut self.open else { return };
+        let has_changed = open.progress.trouble.as_deref() != why;
+        if has_changed || why.is_some() && open.last_heartbeat.elapsed() >= HEARTBEAT {
+            open.progress.trouble = why.map(str::to_string);
+            open.beat(Activity::Running);
+        }
+    }
+
     /// Logs that the phase has stopped at a checkpoint.
     pub fn stopped(&mut self, step: u64) {
         let Some(open) = &mut self.open else { return };

@@ -20,7 +20,7 @@ use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::run::data::TrainedOn;
 use crate::store::lease::Lease;
-use crate::store::{RunDir, artefact};
+use crate::store::{RunDir, artefact, full_disk};
 use crate::weights::{Staging, Weights};
 use anyhow::{Result, anyhow};
 use checkpoints::Checkpoints;
@@ -160,6 +160,7 @@ impl Training<'_> {
                 checkpoints.begin(&mut self.trainer)?;
             }
             self.logging.saved(checkpoints.save_s());
+            self.logging.trouble(checkpoints.trouble());
         }
         Ok(())
     }
@@ -180,7 +181,9 @@ impl Training<'_> {
             checkpoints.close()?;
             let fence = setting.lease.map(Lease::fence);
             let header = self.trainer.header(setting, phase, self.meta, metrics);
-            artefact::write(&setting.run.file(&phase.file), &header, &self.trainer.result(phase.depths.len()), fence)?;
+            let (path, weights) = (setting.run.file(&phase.file), self.trainer.result(phase.depths.len()));
+            let write = || artefact::write(&path, &header, &weights, fence);
+            full_disk::insist(write, &mut |why| self.logging.trouble(why))?;
             setting.run.prune_checkpoints(&phase.name, self.trainer.step, 0, fence);
         }
         setting.group.barrier()
@@ -189,7 +192,7 @@ impl Training<'_> {
     /// Ends the phase after a signal, with a checkpoint of the newest step even if only the final evaluation remains.
     fn stop(&mut self) -> Result<()> {
         if let Some(checkpoints) = &mut self.checkpoints {
-            if !checkpoints.save_now(&mut self.trainer)? {
+            if !checkpoints.save_now(&mut self.trainer, &mut |why| self.logging.trouble(why))? {
                 // With such weights the loss of the next step would not be finite.
                 return self.not_finite(self.trainer.step);
             }

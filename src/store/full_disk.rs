@@ -1,0 +1,97 @@
+//! A full disk, which is waited for at a phase's end, because what was trained must not be lost.
+
+use anyhow::{Error, Result};
+use std::io;
+use std::time::{Duration, Instant};
+
+/// A file does not fit on the disk.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct FullDisk(pub String);
+
+/// The first pause before a write is tried again. Each pause is twice as long as the one before, up to the longest.
+pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest wait for space.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// How often the reason for the wait is told, so that heartbeats go on.
+const TELLING: Duration = Duration::from_secs(1);
+
+/// Whether a write failed because the disk or the user's part of it is full.
+pub fn is_full(error: &Error) -> bool {
+    let by_number = |cause: &io::Error| matches!(cause.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+    let is_known = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<FullDisk>() || cause.downcast_ref::<io::Error>().is_some_and(by_number)
+    };
+    error.chain().any(is_known) || words(error).is_some()
+}
+
+/// The system's words for a full disk in an error. HDF5 gives nothing but these, in the middle of a long text.
+fn words(error: &Error) -> Option<&'static str> {
+    let text = format!("{error:#}");
+    ["No space left on device", "Disk quota exceeded"].into_iter().find(|words| text.contains(words))
+}
+
+/// The error of a full disk in one line.
+pub fn reason(error: &Error) -> String {
+    words(error).map_or_else(|| format!("{error:#}"), |words| format!("{error}: {words}"))
+}
+
+/// Writes, and while the disk is full waits and tries again, for up to an hour. `tell` is told the reason every second, and at
+/// the end that there is none.
+///
+/// # Errors
+/// The last error of `write`.
+pub fn insist<T>(mut write: impl FnMut() -> Result<T>, tell: &mut dyn FnMut(Option<&str>)) -> Result<T> {
+    let (began, mut pause) = (Instant::now(), FIRST_PAUSE);
+    loop {
+        match write() {
+            Err(error) if is_full(&error) && began.elapsed() < LONGEST_WAIT => {
+                let left = (LONGEST_WAIT - began.elapsed()).as_secs().div_ceil(60);
+                let text =
+                    format!("{}; free some space: it waits and tries again, for {left} min at most", reason(&error));
+                log::error!("{text}");
+                let until = Instant::now() + pause;
+                while Instant::now() < until {
+                    tell(Some(&text));
+                    std::thread::sleep(TELLING.min(pause));
+                }
+                pause = (2 * pause).min(LONGEST_PAUSE);
+            }
+            written => {
+                tell(None);
+                return written;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn a_full_disk_is_waited_for_and_nothing_else_is() {
+        let full = || Error::new(io::Error::from_raw_os_error(libc::EDQUOT)).context("cannot write meta.h5");
+        let mut tries = 0;
+        let mut told = Vec::new();
+        let write = || {
+            tries += 1;
+            if tries == 1 { Err(full()) } else { Ok(tries) }
+        };
+        assert_eq!(insist(write, &mut |text| told.push(text.map(str::to_string))).unwrap(), 2);
+        assert!(told[0].as_ref().unwrap().starts_with("cannot write meta.h5: "), "{told:?}");
+        assert_eq!(told.last(), Some(&None));
+        let mut tries = 0;
+        let lost = || -> Result<()> {
+            tries += 1;
+            Err(anyhow!("another process has taken it over"))
+        };
+        assert!(insist(lost, &mut |_| ()).is_err() && tries == 1);
+        let of_hdf5 =
+            anyhow!("errno = 28,\n error message = 'No space left on device'").context("cannot write meta.h5");
+        assert!(is_full(&of_hdf5) && reason(&of_hdf5) == "cannot write meta.h5: No space left on device");
+        assert!(is_full(&Error::new(FullDisk("2 MB are free".into())).context("cannot write")));
+    }
+}
