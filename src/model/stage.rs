@@ -69,11 +69,11 @@ impl DropPath {
 }
 
 impl Samples {
-    /// The numbers of the samples that keep the branch, if the branch is faster for these alone: to take samples out and to
-    /// put them back takes the time of a few of them.
+    /// The numbers of the samples that keep the branch, if at least a quarter do not: for fewer, taking the others out and
+    /// putting them back costs more time than it saves.
     pub fn worth_taking(&self) -> Option<&Tensor> {
         let (kept, all) = (self.kept.size()[0], self.scale_b11.size()[0]);
-        (8 * (all - kept) >= all).then_some(&self.kept)
+        (4 * (all - kept) >= all).then_some(&self.kept)
     }
 }
 
