@@ -26,7 +26,15 @@ import time
 from pathlib import Path
 
 from gpu_parts import Part, Skipped, do_part, run_parts
-from gpu_program import DEIT_TI, SMALL, TOLERANCES, Program, difference, libtorch, within
+from gpu_program import (
+    DEIT_TI,
+    SMALL,
+    TOLERANCES,
+    Program,
+    difference,
+    libtorch,
+    within,
+)
 
 HERE = Path(__file__).resolve().parent
 def compared(program):
