@@ -98,7 +98,7 @@ class Run:
             if code == 0:
                 return starts
             said = (self.folder / "log").read_bytes()[before:].decode(errors="replace")
-            refused = re.findall(r"ERROR (\S*\.h5)", said)
+            refused = re.findall(r"ERROR (?:\[\d+\] )?(\S*\.h5)", said)
             if code == DAMAGED and refused:
                 Path(refused[0]).unlink(missing_ok=True)
             elif code not in (STOPPED, 1, 2, 128 + signal.SIGKILL):
