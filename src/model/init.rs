@@ -2,9 +2,9 @@
 
 use crate::family::parameter::{Parameter, Start};
 use crate::random::{Random, key_of_text};
-use crate::weights::Weights;
+use crate::weights::{Weights, floats_mut};
 use rayon::prelude::*;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// Fresh weights of the given parameters, drawn on all cores. A stage's weights depend on the seed, the stage and the
 /// names alone.
@@ -12,23 +12,27 @@ pub fn fresh<'a>(parameters: impl Iterator<Item = &'a Parameter>, seed: u64) -> 
     let mut parameters: Vec<&Parameter> = parameters.collect();
     // The largest are drawn first, so that no core is left alone with one at the end.
     parameters.sort_by_key(|parameter| std::cmp::Reverse(parameter.count()));
-    let drawn = parameters.into_par_iter().with_max_len(1);
-    drawn.map(|p| ((p.stage, p.name.clone()), fresh_one(p, seed))).collect::<Vec<_>>().into_iter().collect()
+    // libtorch is called on this thread alone: each other thread that calls it gets OpenMP threads of its own, and with more of
+    // them than cores, OpenMP's threads wait for each other more slowly from then on.
+    let empty = |parameter: &&Parameter| Tensor::empty(&parameter.shape[..], (Kind::Float, Device::Cpu));
+    let mut tensors: Vec<Tensor> = parameters.iter().map(empty).collect();
+    let drawn: Vec<_> = parameters.iter().zip(tensors.iter_mut().map(floats_mut)).collect();
+    drawn.into_par_iter().with_max_len(1).for_each(|(parameter, numbers)| draw(parameter, seed, numbers));
+    parameters.into_iter().map(|parameter| (parameter.stage, parameter.name.clone())).zip(tensors).collect()
 }
 
-fn fresh_one(parameter: &Parameter, seed: u64) -> Tensor {
+/// Draws the numbers of one parameter.
+fn draw(parameter: &Parameter, seed: u64, numbers: &mut [f32]) {
     let mut random = Random::new(&[seed, INIT, parameter.stage as u64, key_of_text(&parameter.name)]);
-    let mut draw = || match parameter.start {
-        Start::Normal => 0.02 * random.normal(),
+    numbers.fill_with(|| match parameter.start {
+        Start::Normal => (0.02 * random.normal()) as f32,
         Start::FanIn { fan_in } => {
             let bound = 1.0 / (fan_in as f64).sqrt();
-            random.between(-bound, bound)
+            random.between(-bound, bound) as f32
         }
         Start::Zeros => 0.0,
         Start::Ones => 1.0,
-    };
-    let numbers: Vec<f32> = (0..parameter.count()).map(|_| draw() as f32).collect();
-    Tensor::from_slice(&numbers).view(&parameter.shape[..])
+    });
 }
 
 const INIT: u64 = 4;
@@ -49,7 +53,9 @@ mod tests {
         let (one, three) = (on_threads(1), on_threads(3));
         assert_eq!(one, three);
         for parameter in &table {
-            assert_eq!(one[&(parameter.stage, parameter.name.clone())], fresh_one(parameter, 5), "{}", parameter.name);
+            let mut alone = Tensor::empty(&parameter.shape[..], (Kind::Float, Device::Cpu));
+            draw(parameter, 5, floats_mut(&mut alone));
+            assert_eq!(one[&(parameter.stage, parameter.name.clone())], alone, "{}", parameter.name);
         }
     }
 }
