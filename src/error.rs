@@ -1,6 +1,7 @@
 //! The failures on which callers branch, each with its exit code. Every other error is an `anyhow` error with context.
 
-use std::path::PathBuf;
+use crate::usage;
+use std::path::{Path, PathBuf};
 
 /// A failure with an exit code of its own. An error chain without any of these ends with exit code 1.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,11 @@ impl Failure {
             Failure::Stopped { .. } | Failure::Interrupted { .. } => 75,
             Failure::Elsewhere { code } => *code,
         }
+    }
+
+    /// A usage error that names the file or folder of another error. The stop by a signal stays as it is.
+    pub fn at(path: &Path, error: anyhow::Error) -> anyhow::Error {
+        if Failure::is_stop(&error) { error } else { usage!("{}: {error:#}", path.display()) }
     }
 
     /// Whether an error means that a signal has stopped the program in order.

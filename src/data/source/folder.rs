@@ -2,14 +2,16 @@
 //! and PNG files at any depth. Classes are numbered in the order of their names, images in the order of their paths. Unlike
 //! torchvision, hidden folders and files (`.ipynb_checkpoints`, `._photo.jpg`) are ignored.
 
-use super::index::{Index, IndexFile, IndexFolder, LARGEST, Stamp, fingerprint, fingerprint_of, sample_length, stamp};
+use super::index::{
+    Index, IndexFile, IndexFolder, LARGEST, Stamp, fingerprint, fingerprint_of, sample_length, stamp_of,
+};
 use super::samples::{Samples, Stored};
 use super::splits::{TRAINING, evaluation_split};
 use crate::error::Failure;
 use crate::{require, stop, usage};
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
-use std::fs::{DirEntry, File};
+use std::fs::{DirEntry, File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -59,7 +61,7 @@ impl Folder {
 
     /// Lists every image below a folder as one class.
     pub fn flat(root: &Path) -> Result<Folder> {
-        let class = class(root, ".".into())?;
+        let class = class(root, ".".into(), &[])?;
         require!(class.files.len() >= 2, "{}: fewer than two .jpg, .jpeg or .png files", root.display());
         Ok(Folder { root: root.into(), classes: vec![String::new()], index: number(&[class])? })
     }
@@ -78,7 +80,9 @@ struct Class {
 }
 
 fn build(root: &Path) -> Result<(Index, blake3::Hash)> {
-    let own = stamp(root).unwrap_or_default();
+    let metadata = std::fs::metadata(root).ok();
+    let own = metadata.as_ref().map(stamp_of).unwrap_or_default();
+    let above: Vec<_> = metadata.iter().map(identity).collect();
     let (entries, hidden) = entries(root).map_err(|e| {
         usage!(
             "{}: {e:#}; data.path must hold train/CLASS/*.jpg (or .jpeg, .png) and val/CLASS/*.jpg, or validation or test in \
@@ -92,7 +96,7 @@ fn build(root: &Path) -> Result<(Index, blake3::Hash)> {
         "{}: the folder has no class folders; it must hold CLASS/*.jpg (or .jpeg, .png)",
         root.display()
     );
-    let classes = names.into_par_iter().map(|name| class(root, name)).collect::<Result<Vec<_>>>()?;
+    let classes = names.into_par_iter().map(|name| class(root, name, &above)).collect::<Result<Vec<_>>>()?;
     let hidden = hidden + classes.iter().map(|class| class.hidden).sum::<usize>();
     if hidden > 0 {
         log::warn!("{}: {hidden} hidden folders or files (names that begin with a dot) are ignored", root.display());
@@ -118,12 +122,11 @@ fn number(classes: &[Class]) -> Result<Index> {
     Ok(index)
 }
 
-fn class(root: &Path, name: String) -> Result<Class> {
+/// Lists the class folder `name` of `root`; `above` holds the identities of the folders above it.
+fn class(root: &Path, name: String, above: &[Identity]) -> Result<Class> {
     let path = root.join(&name);
     let mut class = Class::default();
-    let mut above = if name == "." { vec![] } else { vec![identity(root)?] };
-    let walked = class.walk(root, name, &mut above);
-    walked.map_err(|error| if Failure::is_stop(&error) { error } else { usage!("{}: {error:#}", path.display()) })?;
+    class.walk(root, name, &mut above.to_vec()).map_err(|error| Failure::at(&path, error))?;
     require!(
         !class.files.is_empty(),
         "{}: the class has no .jpg, .jpeg or .png file; add an image, or remove the class folder from both splits",
@@ -135,15 +138,16 @@ fn class(root: &Path, name: String) -> Result<Class> {
 impl Class {
     /// Lists a folder, depth first, with its files and folders in the order of their names. `above` holds the identities of the
     /// folders above it.
-    fn walk(&mut self, root: &Path, folder: String, above: &mut Vec<(u64, u64)>) -> Result<()> {
+    fn walk(&mut self, root: &Path, folder: String, above: &mut Vec<Identity>) -> Result<()> {
         stop::check("listing images")?;
         let path = root.join(&folder);
-        let own = identity(&path)?;
+        let metadata = std::fs::metadata(&path).with_context(|| path.display().to_string())?;
+        let own = identity(&metadata);
         ensure!(!above.contains(&own), "{folder} is a link to a folder above it; remove the link");
         above.push(own);
         let number = self.folders.len();
         self.folders.push(folder.clone());
-        self.stamps.push(stamp(&path)?);
+        self.stamps.push(stamp_of(&metadata));
         let (entries, hidden) = entries(&path).with_context(|| folder.clone())?;
         self.hidden += hidden;
         for (name, entry) in entries {
@@ -162,9 +166,10 @@ impl Class {
 }
 
 /// The numbers of a folder's device and inode, which a link to it shares.
-fn identity(folder: &Path) -> Result<(u64, u64)> {
-    let metadata = std::fs::metadata(folder).with_context(|| format!("{}", folder.display()))?;
-    Ok((metadata.dev(), metadata.ino()))
+type Identity = (u64, u64);
+
+fn identity(folder: &Metadata) -> Identity {
+    (folder.dev(), folder.ino())
 }
 
 fn is_image(name: &str) -> bool {

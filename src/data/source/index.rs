@@ -12,8 +12,9 @@
 
 use super::names::Names;
 use anyhow::{Context, Result, ensure};
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8] = b"incubate index, format 2\n";
@@ -156,10 +157,12 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 pub type Stamp = [i64; 3];
 
 pub fn stamp(path: &Path) -> Result<Stamp> {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = fs::metadata(path).with_context(|| format!("{}", path.display()))?;
+    Ok(stamp_of(&fs::metadata(path).with_context(|| format!("{}", path.display()))?))
+}
+
+pub fn stamp_of(metadata: &Metadata) -> Stamp {
     let size = if metadata.is_file() { metadata.len() as i64 } else { 0 };
-    Ok([size, metadata.mtime(), metadata.mtime_nsec()])
+    [size, metadata.mtime(), metadata.mtime_nsec()]
 }
 
 /// A fingerprint of folders or files below `root`: their names, sizes and times of change.

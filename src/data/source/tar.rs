@@ -125,7 +125,7 @@ fn build(root: &Path, tars: Names) -> Result<Index> {
         .into_par_iter()
         .map(|tar| {
             let path = root.join(tars.path(tar));
-            scan(&path).map_err(|error| in_file(&path, error))
+            scan(&path).map_err(|error| Failure::at(&path, error))
         })
         .collect::<Result<_>>()?;
     let hidden: usize = scanned.iter().map(|(_, hidden)| hidden).sum();
@@ -143,11 +143,6 @@ fn build(root: &Path, tars: Names) -> Result<Index> {
         }
     }
     Ok(index)
-}
-
-/// A usage error that names the file, unless a signal has stopped the process.
-fn in_file(path: &Path, error: anyhow::Error) -> anyhow::Error {
-    if Failure::is_stop(&error) { error } else { usage!("{}: {error:#}", path.display()) }
 }
 
 #[cfg(test)]
