@@ -3,6 +3,7 @@
 use crate::require;
 use anyhow::Result;
 
+/// Refuses a number that is not positive. `usual` is the example in the error.
 pub fn positive(key: &str, value: f64, usual: f64) -> Result<()> {
     require!(value > 0.0 && value.is_finite(), "{key} = {value}: it must be a positive number, such as {usual:e}");
     Ok(())
@@ -14,6 +15,7 @@ pub fn at_most(key: &str, value: usize, most: usize) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a number that is not between 0 and 1.
 pub fn probability(key: &str, value: f64) -> Result<()> {
     require!((0.0..=1.0).contains(&value), "{key} = {value}: a probability is between 0 and 1");
     Ok(())

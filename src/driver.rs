@@ -1,7 +1,7 @@
 //! The library of the NVIDIA driver, loaded at run time. It lists the GPUs and their memory, and makes events and pinned memory.
 //!
-//! The signatures are those of CUDA's `cuda.h` (driver API). Every Linux driver has `libcuda.so.1`, whatever CUDA version
-//! libtorch was built with. `cuda.h` maps plain names to the names with a suffix.
+//! The signatures are those of CUDA's `cuda.h` (driver API), which maps some names to names with a suffix such as `_v2`. Every Linux
+//! driver has `libcuda.so.1`, whatever CUDA version libtorch was built with.
 
 use anyhow::{Context, Result, anyhow, ensure};
 use libloading::Library;
@@ -137,6 +137,7 @@ impl Driver {
         (self.version / 1000, self.version % 1000 / 10)
     }
 
+    /// The visible GPUs, in the order of the driver and of libtorch.
     pub fn gpus(&self) -> &[Gpu] {
         &self.gpus
     }

@@ -1,63 +1,64 @@
 //! Deep Incubation (arXiv 2212.04129) for clusters: trains a large Vision Transformer module by module over MPI.
 //!
 //! # The idea in four lines
-//! Cut the **target** network into K **stages**. Train a **meta model** in which every stage is thin. Then train each
-//! **module** (one stage at target depth) on its own, inside the frozen meta model: that network is its **hybrid**.
-//! Assemble the modules into the target and fine-tune it. Modules need nothing of each other, so they train at the same
-//! time, on different ranks.
+//! Divide the **target** network into K **stages**. Train a **meta model** in which every stage is thin. Then train each **module**
+//! (one stage at target depth) on its own, inside the frozen meta model; this network is its **hybrid**. Assemble the modules into
+//! the target and fine-tune it. Modules need nothing of each other, so they can train at the same time on different ranks.
 //!
 //! # The map: a file imports only from lower floors
 //! ```text
 //! 6  main, cli          the door: commands, exit codes
 //! 5  pipeline           walks the graph of the run; assembly, evaluation, reports, progress bars
-//! 5  pack               any source into HDF5 shards
+//! 5  pack               writes any source as HDF5 shards
 //! 5  bench              performance claims as commands
-//! 5  export, import      one small file per format of other programs
-//! 5  downstream         the official figures of COCO and ADE20K results
+//! 5  export, import     one small file per format of other programs
+//! 5  downstream         the official figures of results on COCO and ADE20K
 //! 5  cluster            Slurm scripts and submission, status, doctor
 //! 4  train              THE LOOP (read this first), one optimiser step, AdamW, evaluation
 //! 3  task               losses with their gradients, and metrics as data; classification
-//! 2  data               source: image folders, tar shards, packs, IDX, CIFAR, drawn; image: decoding, augmentation; feed: loader
+//! 2  data               source: image folders, tars, packs, IDX, CIFAR, drawn images; image: decoding, augmentation; feed: loader
 //! 2  model              the staged Vision Transformer, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl
 //! 2  device             CUDA loaded at run time, this rank's GPUs, cores near them
 //! 2  store              run directory, HDF5 artefacts, durable write, leases, metrics, heartbeats, ledger
-//! 1  run                the graph of a run as data: the table of its rows, the rule that says how each node stands; its data
-//! 1  plan               all that follows from the config: phases, schedules, groups, cost
+//! 1  run                the graph of a run as data: the table of its rows, the rule that decides the state of each node
+//! 1  plan               everything that follows from the config: phases, schedules, groups, cost
 //! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
-//! 1  launcher           what mpirun or Slurm says of this process
-//! 1  driver, libtorch    the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind
-//! 1  seal               what finds damage before a byte of an HDF5 file is parsed
+//! 1  launcher           the rank and the cores of this process, according to mpirun or Slurm
+//! 1  driver, libtorch   the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind
+//! 1  seal               checksums that find damage before a byte of an HDF5 file is parsed
 //! 1  svg                pictures of curves and of a confusion matrix
-//! 0  family             per kind of network: config keys, table of parameters, cost, other programs' names
+//! 0  family             per kind of network: config keys, table of parameters, cost, names in other programs
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
 //! 0  bounds             limits of the numbers in a config
-//! 0  thread, stop       starting threads; a signal's wish that the process stop
+//! 0  thread, stop       starting threads; whether a signal asked this process to stop
 //! ```
 //! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`, reading and
 //! writing HDF5 in `store/artefact.rs` and `data/source/shard.rs`, `clap` in `cli/`.
 //!
 //! # From `main` to one optimiser step in five hops
-//! 1. `main.rs` parses, sets up logging and signals, joins the world of ranks, and turns any error into an exit code.
+//! 1. `main.rs` parses the command line, sets up logging and signals, joins the world of ranks, and turns any error into an exit
+//!    code.
 //! 2. [`cli::dispatch`] loads the config and opens a [`pipeline::Job`]: plan, data, run directory, world.
 //! 3. [`pipeline::Job::run`] walks the rows of [`run::table::TABLE`], which read like the paper: meta, modules, assemble,
-//!    fine-tune. A row that trains becomes a [`plan::PhasePlan`]; no training code asks which phase it is in.
-//! 4. [`train::run`] is the loop: step, log, evaluate, checkpoint, stop if told to, write the artefact.
+//!    fine-tune. A row that trains becomes a [`plan::PhasePlan`]. No training code asks which phase it is in.
+//! 4. [`train::run`] is the loop: step, log, evaluate, checkpoint, stop after a signal, write the artefact.
 //! 5. [`train::step::Stepper::step`] is one optimiser step: forward, backward, all-reduce, clip, AdamW.
 //!
 //! # Invariants
-//! - Everything random is a pure function of a key such as (seed, epoch, sample) ([`random`]); there is no generator
-//!   state to save. A resumed run has the bits of an uninterrupted one, and the stream of samples is the same for any
-//!   number of ranks and workers.
-//! - The backward pass is written out ([`model`]), not autograd's: a test compares every gradient with timm's.
-//! - The host never waits for a GPU within a step: it hears of a step's loss while the GPU is at the next one
+//! - All randomness is a pure function of a key such as (seed, epoch, sample) ([`random`]), so there is no generator state to
+//!   save. On a CPU, a resumed run has the same bits as an uninterrupted run. The samples of each step are the same for any number
+//!   of ranks and workers.
+//! - The backward pass of a ViT is written out ([`model`]), not left to autograd. A test compares every gradient with timm's.
+//! - The host never waits for a GPU within a step. It reads the loss of a step while the GPU computes the next step
 //!   ([`train::step`]).
-//! - A phase's trained parameters, gradients and moments are flat buffers ([`model::FlatParameters`]): one all-reduce
-//!   and one optimiser pass per step. Of frozen stages before them nothing is kept; those after have no weight gradients.
-//! - A file is written beside its place, synced and renamed ([`store::durable`]); an artefact is verified whole before a
-//!   byte of it is parsed ([`store::artefact`]). Nothing read from disk is executed.
-//! - All ranks of a collective call make it, or none: what can fail on one rank alone is first agreed upon
-//!   ([`collective::agree`]), and everything else ends the whole world ([`collective::mpi::World::abort`]).
+//! - The trained parameters of a phase, their gradients and their moments are flat buffers ([`model::FlatParameters`]), so a step
+//!   needs one all-reduce and one optimiser pass. Nothing is kept for the frozen stages before the trained ones. The frozen stages
+//!   after them have no weight gradients.
+//! - A file is written under a temporary name, synced and renamed ([`store::durable`]). An artefact is verified whole before a byte
+//!   of it is parsed ([`store::artefact`]). Nothing that is read from disk is executed.
+//! - Either all ranks make a collective call, or none does. If a step can fail on one rank alone, the ranks first agree on its
+//!   result ([`collective::agree`]). Any other failure ends the whole world ([`collective::mpi::World::abort`]).
 //!
 //! Deliberately absent: a plug-in system, a second way to write a config, any state outside the run directory.
 

@@ -1,4 +1,4 @@
-// Functions of libtorch that tch does not bind. Each returns null, or libtorch's error message.
+// Wraps functions of libtorch that tch does not bind. Each returns null, or libtorch's error message, which the caller must free.
 
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
@@ -20,8 +20,9 @@
 #include <cstring>
 
 namespace {
+// Calls act. Returns null, or the message of the exception that it throws.
 template <typename Act>
-char *told(Act act) {
+char *error_of(Act act) {
   try {
     act();
     return nullptr;
@@ -39,7 +40,7 @@ Kernel preferred(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v) 
   case at::SDPBackend::flash_attention:
     if (q.is_cpu())
       return FLASH_FOR_CPU;
-    // libtorch itself pads other heads.
+    // FlashAttention takes only heads of a multiple of 8. Others would need padding, as libtorch's own attention pads them.
     return q.size(-1) % 8 == 0 ? FLASH : NONE;
   case at::SDPBackend::efficient_attention:
     return EFFICIENT;
@@ -50,7 +51,7 @@ Kernel preferred(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v) 
   }
 }
 
-// Three tensors (b, h, n, e) as one (b, n, 3, h, e): without a copy if they are already parts of such a tensor.
+// Joins three tensors (b, h, n, e) to one (b, n, 3, h, e). Makes no copy if they are already parts of such a tensor.
 at::Tensor packed(at::Tensor dq, at::Tensor dk, at::Tensor dv) {
   dq = dq.transpose(1, 2), dk = dk.transpose(1, 2), dv = dv.transpose(1, 2);
   auto b = dq.size(0), n = dq.size(1), h = dq.size(2), e = dq.size(3), start = dq.storage_offset();
@@ -71,7 +72,7 @@ extern "C" {
 char *incubate_layer_norm_backward(at::Tensor **out, const at::Tensor *gradient, const at::Tensor *x,
                                    const at::Tensor *mean, const at::Tensor *scale, const at::Tensor *weight,
                                    const at::Tensor *bias, bool trained) {
-  return told([&] {
+  return error_of([&] {
     auto [dx, dweight, dbias] = at::native_layer_norm_backward(*gradient, *x, weight->sizes(), *mean, *scale, *weight,
                                                                *bias, {true, trained, trained});
     out[0] = new at::Tensor(dx);
@@ -82,30 +83,31 @@ char *incubate_layer_norm_backward(at::Tensor **out, const at::Tensor *gradient,
   });
 }
 
-// Updates all numbers in place. The gradients are divided by `divisor` first. Nothing is updated if `skip` is 1.
+// Updates weights and moments in place. The gradients are divided by `divisor` first. Nothing is updated if `skip` is 1.
 char *incubate_fused_adamw(const at::Tensor *weights, const at::Tensor *gradients, const at::Tensor *exp_avg,
                            const at::Tensor *exp_avg_sq, const at::Tensor *step, const at::Tensor *divisor,
                            const at::Tensor *skip, double lr, double beta1, double beta2, double weight_decay,
                            double eps) {
-  return told([&] {
+  return error_of([&] {
     at::_fused_adamw_({*weights}, {*gradients}, {*exp_avg}, {*exp_avg_sq}, {}, {*step}, lr, beta1, beta2, weight_decay,
                       eps, /*amsgrad=*/false, /*maximize=*/false, *divisor, *skip);
   });
 }
 
-// Which kernels of fused attention may be used from now on, on all GPUs.
+// Sets which kernels of fused attention may be used from now on, on all GPUs.
 char *incubate_allow_attention(bool flash, bool efficient, bool cudnn) {
-  return told([&] {
+  return error_of([&] {
     at::globalContext().setSDPUseFlash(flash);
     at::globalContext().setSDPUseMemEfficient(efficient);
     at::globalContext().setSDPUseCuDNN(cudnn);
   });
 }
 
-// Attention of q, k and v, each (b, h, n, e), by a fused kernel. Writes its number and, if there is one, the output and
-// five tensors for the backward pass: logsumexp, the generator's two, and the two of cumulated lengths.
+// Computes attention of q, k and v, each (b, h, n, e), with a fused kernel. Writes the number of the kernel, which is 0 if no kernel
+// takes the tensors. Otherwise also writes the output and five tensors for the backward pass: logsumexp, seed and offset of the
+// generator, and the cumulative lengths of q and k.
 char *incubate_attention(int *kernel, at::Tensor **out, at::Tensor *const *qkv) {
-  return told([&] {
+  return error_of([&] {
     auto &q = *qkv[0], &k = *qkv[1], &v = *qkv[2];
     auto write = [&](std::initializer_list<at::Tensor> tensors) {
       for (auto &tensor : tensors)
@@ -130,10 +132,11 @@ char *incubate_attention(int *kernel, at::Tensor **out, at::Tensor *const *qkv) 
   });
 }
 
-// Writes the gradient (b, n, 3, h, e) of q, k and v from that of the output. `kept` is what incubate_attention wrote.
+// Writes the gradient (b, n, 3, h, e) of q, k and v, given the gradient of the output. `kept` are the six tensors that
+// incubate_attention wrote.
 char *incubate_attention_backward(at::Tensor **out, int kernel, const at::Tensor *gradient, at::Tensor *const *qkv,
                                   at::Tensor *const *kept) {
-  return told([&] {
+  return error_of([&] {
     auto &q = *qkv[0], &k = *qkv[1], &v = *qkv[2];
     auto &y = *kept[0], &logsumexp = *kept[1], &seed = *kept[2], &offset = *kept[3], &cum_q = *kept[4], &cum_k = *kept[5];
     auto n = q.size(2);
@@ -142,7 +145,7 @@ char *incubate_attention_backward(at::Tensor **out, int kernel, const at::Tensor
       std::tie(dq, dk, dv) = at::_scaled_dot_product_flash_attention_backward(
           *gradient, q, k, v, y, logsumexp, cum_q, cum_k, n, n, 0.0, false, seed, offset);
     } else if (kernel == EFFICIENT) {
-      // As _scaled_dot_product_efficient_attention_backward calls it, but with one storage for the three gradients.
+      // This is the call in _scaled_dot_product_efficient_attention_backward, but with one storage for the three gradients.
       auto bnhe = [](const at::Tensor &bhne) { return bhne.transpose(1, 2); };
       std::tie(dq, dk, dv, dmask) = at::_efficient_attention_backward(
           bnhe(*gradient), bnhe(q), bnhe(k), bnhe(v), {}, bnhe(y), {}, {}, n, n, logsumexp, 0.0, seed, offset,
@@ -161,7 +164,7 @@ char *incubate_attention_backward(at::Tensor **out, int kernel, const at::Tensor
 
 // Writes an uninitialised fp32 tensor in pinned host memory.
 char *incubate_empty_pinned(at::Tensor **out, const int64_t *sizes, size_t dimensions) {
-  return told([&] {
+  return error_of([&] {
     auto options = at::TensorOptions(at::kFloat).pinned_memory(true);
     *out = new at::Tensor(at::empty(at::IntArrayRef(sizes, dimensions), options));
   });
@@ -169,6 +172,6 @@ char *incubate_empty_pinned(at::Tensor **out, const int64_t *sizes, size_t dimen
 
 // Returns the GPU memory that libtorch caches to the driver.
 char *incubate_empty_cache() {
-  return told([] { at::accelerator::emptyCache(); });
+  return error_of([] { at::accelerator::emptyCache(); });
 }
 }

@@ -1,4 +1,4 @@
-//! libtorch's functions that tch does not bind, through `libtorch.cpp`.
+//! Calls functions of libtorch that tch does not bind, through `libtorch.cpp`.
 
 use anyhow::{Context, Result, anyhow};
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -48,29 +48,31 @@ fn raw(tensor: &Tensor) -> Raw {
     tensor.as_ptr().cast_mut().cast()
 }
 
-/// Panics with libtorch's error message, as tch does.
-fn check(told: *mut c_char) {
-    try_check(told).unwrap_or_else(|error| panic!("{error}"));
+/// Panics with the error message of a call, if there is one, as tch does.
+fn check(message: *mut c_char) {
+    try_check(message).unwrap_or_else(|error| panic!("{error}"));
 }
 
-fn try_check(told: *mut c_char) -> Result<()> {
-    if told.is_null() {
+/// Returns the error message of a call as an error, if there is one.
+fn try_check(message: *mut c_char) -> Result<()> {
+    if message.is_null() {
         return Ok(());
     }
-    // SAFETY: the C++ side gives a terminated text made by strdup.
-    let text = unsafe { CStr::from_ptr(told) }.to_string_lossy().into_owned();
-    // SAFETY: strdup's memory is freed by the caller, once.
-    unsafe { libc::free(told.cast()) };
+    // SAFETY: `libtorch.cpp` returns a terminated text made by strdup.
+    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    // SAFETY: the memory comes from strdup and is freed once.
+    unsafe { libc::free(message.cast()) };
     Err(anyhow!(text))
 }
 
+/// Takes ownership of a tensor that `libtorch.cpp` has made; none for a null pointer.
 fn take(raw: Raw) -> Option<Tensor> {
-    // SAFETY: the C++ side writes only pointers to new at::Tensors, and tch deletes the tensor.
+    // SAFETY: `libtorch.cpp` writes only pointers to new at::Tensors, and tch deletes the tensor.
     (!raw.is_null()).then(|| unsafe { Tensor::from_ptr(raw.cast()) })
 }
 
-/// The gradients of x and, if `trained`, of weight and bias, from the gradient of the norm's output. `mean` and `scale` are
-/// the outputs of `native_layer_norm`.
+/// Computes the gradients of x and, if `trained`, of weight and bias from the gradient of LayerNorm's output. `mean` and `scale`
+/// are outputs of `native_layer_norm`.
 pub fn layer_norm_backward(
     gradient: &Tensor,
     x: &Tensor,
@@ -83,16 +85,16 @@ pub fn layer_norm_backward(
     // SAFETY: all are live tensors, and `out` has room for three pointers.
     check(unsafe { incubate_layer_norm_backward(out.as_mut_ptr(), gradient, x, mean, scale, weight, bias, trained) });
     let [dx, dweight, dbias] = out.map(take);
-    (dx.expect("it was written"), dweight.zip(dbias).map(|(weight, bias)| [weight, bias]))
+    (dx.expect("the call has written it"), dweight.zip(dbias).map(|(weight, bias)| [weight, bias]))
 }
 
-/// The numbers of one AdamW update.
+/// The constants of one AdamW update.
 pub struct AdamW {
     /// The number of updates, including this one, as an fp32 scalar.
     pub step: Tensor,
-    /// The gradients are divided by this fp32 scalar first.
+    /// The fp32 scalar by which the gradients are divided first.
     pub divisor: Tensor,
-    /// An fp32 scalar; if it is 1, nothing is updated.
+    /// An fp32 scalar. If it is 1, nothing is updated.
     pub skip: Tensor,
     pub lr: f64,
     pub betas: [f64; 2],
@@ -100,7 +102,7 @@ pub struct AdamW {
     pub eps: f64,
 }
 
-/// One pass of torch's fused AdamW over fp32 weights, gradients and moments, in place.
+/// Updates fp32 weights and moments in place, with torch's fused AdamW.
 pub fn fused_adamw(update: &AdamW, weights: &Tensor, gradients: &Tensor, [exp_avg, exp_avg_sq]: [&Tensor; 2]) {
     let AdamW { step, divisor, skip, lr, betas: [beta1, beta2], weight_decay, eps } = update;
     let [weights, gradients, exp_avg, exp_avg_sq] = [weights, gradients, exp_avg, exp_avg_sq].map(raw);
@@ -124,53 +126,54 @@ pub fn fused_adamw(update: &AdamW, weights: &Tensor, gradients: &Tensor, [exp_av
     });
 }
 
-/// A kernel of fused attention, as libtorch has several.
+/// libtorch's kernels of fused attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
-    /// FlashAttention 2 (Dao, arXiv 2307.08691): 16-bit numbers on a GPU.
+    /// FlashAttention 2 (Dao, arXiv 2307.08691), for 16-bit numbers on a GPU.
     Flash,
-    /// That of xFormers, which also takes fp32.
+    /// The kernel of xFormers, which also takes fp32, on a GPU.
     Efficient,
-    /// cuDNN's, which builds a plan for each shape and thread.
+    /// The kernel of cuDNN, which builds a plan for each shape and thread.
     Cudnn,
+    /// libtorch's own kernel for the CPU.
     FlashForCpu,
 }
 
-/// In the order of their numbers in `libtorch.cpp`, where 0 is none.
+/// The kernels in the order of their numbers in `libtorch.cpp`, which counts from 1.
 const KERNELS: [Kernel; 4] = [Kernel::Flash, Kernel::Efficient, Kernel::Cudnn, Kernel::FlashForCpu];
 
-/// Has attention on GPUs use one of these kernels from now on, in the order that libtorch prefers.
+/// Allows only these kernels for attention on GPUs from now on. libtorch chooses one of them for each call.
 pub fn allow_attention(kernels: &[Kernel]) {
     let has = |kernel| kernels.contains(&kernel);
-    // SAFETY: it sets switches of libtorch's.
+    // SAFETY: the call only sets switches of libtorch.
     check(unsafe { incubate_allow_attention(has(Kernel::Flash), has(Kernel::Efficient), has(Kernel::Cudnn)) });
 }
 
-/// Attention that a fused kernel has computed, with what its backward pass needs.
+/// The result of attention by a fused kernel, with the tensors that the backward pass needs.
 pub struct Attention {
     pub kernel: Kernel,
     qkv: [Tensor; 3],
-    /// The output, and the tensors that the kernel itself wants back.
+    /// The output, and the other tensors that the kernel's backward pass takes.
     kept: [Tensor; 6],
 }
 
-/// Softmax(q · kᵀ / √e) · v of tensors (b, heads, n, e) by a fused kernel; none if no kernel takes them.
+/// Computes softmax(q · kᵀ / √e) · v of tensors (b, heads, n, e) with a fused kernel. Returns none if no kernel takes them.
 pub fn attention(qkv: [Tensor; 3]) -> Result<Option<Attention>> {
     let (mut number, mut out) = (0, [std::ptr::null_mut(); 6]);
     let inputs = qkv.each_ref().map(raw);
     // SAFETY: the inputs are three live tensors, and `out` has room for six pointers.
     try_check(unsafe { incubate_attention(&mut number, out.as_mut_ptr(), inputs.as_ptr()) })?;
     let kernel = usize::try_from(number - 1).ok().map(|index| KERNELS[index]);
-    Ok(kernel.map(|kernel| Attention { kernel, qkv, kept: out.map(|one| take(one).expect("it was written")) }))
+    Ok(kernel.map(|kernel| Attention { kernel, qkv, kept: out.map(|raw| take(raw).expect("the call has written it")) }))
 }
 
 impl Attention {
-    /// (b, heads, n, e).
+    /// The output (b, heads, n, e).
     pub fn output(&self) -> &Tensor {
         &self.kept[0]
     }
 
-    /// The gradient of q, k and v as one tensor (b, n, 3, heads, e), from that of the output.
+    /// Computes the gradient of q, k and v, as one tensor (b, n, 3, heads, e), from the gradient of the output.
     pub fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
         let number = KERNELS.iter().position(|&kernel| kernel == self.kernel).expect("all are listed") as c_int + 1;
         let mut out = std::ptr::null_mut();
@@ -179,12 +182,12 @@ impl Attention {
         try_check(unsafe {
             incubate_attention_backward(&mut out, number, raw(gradient), qkv.as_ptr(), kept.as_ptr())
         })?;
-        Ok(take(out).expect("it was written"))
+        Ok(take(out).expect("the call has written it"))
     }
 }
 
-/// An uninitialised fp32 tensor in pinned host memory. The calling thread must have a current GPU. libtorch reuses the memory
-/// once the tensor is dropped and all copies from it are done.
+/// Makes an uninitialised fp32 tensor in pinned host memory. The calling thread must have a current GPU. libtorch reuses the memory
+/// after the tensor is dropped and all copies from it are done.
 ///
 /// # Errors
 /// No memory can be pinned.
@@ -195,10 +198,10 @@ pub fn empty_pinned(sizes: &[i64]) -> Result<Tensor> {
     take(out).context("libtorch has written no tensor")
 }
 
-/// Returns the GPU memory that libtorch caches to the driver, from which NCCL takes its memory. Does nothing on the CPU.
+/// Returns the GPU memory that libtorch caches to the driver, where NCCL can take it. Does nothing on the CPU.
 pub fn empty_cache(device: Device) {
     if device.is_cuda() {
-        // SAFETY: only memory that no tensor uses is freed.
+        // SAFETY: the call only frees memory that no tensor uses.
         check(unsafe { incubate_empty_cache() });
     }
 }

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     hdf5::silence_errors(true);
     if cli.command.heeds_signals() {
         for signal in [SIGHUP, SIGINT, SIGTERM, SIGUSR2].into_iter().filter(|&signal| !is_ignored(signal)) {
-            // SAFETY: the handler stores to an atomic, and may restore the signal's default action and raise it.
+            // SAFETY: the handler only stores to an atomic, or restores the signal's default action and raises the signal.
             unsafe { signal_hook::low_level::register(signal, move || stop(signal)) }
                 .expect("the signal can be caught");
         }
@@ -52,15 +52,15 @@ fn main() -> ExitCode {
 
 /// Whether this process was started with a signal ignored, as nohup does with SIGHUP.
 fn is_ignored(signal: i32) -> bool {
-    // SAFETY: the call only writes the signal's present action into `present`, of which zeros are a value.
+    // SAFETY: the call only writes the signal's present action into `present`, for which zeros are a valid value.
     unsafe {
         let mut present: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, std::ptr::null(), &mut present) == 0 && present.sa_sigaction == libc::SIG_IGN
     }
 }
 
-/// Asks for a stop at the next step. A second Ctrl-C ends the process at once, but no other signal does, since Slurm sends a
-/// warning and then TERM.
+/// Asks for a stop at the next step. A second Ctrl-C ends the process at once. A second signal of another kind does not, because
+/// Slurm sends a warning and then TERM.
 fn stop(signal: i32) {
     if STOP.swap(true, Ordering::Relaxed) && signal == SIGINT {
         let _ = signal_hook::low_level::emulate_default_handler(signal);

@@ -1,5 +1,5 @@
-//! Counter-based randomness: a generator is a pure function of its key. So the augmentation of a sample and the drop-path
-//! masks of a step are the same for any number of workers and ranks, and a resumed run needs no saved generator state.
+//! Counter-based randomness: the numbers of a generator are a pure function of its key. So the augmentation of a sample and the
+//! drop-path masks of a step are the same for any number of workers and ranks, and a resumed run needs no saved generator state.
 //!
 //! The generator is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), seeded with the
 //! mixed key.

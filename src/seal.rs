@@ -1,6 +1,6 @@
 //! The seal of a finished file: a user block of text before the HDF5 part. It holds the length of the file and the hash of all
-//! bytes behind the block, so that damage is found before any byte is parsed. The hash may leave out a range of bytes whose
-//! parts have checksums of their own, which are compared when a part is read.
+//! bytes behind the block, so that damage is found before any byte is parsed. The hash may leave out a range of bytes. The parts
+//! of such a range have checksums of their own, which are compared when a part is read.
 //! ```text
 //! incubate KIND, format VERSION
 //! length BYTES

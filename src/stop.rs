@@ -4,8 +4,8 @@ use crate::error::Failure;
 use anyhow::Result;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether a signal asked this process to stop. It is a static because a signal handler gets no arguments, and an atomic because
-/// a handler may do no more than store to one.
+/// Whether a signal asked this process to stop. It is static because a signal handler gets no arguments, and atomic because a
+/// handler may do little more than store to an atomic.
 pub static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Whether a signal asked this process to stop.

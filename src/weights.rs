@@ -1,4 +1,4 @@
-//! What the rooms exchange: tensors by stage and name, and their numbers as slices.
+//! Named tensors, which the rooms of floor 2 exchange, with access to their numbers, and the way of tensors to a device.
 
 use crate::driver::cuda;
 use crate::libtorch;
@@ -10,24 +10,25 @@ use tch::{Device, Kind, Tensor};
 /// Parameters by (stage, `model_stages[stage]` name).
 pub type Weights = BTreeMap<(usize, String), Tensor>;
 
-/// The same weights on a device; no copy where they are there already.
+/// The same weights on a device. Weights that are already there are not copied.
 pub fn on_device(weights: &Weights, device: Device) -> Weights {
     weights.iter().map(|(key, tensor)| (key.clone(), tensor.to_device(device))).collect()
 }
 
-/// The right to pin memory, shared by its clones: held by threads that pin, or by one that keeps the others from it.
+/// A lock for pinning memory, which all clones share. Several threads may pin at the same time, unless one thread forbids it.
 #[derive(Debug, Clone, Default)]
 pub struct Pinning(Arc<RwLock<()>>);
 
 impl Pinning {
-    /// While the guard lives, nobody who shares this begins to pin memory. Pinning can wait for a GPU, and other GPUs' work
-    /// can then wait for the thread that pins.
+    /// Keeps all threads that share this lock from pinning memory until the guard is dropped. A thread that pins may wait for a GPU,
+    /// while the work of other GPUs waits for that thread.
     pub fn forbid(&self) -> RwLockWriteGuard<'_, ()> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Host memory from which a device takes its inputs. For a GPU it is pinned, so that the GPU copies it beside its work.
+/// Allocates the host memory from which a device takes its inputs. For a GPU it is pinned, so that the GPU can copy the inputs while
+/// it computes.
 #[derive(Debug, Clone)]
 pub struct Staging {
     device: Device,
@@ -39,7 +40,7 @@ impl Staging {
         Staging { device, pinning }
     }
 
-    /// For inputs that stay on the CPU.
+    /// Staging for inputs that stay on the CPU.
     pub fn of_cpu() -> Staging {
         Staging::new(Device::Cpu, Pinning::default())
     }
@@ -52,19 +53,19 @@ impl Staging {
         self.device.is_cuda()
     }
 
-    /// An fp32 tensor of any content in pinned memory; none if the device is no GPU.
+    /// Allocates an uninitialised fp32 tensor in pinned memory. Returns none if the device is not a GPU.
     ///
     /// # Errors
     /// No memory can be pinned.
     pub fn empty_pinned(&self, sizes: &[i64]) -> Result<Option<Tensor>> {
         let Device::Cuda(number) = self.device else { return Ok(None) };
-        // libtorch asks here which of the GPU's copies are done, in this thread.
+        // libtorch checks here which copies of this thread's current GPU are done.
         cuda()?.make_current(number)?;
-        let _held = self.pinning.0.read().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.pinning.0.read().unwrap_or_else(PoisonError::into_inner);
         libtorch::empty_pinned(sizes).map(Some)
     }
 
-    /// An fp32 host tensor as the device takes it best: a pinned copy for a GPU, else the tensor itself.
+    /// Prepares an fp32 host tensor for the device: returns a pinned copy for a GPU, else the tensor itself.
     pub fn staged(&self, tensor: Tensor) -> Tensor {
         match self.empty_pinned(&tensor.size()).unwrap_or_else(|error| panic!("{error:#}")) {
             Some(mut copy) => {
@@ -76,7 +77,7 @@ impl Staging {
     }
 }
 
-/// A host tensor on a device; from pinned memory without waiting for it.
+/// Copies a host tensor to a device. If the tensor is in pinned memory, does not wait for the copy.
 pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
     tensor.to_device_(device, tensor.kind(), true, false)
 }
@@ -84,20 +85,21 @@ pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
 /// The numbers of a contiguous fp32 CPU tensor.
 pub fn floats(tensor: &Tensor) -> &[f32] {
     check(tensor);
-    // SAFETY: `check` has seen that `numel` fp32 values lie in a row in host memory, and the tensor, borrowed for as
-    // long as the slice, keeps them alive.
+    // SAFETY: `check` makes sure that `numel` fp32 values are contiguous in host memory. The slice borrows the tensor, which keeps
+    // them alive.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
-/// As [`floats`], as the little-endian bytes that every file format here keeps.
+/// The numbers of [`floats`] as little-endian bytes, which is the form in which all file formats here store them.
 pub fn bytes(tensor: &Tensor) -> &[u8] {
-    const { assert!(cfg!(target_endian = "little"), "the byte order of memory is the files'") };
+    const { assert!(cfg!(target_endian = "little"), "memory and files have the same byte order") };
     let numbers = floats(tensor);
     // SAFETY: any initialised memory may be read as bytes; the length is that of the slice.
     unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) }
 }
 
-/// As [`floats`], to write through. Views share memory: the caller lets no other slice of the same storage live.
+/// The numbers of [`floats`], to be changed. Views share memory, so the caller must not use another slice of the same storage at the
+/// same time.
 pub fn floats_mut(tensor: &mut Tensor) -> &mut [f32] {
     check(tensor);
     // SAFETY: as in `floats`; the exclusive borrow of the tensor is the caller's promise about its views.

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 /// Images per second, including reading the file or the pack; on one thread unless stated otherwise.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct DataReport {
     pub images: usize,
     pub mean_bytes: usize,
     pub decode_per_s_core: f64,
@@ -63,7 +63,7 @@ pub struct Parts {
 }
 
 /// Measures the default recipe on every JPEG and PNG below a folder.
-pub fn measure(folder: &Path, passes: usize) -> Result<Report> {
+pub fn measure(folder: &Path, passes: usize) -> Result<DataReport> {
     let files = Arc::new(Folder::flat(folder)?);
     let config = Config::parse("", &[])?;
     let bytes = (0..files.len()).map(|index| read(files.as_ref(), index).map(|(bytes, _)| bytes.len()));
@@ -80,7 +80,7 @@ pub fn measure(folder: &Path, passes: usize) -> Result<Report> {
     let (train_packed_raw_per_s_core, train_packed_raw_ms) = transform(&config, passes, &packs.raw, true)?;
     let (eval_packed_jpeg_per_s_core, _) = transform(&config, passes, &packs.jpeg, false)?;
     let (eval_packed_raw_per_s_core, _) = transform(&config, passes, &packs.raw, false)?;
-    Ok(Report {
+    Ok(DataReport {
         images: files.len(),
         mean_bytes,
         decode_per_s_core,
@@ -176,8 +176,8 @@ fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bo
     Ok((rate, Parts::of(reading, &bench.spent, passes * samples.len())))
 }
 
-/// The images per second of some work, and how long reading them took. The work gets the number of the image. The first few images,
-/// which all get the number 0, are not counted.
+/// The images per second of some work, and the time that reading them took. The work gets the number of the image. The first few
+/// images, which all get the number 0, are not counted.
 fn rate(
     passes: usize,
     samples: &dyn Samples,
@@ -201,6 +201,7 @@ fn rate(
     Ok(((passes * samples.len()) as f64 / began.elapsed().as_secs_f64(), reading))
 }
 
+/// Images per second of the whole loader.
 fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     const BATCH: usize = 32;
     let count = files.len();
@@ -224,8 +225,8 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     Ok((batches * batch) as f64 / began.elapsed().as_secs_f64())
 }
 
-/// The milliseconds that each operation adds to the normalisation of an image. Tables are applied during the normalisation, so the
-/// time includes that.
+/// The milliseconds that each operation adds to the time of an image's normalisation. Normalisation is timed with each operation,
+/// because it applies the operations that are tables.
 fn operations(config: &Config, files: &dyn Samples) -> Result<BTreeMap<&'static str, f64>> {
     const ALL: [(&str, Operation); 15] = [
         ("auto_contrast", Operation::AutoContrast),
@@ -286,7 +287,7 @@ impl Parts {
 }
 
 /// The report for people.
-pub fn text(r: &Report) -> String {
+pub fn text(r: &DataReport) -> String {
     let parts = |p: &Parts| {
         format!(
             "read {:.3}, decode {:.3}, resample {:.3}, operations {:.3}, normalise {:.3}, erase {:.3}",

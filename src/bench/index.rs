@@ -21,7 +21,7 @@ use std::time::Instant;
 
 /// The result. Times are in seconds, sizes in MiB.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct IndexReport {
     pub entries: usize,
     pub classes: usize,
     /// The time to generate the entries and write the index file.
@@ -30,11 +30,11 @@ pub struct Report {
     pub open_s: f64,
     /// The size of the index file.
     pub file_mib: f64,
-    /// How much the memory of the process grew when it opened the index.
+    /// The growth of the process's memory when it opened the index.
     pub index_mib: f64,
     pub workers: usize,
-    /// How much the memory of the process grew at most, from before the index was opened until the loader had made `batches` batches
-    /// of 64 images of 224 × 224. It holds the index, the order of the epoch, and the batches that are ready or in progress.
+    /// The largest growth of the process's memory from before the index was opened until the loader had made `batches` batches of 64
+    /// images of 224 × 224. It contains the index, the order of the epoch, and the batches that are ready or in progress.
     pub loader_mib: f64,
     pub batches: usize,
     /// The peak memory of the process, including libtorch.
@@ -48,7 +48,7 @@ const WORKERS: usize = 8;
 const BATCHES: usize = 48;
 
 /// Measures with temporary files in `folder`.
-pub fn measure(entries: usize, folder: &Path) -> Result<Report> {
+pub fn measure(entries: usize, folder: &Path) -> Result<IndexReport> {
     let root = folder.join(format!("bench-index-{}", std::process::id()));
     let kept = IndexFile { path: root.with_extension("index"), may_write: true };
     (0..CLASSES).try_for_each(|class| fs::create_dir_all(root.join(name_of(class))))?;
@@ -57,7 +57,7 @@ pub fn measure(entries: usize, folder: &Path) -> Result<Report> {
     measured
 }
 
-fn measure_in(entries: usize, root: &Path, kept: &IndexFile) -> Result<Report> {
+fn measure_in(entries: usize, root: &Path, kept: &IndexFile) -> Result<IndexReport> {
     let build = || {
         let index = generate(entries)?;
         let fingerprint = fingerprint(root, &index.groups)?;
@@ -76,7 +76,7 @@ fn measure_in(entries: usize, root: &Path, kept: &IndexFile) -> Result<Report> {
     let index_mib = resident_mib("VmRSS")? - before;
     load(index)?;
     let peak = resident_mib("VmHWM")?;
-    Ok(Report {
+    Ok(IndexReport {
         entries,
         classes: CLASSES,
         build_s,
@@ -165,7 +165,7 @@ fn resident_mib(field: &str) -> Result<f64> {
 }
 
 /// The report for people.
-pub fn text(r: &Report) -> String {
+pub fn text(r: &IndexReport) -> String {
     format!(
         "{} entries in {} classes: built and kept in {:.2} s ({:.0} MiB), opened in {:.2} s ({:.0} MiB in memory)\n\
          the loader, index included, with {} workers: at most {:.0} MiB over {} batches of 64; the whole process {:.0} MiB\n",

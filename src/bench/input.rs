@@ -49,10 +49,10 @@ pub struct Input {
     pub cores_at_work: usize,
     /// The phase with the least computation per image.
     pub phase: String,
-    /// The demand of all devices in that phase at their full rate; real steps demand less.
+    /// The images per second that all devices would train on in that phase at their full speed. Real steps need fewer.
     pub demanded_images_per_s: f64,
     pub given_images_per_s: f64,
-    /// Whether the cores give what the devices demand.
+    /// Whether the cores read at least as many images as the devices demand.
     pub feeds: bool,
 }
 
@@ -60,7 +60,7 @@ pub struct Input {
 /// computes `rate` operations per second.
 ///
 /// # Errors
-/// If the images cannot be opened.
+/// The images cannot be opened.
 pub fn input(config: &Config, rate: f64, devices: usize) -> Result<Input> {
     let rates = measure(config, &open_read_only(config)?.train)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -70,7 +70,7 @@ pub fn input(config: &Config, rate: f64, devices: usize) -> Result<Input> {
 /// The finding of `doctor` about this node.
 ///
 /// # Errors
-/// If the images cannot be opened, or if the cores give less than the devices demand; the error says what would help.
+/// The images cannot be opened, or the cores read fewer images than the devices demand. The error names the cure.
 pub fn finding(config: &Config) -> Result<String> {
     let kind = if config.run.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
     let gpus = if config.run.device == DeviceChoice::Cpu { 0 } else { cuda().map_or(0, |driver| driver.gpus().len()) };
@@ -79,8 +79,8 @@ pub fn finding(config: &Config) -> Result<String> {
     if input.feeds { Ok(input.text()) } else { Err(usage!("{}", input.text())) }
 }
 
-/// The input of a node that trains `plan` on a world of `ranks`, as the JSON of [`Input`] and its `text`; if the images cannot
-/// be opened, the text says why.
+/// The input of a node that trains `plan` on a world of `ranks` ranks, as the JSON of [`Input`] and its `text`. If the images cannot
+/// be opened, there is only the text, which says why.
 pub fn of_plan(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let slurm = &plan.config.slurm;
     let devices = plan.replicas_per_rank() * ranks.min(slurm.ranks.div_ceil(slurm.nodes));
@@ -112,7 +112,7 @@ fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usiz
 }
 
 impl Input {
-    /// One line for people: the verdict and, if the cores give too little, what would help.
+    /// One line for people: the verdict and, if the cores read too few images, the cures.
     pub fn text(&self) -> String {
         let Input { images_per_s_core: rates, cores, devices, demanded_images_per_s: demanded, .. } = self;
         let found = format!(
@@ -140,7 +140,7 @@ impl Input {
 /// Times the reading of images, which are evenly spread over a split, for training on the calling thread.
 ///
 /// # Errors
-/// If images cannot be read.
+/// The images cannot be read.
 pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
     let images = split.len();
     let count = SAMPLE.min(images);

@@ -1,4 +1,5 @@
-//! `incubate bench`: every claim about performance is a command that anybody can run. Most results are compared with a peer.
+//! `incubate bench`: makes every claim about performance a command that anybody can run. Most results are compared with another
+//! program.
 
 pub mod data;
 pub mod index;

@@ -26,7 +26,7 @@ use tch::{Device, Kind, Tensor};
 
 /// The result of the benchmark.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct StepReport {
     pub model: String,
     /// `e2e`, or `stage I` for the module that trains in its hybrid.
     pub work: String,
@@ -76,8 +76,8 @@ const MODELS: [(&str, [usize; 7]); 7] = [
     ("deit-t-128", [32, 4, 192, 128, 3, 3, 100]),
 ];
 
-/// The config of a model of the table, or of the file `model`. The models of the table train without stochastic depth and in one
-/// micro-batch, as the programs do with which they are compared.
+/// The config of a model of the table, or the config in the file `model`. The models of the table train without stochastic depth and
+/// in one micro-batch, like the programs with which they are compared.
 pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
     let Some((_, sizes)) = MODELS.iter().find(|(name, _)| *name == model) else {
         require!(
@@ -98,7 +98,7 @@ pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
     Config::parse(&text, sets)
 }
 
-/// What to measure.
+/// The work to measure.
 pub struct Work {
     /// The stage whose module trains; if none, the target trains end to end.
     pub stage: Option<usize>,
@@ -111,7 +111,7 @@ pub struct Work {
 }
 
 /// Trains on one device and measures the time.
-pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
+pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport> {
     let Work { stage, batch, steps, device, off } = work;
     let stages = config.model.stages();
     require!(stage.is_none_or(|s| s < stages), "--stage {}: stages are 0 to {}", stage.unwrap_or(0), stages - 1);
@@ -145,7 +145,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<Report> {
     let gflops = flops / step_s / 1e9;
     let matrix_product_gflops = model::matrix_product_rate(network.options()) / 1e9;
     let run = &plan.config.run;
-    Ok(Report {
+    Ok(StepReport {
         model: name.to_string(),
         work: stage.map_or("e2e".into(), |s| format!("stage {s}")),
         blocks: phase.depths.iter().sum(),
@@ -233,7 +233,7 @@ fn peak_mib(device: Device) -> Result<f64> {
 }
 
 /// The report for people.
-pub fn text(r: &Report) -> String {
+pub fn text(r: &StepReport) -> String {
     format!(
         "{} {} on {}, batch {}, {:?}, {} thread(s): {:.2} images/s (median of {} steps of {:.3} s)\n\
          {:.0} of {:.0} GFLOP/s, {:.0} % of the matrix product; peak memory {:.0} MiB\n\

@@ -24,7 +24,7 @@ use tch::{Device, Kind, Tensor};
 
 /// The result. Times are in seconds, rates in MB (10⁶ bytes) per second; each is the median over the pairs.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct StoreReport {
     pub pairs: usize,
     pub every_steps: u64,
     /// The time of `every_steps` steps.
@@ -42,7 +42,7 @@ pub struct Report {
 /// Trains the config's meta model in blocks of `every` steps, alternately without and with a checkpoint. Then writes the config's
 /// target with its optimiser state, alternating with dd, which writes as many bytes. Removes the files that it has written into
 /// `config.run.dir`.
-pub fn measure(mut config: Config, every: u64, pairs: usize) -> Result<Report> {
+pub fn measure(mut config: Config, every: u64, pairs: usize) -> Result<StoreReport> {
     config.run.dir = config.run.dir.join(format!("bench-store-{}", std::process::id()));
     config.run.checkpoint_every = Interval::Never;
     let dir = config.run.dir.clone();
@@ -52,7 +52,7 @@ pub fn measure(mut config: Config, every: u64, pairs: usize) -> Result<Report> {
     measured
 }
 
-fn measure_in(dir: &Path, config: Config, every: u64, pairs: usize) -> Result<Report> {
+fn measure_in(dir: &Path, config: Config, every: u64, pairs: usize) -> Result<StoreReport> {
     let checkpoint = Checkpoint::of(&config);
     let (without, with) = blocks(config, every, pairs)?;
     let (mut ours, mut dds) = (Vec::new(), Vec::new());
@@ -63,7 +63,7 @@ fn measure_in(dir: &Path, config: Config, every: u64, pairs: usize) -> Result<Re
     let ratios = ours.iter().zip(&dds).map(|(ours, dd)| dd / ours).collect();
     let megabytes = checkpoint.bytes() as f64 / 1e6;
     let (without, with) = (median(without), median(with));
-    Ok(Report {
+    Ok(StoreReport {
         pairs,
         every_steps: every,
         block_s: without,
@@ -131,7 +131,7 @@ impl<'a> Blocks<'a> {
             self.checkpoints.begin(&mut self.trainer)?;
         }
         for _ in 0..self.steps {
-            let Trainer { network, optimiser, step } = &mut self.trainer;
+            let Trainer { network, optimiser, step, .. } = &mut self.trainer;
             self.stepper.step(network, optimiser, &mut self.loader, *step, self.phase.lr(*step))?;
             *step += 1;
         }
@@ -183,6 +183,7 @@ impl Checkpoint {
     }
 }
 
+/// The seconds that dd takes to write as many bytes to a synced file.
 fn dd(path: &Path, bytes: usize) -> Result<f64> {
     let began = Instant::now();
     let file = format!("of={}", path.display());
@@ -195,7 +196,7 @@ fn dd(path: &Path, bytes: usize) -> Result<f64> {
 }
 
 /// The report for people.
-pub fn text(r: &Report) -> String {
+pub fn text(r: &StoreReport) -> String {
     format!(
         "{} steps: {:.3} s; with a checkpoint {:.3} s: {:+.2} % (medians of {} pairs)\n\
          a checkpoint of {:.0} MB: {:.0} MB/s; dd conv=fsync: {:.0} MB/s; ratio {:.2}\n",

@@ -1,4 +1,4 @@
-//! The commands and arguments; the files beside this one execute them.
+//! The commands and their arguments. The other files of this folder execute them.
 
 use super::bench::Bench;
 use super::overrides::{ConfigArgs, Overrides, TrainArgs};
@@ -150,7 +150,7 @@ pub enum Command {
         /// The TOML file whose data and run directory to check too
         config: Option<PathBuf>,
         #[command(flatten)]
-        over: Overrides,
+        overrides: Overrides,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -189,7 +189,7 @@ pub struct PackArgs {
     #[arg(long, conflicts_with = "quality")]
     pub raw: bool,
     #[command(flatten)]
-    pub over: Overrides,
+    pub overrides: Overrides,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -204,7 +204,7 @@ pub struct EvaluateArgs {
     #[arg(required = true)]
     pub config: Option<PathBuf>,
     #[command(flatten)]
-    pub over: Overrides,
+    pub overrides: Overrides,
     /// meta.h5, module-i.h5, assembled.h5, final.h5 or e2e.h5 [default: final.h5 of the run directory]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
@@ -262,7 +262,7 @@ impl Command {
         self.trains() || matches!(self, Command::Pack(_) | Command::Status { watch: true, .. })
     }
 
-    /// Whether the command joins the world of ranks that it was started in: all ranks train, or evaluate what was assembled.
+    /// Whether the command joins the world of ranks in which it was started, because all ranks train or wait for each other.
     pub fn trains(&self) -> bool {
         matches!(
             self,

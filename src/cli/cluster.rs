@@ -85,8 +85,8 @@ pub fn cancel(run_dir: &Path, json: bool) -> Result<()> {
 }
 
 /// Prints the findings of the checks, and fails if one needs a cure.
-pub fn doctor(config: Option<&Path>, over: &Overrides, json: bool) -> Result<()> {
-    let config = config.map(|path| over.load(path)).transpose()?;
+pub fn doctor(config: Option<&Path>, overrides: &Overrides, json: bool) -> Result<()> {
+    let config = config.map(|path| overrides.load(path)).transpose()?;
     device::load(config.as_ref().map_or(DeviceChoice::Auto, |config| config.run.device));
     let findings = doctor::examine(config.as_ref(), config.as_ref().map_or(1, threads), input::finding);
     print_either(json, &findings, || doctor::table(&findings))?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use std::path::PathBuf;
 
 pub fn evaluate_artefact(args: &EvaluateArgs) -> Result<()> {
-    let config = args.over.load(args.config.as_ref().context("clap requires the config")?)?;
+    let config = args.overrides.load(args.config.as_ref().context("clap requires the config")?)?;
     let weights = weights_or_final(&config, &args.weights);
     let device = devices(&config)?.device(0);
     let metrics = evaluate::evaluate(&config, &weights, device, args.outputs.as_deref())?;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 impl ConfigArgs {
     pub fn load(&self) -> Result<Config> {
-        self.over.load(&self.config)
+        self.overrides.load(&self.config)
     }
 }
 
@@ -87,8 +87,8 @@ pub fn threads(config: &Config) -> usize {
 /// Finds the devices of this rank, and divides its threads among its replicas.
 pub fn devices(config: &Config) -> Result<Devices> {
     let ranks = ranks_on_this_node().max(1);
-    let place = OnNode { rank: rank_on_this_node().min(ranks - 1), ranks };
-    let devices = Devices::of_rank(config.run.device, config.run.replicas, place)?;
+    let on_node = OnNode { rank: rank_on_this_node().min(ranks - 1), ranks };
+    let devices = Devices::of_rank(config.run.device, config.run.replicas, on_node)?;
     if devices.are_gpus() && config.run.precision == Precision::Tf32 {
         device::tf32::allow()?;
     }

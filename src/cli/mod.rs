@@ -1,4 +1,4 @@
-//! The door: commands, their arguments, and what each prints.
+//! The door: the commands, their arguments, and their output.
 
 mod args;
 mod bench;
@@ -72,7 +72,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         Command::Cancel { run_dir, json } => cluster::cancel(run_dir, *json),
         Command::Pack(args) => pack_images(args),
         Command::Verify { path, json } => verify(path, *json),
-        Command::Doctor { config, over, json } => cluster::doctor(config.as_deref(), over, *json),
+        Command::Doctor { config, overrides, json } => cluster::doctor(config.as_deref(), overrides, *json),
         Command::Bench { bench } => bench.measure(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -86,16 +86,16 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
     }
 }
 
-/// The speed of a device: of a kind of GPU, or the given number of TFLOP/s, or else this machine's matrix product.
+/// The speed of the named GPU, or the given speed in TFLOP/s, or else the speed of this machine's matrix product.
 fn speed(rate: Option<f64>, gpu: Option<GpuModel>) -> Speed {
     match (rate, gpu) {
         (_, Some(gpu)) => Speed::Gpu(gpu),
         (Some(tera), None) => Speed::Given(tera * 1e12),
-        (None, None) => Speed::Measured(matrix_product_rate(model::OPTIONS)),
+        (None, None) => Speed::Measured(matrix_product_rate(model::FP32_ON_HOST)),
     }
 }
 
-/// Prints the report of a config for a world of `ranks`.
+/// Prints the report about a config on a world of `ranks` ranks.
 fn print_plan(
     config: &ConfigArgs,
     ranks: usize,
@@ -114,7 +114,7 @@ fn print_plan(
 
 /// Packs images, with a progress bar if there is a terminal.
 fn pack_images(args: &PackArgs) -> Result<()> {
-    let (config, into) = args.over.packing(&args.source, args.into.as_deref())?;
+    let (config, into) = args.overrides.packing(&args.source, args.into.as_deref())?;
     let encoding = if args.raw { Encoding::Raw } else { Encoding::Jpeg };
     let form = Form { encoding, size: args.size as usize, quality: args.quality };
     let options = pack::Options { form, threads: threads(&config) };
@@ -127,7 +127,7 @@ fn pack_images(args: &PackArgs) -> Result<()> {
     print_either(args.json, &report, || pack::text(&report, &into))
 }
 
-/// Opens the job and has `act` train, with progress bars if there is a terminal.
+/// Opens the job and lets `act` train, with progress bars if there is a terminal.
 fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
     let all_ranks = world.all_ranks();
     let config = agree(all_ranks, args.config.load())?;
@@ -160,7 +160,8 @@ struct Outcome<'a> {
     curves: PathBuf,
 }
 
-/// Exports the final model as the config asks, if it is there, writes the summary and the report, and prints the results.
+/// Exports the final model in the formats of the config, if that model exists. Writes the summary and the report, and prints the
+/// results.
 fn conclude(job: &Job, json: bool) -> Result<()> {
     let config = &job.plan.config;
     let weights = job.run.file(FINETUNE.writes);
@@ -182,10 +183,12 @@ fn conclude(job: &Job, json: bool) -> Result<()> {
     })
 }
 
+/// The given path of a model, or else the path of the run's final model.
 fn weights_or_final(config: &Config, weights: &Option<PathBuf>) -> PathBuf {
     weights.clone().unwrap_or_else(|| config.run.dir.join(FINETUNE.writes))
 }
 
+/// Prints a value as JSON, or the text for people.
 fn print_either(json: bool, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<()> {
     print(&if json { serde_json::to_string_pretty(value)? + "\n" } else { text() })
 }

@@ -9,7 +9,7 @@ pub struct ConfigArgs {
     /// The TOML file; configs/default.toml lists every key
     pub config: PathBuf,
     #[command(flatten)]
-    pub over: Overrides,
+    pub overrides: Overrides,
 }
 
 /// The arguments of the commands that train, and of `submit`.

@@ -39,9 +39,9 @@ pub fn examine(config: Option<&Config>, threads: usize, input: impl Fn(&Config) 
     findings
 }
 
-/// Checks in the first seconds of a job what would slow it down or stop it later, and warns. Every rank checks its cores and
-/// the precision, the first rank of each node its GPUs, and the first rank of all how the ranks were started and the run
-/// directory. The job goes on whatever is found, as ending it would waste its allocation.
+/// Warns in the first seconds of a job of troubles that would slow it down or stop it later. Every rank checks its cores and the
+/// precision, the first rank of each node also checks the GPUs, and the first rank of all also checks how the ranks were started
+/// and the run directory. The job continues in any case, because ending it would waste its allocation.
 pub fn warn_of_trouble(config: &Config, threads: usize, is_zero: bool) {
     let mut findings = vec![finding("cores", cores(threads)), finding("precision", precision(config))];
     if rank_on_this_node() == 0 {
@@ -72,7 +72,8 @@ fn cores(threads: usize) -> Result<String> {
     Ok(format!("{cores} core(s) for this rank, {threads} thread(s)"))
 }
 
-/// Fails if the CPU computes in bf16 only slowly. All GPUs that libtorch 2.11 runs on compute in every precision.
+/// Fails if the config asks for bf16 on a CPU that computes it slowly. All GPUs that libtorch 2.11 supports compute in every
+/// precision.
 fn precision(config: &Config) -> Result<String> {
     let on_cpu = config.run.device == DeviceChoice::Cpu || cuda().is_err();
     Ok(match config.run.precision {
@@ -103,25 +104,25 @@ fn readable(config: &Config) -> Result<String> {
 /// Fails if the run directory cannot be used. Leaves no file and no folder behind.
 fn writable(config: &Config) -> Result<String> {
     let folder = &config.run.dir;
-    let there_before = folder.ancestors().find(|folder| folder.exists());
+    let existing = folder.ancestors().find(|folder| folder.exists());
     std::fs::create_dir_all(folder).map_err(|e| anyhow!("{}: {e}; choose another --run-dir", folder.display()))?;
     let tried = try_to_write(folder, needed_space(config));
-    for made in folder.ancestors().take_while(|folder| there_before != Some(folder)) {
+    for made in folder.ancestors().take_while(|folder| existing != Some(folder)) {
         let _ = std::fs::remove_dir(made);
     }
     tried
 }
 
-/// Writes a file durably, creates it again, which must be refused as leases rely on that, and locks it, which may be refused.
-/// Then compares the free space with the space that a run needs.
+/// Writes a file durably. Creating it a second time must fail, because leases rely on that. Locking it may fail. Then compares the
+/// free space with the space that a run needs.
 fn try_to_write(folder: &Path, needed: u64) -> Result<String> {
     let probe = folder.join(format!("doctor-probe-{}", std::process::id()));
     durable::replace_bytes(&probe, b"probe")?;
-    let again = std::fs::File::options().write(true).create_new(true).open(&probe);
+    let second_creation = std::fs::File::options().write(true).create_new(true).open(&probe);
     let locks = durable::can_lock(&probe);
     std::fs::remove_file(&probe)?;
     let system = durable::file_system(folder).unwrap_or_else(|| "an unknown file system".into());
-    if again.is_ok() {
+    if second_creation.is_ok() {
         return Err(anyhow!("{}: two processes can create one file; choose a --run-dir elsewhere", folder.display()));
     }
     let free = durable::free_space(folder)?;
@@ -137,12 +138,12 @@ fn try_to_write(folder: &Path, needed: u64) -> Result<String> {
     Ok(format!("{} on {system} is writable, {locks}, {} free, {} needed", shown(folder), size(free), size(needed)))
 }
 
-/// Bytes of all artefacts, each taken for a whole target, and of the checkpoints of one phase, each of three buffers.
+/// The bytes that a run needs: five artefacts of the size of the target, and the checkpoints of one phase with three buffers each.
 fn needed_space(config: &Config) -> u64 {
     // The number of parameters does not depend on the data.
     let plan = Plan::without_data(config.clone());
-    let whole = 4 * cost(&plan, &plan.phase(&E2E, None)).parameters;
-    whole * (5 + 3 * (config.run.keep_checkpoints as u64 + 1))
+    let target = 4 * cost(&plan, &plan.phase(&E2E, None)).parameters;
+    target * (5 + 3 * (config.run.keep_checkpoints as u64 + 1))
 }
 
 fn size(bytes: u64) -> String {

@@ -8,7 +8,7 @@ use crate::run::state::{Evidence, Found};
 use crate::run::table::Kind;
 use anyhow::Result;
 
-/// The evidence of each node, without heartbeats. `find` looks at the file of a node.
+/// The evidence about each node, without heartbeats. `find` looks at the file of a node.
 pub fn gather(
     graph: &Graph,
     config: &Config,

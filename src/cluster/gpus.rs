@@ -9,8 +9,8 @@ use crate::model::prove_attention;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-/// Checks everything that training on the GPUs of this node needs. A node without a driver passes, unless the config asks
-/// for GPUs.
+/// Checks everything that training needs on the GPUs of this node. A node without a driver passes, unless the config asks for
+/// GPUs.
 pub fn examine(choice: DeviceChoice) -> Vec<Finding> {
     let driver = match (choice, Driver::open()) {
         (DeviceChoice::Cpu, _) => return vec![finding("GPUs", Ok("not asked for (run.device = \"cpu\")".into()))],
@@ -39,15 +39,16 @@ pub fn examine(choice: DeviceChoice) -> Vec<Finding> {
     ]
 }
 
+/// The version of CUDA in libtorch, as the text of a finding.
 fn version() -> String {
     let number = tch::utils::version_cudart();
     format!("libtorch 2.11.0, built for CUDA {}.{}, computes on these GPUs", number / 1000, number % 1000 / 10)
 }
 
-/// Counts the GPUs that this process can use, of those that Slurm has given the job on this node.
+/// Compares the number of GPUs that this process can use with the number that Slurm has given the job on this node.
 ///
 /// # Errors
-/// It can use fewer: training would go on without the others.
+/// The process can use fewer. Training would use only those.
 pub fn as_many_as_slurm_gave(choice: DeviceChoice) -> Result<String> {
     let given = std::env::var("SLURM_GPUS_ON_NODE").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let (seen, why) = match cuda() {
@@ -63,7 +64,7 @@ pub fn as_many_as_slurm_gave(choice: DeviceChoice) -> Result<String> {
     Ok(format!("{seen} of {given}"))
 }
 
-/// Computes attention in bf16 as a ViT does, whose kernels are the likeliest to be missing.
+/// Computes attention in bf16 as a ViT does, because its kernels are the likeliest to be missing.
 fn attention() -> Result<String> {
     let Ok(driver) = cuda() else { return Ok("not tried without CUDA".into()) };
     driver.make_current(0)?;
@@ -73,7 +74,7 @@ fn attention() -> Result<String> {
     )
 }
 
-/// Loads NCCL and has it sum over one GPU alone.
+/// Loads NCCL and lets it sum over one GPU alone.
 fn nccl() -> Result<String> {
     let version = nccl::version()?;
     let path = loaded_library("libnccl.so").map_or("?".into(), |path| path.display().to_string());

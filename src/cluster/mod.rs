@@ -1,4 +1,4 @@
-//! The commands that a user of a cluster gives from outside a job: submit a run, see how it stands, check a node.
+//! The commands that a user of a cluster gives outside a job: submit a run, look at its state, check a node.
 
 pub mod doctor;
 mod evidence;

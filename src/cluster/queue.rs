@@ -278,18 +278,18 @@ mod tests {
             ]
         };
         let running = Queue { jobs: jobs(), queued: vec![queued("2_0", JobState::Active)] };
-        let over = Queue { jobs: jobs(), queued: vec![] };
+        let ended = Queue { jobs: jobs(), queued: vec![] };
         let ids = |jobs: Vec<Submitted>| jobs.into_iter().filter_map(|job| job.id).collect::<Vec<_>>();
         let new = [job("modules", &[1], 0, "5"), job("finalize", &[], 0, "6")];
         assert_eq!(ids(running.with_new(&new)), ["5", "6", "1", "2", "4"]);
         let all = [job("modules", &[0, 1], 0, "7")];
         assert_eq!(ids(running.with_new(&all)), ["7", "1", "2", "3", "4"], "a task of 2 runs");
-        assert_eq!(ids(over.with_new(&all)), ["7", "1", "3", "4"]);
+        assert_eq!(ids(ended.with_new(&all)), ["7", "1", "3", "4"]);
         assert!(!job("meta", &[], 0, "2").includes(&queued("21_0", JobState::Active)));
     }
 
     #[test]
-    fn a_record_of_an_earlier_version_is_read_and_written_as_it_was() {
+    fn a_record_of_an_earlier_version_is_read_and_written_unchanged() {
         let text = r#"[{"name":"modules-1","modules":[2,3],"first":2,"script":"/r/modules-1.sh","id":"9"},{"name":"finalize","modules":[],"first":0,"script":"/r/finalize.sh","id":null}]"#;
         let jobs: Vec<Submitted> = serde_json::from_str(text).unwrap();
         assert_eq!(jobs[0].kind, JobKind::Array { row: "module".into(), number: 1 });

@@ -10,8 +10,9 @@ const INHERITED: [&str; 4] = ["SLURM_", "PMI_", "PMIX_RANK", "OMPI_COMM_"];
 /// The variables with these prefixes that say where Slurm is.
 const KEPT: [&str; 2] = ["SLURM_CONF", "SLURM_CLUSTERS"];
 
-/// The command sbatch, without the variables of a job in which this process runs. It would take SLURM_MEM_PER_CPU, for example, as
-/// an option of the new job and pass it on to the job's steps. It does keep `SBATCH_*`, which are options of the user.
+/// The command sbatch, without the variables of a job in which this process may run. Otherwise sbatch would take SLURM_MEM_PER_CPU,
+/// for example, as an option of the new job and pass it on to the job's steps. The variables `SBATCH_*` stay, because they are
+/// options of the user.
 fn sbatch() -> Command {
     let mut command = Command::new("sbatch");
     for (name, _) in std::env::vars_os() {
@@ -23,7 +24,7 @@ fn sbatch() -> Command {
     command
 }
 
-/// Submits a script that starts when the jobs `after` have ended well. Returns the number of its job.
+/// Submits a script that starts when the jobs `after` have succeeded. Returns the number of its job.
 pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<String> {
     let mut command = sbatch();
     command.arg("--parsable");
@@ -50,7 +51,7 @@ pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<Str
     })
 }
 
-/// The job number in what `sbatch --parsable` prints: the last line that is `number` or `number;cluster`. A site's wrapper of
+/// The job number in the output of `sbatch --parsable`: the last line of the form `number` or `number;cluster`. A site's wrapper of
 /// sbatch may print more lines.
 fn job_number(text: &str) -> Option<String> {
     let number = |line: &str| {

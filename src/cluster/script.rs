@@ -39,8 +39,10 @@ pub struct Script<'a> {
 }
 
 impl<'a> Script<'a> {
+    /// Prepares the scripts of one submission. `save_s` is the number of seconds that a checkpoint takes.
+    ///
     /// # Errors
-    /// A usage error for text that cannot be written into a script.
+    /// A usage error for a text that cannot be written into a script.
     pub fn new(plan: &'a Plan, graph: &'a Graph, paths: Paths<'a>, save_s: f64) -> Result<Script<'a>> {
         require_plain_text(plan, paths)?;
         Ok(Script { plan, graph, paths, lead: lead(&plan.config.slurm, save_s) })
@@ -75,7 +77,7 @@ impl<'a> Script<'a> {
         fill(TEMPLATE, &texts.each_ref().map(|(name, text)| (*name, text.as_str())))
     }
 
-    /// The launcher. One rank needs none; several are started through PMIx, which Open MPI supports.
+    /// The command that starts the ranks; empty for one rank. Several ranks are started through PMIx, which Open MPI supports.
     fn launch(&self, job: &PlannedJob) -> String {
         match self.size(job) {
             Size { ranks: 1, .. } => String::new(),
@@ -102,6 +104,7 @@ impl<'a> Script<'a> {
         }
     }
 
+    /// The resources of a job.
     fn size(&self, job: &PlannedJob) -> Size {
         let slurm = &self.plan.config.slurm;
         let (nodes, ranks, cpus) = (slurm.nodes, slurm.ranks, slurm.cpus_per_rank);
@@ -112,6 +115,7 @@ impl<'a> Script<'a> {
         }
     }
 
+    /// The time limit of a job.
     fn time(&self, job: &PlannedJob) -> &str {
         let slurm = &self.plan.config.slurm;
         let own = match job.kind {

@@ -1,4 +1,4 @@
-//! Plans the Slurm jobs of a run, as a pure function of its graph and of the nodes that are done or have a job already.
+//! Plans the Slurm jobs of a run, as a pure function of its graph and of the nodes that are done or have an open job.
 //! `submit.rs` submits the jobs.
 //!
 //! A job is open if it is queued or running.
@@ -12,7 +12,7 @@ use crate::run::table::SlurmJob;
 use anyhow::Result;
 use std::collections::BTreeMap;
 
-/// All that the jobs depend on apart from the plan.
+/// The facts on which the jobs depend, apart from the plan.
 #[derive(Debug, Clone)]
 pub struct Situation {
     /// The positions in the graph of the nodes that are needed and not done.
@@ -36,8 +36,8 @@ pub struct OpenJobs {
 /// Slurm's default of MaxArraySize.
 pub const MAX_ARRAY_SIZE: usize = 1001;
 
-/// The jobs for the nodes that are not done and have no open job, in order. If there are such jobs and the last job is open, it
-/// waits for jobs that failed: then a new last job is among the results, and the caller cancels the open one first.
+/// The jobs for the nodes that are not done and have no open job, in order. If there are such jobs and the last job is open, the
+/// open one waits for jobs that failed. Then a new last job is among the results, and the caller must cancel the open one first.
 ///
 /// # Errors
 /// A usage error for text that cannot be written into a script.
@@ -63,7 +63,7 @@ pub fn jobs(plan: &Plan, graph: &Graph, paths: Paths, situation: &Situation) -> 
     Ok(jobs)
 }
 
-/// The program's own jobs for a run of which nothing is done, without their scripts.
+/// The program's own jobs for a run of which nothing is done, without the texts of their scripts.
 fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJob> {
     let mut jobs: Vec<PlannedJob> = Vec::new();
     for (position, node) in graph.nodes().iter().enumerate() {
@@ -102,7 +102,7 @@ fn needs_any(graph: &Graph, job: &PlannedJob, nodes: &[usize]) -> bool {
     job.nodes.iter().any(|&node| graph.nodes()[node].needs.iter().any(|need| nodes.contains(need)))
 }
 
-/// The open jobs that execute nodes which a job needs, or in one allocation nodes of the job itself.
+/// The open jobs that execute a node that a job needs or, in one allocation, a node of the job itself.
 fn open_before(graph: &Graph, job: &PlannedJob, open: &OpenJobs) -> Vec<String> {
     let is_before = |node: &usize| job.nodes.contains(node) || needs_any(graph, job, &[*node]);
     open.nodes.iter().filter(|(node, _)| is_before(node)).map(|(_, id)| id.clone()).collect()

@@ -20,7 +20,7 @@ pub struct Line {
     pub phase: String,
     #[serde(serialize_with = "as_word")]
     pub state: State,
-    /// The reason for the state: Slurm's, or the error with which the node failed.
+    /// The reason for the state, such as Slurm's reason or the error with which the node failed.
     pub why: Option<String>,
     /// Its Slurm job, by the name that `squeue` gives it.
     pub job: Option<String>,
@@ -31,10 +31,10 @@ pub struct Line {
     /// Seconds over all starts.
     pub seconds: f64,
     pub restarts: u32,
-    /// The share of that time that was spent in steps whose results still count, from 0 to 1.
+    /// The share of these seconds that was spent in steps whose results still count, from 0 to 1.
     pub goodput: Option<f64>,
     pub host: Option<String>,
-    /// Seconds since the last sign of life.
+    /// Seconds since the last heartbeat or the last renewal of the lease.
     pub heartbeat_s: Option<f64>,
     /// What was computed, over all starts.
     pub computed: Total,
@@ -58,7 +58,7 @@ pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
 
 /// The lines of all nodes that are shown.
 pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut Seen) -> Result<Vec<Line>> {
-    let find = |node: &Node| Ok(seen.look(run, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))));
+    let find = |node: &Node| Ok(seen.find(run, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))));
     let mut evidence = gather(graph, &plan.config, queue, find)?;
     let heartbeat = |node: &Node| Progress::read(&run.path, &node.name).filter(|_| node.row.has_heartbeat());
     let heartbeats: Vec<Option<Progress>> = graph.nodes().iter().map(heartbeat).collect();
@@ -80,16 +80,16 @@ pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut
     Ok(lines)
 }
 
-/// Whether a node has a line: if the run needs it, if its artefact exists, or if a command has trained it although the config does
-/// not ask for it.
+/// Whether a node has a line. It has one if the run needs it, if its artefact exists, or if a command has trained it although the
+/// config does not ask for it.
 fn is_shown(node: &Node, evidence: &Evidence, is_imported: bool) -> bool {
-    let is_there = evidence.found != Found::Nothing;
-    let is_trained = node.row.phase().is_some() && (is_there || evidence.beat.is_some());
+    let has_file = evidence.found != Found::Nothing;
+    let is_trained = node.row.phase().is_some() && (has_file || evidence.beat.is_some());
     let is_before_imported = node.is_wanted && !node.is_needed(is_imported);
-    node.row.has_heartbeat() && if is_before_imported { is_there } else { node.is_wanted || is_trained }
+    node.row.has_heartbeat() && if is_before_imported { has_file } else { node.is_wanted || is_trained }
 }
 
-/// The line of a node without the score of its artefact; `heartbeat` is the node's last one.
+/// The line of a node without the score of its artefact. `heartbeat` is the node's last heartbeat.
 fn line(plan: &Plan, node: &Node, state: State, evidence: &Evidence, heartbeat: Option<&Progress>) -> Line {
     let running = heartbeat.filter(|_| state == State::Running);
     let global_batch = plan.phase_of(node).map_or(0, |phase| phase.training.global_batch);
@@ -149,7 +149,7 @@ pub fn table(lines: &[Line]) -> String {
             l.why.as_deref().or(l.host.as_deref()).unwrap_or("-")
         );
     }
-    let sum = |of: fn(&Total) -> f64| lines.iter().map(|line| of(&line.computed)).sum::<f64>();
+    let sum = |number: fn(&Total) -> f64| lines.iter().map(|line| number(&line.computed)).sum::<f64>();
     let _ = writeln!(
         out,
         "computed so far: {} images, {:.2e} FLOPs, {:.4} device-hours in {} start(s)",

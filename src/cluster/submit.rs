@@ -1,4 +1,4 @@
-//! `incubate submit`: writes the scripts into the run directory and submits them with sbatch. Each job waits for those that it
+//! `incubate submit`: writes the scripts into the run directory and submits them with sbatch. Each job waits for the jobs that it
 //! needs.
 
 use super::evidence::{gather, is_imported};
@@ -123,13 +123,14 @@ fn write_script(job: &PlannedJob, folder: &Path) -> Result<PathBuf> {
     Ok(script)
 }
 
-/// The jobs that a job waits for: jobs of this submission by their names, those of earlier submissions by their numbers.
+/// The jobs that a job waits for: jobs of this submission by their names, jobs of earlier submissions by their numbers.
 fn names_before(job: &PlannedJob, written: &[Written]) -> Vec<String> {
     let open = job.after_open.iter().map(|id| format!("job {id}"));
     job.after.iter().map(|&position| written[position].job.kind.to_string()).chain(open).collect()
 }
 
-/// Jobs for the user's own scripts. If a last job is submitted, all scripts run after it; else only those that have not succeeded.
+/// The jobs for the user's own scripts. If jobs of the program are submitted, all scripts run after the last of them. Otherwise only
+/// the scripts run that have not succeeded.
 fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &Path) -> Result<Vec<PlannedJob>> {
     let after: Vec<usize> = jobs.len().checked_sub(1).into_iter().collect();
     let after_open: Vec<String> = if after.is_empty() { situation.open.last.iter().cloned().collect() } else { vec![] };
@@ -175,7 +176,7 @@ fn cancel_replaced(jobs: &[PlannedJob], queue: &Queue) -> Result<()> {
     queue::scancel(&ids)
 }
 
-/// Gathers all that the jobs depend on apart from the plan.
+/// Gathers the facts on which the jobs depend, apart from the plan.
 fn situation(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<Situation> {
     let nodes = graph.nodes().iter().enumerate();
     let open = nodes.filter_map(|(position, node)| Some((position, queue.open_job(node, |kind| !kind.is_last())?)));
@@ -192,7 +193,7 @@ fn situation(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<
 /// The positions of the nodes that are needed and not done.
 fn unfinished(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<Vec<usize>> {
     let mut seen = Seen::default();
-    let find = |node: &Node| if node.is_wanted { seen.look(run, node) } else { Ok(Found::Nothing) };
+    let find = |node: &Node| if node.is_wanted { seen.find(run, node) } else { Ok(Found::Nothing) };
     let evidence = gather(graph, &plan.config, queue, find)?;
     let is_imported = is_imported(graph, &evidence);
     let mut unfinished = Vec::new();
@@ -225,7 +226,7 @@ pub fn table(written: &[Written]) -> String {
     }
     let mut out = String::new();
     for Written { job, after, flops, check, text } in written {
-        let what = match (&job.id, check) {
+        let state = match (&job.id, check) {
             (Some(id), _) => format!("job {id}"),
             (None, Some(check)) => format!("not submitted; {check}"),
             (None, None) => "not submitted; no Slurm here to check it".into(),
@@ -235,7 +236,7 @@ pub fn table(written: &[Written]) -> String {
             n => format!(" ({n} modules)"),
         };
         let after = if after.is_empty() { String::new() } else { format!(", after {}", after.join(", ")) };
-        out += &format!("{}{modules}: {what}{after}, {flops:.2e} FLOPs\n  {}\n", job.kind, job.script.display());
+        out += &format!("{}{modules}: {state}{after}, {flops:.2e} FLOPs\n  {}\n", job.kind, job.script.display());
         for line in text.iter().flat_map(|text| text.lines()) {
             out += &format!("  | {line}\n");
         }

@@ -5,8 +5,8 @@
 //! libtorch's. So a sum follows the kernels that compute the gradients and precedes the kernels that use it, without any
 //! synchronisation.
 //!
-//! A sum is only begun here, and the host goes on. If a peer dies, the sum never ends. A thread that waits for a sum therefore
-//! keeps asking NCCL and the other replicas of its rank whether the sum can still end, and otherwise returns an error.
+//! The host begins a sum and continues. If a peer dies, the sum never ends. Therefore, a thread that waits for a sum keeps asking
+//! NCCL and the other replicas of its rank whether the sum can still end, and returns an error if it cannot.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libloading::os::unix::{Library, RTLD_NOW};
@@ -79,7 +79,7 @@ pub fn version() -> Result<String> {
     Ok(format!("{}.{}.{}", v / 10_000, v % 10_000 / 100, v % 100))
 }
 
-/// Sums over the calling thread's current GPU alone, which shows whether NCCL works at all.
+/// Sums over a communicator with only the calling thread's current GPU, which shows whether NCCL works at all.
 pub fn sum_alone(values: &mut Tensor) -> Result<()> {
     let mut alone = Nccl::join(UniqueId::new()?, 0, 1)?;
     alone.sum_and_wait(values, &|| false)?;
@@ -228,12 +228,12 @@ impl Nccl {
         self.api.check("ncclAllReduce", status)
     }
 
-    /// Waits until `is_here` says that work behind a sum is done. `replica_has_ended` says whether another replica of this
+    /// Waits until `is_done` says that the work after a sum is done. `replica_has_ended` says whether another replica of this
     /// rank has ended.
-    pub fn settle(&self, is_here: &dyn Fn() -> Result<bool>, replica_has_ended: &dyn Fn() -> bool) -> Result<()> {
+    pub fn settle(&self, is_done: &dyn Fn() -> Result<bool>, replica_has_ended: &dyn Fn() -> bool) -> Result<()> {
         let began = Instant::now();
         let mut end_seen = None;
-        while !is_here()? {
+        while !is_done()? {
             let mut state = SUCCESS;
             // SAFETY: the communicator is alive, and the output is one status.
             let asked = unsafe { (self.api.get_async_error)(self.communicator, &mut state) };
@@ -281,7 +281,7 @@ mod tests {
     use std::thread;
     use tch::Device;
 
-    /// The functions of tests/fake/cuda.c, built into a library of its own for each test.
+    /// The functions of tests/fake/cuda.c. Each test builds its own library of them.
     fn fake() -> &'static Api {
         let folder = tempfile::tempdir().unwrap();
         let library = folder.path().join("libfake.so");
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn when_another_replica_of_the_rank_has_failed_its_error_is_the_one_to_tell() {
+    fn if_another_replica_of_the_rank_has_failed_its_error_is_the_one_to_report() {
         let api = fake();
         let id = UniqueId::from([42; 128]);
         thread::scope(|scope| {
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_loaded_is_named_with_the_cure() {
+    fn a_library_that_cannot_be_loaded_is_named_with_the_cure() {
         let error = format!("{:#}", Api::open(OsStr::new("libnone.so.2"), OsStr::new("libnone.so.1")).err().unwrap());
         assert!(error.contains("nvidia-nccl-cu13") && error.contains("libnone.so.2"), "{error}");
     }

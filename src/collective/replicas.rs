@@ -57,10 +57,10 @@ pub fn on_replicas(
         let _released = Released(&shared.meeting);
         let replica = Replica { shared: &shared, local, ranks, nccl: RefCell::default() };
         let result = act(&replica);
-        // After a stop, as after a success, all replicas are here, so that they can leave NCCL together.
+        // After a success or a stop, all replicas come here, so that they can leave NCCL together.
         let is_orderly = result.as_ref().map_or_else(Failure::is_stop, |()| true);
-        let left = if is_orderly { replica.nccl.into_inner().map_or(Ok(()), Nccl::leave) } else { Ok(()) };
-        result.and(left)
+        let leaving = if is_orderly { replica.nccl.into_inner().map_or(Ok(()), Nccl::leave) } else { Ok(()) };
+        result.and(leaving)
     };
     let results = std::thread::scope(|scope| {
         let run = &run;
@@ -97,10 +97,10 @@ impl Shared {
         counts[group.rank()] = replicas as f64;
         counts[group.size()] = f64::from(u8::from(suit_nccl && nccl::version().is_ok()));
         group.all_reduce_f64(&mut counts)?;
-        let willing = counts.pop() == Some(group.size() as f64);
+        let all_have_nccl = counts.pop() == Some(group.size() as f64);
         let counts: Vec<usize> = counts.into_iter().map(|count| count as usize).collect();
         let size = counts.iter().sum();
-        let id = if willing && size > 1 {
+        let id = if all_have_nccl && size > 1 {
             let own = if group.is_zero() { UniqueId::new()? } else { UniqueId::default() };
             Some(UniqueId::from(from_zero(group, own.into())?))
         } else {
@@ -116,7 +116,7 @@ impl Shared {
             id,
             summands: (0..replicas).map(|_| Mutex::default()).collect(),
             sum: Mutex::default(),
-            meeting: Meeting::of(replicas),
+            meeting: Meeting::new(replicas),
             pinning: Pinning::default(),
         })
     }
@@ -194,7 +194,7 @@ impl Collective for Replica<'_> {
             // GPU has begun the sum and before another has, the other GPU may wait for ever.
             let meeting = &self.shared.meeting;
             meeting.wait()?;
-            let _nobody_pins = (self.local == 0).then(|| self.shared.pinning.forbid());
+            let _no_pinning = (self.local == 0).then(|| self.shared.pinning.forbid());
             meeting.wait()?;
             nccl.all_reduce(values)?;
             return meeting.wait();
@@ -247,7 +247,7 @@ struct State {
 }
 
 impl Meeting {
-    fn of(members: usize) -> Meeting {
+    fn new(members: usize) -> Meeting {
         Meeting { members, state: Mutex::default(), changed: Condvar::new() }
     }
 
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn every_replica_gets_the_same_sum_again_and_again() {
+    fn every_replica_gets_the_same_sum_in_every_round() {
         on_four(|replica| {
             assert_eq!((replica.rank(), replica.size()), (replica.local, 4));
             for round in 0..100 {
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_sum_has_the_same_bits_every_time_and_everywhere() {
-        // Added in another order these give another sum.
+        // In another order of addition, these numbers have another sum.
         let parts = [1e8f32, 1.0, -1e8, 0.3];
         let in_order: f32 = parts.iter().sum();
         on_four(|replica| {

@@ -1,10 +1,10 @@
-//! Pins threads to cores. A thread that drives a GPU runs on the cores nearest to it, since data and commands from there take
-//! the shortest way.
+//! Pins threads to cores. A thread that drives a GPU runs on the cores nearest to the GPU, because data and commands take the
+//! shortest way from there.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Of the allowed cores, those near the PCI device at this address; none if the kernel does not say which are near.
+/// The allowed cores that are near the PCI device at this address; empty if the kernel does not say which cores are near.
 pub fn near(pci_address: &str, allowed: &BTreeSet<usize>) -> BTreeSet<usize> {
     let file = Path::new("/sys/bus/pci/devices").join(pci_address).join("local_cpulist");
     let list = std::fs::read_to_string(file).unwrap_or_default();

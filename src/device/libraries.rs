@@ -1,14 +1,14 @@
-//! Where the dynamic linker looks for libtorch's libraries.
+//! Finds and loads libtorch's libraries in the folders in which the dynamic linker looks for them.
 //!
-//! libtorch may be reached through links, as the caches of some package managers make them. Then its other libraries and
-//! those of the wheels beside it need not lie beside the real file, but the linker's own search path leads to them.
+//! The path of libtorch may be a symbolic link, because the caches of some package managers make links. Then libtorch's other
+//! libraries, and those of the wheels beside it, need not lie beside the real file. The linker's search path leads to them.
 
 use anyhow::{Context, Result, ensure};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::ffi::{CStr, c_char, c_uint, c_void};
 use std::path::{Path, PathBuf};
 
-/// `Dl_serinfo` of `dlfcn.h` without its paths, which follow it.
+/// `Dl_serinfo` of `dlfcn.h`, without the list of paths at its end.
 #[repr(C)]
 #[derive(Default)]
 struct Head {
@@ -24,7 +24,7 @@ struct SearchPath {
     flags: c_uint,
 }
 
-/// The folders in which the linker looks for what a loaded library needs, in its order.
+/// The folders in which the linker looks for the libraries that a loaded library needs, in the linker's order.
 pub fn searched_by(library: &str) -> Result<Vec<PathBuf>> {
     // SAFETY: a library that is loaded already runs no initialiser.
     let loaded = unsafe { Library::open(Some(library), RTLD_NOW | libc::RTLD_NOLOAD) };
@@ -49,18 +49,19 @@ pub fn searched_by(library: &str) -> Result<Vec<PathBuf>> {
     Ok(paths.iter().map(|path| PathBuf::from(text(path))).collect())
 }
 
-/// The first file in these folders whose name starts so.
-pub fn find(folders: &[PathBuf], start: &str) -> Option<PathBuf> {
+/// The first file in these folders whose name has this start.
+pub fn find(folders: &[PathBuf], name_start: &str) -> Option<PathBuf> {
     folders.iter().find_map(|folder| {
         let entries = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
-        let is_it = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start));
-        entries.filter(is_it).min()
+        let matches =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(name_start));
+        entries.filter(matches).min()
     })
 }
 
-/// Loads a library for good, with its symbols in reach of all others.
+/// Loads a library for the rest of the process and lets all other libraries use its symbols.
 pub fn load(path: &Path) -> Result<()> {
-    // SAFETY: the initialisers of NVIDIA's and libtorch's libraries register what they bring and nothing else.
+    // SAFETY: the initialisers of NVIDIA's and libtorch's libraries only register their own functions.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }?;
     std::mem::forget(library);
     Ok(())

@@ -1,5 +1,5 @@
-//! Turns the panic with which libtorch reports exhausted memory into an ordinary error; the host's free memory; what the
-//! allocator keeps.
+//! Turns the panic with which libtorch reports exhausted memory into an ordinary error, measures the host's free memory, and
+//! decides whether the allocator keeps freed memory.
 
 use anyhow::Result;
 use std::any::Any;
@@ -17,7 +17,8 @@ thread_local! {
 #[error("out of memory: {0}")]
 pub struct OutOfMemory(String);
 
-/// Calls `act`. Fails with [`OutOfMemory`] if it panics or fails because memory is exhausted; any other panic goes on.
+/// Calls `act`. Fails with [`OutOfMemory`] if `act` panics or fails because memory is exhausted. Any other panic or error passes
+/// through.
 pub fn catch<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
     // A panic may leave the tensors of the phase half changed, but they are dropped with it.
     CATCHING.set(true);
@@ -36,8 +37,8 @@ pub fn catch<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
-/// The bytes of memory that this process can still take: what is left on the host or in the process's control groups,
-/// whichever is less; `u64::MAX` if the kernel says neither.
+/// The bytes of memory that this process can still take: the free memory of the host or of the process's control groups, whichever
+/// is less; `u64::MAX` if the kernel tells neither.
 pub fn free_on_host() -> u64 {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
@@ -46,9 +47,9 @@ pub fn free_on_host() -> u64 {
     free_in_groups(&groups, Path::new("/sys/fs/cgroup")).map_or(host, |free| free.min(host))
 }
 
-/// The least number of bytes that are left in the control groups of a process and their ancestors, given its
-/// `/proc/PID/cgroup` (cgroup v1 or v2). Slurm ends a job that takes more memory than it asked for. Cached pages of files count
-/// as free, because the kernel drops them first, except those that are in memory alone (`/dev/shm`).
+/// The smallest number of free bytes in the control groups of a process and their ancestors, given the text of `/proc/PID/cgroup`
+/// (cgroup v1 or v2). Slurm ends a job that takes more memory than it asked for. Cached pages of files count as free, because the
+/// kernel drops them first, except pages of files that are only in memory (`/dev/shm`).
 fn free_in_groups(proc_cgroup: &str, root: &Path) -> Option<u64> {
     let free_for_line = |line: &str| -> Option<u64> {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
@@ -88,10 +89,10 @@ pub fn keep_freed(keep: bool) {
     }
 }
 
-/// Returns the memory that the allocator keeps, but nobody uses, to the kernel.
+/// Returns the memory that the allocator keeps but nothing uses to the kernel.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the call only releases memory that nobody uses.
+    // SAFETY: the call only releases memory that is not in use.
     unsafe {
         libc::malloc_trim(0)
     };
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn of_cudas_message_only_the_first_line_is_kept() {
+    fn only_the_first_line_of_cudas_message_is_kept() {
         let text = "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. Tried to allocate 2.00 GiB. GPU \
                     0 has a total capacity of 139.80 GiB\\nException raised from malloc";
         let caught = catch::<()>(|| panic!("{text}")).unwrap_err().to_string();

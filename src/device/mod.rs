@@ -1,8 +1,7 @@
-//! What this rank computes on: its part of the node's GPUs, or the CPU.
+//! The devices of this rank: its part of the node's GPUs, or the CPU.
 //!
-//! Nothing links CUDA. Where the node has an NVIDIA driver, libtorch's CUDA library is loaded at start, before the first
-//! call of libtorch: its backends register themselves then, and later would be too late. So one binary serves login
-//! nodes, CPU nodes and GPU nodes.
+//! The program is not linked with CUDA. If the node has an NVIDIA driver, libtorch's CUDA library is loaded at the start, because
+//! it must register its backends before the first call of libtorch. So one binary serves login nodes, CPU nodes and GPU nodes.
 
 mod cores;
 pub mod later;
@@ -22,31 +21,31 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
-/// For tests of several replicas on one GPU: if this environment variable is set, replicas share the GPUs of their rank and
-/// sum through host memory.
+/// If this environment variable is set, the replicas of a rank share its GPUs and sum through host memory. It exists for tests of
+/// several replicas on one GPU.
 const SHARED_GPU: &str = "INCUBATE_TEST_SHARED_GPU";
 
-/// Where a rank stands among those of its node.
+/// The number of a rank on its node, and the number of ranks there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnNode {
     pub rank: usize,
     pub ranks: usize,
 }
 
-/// The devices of this rank: each gets a replica and a thread.
+/// The devices of this rank. Each gets a replica and a thread.
 #[derive(Debug, Clone)]
 pub struct Devices {
     list: Vec<Device>,
-    /// Other ranks of the node compute on the same GPU.
+    /// Whether other ranks or replicas compute on the same GPU.
     shared: bool,
-    /// Why they are no GPUs, where the config leaves it open.
+    /// Why the devices are not GPUs, if the config lets the program choose.
     reason: Option<String>,
-    /// The cores that the process was given.
+    /// The cores on which the process may run.
     cores: BTreeSet<usize>,
 }
 
-/// Loads CUDA if the config wants it and the node has it. Call it before anything else of libtorch; it never fails, as
-/// planning and submitting need no GPU: [`Devices::of_rank`] tells.
+/// Loads CUDA if the config allows GPUs and the node has some. Must run before any other call of libtorch. It never fails, because
+/// planning and submitting need no GPU; [`Devices::of_rank`] returns the error.
 pub fn load(choice: DeviceChoice) {
     if choice != DeviceChoice::Cpu {
         CUDA.get_or_init(|| {
@@ -61,6 +60,7 @@ pub fn load(choice: DeviceChoice) {
     }
 }
 
+/// Loads libtorch's CUDA part for the GPUs of this driver.
 fn load_cuda(driver: Driver) -> Result<Driver> {
     ensure!(
         !driver.gpus().is_empty(),
@@ -82,17 +82,17 @@ fn load_cuda(driver: Driver) -> Result<Driver> {
         driver.cuda_version().0,
         driver.cuda_version().1
     );
-    // cuDNN builds a plan for each shape and thread: half a second each.
+    // cuDNN's attention is left out, because it builds a plan for each shape and thread, which takes half a second.
     allow_attention(&[Kernel::Flash, Kernel::Efficient]);
     Ok(driver)
 }
 
-/// Loads what libtorch computes with on GPUs. NVRTC, which compiles kernels at run time, comes first: it and its built-in
-/// functions are opened by name later, when nobody's search path may lead to them.
+/// Loads the library with which libtorch computes on GPUs. NVRTC, which compiles kernels at run time, is loaded first: libtorch
+/// opens it and its built-in functions by name later, and the search path may not lead to them then.
 fn load_libtorch_cuda() -> Result<()> {
     let folders = libraries::searched_by("libtorch_cpu.so")?;
     for compiler in ["libnvrtc-builtins.so", "libnvrtc.so"] {
-        // Without it only some kernels are missing.
+        // If NVRTC cannot be found, only some kernels are missing.
         libraries::find(&folders, compiler).map_or(Ok(()), |path| libraries::load(&path))?;
     }
     let library =
@@ -100,21 +100,22 @@ fn load_libtorch_cuda() -> Result<()> {
     libraries::load(&library)
 }
 
-/// Where a library of this process, given by the start of its file's name, was loaded from: the real file.
-pub fn loaded_library(name: &str) -> Option<PathBuf> {
+/// The real path of a library that this process has loaded, given the start of its file's name.
+pub fn loaded_library(name_start: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let mut paths = maps.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
     paths
-        .find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)))
+        .find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name_start)))
         .map(Path::to_path_buf)
 }
 
 impl Devices {
-    /// This rank's part of the node's GPUs, or `replicas` times the CPU.
+    /// The devices of `replicas` replicas on this rank's part of the node's GPUs, or on the CPU. If `replicas` is 0, there is one
+    /// replica on each GPU of the rank, or one on the CPU.
     ///
     /// # Errors
-    /// A config that asks for GPUs where there are none, or for more than there are.
-    pub fn of_rank(choice: DeviceChoice, replicas: usize, place: OnNode) -> Result<Devices> {
+    /// The config asks for GPUs and there are none, or for more replicas than this rank has GPUs.
+    pub fn of_rank(choice: DeviceChoice, replicas: usize, on_node: OnNode) -> Result<Devices> {
         let cores = cores::allowed();
         let driver = match (choice, cuda()) {
             (DeviceChoice::Cuda, Err(reason)) => {
@@ -127,11 +128,11 @@ impl Devices {
             }
             (_, Ok(driver)) => driver,
         };
-        let (own, mut shared) = part(place, driver.gpus().len());
+        let (own, mut shared) = gpus_of_rank(on_node, driver.gpus().len());
         let may_share = std::env::var_os(SHARED_GPU).is_some();
         shared |= may_share;
         let count = own.len();
-        let gpus = of_replicas(own, replicas, may_share).ok_or_else(|| {
+        let gpus = gpus_of_replicas(own, replicas, may_share).ok_or_else(|| {
             usage!(
                 "run.replicas = {replicas}, but this rank has {count} of the node's {} GPU(s); lower it, or start fewer ranks",
                 driver.gpus().len()
@@ -150,23 +151,24 @@ impl Devices {
         self.list[replica]
     }
 
-    /// Whether they are GPUs.
+    /// Whether the devices are GPUs.
     pub fn are_gpus(&self) -> bool {
         self.list[0].is_cuda()
     }
 
-    /// Whether NCCL can join them: it refuses two ranks on one GPU.
+    /// Whether NCCL can join the devices. It takes GPUs only, and refuses two members on one GPU.
     pub fn suit_nccl(&self) -> bool {
         self.are_gpus() && !self.shared
     }
 
-    /// What a precision costs on these GPUs, if there is a faster one and they are known.
+    /// How much slower a precision is on these GPUs than the fastest one, in words; none if it is the fastest or the speed of the
+    /// GPUs is not known.
     pub fn price_of(&self, precision: Precision) -> Option<String> {
         let Device::Cuda(first) = self.list[0] else { return None };
         GpuModel::of_device(&cuda().ok()?.gpus()[first].name)?.price(precision)
     }
 
-    /// Makes the calling thread the one that drives a replica's device: on cores near it, with it as CUDA's current one.
+    /// Prepares the calling thread to drive a replica's device: pins it to cores near the GPU and makes the GPU its current one.
     pub fn take_up(&self, replica: usize) -> Result<()> {
         let Device::Cuda(number) = self.list[replica] else { return Ok(()) };
         let driver = cuda()?;
@@ -188,12 +190,12 @@ impl Devices {
     }
 }
 
-/// A GPU's name and memory.
+/// The name and memory of a GPU, in words.
 pub fn describe(gpu: &Gpu) -> String {
     format!("{}, {:.1} GiB", gpu.name, gpu.memory as f64 / (1u64 << 30) as f64)
 }
 
-/// As libtorch writes a device.
+/// The name of a device as libtorch writes it.
 pub fn name(device: Device) -> String {
     match device {
         Device::Cuda(number) => format!("cuda:{number}"),
@@ -201,15 +203,15 @@ pub fn name(device: Device) -> String {
     }
 }
 
-/// Bytes of a device's memory; none for the CPU, whose memory is shared with everything else.
+/// The bytes of a GPU's memory; none for the CPU, which shares its memory with all other processes.
 pub fn memory_of(device: Device) -> Option<u64> {
     let Device::Cuda(number) = device else { return None };
     Some(cuda().ok()?.gpus()[number].memory)
 }
 
-/// The GPUs of one of the node's ranks, neighbours to neighbours; and whether ranks must share one.
-fn part(place: OnNode, gpus: usize) -> (Range<usize>, bool) {
-    let OnNode { rank, ranks } = place;
+/// The GPUs of one of the node's ranks, and whether ranks must share GPUs. Neighbouring ranks get neighbouring GPUs.
+fn gpus_of_rank(on_node: OnNode, gpus: usize) -> (Range<usize>, bool) {
+    let OnNode { rank, ranks } = on_node;
     if ranks <= gpus {
         (rank * gpus / ranks..(rank + 1) * gpus / ranks, false)
     } else {
@@ -218,8 +220,8 @@ fn part(place: OnNode, gpus: usize) -> (Range<usize>, bool) {
     }
 }
 
-/// The GPU of each replica, of a rank's own; none if there are too few. 0 replicas: one on each GPU.
-fn of_replicas(own: Range<usize>, replicas: usize, may_share: bool) -> Option<Vec<usize>> {
+/// The GPU of each replica of a rank that has the GPUs `own`; none if they are too few. If `replicas` is 0, each GPU gets one.
+fn gpus_of_replicas(own: Range<usize>, replicas: usize, may_share: bool) -> Option<Vec<usize>> {
     match replicas {
         0 => Some(own.collect()),
         _ if replicas > own.len() && !may_share => None,
@@ -235,7 +237,7 @@ mod tests {
     fn the_ranks_of_a_node_divide_its_gpus_and_share_them_only_when_there_are_too_few() {
         for gpus in 1..9 {
             for ranks in 1..12 {
-                let parts: Vec<_> = (0..ranks).map(|rank| part(OnNode { rank, ranks }, gpus)).collect();
+                let parts: Vec<_> = (0..ranks).map(|rank| gpus_of_rank(OnNode { rank, ranks }, gpus)).collect();
                 assert!(parts.iter().all(|(own, _)| !own.is_empty()), "{ranks} ranks, {gpus} GPUs: {parts:?}");
                 let given: Vec<usize> = parts.iter().flat_map(|(own, _)| own.clone()).collect();
                 let used = given.iter().collect::<BTreeSet<_>>().len();
@@ -243,17 +245,17 @@ mod tests {
                 assert!(parts.iter().all(|(_, shared)| *shared == (given.len() > gpus)));
             }
         }
-        assert_eq!(part(OnNode { rank: 1, ranks: 4 }, 8), (2..4, false));
-        assert_eq!(part(OnNode { rank: 3, ranks: 4 }, 2), (1..2, true));
+        assert_eq!(gpus_of_rank(OnNode { rank: 1, ranks: 4 }, 8), (2..4, false));
+        assert_eq!(gpus_of_rank(OnNode { rank: 3, ranks: 4 }, 2), (1..2, true));
     }
 
     #[test]
     fn replicas_have_a_gpu_each_and_share_one_only_in_a_test() {
-        assert_eq!(of_replicas(2..4, 0, false), Some(vec![2, 3]));
-        assert_eq!(of_replicas(2..4, 1, false), Some(vec![2]));
-        assert_eq!(of_replicas(2..4, 3, false), None);
-        assert_eq!(of_replicas(2..4, 3, true), Some(vec![2, 3, 2]));
-        assert_eq!(of_replicas(5..6, 2, true), Some(vec![5, 5]));
+        assert_eq!(gpus_of_replicas(2..4, 0, false), Some(vec![2, 3]));
+        assert_eq!(gpus_of_replicas(2..4, 1, false), Some(vec![2]));
+        assert_eq!(gpus_of_replicas(2..4, 3, false), None);
+        assert_eq!(gpus_of_replicas(2..4, 3, true), Some(vec![2, 3, 2]));
+        assert_eq!(gpus_of_replicas(5..6, 2, true), Some(vec![5, 5]));
     }
 
     #[test]
@@ -263,8 +265,8 @@ mod tests {
 
     #[test]
     fn on_the_cpu_there_are_as_many_replicas_as_asked_for() {
-        let place = OnNode { rank: 0, ranks: 1 };
-        let devices = |replicas| Devices::of_rank(DeviceChoice::Cpu, replicas, place).unwrap();
+        let on_node = OnNode { rank: 0, ranks: 1 };
+        let devices = |replicas| Devices::of_rank(DeviceChoice::Cpu, replicas, on_node).unwrap();
         assert_eq!((devices(0).replicas(), devices(3).replicas()), (1, 3));
         assert!(!devices(3).suit_nccl() && devices(3).take_up(2).is_ok());
         assert_eq!(devices(3).describe(), "the CPU, 3 replicas");

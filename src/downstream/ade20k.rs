@@ -2,8 +2,8 @@
 //!
 //! A label map is a PNG with values from 0 to 150. Pixels labelled 0, «other», are ignored, as with mmsegmentation's
 //! `reduce_zero_label`. The PNG is grey with 8 bits, or has a palette of any depth, whose indices are the values. A grey PNG of
-//! fewer bits is refused, because programs differ in whether they scale its values. A class that has neither labels nor
-//! predictions is left out of the mean by mmsegmentation, and counts as 0 in the CSAIL benchmark: both means are given.
+//! fewer bits is refused, because some programs scale its values and others do not. mmsegmentation leaves a class that has neither
+//! labels nor predictions out of the mean, and the CSAIL benchmark counts it as 0. Both means are given.
 
 use crate::svg;
 use crate::{require, usage};
@@ -20,7 +20,7 @@ const MOST_PIXELS: u64 = 1 << 26;
 
 /// All figures in percent.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct Ade20kReport {
     pub images: usize,
     /// Pixels whose label is one of the classes.
     pub pixels: u64,
@@ -62,7 +62,7 @@ struct Confusion(Vec<u64>);
 ///
 /// # Errors
 /// A usage error that names the file if it is missing or malformed, has another size, or holds a class that does not exist.
-pub fn evaluate(labels: &Path, predictions: &Path, zero_based: bool) -> Result<Report> {
+pub fn evaluate(labels: &Path, predictions: &Path, zero_based: bool) -> Result<Ade20kReport> {
     let files = label_maps(labels)?;
     let mut confusion = Confusion(vec![0; CLASSES * (CLASSES + 1)]);
     for file in &files {
@@ -87,8 +87,7 @@ fn label_maps(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The file of the prediction, which has the name of the label map. The two may differ in that one ends in `.png`, the other in
-/// `.PNG`.
+/// The file of the prediction, which has the name of the label map. One of the two names may end in `.png` and the other in `.PNG`.
 fn prediction_of(label_map: &Path, predictions: &Path) -> PathBuf {
     let same_name = predictions.join(label_map.file_name().expect("a file of the folder has a name"));
     let other_endings = ["png", "PNG"].map(|ending| same_name.with_extension(ending));
@@ -185,7 +184,7 @@ impl Confusion {
         }
     }
 
-    fn report(self, images: usize) -> Report {
+    fn report(self, images: usize) -> Ade20kReport {
         let row = |class: usize| &self.0[class * (CLASSES + 1)..][..CLASSES + 1];
         let predicted = |class: usize| (0..CLASSES).map(|label| row(label)[class]).sum::<u64>();
         let percent = |part: u64, total: u64| (total > 0).then(|| 100.0 * part as f64 / total as f64);
@@ -205,7 +204,7 @@ impl Confusion {
         };
         let ((mean_iou, mean_iou_of_all), (mean_accuracy, mean_accuracy_of_all)) =
             (means(|c| c.iou), means(|c| c.accuracy));
-        Report {
+        Ade20kReport {
             images,
             pixels,
             pixel_accuracy: percent(hits, pixels).unwrap_or(0.0),
@@ -219,7 +218,7 @@ impl Confusion {
     }
 }
 
-impl Report {
+impl Ade20kReport {
     /// The figures as tables for people.
     pub fn text(&self) -> String {
         let mut text = format!("ADE20K, {} images, percent\n", self.images);

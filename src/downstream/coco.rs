@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// The figures of one results file.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct CocoReport {
     /// `bbox` or `segm`.
     pub iou: &'static str,
     /// AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, from 0 to 1; −1 if there were no annotations to find.
@@ -39,7 +39,7 @@ pub struct Category {
 ///
 /// # Errors
 /// A usage error that names the file if a file cannot be read or is malformed, or if the two files do not belong together.
-pub fn evaluate(annotations: &Path, results: &Path, segm: bool) -> Result<Report> {
+pub fn evaluate(annotations: &Path, results: &Path, segm: bool) -> Result<CocoReport> {
     let Files { annotations, detections, categories } = coco_files::read(annotations, results, segm)?;
     let (iou, kind) = if segm { ("segm", IouType::Segm) } else { ("bbox", IouType::Bbox) };
     let mut evaluation = COCOeval::new(annotations, detections, kind);
@@ -55,7 +55,7 @@ pub fn evaluate(annotations: &Path, results: &Path, segm: bool) -> Result<Report
         Category { id, name, ap: category_ap(accumulated, k) }
     };
     let categories = accumulated.cat_ids.iter().enumerate().map(category).collect();
-    Ok(Report { iou, figures, categories, curves: curves(accumulated, &evaluation.params.iou_thrs) })
+    Ok(CocoReport { iou, figures, categories, curves: curves(accumulated, &evaluation.params.iou_thrs) })
 }
 
 /// The mean precision of a category over all thresholds and recalls, for objects of all areas and the highest limit of
@@ -84,7 +84,7 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     if count == 0 { -1.0 } else { sum / f64::from(count) }
 }
 
-impl Report {
+impl CocoReport {
     /// The figures as tables for people, in percent as the literature gives them.
     pub fn text(&self) -> String {
         let percent = |value: f64| if value < 0.0 { "-".into() } else { format!("{:.2}", 100.0 * value) };

@@ -267,7 +267,8 @@ impl StoredObject {
         }
     }
 
-    /// The object with its mask alone if `by_mask`, else with its box alone. In results a mask may replace a box and a box a mask.
+    /// The object with only its mask if `by_mask`, else with only its box. In results, a mask may replace a box, and a box may replace a
+    /// mask.
     fn shape(&mut self, by_mask: bool, segm: bool, image: &Image) -> Result<Annotation, String> {
         let needed_field = if segm { "segmentation" } else { "bbox" };
         if (by_mask && self.segmentation.is_none()) || (!by_mask && self.bbox.is_none()) {

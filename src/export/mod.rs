@@ -20,7 +20,7 @@ use crate::data::image::recipe::evaluated_share;
 use crate::error::Failure;
 use crate::family::Model;
 use crate::family::vit::Vit;
-use crate::model::OPTIONS;
+use crate::model::FP32_ON_HOST;
 use crate::run::table::FINETUNE;
 use crate::store::{Artefact, artefact, durable};
 use crate::{require, usage};
@@ -153,7 +153,7 @@ impl Exported<'_> {
         for parameter in header.parameters() {
             let name = header.model.whole_name(&parameter, &header.depths);
             // Every reader expects qkv biases. Biases of zero compute what a model without them does.
-            let zeros = || Tensor::zeros([parameter.shape[0]], OPTIONS);
+            let zeros = || Tensor::zeros([parameter.shape[0]], FP32_ON_HOST);
             let bias = header.model.absent_bias(&name).map(|name| Named { name, tensor: zeros() });
             let tensor =
                 weights.remove(&(parameter.stage, parameter.name)).expect("reading has checked that it is there");
@@ -186,7 +186,7 @@ impl Exported<'_> {
         ends
     }
 
-    /// Of a recipe's three values, for ViT-B, L and H, the one for this depth.
+    /// Chooses by depth among a recipe's three values for ViT-B, ViT-L and ViT-H.
     fn by_depth(&self, values_blh: [f64; 3]) -> f64 {
         values_blh[match self.depth {
             0..=12 => 0,
@@ -206,7 +206,7 @@ fn assignments(values: &[(&str, serde_json::Value)]) -> String {
     values.iter().map(|(name, value)| format!("{name} = {value}\n")).collect()
 }
 
-/// The value as JSON, without a decimal point if it is whole, because Python reads `4.0` as a float.
+/// The value as JSON. A whole number has no decimal point, because Python reads `4.0` as a float.
 fn number(value: f64) -> serde_json::Value {
     if value.fract() == 0.0 { (value as i64).into() } else { value.into() }
 }
@@ -242,7 +242,7 @@ mod tests {
         let config = Config::parse(config, &[]).unwrap();
         let model = config.model.clone();
         let mut tensors = Vec::new();
-        let zeros = |shape: &[i64]| Tensor::zeros([1], OPTIONS).expand(shape, false);
+        let zeros = |shape: &[i64]| Tensor::zeros([1], FP32_ON_HOST).expand(shape, false);
         for parameter in model.parameters(model.depths()) {
             let name = model.whole_name(&parameter, model.depths());
             if let Some(name) = model.absent_bias(&name) {

@@ -21,8 +21,8 @@ pub fn write(exported: &Exported, folder: &Path) -> Result<()> {
 /// The epsilon of timm's layer norms, which its config cannot change.
 const TIMM_EPS: f64 = 1e-6;
 
-/// The factor for the residual stream with which layer norms of timm's epsilon compute what those of `eps` compute; none if
-/// the two are equal.
+/// The factor for the residual stream with which layer norms of timm's epsilon give the same results as layer norms of `eps`; none
+/// if the two are equal.
 ///
 /// With s² = 1e-6 / eps: s (x − µ) / √(s² σ² + 1e-6) = (x − µ) / √(σ² + eps).
 fn residual_scale(eps: f64) -> Option<f64> {
@@ -30,7 +30,7 @@ fn residual_scale(eps: f64) -> Option<f64> {
     ((scale - 1.0).abs() > 1e-6).then_some(scale)
 }
 
-/// The tensors, of which those whose output is added to the residual stream are multiplied by `scale`.
+/// Multiplies the tensors whose output is added to the residual stream by `scale`, and leaves the others as they are.
 fn scaled(tensors: &[Named], scale: Option<f64>) -> Vec<Named> {
     let is_added_to_stream = |name: &str| {
         matches!(name, "cls_token" | "pos_embed")
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_added_to_the_stream_is_scaled() {
+    fn only_tensors_that_are_added_to_the_stream_are_scaled() {
         let one = Tensor::ones([1], (Kind::Float, Device::Cpu));
         let added =
             ["cls_token", "pos_embed", "patch_embed.proj.bias", "blocks.3.attn.proj.weight", "blocks.3.mlp.fc2.bias"];

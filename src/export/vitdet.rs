@@ -27,7 +27,7 @@ pub fn backbone(exported: &Exported) -> Vec<Named> {
 /// patches of 14 is resampled to 16.
 const PATCH: usize = 16;
 
-/// Writes a config for each training length: `template` with the numbers of this model.
+/// Writes a config for each training length. It is `template` with the numbers of this model.
 ///
 /// 1× and 3× are detectron2's 90,000 and 270,000 steps of 16 images. The rates of drop path and layer decay for ViT-B, L and H
 /// are ViTDet's.

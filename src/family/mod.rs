@@ -1,6 +1,6 @@
-//! Families of networks. The folder of a family holds all that is particular to this kind of network, as data and arithmetic: the
-//! keys of the config and their limits, the table of parameters and buffers, the division into stages, operations and memory, and
-//! the names that other programs use. Its computation is in the folder of the same name below `model/`.
+//! Families of networks. The folder of a family holds everything that is particular to this kind of network, as data and
+//! arithmetic: the keys of the config and their limits, the table of parameters and buffers, the division into stages, operations
+//! and memory, and the names that other programs use. Its computation is in the folder of the same name below `model/`.
 //!
 //! A new family is a folder here, a folder below `model/`, and a variant of [`Model`].
 
@@ -52,8 +52,8 @@ impl Model {
     }
 }
 
-/// What every family can say about a network of given sizes. The argument `depths` is the number of blocks of each stage: those of
-/// the target, the meta model or a hybrid.
+/// The properties of a network of given sizes, which every family knows. The argument `depths` is the number of blocks of each
+/// stage, in the target, the meta model or a hybrid.
 pub trait Family {
     /// The height, and width, of an image in pixels.
     fn image_size(&self) -> usize;
@@ -110,12 +110,12 @@ pub trait Family {
     fn absent_bias(&self, _weight: &str) -> Option<String> {
         None
     }
-    /// The addition to the error about a parameter that an imported file lacks: the key of the config to set.
+    /// The cure for a parameter that an imported file lacks, as the end of an error text; empty if there is no cure.
     fn cure_for_missing(&self, _name: &str) -> &'static str {
         ""
     }
-    /// Whether the weights of `other` can be imported: it may differ only in the image size and in the depths, which are compared
-    /// elsewhere.
+    /// Whether the weights of `other` can be imported. `other` may differ in the image size and in the depths, which the import
+    /// compares by itself.
     fn is_like(&self, other: &Model) -> bool;
 }
 

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 /// One named tensor of a network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Parameter {
-    /// The stage of the tensor. The first stage has the embeddings, the last the final norm and the head (paper, section 3).
+    /// The stage of the tensor. The first stage has the embeddings, the last stage has the final norm and the head (paper, section
+    /// 3).
     pub stage: usize,
     /// The name within the stage, where blocks are numbered from 0. For a ViT it is the official `model_stages[stage]` name.
     pub name: String,

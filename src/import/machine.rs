@@ -10,7 +10,7 @@ use std::collections::HashMap;
 const MOST_VALUES: usize = 1 << 20;
 const LATEST_PROTOCOL: u8 = 5;
 
-/// What to do about a file that is refused.
+/// The cure for a file that is refused.
 const CURE: &str = "nothing of it was executed. If you trust who wrote the file, save its weights alone: python -c \"import \
                     torch; c = torch.load('THIS_FILE', map_location='cpu', weights_only=False); c = next((c[k] for k in \
                     ('model', 'state_dict') if k in c), c) if isinstance(c, dict) else c; torch.save(c.state_dict() if \
@@ -243,8 +243,8 @@ impl Machine<'_> {
         Ok(self.stack.split_off(mark))
     }
 
-    /// Pushes an integer that is stored little-endian in two's complement. One of 1 or 2 bytes is never negative. The value of one
-    /// of more than 8 bytes is ignored.
+    /// Pushes an integer that is stored little-endian in two's complement. An integer of 1 or 2 bytes is never negative. The value of
+    /// an integer of more than 8 bytes is ignored.
     fn integer(&mut self, byte_count: usize) -> Result<()> {
         if byte_count > 8 {
             return self.ignored(byte_count);

@@ -55,7 +55,8 @@ impl FromStr for Role {
 /// The options of an import.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Choice {
-    /// If none, the depth of the file's model decides: the meta model; else the final model, or with a new head the assembled.
+    /// If none, the depth of the file's model decides: it is the meta model, or else the final model, or the assembled one if the head
+    /// is new.
     pub role: Option<Role>,
     /// Take the moving averages of the weights instead of the weights.
     pub ema: bool,
@@ -67,7 +68,7 @@ pub struct Choice {
 /// of another image size are resampled.
 ///
 /// # Errors
-/// A usage error that says what in the file does not fit the config, or why the file is refused.
+/// A usage error that says which part of the file does not fit the config, or why the file is refused.
 pub fn import(config: &Config, file: &Path, choice: Choice) -> Result<PathBuf> {
     require!(
         !(choice.new_head && choice.role == Some(Role::Final)),
@@ -200,8 +201,8 @@ fn depths_of(model: &Model, role: Role) -> Vec<usize> {
     }
 }
 
-/// Lists the tensors of another program's file. The first bytes tell its format: those of a zip, a length and a JSON header, or
-/// a pickle, which torch wrote before 1.6.
+/// Lists the tensors of another program's file. Its first bytes show its format: a zip, a length with a JSON header, or a pickle,
+/// which torch wrote before 1.6.
 fn list(mut file: &File, ema: bool) -> Result<Listing> {
     let mut first_bytes = [0; 9];
     file.read_exact(&mut first_bytes).context("it breaks off; copy it again")?;
@@ -283,6 +284,7 @@ fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File, new_
     Ok(weights)
 }
 
+/// The cure for a tensor of another shape.
 fn cure_for_shape(parameter: &Parameter) -> &'static str {
     if parameter.is_of_head() {
         "set model.classes to this file's, or initialise a new head with --new-head"
@@ -297,6 +299,7 @@ fn first_few(names: &[String]) -> String {
     if names.is_empty() { "none".into() } else { first.collect::<Vec<_>>().join(", ") }
 }
 
+/// The error text about a parameter that the file lacks.
 fn missing(model: &Model, parameter: &Parameter, flat_name: &str) -> String {
     let cure = match parameter.is_of_head() {
         true => "; initialise a new head with --new-head",

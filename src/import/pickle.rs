@@ -10,7 +10,7 @@ use std::rc::Rc;
 /// An index into the arena.
 pub type Id = usize;
 
-/// A value of a pickle. Only what weights need is kept.
+/// A value of a pickle. Only values that weights need are kept.
 #[derive(Debug, Clone)]
 pub enum Value {
     Integer(i64),

@@ -9,16 +9,16 @@ use std::fs::File;
 use std::io::Read;
 use zip::{CompressionMethod, ZipArchive};
 
-/// The names and shapes of the tensors of any checkpoint need far less.
+/// The largest pickle that is read, in bytes. The names and shapes of any checkpoint's tensors need far less.
 const LARGEST_PICKLE: u64 = 16 << 20;
 /// These limits are needed because a short pickle can use one value of its memo many times: one dictionary as many stages, one
 /// text as many names.
 const MOST_STAGES: usize = 256;
 const MOST_TENSORS: usize = 1 << 16;
 const LONGEST_NAME: usize = 1 << 10;
-/// The keys under which checkpoints hold the weights: those of DeiT and the official code, of timm and mmseg, and of others.
+/// The keys under which checkpoints hold the weights, in DeiT and the official code, in timm and mmseg, and in other programs.
 const WRAPPERS: [&str; 3] = ["model", "state_dict", "model_state_dict"];
-/// The keys under which checkpoints hold moving averages of the weights: those of DeiT, timm and mmengine.
+/// The keys under which checkpoints of DeiT, timm and mmengine hold moving averages of the weights.
 const AVERAGES: [&str; 3] = ["model_ema", "state_dict_ema", "ema_state_dict"];
 
 /// Lists the weights in the file without reading them; with `ema` lists their moving averages instead.

@@ -1,5 +1,5 @@
-//! The trained parameters as views of one flat buffer. A step then needs one all-reduce, one norm and one optimiser pass,
-//! and a checkpoint one write per buffer, instead of hundreds of small ones.
+//! The trained parameters as views of one flat buffer. So a step needs one all-reduce, one norm and one optimiser pass, and a
+//! checkpoint needs one write per buffer, instead of hundreds of small ones.
 
 use crate::family::parameter::{Parameter, Role, flat_order};
 use crate::weights::{Weights, floats, floats_mut};
@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 pub struct FlatParameters {
     /// The fp32 weights, which the optimiser changes.
     buffer: Tensor,
-    /// A copy in the number type that the network computes in, if that type is not fp32.
+    /// A copy of the weights in the number type in which the network computes, if that type is not fp32.
     compute: Option<Tensor>,
     /// The gradients in the order of `buffer`, then [`EXTRAS`] numbers. At the offset of a buffer that is not trained, this
     /// holds the sum, over the samples, of the statistics that its stage reports.
@@ -21,8 +21,8 @@ pub struct FlatParameters {
     layout: Layout,
     decayed: usize,
     trainable: usize,
-    /// This channel closes when the loan ends.
-    lent: Option<Receiver<Infallible>>,
+    /// A channel that closes when the loan ends; none if nothing is lent.
+    end_of_loan: Option<Receiver<Infallible>>,
 }
 
 /// A promise that the weights, and the tensors that the optimiser updates with them, do not change while this value exists.
@@ -45,11 +45,12 @@ pub struct Weight {
 /// Which parameter lies at which offset of a flat buffer.
 #[derive(Debug)]
 pub struct Layout {
-    parts: Vec<Part>,
+    entries: Vec<Entry>,
 }
 
+/// The name, shape and offset of one parameter.
 #[derive(Debug)]
-struct Part {
+struct Entry {
     stage: usize,
     name: String,
     shape: Vec<i64>,
@@ -73,7 +74,7 @@ impl FlatParameters {
         let (trainable, total) = (count(&Parameter::is_trainable), count(&|_| true));
         let device = weights.values().next().map_or(Device::Cpu, Tensor::device);
         let buffer = Tensor::zeros([total as i64], (Kind::Float, device));
-        let mut parts = Vec::with_capacity(ordered.len());
+        let mut entries = Vec::with_capacity(ordered.len());
         for (start, parameter) in ordered {
             let weight = weights
                 .get(&(parameter.stage, parameter.name.clone()))
@@ -87,14 +88,14 @@ impl FlatParameters {
                 parameter.shape
             );
             let Parameter { stage, name, shape, role, .. } = parameter;
-            let part = Part { stage, name, shape, start, role };
-            part.of(&buffer).copy_(weight);
-            parts.push(part);
+            let entry = Entry { stage, name, shape, start, role };
+            entry.view(&buffer).copy_(weight);
+            entries.push(entry);
         }
-        let layout = Layout { parts };
+        let layout = Layout { entries };
         let compute = (kind != Kind::Float).then(|| buffer.to_kind(kind));
         let gradients = Tensor::zeros([(total + EXTRAS) as i64], (Kind::Float, device));
-        Ok(FlatParameters { buffer, compute, gradients, layout, decayed, trainable, lent: None })
+        Ok(FlatParameters { buffer, compute, gradients, layout, decayed, trainable, end_of_loan: None })
     }
 
     /// How many numbers the buffer holds.
@@ -111,7 +112,7 @@ impl FlatParameters {
         self.decayed
     }
 
-    /// How many numbers at the start of the buffer the optimiser changes. The rest are saved and not trained.
+    /// How many numbers at the start of the buffer the optimiser changes. The others are saved but not trained.
     pub fn trainable(&self) -> usize {
         self.trainable
     }
@@ -124,17 +125,17 @@ impl FlatParameters {
         }
         self.wait_for_loan();
         let is_finite = self.loss().isfinite();
-        for part in &self.layout.parts {
-            if let Role::Buffer { momentum } = part.role {
-                let mut value = part.of(&self.buffer);
-                let moved = value.lerp(&(part.of(&self.gradients) / samples), momentum);
+        for entry in &self.layout.entries {
+            if let Role::Buffer { momentum } = entry.role {
+                let mut value = entry.view(&self.buffer);
+                let moved = value.lerp(&(entry.view(&self.gradients) / samples), momentum);
                 value.copy_(&moved.where_self(&is_finite, &value));
             }
         }
         self.refresh();
     }
 
-    /// The fp32 numbers themselves.
+    /// The weights and buffers in fp32.
     pub fn buffer(&self) -> &Tensor {
         &self.buffer
     }
@@ -149,7 +150,7 @@ impl FlatParameters {
         self.gradients.get(self.len() as i64)
     }
 
-    /// The gradients, the loss and the stop flag: what the replicas sum.
+    /// The numbers that are summed over the replicas: the gradients, the loss and the stop flag.
     pub fn summed(&mut self) -> Tensor {
         self.gradients.narrow(0, 0, (self.len() + EXTRAS - 1) as i64)
     }
@@ -159,28 +160,29 @@ impl FlatParameters {
         self.gradients.get((self.len() + EXTRAS - 1) as i64).copy_(norm);
     }
 
+    /// The gradients and the [`EXTRAS`] after them, to be changed.
     pub fn gradients_mut(&mut self) -> &mut Tensor {
         &mut self.gradients
     }
 
     /// Lends the buffer in host memory, and the tensors that the optimiser updates with it, to a thread that reads them while
-    /// the training goes on. Whoever is about to change them calls [`FlatParameters::wait_for_loan`].
+    /// training continues. Code that is about to change them calls [`FlatParameters::wait_for_loan`] first.
     pub fn lend(&mut self) -> Loan {
         self.wait_for_loan();
         let (_until_dropped, ended) = channel();
-        self.lent = Some(ended);
+        self.end_of_loan = Some(ended);
         Loan { _until_dropped }
     }
 
     /// Waits until nothing is lent.
     pub fn wait_for_loan(&mut self) {
-        if let Some(ended) = self.lent.take() {
+        if let Some(ended) = self.end_of_loan.take() {
             // Nothing is ever sent. The channel closes with the loan.
             let _ = ended.recv();
         }
     }
 
-    /// Lets `update` change the weights in host memory. It is given the weights and the gradients.
+    /// Changes the weights in host memory with `update`, which gets the weights and the gradients.
     pub fn update(&mut self, update: impl FnOnce(&mut [f32], &[f32])) {
         let numbers = self.len();
         update(floats_mut(&mut self.buffer), &floats(&self.gradients)[..numbers]);
@@ -194,19 +196,19 @@ impl FlatParameters {
         self.refresh();
     }
 
-    /// Copies the weights to the copy in the compute type.
+    /// Updates the copy in the compute type, after the weights were changed.
     pub fn refresh(&mut self) {
         if let Some(compute) = &mut self.compute {
             compute.copy_(&self.buffer);
         }
     }
 
-    /// One parameter, in the compute type or, if `exact`, in fp32.
+    /// The parameter with this name, in the compute type or, if `exact`, in fp32. Returns none if the buffer does not hold it.
     pub fn get(&self, stage: usize, name: &str, exact: bool) -> Option<Weight> {
-        let part = self.layout.parts.iter().find(|part| part.stage == stage && part.name == name)?;
+        let entry = self.layout.entries.iter().find(|entry| entry.stage == stage && entry.name == name)?;
         let compute = self.compute.as_ref().filter(|_| !exact);
-        let value = part.of(compute.unwrap_or(&self.buffer));
-        Some(Weight { value, gradient: Some(part.of(&self.gradients)) })
+        let value = entry.view(compute.unwrap_or(&self.buffer));
+        Some(Weight { value, gradient: Some(entry.view(&self.gradients)) })
     }
 
     /// Which parameter lies at which offset.
@@ -218,18 +220,19 @@ impl FlatParameters {
 impl Layout {
     /// Views of the parameters by name in any buffer of this layout, such as the weights, their average or the gradients.
     pub fn named(&self, buffer: &Tensor) -> Weights {
-        self.parts.iter().map(|part| ((part.stage, part.name.clone()), part.of(buffer))).collect()
+        self.entries.iter().map(|entry| ((entry.stage, entry.name.clone()), entry.view(buffer))).collect()
     }
 }
 
-impl Part {
-    fn of(&self, buffer: &Tensor) -> Tensor {
+impl Entry {
+    /// The parameter as a view of a flat buffer.
+    fn view(&self, buffer: &Tensor) -> Tensor {
         buffer.narrow(0, self.start as i64, self.shape.iter().product()).view(&self.shape[..])
     }
 }
 
 impl Weight {
-    /// Adds to the gradient if the parameter is trained.
+    /// Adds to the sum of the gradients if the parameter is trained; otherwise does not call `gradient`.
     pub fn accumulate(&self, gradient: impl FnOnce() -> Tensor) {
         if let Some(sum) = &self.gradient {
             let _ = sum.shallow_clone().g_add_(&gradient().view_as(sum));

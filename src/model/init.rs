@@ -1,4 +1,4 @@
-//! Fresh weights and buffers, from the counter-based generator: the same for any number of ranks.
+//! Draws fresh weights and buffers from the counter-based generator, so that they are the same for any number of ranks.
 
 use crate::family::parameter::{Parameter, Start};
 use crate::random::{Random, key_of_text};
@@ -6,14 +6,14 @@ use crate::weights::{Weights, floats_mut};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-/// Fresh weights of the given parameters, drawn on all cores. A stage's weights depend on the seed, the stage and the
-/// names alone.
+/// Draws fresh weights for the given parameters, on all cores. The weights of a parameter depend on the seed and that parameter
+/// alone.
 pub fn fresh<'a>(parameters: impl Iterator<Item = &'a Parameter>, seed: u64) -> Weights {
     let mut parameters: Vec<&Parameter> = parameters.collect();
-    // The largest are drawn first, so that no core is left alone with one at the end.
+    // The largest are drawn first, so that all cores end at about the same time.
     parameters.sort_by_key(|parameter| std::cmp::Reverse(parameter.count()));
-    // libtorch is called on this thread alone: each other thread that calls it gets OpenMP threads of its own, and with more of
-    // them than cores, OpenMP's threads wait for each other more slowly from then on.
+    // Only this thread calls libtorch. Every other thread that called it would get OpenMP threads of its own, and more OpenMP
+    // threads than cores would slow down every later step.
     let empty = |parameter: &&Parameter| Tensor::empty(&parameter.shape[..], (Kind::Float, Device::Cpu));
     let mut tensors: Vec<Tensor> = parameters.iter().map(empty).collect();
     let drawn: Vec<_> = parameters.iter().zip(tensors.iter_mut().map(floats_mut)).collect();
@@ -35,6 +35,7 @@ fn draw(parameter: &Parameter, seed: u64, numbers: &mut [f32]) {
     });
 }
 
+/// The part of the key that keeps these random numbers apart from others of the same seed.
 const INIT: u64 = 4;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A network of stages, of which only some are trainable. The family builds the stages and the head.
+//! A network of stages, some of which train while the others are frozen. The family builds the stages and the head.
 //!
 //! Tensor names end in their shape: b = batch, c = channels or classes, h and w = rows and columns.
 
@@ -30,7 +30,7 @@ use stage::{Backward, Pass, Stage};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
-/// A network whose stages in `trained` are trainable and have their parameters in one flat buffer. All other stages are frozen.
+/// A network that trains the stages in `trained`, whose parameters are in one flat buffer. All other stages are frozen.
 pub struct Network {
     trained: Range<usize>,
     parts: Parts,
@@ -55,8 +55,8 @@ struct Blueprint<'a> {
     off: Off,
 }
 
-/// The backward functions that one training pass leaves: those of the trained stages, of the stages after them, and of the head
-/// if it ran.
+/// The backward passes that belong to one forward pass of training: of the trained stages, of the stages after them, and of the
+/// head if it ran.
 pub struct Tape<'a> {
     taps: Vec<Tap>,
     stages: Vec<Backward<'a>>,
@@ -65,7 +65,7 @@ pub struct Tape<'a> {
 
 impl Network {
     /// Builds a network from copies of `weights`, which must hold every parameter for these stage depths. `config.run` decides the
-    /// precision. The `auxiliary` parameters, which a task may need, train in the same flat buffer.
+    /// precision. The `auxiliary` parameters, which an objective may need, train in the same flat buffer.
     pub fn new(
         config: &Config,
         depths: &[usize],
@@ -76,7 +76,7 @@ impl Network {
         Self::without(Off::default(), config, depths, trained, auxiliary, weights)
     }
 
-    /// Like [`Network::new`], but with parts switched off.
+    /// Builds the network of [`Network::new`], with parts switched off.
     pub fn without(
         off: Off,
         config: &Config,
@@ -119,6 +119,7 @@ impl Network {
         &self.flat
     }
 
+    /// The trained parameters, to be changed.
     pub fn flat_mut(&mut self) -> &mut FlatParameters {
         &mut self.flat
     }
@@ -128,7 +129,7 @@ impl Network {
         self.parts.stages.len()
     }
 
-    /// The number type and device of the computation: the device is that of the weights that it was built from.
+    /// The number type and device of the computation. The device is that of the weights from which the network was built.
     pub fn options(&self) -> (Kind, Device) {
         (self.kind, self.flat.buffer().device())
     }
@@ -167,16 +168,17 @@ impl Network {
         (outputs, tape)
     }
 
-    /// Computes the gradients of the trained parameters and adds them to the flat buffer. `gradients` are those of the outputs, in
-    /// the order of the taps. Stages after the trained ones pass activation gradients back, but compute no weight gradients.
+    /// Computes the gradients of the trained parameters and adds them to the flat buffer. `gradients` are the gradients of the
+    /// outputs, in the order of the taps. Stages after the trained ones pass activation gradients back, but compute no weight
+    /// gradients.
     pub fn backward(&self, tape: Tape, gradients: Vec<Tensor>) {
         let Tape { taps, stages, head } = tape;
         assert_eq!(taps.len(), gradients.len(), "each tap has a gradient");
         let mut at_taps: Vec<(Tap, Tensor)> = taps.into_iter().zip(gradients).collect();
         let mut take = |tap: Tap| -> Option<Tensor> {
-            let here;
-            (here, at_taps) = std::mem::take(&mut at_taps).into_iter().partition(|(reads, _)| *reads == tap);
-            here.into_iter().map(|(_, gradient): (Tap, Tensor)| gradient).reduce(|sum, gradient| sum + gradient)
+            let taken;
+            (taken, at_taps) = std::mem::take(&mut at_taps).into_iter().partition(|(reads, _)| *reads == tap);
+            taken.into_iter().map(|(_, gradient): (Tap, Tensor)| gradient).reduce(|sum, gradient| sum + gradient)
         };
         tch::no_grad(|| {
             let mut gradient = match (take(Tap::Head), head) {
@@ -184,7 +186,7 @@ impl Network {
                 _ => None,
             };
             for (offset, backward) in stages.into_iter().enumerate().rev() {
-                let from_tap = take(Tap::Stage(self.trained.start + offset)).map(|one| one.to_kind(self.kind));
+                let from_tap = take(Tap::Stage(self.trained.start + offset)).map(|at_tap| at_tap.to_kind(self.kind));
                 let sum = match (gradient, from_tap) {
                     (Some(a), Some(b)) => Some(a + b),
                     (a, b) => a.or(b),
@@ -195,8 +197,8 @@ impl Network {
     }
 }
 
-/// The number type in which every parameter is trained and stored, and the device on which weights are read and written.
-pub const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
+/// The number type in which parameters are trained and stored, and the device to which files are read.
+pub const FP32_ON_HOST: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 #[cfg(test)]
 mod tests {
@@ -209,7 +211,7 @@ mod tests {
         let text = "[model]\nimage_size = 8\npatch_size = 4\nwidth = 8\nheads = 2\ndepths = [1, 2]\nclasses = 3";
         let config = Config::parse(text, &[]).unwrap();
         let weights = fresh(config.model.parameters(&[1, 2]).iter(), 3);
-        let images_bchw = (Tensor::arange(2 * 3 * 64, OPTIONS) * 0.37).sin().view([2, 3, 8, 8]);
+        let images_bchw = (Tensor::arange(2 * 3 * 64, FP32_ON_HOST) * 0.37).sin().view([2, 3, 8, 8]);
         let gradients = |taps: &[Tap]| {
             let network = Network::new(&config, &[1, 2], 0..2, &[], &weights).unwrap();
             let (outputs, tape) = network.train(&images_bchw, &DropPath::none(), taps);
@@ -231,7 +233,7 @@ mod tests {
     fn a_branch_of_the_samples_that_keep_it_alone_gives_what_it_gives_among_all() {
         let b = 8;
         let text = "[model]\nimage_size = 8\npatch_size = 4\nwidth = 16\nheads = 2\ndepths = [2, 2]\nclasses = 3";
-        let images_bchw = (Tensor::arange(b * 3 * 64, OPTIONS) * 0.37).sin().view([b, 3, 8, 8]);
+        let images_bchw = (Tensor::arange(b * 3 * 64, FP32_ON_HOST) * 0.37).sin().view([b, 3, 8, 8]);
         // Half of the samples, one, none, all but one, and all.
         let masks = [0b1010_0101u8, 0b0001_0000, 0, 0b1111_0111, 0b1111_1111, 0b0110_0110, 0b1000_0001, 0b0011_1100];
         let scales = masks.map(|mask| [0, 1, 2, 3, 4, 5, 6, 7].map(|k| if mask >> k & 1 == 1 { 1.25f32 } else { 0.0 }));

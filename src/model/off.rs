@@ -1,21 +1,21 @@
-//! What makes a step fast, to be switched off: `incubate bench step --without` shows what each part gives.
+//! The parts that make a step fast. `incubate bench step --without` switches them off, which shows how much time each part saves.
 
 use crate::usage;
 
-/// A part that libtorch's own operations can take the place of.
+/// A part that makes a step fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// The CPU kernels for norm, GELU and softmax.
     Kernels,
-    /// Attention as products of matrices instead of libtorch's fused kernel; without the kernels it is off too.
+    /// Attention on a CPU with matrix products instead of libtorch's fused kernel. It is off too if the CPU kernels are off.
     Attention,
-    /// The optimiser's one pass.
+    /// The optimiser's own single pass on the CPU, instead of libtorch's operations.
     Optimiser,
-    /// Freezing the stages after a module: without it they compute weight gradients, as in the official code.
+    /// Leaving out the weight gradients of the frozen stages after a module, which the official code computes.
     Suffix,
-    /// Keeping freed memory instead of giving it back to the kernel.
+    /// Keeping the memory that a step frees for the next step, instead of returning it to the operating system.
     Memory,
-    /// Computing a residual branch only for the samples that stochastic depth keeps in it.
+    /// Computing a residual branch only for the samples that keep it in stochastic depth.
     KeptSamples,
 }
 

@@ -1,38 +1,38 @@
-//! What a network asks of its parts: a forward pass, and the backward pass that belongs to it.
+//! The interface of a network's parts: a forward pass and the backward pass that belongs to it.
 
 use crate::weights::{Staging, floats, upload};
 use tch::{Kind, Tensor};
 
-/// A stage of a network, or its head: one tensor in, one tensor out, in shapes that the family owns. The first stage takes
-/// images (b, channels, rows, columns); the head gives what the task's loss takes, in fp32.
+/// A stage of a network, or its head. It maps one tensor to one tensor; the family decides their shapes. The first stage takes
+/// images (b, channels, rows, columns). The head returns the outputs that the task's loss reads, in fp32.
 pub trait Stage {
-    /// The output and, if `keep`, the backward pass, which holds what it needs of the forward pass.
+    /// Returns the output and, if `keep`, the backward pass, which holds the tensors that it needs of the forward pass.
     fn forward<'a>(&'a self, input: Tensor, pass: &Pass, keep: bool) -> (Tensor, Option<Backward<'a>>);
 }
 
-/// Takes the gradient of a stage's output, adds the gradients of the stage's trained parameters to the flat buffer, and gives
-/// the gradient of the input. There is none for images.
+/// Takes the gradient of a stage's output, adds the gradients of the stage's trained parameters to the flat buffer, and returns
+/// the gradient of the input. Returns none if the input is images.
 pub type Backward<'a> = Box<dyn FnOnce(Tensor) -> Option<Tensor> + 'a>;
 
-/// What one forward pass depends on beside its input.
+/// The settings of one forward pass.
 pub struct Pass<'a> {
-    /// Stochastic depth; none in evaluation.
+    /// The samples that stochastic depth drops; none in evaluation.
     pub drop: Option<&'a DropPath>,
-    /// Probability of dropout, whose masks libtorch's generator draws; 0 in evaluation.
+    /// The probability of dropout, whose masks libtorch's generator draws; 0 in evaluation.
     pub dropout: f64,
 }
 
-/// Stochastic depth of one forward pass: which samples keep each residual branch.
+/// Stochastic depth (arXiv 1603.09382) in one forward pass: the samples that keep each residual branch.
 pub struct DropPath {
-    /// In the order of the network; empty if nothing is dropped.
+    /// The branches in the order of the network; empty if nothing is dropped.
     branches: Vec<Samples>,
 }
 
 /// The samples of one residual branch.
 pub struct Samples {
-    /// (b, 1, 1): 0, or 1 / keep probability.
+    /// The factor of each sample (b, 1, 1): 0 if it drops the branch, else 1 / keep probability.
     pub scale_b11: Tensor,
-    /// The numbers of the samples that keep the branch, as 64-bit integers.
+    /// The indices of the samples that keep the branch, as 64-bit integers.
     kept: Tensor,
 }
 
@@ -42,7 +42,7 @@ impl DropPath {
         DropPath { branches: Vec::new() }
     }
 
-    /// From the scales (branches, b) of each branch and sample in host memory: 0, or 1 / keep probability.
+    /// Reads the factors (branches, b) of all branches and samples, which are in host memory: 0, or 1 / keep probability.
     pub fn new(scale_rb: &Tensor, staging: &Staging) -> DropPath {
         let (branches, b) = scale_rb.size2().expect("scales are (branches, b)");
         let scales = floats(scale_rb);
@@ -51,7 +51,7 @@ impl DropPath {
             kept.map(|(sample, _)| sample as f32).collect()
         };
         let kept: Vec<Vec<f32>> = scales.chunks(b as usize).map(kept_of).collect();
-        // All numbers are copied to the device together. An fp32 number holds the number of a sample exactly.
+        // Factors and indices are copied to the device together. An fp32 number holds the index of a sample exactly.
         let all: Vec<f32> = scales.iter().chain(kept.iter().flatten()).copied().collect();
         let all = upload(&staging.staged(Tensor::from_slice(&all)), staging.device());
         let scale_rb11 = all.narrow(0, 0, branches * b).view([branches, b, 1, 1]);
@@ -62,22 +62,22 @@ impl DropPath {
         DropPath { branches: (0..branches).zip(kept).map(branch).collect() }
     }
 
-    /// The samples of a branch, which are counted in the order of the network; none if nothing is dropped.
+    /// The samples of the branch with this number in the network, counted from 0; none if nothing is dropped.
     pub fn branch(&self, number: usize) -> Option<&Samples> {
         self.branches.get(number)
     }
 }
 
 impl Samples {
-    /// The numbers of the samples that keep the branch, if at least a quarter do not: for fewer, taking the others out and
-    /// putting them back costs more time than it saves.
+    /// The indices of the samples that keep the branch, if at least a quarter of all samples drop it. If fewer drop it, copying
+    /// the others out and back costs more time than it saves.
     pub fn worth_taking(&self) -> Option<&Tensor> {
         let (kept, all) = (self.kept.size()[0], self.scale_b11.size()[0]);
         (4 * (all - kept) >= all).then_some(&self.kept)
     }
 }
 
-/// Where a task reads a network, and where it hands gradients back.
+/// A place in a network where a task reads activations and hands back their gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tap {
     /// The output of a stage.

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-/// How to pack.
+/// The options of packing.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     pub form: Form,
@@ -35,7 +35,7 @@ pub struct Options {
 
 /// The result: the contents of the folder.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
+pub struct PackReport {
     pub train_images: usize,
     pub val_images: usize,
     pub shards: usize,
@@ -46,8 +46,8 @@ pub struct Report {
     pub bytes: u64,
 }
 
-/// A shard that the pack has or will have.
-struct Part<'a> {
+/// A shard of the pack, which may not be written yet.
+struct PlannedShard<'a> {
     split: &'static str,
     images: &'a Split,
     number: usize,
@@ -91,7 +91,7 @@ pub fn pack(
     into: &Path,
     options: &Options,
     tick: &(dyn Fn(u64) + Sync),
-) -> Result<Report> {
+) -> Result<PackReport> {
     std::fs::create_dir_all(into).map_err(|e| usage!("{}: cannot make the folder: {e}", into.display()))?;
     let work = Work {
         options,
@@ -117,31 +117,31 @@ fn is_watched(run: &Path) -> bool {
 }
 
 impl Work<'_> {
-    fn pack(&self, source: &Source, into: &Path) -> Result<Report> {
-        let parts = self.parts(source, into);
-        let mut report = Report { shards: parts.len(), ..Report::default() };
-        self.beat(Activity::Running, 0, parts.len());
+    fn pack(&self, source: &Source, into: &Path) -> Result<PackReport> {
+        let shards = self.planned_shards(source, into);
+        let mut report = PackReport { shards: shards.len(), ..PackReport::default() };
+        self.beat(Activity::Running, 0, shards.len());
         let mut missing = Vec::new();
-        for part in &parts {
-            match part.existing()? {
+        for planned in &shards {
+            match planned.existing()? {
                 Some(shard) => {
-                    report.add(part, &shard)?;
+                    report.add(planned, &shard)?;
                     report.kept_shards += 1;
-                    (self.tick)(part.range.len() as u64);
+                    (self.tick)(planned.range.len() as u64);
                 }
-                None => missing.push(part),
+                None => missing.push(planned),
             }
         }
         if report.kept_shards > 0 {
-            self.beat(Activity::Running, report.kept_shards, parts.len());
-            log::info!("{}: {} of {} shards exist already", into.display(), report.kept_shards, parts.len());
+            self.beat(Activity::Running, report.kept_shards, shards.len());
+            log::info!("{}: {} of {} shards exist already", into.display(), report.kept_shards, shards.len());
         }
         let ended = self.run(&missing, &mut report);
         match &ended {
-            Ok(()) => self.beat(Activity::Done, parts.len(), parts.len()),
+            Ok(()) => self.beat(Activity::Done, shards.len(), shards.len()),
             Err(error) if Failure::is_stop(error) => {
-                let done = parts.iter().filter(|part| part.path.exists()).count();
-                self.beat(Activity::Stopped, done, parts.len())
+                let done = shards.iter().filter(|planned| planned.path.exists()).count();
+                self.beat(Activity::Stopped, done, shards.len())
             }
             Err(_) => {}
         }
@@ -149,23 +149,23 @@ impl Work<'_> {
     }
 
     /// Encodes one shard after another while a thread writes the previous shard.
-    fn run(&self, missing: &[&Part], report: &mut Report) -> Result<()> {
+    fn run(&self, missing: &[&PlannedShard], report: &mut PackReport) -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads).build();
         let pool = pool.map_err(|error| thread::cannot_start(&error))?;
         let (began, total) = (Instant::now(), report.shards);
         let mut done = total - missing.len();
         std::thread::scope(|scope| {
-            let (sender, receiver) = sync_channel::<(&Part, Shard, Vec<u8>)>(1);
+            let (sender, receiver) = sync_channel::<(&PlannedShard, Shard, Vec<u8>)>(1);
             let writer = thread::start_within(scope, "shards", move || -> Result<()> {
                 let mut images = 0;
-                for (part, shard, bytes) in receiver {
-                    part.write(&shard, &bytes)?;
-                    report.add(part, &shard)?;
+                for (planned, shard, bytes) in receiver {
+                    planned.write(&shard, &bytes)?;
+                    report.add(planned, &shard)?;
                     (done, images) = (done + 1, images + shard.samples.len());
                     self.beat(Activity::Running, done, total);
                     log::info!(
                         "{}: {} images, {:.1} MB; shard {done} of {total}, {:.0} images/s",
-                        part.path.display(),
+                        planned.path.display(),
                         shard.samples.len(),
                         bytes.len() as f64 / 1e6,
                         images as f64 / began.elapsed().as_secs_f64()
@@ -173,9 +173,9 @@ impl Work<'_> {
                 }
                 Ok(())
             })?;
-            let encoded = missing.iter().try_for_each(|part| {
-                let (shard, bytes) = pool.install(|| self.encode(part))?;
-                sender.send((part, shard, bytes)).map_err(|_| anyhow!("the writer has stopped"))
+            let encoded = missing.iter().try_for_each(|planned| {
+                let (shard, bytes) = pool.install(|| self.encode(planned))?;
+                sender.send((planned, shard, bytes)).map_err(|_| anyhow!("the writer has stopped"))
             });
             drop(sender);
             // The writer stops early only if it fails, so its error comes first.
@@ -183,7 +183,7 @@ impl Work<'_> {
         })
     }
 
-    /// Writes a heartbeat, which counts shards. If that fails, it only warns.
+    /// Writes a heartbeat, which counts shards. If it cannot be written, only warns.
     fn beat(&self, state: Activity, done: usize, total: usize) {
         if is_watched(self.run) {
             let progress = Progress { state, step: done as u64, steps: total as u64, ..Progress::begun(PACK.name) };
@@ -192,22 +192,22 @@ impl Work<'_> {
     }
 
     /// All shards of the pack, in order.
-    fn parts<'a>(&self, source: &'a Source, into: &Path) -> Vec<Part<'a>> {
+    fn planned_shards<'a>(&self, source: &'a Source, into: &Path) -> Vec<PlannedShard<'a>> {
         let per_shard = self.options.images_per_shard();
-        let mut parts = Vec::new();
+        let mut planned = Vec::new();
         for (split, images) in [("train", &source.train), ("val", &source.test)] {
             let shards = images.len().div_ceil(per_shard);
             for number in 0..shards {
                 let range = number * per_shard..((number + 1) * per_shard).min(images.len());
                 let recipe = self.recipe(images, range.clone());
                 let path = into.join(packed::file_name(split, number));
-                parts.push(Part { split, images, number, shards, range, path, recipe });
+                planned.push(PlannedShard { split, images, number, shards, range, path, recipe });
             }
         }
-        parts
+        planned
     }
 
-    /// The hash of the images in a shard and of the way they are encoded.
+    /// The hash of the names and labels of a shard's images and of the way they are encoded.
     fn recipe(&self, images: &Split, range: Range<usize>) -> String {
         let Form { encoding, size, quality } = self.options.form;
         let mut text = format!("{} {size} {quality} {:?}\n", encoding.name(), self.classes);
@@ -222,17 +222,17 @@ impl Work<'_> {
     }
 
     /// Encodes the images of one shard with all threads.
-    fn encode(&self, part: &Part) -> Result<(Shard, Vec<u8>)> {
-        let images = part.range.clone().into_par_iter().map_init(Encoder::new, |encoder, index| {
+    fn encode(&self, planned: &PlannedShard) -> Result<(Shard, Vec<u8>)> {
+        let images = planned.range.clone().into_par_iter().map_init(Encoder::new, |encoder, index| {
             if stop_requested() {
-                return Err(Failure::Stopped { phase: PACK.name.into(), step: part.number as u64 }.into());
+                return Err(Failure::Stopped { phase: PACK.name.into(), step: planned.number as u64 }.into());
             }
             let encoder = encoder.as_mut().map_err(|error| anyhow!("{error:#}"))?;
-            let image = encoder.encode(part.images, index, self.options);
+            let image = encoder.encode(planned.images, index, self.options);
             (self.tick)(1);
             match image {
                 Ok(image) => Ok(Some((index, image))),
-                Err(fault) => self.bad.skip(part.images.name(index), fault).map(|()| None),
+                Err(fault) => self.bad.skip(planned.images.name(index), fault).map(|()| None),
             }
         });
         let images: Vec<(usize, Image)> = images.filter_map(Result::transpose).collect::<Result<_>>()?;
@@ -240,8 +240,8 @@ impl Work<'_> {
         let mut bytes = Vec::with_capacity(images.iter().map(|(_, image)| image.bytes.len()).sum());
         for (index, image) in images {
             bytes.extend_from_slice(&image.bytes);
-            samples.name.push(self.name(part.images, index).as_bytes())?;
-            samples.label.push(part.images.label(index));
+            samples.name.push(self.name(planned.images, index).as_bytes())?;
+            samples.label.push(planned.images.label(index));
             samples.height.push(image.height as u32);
             samples.width.push(image.width as u32);
             samples.crc32c.push(crc32c::crc32c(&image.bytes));
@@ -249,10 +249,10 @@ impl Work<'_> {
         }
         let shard = Shard {
             encoding: self.options.form.encoding,
-            split: part.split.into(),
-            number: part.number,
-            shards: part.shards,
-            recipe: part.recipe.clone(),
+            split: planned.split.into(),
+            number: planned.number,
+            shards: planned.shards,
+            recipe: planned.recipe.clone(),
             classes: self.classes.clone(),
             samples,
             bytes_offset: 0,
@@ -261,7 +261,7 @@ impl Work<'_> {
     }
 }
 
-impl Part<'_> {
+impl PlannedShard<'_> {
     /// The shard, if an earlier call has written it.
     fn existing(&self) -> Result<Option<Shard>> {
         if !self.path.exists() {
@@ -282,12 +282,12 @@ impl Part<'_> {
     }
 }
 
-impl Report {
-    fn add(&mut self, part: &Part, shard: &Shard) -> Result<()> {
-        let images = if part.split == "train" { &mut self.train_images } else { &mut self.val_images };
+impl PackReport {
+    fn add(&mut self, planned: &PlannedShard, shard: &Shard) -> Result<()> {
+        let images = if planned.split == "train" { &mut self.train_images } else { &mut self.val_images };
         *images += shard.samples.len();
-        self.skipped_images += part.range.len() - shard.samples.len();
-        self.bytes += std::fs::metadata(&part.path)?.len();
+        self.skipped_images += planned.range.len() - shard.samples.len();
+        self.bytes += std::fs::metadata(&planned.path)?.len();
         Ok(())
     }
 }
@@ -303,7 +303,7 @@ fn classes(source: &Source) -> Vec<String> {
 }
 
 /// The report for people.
-pub fn text(report: &Report, into: &Path) -> String {
+pub fn text(report: &PackReport, into: &Path) -> String {
     format!(
         "{}: {} training and {} validation images in {} shards ({} of them existed already), {:.2} GB; {} unreadable\n",
         into.display(),

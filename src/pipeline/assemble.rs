@@ -58,7 +58,7 @@ fn modules(job: &Job, node: &Node, meta: Option<&str>) -> Result<Weights> {
         }
         if need.index.is_some() {
             let module = artefact::read(&path)?;
-            let evidence = Evidence::of(Found::Artefact(module.header.stamp(&module.hash, Some(&job.data))));
+            let evidence = Evidence::of_file(Found::Artefact(module.header.stamp(&module.hash, Some(&job.data))));
             state(need, &evidence, meta).or_refusal(need, path)?;
             weights.extend(module.weights);
         }

@@ -1,4 +1,4 @@
-//! Evaluates any artefact on the config's test images: a module runs as its hybrid.
+//! Evaluates any artefact on the config's test images. A module runs inside its hybrid.
 
 use crate::collective::Solo;
 use crate::config::Config;
@@ -19,13 +19,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Tensor};
 
-/// The most bytes of inputs of which [`Outputs`] keeps all, and the number of inputs that it keeps if there are more bytes.
+/// [`Outputs`] keeps all inputs if they have at most this many bytes.
 const ALL_INPUTS_BYTES: usize = 256 << 20;
+/// The number of inputs that [`Outputs`] keeps if all have more bytes.
 const FEW_INPUTS: usize = 16;
 
-/// Evaluates `weights` on `config`'s test images and returns the metrics. If `outputs` is given, it also writes that safetensors file
-/// for a comparison with another program: the network's outputs and the labels of all test images, under the task's names, and
-/// `inputs` (images, channels, rows, columns). If the inputs are large, only the first 16 are written.
+/// Evaluates the artefact `weights` on the config's test images and returns the metrics. If `outputs` is given, also writes that
+/// safetensors file, for a comparison with another program: the network's outputs and the labels of all test images, under the
+/// task's names, and `inputs` (images, channels, rows, columns). If the inputs are large, only the first 16 are written.
 pub fn evaluate(
     config: &Config,
     weights: &Path,
@@ -49,7 +50,7 @@ pub fn evaluate(
     Ok(metrics.expect("a signal ends this command at once"))
 }
 
-/// The tensors of an evaluation that are collected batch by batch, to be written.
+/// Collects the tensors of an evaluation batch by batch, to write them at the end.
 struct Outputs {
     task: Task,
     /// How many more inputs to keep.
@@ -68,7 +69,7 @@ impl Outputs {
     fn keep(&mut self, batch: &TestBatch, of_network: &[Tensor]) {
         let taken = batch.images_bchw.size()[0].min(self.inputs_wanted as i64);
         self.inputs_wanted -= taken as usize;
-        // The memory of the batch is reused.
+        // The inputs are copied, because the memory of the batch is reused.
         let inputs = batch.images_bchw.narrow(0, 0, taken).copy();
         let named = self.task.named_outputs(of_network, &batch.labels_b).into_iter();
         for (name, tensor) in named.chain([("inputs", &inputs)]) {
@@ -82,6 +83,7 @@ impl Outputs {
     }
 }
 
+/// Builds the network of an artefact, whose model and classes must be those of the config and its data.
 fn network(config: &Config, weights: &Path, class_names: &[String], device: Device) -> Result<Network> {
     let artefact = artefact::read(weights)?;
     if artefact.header.model != config.model {
@@ -90,12 +92,13 @@ fn network(config: &Config, weights: &Path, class_names: &[String], device: Devi
         return Err(Failure::Damaged { path: weights.into(), what }.into());
     }
     check_class_names(&artefact.header.class_names, class_names, weights, &config.data.path)?;
-    let artefact = as_network(artefact, weights, &config.run.dir)?;
+    let artefact = completed(artefact, weights, &config.run.dir)?;
     let weights = on_device(&artefact.weights, device);
     Network::new(config, &artefact.header.depths, 0..0, &[], &weights)
 }
 
-/// Refuses data whose classes differ from the artefact's in name or order. If one of the two names no classes, nothing is compared.
+/// Refuses data whose classes differ from the artefact's in name or order. If the data or the artefact have no names of classes,
+/// nothing is compared.
 fn check_class_names(ours: &[String], of_data: &[String], weights: &Path, data: &Path) -> Result<()> {
     if ours.is_empty() || of_data.is_empty() || ours == of_data {
         return Ok(());
@@ -114,7 +117,7 @@ fn check_class_names(ours: &[String], of_data: &[String], weights: &Path, data: 
 
 /// Completes a module with the frozen stages of the meta model that it was trained in. The meta model is in the folder of the module
 /// or in the run directory.
-fn as_network(mut artefact: Artefact, path: &Path, run: &Path) -> Result<Artefact> {
+fn completed(mut artefact: Artefact, path: &Path, run: &Path) -> Result<Artefact> {
     let Some(index) = artefact.header.index else { return Ok(artefact) };
     let beside = path.with_file_name(META.writes);
     let meta_path = if beside.exists() { beside } else { run.join(META.writes) };

@@ -1,8 +1,8 @@
 //! `--extend finetune.epochs=N`: a finished fine-tuning goes on for more epochs.
 //!
-//! The final model is kept as `final-E-epochs.h5`, where E is the number of epochs so far. From its weights (the moving average,
-//! if the phase keeps one) a new schedule of the other N − E epochs begins, with its own warm-up and decay and with fresh
-//! moments. The config of the run directory, and so the recipe of the new final model, tells both numbers.
+//! The final model is kept as `final-E-epochs.h5`, where E is the number of epochs so far. Its weights (the moving average, if
+//! the phase keeps one) are the start of a new schedule of N − E epochs, with its own warm-up and decay and with fresh moments. The
+//! config of the run directory, and so the recipe of the new final model, contains both N and E.
 
 use crate::collective::{Collective, on_zero};
 use crate::config::Config;
@@ -13,17 +13,18 @@ use crate::store::{RunDir, Seen, durable};
 use crate::{require, usage};
 use anyhow::Result;
 
-/// The config with `epochs` of fine-tuning, after the run directory was made ready for them. Every rank of `group` calls it.
+/// Prepares the run directory for `epochs` epochs of fine-tuning in all, and returns the config for them. Collective over the
+/// group.
 ///
 /// # Errors
-/// A usage error if the fine-tuning so far is not done or not shorter, or if another key differs too.
+/// A usage error if the fine-tuning so far is not done or not shorter, or if another key of the config differs too.
 pub fn extend(group: &dyn Collective, config: Config, epochs: usize) -> Result<Config> {
     on_zero(group, || prepare(&config, epochs))?;
-    let there = RunDir::config_of(&config.run.dir)?.finetune;
-    config.with_finetuning(there.epochs, there.epochs_before)
+    let extended = RunDir::config_of(&config.run.dir)?.finetune;
+    config.with_finetuning(extended.epochs, extended.epochs_before)
 }
 
-/// Keeps the final model under another name and writes the config with more epochs. If it was interrupted, it goes on.
+/// Renames the final model and writes the config with more epochs. After an interruption it does the rest.
 fn prepare(config: &Config, epochs: usize) -> Result<()> {
     let before = RunDir::config_of(&config.run.dir)?;
     let (so_far, earlier) = (before.finetune.epochs, before.finetune.epochs_before);
@@ -41,7 +42,7 @@ fn prepare(config: &Config, epochs: usize) -> Result<()> {
     if last.exists() {
         let graph = Graph::new(&before, &TABLE);
         let node = graph.one(&FINETUNE);
-        let state = state(node, &Evidence::of(Seen::default().look(&run, node)?), None);
+        let state = state(node, &Evidence::of_file(Seen::default().find(&run, node)?), None);
         require!(state.or_refusal(node, last.clone())? == State::Done, "{}: not done", last.display());
         durable::rename(&last, &kept)?;
         keep_curves(&run, so_far);
@@ -54,7 +55,8 @@ fn prepare(config: &Config, epochs: usize) -> Result<()> {
     durable::replace_bytes(&run.file("config.toml"), longer.to_toml().as_bytes())
 }
 
-/// Keeps the curves of the epochs so far. They are no part of the result: if they cannot be moved, that is only warned of.
+/// Keeps the curves of the epochs so far under another name. If they cannot be renamed, it only warns, because they are no part of
+/// the result.
 fn keep_curves(run: &RunDir, epochs: usize) {
     let logs = run.logs(FINETUNE.name);
     let moved = std::fs::rename(&logs, run.logs(&format!("{}-{epochs}-epochs", FINETUNE.name)));

@@ -22,14 +22,14 @@ use crate::weights::Weights;
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-/// The largest automatic micro-batch on a CPU, which more samples at a time would not make faster.
+/// The largest automatic micro-batch on a CPU. More samples at a time would not be faster there.
 const MOST_ON_CPU: usize = 64;
-/// Bytes of address space that the trial step leaves to training, which also needs stacks of threads and images that are read
-/// ahead. It matters under a limit such as `ulimit -d`; the formula heeds the memory that is free.
+/// The bytes of address space that the trial step leaves free for the rest of training, such as stacks of threads and images that
+/// are read ahead. They matter under a limit such as `ulimit -d`; the formula only takes free memory into account.
 const LEFT_FREE: i64 = 64 << 20;
 
-/// The config's micro-batch or, if that is "auto", one that fits every replica of the group. A phase that is restarted keeps the
-/// micro-batch of its earlier start, since another would round differently. All replicas of the group must call this together.
+/// The config's micro-batch or, if that is "auto", a micro-batch that fits every replica of the group. A phase that is restarted keeps
+/// the micro-batch of its earlier start, since other micro-batches round differently. Collective over the group.
 pub fn decide(
     plan: &Plan,
     run: &RunDir,
@@ -68,8 +68,8 @@ pub fn decide(
     Ok(smallest)
 }
 
-/// The micro-batch by the formula. The largest that fits decides the number of passes of a step, and the result is the smallest
-/// even micro-batch with that number of passes.
+/// The micro-batch by the formula, for `own` samples of this replica in each step. The largest micro-batch that fits decides the
+/// number of passes of a step. The result is the smallest even micro-batch that needs no more passes.
 fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, device: Device) -> Result<usize> {
     let replicas_here = || (ranks_on_this_node() * replica.in_rank()) as u64;
     let (memory, most) = match memory_of(device) {
@@ -113,7 +113,7 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> 
     stepper.step(&mut network, &mut optimiser, &mut std::iter::once(Ok(batch)), 0, 0.0).map(|_| ())
 }
 
-/// Adds to an error about memory the micro-batch that would fit; `own` is the number of a replica's samples in a step. Returns
+/// Adds to an error about memory the micro-batch that would fit. `own` is the number of a replica's samples in each step. Leaves
 /// any other error as it is.
 pub fn with_what_fits(
     error: anyhow::Error,

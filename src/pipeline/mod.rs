@@ -36,18 +36,18 @@ pub struct Job<'a> {
     pub graph: Graph,
     pub run: RunDir,
     pub source: Source,
-    /// What the run knows of its data.
+    /// The record of the data with which the run was started.
     pub data: DataRecord,
     pub world: &'a World,
     /// The devices of this rank.
     pub devices: Devices,
-    /// The time of this rank.
+    /// Counts the time of this rank.
     pub clock: Clock,
 }
 
 impl<'a> Job<'a> {
-    /// Opens the data on every rank and the run directory. If one rank fails, all of them fail together.
-    /// Data that differ from those that the run was started with are refused, unless `accept_data`.
+    /// Opens the data on every rank, and the run directory. If one rank fails, all ranks fail together. Refuses data that differ
+    /// from the data with which the run was started, unless `accept_data`.
     pub fn open(config: Config, world: &'a World, devices: Devices, accept_data: bool) -> Result<Job<'a>> {
         let all_ranks = world.all_ranks();
         // The first rank lists a large source and keeps the list, which the others then read.
@@ -117,8 +117,8 @@ impl<'a> Job<'a> {
         self.rejoin(group.map_or(Ok(()), |group| self.train(node, group.as_ref())))
     }
 
-    /// Waits for all ranks, after each has trained in its group. A failure other than a stop is returned at once, as the
-    /// other groups may train for hours.
+    /// Waits for all ranks, after each has trained in its group. Returns a failure other than a stop at once, because the other
+    /// groups may train for hours.
     fn rejoin(&self, trained: Result<()>) -> Result<()> {
         if trained.as_ref().is_err_and(|error| !Failure::is_stop(error)) {
             return trained;
@@ -134,7 +134,7 @@ impl<'a> Job<'a> {
         on_zero(self.world.all_ranks(), || assemble::assemble(self, node).inspect_err(note)).map(|_| ())
     }
 
-    /// Records a failure for `incubate status`. If that fails too, it only warns, because the user must see the first failure.
+    /// Records a failure for `incubate status`. If it cannot be recorded, only warns, because the user must see the failure itself.
     fn record_failure(&self, node: &Node, error: &anyhow::Error) {
         if !Failure::is_stop(error) {
             let noted = Progress::fail(&self.run.path, &node.name, &format!("{error:#}"));
@@ -145,7 +145,7 @@ impl<'a> Job<'a> {
     /// Whether a target was imported into the run directory.
     fn is_imported(&self) -> Result<bool> {
         for node in self.graph.nodes().iter().filter(|node| node.row.model.is_some_and(|model| model.may_be_imported)) {
-            if Seen::default().look(&self.run, node)?.is_imported(node) {
+            if Seen::default().find(&self.run, node)?.is_imported(node) {
                 return Ok(true);
             }
         }

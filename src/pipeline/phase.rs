@@ -25,8 +25,8 @@ use std::sync::Mutex;
 use tch::Device;
 
 impl Job<'_> {
-    /// Trains a phase on a group of ranks, unless it is done. An error of one rank alone is returned at once, to end the
-    /// world: the others may be waiting for that rank in a collective call.
+    /// Trains a phase on a group of ranks, unless it is done. Returns an error of one rank at once, so that the whole world ends:
+    /// the others may be waiting for this rank in a collective call.
     pub(super) fn train(&self, node: &Node, group: &dyn Collective) -> Result<()> {
         if zero_says(group, || self.is_done(node))? {
             if group.is_zero() {
@@ -56,16 +56,16 @@ impl Job<'_> {
     /// # Errors
     /// Its artefact is damaged, or is of another recipe or meta model.
     pub(super) fn is_done(&self, node: &Node) -> Result<bool> {
-        let found = Seen::default().look(&self.run, node)?;
+        let found = Seen::default().find(&self.run, node)?;
         let original = if found == Found::Nothing { None } else { self.original(node)? };
-        let state = state(node, &Evidence::of(found), original.as_deref());
+        let state = state(node, &Evidence::of_file(found), original.as_deref());
         Ok(state.or_refusal(node, self.run.file(&node.file))? == State::Done)
     }
 
-    /// The hash of the artefact from which a node's own must derive; none if that artefact is missing or not needed.
+    /// The hash of the artefact from which a node's artefact must derive; none if it derives from none or that artefact is missing.
     pub(super) fn original(&self, node: &Node) -> Result<Option<String>> {
         let Some(position) = self.graph.original(node) else { return Ok(None) };
-        let found = Seen::default().look(&self.run, &self.graph.nodes()[position])?;
+        let found = Seen::default().find(&self.run, &self.graph.nodes()[position])?;
         Ok(found.hash().map(str::to_string))
     }
 
@@ -76,25 +76,25 @@ impl Job<'_> {
         let feed = Feed::of_replica(&plan.config, source, devices.replicas());
         let phase = &plan.phase_of(node).expect("the node trains");
         let (start, meta) = agree(group, self.start(node, phase))?;
-        // Each replica removes its copy, so that these take no more memory when training has begun.
+        // Each replica takes its copy out of the list, so that no copy takes memory after training has begun.
         let starts = Mutex::new((0..devices.replicas()).map(|_| on_device(&start, Device::Cpu)).collect::<Vec<_>>());
         drop(start);
         on_replicas(group, devices.replicas(), devices.suit_nccl(), &|replica| {
             devices.take_up(replica.local)?;
             let device = devices.device(replica.local);
             let own = share(phase.training.global_batch, replica.rank(), replica.size()).len();
-            let usual = plan.config.run.micro_batch.samples();
+            let configured = plan.config.run.micro_batch.samples();
             let start = memory::catch(|| {
-                // Frees what an earlier phase has left on the device.
+                // Free the memory that an earlier phase has left on the device.
                 empty_cache(device);
                 replica.join_nccl()?;
                 check_share(plan, phase, devices.replicas(), replica.size())?;
                 let start = starts.lock().expect("taking does not panic").pop().expect("there is one for each");
                 Ok(on_device(&start, device))
             })
-            .map_err(|error| with_what_fits(error, (plan, phase), usual, own, device))?;
+            .map_err(|error| with_what_fits(error, (plan, phase), configured, own, device))?;
             let micro_batch = micro_batch::decide(plan, run, phase, &start, replica, device)
-                .map_err(|error| with_what_fits(error, (plan, phase), usual, own, device))?;
+                .map_err(|error| with_what_fits(error, (plan, phase), configured, own, device))?;
             let lease = lease.filter(|_| replica.is_zero());
             let setting = Setting { plan, run, feed, group: replica, device, micro_batch, lease, clock, ranks, data };
             memory::catch(|| train::run(&setting, phase, start, meta.as_deref()))
@@ -116,7 +116,7 @@ impl Job<'_> {
         }
         let Artefact { header, weights: stored, hash, .. } = artefact::read(&path)?;
         if phase.extends.is_none() {
-            let evidence = Evidence::of(Found::Artefact(header.stamp(&hash, Some(&self.data))));
+            let evidence = Evidence::of_file(Found::Artefact(header.stamp(&hash, Some(&self.data))));
             state(from, &evidence, None).or_refusal(from, path)?;
         } else if header.phase != node.row.name || header.depths != phase.depths {
             let what = format!("is no artefact of {}; restore the one that was extended", node.name);

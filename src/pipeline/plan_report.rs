@@ -29,10 +29,10 @@ impl Speed {
     }
 }
 
-/// The phases of a plan on a world of `ranks` with devices of this speed. `input` says whether the cores of a node read images
-/// as fast as its devices train on them.
+/// The report about a plan on a world of `ranks` ranks with devices of this speed, as JSON. `input` says whether the cores of a
+/// node read images as fast as its devices train on them.
 pub fn report(plan: &Plan, ranks: usize, speed: Speed, input: Value) -> Value {
-    let plan = &on_device(plan, speed);
+    let plan = &for_planned_device(plan, speed);
     let precision = plan.config.run.precision;
     let rate = speed.rate(precision);
     let model = &plan.config.model;
@@ -40,12 +40,14 @@ pub fn report(plan: &Plan, ranks: usize, speed: Speed, input: Value) -> Value {
     let per_stage = model.counts(model.depths());
     let on_cpu = plan.is_for_cpu(cuda().is_ok());
     let phases = plan.wanted_phases();
-    let phase_report = |phase| phase_report(&fitted(plan, phase, ranks, speed), phase, ranks, rate, on_cpu);
+    let phase_report =
+        |phase| phase_report(&with_fitting_micro_batch(plan, phase, ranks, speed), phase, ranks, rate, on_cpu);
     let phases: Vec<Value> = phases.iter().map(phase_report).collect();
     let parts: Vec<Value> = (0..ranks)
         .map(|rank| {
             let part = assignment(rank, ranks, stages);
-            // Only the first and the last rank of the group are listed: all ranks of large worlds would fill gigabytes.
+            // Only the first and the last rank of a group are listed, because lists of all ranks of a large world would fill
+            // gigabytes.
             json!({"rank": rank, "modules": part.modules, "group": [part.group.start, part.group.end - 1]})
         })
         .collect();
@@ -73,8 +75,8 @@ pub fn report(plan: &Plan, ranks: usize, speed: Speed, input: Value) -> Value {
     report
 }
 
-/// The plan as it is on the GPUs that are planned for.
-fn on_device(plan: &Plan, speed: Speed) -> Plan {
+/// The plan for GPUs if a GPU is named, even if this machine has none; else the plan as it is.
+fn for_planned_device(plan: &Plan, speed: Speed) -> Plan {
     let mut plan = plan.clone();
     if matches!(speed, Speed::Gpu(_)) && plan.config.run.device == DeviceChoice::Auto {
         plan.config.run.device = DeviceChoice::Cuda;
@@ -82,8 +84,8 @@ fn on_device(plan: &Plan, speed: Speed) -> Plan {
     plan
 }
 
-/// The plan with the micro-batch that the memory of the GPU holds by formula, if the config leaves it open.
-fn fitted(plan: &Plan, phase: &PhasePlan, ranks: usize, speed: Speed) -> Plan {
+/// The plan with the largest micro-batch that fits the memory of the named GPU by the formula, if the config's is "auto".
+fn with_fitting_micro_batch(plan: &Plan, phase: &PhasePlan, ranks: usize, speed: Speed) -> Plan {
     let mut plan = plan.clone();
     if let (Speed::Gpu(gpu), MicroBatch::Auto) = (speed, plan.config.run.micro_batch) {
         let replicas = plan.ranks_on(phase.training.on, phase.index, ranks) * plan.replicas_per_rank();
@@ -128,7 +130,7 @@ fn phase_report(plan: &Plan, phase: &PhasePlan, ranks: usize, rate: f64, on_cpu:
     })
 }
 
-/// The report for people.
+/// Formats the report for people.
 pub fn text(report: &Value, speed: Speed) -> String {
     let mut out = String::new();
     let _ = writeln!(
@@ -169,7 +171,7 @@ pub fn text(report: &Value, speed: Speed) -> String {
     out
 }
 
-/// Where the speed of a device comes from.
+/// The origin of the speed of a device, in words.
 fn origin(report: &Value, speed: Speed) -> String {
     match speed {
         Speed::Measured(_) => {
@@ -186,7 +188,7 @@ fn origin(report: &Value, speed: Speed) -> String {
     }
 }
 
-/// A line for each phase.
+/// The table with a line for each phase.
 fn table(phases: &Value) -> String {
     let mut out = format!(
         "{:<10} {:>12} {:>12} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>12} {:>9}\n",

@@ -1,13 +1,13 @@
-//! The usual GPUs by name: what a node without them can say of a run on them.
+//! The usual GPUs by name, with their speed and memory. They let a node without a GPU estimate a run on GPUs.
 
 use crate::config::Precision;
 use crate::usage;
 use std::str::FromStr;
 
-/// A kind of GPU, by the maker's data sheet: matrix products without sparsity, in TFLOP/s.
+/// A kind of GPU, with the figures of NVIDIA's data sheet: the speed of matrix products without sparsity, in TFLOP/s, and the memory.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct GpuModel {
-    /// As `--gpu` takes it.
+    /// The name that `--gpu` takes.
     pub name: &'static str,
     pub bf16: f64,
     pub tf32: f64,
@@ -15,7 +15,7 @@ pub struct GpuModel {
     pub memory_gb: f64,
 }
 
-/// The part of the peak that a training step of a ViT reaches in `plan`'s estimate. It is an assumption.
+/// The share of the peak speed that a training step of a ViT reaches. It is an assumption of `incubate plan`.
 pub const UTILISATION: f64 = 0.4;
 
 const MODELS: [GpuModel; 10] = [
@@ -32,13 +32,13 @@ const MODELS: [GpuModel; 10] = [
 ];
 
 impl GpuModel {
-    /// The kind that the driver calls so, such as `NVIDIA H100 80GB HBM3`.
+    /// The kind of GPU with this name in the driver, such as `NVIDIA H100 80GB HBM3`.
     pub fn of_device(name: &str) -> Option<GpuModel> {
         let words: Vec<String> = name.to_lowercase().split([' ', '-']).map(str::to_string).collect();
         MODELS.into_iter().find(|model| words.iter().any(|word| word == model.name))
     }
 
-    /// Its peak in TFLOP/s.
+    /// The peak speed in TFLOP/s.
     pub fn peak(&self, precision: Precision) -> f64 {
         match precision {
             Precision::Bf16 => self.bf16,
@@ -47,12 +47,12 @@ impl GpuModel {
         }
     }
 
-    /// Operations per second of a training step by the estimate.
+    /// The operations per second that a training step is estimated to reach.
     pub fn rate(&self, precision: Precision) -> f64 {
         UTILISATION * self.peak(precision) * 1e12
     }
 
-    /// What the precision costs, if it is not the fastest.
+    /// A sentence about the cost of the precision, with the cure; none if it is the fastest.
     pub fn price(&self, precision: Precision) -> Option<String> {
         (precision != Precision::Bf16).then(|| {
             format!(

@@ -24,7 +24,7 @@ pub struct Plan {
     pub train_images: usize,
 }
 
-/// The plan of one phase: all that a rank of its group needs to know to train it.
+/// The plan of one phase: everything that a rank of its group must know to train it.
 #[derive(Debug, Clone)]
 pub struct PhasePlan {
     /// The name of its logs, checkpoints and heartbeats: `meta`, `module-2`, `finetune` or `e2e`.
@@ -39,9 +39,9 @@ pub struct PhasePlan {
     pub depths: Vec<usize>,
     /// The stages that train.
     pub trained: Range<usize>,
-    /// Its table of the config; the epochs are those still to train if the phase was extended.
+    /// The phase's table of the config. If the phase was extended, the epochs are only those still to train.
     pub training: Training,
-    /// The artefact of the epochs before, from whose weights an extended phase starts.
+    /// The artefact of the earlier epochs, from whose weights an extended phase starts; none if the phase was not extended.
     pub extends: Option<String>,
     pub steps_per_epoch: u64,
     pub steps: u64,
@@ -162,7 +162,7 @@ impl Plan {
         }
     }
 
-    /// The last, incomplete batch of an epoch is dropped, as in the official code.
+    /// The steps of one epoch. The last, incomplete batch of an epoch is dropped, as in the official code.
     fn steps_per_epoch(&self, training: &Training) -> u64 {
         (self.epoch_samples() / training.global_batch) as u64
     }

@@ -1,4 +1,4 @@
-//! What a run knows of its data, so that it does not go on with other data without a word.
+//! The record of a run's data, by which a run notices that the data have changed.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ pub struct DataSet {
     pub classes: Vec<String>,
 }
 
-/// The data of a run: today's, and those with which the run began if the user has accepted others since.
+/// The data of a run: the present data, and the earlier data if the user has accepted changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataRecord {
     pub present: DataSet,
@@ -37,7 +37,7 @@ pub struct Earlier {
     pub accepted: String,
 }
 
-/// The data of an artefact, as its header tells.
+/// The data of an artefact, as its header records them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainedOn {
     pub train_images: usize,
@@ -71,7 +71,7 @@ impl DataSet {
 }
 
 impl Listing {
-    /// The difference of a split. If classes are renamed, the names of their images change too, which is not told again.
+    /// The difference of a split. If classes are renamed, the names of their images change too, which is not reported again.
     fn difference(&self, now: &Listing, split: &str, are_renamed: bool) -> Option<String> {
         let (before, images) = (self.images, now.images);
         match images.abs_diff(before) {
@@ -89,7 +89,7 @@ impl Listing {
     }
 }
 
-/// The differences between the names of the classes. Names that one of the two lacks altogether are not compared.
+/// The differences between the names of the classes. If one of the two sources names no classes, there are no differences.
 fn class_differences(before: &[String], now: &[String]) -> Vec<String> {
     if before.is_empty() || now.is_empty() || before == now {
         return Vec::new();
@@ -99,11 +99,11 @@ fn class_differences(before: &[String], now: &[String]) -> Vec<String> {
         let renamed = renamed.map(|(class, (before, now))| format!("class {class} was {before:?} and is {now:?}"));
         return vec![first_few(renamed.collect())];
     }
-    let missing = |of: &[String], from: &[String]| -> Vec<String> {
-        let others: std::collections::BTreeSet<&String> = from.iter().collect();
-        of.iter().filter(|name| !others.contains(name)).map(|name| format!("{name:?}")).collect()
+    let only_in_first = |first: &[String], second: &[String]| -> Vec<String> {
+        let second: std::collections::BTreeSet<&String> = second.iter().collect();
+        first.iter().filter(|name| !second.contains(name)).map(|name| format!("{name:?}")).collect()
     };
-    let (added, removed) = (missing(now, before), missing(before, now));
+    let (added, removed) = (only_in_first(now, before), only_in_first(before, now));
     let changes = [("added", added), ("removed", removed)].into_iter().filter(|(_, names)| !names.is_empty());
     changes.map(|(change, names)| format!("{} class(es) {change}: {}", names.len(), first_few(names))).collect()
 }
@@ -121,7 +121,7 @@ impl DataRecord {
         self.present.fingerprint() == fingerprint || self.earlier.iter().any(|data| data.fingerprint == fingerprint)
     }
 
-    /// What the header of an artefact tells of the run's data.
+    /// The record of the run's data for the header of an artefact.
     pub fn trained_on(&self) -> TrainedOn {
         TrainedOn {
             train_images: self.present.train.images,

@@ -6,7 +6,7 @@ use crate::family::Model;
 use std::path::{Path, PathBuf};
 
 /// The nodes of all rows of the table, in the order of a run. They include nodes that the config does not ask for, because a
-/// command can still ask for them.
+/// command can ask for them.
 #[derive(Debug, Clone)]
 pub struct Graph {
     nodes: Vec<Node>,
@@ -32,7 +32,7 @@ pub struct Node {
     pub script: Option<PathBuf>,
 }
 
-/// The attributes that an artefact must have to be this node's.
+/// The attributes that the artefact of a node must have.
 #[derive(Debug, Clone)]
 pub struct Expected {
     /// The number of blocks of each stage of the network.
@@ -87,7 +87,7 @@ impl Graph {
         }
     }
 
-    /// The position of the node whose artefact this one's derives from, if it derives from any.
+    /// The position of the node from whose artefact this node's artefact derives, if it derives from any.
     pub fn original(&self, node: &Node) -> Option<usize> {
         let row = node.row.model?.derives_from?;
         self.nodes.iter().position(|other| other.row.name == row)
@@ -103,7 +103,7 @@ impl Graph {
 }
 
 impl Node {
-    /// The node of a row, or of one module of the row. Its `needs` are left empty.
+    /// Makes the node of a row, or of one module of the row, with empty `needs`.
     pub fn new(config: &Config, row: &'static Row, index: Option<usize>) -> Node {
         let number = index.map_or(String::new(), |index| index.to_string());
         let expected = row.model.as_ref().map(|model| Expected {
@@ -122,7 +122,7 @@ impl Node {
         }
     }
 
-    /// All nodes of a row.
+    /// Makes all nodes of a row.
     fn of_row(config: &Config, row: &'static Row) -> Vec<Node> {
         if row.is_for_each_module() {
             return (0..config.model.stages()).map(|index| Node::new(config, row, Some(index))).collect();
@@ -157,8 +157,8 @@ impl Node {
     }
 }
 
-/// The positions of the nodes that a node needs, among the nodes before it. Of another row that also has a node for each
-/// module, a module needs only the node with its own number.
+/// The positions of the nodes that a node needs, among the nodes before it. If both rows have a node for each module, a node needs
+/// only the node of the same module.
 fn needs(node: &Node, before: &[Node]) -> Vec<usize> {
     let is_needed = |other: &Node| {
         node.row.needs.contains(&other.row.name)

@@ -1,4 +1,4 @@
-//! What one start of a phase computes: a line of the phase's ledger.
+//! The record of one start of a phase: a line of the phase's ledger.
 
 use super::state::Activity;
 use crate::config::Precision;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 
-/// After this many seconds without a sign of life, a process counts as gone.
+/// A process counts as gone after this many seconds without a sign of life: a heartbeat, or a renewal of its lease.
 const SILENCE: f64 = 60.0;
 
 /// The state of a node.
@@ -51,7 +51,7 @@ pub enum Misfit {
     Original(&'static str),
 }
 
-/// All that decides the state of a node.
+/// The facts that decide the state of a node.
 #[derive(Debug, Default)]
 pub struct Evidence {
     pub found: Found,
@@ -60,8 +60,8 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// The evidence of the file alone.
-    pub fn of(found: Found) -> Evidence {
+    /// Evidence that consists of a node's file alone.
+    pub fn of_file(found: Found) -> Evidence {
         Evidence { found, ..Evidence::default() }
     }
 }
@@ -97,7 +97,7 @@ pub struct Stamp {
 pub struct Beat {
     pub says: Activity,
     pub error: Option<String>,
-    /// Seconds since the last sign of life of the process.
+    /// Seconds since the last sign of life of the process: the heartbeat, or a later renewal of its lease.
     pub age: f64,
 }
 
@@ -135,7 +135,7 @@ pub enum JobState {
 }
 
 impl Found {
-    /// An artefact's own hash.
+    /// The hash of the artefact, if the file is one.
     pub fn hash(&self) -> Option<&str> {
         match self {
             Found::Artefact(stamp) => Some(&stamp.hash),
@@ -162,7 +162,7 @@ impl Queued {
     }
 }
 
-/// The states of all nodes of a graph; `evidence` is in the order of the nodes.
+/// The states of all nodes of a graph. `evidence` is in the order of the nodes.
 pub fn states(graph: &Graph, evidence: &[Evidence]) -> Vec<State> {
     let state = |(node, own): (&Node, &Evidence)| {
         let original = graph.original(node).and_then(|position| evidence[position].found.hash());
@@ -171,7 +171,7 @@ pub fn states(graph: &Graph, evidence: &[Evidence]) -> Vec<State> {
     graph.nodes().iter().zip(evidence).map(state).collect()
 }
 
-/// The state of a node. `original` is the hash of the artefact that the node's own must derive from; none if it is missing.
+/// The state of a node. `original` is the hash of the artefact from which the node's artefact must derive; none if that is missing.
 pub fn state(node: &Node, evidence: &Evidence, original: Option<&str>) -> State {
     match &evidence.found {
         Found::Nothing => unfinished(evidence),
@@ -181,6 +181,7 @@ pub fn state(node: &Node, evidence: &Evidence, original: Option<&str>) -> State 
     }
 }
 
+/// The first difference between an artefact and what its node expects; none if there is none.
 fn misfit(node: &Node, stamp: &Stamp, original: Option<&str>) -> Option<Misfit> {
     let expected = node.expected.as_ref()?;
     let model = node.row.model?;
@@ -203,8 +204,8 @@ fn misfit(node: &Node, stamp: &Stamp, original: Option<&str>) -> Option<Misfit> 
 /// The state of a node without a file.
 fn unfinished(evidence: &Evidence) -> State {
     let beat = evidence.beat.as_ref();
-    // A pending job is queued, whatever its earlier starts left behind. Only Slurm knows how a process ended that was killed
-    // before it could report.
+    // A pending job is queued, whatever its earlier starts reported. If a process was killed before it could report its end, only
+    // Slurm knows how it ended.
     let has_reported_end = beat.is_some_and(|beat| beat.says != Activity::Running);
     if let Some(queued) = &evidence.queued {
         let reason = queued.reason.clone();
@@ -347,7 +348,7 @@ mod tests {
             original: Some("m".into()),
             hash: "h".into(),
         };
-        let state = |stamp: Stamp, original| state(&node, &Evidence::of(Found::Artefact(stamp)), original);
+        let state = |stamp: Stamp, original| state(&node, &Evidence::of_file(Found::Artefact(stamp)), original);
         assert_eq!(state(own.clone(), Some("m")), State::Done);
         assert_eq!(state(own.clone(), None), State::Done, "without a meta model there is nothing to compare with");
         for (stamp, why) in [
@@ -380,7 +381,7 @@ mod tests {
             hash: "h".into(),
         });
         assert!(found.is_imported(&node) && !Found::Exists.is_imported(&node));
-        assert_eq!(state(&node, &Evidence::of(found), Some("m")), State::Done);
+        assert_eq!(state(&node, &Evidence::of_file(found), Some("m")), State::Done);
         let rows = |is_imported| -> Vec<&str> {
             Graph::new(&config, &TABLE).rows(is_imported).iter().map(|row| row.name).collect()
         };

@@ -7,7 +7,7 @@
 
 use crate::config::{Config, Slurm, Training};
 
-/// A row of the table: all that the program knows about one kind of node.
+/// A row of the table: everything that the program knows about one kind of node.
 #[derive(Debug)]
 pub struct Row {
     /// The name in file names, logs, the status and the names of Slurm jobs. It also names a phase's command and config table.
@@ -29,7 +29,7 @@ pub struct Row {
     pub is_wanted: fn(&Config) -> bool,
 }
 
-/// What kind of work a row is.
+/// The kind of work that a row does.
 #[derive(Debug, Clone, Copy)]
 pub enum Kind {
     /// Packs the data.
@@ -52,7 +52,7 @@ pub struct Phase {
     pub training: fn(&Config) -> &Training,
 }
 
-/// Where the weights come from at step 0.
+/// The origin of the weights at step 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     Fresh,
@@ -60,7 +60,7 @@ pub enum Start {
     From(&'static str),
 }
 
-/// Which stages train.
+/// The stages that train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trains {
     Everything,
@@ -226,7 +226,8 @@ pub static EXPORT: Row = Row {
     name: "export",
     kind: Kind::Export,
     needs: &["finetune"],
-    // The folders that it writes depend on the formats and the model, so the file of the report, which follows, stands for them.
+    // The folders that it writes depend on the formats and the model. So the file of the report, which comes after the export, shows
+    // that the export is done.
     writes: REPORT.writes,
     model: None,
     until_assembled: false,
@@ -263,7 +264,7 @@ pub static DOWNSTREAM: Row = Row {
 pub static TABLE: [&Row; 9] = [&PACK, &META, &MODULE, &ASSEMBLE, &FINETUNE, &E2E, &EXPORT, &REPORT, &DOWNSTREAM];
 
 impl Row {
-    /// The name under which its artefact of so many epochs is kept when the phase is extended, such as `final-100-epochs.h5`.
+    /// The name under which the artefact of this many epochs is kept when the phase is extended, such as `final-100-epochs.h5`.
     pub fn kept(&self, epochs: usize) -> String {
         format!("{}-{epochs}-epochs.h5", self.writes.trim_end_matches(".h5"))
     }

@@ -34,10 +34,10 @@ impl RunDir {
         self.path.join("checkpoints").join(format!("{phase}-{step:010}.h5"))
     }
 
-    /// Removes the checkpoints that a phase at `step` no longer needs: all but the newest `keep` up to that step; those of
-    /// later steps, which were refused when the phase resumed; and files that killed writers left half written. The caller is
-    /// the only writer of the phase and is writing no checkpoint now. If its fence tells that it has lost the phase, nothing
-    /// is removed. A file that cannot be removed is only warned of.
+    /// Removes the checkpoints that a phase at `step` no longer needs: all except the newest `keep` up to that step, all of later
+    /// steps, which were refused when the phase resumed, and files that killed writers left half written. The caller must be the
+    /// only writer of the phase and must not be writing a checkpoint. If its fence says that it has lost the phase, removes
+    /// nothing. If a file cannot be removed, only warns.
     pub fn prune_checkpoints(&self, phase: &str, step: u64, keep: usize, fence: Option<&Fence>) {
         if let Err(error) = fence.map_or(Ok(()), Fence::check) {
             log::warn!("{error:#}");

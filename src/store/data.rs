@@ -1,4 +1,4 @@
-//! `dataset.json`: what the run knows of its data. Data that differ from it are refused until the user accepts them.
+//! `dataset.json`: the record of the run's data. Data that differ from the record are refused until the user accepts them.
 
 use super::artefact;
 use super::durable;
@@ -15,7 +15,7 @@ impl RunDir {
     /// The record of the run's data; none if the run was started by a version that kept no record.
     ///
     /// # Errors
-    /// [`Failure::Damaged`] if the file holds no such record.
+    /// [`Failure::Damaged`] if the file does not hold such a record.
     pub fn data(&self) -> Result<Option<DataRecord>> {
         let path = self.file(FILE);
         let bytes = match std::fs::read(&path) {
@@ -29,12 +29,12 @@ impl RunDir {
         Ok(Some(record))
     }
 
-    /// Records the data of a run that begins, or compares them with the record.
+    /// Records the data of a run that begins, or compares the data with the record.
     ///
     /// # Errors
-    /// A usage error that says how the data differ from those of the record.
+    /// A usage error that says how the data differ from the record.
     pub fn check_data(&self, now: DataSet) -> Result<DataRecord> {
-        let Some(record) = self.data()? else { return self.keep(DataRecord { present: now, earlier: Vec::new() }) };
+        let Some(record) = self.data()? else { return self.store(DataRecord { present: now, earlier: Vec::new() }) };
         match record.present.differences(&now) {
             None => Ok(record),
             Some(differences) => Err(usage!(
@@ -45,7 +45,7 @@ impl RunDir {
         }
     }
 
-    /// Records that the run goes on with the data of `now`, and with the artefacts in `files`, whatever they were trained on.
+    /// Records that the run continues with the data of `now`, and with the artefacts in `files` on whatever data they were trained.
     pub fn accept_data<'a>(&self, now: DataSet, files: impl Iterator<Item = &'a str>) -> Result<DataRecord> {
         let before = self.data()?;
         let mut record = before.clone().unwrap_or_else(|| DataRecord { present: now.clone(), earlier: Vec::new() });
@@ -62,10 +62,10 @@ impl RunDir {
                 record.earlier.push(Earlier { fingerprint: data.fingerprint, accepted });
             }
         }
-        if before.as_ref() == Some(&record) { Ok(record) } else { self.keep(record) }
+        if before.as_ref() == Some(&record) { Ok(record) } else { self.store(record) }
     }
 
-    fn keep(&self, record: DataRecord) -> Result<DataRecord> {
+    fn store(&self, record: DataRecord) -> Result<DataRecord> {
         durable::replace_bytes(&self.file(FILE), &serde_json::to_vec_pretty(&record)?)?;
         Ok(record)
     }

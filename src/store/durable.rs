@@ -1,4 +1,4 @@
-//! Durable writing: a temporary file beside the path is written, synced and renamed, and the folder is synced. A reader sees
+//! Durable writing: a temporary file beside the path is written, synced and renamed, and then the folder is synced. A reader sees
 //! the whole old file or the whole new file, even after a kill or a power cut.
 
 use super::full_disk::FullDisk;
@@ -50,7 +50,7 @@ pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Fails if the file system has no room for a write of so many bytes.
+/// Fails if the file system has no room for a write of this many bytes.
 pub fn require_space(path: &Path, bytes: u64) -> Result<()> {
     let free = free_space(folder(path))?;
     if free < bytes {
@@ -86,8 +86,8 @@ pub fn file_system(path: &Path) -> Option<String> {
     mounted(&mounts, &path)
 }
 
-/// The mount that holds a path, from lines as proc(5) describes them. It is the mount with the longest mount point; of several
-/// on the same mount point it is the last, which hides the others.
+/// The mount that holds a path, from the lines of `mountinfo` (proc(5)). It is the mount with the longest mount point. If several
+/// have the same mount point, it is the last of them, which hides the others.
 fn mounted(mounts: &str, path: &Path) -> Option<String> {
     let parse = |line: &str| -> Option<(PathBuf, String)> {
         let (mount, system) = line.split_once(" - ")?;
@@ -127,7 +127,7 @@ fn beside(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(format!("{prefix}{}", unique())))
 }
 
-/// A text that is unique among all writers on all nodes. A process number alone is not.
+/// A text that is unique among all writers on all nodes, which a process number alone is not.
 pub(super) fn unique() -> String {
     let host = super::process::host().replace('/', "-");
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::time::Instant::now());

@@ -1,4 +1,4 @@
-//! A full disk, which is waited for at a phase's end, because what was trained must not be lost.
+//! Waits for space on a full disk at the end of a phase, because the trained weights must not be lost.
 
 use anyhow::{Error, Result};
 use std::io;
@@ -14,7 +14,7 @@ pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The longest wait for space.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-/// How often the reason for the wait is told, so that heartbeats go on.
+/// The interval at which the caller is told the reason for the wait, so that it can write heartbeats.
 const TELLING: Duration = Duration::from_secs(1);
 
 /// Whether a write failed because the disk or the user's part of it is full.
@@ -26,7 +26,8 @@ pub fn is_full(error: &Error) -> bool {
     error.chain().any(is_known) || words(error).is_some()
 }
 
-/// The system's words for a full disk in an error. HDF5 gives nothing but these, in the middle of a long text.
+/// The system's words for a full disk, if an error contains them. HDF5's errors contain only these words, in the middle of a long
+/// text, and no error number.
 fn words(error: &Error) -> Option<&'static str> {
     let text = format!("{error:#}");
     ["No space left on device", "Disk quota exceeded"].into_iter().find(|words| text.contains(words))
@@ -37,8 +38,8 @@ pub fn reason(error: &Error) -> String {
     words(error).map_or_else(|| format!("{error:#}"), |words| format!("{error}: {words}"))
 }
 
-/// Writes, and while the disk is full waits and tries again, for up to an hour. `tell` is told the reason every second, and at
-/// the end that there is none.
+/// Calls `write`. While the disk is full, waits and tries again, for up to an hour. Meanwhile calls `tell` with the reason every
+/// second, and with none at the end.
 ///
 /// # Errors
 /// The last error of `write`.
@@ -72,17 +73,17 @@ mod tests {
     use anyhow::anyhow;
 
     #[test]
-    fn a_full_disk_is_waited_for_and_nothing_else_is() {
+    fn only_a_full_disk_is_waited_for() {
         let full = || Error::new(io::Error::from_raw_os_error(libc::EDQUOT)).context("cannot write meta.h5");
         let mut tries = 0;
-        let mut told = Vec::new();
+        let mut reasons = Vec::new();
         let write = || {
             tries += 1;
             if tries == 1 { Err(full()) } else { Ok(tries) }
         };
-        assert_eq!(insist(write, &mut |text| told.push(text.map(str::to_string))).unwrap(), 2);
-        assert!(told[0].as_ref().unwrap().starts_with("cannot write meta.h5: "), "{told:?}");
-        assert_eq!(told.last(), Some(&None));
+        assert_eq!(insist(write, &mut |text| reasons.push(text.map(str::to_string))).unwrap(), 2);
+        assert!(reasons[0].as_ref().unwrap().starts_with("cannot write meta.h5: "), "{reasons:?}");
+        assert_eq!(reasons.last(), Some(&None));
         let mut tries = 0;
         let lost = || -> Result<()> {
             tries += 1;

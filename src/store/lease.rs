@@ -36,7 +36,7 @@ const SILENT_LOOKS: u64 = SILENCE * 1000 / POLL.as_millis() as u64;
 pub struct Holder {
     pub host: String,
     pub pid: u32,
-    /// When the process started, in clock ticks since boot; a process number alone may be reused.
+    /// The start of the process, in clock ticks since boot, because a process number alone may be reused.
     started: u64,
     /// The boot and the process-number namespace in which the process number is valid.
     machine: String,
@@ -59,7 +59,7 @@ pub struct Lease {
     pub has_waited: bool,
 }
 
-/// The check of a lease, which can be cloned for a thread that writes in the background.
+/// The check whether a lease still holds. It can be cloned for a thread that writes in the background.
 #[derive(Debug, Clone)]
 pub struct Fence {
     folder: PathBuf,
@@ -68,7 +68,7 @@ pub struct Fence {
 }
 
 impl Lease {
-    /// Takes a phase; waits as long as a living process holds it.
+    /// Takes a phase. Waits as long as a living process holds it.
     ///
     /// # Errors
     /// [`Failure::Stopped`] if `stop` becomes true during the wait.
@@ -139,7 +139,7 @@ impl Lease {
         Ok(Lease { fence, holder, lost, renewing: Some((stop, thread)), has_waited })
     }
 
-    /// Whether another process had taken the phase at the last renewal. It reads no file.
+    /// Whether another process had taken the phase at the last renewal. Reads no file.
     pub fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
-//! `ledger/{phase}.jsonl`: what each start of a phase has really computed, one JSON object a line. Lines are only ever added.
+//! `ledger/{phase}.jsonl`: the work of each start of a phase, as one JSON object on each line. Lines are only ever added.
 //!
 //! A start adds its line when it ends in order. If it was killed, the next start adds the line from its last heartbeat, which is
-//! up to a second older than its end. Steps that were done again count again.
+//! up to a second older than its end. Steps that were repeated count each time.
 
 use super::progress::Progress;
 use super::run_dir::RunDir;
@@ -15,10 +15,10 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 
-/// The sums over all starts of a phase, whatever their worlds.
+/// The sums over all starts of a phase, on whatever numbers of ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Total {
-    /// Training images that passed through the network, each counted as often as it did.
+    /// Training images that passed through the network, each counted every time.
     pub images: u64,
     pub flops: f64,
     pub seconds: f64,
@@ -26,7 +26,7 @@ pub struct Total {
     pub starts: usize,
 }
 
-/// All starts of a version that kept no ledger, in one, as far as the heartbeat tells.
+/// One record for all starts of a version that kept no ledger, from what the heartbeat says.
 fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> Start {
     let mut start = Start {
         began: "before there was a ledger".into(),
@@ -49,10 +49,10 @@ fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> St
 }
 
 impl RunDir {
-    /// Every start of a phase in order, also the newest if it runs or was killed.
+    /// Every start of a phase in order, including the newest if it runs or was killed.
     pub fn starts(&self, plan: &Plan, phase: &PhasePlan) -> Vec<Start> {
         let mut starts = self.entered(&phase.name);
-        // A heartbeat without steps is that of a phase that failed before it began.
+        // A heartbeat without steps belongs to a phase that failed before it began.
         if let Some(progress) = Progress::read(&self.path, &phase.name).filter(|progress| progress.steps > 0) {
             let newest = progress.start.clone();
             let newest = newest.unwrap_or_else(|| of_earlier_version(plan, phase, &progress));
@@ -84,7 +84,7 @@ impl RunDir {
         let mut line = serde_json::to_vec(start)?;
         line.push(b'\n');
         if fs::read(&path).is_ok_and(|bytes| bytes.last().is_some_and(|&byte| byte != b'\n')) {
-            // The line before was torn, such as by a full disk.
+            // The last line is incomplete, for example because of a full disk.
             line.insert(0, b'\n');
         }
         fs::create_dir_all(self.file(FOLDER))
@@ -93,7 +93,7 @@ impl RunDir {
             .with_context(|| format!("{}: the start is not entered", path.display()))
     }
 
-    /// The lines that were added. A torn line is left out.
+    /// The lines that were added, without incomplete ones.
     fn entered(&self, phase: &str) -> Vec<Start> {
         let bytes = fs::read(self.ledger(phase)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).lines().filter_map(|line| serde_json::from_str(line).ok()).collect()

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_torn_line_alone_is_lost_and_a_file_that_cannot_be_read_is_not_overwritten() {
+    fn only_an_incomplete_line_is_lost_and_a_file_that_cannot_be_read_is_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         std::fs::write(

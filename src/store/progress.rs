@@ -33,7 +33,7 @@ pub struct Progress {
     /// Seconds that it took to write the last checkpoint.
     #[serde(default)]
     pub save_s: Option<f64>,
-    /// Samples per forward pass of a replica, which a later start with `run.micro_batch = "auto"` uses again.
+    /// Samples per forward pass of a replica. A later start with `run.micro_batch = "auto"` reuses this number.
     #[serde(default)]
     pub micro_batch: Option<usize>,
     /// The Slurm job that trains it, as `squeue` names it.
@@ -42,10 +42,10 @@ pub struct Progress {
     /// The error that it failed with.
     #[serde(default)]
     pub error: Option<String>,
-    /// What keeps the phase from being saved, while it runs.
+    /// Why the running phase cannot be saved at present, such as a full disk.
     #[serde(default)]
     pub trouble: Option<String>,
-    /// What the newest start has computed.
+    /// The record of the newest start.
     #[serde(default)]
     pub start: Option<Start>,
     /// The number of replicas that train the phase.
@@ -57,13 +57,13 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Replaces the heartbeat of the phase. The file is not synced, as a lost heartbeat costs nothing.
+    /// Replaces the heartbeat of the phase. The file is not synced, because a lost heartbeat costs nothing.
     pub fn write(&self, run: &Path) -> Result<()> {
         let path = run.join("progress").join(format!("{}.json", self.phase));
         let beside = path.with_extension(format!("{}.partial", unique()));
         let written = std::fs::write(&beside, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&beside, &path));
         if written.is_err() {
-            // On a full disk every second would leave a file.
+            // On a full disk, a temporary file would otherwise be left every second.
             let _ = std::fs::remove_file(&beside);
         }
         written.with_context(|| format!("cannot write {}", path.display()))
@@ -107,8 +107,8 @@ impl Progress {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// What this heartbeat says of its phase. During a long step or evaluation only the lease is renewed, by a thread of its
-    /// own: that is a sign of life too.
+    /// The evidence of this heartbeat about its phase. A renewal of the lease is a sign of life too: during a long step or
+    /// evaluation, only the thread that renews the lease gives one.
     pub fn beat(&self, run: &RunDir) -> Beat {
         let since = |time: f64| (unix_time() - time).max(0.0);
         let renewed = lease::holder(run, &self.phase).map_or(f64::INFINITY, |holder| since(holder.renewed));
@@ -117,8 +117,8 @@ impl Progress {
 
     /// Seconds until the phase ends at the present rate; none before a rate was measured.
     pub fn eta(&self, global_batch: usize) -> Option<f64> {
-        let left = (self.steps - self.step.min(self.steps)) as f64 * global_batch as f64;
-        (self.images_per_s > 0.0).then(|| left / self.images_per_s)
+        let remaining = (self.steps - self.step.min(self.steps)) as f64 * global_batch as f64;
+        (self.images_per_s > 0.0).then(|| remaining / self.images_per_s)
     }
 }
 

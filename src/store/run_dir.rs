@@ -1,17 +1,17 @@
 //! The run directory, which holds everything that belongs to one config.
 //! ```text
 //! config.toml                     the resolved config; a different config is refused
-//! dataset.json                    what the run knows of its data; other data are refused
+//! dataset.json                    the record of the data; other data are refused
 //! meta.h5 module-{i}.h5 assembled.h5 final.h5 e2e.h5     artefacts
 //! checkpoints/{phase}-{step}.h5   the newest checkpoints of a phase that is not done
 //! leases/{phase}.{generation}.json  which process may write a phase
 //! progress/{phase}.json           heartbeats
-//! ledger/{phase}.jsonl            what each start of a phase has computed
+//! ledger/{phase}.jsonl            the work of each start of a phase
 //! index/{split}.index             the files and offsets of the images of a large source
 //! unreadable/{host}-{pid}.txt     images that could not be read
 //! logs/{phase}/                   metrics.jsonl and TensorBoard events
 //! export/{format}/                exported models
-//! slurm/                          the config, scripts, logs and jobs.json of what was submitted
+//! slurm/                          the config, scripts and logs of submitted jobs, and their record jobs.json
 //! summary.json  report.html
 //! ```
 
@@ -29,12 +29,12 @@ pub struct RunDir {
     pub path: PathBuf,
 }
 
-/// The cheap way to a longer fine-tuning, if that is what the config wants.
-fn longer_finetuning(config: &Config, before: &Config) -> String {
-    let (wanted, there) = (config.finetune.epochs, before.finetune.epochs);
+/// The end of an error about a different config: how to extend the fine-tuning, if the config has more epochs of it.
+fn advice_to_extend(config: &Config, before: &Config) -> String {
+    let (wanted, so_far) = (config.finetune.epochs, before.finetune.epochs);
     match config.finetune.epochs_before < before.finetune.epochs_before {
-        true => format!("; the fine-tuning was extended: --extend finetune.epochs={there} goes on with it"),
-        false if wanted > there => {
+        true => format!("; the fine-tuning was extended: --extend finetune.epochs={so_far} goes on with it"),
+        false if wanted > so_far => {
             format!("; to fine-tune the final model for more epochs, add --extend finetune.epochs={wanted}")
         }
         false => String::new(),
@@ -60,7 +60,7 @@ impl RunDir {
                 "{}: this run was started with another config: {}; restore those keys, or choose another --run-dir{}",
                 run.path.display(),
                 differences.join(", "),
-                longer_finetuning(config, &before)
+                advice_to_extend(config, &before)
             );
         } else {
             durable::replace_bytes(&file, config.to_toml().as_bytes())
@@ -74,7 +74,7 @@ impl RunDir {
         let file = path.join("config.toml");
         let text = fs::read_to_string(&file)
             .map_err(|e| usage!("{}: not a run directory ({e}); give the folder that a run wrote", file.display()))?;
-        // The text is laid over today's defaults, so that a run directory stays readable when a key is added.
+        // The text overrides the present defaults, so that a run directory stays readable when a key is added.
         let config = Config::parse(&text, &[])
             .map_err(|e| Failure::Damaged { path: file, what: format!("not a config: {e:#}") })?;
         Ok(config)

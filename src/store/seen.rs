@@ -25,11 +25,11 @@ struct Cached {
 }
 
 impl Seen {
-    /// Looks at the file of a node in the run directory.
+    /// Finds out what is at the path of a node's file in the run directory.
     ///
     /// # Errors
     /// The file is an artefact that cannot be read or is damaged.
-    pub fn look(&mut self, run: &RunDir, node: &Node) -> Result<Found> {
+    pub fn find(&mut self, run: &RunDir, node: &Node) -> Result<Found> {
         let path = run.file(&node.file);
         if node.file.is_empty() || !path.exists() {
             return Ok(Found::Nothing);
@@ -42,7 +42,7 @@ impl Seen {
         Ok(Found::Artefact(cached.header.stamp(&cached.hash, data.as_ref())))
     }
 
-    /// The header of a node's artefact, if [`Seen::look`] has read it.
+    /// The header of a node's artefact, if [`Seen::find`] has read it.
     pub fn header(&self, run: &RunDir, node: &Node) -> Option<&Header> {
         self.0.get(&run.file(&node.file)).map(|cached| &cached.header)
     }
@@ -62,8 +62,8 @@ impl Seen {
 }
 
 impl Header {
-    /// The attributes by which a node recognises its artefact. `hash` is the content hash of the file, `data` what the run knows
-    /// of its data.
+    /// The attributes by which a node recognises its artefact. `hash` is the content hash of the file, `data` the record of the
+    /// run's data.
     pub fn stamp(&self, hash: &str, data: Option<&DataRecord>) -> Stamp {
         let own = self.data.as_ref().map(|data| &data.fingerprint);
         Stamp {

@@ -90,9 +90,9 @@ mod tests {
         let logits = logits().set_requires_grad(true);
         let targets = TASK.random_targets(2) * 0.5;
         let Loss { sum, gradients } = tch::no_grad(|| TASK.loss(&[logits.shallow_clone()], &targets));
-        let again = -(&targets * logits.log_softmax(-1, Kind::Float)).sum(Kind::Float);
-        again.backward();
-        assert_eq!(sum.double_value(&[]), again.double_value(&[]));
+        let expected = -(&targets * logits.log_softmax(-1, Kind::Float)).sum(Kind::Float);
+        expected.backward();
+        assert_eq!(sum.double_value(&[]), expected.double_value(&[]));
         assert!((&gradients[0] - logits.grad()).abs().max().double_value(&[]) < 1e-6);
     }
 

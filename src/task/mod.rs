@@ -67,7 +67,7 @@ impl Task {
         }
     }
 
-    /// The metric that stands for the quality of a model where there is room for one alone.
+    /// The metric that stands for the quality of a model if there is room for only one.
     pub fn headline(self) -> &'static Metric {
         &self.metrics()[0]
     }
@@ -84,7 +84,7 @@ impl Task {
         }
     }
 
-    /// Computes the values of all metrics from the sums over so many images.
+    /// Computes the values of all metrics from the sums over this number of images.
     pub fn values(self, sums: &[f64], images: f64) -> BTreeMap<String, f64> {
         match self {
             Task::Classification { .. } => classification::values(sums, images),

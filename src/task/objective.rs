@@ -79,10 +79,11 @@ mod tests {
     pub fn loss(task: Task, network: &Network, outputs: &[Tensor], targets: &Tensor, samples: f64) -> Loss {
         let [logits, first] = outputs else { unreachable!("there are two taps") };
         let head = network.flat().get(network.stages(), HEAD, true).unwrap();
-        let whole = task.loss(&[logits.shallow_clone()], targets);
+        let end_to_end = task.loss(&[logits.shallow_clone()], targets);
         let local = task.loss(&[first.mm(&head.value.tr())], targets);
         head.accumulate(|| local.gradients[0].tr().mm(first) / samples);
         let at_first = local.gradients[0].mm(&head.value);
-        Loss { sum: whole.sum + local.sum, gradients: vec![whole.gradients[0].shallow_clone(), at_first] }
+        let gradients = vec![end_to_end.gradients[0].shallow_clone(), at_first];
+        Loss { sum: end_to_end.sum + local.sum, gradients }
     }
 }

@@ -1,5 +1,5 @@
-//! Writes checkpoints with a thread while training continues. The thread borrows buffers that are in host memory, and the next
-//! update waits until the file holds them. Buffers of a GPU are first copied to host memory.
+//! Writes checkpoints with a thread while training continues. If the weights are in host memory, the thread borrows them, and the
+//! next update waits until the file holds them. Weights on a GPU are first copied to host memory.
 
 use super::Setting;
 use super::trainer::Trainer;
@@ -33,7 +33,7 @@ pub struct Checkpoints {
     full: Option<Full>,
 }
 
-/// A full disk, which a later checkpoint tries again.
+/// A checkpoint that a full disk has prevented. The next one is tried after the pause.
 struct Full {
     text: String,
     tried: Instant,
@@ -56,7 +56,7 @@ struct Snapshot {
     loan: Option<Loan>,
 }
 
-/// The answer of the writer.
+/// The writer's answer about one checkpoint.
 struct Written {
     buffers: Buffers,
     /// The time that the write took; none if no file was written because the weights are not finite.
@@ -65,11 +65,11 @@ struct Written {
     full: Option<anyhow::Error>,
 }
 
-/// The thread that writes.
+/// The state of the thread that writes.
 struct Writer {
     run: RunDir,
     phase: String,
-    keep: usize,
+    keep_checkpoints: usize,
     fence: Option<Fence>,
 }
 
@@ -83,7 +83,7 @@ impl Checkpoints {
         let writer = Writer {
             run: setting.run.clone(),
             phase: phase.name.clone(),
-            keep: config.keep_checkpoints,
+            keep_checkpoints: config.keep_checkpoints,
             fence: setting.lease.map(|lease| lease.fence().clone()),
         };
         let buffers = Buffers::of(trainer)?;
@@ -119,8 +119,8 @@ impl Checkpoints {
         Ok(self.buffers.is_some() && is_now)
     }
 
-    /// Writes a checkpoint of the present step and waits until it is on the disk, also for a full disk, which `tell` is told of.
-    /// False if the weights are not finite.
+    /// Writes a checkpoint of the present step and waits until it is on the disk. If the disk is full, tries again and tells `tell`
+    /// why. Returns false if the weights are not finite.
     pub fn save_now(&mut self, trainer: &mut Trainer, tell: &mut dyn FnMut(Option<&str>)) -> Result<bool> {
         self.finish()?;
         let save = || {
@@ -267,7 +267,7 @@ impl Writer {
         let path = self.run.checkpoint(&self.phase, header.step);
         // End the loan before waiting for the disk, because the buffers are no longer needed.
         artefact::write_checkpoint(&path, header, &all, self.fence.as_ref(), || drop(loan))?;
-        self.run.prune_checkpoints(&self.phase, header.step, self.keep, self.fence.as_ref());
+        self.run.prune_checkpoints(&self.phase, header.step, self.keep_checkpoints, self.fence.as_ref());
         Ok(true)
     }
 }

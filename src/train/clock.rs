@@ -1,4 +1,4 @@
-//! Counts the time of a rank. Every second counts for one of its phases, or for none if the rank waits for others.
+//! Counts the time of a rank. Every second counts for one of its phases, or for none if the rank was waiting for others.
 
 use crate::store::process::process_age;
 use std::sync::Mutex;

@@ -16,14 +16,14 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// The logs of a phase; silent on all replicas but the group's first.
+/// The logs of a phase. Only the group's first replica writes them.
 pub struct Logging<'a> {
     clock: &'a Clock,
-    open: Option<Open<'a>>,
+    logs: Option<Logs<'a>>,
 }
 
 /// The logs that the group's first replica writes.
-struct Open<'a> {
+struct Logs<'a> {
     run: &'a RunDir,
     clock: &'a Clock,
     task: Task,
@@ -33,15 +33,15 @@ struct Open<'a> {
     progress: Progress,
     /// Seconds of earlier starts.
     seconds_before: f64,
-    /// Since when this start's time counts: from the allocation of the ranks on, not only while steps run.
+    /// The time from which this start's time counts. It lies before the first step, because preparations count too.
     started: Instant,
-    /// The end of the last step, or of the evaluation or checkpoint after it.
+    /// The time at which the current step began: the end of the last step, evaluation or checkpoint.
     step_began: Instant,
     last_heartbeat: Instant,
     window: Window,
     /// Steps of this start whose gradients were not finite.
     skipped: u64,
-    /// Whether a failed write is worth a warning: none was given since the last heartbeat that was written.
+    /// Whether the next failed write gives a warning. After a warning, no other is given until a heartbeat was written.
     warns: bool,
 }
 
@@ -62,94 +62,94 @@ impl Window {
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
 impl<'a> Logging<'a> {
-    /// Opens the logs of a phase that goes on after `step`.
+    /// Opens the logs of a phase that continues after `step`.
     pub fn open(setting: &'a Setting, phase: &PhasePlan, step: u64) -> Result<Logging<'a>> {
-        let open = setting.group.is_zero().then(|| Open::new(setting, phase, step)).transpose()?;
-        Ok(Logging { clock: setting.clock, open })
+        let logs = setting.group.is_zero().then(|| Logs::new(setting, phase, step)).transpose()?;
+        Ok(Logging { clock: setting.clock, logs })
     }
 
     /// Logs a step as soon as it is known to be done.
     pub fn step(&mut self, outcome: &Outcome, lr: f64, log_steps: u64) {
-        let Some(open) = &mut self.open else { return };
+        let Some(logs) = &mut self.logs else { return };
         let step = outcome.step + 1;
-        open.window.loss += outcome.loss;
-        open.window.waited_for_data += outcome.times.data;
-        open.progress.step = step;
-        open.progress.useful_s += open.step_began.elapsed().as_secs_f64();
-        open.step_began = Instant::now();
+        logs.window.loss += outcome.loss;
+        logs.window.waited_for_data += outcome.times.data;
+        logs.progress.step = step;
+        logs.progress.useful_s += logs.step_began.elapsed().as_secs_f64();
+        logs.step_began = Instant::now();
         if !outcome.norm.is_finite() {
-            open.warn_of_skipped(step);
+            logs.warn_of_skipped(step);
         }
-        if step.is_multiple_of(log_steps) || step == open.progress.steps {
-            open.write_line(step, lr);
+        if step.is_multiple_of(log_steps) || step == logs.progress.steps {
+            logs.write_line(step, lr);
         }
-        if open.last_heartbeat.elapsed() >= HEARTBEAT {
-            open.beat(Activity::Running);
+        if logs.last_heartbeat.elapsed() >= HEARTBEAT {
+            logs.beat(Activity::Running);
         }
     }
 
     /// Logs an evaluation.
     pub fn evaluation(&mut self, step: u64, metrics: &BTreeMap<String, f64>) {
-        let Some(open) = &mut self.open else { return };
-        log::info!("{}: step {step}: test {}", open.progress.phase, open.task.text(metrics));
+        let Some(logs) = &mut self.logs else { return };
+        log::info!("{}: step {step}: test {}", logs.progress.phase, logs.task.text(metrics));
         let measured = metrics.iter().filter(|(key, _)| *key != evaluate::IMAGES);
         let named: Vec<(String, f64)> = measured.map(|(key, value)| (format!("test/{key}"), *value)).collect();
         let values: Vec<(&str, f64)> = named.iter().map(|(key, value)| (key.as_str(), *value)).collect();
-        let written = open.metrics.log(step, &values);
-        open.warn_once(written);
+        let written = logs.metrics.log(step, &values);
+        logs.warn_once(written);
         // The time of an evaluation is no training time.
-        open.window = Window::from(step);
-        open.step_began = Instant::now();
+        logs.window = Window::from(step);
+        logs.step_began = Instant::now();
     }
 
-    /// Notes how long the last checkpoint took; the time up to now is no step's.
+    /// Records how long the last checkpoint took. The time until now counts for no step.
     pub fn saved(&mut self, save_s: Option<f64>) {
-        let Some(open) = &mut self.open else { return };
-        open.progress.save_s = save_s.or(open.progress.save_s);
-        open.step_began = Instant::now();
+        let Some(logs) = &mut self.logs else { return };
+        logs.progress.save_s = save_s.or(logs.progress.save_s);
+        logs.step_began = Instant::now();
     }
 
-    /// Has the heartbeat say what keeps the phase from being saved, or that nothing does any more.
+    /// Writes into the heartbeat why the phase cannot be saved at present; none if it can be saved.
     pub fn trouble(&mut self, why: Option<&str>) {
-        let Some(open) = &mut self.open else { return };
-        let has_changed = open.progress.trouble.as_deref() != why;
-        if has_changed || why.is_some() && open.last_heartbeat.elapsed() >= HEARTBEAT {
-            open.progress.trouble = why.map(str::to_string);
-            open.beat(Activity::Running);
+        let Some(logs) = &mut self.logs else { return };
+        let has_changed = logs.progress.trouble.as_deref() != why;
+        if has_changed || why.is_some() && logs.last_heartbeat.elapsed() >= HEARTBEAT {
+            logs.progress.trouble = why.map(str::to_string);
+            logs.beat(Activity::Running);
         }
     }
 
     /// Logs that the phase has stopped at a checkpoint.
     pub fn stopped(&mut self, step: u64) {
-        let Some(open) = &mut self.open else { return };
-        log::warn!("{}: stopped by a signal; checkpoint written at step {step}", open.progress.phase);
-        open.beat(Activity::Stopped);
-        open.enter();
+        let Some(logs) = &mut self.logs else { return };
+        log::warn!("{}: stopped by a signal; checkpoint written at step {step}", logs.progress.phase);
+        logs.beat(Activity::Stopped);
+        logs.enter();
     }
 
     /// Logs that the artefact is written.
     pub fn done(&mut self, step: u64) {
         // Every rank counts its time: each may be the first of the next phase's group.
         self.clock.count_up_to(Instant::now());
-        let Some(open) = &mut self.open else { return };
-        open.progress.step = step;
-        open.beat(Activity::Done);
-        open.enter();
-        log::info!("{}: done in {}", open.progress.phase, duration(open.progress.seconds));
+        let Some(logs) = &mut self.logs else { return };
+        logs.progress.step = step;
+        logs.beat(Activity::Done);
+        logs.enter();
+        log::info!("{}: done in {}", logs.progress.phase, duration(logs.progress.seconds));
     }
 }
 
-impl<'a> Open<'a> {
-    fn new(setting: &'a Setting, phase: &PhasePlan, step: u64) -> Result<Open<'a>> {
+impl<'a> Logs<'a> {
+    fn new(setting: &'a Setting, phase: &PhasePlan, step: u64) -> Result<Logs<'a>> {
         let Setting { plan, run, group, micro_batch, clock, .. } = *setting;
         let earlier = Progress::read(&run.path, &phase.name);
         let seconds_before = earlier.as_ref().map_or(0.0, |p| p.seconds);
-        // The time of the steps after the checkpoint is lost: they are done again.
+        // The steps after the checkpoint are repeated, so their time was not useful.
         let kept = |p: &Progress| p.useful_s * (step as f64 / p.step.max(1) as f64).min(1.0);
         let flops_per_image = training_flops(&plan.config.model, phase);
         if let Some(mut last) = run.starts(plan, phase).pop() {
             if last.to < step {
-                // It was killed after it had written this checkpoint, and before its next heartbeat.
+                // The last start was killed after it had written this checkpoint, and before its next heartbeat.
                 last.count(step, phase.training.global_batch, flops_per_image, last.seconds);
             }
             run.enter(&phase.name, &last)?;
@@ -179,7 +179,7 @@ impl<'a> Open<'a> {
             phase.trained.clone().collect::<Vec<_>>()
         );
         progress.write(&run.path)?;
-        Ok(Open {
+        Ok(Logs {
             run,
             clock,
             task: Task::of(&plan.config),
@@ -197,7 +197,7 @@ impl<'a> Open<'a> {
         })
     }
 
-    /// Writes the line of all steps since the last one.
+    /// Writes a log line and the metrics of the steps since the last log line.
     fn write_line(&mut self, step: u64, lr: f64) {
         let steps = (step - self.window.step).max(1) as f64;
         let seconds = self.window.since.elapsed().as_secs_f64().max(1e-9);
@@ -261,14 +261,14 @@ impl<'a> Open<'a> {
         if let (Err(error), true) = (written, self.warns) {
             self.warns = false;
             log::warn!(
-                "{}: {error:#}; training goes on, `status` and the curves may lack some of it",
+                "{}: {error:#}; training goes on, but `status` and the curves may lack some values",
                 self.progress.phase
             );
         }
     }
 }
 
-/// A start that goes on after `step`, and has computed nothing yet.
+/// The record of a start that continues after `step` and has computed nothing yet.
 fn start(setting: &Setting, step: u64) -> Start {
     Start {
         began: jiff::Timestamp::now().to_string(),
@@ -287,7 +287,7 @@ fn start(setting: &Setting, step: u64) -> Start {
     }
 }
 
-/// Warns if a phase goes on in another precision than the `last` start's.
+/// Warns if a phase continues in another precision than that of its last start.
 fn warn_of_precision(phase: &str, last: &Start, now: Precision, step: u64) {
     if step > 0 && last.precision != now {
         log::warn!(

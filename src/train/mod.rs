@@ -41,13 +41,13 @@ pub struct Setting<'a> {
     pub device: Device,
     /// Samples per forward pass.
     pub micro_batch: usize,
-    /// The right to write the phase, which only the group's first replica has.
+    /// The right to write the phase's files, which only the group's first replica has.
     pub lease: Option<&'a Lease>,
-    /// The time of this rank.
+    /// Counts the time of this rank.
     pub clock: &'a Clock,
-    /// The ranks of the whole world, of which the replicas are a part.
+    /// The number of ranks in the whole world, not only in the group.
     pub ranks: usize,
-    /// What the headers of artefacts and checkpoints tell of the data.
+    /// The description of the data in the headers of artefacts and checkpoints.
     pub data: Option<&'a TrainedOn>,
 }
 
@@ -59,7 +59,7 @@ pub struct Setting<'a> {
 /// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.
 pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&str>) -> Result<()> {
     let trainer = Trainer::resume(setting, phase, start, meta)?;
-    // The memory of the start and of the trial step that chose the micro-batch would not be reused: the tensors of the training
+    // Training would not reuse the memory of the start weights and of the trial step that chose the micro-batch, because its tensors
     // have other sizes.
     memory::give_back();
     empty_cache(setting.device);
@@ -113,7 +113,7 @@ impl Training<'_> {
         let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
 
         while self.trainer.step < phase.steps {
-            let Trainer { network, optimiser, step } = &mut self.trainer;
+            let Trainer { network, optimiser, step, .. } = &mut self.trainer;
             let done = stepper.step(network, optimiser, &mut loader, *step, phase.lr(*step))?;
             *step += 1;
             let is_last = *step == phase.steps;
@@ -203,7 +203,8 @@ impl Training<'_> {
         Err(Failure::Stopped { phase: self.phase.name.clone(), step: self.trainer.step }.into())
     }
 
-    /// The error for a step, counted from 0, whose loss is not finite. All replicas have the same loss, and the first one reports it.
+    /// Ends the phase because the loss of `step`, counted from 0, is not finite. All replicas have the same loss, and the first one
+    /// reports the error.
     fn not_finite(&mut self, step: u64) -> Result<()> {
         let phase = self.phase;
         self.checkpoints.as_mut().map_or(Ok(()), Checkpoints::finish)?;

@@ -31,7 +31,8 @@ pub struct Outcome {
     pub times: Times,
 }
 
-/// The time that this replica spent on each part of a step. With a GPU every part but `device` is the time to hand over the work.
+/// The time that this replica spent on each part of a step. With a GPU, each part except `device` is the time that the host takes
+/// to give the GPU the work.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
     /// Waiting for the loader.
@@ -67,7 +68,7 @@ fn timed<T>(time: &mut Duration, act: impl FnOnce() -> T) -> T {
 /// A step that is given to the device and whose outcome the host has not read.
 struct Unread {
     step: u64,
-    /// The loss and the number of ranks that were asked to stop.
+    /// The copy of the loss, the number of replicas that a signal has asked to stop, and the norm of the gradients.
     extras: Later,
     times: Times,
 }
@@ -108,9 +109,9 @@ impl<'a> Stepper<'a> {
         }
     }
 
-    /// Trains on one global batch: this replica takes its micro-batches from `batches`. A loss or a gradient that is not finite
-    /// leaves the weights as they were. It returns the outcome of the newest step that is done: of this step on a CPU, of the
-    /// step before on a GPU.
+    /// Trains on one global batch, of which this replica takes its micro-batches from `batches`. If the loss or the norm of the
+    /// gradients is not finite, the weights do not change. Returns the outcome of the newest step that is done: this step on a CPU,
+    /// the step before it on a GPU.
     pub fn step(
         &mut self,
         network: &mut Network,
@@ -135,7 +136,7 @@ impl<'a> Stepper<'a> {
         timed(&mut times.all_reduce, || self.group.all_reduce(&mut summed))?;
         network.flat_mut().move_buffers(self.global_batch);
         timed(&mut times.optimiser, || optimiser.step(network.flat_mut(), self.clip, lr));
-        let extras = Later::of(&network.flat().gradients().narrow(0, extras, EXTRAS as i64))?;
+        let extras = Later::start(&network.flat().gradients().narrow(0, extras, EXTRAS as i64))?;
         let newest = Unread { step, extras, times };
         self.runs_ahead |= network.options().1.is_cuda();
         let done = if self.runs_ahead { self.unread.replace(newest) } else { Some(newest) };
@@ -150,40 +151,41 @@ impl<'a> Stepper<'a> {
     /// Waits until the newest step is done and says whether its loss is finite. The step remains unread.
     pub fn is_finite(&self) -> Result<bool> {
         let Some(Unread { extras, .. }) = &self.unread else { return Ok(true) };
-        self.group.settle(&|| extras.is_here())?;
+        self.group.settle(&|| extras.is_done())?;
         Ok(extras.numbers()?[0].is_finite())
     }
 
     /// Waits until a step is done and returns its outcome.
     fn read(&self, unread: Unread) -> Result<Outcome> {
         let Unread { step, extras, mut times } = unread;
-        timed(&mut times.device, || self.group.settle(&|| extras.is_here()))?;
+        timed(&mut times.device, || self.group.settle(&|| extras.is_done()))?;
         let extras = extras.numbers()?;
         Ok(Outcome { step, loss: extras[0].into(), norm: extras[2].into(), stop: extras[1] > 0.0, times })
     }
 
     /// Adds the loss and the gradients of one micro-batch, each divided by the size of the global batch.
     fn accumulate(&mut self, network: &mut Network, batch: Batch, step: u64, times: &mut Times) {
-        let (gradients, tape, _lent) = timed(&mut times.forward, || {
+        let (gradients, tape, _image_memory) = timed(&mut times.forward, || {
             let (_, device) = network.options();
             let scale = self.drop.draw(step, batch.positions.clone());
             let staging = Staging::new(device, self.group.pinning());
             let drop = scale.map_or_else(DropPath::none, |scale_rb| DropPath::new(&scale_rb, &staging));
-            let (images_bchw, targets, lent) = batch.on(device);
+            let (images_bchw, targets, image_memory) = batch.on(device);
             let (outputs, tape) = network.train(&images_bchw, &drop, &self.objective.taps());
             let Loss { sum, gradients } = self.objective.loss(network, &outputs, &targets, self.global_batch);
             let _ = network.flat().loss().g_add_(&sum);
-            (gradients, tape, lent)
+            (gradients, tape, image_memory)
         });
         timed(&mut times.backward, || network.backward(tape, gradients));
     }
 }
 
+/// The part of the key that keeps the seeds of dropout apart from other random numbers.
 const DROPOUT: u64 = 5;
 
-/// Stochastic depth.
+/// Draws the samples that stochastic depth drops.
 struct DropPathRule {
-    /// The drop rate of each residual branch of the network that runs; none if nothing is dropped.
+    /// The drop rate of each residual branch of the network; empty if nothing is dropped.
     rates: Vec<f64>,
     seed: u64,
 }
@@ -200,15 +202,16 @@ impl DropPathRule {
         for (column, position) in positions.enumerate() {
             let mut random = Random::new(&[self.seed, DROP_PATH, step, position as u64]);
             for (branch, rate) in self.rates.iter().enumerate() {
-                let keep = 1.0 - rate;
-                let kept = random.uniform() < keep;
-                scale[branch * samples + column] = if kept { (1.0 / keep) as f32 } else { 0.0 };
+                let keep_probability = 1.0 - rate;
+                let is_kept = random.uniform() < keep_probability;
+                scale[branch * samples + column] = if is_kept { (1.0 / keep_probability) as f32 } else { 0.0 };
             }
         }
         Some(Tensor::from_slice(&scale).view([branches as i64, samples as i64]))
     }
 }
 
+/// The part of the key that keeps the numbers of stochastic depth apart from other random numbers.
 const DROP_PATH: u64 = 6;
 
 #[cfg(test)]
@@ -216,7 +219,7 @@ mod tests {
     use super::*;
     use crate::collective::Solo;
     use crate::config::Config;
-    use crate::model::{OPTIONS, fresh};
+    use crate::model::{FP32_ON_HOST, fresh};
     use crate::run::table::META;
     use tch::Kind;
 
@@ -225,16 +228,16 @@ mod tests {
         let rates = Config::parse("", &[]).unwrap().model.drop_rates(&[1, 2], 0.5);
         assert_eq!(rates, [0.0, 0.0, 0.25, 0.25, 0.5, 0.5]);
         let rule = DropPathRule { rates, seed: 1 };
-        let whole = rule.draw(7, 0..4000).unwrap();
-        let mean = whole.mean_dim([1i64].as_slice(), false, Kind::Float);
+        let all = rule.draw(7, 0..4000).unwrap();
+        let mean = all.mean_dim([1i64].as_slice(), false, Kind::Float);
         assert!((&mean - 1.0).abs().max().double_value(&[]) < 0.06, "{mean}");
         assert_eq!(
-            whole.get(5).eq(0.0).sum(Kind::Int64).int64_value(&[]) / 100,
+            all.get(5).eq(0.0).sum(Kind::Int64).int64_value(&[]) / 100,
             20,
             "half of the last branch is dropped"
         );
-        let cut = rule.draw(7, 1000..1002).unwrap();
-        assert_eq!(whole.narrow(1, 1000, 2), cut);
+        let two = rule.draw(7, 1000..1002).unwrap();
+        assert_eq!(all.narrow(1, 1000, 2), two);
     }
 
     #[test]
@@ -250,8 +253,8 @@ mod tests {
             let mut stepper = Stepper { runs_ahead, ..Stepper::new(&plan, &phase, &Solo, 2) };
             let mut batches = (0..).map(|number: usize| {
                 let start = number % 2 * 4;
-                let images_bchw = Tensor::ones([4, 3, 8, 8], OPTIONS) * (number as f64).sin();
-                Ok(Batch::of(images_bchw, Tensor::full([4, 3], 1.0 / 3.0, OPTIONS), start..start + 4))
+                let images_bchw = Tensor::ones([4, 3, 8, 8], FP32_ON_HOST) * (number as f64).sin();
+                Ok(Batch::of(images_bchw, Tensor::full([4, 3], 1.0 / 3.0, FP32_ON_HOST), start..start + 4))
             });
             let mut outcomes = Vec::new();
             for step in 0..5 {

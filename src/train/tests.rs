@@ -108,9 +108,9 @@ fn trains_resumes_and_sums(sets: &[&str]) -> Artefact {
     let auxiliary = checkpoint.weights.keys().filter(|(stage, _)| *stage == 2).count();
     assert_eq!(auxiliary, usize::from(!sets.is_empty()), "{:?}", checkpoint.weights.keys());
     assert!(undisturbed.weights.keys().all(|(stage, _)| *stage < 2));
-    let again = train(&resumed, &Solo).unwrap();
-    assert_eq!(largest_difference(&undisturbed.weights, &again.weights), 0.0);
-    assert_eq!(undisturbed.header.metrics, again.header.metrics);
+    let after_resuming = train(&resumed, &Solo).unwrap();
+    assert_eq!(largest_difference(&undisturbed.weights, &after_resuming.weights), 0.0);
+    assert_eq!(undisturbed.header.metrics, after_resuming.header.metrics);
 
     on_replicas(&Solo, 2, false, &|replica| train(&shared, replica).map(|_| ())).unwrap();
     let by_two = artefact::read(&folder.path().join("shared/meta.h5")).unwrap();

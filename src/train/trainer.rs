@@ -1,7 +1,9 @@
-//! The network and the optimiser of a phase: starts or resumes them, evaluates the network, and prepares what files store of them.
+//! The network and the optimiser of a phase: starts or resumes them, evaluates the network, and prepares the contents of artefacts
+//! and checkpoints.
 
 use super::adamw::AdamW;
 use super::{Setting, evaluate};
+use crate::family::parameter::Parameter;
 use crate::model::{Network, fresh};
 use crate::plan::PhasePlan;
 use crate::store::{Artefact, Header, artefact};
@@ -17,6 +19,8 @@ pub struct Trainer {
     pub optimiser: AdamW,
     /// How many steps are done.
     pub step: u64,
+    /// The parameters of the objective's own heads, which only checkpoints hold.
+    auxiliary: Vec<Parameter>,
 }
 
 impl Trainer {
@@ -41,7 +45,7 @@ impl Trainer {
         let Some(Artefact { header, weights, state, .. }) = checkpoint else {
             let network = network(&start)?;
             let optimiser = AdamW::new(&phase.training, network.flat());
-            return Ok(Trainer { network, optimiser, step: 0 });
+            return Ok(Trainer { network, optimiser, step: 0, auxiliary });
         };
         if group.is_zero() {
             log::info!("{}: resuming at step {} of {}", phase.name, header.step, phase.steps);
@@ -51,14 +55,12 @@ impl Trainer {
         let network = network(&start)?;
         let optimiser = AdamW::resume(&phase.training, network.flat(), state, header.step)
             .with_context(|| format!("{}: checkpoint of step {}", phase.name, header.step))?;
-        Ok(Trainer { network, optimiser, step: header.step })
+        Ok(Trainer { network, optimiser, step: header.step, auxiliary })
     }
 
-    /// The header of a checkpoint of the present step. Only checkpoints hold auxiliary parameters.
+    /// The header of a checkpoint of the present step. `meta` is the hash of the meta model from which the phase derives.
     pub fn checkpoint_header(&self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>) -> Header {
-        let config = &setting.plan.config;
-        let auxiliary = Objective::of(config).auxiliary(&config.model, &phase.depths);
-        Header { auxiliary, ..self.header(setting, phase, meta, BTreeMap::new()) }
+        Header { auxiliary: self.auxiliary.clone(), ..self.header(setting, phase, meta, BTreeMap::new()) }
     }
 
     /// The header of an artefact of the present step.

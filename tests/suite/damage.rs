@@ -181,7 +181,7 @@ fn a_missing_stage_and_a_wrong_shape_are_refused_by_name() {
     verify(&to).fails(3, &["a.h5", "stage/2/", "is missing"]);
 
     let mut weights = artefact::read(&finished().file("meta.h5")).unwrap().weights;
-    weights.insert((3, "head.bias".into()), tch::Tensor::zeros([5], incubate::model::OPTIONS));
+    weights.insert((3, "head.bias".into()), tch::Tensor::zeros([5], incubate::model::FP32_ON_HOST));
     artefact::write(&to, &meta.header, &weights, None).unwrap();
     verify(&to).fails(3, &["stage/3/head.bias", "[5]", "[4]"]);
 }

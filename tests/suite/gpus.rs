@@ -22,6 +22,7 @@ fn fake_driver() -> TempDir {
     folder
 }
 
+/// Runs incubate with the fake driver and the fake NCCL.
 fn with_fake_driver(run: &Incubate, arguments: &[&str]) -> Ended {
     let driver = fake_driver();
     ended(run.command(arguments).env("LD_LIBRARY_PATH", driver.path()).output().unwrap())
@@ -39,7 +40,7 @@ fn doctor_names_driver_gpus_and_nccl_and_what_is_missing() {
 }
 
 #[test]
-fn gpus_that_libtorch_cannot_use_are_warned_of_and_refused_where_the_config_asks_for_them() {
+fn gpus_that_libtorch_cannot_use_give_a_warning_or_an_error_if_the_config_asks_for_them() {
     let run = Incubate::new().set("meta.epochs=1");
     let trained = with_fake_driver(&run, &["meta"]).ok();
     let warning = trained.err.lines().find(|line| line.contains("WARN")).unwrap_or_default();
@@ -86,7 +87,7 @@ fn plan_shows_the_devices_of_each_rank_and_what_they_train_together() {
 }
 
 #[test]
-fn plan_for_a_gpu_by_name_gives_its_hours_memory_and_what_the_precision_costs() {
+fn plan_for_a_gpu_by_name_gives_its_hours_its_memory_and_the_cost_of_the_precision() {
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/imagenet-vit-l.toml");
     let plan = |arguments: &[&str]| ended(plain(&["plan", config, "--gpu", "h200"]).args(arguments).output().unwrap());
     let json = |arguments: &[&str]| -> serde_json::Value {
@@ -106,7 +107,7 @@ fn plan_for_a_gpu_by_name_gives_its_hours_memory_and_what_the_precision_costs() 
     assert!(refused.err.contains("h100, "), "{}", refused.err);
 }
 
-/// A script of tools/ on a CPU with this program and its libtorch, writing into a folder.
+/// Runs a script of tools/ on a CPU, with this program and its libtorch. The script writes into the folder `out`.
 fn script(name: &str, out: &Path, arguments: &[&str]) -> Ended {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let torch = std::env::var_os("LIBTORCH").unwrap_or_else(|| root.join(".deps/torch").into());
@@ -121,7 +122,7 @@ fn report(out: &Path, name: &str) -> Value {
 }
 
 #[test]
-fn the_gpu_check_runs_whole_on_a_cpu_and_a_part_that_hangs_costs_that_part_alone() {
+fn the_gpu_check_runs_whole_on_a_cpu_and_a_part_that_hangs_does_not_stop_the_others() {
     let folder = tempfile::tempdir().unwrap();
     let done = script("gpu_check.py", folder.path(), &["--seconds", "900", "--hang", "2"]);
     let report = report(folder.path(), "gpu_check.json");

@@ -1,5 +1,5 @@
-//! A stream of items that worker threads make ahead. Of W workers, worker w makes the items w, w + W, w + 2W, …, and the consumer
-//! takes one item of each worker in turn. So the number of workers changes only the speed.
+//! A stream of items that worker threads make ahead of the consumer. With W workers, worker w makes the items w, w + W, w + 2W, and
+//! so on, and the consumer takes one item of each worker in turn. So the number of workers changes only the speed.
 
 use crate::thread;
 use anyhow::Result;
@@ -12,13 +12,13 @@ const MOST_READY: usize = 3;
 /// The most bytes that the items of all workers take, the ready ones and those being made.
 const MOST_BYTES: usize = 512 << 20;
 
-/// How many items of `bytes` each worker keeps ready, apart from the item that it makes. If 0, it makes the next item after the
-/// consumer has taken the last.
+/// How many items of `bytes` bytes each worker keeps ready, apart from the item that it is making. If the number is 0, a worker
+/// makes the next item only after the consumer has taken the last one.
 fn ready(workers: usize, bytes: usize) -> usize {
     (MOST_BYTES / workers / bytes.max(1)).saturating_sub(1).min(MOST_READY)
 }
 
-/// The most items of `bytes` that each of `workers` holds: the ready ones and the one that it makes.
+/// The most items of `bytes` bytes that each of `workers` workers holds: the ready ones and the one that it is making.
 pub fn held_by_worker(workers: usize, bytes: usize) -> usize {
     ready(workers, bytes) + 1
 }
@@ -33,8 +33,8 @@ pub struct Ahead<T> {
 }
 
 impl<T: Send + 'static> Ahead<T> {
-    /// Starts the workers. `maker` makes a function for each worker. Given a number, the function makes the item of that number, or
-    /// none after the last item. An item takes about `bytes`.
+    /// Starts the workers. `maker` makes a function for each worker. Given a number, this function makes the item with that number,
+    /// or returns none after the last item. An item takes about `bytes` bytes.
     ///
     /// # Errors
     /// A usage error if a thread cannot be started.
@@ -98,11 +98,11 @@ mod tests {
     #[test]
     fn the_ready_items_are_bounded_in_number_and_in_bytes() {
         // ViT-B's micro-batch of 64 images, and one of 512.
-        let (small, large) = (64 * 3 * 224 * 224 * 4, 512 * 3 * 224 * 224 * 4);
-        assert_eq!([1, 3, 8, 30].map(|workers| ready(workers, small)), [3, 3, 0, 0]);
-        assert_eq!([ready(1, large), ready(4, large), ready(4, 100)], [0, 0, 3]);
+        let (of_64, of_512) = (64 * 3 * 224 * 224 * 4, 512 * 3 * 224 * 224 * 4);
+        assert_eq!([1, 3, 8, 30].map(|workers| ready(workers, of_64)), [3, 3, 0, 0]);
+        assert_eq!([ready(1, of_512), ready(4, of_512), ready(4, 100)], [0, 0, 3]);
         for workers in 1..=13 {
-            assert!(workers * (ready(workers, small) + 1) * small <= MOST_BYTES, "{workers}");
+            assert!(workers * (ready(workers, of_64) + 1) * of_64 <= MOST_BYTES, "{workers}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! A micro-batch, and its way to a device.
+//! Micro-batches of training images, and how they get to a device.
 
 use super::batch_memory::Borrowed;
 use crate::data::image::mix::Mix;
@@ -28,13 +28,13 @@ pub(super) struct Piece {
 }
 
 impl Batch {
-    /// A batch of images (batch, channel, row, column) and targets (batch, class) that are mixed already.
+    /// Makes a batch of images (batch, channel, row, column) and targets (batch, class) that are already mixed.
     pub fn of(images_bchw: Tensor, targets_bc: Tensor, positions: Range<usize>) -> Batch {
         Batch { pieces: vec![Piece { images_bchw, targets_bc, mix: None, memory: None }], positions }
     }
 
-    /// The mixed images (batch, channel, row, column) and the targets (batch, class) on a device, and the memory of the images,
-    /// which must be dropped after them.
+    /// Copies the batch to a device and mixes its images there if that is not done yet. Returns the images (batch, channel, row,
+    /// column), the targets (batch, class), and the memory of the images, which must be dropped after them.
     pub fn on(self, device: Device) -> (Tensor, Tensor, Option<Borrowed>) {
         let on_device = |Piece { images_bchw, targets_bc, mix, memory }: Piece| {
             let images_bchw = upload(&images_bchw, device);

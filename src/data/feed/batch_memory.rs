@@ -12,7 +12,7 @@ use tch::{Device, Kind, TchError, Tensor};
 #[derive(Debug, Clone, Default)]
 pub struct BatchMemory(Arc<Mutex<Vec<Tensor>>>);
 
-/// A tensor in use, which returns to the memory when this is dropped. All its views must be dropped by then.
+/// A tensor in use. Dropping this makes the tensor available again, so all its views must be dropped before.
 #[derive(Debug)]
 pub struct Borrowed {
     memory: BatchMemory,
@@ -20,10 +20,10 @@ pub struct Borrowed {
 }
 
 impl BatchMemory {
-    /// An fp32 host tensor of undefined values.
+    /// Takes an fp32 host tensor of undefined values that is not in use, or allocates it.
     ///
     /// # Errors
-    /// There is no memory for a new one.
+    /// There is no memory for a new tensor.
     pub fn take(&self, shape: [i64; 4]) -> Result<(Tensor, Borrowed), TchError> {
         let found = {
             let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,11 +40,12 @@ impl Drop for Borrowed {
     }
 }
 
-/// An fp32 host tensor for images. For a GPU it is pinned memory, which libtorch keeps until the GPU has copied it.
+/// Takes or allocates an fp32 host tensor for images. For a GPU it is in pinned memory, which libtorch keeps until the GPU has
+/// copied the images.
 ///
 /// # Errors
-/// There is no memory for it: a usage error that says how much the `workers` of a replica take, and the cure. It does not quote
-/// libtorch, whose words would be taken for those of a step that needs a smaller micro-batch.
+/// A usage error if there is no memory. It says how much memory the `workers` of a replica take, and the cure. It does not quote
+/// libtorch's message, which would be mistaken for that of a step that needs a smaller micro-batch.
 pub fn allocate(
     memory: &BatchMemory,
     shape: [i64; 4],
@@ -79,7 +80,7 @@ pub fn batch_bytes(images: usize, channels: usize, size: usize, is_pinned: bool)
     if is_pinned { bytes.next_power_of_two() } else { bytes }
 }
 
-/// (batch, channel, row, column) of square images.
+/// The shape (batch, channel, row, column) of square images.
 pub fn shape(batch: usize, channels: usize, size: usize) -> [i64; 4] {
     [batch as i64, channels as i64, size as i64, size as i64]
 }
@@ -89,18 +90,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_used_again_once_it_is_given_back_and_not_before() {
+    fn memory_is_reused_after_it_is_given_back_and_not_before() {
         let memory = BatchMemory::default();
         let (first, borrowed) = memory.take([2, 1, 3, 3]).unwrap();
         let (second, other) = memory.take([2, 1, 3, 3]).unwrap();
-        let place = |tensor: &Tensor| tensor.data_ptr() as usize;
-        assert!(place(&first) != place(&second), "both are in use");
-        let was_at = place(&first);
+        let address = |tensor: &Tensor| tensor.data_ptr() as usize;
+        assert!(address(&first) != address(&second), "both are in use");
+        let address_of_first = address(&first);
         drop((first, borrowed));
         let (smaller, _borrowed) = memory.take([1, 1, 3, 3]).unwrap();
         assert_eq!(smaller.size(), [1, 1, 3, 3]);
-        let (third, _again) = memory.take([2, 1, 3, 3]).unwrap();
-        assert!(place(&third) == was_at);
+        let (third, _borrowed_again) = memory.take([2, 1, 3, 3]).unwrap();
+        assert!(address(&third) == address_of_first);
         drop((second, other));
     }
 

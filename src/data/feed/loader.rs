@@ -36,17 +36,17 @@ pub struct Loader {
     next: usize,
 }
 
-/// Who mixes the images of a batch.
+/// Where the images of a batch are mixed.
 #[derive(Debug, Clone)]
 pub enum Mixing {
-    /// The loader's workers.
+    /// On the host, by the loader's workers.
     Host,
-    /// The device that takes them from this memory, in [`Batch::on`].
+    /// On the device that takes the images from this memory, in [`Batch::on`].
     Device(Staging),
 }
 
 /// The state that all workers of a loader share.
-struct Job {
+struct Shared {
     reading: Arc<Reading>,
     sampler: Sampler,
     data: Data,
@@ -67,7 +67,7 @@ struct Job {
 
 /// A worker, with the order of the epoch that it is in.
 struct Worker {
-    job: Arc<Job>,
+    shared: Arc<Shared>,
     reader: Reader,
     epoch: Option<(u64, Arc<Epoch>)>,
 }
@@ -93,7 +93,7 @@ impl Loader {
             Mixing::Host => Staging::of_cpu(),
             Mixing::Device(staging) => staging.clone(),
         };
-        let job = Arc::new(Job {
+        let shared = Arc::new(Shared {
             reading: Reading::training(config, &source.train, &source.bad),
             sampler: Sampler {
                 images: source.train.len(),
@@ -114,10 +114,10 @@ impl Loader {
             workers: feed.workers,
             epoch: Mutex::new(None),
         });
-        let largest = job.pieces.iter().map(Range::len).max().unwrap_or(0);
-        let bytes = batch_bytes(largest, job.channels, job.size, job.staging.is_pinned());
+        let largest = shared.pieces.iter().map(Range::len).max().unwrap_or(0);
+        let bytes = batch_bytes(largest, shared.channels, shared.size, shared.staging.is_pinned());
         let made = Ahead::start(feed.workers, bytes, || {
-            let mut worker = Worker { job: job.clone(), reader: job.reading.reader(), epoch: None };
+            let mut worker = Worker { shared: shared.clone(), reader: shared.reading.reader(), epoch: None };
             move |number| Some(worker.make(number))
         })?;
         let counted = |micro_batch: Range<usize>| (micro_batch.clone(), pieces(&micro_batch).len());
@@ -138,7 +138,7 @@ impl Iterator for Loader {
     }
 }
 
-impl Job {
+impl Shared {
     /// The order of an epoch, with its number.
     fn order(&self, epoch: u64) -> (u64, Arc<Epoch>) {
         let mut newest = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,37 +154,37 @@ impl Job {
 }
 
 impl Worker {
-    /// Makes a piece; pieces are numbered through all steps.
+    /// Makes the piece with this number. Pieces are numbered through all steps.
     fn make(&mut self, number: usize) -> Result<Piece> {
-        let job = self.job.clone();
-        let step = job.first_step + (number / job.pieces.len()) as u64;
-        let positions = job.pieces[number % job.pieces.len()].clone();
-        let wanted = step / job.sampler.steps_per_epoch;
+        let shared = self.shared.clone();
+        let step = shared.first_step + (number / shared.pieces.len()) as u64;
+        let positions = shared.pieces[number % shared.pieces.len()].clone();
+        let epoch = step / shared.sampler.steps_per_epoch;
         let (_, order) = match self.epoch.take() {
-            Some(epoch) if epoch.0 == wanted => self.epoch.insert(epoch),
-            _ => self.epoch.insert(job.order(wanted)),
+            Some(current) if current.0 == epoch => self.epoch.insert(current),
+            _ => self.epoch.insert(shared.order(epoch)),
         };
-        let shape = shape(positions.len(), job.channels, job.size);
-        let (mut images_bchw, memory) = allocate(&job.memory, shape, &job.staging, job.workers)?;
-        let image = job.channels * job.size * job.size;
+        let shape = shape(positions.len(), shared.channels, shared.size);
+        let (mut images_bchw, memory) = allocate(&shared.memory, shape, &shared.staging, shared.workers)?;
+        let image = shared.channels * shared.size * shared.size;
         let pixels = floats_mut(&mut images_bchw);
         let mut labels = Vec::with_capacity(positions.len());
         for (position, out) in positions.clone().zip(pixels.chunks_exact_mut(image)) {
-            let (index, key) = job.sampler.sample(order, step, position);
+            let (index, key) = shared.sampler.sample(order, step, position);
             labels.push(self.reader.read(index, &Random::new(&key), out)?);
         }
         let block = (positions.start / BLOCK) as u64;
-        let mix = Mix::draw(&job.data, job.size, &[job.sampler.seed, MIX, step, block]);
-        let targets = mix.targets(&labels, job.classes, job.data.label_smoothing);
-        let targets_bc = Tensor::from_slice(&targets).view([positions.len() as i64, job.classes as i64]);
-        let mix = match job.mixing {
+        let mix = Mix::draw(&shared.data, shared.size, &[shared.sampler.seed, MIX, step, block]);
+        let targets = mix.targets(&labels, shared.classes, shared.data.label_smoothing);
+        let targets_bc = Tensor::from_slice(&targets).view([positions.len() as i64, shared.classes as i64]);
+        let mix = match shared.mixing {
             Mixing::Host => {
-                mix.images(pixels, job.channels, job.size);
+                mix.images(pixels, shared.channels, shared.size);
                 None
             }
             Mixing::Device(_) => Some(mix),
         };
-        Ok(Piece { images_bchw, targets_bc: job.staging.staged(targets_bc), mix, memory })
+        Ok(Piece { images_bchw, targets_bc: shared.staging.staged(targets_bc), mix, memory })
     }
 }
 

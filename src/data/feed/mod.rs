@@ -1,5 +1,5 @@
-//! Makes batches of images: [`loader`] those of training, [`test_batches`] those of evaluation. Worker threads read and transform
-//! images ahead of the step that takes them.
+//! Makes batches of images: [`loader`] for training, [`test_batches`] for evaluation. Worker threads read and transform images ahead
+//! of the step that takes them.
 
 mod ahead;
 pub mod batch;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub struct Reading {
     split: Split,
     recipe: Recipe,
-    /// Whether images get the random transform of training, or the fixed one of evaluation.
+    /// Whether images get the random transform of training; if not, they get the fixed transform of evaluation.
     training: bool,
     bad: Arc<BadImages>,
 }
@@ -52,7 +52,7 @@ impl Reader {
     /// Writes an image (channel, row, column) or, if it is unreadable, the next readable one. Returns the label.
     ///
     /// # Errors
-    /// If more images are unreadable than the config allows.
+    /// A usage error if more images are unreadable than the config allows, or all are.
     pub fn read(&mut self, index: usize, random: &Random, out: &mut [f32]) -> Result<u32> {
         let images = self.reading.split.len();
         for other in (index..images).chain(0..index) {
@@ -66,7 +66,7 @@ impl Reader {
     /// Writes an image (channel, row, column) and returns its label; none if it is unreadable.
     ///
     /// # Errors
-    /// If more images are unreadable than the config allows.
+    /// A usage error if more images are unreadable than the config allows.
     pub fn read_this(&mut self, index: usize, random: &Random, out: &mut [f32]) -> Result<Option<u32>> {
         let read = self.try_read(index, random.clone(), out)?;
         Ok(read.then(|| self.reading.split.label(index)))

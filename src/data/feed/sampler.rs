@@ -1,4 +1,4 @@
-//! The image at each position of each step's global batch.
+//! Decides which image stands at each position of each step's global batch.
 //!
 //! Repeated augmentation follows the official RASampler: it shuffles the images, repeats each several times in a row, and keeps as
 //! many samples as an epoch has. The mixing partners, positions 2j and 2j + 1, come from the two halves of the batch, so they are

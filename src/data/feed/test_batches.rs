@@ -21,7 +21,7 @@ pub struct TestBatch {
     _memory: Option<Borrowed>,
 }
 
-/// The test images of `range` in order, in batches of at most `size` and at most 128. Unreadable images are left out.
+/// Streams the test images of `range` in order, in batches of at most `size` and at most 128 images. Leaves out unreadable images.
 pub fn test_batches(
     config: &Config,
     feed: Feed,

@@ -1,4 +1,4 @@
-//! The number of worker threads. It changes nothing but the speed.
+//! Decides the number of worker threads, which changes only the speed.
 
 use crate::config::Config;
 use crate::data::source::Source;

@@ -4,8 +4,8 @@
 use super::pixels::{Area, Region};
 use crate::random::Random;
 
-/// A random part of an image. Its share of the area is uniform in `scale`, its ratio of width to height log-uniform in `ratio`.
-/// After ten draws that do not fit into the image it is the largest central part with a ratio in that range.
+/// Draws a random part of an image. Its share of the area is uniform in `scale`, and its ratio of width to height is log-uniform in
+/// `ratio`. After ten draws that do not fit into the image, the result is the largest central part with a ratio in that range.
 pub fn random_resized(random: &mut Random, height: usize, width: usize, scale: [f64; 2], ratio: [f64; 2]) -> Region {
     for _attempt in 0..10 {
         let area = random.between(scale[0], scale[1]) * (height * width) as f64;

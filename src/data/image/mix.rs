@@ -91,8 +91,8 @@ impl Mix {
 
     /// The target distributions (sample, class) of the images' labels.
     pub fn targets(&self, labels: &[u32], classes: usize, smoothing: f64) -> Vec<f32> {
-        let off = smoothing / classes as f64;
-        let mut targets = vec![off as f32; labels.len() * classes];
+        let of_every_class = smoothing / classes as f64;
+        let mut targets = vec![of_every_class as f32; labels.len() * classes];
         for (i, row) in targets.chunks_exact_mut(classes).enumerate() {
             row[labels[i] as usize] += (self.lambda * (1.0 - smoothing)) as f32;
             if let Some(&partner) = labels.get(i ^ 1) {

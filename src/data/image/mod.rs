@@ -1,6 +1,5 @@
 //! Turns the bytes of an image into the network's numbers: [`decode`] gives pixels, and [`recipe`] crops, resizes, augments and
-//! normalises them.
-//! [`mix`] then mixes the images of a batch, and [`shrink`] makes the images of a pack.
+//! normalises them. Then [`mix`] mixes the images of a batch. [`shrink`] makes the images of a pack.
 
 pub mod crop;
 pub mod decode;

@@ -45,10 +45,10 @@ pub struct Workbench {
     pub spent: Spent,
 }
 
-/// A part of an image, and how it is decoded and resampled.
-struct Part {
+/// The part of an image that becomes the network's input, and how it is decoded and resampled.
+struct Crop {
     area: Area,
-    /// Pixels outside of it are not read.
+    /// Pixels outside of this region are not read.
     within: Region,
     /// The image is decoded at 1/`reduction` of its size.
     reduction: usize,
@@ -63,7 +63,7 @@ pub struct Spent {
     operations: Duration,
     normalise: Duration,
     erase: Duration,
-    /// When the running step began.
+    /// The time at which the running step began.
     since: Instant,
 }
 
@@ -75,7 +75,7 @@ impl Default for Spent {
 }
 
 impl Spent {
-    /// Decoding, resampling, RandAugment or jitter, normalisation, RandomErasing.
+    /// The times of decoding, resampling, RandAugment or jitter, normalisation, and RandomErasing.
     pub fn steps(&self) -> [Duration; 5] {
         [self.decode, self.resample, self.operations, self.normalise, self.erase]
     }
@@ -122,7 +122,7 @@ impl Recipe {
     /// Writes a training image (channel, row, column) into `out`. All its randomness comes from `random`.
     ///
     /// # Errors
-    /// If the image cannot be decoded.
+    /// The image cannot be decoded.
     pub fn train(
         &self,
         bench: &mut Workbench,
@@ -156,13 +156,13 @@ impl Recipe {
     /// `data.reduced_decode` says, and resampled in Pillow's order, so that other programs see the same pixels.
     ///
     /// # Errors
-    /// If the image cannot be decoded.
+    /// The image cannot be decoded.
     pub fn evaluate(&self, bench: &mut Workbench, bytes: &[u8], stored: Stored, out: &mut [f32]) -> Result<()> {
         bench.spent.begin();
         let (height, width) = bench.decoder.open(bytes, stored)?;
         let (area, within) = crop::centre(height, width, self.size, self.evaluated_share);
-        let part = Part { area, within, reduction: 1, order: Order::RowsFirst };
-        bench.draw(bytes, part, self.size)?;
+        let crop = Crop { area, within, reduction: 1, order: Order::RowsFirst };
+        bench.draw(bytes, crop, self.size)?;
         bench.normalise(&self.normalise, out);
         Ok(())
     }
@@ -178,31 +178,31 @@ impl Recipe {
     ) -> Result<()> {
         if self.size > LARGEST_PADDED {
             let region = crop::random_resized(random, height, width, self.data.crop_scale, self.data.crop_ratio);
-            return bench.draw(bytes, self.training_part(region), self.size);
+            return bench.draw(bytes, self.training_crop(region), self.size);
         }
         let (resized_height, resized_width) = crop::resized(height, width, self.size);
         let whole = Region { left: 0, top: 0, width, height };
         bench.resized.free_if_huge();
         bench.resized.resize(resized_height, resized_width);
         let Workbench { decoder, resample, resized, canvas, spent } = bench;
-        draw(decoder, resample, spent, bytes, self.training_part(whole), resized)?;
+        draw(decoder, resample, spent, bytes, self.training_crop(whole), resized)?;
         let start = crop::padded(random, (resized_height, resized_width), self.size, self.data.crop_padding);
         canvas.begin(self.size).copy_part(resized, start);
         Ok(())
     }
 
-    fn training_part(&self, region: Region) -> Part {
+    fn training_crop(&self, region: Region) -> Crop {
         let area = region.area();
         let reduction = if self.data.reduced_decode { crop::reduction(area, self.size) } else { 1 };
-        Part { area, within: region, reduction, order: Order::ColumnsFirst }
+        Crop { area, within: region, reduction, order: Order::ColumnsFirst }
     }
 }
 
 impl Workbench {
     /// Decodes and resamples a part of the opened image onto the canvas, whose side becomes `size`.
-    fn draw(&mut self, bytes: &[u8], part: Part, size: usize) -> Result<()> {
+    fn draw(&mut self, bytes: &[u8], crop: Crop, size: usize) -> Result<()> {
         let Workbench { decoder, resample, canvas, spent, .. } = self;
-        draw(decoder, resample, spent, bytes, part, canvas.begin(size))
+        draw(decoder, resample, spent, bytes, crop, canvas.begin(size))
     }
 
     fn normalise(&mut self, normalise: &Normalise, out: &mut [f32]) {
@@ -218,12 +218,12 @@ fn draw(
     resample: &mut Resample,
     spent: &mut Spent,
     bytes: &[u8],
-    part: Part,
+    crop: Crop,
     out: &mut Pixels,
 ) -> Result<()> {
-    let view = decoder.view(bytes, part.within, part.reduction)?;
+    let view = decoder.view(bytes, crop.within, crop.reduction)?;
     spent.end(|spent| &mut spent.decode);
-    resample.resample(&view, part.area, part.within, part.order, out)?;
+    resample.resample(&view, crop.area, crop.within, crop.order, out)?;
     spent.end(|spent| &mut spent.resample);
     Ok(())
 }

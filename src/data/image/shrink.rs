@@ -28,7 +28,7 @@ pub struct Form {
     pub quality: u8,
 }
 
-/// A decoder and a resampler with their memory; each thread has its own.
+/// A decoder and a resampler with their memory. Each thread has its own.
 pub struct Shrink {
     decoder: Decoder,
     resample: Resample,
@@ -47,16 +47,16 @@ impl Shrink {
         Ok(Shrink { decoder: Decoder::new()?, resample: Resample::default(), pixels: Pixels::default() })
     }
 
-    /// Decodes a whole image, so that damage is found now, and shrinks it if it is too large. A JPEG that is small enough keeps
-    /// its bytes, since encoding it again would only lose quality.
+    /// Decodes a whole image, so that damage is found now, and shrinks it if it is too large. A JPEG that is small enough keeps its
+    /// bytes, because encoding it a second time would only lose quality.
     pub fn shrink(&mut self, bytes: &[u8], stored: Stored, form: Form) -> Result<Image> {
         let (height, width) = self.decoder.open(bytes, stored)?;
         let whole = Region { left: 0, top: 0, width, height };
         let view = self.decoder.view(bytes, whole, 1)?;
         let (new_height, new_width) = bounded(height, width, form.size);
-        let small_enough = (new_height, new_width) == (height, width);
+        let keeps_size = (new_height, new_width) == (height, width);
         let is_jpeg = stored == Stored::Encoded && bytes.starts_with(&[0xFF, 0xD8]);
-        if small_enough && is_jpeg && form.encoding == Encoding::Jpeg {
+        if keeps_size && is_jpeg && form.encoding == Encoding::Jpeg {
             return Ok(Image { bytes: bytes.to_vec(), height, width });
         }
         self.pixels.resize(new_height, new_width);

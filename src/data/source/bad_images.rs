@@ -25,7 +25,7 @@ impl BadImages {
         BadImages { limit, notes: None, names: Mutex::default() }
     }
 
-    /// Skips up to `limit` images of all processes of a run, the ones before a restart included.
+    /// Skips up to `limit` images of all processes of a run, including the processes before a restart.
     pub fn of_run(limit: usize, run: &Path) -> BadImages {
         BadImages { notes: Some(run.join(NOTES)), ..Self::new(limit) }
     }
@@ -33,7 +33,7 @@ impl BadImages {
     /// Skips an image because of `fault`, with a warning the first time.
     ///
     /// # Errors
-    /// If the limit is reached, or if the operating system failed to read the image, which may then be whole.
+    /// The limit is reached, or the operating system failed to read the image, which may be intact.
     pub fn skip(&self, name: String, fault: Error) -> Result<()> {
         if is_of_the_system(&fault) {
             return Err(fault.context(name));
@@ -81,8 +81,9 @@ impl BadImages {
         }
     }
 
+    /// Adds a name to this process's notes.
     fn note(&self, name: &str) {
-        // An evaluation may come before there is a run, and must not make its directory.
+        // An evaluation may come before the run and must not make the run directory.
         let Some(folder) = self.notes.as_ref().filter(|folder| folder.with_file_name("config.toml").exists()) else {
             return;
         };
@@ -100,7 +101,7 @@ impl BadImages {
 /// The run directory's folder of notes.
 const NOTES: &str = "unreadable";
 
-/// Whether the fault is a failure of the operating system, such as too many open files, and not one of the image's bytes.
+/// Whether the fault is a failure of the operating system, such as too many open files, and not a fault of the image's bytes.
 fn is_of_the_system(fault: &Error) -> bool {
     let of_io = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<std::io::Error>()?.raw_os_error();
     fault.chain().any(|cause| of_io(cause).is_some())
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_system_fails_to_read_is_no_bad_image_and_a_damaged_pack_stays_one() {
+    fn an_image_that_the_system_fails_to_read_is_no_bad_image_but_one_of_a_damaged_pack_is() {
         let bad = BadImages::new(1);
         for code in [libc::EMFILE, libc::ESTALE, libc::EIO] {
             let fault = Error::new(std::io::Error::from_raw_os_error(code)).context("reading");

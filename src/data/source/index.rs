@@ -1,5 +1,5 @@
-//! The index of a split: each sample's file and label, and its offset in a tar. A sample takes about 45 bytes in a few large
-//! allocations. A file in the run directory keeps the index, so that a restarted run need not list its images again.
+//! The index of a split: the file and label of each sample, and its offset in a tar. A sample takes about 45 bytes in a few large
+//! allocations. A file in the run directory keeps the index, so that a restarted run does not list its images a second time.
 //!
 //! # The file's format, version 2
 //! ```text
@@ -71,11 +71,11 @@ impl Index {
     }
 
     /// Reads the index from `file` if the fingerprint of the groups has not changed. Otherwise builds the index and writes it to
-    /// `file`; only warns if the file cannot be written.
+    /// `file`. If the file cannot be written, only warns.
     ///
-    /// `fingerprint` computes the fingerprint of the groups as they are now, which must change whenever a sample is added, removed
-    /// or moved. `build` returns the index, and the fingerprint from before it listed the groups. If files were added or removed
-    /// while it listed, the index is not written.
+    /// `fingerprint` computes the present fingerprint of the groups, which must change whenever a sample is added, removed or moved.
+    /// `build` returns the index, and the fingerprint from before it listed the groups. If files were added or removed while it
+    /// listed them, the index is not written.
     pub fn cached(
         file: Option<&IndexFile>,
         fingerprint: impl Fn(&Names) -> Result<blake3::Hash>,
@@ -119,7 +119,7 @@ impl Index {
         [MAGIC, blake3::hash(&body).as_bytes(), &body].concat()
     }
 
-    /// None unless these are the bytes of [`Index::encode`].
+    /// Parses the bytes of [`Index::encode`]. Returns none for any other bytes.
     fn decode(bytes: &[u8]) -> Option<(Index, blake3::Hash)> {
         let (hash, body) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<32>()?;
         if blake3::hash(body) != *hash {
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_built_once_and_again_only_when_a_folder_changes_or_the_cache_is_damaged() {
+    fn an_index_is_rebuilt_only_when_a_folder_changes_or_the_cache_is_damaged() {
         let root = tempfile::tempdir().unwrap();
         (0..3).for_each(|group| fs::create_dir(root.path().join(format!("class-{group}"))).unwrap());
         let cache = root.path().join("class-0/cache/train.index");
@@ -258,7 +258,7 @@ mod tests {
         may_write.set(true);
         meanwhile.set(|root| fs::write(root.join("class-1/late.jpg"), b"").unwrap());
         assert_eq!(open(), 8);
-        assert!(!cache.exists(), "what was listed was changing");
+        assert!(!cache.exists(), "the listed folders were changing");
         fs::remove_file(root.path().join("class-1/late.jpg")).unwrap();
         meanwhile.set(|_| {});
         assert_eq!([open(), open()], [9, 9]);

@@ -69,8 +69,8 @@ mod tests {
         let hashed = |samples, root| listing(&(Arc::new(Named(samples)) as Split), root);
         let one = hashed(&[("x/train/1.jpg", 0), ("x/train/2.jpg", 1)], "x");
         assert_eq!(one, hashed(&[("/data/y/train/1.jpg", 0), ("/data/y/train/2.jpg", 1)], "/data/y/"));
-        let turned = hashed(&[("x/train/2.jpg", 1), ("x/train/1.jpg", 0)], "x");
-        assert!(turned.in_order != one.in_order && turned.in_any_order == one.in_any_order);
+        let reversed = hashed(&[("x/train/2.jpg", 1), ("x/train/1.jpg", 0)], "x");
+        assert!(reversed.in_order != one.in_order && reversed.in_any_order == one.in_any_order);
         for other in [&[("x/train/1.jpg", 0), ("x/train/2.jpg", 0)], &[("x/train/1.jpg", 0), ("x/train/3.jpg", 1)]] {
             assert_ne!(hashed(other, "x").in_any_order, one.in_any_order);
         }

@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, OnceLock};
 
-/// How many files of one split stay open; any further file is opened for each read. It is two fifths of the files that this
-/// process may have open, as a source has two splits, but at least 256.
+/// How many files of one split stay open. Every other file is opened for each read. The number is two fifths of the files that this
+/// process may have open, because a source has two splits, but at least 256.
 static MOST_OPEN: LazyLock<usize> = LazyLock::new(|| (raised_limit() * 2 / 5).max(256));
 
 /// Raises the process's soft limit of open files (usually 1024) to its hard limit, and returns it.
@@ -49,7 +49,7 @@ impl OpenFiles {
             None => File::open(&self.paths[file])?.read_exact_at(bytes, offset),
             Some(slot) => {
                 if slot.get().is_none() {
-                    // If another thread was faster, this handle is closed again.
+                    // If another thread was faster, this handle is closed.
                     let _ = slot.set(File::open(&self.paths[file])?);
                 }
                 slot.get().expect("set above").read_exact_at(bytes, offset)

@@ -17,7 +17,7 @@ pub trait Samples: Send + Sync {
     /// The class of an image, from 0.
     fn label(&self, index: usize) -> u32;
 
-    /// The image's name in messages: a path, or a shard and a member of it.
+    /// The image's name in messages, such as a path, or a shard and the name of a member.
     fn name(&self, index: usize) -> String;
 
     /// The image's name below the folder `root` of its source, which stays the same if the source is moved or packed.
@@ -62,8 +62,8 @@ pub fn subset_size(images: usize, fraction: f64) -> usize {
     (images as f64 * fraction).round() as usize
 }
 
-/// Keeps a share of each class, chosen by the seed (the paper's experiments with 50 % and 25 % of the data). In all these are
-/// [`subset_size`] images, or one of each class if those are more.
+/// Keeps a share of each class, chosen by the seed (the paper's experiments with 50 % and 25 % of the data). The subset has
+/// [`subset_size`] images, or one image of each class if that is more.
 pub fn subset(split: Split, fraction: f64, seed: u64) -> Split {
     if fraction >= 1.0 {
         return split;
@@ -83,8 +83,8 @@ pub fn subset(split: Split, fraction: f64, seed: u64) -> Split {
     Arc::new(Subset { split, kept })
 }
 
-/// The number of images to keep of each class. Each class keeps its share rounded down, but at least one image; the classes
-/// with the largest remainders keep one more, or those with the smallest one less, until the sum is that of the whole split.
+/// The number of images to keep of each class. Each class keeps its share rounded down, but at least one image. Then the classes with
+/// the largest remainders keep one more, or the classes with the smallest remainders one less, until the sum is [`subset_size`].
 fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
     let share = |class: usize| images[class] as f64 * fraction;
     let mut sizes: Vec<usize> = (0..images.len()).map(|class| (share(class).floor() as usize).max(1)).collect();
@@ -175,9 +175,8 @@ mod tests {
 
     #[test]
     fn a_fraction_keeps_that_share_of_every_class_and_depends_on_the_seed() {
-        let whole = Numbered { classes: ["a", "b", "c"].map(str::to_string).to_vec() };
-        let whole: Split = Arc::new(whole);
-        let kept = |seed| subset(whole.clone(), 0.25, seed);
+        let all: Split = Arc::new(Numbered { classes: ["a", "b", "c"].map(str::to_string).to_vec() });
+        let kept = |seed| subset(all.clone(), 0.25, seed);
         let one = kept(1);
         assert_eq!(one.classes(), ["a", "b", "c"]);
         let count = |class: u32| (0..one.len()).filter(|&index| one.label(index) == class).count();
@@ -186,7 +185,7 @@ mod tests {
             let mut bytes = Vec::new();
             let mut number = |index| {
                 split.read(index, &mut bytes).unwrap();
-                assert_eq!(split.label(index), whole.label(bytes[0] as usize));
+                assert_eq!(split.label(index), all.label(bytes[0] as usize));
                 assert_eq!(split.name(index), bytes[0].to_string());
                 bytes[0]
             };

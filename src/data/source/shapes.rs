@@ -1,6 +1,6 @@
-//! Images that the program draws, of any size, for tests and benchmarks without a download. The seed and an image's number
-//! determine its pixels. A class is one of five outlines with stripes of one direction and frequency; position, size, colour
-//! and noise vary from image to image.
+//! Draws images of any size, for tests and benchmarks without a download. The seed and the number of an image determine its pixels.
+//! A class is one of five outlines with stripes of one direction and frequency. Position, size, colour and noise vary from image to
+//! image.
 
 use super::images::Images;
 use crate::config::Config;

@@ -9,11 +9,11 @@ pub const TRAINING: &str = "train";
 /// The names that an evaluation split may have.
 const EVALUATION: [&str; 3] = ["val", "validation", "test"];
 
-/// The name of the evaluation split in a folder; `holds` says whether the folder has a split of a name. If it has none, the result is
-/// "val", so that opening that split names what is missing.
+/// The name of the evaluation split in a folder. `holds` says whether the folder has a split with a given name. If the folder has
+/// none, the result is "val", so that the error of opening that split says what is missing.
 ///
 /// # Errors
-/// If the folder has several, or if `holds` fails.
+/// A usage error if the folder has several, or the error of `holds`.
 pub fn evaluation_split(folder: &Path, holds: impl Fn(&str) -> Result<bool>) -> Result<&'static str> {
     let mut found = Vec::new();
     for name in EVALUATION {

@@ -31,7 +31,7 @@ pub fn activations(vit: &Vit, training: &Memory) -> f64 {
     let (n, d, h) = (vit.tokens() as f64, vit.width as f64, vit.hidden() as f64);
     let blocks = |stages: Range<usize>| depths[stages].iter().sum::<usize>() as f64;
     let (trained, suffix) = (blocks(trained.clone()), blocks(trained.end..depths.len()));
-    // On a CPU the attention's probabilities are kept as well.
+    // On a CPU, attention also keeps its probabilities.
     let probabilities = if *on_cpu { vit.heads as f64 * n * n } else { 0.0 };
     let (trained_block, frozen_block) = (n * (9.0 * d + 2.0 * h) + probabilities, n * (6.0 * d + h) + probabilities);
     let kept = if *checkpointing {

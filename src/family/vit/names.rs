@@ -31,7 +31,7 @@ const TABLE: [Row; 11] = [
     row("head.{p}", "classifier.{p}", None, false),
 ];
 
-/// The row of the table for a timm name, with the block's number and `weight` or `bias`.
+/// The row of the table for a timm name, the block's number, and `weight` or `bias`. Both texts are empty if the name has none.
 pub fn find(name: &str) -> (&'static Row, &str, &str) {
     let block = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')).map_or("", |(block, _)| block);
     let part = name.rsplit_once('.').map_or("", |(_, part)| part);

@@ -53,6 +53,7 @@ pub fn validate(vit: &Vit) -> Result<()> {
     fits_a_machine(vit)
 }
 
+/// Refuses more blocks or parameters than any machine can train.
 fn fits_a_machine(vit: &Vit) -> Result<()> {
     let blocks = vit.depths.iter().sum::<usize>().max(vit.depths.len() * vit.meta_depth);
     require!(
@@ -60,8 +61,8 @@ fn fits_a_machine(vit: &Vit) -> Result<()> {
         "model.depths and model.meta_depth give {blocks} blocks in all: at most {MOST_BLOCKS}; lower them"
     );
     let (width, patch) = (vit.width as f64, vit.patch_size as f64);
-    let around = vit.channels as f64 * patch * patch + (vit.tokens() + vit.classes) as f64;
-    let parameters = width * (width * (4.0 + 2.0 * vit.mlp_ratio) * blocks as f64 + around);
+    let outside_blocks = vit.channels as f64 * patch * patch + (vit.tokens() + vit.classes) as f64;
+    let parameters = width * (width * (4.0 + 2.0 * vit.mlp_ratio) * blocks as f64 + outside_blocks);
     require!(
         parameters <= MOST_PARAMETERS,
         "model.width = {} in {blocks} blocks has {parameters:.1e} parameters: more than any machine holds; lower \

@@ -1,25 +1,29 @@
-//! Multi-head self-attention between its two projections, forward and backward.
+//! Computes multi-head self-attention, without the projections before and after it, forward and backward.
 //!
-//! On a CPU it is products of matrices with a softmax between them: for the few hundred tokens of an image libtorch's
-//! fused kernel is up to four times slower there in bf16, and slower for small heads in fp32. On other devices it is
-//! libtorch's fused attention, unless no fused kernel takes the heads.
+//! On a CPU, attention is two matrix products with a softmax between them. For the few hundred tokens of an image, libtorch's
+//! fused kernel is up to four times slower there in bf16, and slower for small heads in fp32. On a GPU, attention is one of
+//! libtorch's fused kernels, or matrix products if no fused kernel takes the tensors.
 
 use super::cpu;
 use crate::libtorch;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-/// What the backward pass needs.
+/// The tensors that the backward pass needs.
 pub enum Kept {
-    Products { qkv_3xne: Tensor, p_xnn: Tensor },
+    /// q, k and v, and the probabilities. x = b · heads.
+    Products {
+        qkv_3xne: Tensor,
+        p_xnn: Tensor,
+    },
     Fused(libtorch::Attention),
 }
 
-/// Softmax(q · kᵀ / √e) · v of (m, 3·d), with heads of width e = d / heads; x = b · heads. On a CPU it is fused unless
-/// `on_products`.
-pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64, on_products: bool) -> (Tensor, Kept) {
+/// Computes softmax(q · kᵀ / √e) · v as (m, d) from q, k and v side by side in (m, 3·d). A head has width e = d / heads. On a CPU
+/// it uses matrix products if `prefers_products`, else libtorch's fused kernel.
+pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64, prefers_products: bool) -> (Tensor, Kept) {
     let layout = layout(qkv_m3d.size()[0], qkv_m3d.size()[1], n, heads, 3);
-    let fused = if on_products && cpu::takes(qkv_m3d) {
+    let fused = if prefers_products && cpu::takes(qkv_m3d) {
         None
     } else {
         fused(qkv_m3d, n, heads).unwrap_or_else(|error| panic!("{error:#}"))
@@ -30,12 +34,13 @@ pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64, on_products: bool) -> (Tens
     }
 }
 
-/// Attention by a fused kernel; none if no kernel takes it.
+/// Computes attention with a fused kernel. Returns none if no kernel takes the tensors.
 fn fused(qkv_m3d: &Tensor, n: i64, heads: i64) -> Result<Option<libtorch::Attention>> {
     let qkv_3bhne = qkv_m3d.view([-1, n, 3, heads, qkv_m3d.size()[1] / (3 * heads)]).permute([2, 0, 3, 1, 4]);
     libtorch::attention([0, 1, 2].map(|i| qkv_3bhne.get(i)))
 }
 
+/// Computes attention with matrix products.
 fn products(qkv_m3d: &Tensor, layout: cpu::Layout) -> (Tensor, Kept) {
     let qkv_3xne = split(qkv_m3d, layout);
     let scores_xnn = qkv_3xne.get(0).bmm(&qkv_3xne.get(1).transpose(1, 2));
@@ -44,7 +49,7 @@ fn products(qkv_m3d: &Tensor, layout: cpu::Layout) -> (Tensor, Kept) {
     (mixed_md, Kept::Products { qkv_3xne, p_xnn })
 }
 
-/// The gradient of (m, 3·d) from that of (m, d).
+/// Computes the gradient of q, k and v side by side (m, 3·d) from the gradient of the output (m, d).
 pub fn backward(gradient_md: &Tensor, kept: Kept, n: i64, heads: i64) -> Tensor {
     let (m, d) = (gradient_md.size()[0], gradient_md.size()[1]);
     match kept {
@@ -66,7 +71,7 @@ pub fn backward(gradient_md: &Tensor, kept: Kept, n: i64, heads: i64) -> Tensor 
     }
 }
 
-/// The layout of (m, `width`) tokens that hold `parts` tensors of all heads side by side.
+/// The layout of tokens (m, `width`) that hold `parts` tensors side by side, such as q, k and v, each with all heads.
 fn layout(m: i64, width: i64, n: i64, heads: i64, parts: usize) -> cpu::Layout {
     let [b, n, heads, e] = [m / n, n, heads, width / heads / parts as i64].map(|size| size as usize);
     cpu::Layout { b, n, parts, heads, e }
@@ -76,7 +81,7 @@ fn scale(layout: cpu::Layout) -> f32 {
     1.0 / (layout.e as f32).sqrt()
 }
 
-/// (b·n, parts·heads·e) to (parts, b·heads, n, e).
+/// Reorders (b·n, parts·heads·e) to (parts, b·heads, n, e).
 fn split(joined: &Tensor, layout: cpu::Layout) -> Tensor {
     if cpu::takes(joined) {
         return cpu::split(joined, layout);
@@ -94,7 +99,7 @@ fn join(split: &Tensor, layout: cpu::Layout) -> Tensor {
     split.view([parts, b, heads, n, e]).permute([1, 3, 0, 2, 4]).reshape([b * n, parts * heads * e])
 }
 
-/// The softmax of scores · scale.
+/// Computes the softmax of scores · scale over the last dimension.
 fn softmax(mut scores_xnn: Tensor, scale: f32) -> Tensor {
     if cpu::takes(&scores_xnn) {
         cpu::softmax_(&mut scores_xnn, scale);
@@ -103,7 +108,7 @@ fn softmax(mut scores_xnn: Tensor, scale: f32) -> Tensor {
     (scores_xnn * f64::from(scale)).softmax(-1, None::<Kind>)
 }
 
-/// The gradient of the scores, from that of the softmax's output.
+/// Computes the gradient of the scores from the gradient of the probabilities.
 fn softmax_backward(mut gradient_xnn: Tensor, p_xnn: &Tensor, scale: f32) -> Tensor {
     if cpu::takes(&gradient_xnn) {
         cpu::softmax_backward_(&mut gradient_xnn, p_xnn, scale);
@@ -112,7 +117,8 @@ fn softmax_backward(mut gradient_xnn: Tensor, p_xnn: &Tensor, scale: f32) -> Ten
     Tensor::internal_softmax_backward_data(&gradient_xnn, p_xnn, -1, p_xnn.kind()) * f64::from(scale)
 }
 
-/// Of random numbers both kernels of a CPU differ from fp64 by 0.2 to 0.5 % in bf16, by [`difference`].
+/// The largest accepted [`difference`] between bf16 and fp64. For random numbers, both the products and the fused kernel of a CPU
+/// differ from fp64 by 0.2 to 0.5 %.
 const BF16_ERROR: f64 = 1e-2;
 
 /// The norm of the difference of two tensors, relative to the norm of the expected one.
@@ -121,13 +127,14 @@ fn difference(found: &Tensor, expected: &Tensor) -> Result<f64> {
     Ok(norm(&(found.to_kind(Kind::Double) - expected))? / norm(expected)?)
 }
 
-/// Tokens and the width of a head of ViTs on images of 224, 384 and 32 pixels.
+/// The number of tokens and the width of a head, for ViTs on images of 224 pixels (patches of 16 and of 14), 384 and 32 pixels.
 const SIZES: [(i64, i64); 4] = [(197, 64), (257, 80), (577, 64), (65, 64)];
 
-/// Computes attention in bf16 at the sizes of ViTs, forward and backward, and says by which kernel.
+/// Computes attention in bf16 at the sizes of ViTs, forward and backward, and compares it with matrix products in fp64. Returns
+/// a sentence that names the kernel and the largest difference.
 ///
 /// # Errors
-/// The kernel does not run, or its results are not those of products of matrices in fp64.
+/// No fused kernel takes bf16 on this device, or the difference is too large.
 pub fn prove(device: Device) -> Result<String> {
     let heads = 2;
     let mut largest_difference = 0f64;
@@ -162,7 +169,7 @@ mod tests {
     use super::super::cpu::tests::{close, wave};
     use super::*;
 
-    /// The output and the gradient of (m, 3·d), in fp64 by autograd.
+    /// Computes the output and the gradient of (m, 3·d) in fp64 with autograd.
     fn exact(qkv_m3d: &Tensor, gradient_md: &Tensor, n: i64, heads: i64) -> [Tensor; 2] {
         let (m, d) = (gradient_md.size()[0], gradient_md.size()[1]);
         let leaf = qkv_m3d.to_kind(Kind::Double).set_requires_grad(true);

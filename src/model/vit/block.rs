@@ -9,18 +9,21 @@ use crate::family::vit::Vit;
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-/// What is random in one block and one pass: drawn once, so that a block can be computed again.
+/// The random values of one block in one pass. They are drawn once, so that a recomputed block has the same values.
 pub struct Masks {
+    /// Tokens of one sample.
     n: i64,
     branches: [Branch; 2],
-    /// 0 or 1 / keep probability: after the attention, inside the MLP and after it, of the samples that are computed.
+    /// Factors of 0 or 1 / keep probability for the tokens of the samples that are computed: after the attention, inside the MLP,
+    /// and after the MLP.
     dropout: Option<[Tensor; 3]>,
 }
 
-/// Which samples of a residual branch are computed, and what their outputs are multiplied by.
+/// The samples for which a residual branch is computed, and the factors of their outputs.
 struct Branch {
+    /// Tokens of one sample.
     n: i64,
-    /// (computed samples, 1, 1); none if nothing is dropped.
+    /// The factors (computed samples, 1, 1); none if nothing is dropped.
     scale: Option<Tensor>,
     /// The numbers of the computed samples; none if all are computed.
     rows: Option<Tensor>,
@@ -34,15 +37,16 @@ pub struct Block {
     fc1: Linear,
     fc2: Linear,
     heads: i64,
-    /// Whether the CPU kernels are used, and attention is computed as products of matrices with them.
+    /// Whether the CPU kernels are used for tensors that they take.
     kernels: bool,
-    products: bool,
-    /// Whether a branch computes only the samples that keep it.
-    kept_samples: bool,
+    /// Whether attention on a CPU is computed with matrix products.
+    prefers_products: bool,
+    /// Whether a branch may leave out the samples that drop it.
+    skips_dropped: bool,
 }
 
-/// What the backward pass needs of the forward pass; nothing of a branch that no sample keeps. In the names of tensors the
-/// letter r stands for the tokens of the samples that are computed.
+/// The tensors of the forward pass that the backward pass needs; none for a branch that every sample drops. In tensor names,
+/// r = tokens of the samples that are computed.
 pub struct Kept {
     attention: Option<KeptAttention>,
     mlp: Option<KeptMlp>,
@@ -65,7 +69,7 @@ struct KeptMlp {
 }
 
 impl Block {
-    /// `get` gives a parameter by name; with true as fp32.
+    /// `get` returns a parameter by its name, in fp32 if its second argument is true.
     pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Block> {
         let kernels = !off.has(Part::Kernels);
         let linear = |name: &str, bias: bool| -> Result<Linear> {
@@ -85,22 +89,23 @@ impl Block {
             fc2: linear("mlp.fc2", true)?,
             heads: vit.heads as i64,
             kernels,
-            products: kernels && !off.has(Part::Attention),
-            kept_samples: !off.has(Part::KeptSamples),
+            prefers_products: kernels && !off.has(Part::Attention),
+            skips_dropped: !off.has(Part::KeptSamples),
         })
     }
 
-    /// The masks of this block, which is the `number`th of the whole network, for tokens like `x_bnd`.
+    /// Draws the masks for tokens with the shape, type and device of `x_bnd`. `number` is the number of this block in the whole
+    /// network, counted from 0.
     pub fn masks(&self, x_bnd: &Tensor, pass: &Pass, number: usize) -> Masks {
         let (b, n, d) = x_bnd.size3().expect("tokens are (b, n, d)");
         // The first block's rate is always zero.
         let drop = pass.drop.filter(|_| number > 0);
         let branches = [0, 1].map(|half| {
             let samples = drop.and_then(|drop| drop.branch(2 * number + half));
-            Branch::new(samples, self.kept_samples, n, x_bnd.kind())
+            Branch::new(samples, self.skips_dropped, n, x_bnd.kind())
         });
         let dropout = pass.dropout;
-        // The mask of every sample is drawn, so that the masks do not depend on which samples are computed.
+        // Masks are drawn for all samples, so that they do not depend on which samples are computed.
         let mask = |width: i64, branch: &Branch| {
             let ones = x_bnd.new_ones([b * n, width], (x_bnd.kind(), x_bnd.device()));
             branch.take(ones.dropout(dropout, true))
@@ -110,7 +115,7 @@ impl Block {
         Masks { n, branches, dropout }
     }
 
-    /// (m, d) to (m, d) with m = b · n tokens.
+    /// Maps tokens (m, d) to tokens (m, d), where m = b · n.
     pub fn forward(&self, x_md: &Tensor, masks: &Masks) -> (Tensor, Kept) {
         let [first, second] = &masks.branches;
         let (middle_md, attention) = first.forward(x_md, |x_rd| self.attention(x_rd, masks));
@@ -121,7 +126,7 @@ impl Block {
     fn attention(&self, x_rd: Tensor, masks: &Masks) -> (Tensor, KeptAttention) {
         let (normed_rd, statistics) = self.norm1.forward(&x_rd);
         let qkv_r3d = self.qkv.forward(&normed_rd);
-        let (mixed_rd, attention) = attention::forward(&qkv_r3d, masks.n, self.heads, self.products);
+        let (mixed_rd, attention) = attention::forward(&qkv_r3d, masks.n, self.heads, self.prefers_products);
         let out_rd = masks.dropped(self.proj.forward(&mixed_rd), 0);
         let (normed_rd, mixed_rd) = (self.qkv.keep(normed_rd), self.proj.keep(mixed_rd));
         (out_rd, KeptAttention { x_rd, statistics, normed_rd, attention, mixed_rd })
@@ -136,7 +141,8 @@ impl Block {
         (out_rd, KeptMlp { x_rd, statistics, normed_rd, hidden_rh, active_rh })
     }
 
-    /// The gradient of the input from that of the output; adds those of trained parameters.
+    /// Computes the gradient of the input from the gradient of the output. Adds the gradients of trained parameters to the flat
+    /// buffer.
     pub fn backward(&self, gradient_md: Tensor, kept: Kept, masks: &Masks) -> Tensor {
         let [first, second] = &masks.branches;
         let gradient_md = second.backward(gradient_md, kept.mlp, |branch_rd, residual_rd, kept| {
@@ -155,25 +161,27 @@ impl Block {
 }
 
 impl Masks {
-    fn dropped(&self, x: Tensor, which: usize) -> Tensor {
+    /// Applies the dropout mask with this number, if there is dropout.
+    fn dropped(&self, x: Tensor, number: usize) -> Tensor {
         match &self.dropout {
-            Some(masks) => x * &masks[which],
+            Some(masks) => x * &masks[number],
             None => x,
         }
     }
 }
 
 impl Branch {
-    fn new(samples: Option<&Samples>, kept_alone: bool, n: i64, kind: Kind) -> Branch {
+    fn new(samples: Option<&Samples>, skips_dropped: bool, n: i64, kind: Kind) -> Branch {
         let Some(samples) = samples else { return Branch { n, scale: None, rows: None } };
-        let (scale, rows) = (samples.scale_b11.to_kind(kind), samples.worth_taking().filter(|_| kept_alone));
+        let (scale, rows) = (samples.scale_b11.to_kind(kind), samples.worth_taking().filter(|_| skips_dropped));
         match rows {
             Some(rows) => Branch { n, scale: Some(scale.index_select(0, rows)), rows: Some(rows.shallow_clone()) },
             None => Branch { n, scale: Some(scale), rows: None },
         }
     }
 
-    /// x + branch(x) · scale for the samples that are computed, and x for all others. Also returns what the branch keeps.
+    /// Returns x + branch(x) · scale for the samples that are computed and x for all others, and what `branch` keeps for the
+    /// backward pass.
     fn forward<K>(&self, x_md: &Tensor, branch: impl FnOnce(Tensor) -> (Tensor, K)) -> (Tensor, Option<K>) {
         if self.is_empty() {
             return (x_md.shallow_clone(), None);
@@ -188,8 +196,8 @@ impl Branch {
         (sum_md, Some(kept))
     }
 
-    /// The gradient of x from the gradient of the sum. `branch` takes the gradients of its output and of the sum, and adds the
-    /// gradient of its input to the latter.
+    /// Computes the gradient of x from the gradient of the sum. `branch` takes the gradient of its output and the gradient of the
+    /// sum. It returns the second plus the gradient of its input.
     fn backward<K>(
         &self,
         gradient_md: Tensor,
@@ -210,7 +218,7 @@ impl Branch {
         self.rows.as_ref().is_some_and(|rows| rows.numel() == 0)
     }
 
-    /// The tokens of the samples that are computed.
+    /// Takes the tokens of the samples that are computed out of the tokens of all samples.
     fn take(&self, x_md: Tensor) -> Tensor {
         match &self.rows {
             Some(rows) => self.samples(&x_md).index_select(0, rows).view([-1, x_md.size()[1]]),
@@ -218,7 +226,7 @@ impl Branch {
         }
     }
 
-    /// Writes the tokens of the samples that are computed into those of all samples.
+    /// Writes the tokens of the samples that are computed into the tokens of all samples.
     fn put(&self, x_md: Tensor, x_rd: &Tensor) -> Tensor {
         if let Some(rows) = &self.rows {
             let _ = self.samples(&x_md).index_copy_(0, rows, &self.samples(x_rd));
@@ -226,7 +234,7 @@ impl Branch {
         x_md
     }
 
-    /// As (samples, n, width).
+    /// Views tokens (m, width) as (samples, n, width).
     fn samples(&self, x_md: &Tensor) -> Tensor {
         x_md.view([-1, self.n, x_md.size()[1]])
     }

@@ -1,7 +1,7 @@
 //! The Vision Transformer, its blocks, layers and CPU kernels.
 //!
-//! The backward pass is written out instead of left to autograd: it keeps only what it needs (much less of frozen blocks),
-//! adds gradients straight into the flat buffer, and recomputes a block whose activations were not kept.
+//! The backward pass is written out instead of left to autograd. So it keeps only the tensors that it needs, which are fewer for
+//! frozen blocks, adds gradients straight into the flat buffer, and can recompute a block whose activations were not kept.
 //!
 //! Tensor names end in their shape: b = batch, n = tokens, d = width, m = b · n tokens, p = numbers of a patch, c = channels
 //! or classes, h and w = rows and columns.
@@ -28,12 +28,13 @@ use tch::Tensor;
 struct Blocks {
     embed: Option<Embed>,
     blocks: Vec<Block>,
-    /// Blocks of the stages before.
-    before: usize,
+    /// The number of blocks in the stages before this one.
+    blocks_before: usize,
+    /// Whether a block keeps only its input and is recomputed in the backward pass.
     checkpointing: bool,
 }
 
-/// What the backward pass needs of one block.
+/// The values that the backward pass of one block needs.
 struct KeptBlock {
     masks: Masks,
     activations: Activations,
@@ -41,21 +42,21 @@ struct KeptBlock {
 
 enum Activations {
     Kept(Box<Kept>),
-    /// To be computed again from the block's input (Chen et al., arXiv 1604.06174).
+    /// The block's input, from which the block is recomputed (Chen et al., arXiv 1604.06174).
     Input(Tensor),
 }
 
-/// Builds a ViT: the last stage owns the parameters of the head.
+/// Builds a ViT. The parameters of the head belong to the last stage.
 pub fn parts(vit: &Vit, blueprint: &Blueprint) -> Result<Parts> {
     let &Blueprint { depths, get, checkpointing, off } = blueprint;
     let mut stages: Vec<Box<dyn Stage>> = Vec::new();
-    let mut before = 0;
+    let mut blocks_before = 0;
     for (stage, &depth) in depths.iter().enumerate() {
         let embed = if stage == 0 { Some(Embed::new(vit, &|name| get(0, name, false))?) } else { None };
         let block = |block| Block::new(vit, off, &|name, exact| get(stage, &format!("blocks.{block}.{name}"), exact));
         let blocks = (0..depth).map(block).collect::<Result<_>>()?;
-        stages.push(Box::new(Blocks { embed, blocks, before, checkpointing }));
-        before += depth;
+        stages.push(Box::new(Blocks { embed, blocks, blocks_before, checkpointing }));
+        blocks_before += depth;
     }
     let last = depths.len() - 1;
     let head = Head::new(vit, off, &|name, exact| get(last, name, exact))?;
@@ -63,7 +64,7 @@ pub fn parts(vit: &Vit, blueprint: &Blueprint) -> Result<Parts> {
 }
 
 impl Stage for Blocks {
-    /// Images or tokens (b, n, d) to tokens (b, n, d).
+    /// Maps images (b, c, h, w), in the first stage, or tokens (b, n, d) to tokens (b, n, d).
     fn forward<'a>(&'a self, input: Tensor, pass: &Pass, keep: bool) -> (Tensor, Option<Backward<'a>>) {
         let (mut x_bnd, embedded) = match &self.embed {
             Some(embed) => embed.forward(&input, pass.dropout),
@@ -72,7 +73,7 @@ impl Stage for Blocks {
         let (b, n, d) = x_bnd.size3().expect("tokens are (b, n, d)");
         let mut kept_blocks = Vec::new();
         for (number, block) in self.blocks.iter().enumerate() {
-            let masks = block.masks(&x_bnd, pass, self.before + number);
+            let masks = block.masks(&x_bnd, pass, self.blocks_before + number);
             let x_md = x_bnd.view([b * n, d]);
             let (out_md, kept) = block.forward(&x_md, &masks);
             if keep {

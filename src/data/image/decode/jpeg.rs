@@ -37,7 +37,7 @@ const MOST_MEMORY: c_int = 600;
 /// The most bytes of memory that are kept for the next copy of a file.
 const MOST_KEPT: usize = 16 << 20;
 
-/// The decoded part is larger than the wanted region by so many pixels on each side.
+/// The number of pixels by which the decoded part is larger than the wanted region on each side.
 const MARGIN: usize = 2;
 
 impl Jpeg {
@@ -55,8 +55,8 @@ impl Jpeg {
     /// Reads the header: (height, width). As Pillow does, it refuses a file without its end, and accepts other damage to the
     /// pixels' data.
     pub fn open(&mut self, bytes: &[u8]) -> Result<(usize, usize)> {
-        // A decompressor keeps the tables of its last image, and would lend them to an image without, such as a frame of Motion
-        // JPEG, for which a fresh one takes the standard's tables. A fresh one takes less than a microsecond.
+        // A decompressor keeps the tables of its last image. It would use them for an image without tables, such as a frame of
+        // Motion JPEG, for which a new decompressor uses the standard's tables. Making one takes less than a microsecond.
         let last = std::mem::replace(&mut self.handle, decompressor()?);
         // SAFETY: the handle came from tj3Init and is destroyed once.
         unsafe { tj::tj3Destroy(last) };
@@ -91,7 +91,8 @@ impl Jpeg {
         // SAFETY: the handle is a decompressor.
         self.check(unsafe { tj::tj3SetScalingFactor(self.handle, scaling) })?;
         let (height, width) = (scaled(self.height), scaled(self.width));
-        // Chroma's upsampling reads one pixel beyond the region: with a margin the region's pixels are as in the whole image.
+        // The upsampling of chroma reads one pixel beyond the region. With a margin, the region has the same pixels as if the whole
+        // image were decoded.
         let right = (scaled(region.left + region.width) + MARGIN).min(width);
         let bottom = (scaled(region.top + region.height) + MARGIN).min(height);
         let left = (region.left / reduction).saturating_sub(MARGIN) / self.unit(reduction) * self.unit(reduction);
@@ -162,8 +163,8 @@ impl Jpeg {
         unsafe { tj::tj3Get(self.handle, parameter as c_int) }
     }
 
-    /// Accepts a warning, as Pillow does, except that the file ended before the image did. The text decides what is a warning,
-    /// since after one TurboJPEG reports an error as a warning too.
+    /// Accepts a warning, as Pillow does, unless it says that the file ended before the image. The text decides whether it is a
+    /// warning, because after a warning TurboJPEG also reports errors as warnings.
     fn check(&self, returned: c_int) -> Result<()> {
         if returned == 0 {
             return Ok(());
@@ -200,7 +201,8 @@ struct Offsets {
     scan: usize,
 }
 
-/// None if the file has no frame before its first scan, or no scan; libjpeg's error then says what is wrong.
+/// Finds the offsets. Returns none if the file has no frame before its first scan, or no scan; then libjpeg's error says what is
+/// wrong.
 fn find_offsets(bytes: &[u8]) -> Option<Offsets> {
     let (mut at, mut height) = (2, None);
     loop {
@@ -233,7 +235,7 @@ fn rgb_of_inverted_cmyk([c, m, y, k]: Pixel) -> Pixel {
 /// Compresses rows of RGB bytes (4:2:0, baseline).
 ///
 /// # Errors
-/// If the image has no pixels, or more than 65,500 on a side, which JPEG cannot hold.
+/// The image has no pixels, or more than 65,500 on a side, which JPEG cannot hold.
 pub fn encode(rgb: &[u8], height: usize, width: usize, quality: u8) -> Result<Vec<u8>> {
     ensure!(rgb.len() == 3 * height * width, "{} bytes are not {height}×{width} RGB pixels", rgb.len());
     let handle = init(tj::TJINIT_TJINIT_COMPRESS)?;

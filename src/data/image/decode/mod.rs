@@ -1,6 +1,6 @@
 //! Decodes stored bytes to the pixels that Pillow's `Image.open(…).convert("RGB")` gives. The first bytes of a file decide whether
 //! it is a JPEG or a PNG, not its name. Gray, CMYK, palette and 16-bit images become RGB. An EXIF orientation is not applied, as in
-//! timm. Of a JPEG only the part that is needed is decoded.
+//! timm. Only the needed part of a JPEG is decoded.
 
 pub mod jpeg;
 mod png;
@@ -10,13 +10,14 @@ use crate::data::source::samples::Stored;
 use anyhow::{Result, bail, ensure};
 use jpeg::Jpeg;
 
-/// The decoders and their memory; each thread has its own.
+/// The decoders and their memory. Each thread has its own.
 pub struct Decoder {
     jpeg: Jpeg,
     pixels: Pixels,
     kind: Kind,
 }
 
+/// The form of the opened image.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Jpeg,
@@ -64,9 +65,9 @@ impl Decoder {
 
     /// Decodes at least `region` of the opened image. A JPEG is decoded at 1/`reduction` of its size (1, 2, 4 or 8).
     pub fn view<'a>(&'a mut self, bytes: &'a [u8], region: Region, reduction: usize) -> Result<View<'a>> {
-        let whole = View { bytes, channels: 3, width: 0, height: 0, reduction: 1, left: 0, top: 0 };
+        let unreduced = View { bytes, channels: 3, width: 0, height: 0, reduction: 1, left: 0, top: 0 };
         match self.kind {
-            Kind::Raw { height, width } => return Ok(View { width, height, ..whole }),
+            Kind::Raw { height, width } => return Ok(View { width, height, ..unreduced }),
             Kind::Whole => {}
             Kind::Jpeg => {
                 let (left, top) = self.jpeg.decode(bytes, region, reduction, &mut self.pixels)?;
@@ -76,7 +77,7 @@ impl Decoder {
             }
         }
         let Pixels { width, height, rgbx } = &self.pixels;
-        Ok(View { bytes: rgbx.as_flattened(), channels: 4, width: *width, height: *height, ..whole })
+        Ok(View { bytes: rgbx.as_flattened(), channels: 4, width: *width, height: *height, ..unreduced })
     }
 }
 

@@ -4,8 +4,8 @@ use crate::data::image::pixels::{Pixel, Pixels, check_size};
 use anyhow::{Result, anyhow};
 use png::{BitDepth, ColorType, Transformations};
 
-/// Decodes a PNG as Pillow converts it to RGB: alpha is dropped, not blended; of 16-bit colours the high byte is kept; 16-bit
-/// gray is clipped at 255 (Pillow reads it as mode `I;16`).
+/// Decodes a PNG as Pillow converts it to RGB: alpha is dropped, not blended. 16-bit colours keep their high byte, and 16-bit gray is
+/// clipped at 255 (Pillow reads it as mode `I;16`).
 pub fn decode(bytes: &[u8], out: &mut Pixels) -> Result<()> {
     let broken = |e: png::DecodingError| anyhow!("not a whole PNG: {e}");
     let mut decoder = png::Decoder::new(std::io::Cursor::new(bytes));

@@ -157,14 +157,14 @@ fn draw_rotated(padded: &[Pixel], size: usize, [cos, sin]: [f64; 2], fill: Pixel
 #[inline(always)]
 fn cubic(padded: &[Pixel], stride: usize, x: f64, y: f64) -> Pixel {
     let (left, top) = (x as usize, y as usize);
-    let (across, along) = (weights((x - left as f64) as f32), weights((y - top as f64) as f32));
+    let (weights_x, weights_y) = (weights((x - left as f64) as f32), weights((y - top as f64) as f32));
     let mut sum = [SLACK; 4];
-    for (tap, weight) in along.into_iter().enumerate() {
+    for (tap, weight) in weights_y.into_iter().enumerate() {
         let row: &[Pixel; 4] =
             padded[(top + tap - 1) * stride + left - 1..].first_chunk().expect("the padding is wide enough");
         for c in 0..4 {
-            let part: f32 = (0..4).map(|i| across[i] * f32::from(row[i][c])).sum();
-            sum[c] += weight * part;
+            let in_row: f32 = (0..4).map(|i| weights_x[i] * f32::from(row[i][c])).sum();
+            sum[c] += weight * in_row;
         }
     }
     sum.map(truncated)

@@ -6,7 +6,7 @@ pub enum Operation {
     AutoContrast,
     Equalize,
     Invert,
-    /// Keeps so many high bits of each byte.
+    /// Keeps this number of high bits of each byte.
     Posterize(u32),
     /// Inverts bytes from this value on.
     Solarize(u32),

@@ -22,9 +22,9 @@ pub static IDENTITY: Table = {
     table
 };
 
-/// The same table for every channel.
-pub fn uniform(of: impl Fn(u32) -> u32) -> Table {
-    [std::array::from_fn(|value| of(value as u32) as u8); 3]
+/// The table that maps every channel by the same function.
+pub fn uniform(new_value: impl Fn(u32) -> u32) -> Table {
+    [std::array::from_fn(|value| new_value(value as u32) as u8); 3]
 }
 
 /// Appends `after` to `table`: it is applied to the values that `table` gives.
@@ -34,8 +34,9 @@ pub fn compose(table: &mut Table, after: &Table) {
     }
 }
 
+/// Counts the values of each channel.
 pub fn histogram(pixels: &[Pixel]) -> Histogram {
-    // Two histograms in turn: neighbours often have the same value, and the second would wait for the first one's count.
+    // Neighbours often have the same value. They count in two histograms, so that the second does not wait for the first.
     let mut counts = [[[0u32; 256]; 3]; 2];
     let mut count = |which: usize, pixel: &Pixel| {
         for (counts, &value) in counts[which].iter_mut().zip(pixel) {

@@ -1,4 +1,4 @@
-//! GELU, x · Φ(x), exact (not its tanh approximation).
+//! The exact GELU, x · Φ(x), not its approximation by tanh.
 
 use super::element::{Bf16, Element};
 use super::math::normal;
@@ -7,7 +7,7 @@ use crate::model::threads;
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
-/// gelu(x).
+/// Computes gelu(x).
 pub fn gelu(x: &Tensor) -> Tensor {
     let mut out = x.empty_like();
     by_kind!(x, forward(x, &mut out));
@@ -36,17 +36,17 @@ fn backward<T: Element>(gradient: &mut Tensor, x: &Tensor) {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn forward_part<T: Element>(x: &[T], out: &mut [T]) {
     for (x, out) in x.iter().zip(out) {
-        let x = x.get();
-        *out = T::of(x * normal(x).0);
+        let x = x.to_f32();
+        *out = T::from_f32(x * normal(x).0);
     }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn backward_part<T: Element>(x: &[T], gradient: &mut [T]) {
     for (x, gradient) in x.iter().zip(gradient) {
-        let x = x.get();
+        let x = x.to_f32();
         let (cumulative, density) = normal(x);
-        *gradient = T::of(gradient.get() * x.mul_add(density, cumulative));
+        *gradient = T::from_f32(gradient.to_f32() * x.mul_add(density, cumulative));
     }
 }
 

@@ -37,10 +37,10 @@ fn split_as<T: Element>(joined: &Tensor, split: &mut Tensor, layout: Layout) {
     let Layout { b, n, parts, heads, e } = layout;
     let each = n * e * threads::rows_each(parts * b * heads, split.len(), 1);
     threads::each(split.chunks_mut(each).enumerate(), |(chunk, out)| {
-        for (number, head) in out.chunks_exact_mut(n * e).enumerate() {
-            let (part, sample, of) = part_sample_head(chunk * each / (n * e) + number, layout);
-            for (token, out) in head.chunks_exact_mut(e).enumerate() {
-                let start = (((sample * n + token) * parts + part) * heads + of) * e;
+        for (number, matrix) in out.chunks_exact_mut(n * e).enumerate() {
+            let (part, sample, head) = part_sample_head(chunk * each / (n * e) + number, layout);
+            for (token, out) in matrix.chunks_exact_mut(e).enumerate() {
+                let start = (((sample * n + token) * parts + part) * heads + head) * e;
                 out.copy_from_slice(&joined[start..start + e]);
             }
         }
@@ -57,15 +57,15 @@ fn join_as<T: Element>(split: &Tensor, joined: &mut Tensor, layout: Layout) {
         for (number, row) in out.chunks_exact_mut(width).enumerate() {
             let token = chunk * each / width + number;
             for (piece, out) in row.chunks_exact_mut(e).enumerate() {
-                let (part, of) = (piece / heads, piece % heads);
-                let start = (((part * b + token / n) * heads + of) * n + token % n) * e;
+                let (part, head) = (piece / heads, piece % heads);
+                let start = (((part * b + token / n) * heads + head) * n + token % n) * e;
                 out.copy_from_slice(&split[start..start + e]);
             }
         }
     });
 }
 
-/// The part, sample and head of the matrix (n, e) with this number in the split layout.
+/// The part, sample and head to which the matrix (n, e) with this number in the split layout belongs.
 fn part_sample_head(number: usize, layout: Layout) -> (usize, usize, usize) {
     let Layout { b, heads, .. } = layout;
     (number / (b * heads), number / heads % b, number % heads)

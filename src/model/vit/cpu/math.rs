@@ -5,17 +5,17 @@ use super::element::Element;
 /// eˣ for x ≤ 88, within two units in the last place; 0 below −87.3.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    // eˣ = 2ⁿ · eʳ with |r| ≤ ln 2 / 2; ln 2 in two parts, so that r is exact (Cody and Waite).
+    // eˣ = 2ⁿ · eʳ with |r| ≤ ln 2 / 2. n · ln 2 is subtracted in two parts, so that r is exact (Cody and Waite).
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding 1.5 · 2²³ leaves the nearest whole number in the low bits.
+    // Adding 1.5 · 2²³ rounds to the nearest whole number and leaves it in the low bits.
     const MAGIC: f32 = 12_582_912.0;
     // `max` would turn NaN into a number.
     let bounded = if x < -87.3 { -87.3 } else { x };
     let shifted = bounded.mul_add(std::f32::consts::LOG2_E, MAGIC);
     let n = shifted - MAGIC;
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, bounded));
-    // Cephes' expf.
+    // The polynomial of Cephes' expf.
     let p = 1.987_569_1e-4f32;
     let p = p.mul_add(r, 1.398_199_9e-3);
     let p = p.mul_add(r, 8.333_452e-3);
@@ -72,7 +72,7 @@ pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     rest.iter().fold(across(lanes, |a, b| a + b), |sum, a| sum + f(*a))
 }
 
-/// Adds the partial sums pairwise, half to half.
+/// Joins the lanes to one number: repeatedly joins the first half with the second half, lane by lane.
 #[inline(always)]
 pub fn across(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
@@ -85,11 +85,11 @@ pub fn across(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// A row of activations as fp32.
+/// Converts a row of activations to fp32.
 #[inline(always)]
 pub fn load<T: Element>(row: &mut [f32], from: &[T]) {
     for (value, from) in row.iter_mut().zip(from) {
-        *value = from.get();
+        *value = from.to_f32();
     }
 }
 

@@ -1,8 +1,8 @@
-//! The row-wise parts of a block on the CPU and their gradients. Each is one pass over memory, where libtorch needs several.
-//! Activations are fp32 or bf16; every sum, statistic and function is computed in fp32.
+//! CPU kernels for the row-wise operations of a block and their gradients. A kernel passes over memory once, while libtorch needs
+//! several passes. Activations are fp32 or bf16; every sum, statistic and function is computed in fp32.
 //!
-//! The loops are plain Rust, which the compiler vectorises for several instruction sets; the best one is chosen at run
-//! time. They run on libtorch's own threads ([`crate::model::threads`]), and the results do not depend on their number.
+//! The loops are plain Rust. The compiler vectorises them for several instruction sets, of which the best is chosen at run time.
+//! They run on libtorch's own threads ([`crate::model::threads`]). The results do not depend on the number of threads.
 
 mod element;
 mod gelu;
@@ -19,12 +19,12 @@ pub use softmax::{softmax_, softmax_backward_};
 use element::Element;
 use tch::{Device, Kind, Tensor};
 
-/// Whether the functions of this room compute on this tensor.
+/// Whether the kernels take this tensor.
 pub fn takes(tensor: &Tensor) -> bool {
     tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::Float | Kind::BFloat16) && tensor.is_contiguous()
 }
 
-/// Calls a generic function with the element type of `$tensor`.
+/// Calls a generic function for the number type of `$tensor`.
 macro_rules! by_kind {
     ($tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $tensor.kind() {
@@ -60,7 +60,7 @@ pub(super) mod tests {
         ((k * 0.37 + 1.0).sin() * largest).view(shape).to_kind(kind)
     }
 
-    /// Equal up to the rounding of `kind`, relative to the largest number.
+    /// Asserts that the tensors are equal up to the rounding of `kind`, relative to the largest number.
     #[track_caller]
     pub fn close(ours: &Tensor, expected: &Tensor, kind: Kind) {
         let (ours, expected) = (ours.to_kind(Kind::Double), expected.to_kind(Kind::Double));

@@ -1,4 +1,4 @@
-//! LayerNorm with fp32 statistics. Its gradient is added to that of the residual connection.
+//! LayerNorm with fp32 statistics. The gradient of its input is added to the gradient of the residual connection.
 
 use super::element::{Bf16, Element};
 use super::math::{dot, load, sum};
@@ -11,15 +11,15 @@ use tch::{Kind, Tensor};
 /// The mean and 1 / standard deviation of each row.
 pub type Statistics = Vec<[f32; 2]>;
 
-/// (x − mean) / deviation · weight + bias over the last dimension; weight and bias are fp32.
+/// Computes (x − mean) / deviation · weight + bias over the last dimension. Weight and bias are fp32.
 pub fn norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> (Tensor, Statistics) {
     let mut out = x.empty_like();
     let statistics = by_kind!(x, forward(x, &mut out, floats(weight), floats(bias), eps as f32));
     (out, statistics)
 }
 
-/// Computes the gradient of x from the gradient of norm(x), and adds it to `residual`, the gradient that reaches x along the residual
-/// connection. Adds the gradients of weight and bias to `sums`, if they are given.
+/// Computes the gradient of x from the gradient of norm(x), and adds it to `residual`, the gradient that reaches x along the
+/// residual connection. Adds the gradients of weight and bias to `sums`, if those are given.
 pub fn norm_backward(
     residual: &mut Tensor,
     gradient: &Tensor,
@@ -60,13 +60,13 @@ fn forward_rows<T: Element>(
         let scale = 1.0 / (variance + eps).sqrt();
         *statistics = [mean, scale];
         for (((out, value), weight), bias) in out.iter_mut().zip(&row).zip(weight).zip(bias) {
-            *out = T::of(((value - mean) * scale).mul_add(*weight, *bias));
+            *out = T::from_f32(((value - mean) * scale).mul_add(*weight, *bias));
         }
     }
 }
 
-/// How many rows' weight gradients are summed together. The number is fixed, so that the sum does not depend on the number
-/// of threads.
+/// The number of rows whose weight gradients are added up in one partial sum. It is fixed, so that the result does not depend on
+/// the number of threads.
 const ROWS: usize = 256;
 
 fn backward<T: Element>(
@@ -92,10 +92,10 @@ fn backward<T: Element>(
             backward_rows(x, dy, dx, statistics, weight, sums.next());
         }
     });
-    if let Some([of_weight, of_bias]) = sums {
+    if let Some([weight_sums, bias_sums]) = sums {
         for part in partial.chunks_exact(2 * d) {
-            of_weight.iter_mut().zip(&part[..d]).for_each(|(sum, p)| *sum += p);
-            of_bias.iter_mut().zip(&part[d..]).for_each(|(sum, p)| *sum += p);
+            weight_sums.iter_mut().zip(&part[..d]).for_each(|(sum, p)| *sum += p);
+            bias_sums.iter_mut().zip(&part[d..]).for_each(|(sum, p)| *sum += p);
         }
     }
 }
@@ -114,22 +114,22 @@ fn backward_rows<T: Element>(
     let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(statistics);
     for (((x, dy), dx), &[mean, scale]) in rows {
         for (normed, x) in normed.iter_mut().zip(x) {
-            *normed = (x.get() - mean) * scale;
+            *normed = (x.to_f32() - mean) * scale;
         }
         if let Some(sums) = &mut sums {
-            let (of_weight, of_bias) = sums.split_at_mut(d);
-            for (((of_weight, of_bias), dy), normed) in of_weight.iter_mut().zip(of_bias).zip(dy).zip(&normed) {
-                *of_weight += dy.get() * normed;
-                *of_bias += dy.get();
+            let (weight_sums, bias_sums) = sums.split_at_mut(d);
+            for (((weight_sum, bias_sum), dy), normed) in weight_sums.iter_mut().zip(bias_sums).zip(dy).zip(&normed) {
+                *weight_sum += dy.to_f32() * normed;
+                *bias_sum += dy.to_f32();
             }
         }
         for ((scaled, dy), weight) in scaled.iter_mut().zip(dy).zip(weight) {
-            *scaled = dy.get() * weight;
+            *scaled = dy.to_f32() * weight;
         }
-        let along = dot(&scaled, &normed) / d as f32;
-        let across = sum(&scaled, |value| value) / d as f32;
+        let mean_product = dot(&scaled, &normed) / d as f32;
+        let mean_scaled = sum(&scaled, |value| value) / d as f32;
         for ((dx, scaled), normed) in dx.iter_mut().zip(&scaled).zip(&normed) {
-            *dx = T::of((scaled - across - normed * along).mul_add(scale, dx.get()));
+            *dx = T::from_f32((scaled - mean_scaled - normed * mean_product).mul_add(scale, dx.to_f32()));
         }
     }
 }

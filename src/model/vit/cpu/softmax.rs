@@ -13,7 +13,7 @@ pub fn softmax_(scores: &mut Tensor, scale: f32) {
     by_kind!(scores, forward(scores, n, scale));
 }
 
-/// Turns the gradient of the probabilities into the gradient of the scores, in place.
+/// Turns the gradient of the probabilities into the gradient of the scores, in place. The probabilities are softmax(scale · scores).
 pub fn softmax_backward_(gradient: &mut Tensor, probabilities: &Tensor, scale: f32) {
     let n = *probabilities.size().last().expect("scores have rows") as usize;
     by_kind!(probabilities, backward(gradient, probabilities, n, scale));
@@ -50,9 +50,9 @@ fn forward_rows<T: Element>(scores: &mut [T], n: usize, scale: f32) {
                 *value = exp(value.mul_add(scale, -shift));
             }
         }
-        let share = 1.0 / sum(&row, |value| value);
+        let inverse_sum = 1.0 / sum(&row, |value| value);
         for (score, value) in scores.iter_mut().zip(&row) {
-            *score = T::of(value * share);
+            *score = T::from_f32(value * inverse_sum);
         }
         row[n..].fill(f32::NEG_INFINITY);
     }
@@ -66,7 +66,7 @@ fn backward_rows<T: Element>(p: &[T], gradient: &mut [T], n: usize, scale: f32) 
         load(&mut gradient_row, gradient);
         let mean = dot(&p_row, &gradient_row);
         for ((p, dp), gradient) in p_row.iter().zip(&gradient_row).zip(gradient) {
-            *gradient = T::of(scale * p * (dp - mean));
+            *gradient = T::from_f32(scale * p * (dp - mean));
         }
     }
 }
