@@ -45,7 +45,7 @@ pub fn launched_rank() -> usize {
         .unwrap_or(0)
 }
 
-/// This process's rank among those of its node.
+/// This process's rank among the ranks of its node.
 pub fn rank_on_this_node() -> usize {
     ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"]
         .iter()

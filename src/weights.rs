@@ -94,7 +94,7 @@ pub fn floats(tensor: &Tensor) -> &[f32] {
 pub fn bytes(tensor: &Tensor) -> &[u8] {
     const { assert!(cfg!(target_endian = "little"), "memory and files have the same byte order") };
     let numbers = floats(tensor);
-    // SAFETY: any initialised memory may be read as bytes; the length is that of the slice.
+    // SAFETY: any initialised memory may be read as bytes; the length is the slice's size in bytes.
     unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) }
 }
 

@@ -47,7 +47,7 @@ pub struct StepReport {
     pub matrix_product_gflops: f64,
     /// `gflops` divided by `matrix_product_gflops`.
     pub utilisation: f64,
-    /// The peak of the process's resident memory; on a GPU the memory in use after the steps, since libtorch returns none.
+    /// The peak of the process's resident memory; on a GPU, the memory in use after the steps, because libtorch returns no memory.
     pub peak_mib: f64,
     pub share: Shares,
 }

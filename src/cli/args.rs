@@ -32,7 +32,7 @@ pub enum Command {
     Run {
         #[command(flatten)]
         args: TrainArgs,
-        /// Print JSON: the models with accuracy, cost and file, and what was exported
+        /// Print JSON: the models with accuracy, cost and file, and the exported folders
         #[arg(long)]
         json: bool,
     },
@@ -118,7 +118,7 @@ pub enum Command {
     },
     /// Show the state of each phase of a run and, with Slurm, what it waits for
     Status {
-        /// The run directory: run.dir of the config, or what --run-dir named
+        /// The run directory: run.dir of the config, or the folder given by --run-dir
         run_dir: PathBuf,
         /// Refresh every two seconds until everything is done
         #[arg(long, conflicts_with = "json")]
@@ -129,7 +129,7 @@ pub enum Command {
     },
     /// Cancel the queued and running jobs of a submitted run
     Cancel {
-        /// The run directory: run.dir of the config, or what --run-dir named
+        /// The run directory: run.dir of the config, or the folder given by --run-dir
         run_dir: PathBuf,
         /// Print JSON
         #[arg(long)]

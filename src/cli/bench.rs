@@ -81,8 +81,8 @@ pub struct StepArgs {
     /// fp32, bf16 or tf32 [default: the config's]
     #[arg(long)]
     precision: Option<String>,
-    /// Switch off what makes a step fast, to see what it gives: kernels, attention, optimiser, suffix, memory, kept-samples;
-    /// may be given more than once
+    /// Switch off a part that makes a step fast, to see how much time it saves: kernels, attention, optimiser, suffix, memory,
+    /// kept-samples; may be given more than once
     #[arg(long, value_name = "PART")]
     without: Vec<Part>,
     /// The kernel of attention on a GPU [default: flash, or efficient in fp32]

@@ -32,7 +32,7 @@ pub fn submit(args: &TrainArgs, dry_run: bool, json: bool) -> Result<()> {
     print_either(json, &jobs, || submit::table(&jobs))
 }
 
-/// Refuses to submit a run whose data are not those that it was started with, as far as the data can be listed here.
+/// Refuses to submit a run if its data have changed since it was started. If the data cannot be listed here, only warns.
 fn check_data(plan: &Plan, accept_data: bool, dry_run: bool) -> Result<()> {
     let run = RunDir::open(&plan.config)?;
     if run.data()?.is_none() {

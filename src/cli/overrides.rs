@@ -17,10 +17,10 @@ pub struct ConfigArgs {
 pub struct TrainArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Go on though the images or classes are not those that the run was started with; its artefacts will note it
+    /// Continue although the images or classes have changed since the run was started; its artefacts record the change
     #[arg(long)]
     pub accept_data: bool,
-    /// Go on with a finished fine-tuning for more epochs, N in all: --extend finetune.epochs=N
+    /// Extend a finished fine-tuning to N epochs in all: --extend finetune.epochs=N
     #[arg(long, value_name = "KEY=VALUE", value_parser = extend::parse)]
     pub extend: Option<usize>,
 }

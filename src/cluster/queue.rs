@@ -1,5 +1,5 @@
-//! The jobs that were submitted for a run, and what Slurm reports about them. It asks only `squeue` and `scontrol`, because many
-//! sites have no accounting database.
+//! The jobs that were submitted for a run, and Slurm's reports about them. Only `squeue` and `scontrol` are asked, because many sites
+//! have no accounting database.
 
 use super::job::JobKind;
 use crate::error::Failure;
@@ -13,7 +13,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The submitted jobs of a run, and what Slurm reports about them.
+/// The submitted jobs of a run, and Slurm's reports about them.
 #[derive(Debug, Default)]
 pub struct Queue {
     /// The newest come first.

@@ -7,7 +7,7 @@ use std::process::Command;
 
 /// The prefixes of the variables that describe the job, step or rank of a process, and its memory and cores.
 const INHERITED: [&str; 4] = ["SLURM_", "PMI_", "PMIX_RANK", "OMPI_COMM_"];
-/// The variables with these prefixes that say where Slurm is.
+/// The variables with these prefixes that stay, because they say how Slurm is reached.
 const KEPT: [&str; 2] = ["SLURM_CONF", "SLURM_CLUSTERS"];
 
 /// The command sbatch, without the variables of a job in which this process may run. Otherwise sbatch would take SLURM_MEM_PER_CPU,

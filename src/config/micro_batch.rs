@@ -9,7 +9,7 @@ use toml::Value;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub enum MicroBatch {
-    /// As many samples as the device's memory holds.
+    /// The number of samples that the device's memory holds.
     Auto,
     Samples(usize),
 }

@@ -14,7 +14,7 @@ pub fn allow() -> Result<()> {
 
 fn set(allowed: bool) -> Result<()> {
     let program = Library::this();
-    // SAFETY: the types are those of `at::Context& at::globalContext()` and `void at::Context::setAllowTF32CuBLAS(bool)`; the
+    // SAFETY: the types match `at::Context& at::globalContext()` and `void at::Context::setAllowTF32CuBLAS(bool)`; the
     // context lives as long as the process.
     unsafe {
         let context = program
@@ -34,7 +34,7 @@ mod tests {
 
     fn is_allowed() -> bool {
         let program = Library::this();
-        // SAFETY: as in `set`; the second type is that of `bool at::Context::allowTF32CuBLAS() const`.
+        // SAFETY: as in `set`; the second type matches `bool at::Context::allowTF32CuBLAS() const`.
         unsafe {
             let context = program.get::<unsafe extern "C" fn() -> *mut c_void>(b"_ZN2at13globalContextEv\0").unwrap();
             let get =

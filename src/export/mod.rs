@@ -152,7 +152,7 @@ impl Exported<'_> {
         let mut tensors = Vec::new();
         for parameter in header.parameters() {
             let name = header.model.whole_name(&parameter, &header.depths);
-            // Every reader expects qkv biases. Biases of zero compute what a model without them does.
+            // Every reader expects qkv biases. A model with biases of zero computes the same as a model without biases.
             let zeros = || Tensor::zeros([parameter.shape[0]], FP32_ON_HOST);
             let bias = header.model.absent_bias(&name).map(|name| Named { name, tensor: zeros() });
             let tensor =
@@ -254,8 +254,7 @@ mod tests {
         act(&Exported { config: &config, model, depth, tensors, class_names: Vec::new() })
     }
 
-    /// Names and shapes of the tensors, where one name with `{n}` stands for the tensors of n blocks, whose shapes must be
-    /// equal.
+    /// The names and shapes of the tensors. One name with `{n}` stands for the tensors of n blocks, whose shapes must be equal.
     fn grouped(tensors: Vec<Named>) -> BTreeMap<String, Vec<i64>> {
         let mut blocks: BTreeMap<String, (Vec<i64>, usize)> = BTreeMap::new();
         for Named { name, tensor } in tensors {

@@ -1,5 +1,5 @@
-//! The Python names that a pickle may use: those that `torch.load(weights_only=True)` allows (torch 2.11,
-//! `torch/_weights_only_unpickler.py`), and those of objects that checkpoints hold beside the weights.
+//! The Python names that a pickle may use: the names that `torch.load(weights_only=True)` allows (torch 2.11,
+//! `torch/_weights_only_unpickler.py`), and the names of objects that checkpoints hold beside the weights.
 
 /// The meaning of a Python name.
 #[derive(Debug, Clone, Copy)]

@@ -250,7 +250,7 @@ fn wrong_depths(found: &[usize], expected: &[usize]) -> String {
     )
 }
 
-/// Reads every parameter of the model except those of a new head. Fails if the listing holds other tensors too.
+/// Reads every parameter of the model except the parameters of a new head. Fails if the listing holds other tensors too.
 fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File, new_head: &Weights) -> Result<Weights> {
     let mut weights = Weights::new();
     let parameters = model.parameters(depths);

@@ -8,8 +8,8 @@ use std::convert::Infallible;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use tch::{Device, Kind, Tensor};
 
-/// The flat buffers and their parts: first the parameters with weight decay, then those without, then the buffers that are
-/// saved but not trained.
+/// The flat buffers. They hold first the parameters with weight decay, then the parameters without it, then the buffers that are saved
+/// but not trained.
 pub struct FlatParameters {
     /// The fp32 weights, which the optimiser changes.
     buffer: Tensor,
@@ -189,7 +189,7 @@ impl FlatParameters {
         self.refresh();
     }
 
-    /// Replaces the weights by those of another buffer of the same layout.
+    /// Replaces the weights by the numbers of another buffer with the same layout.
     pub fn set(&mut self, numbers: &Tensor) {
         self.wait_for_loan();
         self.buffer.copy_(numbers);

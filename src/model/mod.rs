@@ -50,7 +50,7 @@ struct Blueprint<'a> {
     depths: &'a [usize],
     /// Returns a parameter by its stage and name: in fp32 if the third argument is true, else in the number type of the computation.
     get: &'a dyn Fn(usize, &str, bool) -> Result<Weight>,
-    /// Whether a block keeps only its input and is computed again in the backward pass.
+    /// Whether a block keeps only its input and is recomputed in the backward pass.
     checkpointing: bool,
     off: Off,
 }
@@ -139,7 +139,7 @@ impl Network {
         tch::no_grad(|| self.pass(images_bchw, &Pass { drop: None, dropout: 0.0 }, taps, false).0)
     }
 
-    /// The outputs at `taps`, and what [`Network::backward`] needs. Nothing is kept for stages before the trained ones.
+    /// The outputs at `taps`, and the tape that [`Network::backward`] needs. Nothing is kept for stages before the trained ones.
     pub fn train(&self, images_bchw: &Tensor, drop: &DropPath, taps: &[Tap]) -> (Vec<Tensor>, Tape<'_>) {
         let pass = Pass { drop: Some(drop), dropout: self.dropout };
         tch::no_grad(|| self.pass(images_bchw, &pass, taps, true))

@@ -106,18 +106,18 @@ impl Drop for Bars {
     }
 }
 
-/// The name and global batch of every phase, including those that the config does not ask for, which a command can train.
+/// The name and global batch of every phase. Phases that the config does not ask for are included, because a command can train them.
 fn phase_names(plan: &Plan) -> Vec<(String, usize)> {
     let phases = plan.graph().nodes().iter().filter_map(|node| plan.phase_of(node)).collect::<Vec<_>>();
     phases.into_iter().map(|phase| (phase.name, phase.training.global_batch)).collect()
 }
 
-/// A bar that counts `what` up to `total`, if there is a terminal.
-pub fn counting(what: &'static str, total: usize) -> Option<ProgressBar> {
+/// A bar with this name that counts up to `total`, if there is a terminal.
+pub fn counting(name: &'static str, total: usize) -> Option<ProgressBar> {
     let style = ProgressStyle::with_template("{prefix:>10} [{bar:30}] {pos}/{len} {per_sec}  ETA {eta}")
         .expect("a valid template")
         .progress_chars("=> ");
-    let bar = || screen().add(ProgressBar::new(total as u64).with_style(style).with_prefix(what));
+    let bar = || screen().add(ProgressBar::new(total as u64).with_style(style).with_prefix(name));
     on_a_terminal().then(bar)
 }
 

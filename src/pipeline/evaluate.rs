@@ -83,7 +83,7 @@ impl Outputs {
     }
 }
 
-/// Builds the network of an artefact, whose model and classes must be those of the config and its data.
+/// Builds the network of an artefact. Refuses it if its model differs from the config's, or its classes from those of the data.
 fn network(config: &Config, weights: &Path, class_names: &[String], device: Device) -> Result<Network> {
     let artefact = artefact::read(weights)?;
     if artefact.header.model != config.model {

@@ -94,7 +94,7 @@ impl Plan {
         let mut training = (row.training)(&self.config).clone();
         let before = training.epochs_before;
         training.epochs -= before;
-        // The epochs of an extended phase draw other samples than those before.
+        // The epochs of an extended phase draw other samples than the epochs before the extension.
         let key = [self.config.run.seed, key_of_text(&node.name), before as u64];
         let key = if before > 0 { &key[..] } else { &key[..2] };
         let steps_per_epoch = self.steps_per_epoch(&training);

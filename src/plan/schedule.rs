@@ -3,8 +3,8 @@
 use crate::config::{Schedule, Training};
 use std::f64::consts::PI;
 
-/// The learning rate of a step. The schedule `deit` is that of the official code and changes once per epoch. The code steps timm's
-/// scheduler after each epoch with that epoch's number, so epoch 0 trains at the initial value and epoch e at f(e − 1). The
+/// The learning rate of a step. The schedule `deit` follows the official code and changes once per epoch. The official code steps
+/// timm's scheduler f after each epoch with that epoch's number, so epoch 0 trains at the initial value and epoch e at f(e − 1). The
 /// schedule `cosine` changes at every step: a linear warm-up, then a cosine over the remaining steps.
 pub fn learning_rate(training: &Training, step: u64, steps_per_epoch: u64) -> f64 {
     let peak = training.base_lr * training.global_batch as f64 / 512.0;

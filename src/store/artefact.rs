@@ -9,7 +9,7 @@
 //!   attributes of /   format_version, software, phase, index (modules only), depths, step, recipe, meta (if there is a
 //!                     meta model), model (JSON: the config's [model]), metrics (JSON: the evaluation's, by key), classes
 //!                     (JSON: the names of the classes in the order of the labels, if the training data has names), data
-//!                     (JSON: numbers of images, fingerprint of their names and labels, and what the user has accepted)
+//!                     (JSON: numbers of images, fingerprint of their names and labels, and the changes that the user accepted)
 //!   /stage/{i}/{parameter}   fp32, contiguous; the official `model_stages[i]` names, blocks numbered from 0 within
 //!                            the stage; stage 0 holds patch_embed.proj.*, cls_token and pos_embed, the last stage
 //!                            norm.* and head.*

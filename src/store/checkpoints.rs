@@ -1,4 +1,4 @@
-//! Lists the checkpoints in a run directory, finds the one to resume from, and removes those that are no longer needed.
+//! Lists the checkpoints in a run directory, finds the checkpoint to resume from, and removes checkpoints that are no longer needed.
 
 use super::artefact::{self, Artefact};
 use super::lease::Fence;

@@ -3,7 +3,7 @@
 //! `leases/{phase}.{generation}.json` names the holder, which renews the file every second. The highest generation holds the
 //! phase. A process that finds the lease released or its holder dead creates the next generation. Only one process can do so,
 //! because exclusive creation is atomic on local disks, NFS and Lustre. A holder that finds a higher generation than its own
-//! has lost the phase. It looks for one every second, and again right before a file is moved into place.
+//! has lost the phase. It looks for a higher generation every second, and also right before a file is renamed to its final name.
 //!
 //! A holder counts as dead if its process is gone from this machine, if Slurm has restarted its job, or if it has not renewed
 //! for half a minute. The time is measured by the clock of the waiting process, because the clocks of nodes may differ.
@@ -118,7 +118,7 @@ impl Lease {
         let (own, mut renewed, flag) = (fence.clone(), holder.clone(), lost.clone());
         let thread = thread::start("lease", move || {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RENEWAL) {
-                // If the leases cannot be read now, try again in a second. Only `check` must know the answer.
+                // If the leases cannot be read now, try once more in a second. Only `check` must know the answer.
                 match own.follower() {
                     Ok(None) => {}
                     Ok(Some(_)) => {

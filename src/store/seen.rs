@@ -1,4 +1,4 @@
-//! Looks up the artefacts of a run's nodes in the run directory, and caches what it has read.
+//! Looks up the artefacts of a run's nodes in the run directory, and caches their headers.
 
 use super::artefact::{self, Header};
 use super::run_dir::RunDir;

@@ -13,7 +13,7 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
-/// The key, among those of the task's metrics, for the number of evaluated images.
+/// The key of the number of evaluated images, which is returned with the task's metrics.
 pub const IMAGES: &str = "images";
 
 /// Returns the task's metrics and [`IMAGES`]. Batches have at most `batch` and at most 128 images; `see` is called with each batch

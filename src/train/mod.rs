@@ -30,7 +30,7 @@ use step::Stepper;
 use tch::Device;
 use trainer::Trainer;
 
-/// The surroundings in which this replica trains a phase. The phase's plan says what it trains.
+/// The surroundings in which this replica trains a phase. [`PhasePlan`] describes the phase itself.
 pub struct Setting<'a> {
     pub plan: &'a Plan,
     pub run: &'a RunDir,

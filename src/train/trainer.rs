@@ -87,7 +87,7 @@ impl Trainer {
     }
 
     /// The weights that are evaluated and written as the phase's artefact, in host memory. They are the moving average if the phase
-    /// keeps one, and do not include auxiliary parameters, whose stage follows those of the network.
+    /// keeps one. They do not include auxiliary parameters, whose stage comes after the `stages` of the network.
     pub(super) fn result(&self, stages: usize) -> Weights {
         let flat = self.network.flat();
         let evaluated = self.optimiser.average().unwrap_or(flat.buffer());

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 /// The most items that a worker keeps ready.
 const MOST_READY: usize = 3;
-/// The most bytes that the items of all workers take, the ready ones and those being made.
+/// The most bytes that the items of all workers take, both the items that are ready and the items that are being made.
 const MOST_BYTES: usize = 512 << 20;
 
 /// How many items of `bytes` bytes each worker keeps ready, apart from the item that it is making. If the number is 0, a worker

@@ -45,7 +45,7 @@ impl Drop for Borrowed {
 ///
 /// # Errors
 /// A usage error if there is no memory. It says how much memory the `workers` of a replica take, and the cure. It does not quote
-/// libtorch's message, which would be mistaken for that of a step that needs a smaller micro-batch.
+/// libtorch's message, because that would look like the error of a step that needs a smaller micro-batch.
 pub fn allocate(
     memory: &BatchMemory,
     shape: [i64; 4],

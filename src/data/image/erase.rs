@@ -4,8 +4,8 @@ use super::pixels::Region;
 use crate::random::Random;
 use std::sync::LazyLock;
 
-/// Draws a rectangle in a square of side `size`, with 2 to 33 % of its area. The logarithm of the ratio of height to width is uniform
-/// between those of 0.3 and 1/0.3. Returns none after ten draws that do not fit.
+/// Draws a rectangle in a square of side `size`, with 2 to 33 % of its area. The ratio of height to width is log-uniform between 0.3
+/// and 1/0.3. Returns none after ten draws that do not fit.
 pub fn rectangle(size: usize, random: &mut Random) -> Option<Region> {
     for _attempt in 0..10 {
         let area = random.between(0.02, 1.0 / 3.0) * (size * size) as f64;

@@ -14,8 +14,10 @@ pub struct Names {
 }
 
 impl Names {
+    /// Adds a name to the end.
+    ///
     /// # Errors
-    /// If all names together exceed 4 GiB.
+    /// All names together exceed 4 GiB.
     pub fn push(&mut self, name: &[u8]) -> Result<()> {
         self.text.extend(name);
         self.ends.push(u32::try_from(self.text.len()).context("more than 4 GiB of file names")?);

@@ -46,7 +46,7 @@ fn evaluation_name(folder: &Path) -> Result<&'static str> {
 /// All shards that are in a folder, split by split.
 ///
 /// # Errors
-/// If the folder cannot be read or has several evaluation splits.
+/// The folder cannot be read or has several evaluation splits.
 pub fn all_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok([files(folder, TRAINING)?, files(folder, evaluation_name(folder)?)?].concat())
 }
@@ -59,7 +59,7 @@ pub fn file_name(split: &str, number: usize) -> String {
 /// The shards of a split that are in a folder, in order.
 ///
 /// # Errors
-/// If the folder cannot be read.
+/// The folder cannot be read.
 pub fn files(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(|e| usage!("{}: {e}; check data.path", folder.display()))?;
     let mut found: Vec<PathBuf> = entries

@@ -39,7 +39,7 @@ pub trait Samples: Send + Sync {
     /// Replaces the content of `bytes` by the stored bytes of an image.
     ///
     /// # Errors
-    /// If the image cannot be read. The caller adds the image's name to the error.
+    /// The image cannot be read. The caller adds the image's name to the error.
     fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored>;
 }
 

@@ -49,7 +49,7 @@ impl TarShards {
         let tars = tars(root, split)?;
         let index = Index::cached(
             kept,
-            // The list is compared too, as the fingerprint of the listed tars stays the same when another tar is added.
+            // The list is compared too, because the fingerprint of the listed tars stays the same when another tar is added.
             |groups| {
                 ensure!(*groups == tars, "the list of tars has changed");
                 fingerprint(root, groups)
@@ -100,7 +100,7 @@ fn tars(root: &Path, split: &str) -> Result<Names> {
     Ok(names)
 }
 
-/// The tars of a split in order: those in the folder of its name, or else those whose name begins with it.
+/// The tars of a split in order: the tars in the folder with its name, or else the tars whose names begin with its name.
 fn find(root: &Path, split: &str) -> Result<Vec<PathBuf>> {
     let inside = root.join(split);
     let (folder, prefix) =

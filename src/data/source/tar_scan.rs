@@ -151,7 +151,7 @@ fn end_of_member(member: &[u8], entry: &mut tar::Entry<&File>, file_length: u64)
     ensure!(end <= file_length, "truncated: {} ends at byte {end} of {file_length}; fetch it again", context());
     require_inside(member).with_context(context)?;
     if let Some(target) = entry.link_name_bytes() {
-        // The target of a symbolic link is relative to the link's folder, that of a hard link to the tar's root.
+        // The target of a symbolic link is relative to the link's folder, but the target of a hard link to the tar's root.
         let symbolic = entry.header().entry_type().is_symlink();
         let folder = Path::new(OsStr::from_bytes(member)).parent().filter(|_| symbolic).unwrap_or(Path::new(""));
         require_inside(folder.join(OsStr::from_bytes(&target)).as_os_str().as_bytes()).with_context(context)?;

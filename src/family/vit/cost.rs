@@ -24,8 +24,8 @@ fn end_flops(vit: &Vit, stage: usize, stages: usize) -> f64 {
     at(0, patch) + at(stages - 1, head)
 }
 
-/// The numbers that one sample's backward pass needs from the first trained stage on, plus those of the block that is being
-/// computed.
+/// The number of activations that the backward pass of one sample keeps from the first trained stage on, plus the activations of the
+/// block that is being computed.
 pub fn activations(vit: &Vit, training: &Memory) -> f64 {
     let Memory { depths, trained, checkpointing, on_cpu } = training;
     let (n, d, h) = (vit.tokens() as f64, vit.width as f64, vit.hidden() as f64);

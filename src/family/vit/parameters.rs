@@ -57,7 +57,7 @@ pub fn timm_name(parameter: &Parameter, depths: &[usize]) -> String {
     }
 }
 
-/// How many numbers the parameters of each stage hold, computed from those of a single block.
+/// How many numbers the parameters of each stage hold, computed from the parameters of a single block.
 pub fn counts(vit: &Vit, depths: &[usize]) -> Vec<usize> {
     let (mut block, mut first, mut last) = (0, 0, 0);
     for parameter in parameters(vit, &[1]) {

@@ -3,10 +3,10 @@
 use crate::family::parameter::Parameter;
 use tch::{Device, Kind, Tensor};
 
-/// The rows of the largest position embeddings that are resampled: those of images of 4,096 pixels in patches of 16.
+/// The number of rows of the largest position embeddings that are resampled: images of 4,096 pixels in patches of 16.
 const LARGEST_GRID: i64 = 256 * 256 + 1;
 
-/// Whether the parameter is the position embeddings and a tensor of this shape holds those of another image size.
+/// Whether the parameter is the position embeddings, and a tensor of this shape holds position embeddings of another image size.
 pub fn is_another_grid(parameter: &Parameter, shape: &[i64]) -> bool {
     let is_grid = |rows: i64| (2..=LARGEST_GRID).contains(&rows) && (rows - 1).isqrt().pow(2) == rows - 1;
     parameter.name == "pos_embed"

@@ -13,20 +13,21 @@ pub struct Embed {
     proj: Linear,
 }
 
-/// What the backward pass needs.
+/// The tensors that the backward pass needs.
 pub struct Kept {
     patches_mp: Tensor,
     dropout_bnd: Option<Tensor>,
 }
 
 impl Embed {
-    /// `get` gives a parameter by name.
+    /// `get` returns a parameter by its name.
     pub fn new(vit: &Vit, get: &dyn Fn(&str) -> Result<Weight>) -> Result<Embed> {
         let proj = Linear { weight: get("patch_embed.proj.weight")?, bias: Some(get("patch_embed.proj.bias")?) };
         Ok(Embed { patch: vit.patch_size as i64, cls_token: get("cls_token")?, pos_embed: get("pos_embed")?, proj })
     }
 
-    /// Turns images (b, c, h, w) into tokens (b, n, d). Returns what the backward pass needs if the embedding is trained.
+    /// Turns images (b, c, h, w) into tokens (b, n, d). If the embedding is trained, also returns the tensors that the backward pass
+    /// needs.
     pub fn forward(&self, images_bchw: &Tensor, dropout: f64) -> (Tensor, Option<Kept>) {
         let patches_mp = patches(images_bchw, self.patch);
         let weight = self.proj.weight.value.view([-1, patches_mp.size()[1]]);
@@ -43,7 +44,7 @@ impl Embed {
         (x_bnd, trained.then_some(Kept { patches_mp, dropout_bnd }))
     }
 
-    /// Computes the gradients of the parameters from that of the tokens, and adds them to the flat buffer.
+    /// Computes the gradients of the parameters from the gradient of the tokens, and adds them to the flat buffer.
     pub fn backward(&self, gradient_md: &Tensor, kept: Kept) {
         let d = gradient_md.size()[1];
         let n = self.pos_embed.value.size()[1];

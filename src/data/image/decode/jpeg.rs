@@ -15,7 +15,7 @@ pub struct Jpeg {
     height_offset: Option<usize>,
     /// A copy of the file with a lower height, so that the rows below the wanted part are not decoded.
     lowered: Vec<u8>,
-    /// Whether TurboJPEG's last header was that of `lowered`.
+    /// Whether TurboJPEG has last read the header of `lowered`.
     last_header_is_lowered: bool,
 }
 
