@@ -61,7 +61,7 @@ fn job_number(text: &str) -> Option<String> {
     text.lines().rev().find_map(number)
 }
 
-/// Lets Slurm check a script. Returns its output, as an error if it refuses the script; none if no Slurm can be asked.
+/// Lets Slurm check a script. Returns its output, as an error if Slurm refuses the script; none if no Slurm can be asked.
 pub fn test_only(script: &Path) -> Option<Result<String, String>> {
     let output = sbatch().arg("--test-only").arg(script).output().ok()?;
     let words = String::from_utf8_lossy(&output.stderr).trim().to_string();

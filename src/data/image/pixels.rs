@@ -96,7 +96,7 @@ pub struct View<'a> {
 }
 
 impl Region {
-    /// The same rectangle.
+    /// This rectangle as an [`Area`].
     pub fn area(self) -> Area {
         let Region { left, top, width, height } = self;
         Area { left: left as f64, top: top as f64, width: width as f64, height: height as f64 }
