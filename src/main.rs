@@ -29,7 +29,7 @@ fn main() -> ExitCode {
                 .expect("the signal can be caught");
         }
     }
-    let world = match if cli.command.trains() { World::join() } else { Ok(World::alone()) } {
+    let world = match if cli.command.joins_world() { World::join() } else { Ok(World::alone()) } {
         Ok(world) => world,
         Err(error) => return ExitCode::from(finish(&error, None)),
     };

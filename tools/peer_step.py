@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Measures a training step of PyTorch and timm as in the official code: the peer of `incubate bench step`.
+"""Measures a training step of PyTorch on timm's model: the peer of `incubate bench step`.
 
   python tools/peer_step.py --model deit-ti --mode official --stage 0 --batch 32 --dtype float32
 
---mode e2e trains everything, official freezes only the stages before --stage, as the official code does, and frozen freezes
-all other stages. --dtype bfloat16 uses autocast. On a GPU the optimiser is the fused one, and each step uploads its images
-from pinned memory. Prints one JSON line. Needs torch and timm.
+--mode e2e trains the whole target. In the other modes only --stage is deep and trains, and the other stages have one block each:
+frozen computes no gradients of their weights; official, like the official code, computes (and discards) those of the later
+stages. --dtype bfloat16 uses autocast. On a GPU the optimiser is the fused one, and each step uploads its images from pinned
+memory. Prints one JSON line. Needs torch and timm.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import time
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-MODELS = {  # image, patch, width, depth, heads, channels, classes: as in src/bench/step.rs
+MODELS = {  # image side, patch side, width, depth, heads, channels, classes: as in src/bench/step.rs
     "tiny-28": (28, 7, 48, 16, 4, 1, 10),
     "deit-ti": (224, 16, 192, 12, 3, 3, 1000),
     "deit-s": (224, 16, 384, 12, 6, 3, 1000),
@@ -43,14 +44,17 @@ def arguments():
     return parser.parse_args()
 
 
-def network(a):
-    """The model and the parameters that train. They form one group, since groups for weight decay would only add kernels."""
-    image, patch, width, depth, heads, channels, classes = MODELS[a.model]
-    deep = depth // STAGES
-    depths = [deep if a.mode == "e2e" or stage == a.stage else 1 for stage in range(STAGES)]
+def network(options):
+    """Returns the model, the trained parameters, and (channels, image side, classes).
+
+    All parameters get weight decay, in one optimiser group: a second group without it would only add kernel launches.
+    """
+    side, patch, width, depth, heads, channels, classes = MODELS[options.model]
+    deep_blocks = depth // STAGES
+    depths = [deep_blocks if options.mode == "e2e" or stage == options.stage else 1 for stage in range(STAGES)]
     stage_of_block = [stage for stage, blocks in enumerate(depths) for _ in range(blocks)]
-    model = VisionTransformer(img_size=image, patch_size=patch, in_chans=channels, num_classes=classes,
-                              embed_dim=width, depth=sum(depths), num_heads=heads).to(a.device)
+    model = VisionTransformer(img_size=side, patch_size=patch, in_chans=channels, num_classes=classes,
+                              embed_dim=width, depth=sum(depths), num_heads=heads).to(options.device)
 
     def stage_of(name):
         if name.startswith("blocks."):
@@ -59,30 +63,30 @@ def network(a):
 
     trained = []
     for name, parameter in model.named_parameters():
-        if a.mode == "e2e" or stage_of(name) == a.stage:
+        if options.mode == "e2e" or stage_of(name) == options.stage:
             trained.append(parameter)
-        elif a.mode == "frozen" or stage_of(name) < a.stage:
+        elif options.mode == "frozen" or stage_of(name) < options.stage:
             parameter.requires_grad_(False)
-    return model, trained, (channels, image, classes)
+    return model, trained, (channels, side, classes)
 
 
 def main():
-    a = arguments()
-    torch.set_num_threads(a.threads)
+    options = arguments()
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model, trained, (channels, image, classes) = network(a)
-    cuda = a.device.startswith("cuda")
+    model, trained, (channels, side, classes) = network(options)
+    cuda = options.device.startswith("cuda")
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.05, fused=cuda or None)
-    if a.compile:
+    if options.compile:
         model = torch.compile(model)
-    host_images = torch.randn(a.batch, channels, image, image)
-    host_targets = torch.softmax(torch.randn(a.batch, classes), -1)
+    host_images = torch.randn(options.batch, channels, side, side)
+    host_targets = torch.softmax(torch.randn(options.batch, classes), -1)
     if cuda:
         host_images, host_targets = host_images.pin_memory(), host_targets.pin_memory()
 
     def step():
-        images, targets = (host.to(a.device, non_blocking=True) for host in (host_images, host_targets))
-        with torch.autocast(a.device.split(":")[0], dtype=torch.bfloat16, enabled=a.dtype == "bfloat16"):
+        images, targets = (host.to(options.device, non_blocking=True) for host in (host_images, host_targets))
+        with torch.autocast(options.device.split(":")[0], dtype=torch.bfloat16, enabled=options.dtype == "bfloat16"):
             logits = model(images)
         loss = torch.sum(-targets * torch.log_softmax(logits.float(), -1), -1).mean()
         loss.backward()
@@ -92,7 +96,7 @@ def main():
             torch.cuda.synchronize()
 
     times = []
-    for _ in range(WARM_UP + a.steps):
+    for _ in range(WARM_UP + options.steps):
         began = time.perf_counter()
         step()
         times.append(time.perf_counter() - began)
@@ -101,9 +105,10 @@ def main():
     free, total = torch.cuda.mem_get_info() if cuda else (0, 0)
     peak = total - free if cuda else resident
     print(json.dumps({
-        "model": a.model, "mode": a.mode, "stage": a.stage, "batch": a.batch, "dtype": a.dtype, "device": a.device,
-        "threads": a.threads, "compiled": a.compile, "torch": torch.__version__,
-        "images_per_s": a.batch / statistics.median(times[WARM_UP:]), "peak_mib": peak / 2**20,
+        "model": options.model, "mode": options.mode, "stage": options.stage, "batch": options.batch,
+        "dtype": options.dtype, "device": options.device, "threads": options.threads, "compiled": options.compile,
+        "torch": torch.__version__,
+        "images_per_s": options.batch / statistics.median(times[WARM_UP:]), "peak_mib": peak / 2**20,
     }))
 
 

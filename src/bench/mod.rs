@@ -1,5 +1,5 @@
-//! `incubate bench`: makes every claim about performance a command that anybody can run. Most results are compared with another
-//! program.
+//! `incubate bench`: makes every claim about performance a command that anybody can run. `bench store` compares with dd; scripts in
+//! `tools/` compare the other results with PyTorch and timm.
 
 pub mod data;
 pub mod index;

@@ -47,7 +47,8 @@ pub struct StepReport {
     pub matrix_product_gflops: f64,
     /// `gflops` divided by `matrix_product_gflops`.
     pub utilisation: f64,
-    /// The peak of the process's resident memory; on a GPU, the memory in use after the steps, because libtorch returns no memory.
+    /// The peak of the process's resident memory. On a GPU, the memory in use after the steps, which is the peak, because libtorch
+    /// never gives memory back to the driver.
     pub peak_mib: f64,
     pub share: Shares,
 }
@@ -107,6 +108,7 @@ pub struct Work {
     /// How many steps are timed.
     pub steps: usize,
     pub device: Device,
+    /// The parts that `--without` switches off.
     pub off: Off,
 }
 
@@ -117,14 +119,16 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     require!(stage.is_none_or(|s| s < stages), "--stage {}: stages are 0 to {}", stage.unwrap_or(0), stages - 1);
     require!(batch >= 2 && batch.is_multiple_of(2), "--batch {batch}: it must be even and at least 2");
     (config.module.global_batch, config.e2e.global_batch) = (batch, batch);
+    // The number of images sets the length of the phase, which no timed step depends on.
     let plan = Plan { config, train_images: 256 * batch };
     let mut phase = match stage {
         Some(index) => plan.phase(&MODULE, Some(index)),
         None => plan.phase(&E2E, None),
     };
-    // Parts that are switched off do not change the number of operations that the phase needs.
+    // Count before `--without` changes the phase: extra work that it causes is no progress.
     let flops = training_flops(&plan.config.model, &phase) * batch as f64;
     if off.has(Part::Suffix) {
+        // The stages after the module count as trained, so their weight gradients are computed.
         phase.trained.end = stages;
     }
     let start = fresh(phase.parameters(&plan).iter(), phase.seed);
@@ -170,7 +174,8 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
 /// Steps that run before the timed ones.
 const WARM_UP: usize = 3;
 
-/// Trains, and returns the seconds of each timed step and the summed times of their parts.
+/// Trains, and returns the seconds of each timed step and the summed times of the steps' parts. On a GPU these are the parts of the
+/// steps one earlier, because a step returns the outcome of the step before it.
 fn time_steps(
     stepper: &mut Stepper,
     network: &mut Network,
@@ -223,6 +228,7 @@ fn random_batches(
     })
 }
 
+/// The memory of [`StepReport::peak_mib`].
 fn peak_mib(device: Device) -> Result<f64> {
     if device.is_cuda() {
         return Ok(device::cuda()?.memory_in_use()? as f64 / (1 << 20) as f64);
@@ -235,7 +241,7 @@ fn peak_mib(device: Device) -> Result<f64> {
 /// The report for people.
 pub fn text(r: &StepReport) -> String {
     format!(
-        "{} {} on {}, batch {}, {:?}, {} thread(s): {:.2} images/s (median of {} steps of {:.3} s)\n\
+        "{} {} on {}, batch {}, {:?}, {} thread(s): {:.2} images/s ({:.3} s per step, the median of {})\n\
          {:.0} of {:.0} GFLOP/s, {:.0} % of the matrix product; peak memory {:.0} MiB\n\
          data {:.0} %, forward {:.0} %, backward {:.0} %, all-reduce {:.0} %, optimiser {:.0} %, waiting for the GPU {:.0} %\n",
         r.model,
@@ -245,8 +251,8 @@ pub fn text(r: &StepReport) -> String {
         r.precision,
         r.threads,
         r.images_per_s,
-        r.steps,
         r.step_s,
+        r.steps,
         r.gflops,
         r.matrix_product_gflops,
         100.0 * r.utilisation,

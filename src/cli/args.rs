@@ -1,4 +1,5 @@
-//! The commands and their arguments. The other files of this folder execute them.
+//! The commands and their arguments. The arguments that name a config are in `overrides.rs`, those of `bench` in `bench.rs`; `mod.rs`
+//! and the other files execute the commands.
 
 use super::bench::Bench;
 use super::overrides::{ConfigArgs, Overrides, TrainArgs};
@@ -61,21 +62,23 @@ pub enum Command {
         /// timm, hf, detectron2, mmdet, mmseg, safetensors, pth or all; may be given more than once
         #[arg(long = "format", value_name = "FORMAT", default_value = "timm")]
         formats: Vec<ExportFormat>,
-        /// The model to export; one that is not the final model goes into a folder of its name [default: final.h5 of the run directory]
+        /// The model to export [default: final.h5 of the run directory]; exports of another file, such as meta.h5, go into
+        /// export/meta
         #[arg(long, value_name = "FILE")]
         weights: Option<PathBuf>,
         /// Print JSON: the folders that were written
         #[arg(long)]
         json: bool,
     },
-    /// Import weights of the official code, DeiT or timm (.pth, .safetensors) into the run directory; position embeddings of
-    /// another image size are resampled
+    /// Import weights of the official code, DeiT, timm or another run (.pth, .safetensors, .h5) into the run directory; position
+    /// embeddings of another image size are resampled
     Import {
-        /// finished_checkpoint.pth, a .pth of timm or DeiT, or a .safetensors; nothing in it is executed
+        /// A .pth (of the official code, whose file is finished_checkpoint.pth, of timm or of DeiT), a .safetensors, or an .h5 of a
+        /// run; nothing in it is executed
         file: PathBuf,
         #[command(flatten)]
         config: ConfigArgs,
-        /// meta, assembled or final [default: meta or final, by the file's depth; with --new-head assembled for final]
+        /// meta, assembled or final [default, by depth: meta, else final, or assembled with --new-head]
         #[arg(long = "as", value_name = "ROLE")]
         role: Option<Role>,
         /// Take the moving averages of the weights (model_ema, state_dict_ema or ema_state_dict)
@@ -95,17 +98,17 @@ pub enum Command {
         /// The number of ranks to plan for
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         ranks: u32,
-        /// Sustained TFLOP/s of one rank's device [default: this machine's matrix product, measured]
+        /// Sustained TFLOP/s of one rank's device [default: that of fp32 matrix products on this machine's CPU, measured]
         #[arg(long, value_name = "TFLOPS", value_parser = positive)]
         rate: Option<f64>,
-        /// The GPU to plan for, such as h100: its peak in run.precision at an assumed utilisation, and its memory
+        /// The GPU to plan for, such as h100, with its memory; its speed is taken to be 40 % of its peak in run.precision
         #[arg(long, value_name = "NAME", conflicts_with = "rate")]
         gpu: Option<GpuModel>,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Submit a run to Slurm: jobs for the meta model, an array of modules, and the rest. Finished parts are not submitted again
+    /// Submit a run to Slurm, as several jobs or as one (slurm.mode). Finished parts are not submitted again
     Submit {
         #[command(flatten)]
         args: TrainArgs,
@@ -120,7 +123,7 @@ pub enum Command {
     Status {
         /// The run directory: run.dir of the config, or the folder given by --run-dir
         run_dir: PathBuf,
-        /// Refresh every two seconds until everything is done
+        /// Refresh every two seconds until every phase shown is done
         #[arg(long, conflicts_with = "json")]
         watch: bool,
         /// Print JSON
@@ -145,7 +148,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Check this node: versions and cores, and with a config also its data and run directory
+    /// Check this node (versions, cores, GPUs) and, with CONFIG, whether it reads the config's data fast enough and can write its
+    /// run directory
     Doctor {
         /// The TOML file whose data and run directory to check too
         config: Option<PathBuf>,
@@ -155,7 +159,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Measure performance, mostly compared with another program
+    /// Measure performance; scripts in tools/ compare with PyTorch and timm
     Bench {
         #[command(subcommand)]
         bench: Bench,
@@ -176,8 +180,8 @@ pub enum Command {
 pub struct PackArgs {
     /// A config, or a folder: of images (train/CLASS/*.jpg, val/CLASS/*.jpg), of tar shards, or of an earlier pack
     pub source: PathBuf,
-    /// The folder for train-*.h5 and val-*.h5, where existing shards are kept [default: the config's data.path, packed
-    /// from its data.pack_from]
+    /// The folder for train-*.h5 and val-*.h5; shards that exist are not written again. Without it SOURCE is a config:
+    /// data.pack_from is packed into data.path
     pub into: Option<PathBuf>,
     /// Shrink images whose shorter side is longer than this
     #[arg(long, default_value_t = SHORT_SIDE, value_parser = clap::value_parser!(u32).range(16..=4096))]
@@ -208,7 +212,8 @@ pub struct EvaluateArgs {
     /// meta.h5, module-i.h5, assembled.h5, final.h5 or e2e.h5 [default: final.h5 of the run directory]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// Also write logits, labels and inputs (if they are large, the first 16) as safetensors, for a comparison with other programs
+    /// Also write logits, labels and inputs (only the first 16 if all exceed 256 MiB) as safetensors, for a comparison with other
+    /// programs
     #[arg(long, value_name = "FILE")]
     pub outputs: Option<PathBuf>,
     /// Print JSON: the metrics by name, and how many images were evaluated
@@ -257,13 +262,13 @@ pub enum Downstream {
 }
 
 impl Command {
-    /// Whether the command checks [`crate::stop::STOP`] and ends in order. A signal ends any other command at once.
+    /// Whether the command checks [`crate::stop::STOP`] and stops cleanly when it is set. A signal ends any other command at once.
     pub fn heeds_signals(&self) -> bool {
-        self.trains() || matches!(self, Command::Pack(_) | Command::Status { watch: true, .. })
+        self.joins_world() || matches!(self, Command::Pack(_) | Command::Status { watch: true, .. })
     }
 
     /// Whether the command joins the world of ranks in which it was started, because all ranks train or wait for each other.
-    pub fn trains(&self) -> bool {
+    pub fn joins_world(&self) -> bool {
         matches!(
             self,
             Command::Run { .. }

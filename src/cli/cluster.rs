@@ -67,7 +67,7 @@ pub fn watch(run_dir: &Path) -> Result<()> {
         let lines = status::status(run_dir, &mut seen)?;
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
         let is_open = print_unless_closed(&format!("{clear}{}", status::table(&lines)))?;
-        if !is_open || status::is_over(&lines) {
+        if !is_open || status::is_all_done(&lines) {
             break;
         }
         std::thread::sleep(Duration::from_secs(2));

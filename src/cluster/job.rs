@@ -70,15 +70,15 @@ impl fmt::Display for JobKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedJob {
     pub kind: JobKind,
-    /// The positions in the graph of the nodes that it executes.
+    /// The positions in the graph of the nodes that the job executes.
     pub nodes: Vec<usize>,
     /// The modules of an array.
     pub modules: Vec<usize>,
-    /// The module of the array's task 0.
-    pub first: usize,
-    /// The positions in the list of the jobs that it waits for.
+    /// The module that the array's task 0 trains.
+    pub first_module: usize,
+    /// The positions in the list of the jobs that the job waits for.
     pub after: Vec<usize>,
-    /// The open jobs of earlier submissions that it waits for too, by the names that `squeue` gives them.
+    /// The open jobs of earlier submissions that the job waits for too, by their job IDs, such as `17` or `17_2`.
     pub after_open: Vec<String>,
     pub script: String,
     /// The arguments of the script.

@@ -29,10 +29,10 @@ pub struct Submitted {
     pub kind: JobKind,
     /// The modules of an array.
     pub modules: Vec<usize>,
-    /// The module of the array's task 0.
-    pub first: usize,
+    /// The module that the array's task 0 trains.
+    pub first_module: usize,
     pub script: PathBuf,
-    /// Slurm's number for it; none in a dry run.
+    /// The job's ID in Slurm; none in a dry run.
     pub id: Option<String>,
 }
 
@@ -47,14 +47,14 @@ struct Record {
 }
 
 impl From<Record> for Submitted {
-    fn from(Record { name, modules, first, script, id }: Record) -> Submitted {
-        Submitted { kind: JobKind::of_name(&name, !modules.is_empty()), modules, first, script, id }
+    fn from(Record { name, modules, first: first_module, script, id }: Record) -> Submitted {
+        Submitted { kind: JobKind::of_name(&name, !modules.is_empty()), modules, first_module, script, id }
     }
 }
 
 impl From<Submitted> for Record {
-    fn from(Submitted { kind, modules, first, script, id }: Submitted) -> Record {
-        Record { name: kind.to_string(), modules, first, script, id }
+    fn from(Submitted { kind, modules, first_module, script, id }: Submitted) -> Record {
+        Record { name: kind.to_string(), modules, first: first_module, script, id }
     }
 }
 
@@ -69,11 +69,11 @@ impl Submitted {
         queued.id == id || queued.id.strip_prefix(id).is_some_and(|rest| rest.starts_with('_'))
     }
 
-    /// Slurm's name of the task that trains a module, or of the job if it has no tasks.
+    /// The ID of the task that trains a module, or of the job if it has no tasks.
     fn id_of(&self, module: Option<usize>) -> Option<String> {
         let id = self.id.as_ref()?;
         match module.filter(|_| !self.modules.is_empty()) {
-            Some(module) => Some(format!("{id}_{}", module.checked_sub(self.first)?)),
+            Some(module) => Some(format!("{id}_{}", module.checked_sub(self.first_module)?)),
             None => Some(id.clone()),
         }
     }
@@ -111,7 +111,7 @@ impl Queue {
         self.queued.iter().find(|queued| queued.id == id)
     }
 
-    /// The number of the newest open job that executes a node and whose kind `is_eligible`.
+    /// The ID of the newest open job or task that executes a node and whose kind `is_eligible`.
     pub fn open_job(&self, node: &Node, is_eligible: impl Fn(&JobKind) -> bool) -> Option<String> {
         let jobs = self.jobs.iter().filter(|job| is_eligible(&job.kind) && job.executes(node));
         jobs.filter_map(|job| self.about_job(job, node.index)).find(|queued| queued.is_open()).map(|q| q.id.clone())
@@ -200,7 +200,7 @@ fn state_of(word: &str) -> JobState {
     }
 }
 
-/// `incubate cancel RUN_DIR`: cancels all open jobs and returns their numbers.
+/// `incubate cancel RUN_DIR`: cancels all open jobs and returns their IDs.
 pub fn cancel(run: &RunDir) -> Result<Vec<String>> {
     let Queue { jobs, queued } = Queue::of_run(run)?;
     let is_open = |job: &Submitted| queued.iter().any(|queued| queued.is_open() && job.includes(queued));
@@ -233,10 +233,10 @@ mod tests {
     use crate::config::Config;
     use crate::plan::Plan;
 
-    fn job(name: &str, modules: &[usize], first: usize, id: &str) -> Submitted {
+    fn job(name: &str, modules: &[usize], first_module: usize, id: &str) -> Submitted {
         let kind = JobKind::of_name(name, !modules.is_empty());
         assert_eq!(kind.to_string(), name);
-        Submitted { kind, modules: modules.to_vec(), first, script: PathBuf::new(), id: Some(id.into()) }
+        Submitted { kind, modules: modules.to_vec(), first_module, script: PathBuf::new(), id: Some(id.into()) }
     }
 
     fn queued(id: &str, state: JobState) -> Queued {

@@ -99,7 +99,7 @@ impl<'a> Script<'a> {
         };
         match &job.kind {
             JobKind::Row(row) => format!("{row}.json"),
-            JobKind::Array { row, .. } => format!("{row}-\"$(({} + SLURM_ARRAY_TASK_ID))\".json", job.first),
+            JobKind::Array { row, .. } => format!("{row}-\"$(({} + SLURM_ARRAY_TASK_ID))\".json", job.first_module),
             JobKind::Finalize | JobKind::Run | JobKind::Script(_) => all_phases(),
         }
     }
@@ -166,7 +166,7 @@ impl<'a> Script<'a> {
         ];
         if is_array {
             let limit = if slurm.array_limit > 0 { format!("%{}", slurm.array_limit) } else { String::new() };
-            let tasks: Vec<usize> = job.modules.iter().map(|module| module - job.first).collect();
+            let tasks: Vec<usize> = job.modules.iter().map(|module| module - job.first_module).collect();
             options.push(format!("--array={}{limit}", ranges(&tasks)));
         }
         if size.gpus > 0 {
@@ -194,7 +194,7 @@ fn step(job: &PlannedJob) -> String {
     let command = match &job.kind {
         JobKind::Row(row) => format!("{row} \"$config\""),
         JobKind::Array { row, .. } => {
-            format!("{row} \"$config\" --index \"$(({} + SLURM_ARRAY_TASK_ID))\"", job.first)
+            format!("{row} \"$config\" --index \"$(({} + SLURM_ARRAY_TASK_ID))\"", job.first_module)
         }
         // `run` verifies and skips the nodes that the jobs before it have executed.
         JobKind::Finalize | JobKind::Run | JobKind::Script(_) => "run \"$config\"".into(),

@@ -1,5 +1,5 @@
-//! Plans the Slurm jobs of a run, as a pure function of its graph and of the nodes that are done or have an open job.
-//! `submit.rs` submits the jobs.
+//! Plans the program's own Slurm jobs of a run: a pure function of the plan, of paths and of a [`Situation`]. `submit.rs` plans the
+//! jobs of the user's scripts and submits all.
 //!
 //! A job is open if it is queued or running.
 
@@ -12,7 +12,7 @@ use crate::run::table::SlurmJob;
 use anyhow::Result;
 use std::collections::BTreeMap;
 
-/// The facts on which the jobs depend, apart from the plan.
+/// The facts on which the jobs depend, apart from the plan and the paths.
 #[derive(Debug, Clone)]
 pub struct Situation {
     /// The positions in the graph of the nodes that are needed and not done.
@@ -24,20 +24,21 @@ pub struct Situation {
     pub save_s: f64,
 }
 
-/// The open jobs of earlier submissions, by the names that `squeue` gives them.
+/// The open jobs of earlier submissions, by their job IDs, such as `17` or `17_2`.
 #[derive(Debug, Clone, Default)]
 pub struct OpenJobs {
-    /// All jobs but the last, by the position of the node that they execute.
-    pub nodes: BTreeMap<usize, String>,
+    /// The open job or array task of each node, by the node's position; without `last`.
+    pub of_nodes: BTreeMap<usize, String>,
     /// The job `finalize` or `run`.
     pub last: Option<String>,
 }
 
 /// Slurm's default of MaxArraySize.
-pub const MAX_ARRAY_SIZE: usize = 1001;
+pub const DEFAULT_MAX_ARRAY_SIZE: usize = 1001;
 
-/// The jobs for the nodes that are not done and have no open job, in order. If there are such jobs and the last job is open, the
-/// open one waits for jobs that failed. Then a new last job is among the results, and the caller must cancel the open one first.
+/// The program's own jobs that must be submitted so that every unfinished node has one, in order. If jobs before the last one are
+/// submitted again, an open last job would wait for the old, failed ones for ever. Then a new last job is among the results, and the
+/// caller must cancel the open one first.
 ///
 /// # Errors
 /// A usage error for text that cannot be written into a script.
@@ -46,10 +47,10 @@ pub fn jobs(plan: &Plan, graph: &Graph, paths: Paths, situation: &Situation) -> 
     let mut jobs: Vec<PlannedJob> = Vec::new();
     for mut job in candidates(plan, graph, situation.max_array_size) {
         let is_last = job.kind.is_last();
-        let has_job = |node: &usize| !is_last && situation.open.nodes.contains_key(node);
+        let has_job = |node: &usize| !is_last && situation.open.of_nodes.contains_key(node);
         job.nodes.retain(|node| situation.unfinished.contains(node) && !has_job(node));
-        let waits_in_vain = is_last && !jobs.is_empty();
-        if job.nodes.is_empty() || is_last && situation.open.last.is_some() && !waits_in_vain {
+        let open_last_stays = is_last && situation.open.last.is_some() && jobs.is_empty();
+        if job.nodes.is_empty() || open_last_stays {
             continue;
         }
         if !job.modules.is_empty() {
@@ -63,15 +64,17 @@ pub fn jobs(plan: &Plan, graph: &Graph, paths: Paths, situation: &Situation) -> 
     Ok(jobs)
 }
 
-/// The program's own jobs for a run of which nothing is done, without the texts of their scripts.
+/// Jobs for all nodes of the graph except the user's scripts, even for nodes that are done or not wanted. Their dependencies and the
+/// texts of their scripts are still empty.
 fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJob> {
     let mut jobs: Vec<PlannedJob> = Vec::new();
     for (position, node) in graph.nodes().iter().enumerate() {
-        let Some((kind, first)) = kind_of(node, plan.config.slurm.mode, max_array_size) else { continue };
+        let Some((kind, first_module)) = kind_of(node, plan.config.slurm.mode, max_array_size) else { continue };
         let index = jobs.iter().rposition(|job| job.kind == kind).unwrap_or(jobs.len());
         if index == jobs.len() {
             let (nodes, modules, after, after_open, arguments) = (vec![], vec![], vec![], vec![], vec![]);
-            jobs.push(PlannedJob { kind, nodes, modules, first, after, after_open, script: String::new(), arguments });
+            let script = String::new();
+            jobs.push(PlannedJob { kind, nodes, modules, first_module, after, after_open, script, arguments });
         }
         jobs[index].nodes.push(position);
         if let JobKind::Array { .. } = jobs[index].kind {
@@ -81,7 +84,8 @@ fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJ
     jobs
 }
 
-/// The kind of the program's own job that executes a node, and the module of the job's task 0; none for a user's script.
+/// The kind of the program's own job that executes a node; none for a user's script. Returns also the module that task 0 of an array
+/// trains (0 for other jobs).
 fn kind_of(node: &Node, mode: SlurmMode, max_array_size: usize) -> Option<(JobKind, usize)> {
     let row = node.row.name.to_string();
     match (node.row.job, mode) {
@@ -102,10 +106,10 @@ fn needs_any(graph: &Graph, job: &PlannedJob, nodes: &[usize]) -> bool {
     job.nodes.iter().any(|&node| graph.nodes()[node].needs.iter().any(|need| nodes.contains(need)))
 }
 
-/// The open jobs that execute a node that a job needs or, in one allocation, a node of the job itself.
+/// The open jobs that execute a node that a job needs or (only for `run`, which keeps such nodes) a node of the job itself.
 fn open_before(graph: &Graph, job: &PlannedJob, open: &OpenJobs) -> Vec<String> {
     let is_before = |node: &usize| job.nodes.contains(node) || needs_any(graph, job, &[*node]);
-    open.nodes.iter().filter(|(node, _)| is_before(node)).map(|(_, id)| id.clone()).collect()
+    open.of_nodes.iter().filter(|(node, _)| is_before(node)).map(|(_, id)| id.clone()).collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! `incubate status RUN_DIR`: the state of each node of a run, by heartbeats, artefacts and Slurm's queue, if there is one.
+//! `incubate status RUN_DIR`: the state of each node that packs, trains or assembles, by heartbeats, artefacts and Slurm's queue, if
+//! there is one.
 
 use super::evidence::{gather, is_imported};
 use super::queue::Queue;
@@ -20,18 +21,18 @@ pub struct Line {
     pub phase: String,
     #[serde(serialize_with = "as_word")]
     pub state: State,
-    /// The reason for the state, such as Slurm's reason or the error with which the node failed.
+    /// Why the node is in this state, with the cure if there is one; for a running node, why it cannot be saved at present.
     pub why: Option<String>,
-    /// Its Slurm job, by the name that `squeue` gives it.
+    /// The node's Slurm job by its ID, such as `17`, or `17_2` for a task.
     pub job: Option<String>,
     pub step: u64,
     pub steps: u64,
     pub images_per_s: f64,
     pub eta_s: Option<f64>,
-    /// Seconds over all starts.
+    /// Seconds spent on the node, over all starts.
     pub seconds: f64,
     pub restarts: u32,
-    /// The share of these seconds that was spent in steps whose results still count, from 0 to 1.
+    /// The share of `seconds` that was spent in steps whose results still count, from 0 to 1.
     pub goodput: Option<f64>,
     pub host: Option<String>,
     /// Seconds since the last heartbeat or the last renewal of the lease.
@@ -47,7 +48,7 @@ fn as_word<S: Serializer>(state: &State, serializer: S) -> Result<S::Ok, S::Erro
     serializer.serialize_str(state.word())
 }
 
-/// All lines of the status of a run directory. `seen` caches artefacts for the next call.
+/// All lines of the status of a run directory. `seen` caches the headers of artefacts for the next call.
 pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
     let run = RunDir { path: path.into() };
     // The steps come from the heartbeats, so the data need not be reachable.
@@ -59,19 +60,19 @@ pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
 /// The lines of all nodes that are shown.
 pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut Seen) -> Result<Vec<Line>> {
     let find = |node: &Node| Ok(seen.find(run, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))));
-    let mut evidence = gather(graph, &plan.config, queue, find)?;
+    let mut of_nodes = gather(graph, &plan.config, queue, find)?;
     let heartbeat = |node: &Node| Progress::read(&run.path, &node.name).filter(|_| node.row.has_heartbeat());
     let heartbeats: Vec<Option<Progress>> = graph.nodes().iter().map(heartbeat).collect();
-    for (evidence, heartbeat) in evidence.iter_mut().zip(&heartbeats) {
+    for (evidence, heartbeat) in of_nodes.iter_mut().zip(&heartbeats) {
         evidence.beat = heartbeat.as_ref().map(|progress| progress.beat(run));
     }
-    let is_imported = is_imported(graph, &evidence);
-    let states = states(graph, &evidence);
+    let is_imported = is_imported(graph, &of_nodes);
+    let states = states(graph, &of_nodes);
     let task = Task::of(&plan.config);
     let mut lines = Vec::new();
-    for (((node, evidence), heartbeat), state) in graph.nodes().iter().zip(&evidence).zip(&heartbeats).zip(states) {
+    for (((node, evidence), heartbeat), state) in graph.nodes().iter().zip(&of_nodes).zip(&heartbeats).zip(states) {
         if is_shown(node, evidence, is_imported) {
-            let mut line = line(plan, node, state, evidence, heartbeat.as_ref());
+            let mut line = line_of(plan, node, state, evidence, heartbeat.as_ref());
             line.computed = plan.phase_of(node).map_or(Total::default(), |phase| run.total(plan, &phase));
             line.headline = task.headline_score(seen.header(run, node).map(|header| &header.metrics));
             lines.push(line);
@@ -80,8 +81,8 @@ pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut
     Ok(lines)
 }
 
-/// Whether a node has a line. It has one if the run needs it, if its artefact exists, or if a command has trained it although the
-/// config does not ask for it.
+/// Whether a node has a line. Only nodes with heartbeats have one: the nodes that the run needs, and those that have a file or were
+/// trained though the run does not need them.
 fn is_shown(node: &Node, evidence: &Evidence, is_imported: bool) -> bool {
     let has_file = evidence.found != Found::Nothing;
     let is_trained = node.row.phase().is_some() && (has_file || evidence.beat.is_some());
@@ -89,8 +90,8 @@ fn is_shown(node: &Node, evidence: &Evidence, is_imported: bool) -> bool {
     node.row.has_heartbeat() && if is_before_imported { has_file } else { node.is_wanted || is_trained }
 }
 
-/// The line of a node without the score of its artefact. `heartbeat` is the node's last heartbeat.
-fn line(plan: &Plan, node: &Node, state: State, evidence: &Evidence, heartbeat: Option<&Progress>) -> Line {
+/// The line of a node without `computed` and `headline`, which the caller fills in. `heartbeat` is the node's last heartbeat.
+fn line_of(plan: &Plan, node: &Node, state: State, evidence: &Evidence, heartbeat: Option<&Progress>) -> Line {
     let running = heartbeat.filter(|_| state == State::Running);
     let global_batch = plan.phase_of(node).map_or(0, |phase| phase.training.global_batch);
     Line {
@@ -129,24 +130,24 @@ pub fn table(lines: &[Line]) -> String {
         "job",
         "where, why"
     );
-    for l in lines {
+    for line in lines {
         let time = |s: Option<f64>| s.map_or("-".into(), duration);
         let percent = |p: Option<f64>| p.map_or("-".into(), |p| format!("{:.0} %", 100.0 * p));
         let _ = writeln!(
             out,
             "{:<10} {:<9} {:>15} {:>9.0} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8}  {:<10} {}",
-            l.phase,
-            l.state.word(),
-            format!("{}/{}", l.step, l.steps),
-            l.images_per_s,
-            time(l.eta_s),
-            duration(l.seconds),
-            l.restarts,
-            percent(l.goodput),
-            time(l.heartbeat_s),
-            l.headline.cell("-"),
-            l.job.as_deref().unwrap_or("-"),
-            l.why.as_deref().or(l.host.as_deref()).unwrap_or("-")
+            line.phase,
+            line.state.word(),
+            format!("{}/{}", line.step, line.steps),
+            line.images_per_s,
+            time(line.eta_s),
+            duration(line.seconds),
+            line.restarts,
+            percent(line.goodput),
+            time(line.heartbeat_s),
+            line.headline.cell("-"),
+            line.job.as_deref().unwrap_or("-"),
+            line.why.as_deref().or(line.host.as_deref()).unwrap_or("-")
         );
     }
     let sum = |number: fn(&Total) -> f64| lines.iter().map(|line| number(&line.computed)).sum::<f64>();
@@ -161,7 +162,7 @@ pub fn table(lines: &[Line]) -> String {
     out
 }
 
-/// Whether all nodes are done.
-pub fn is_over(lines: &[Line]) -> bool {
+/// Whether all nodes that are shown are done.
+pub fn is_all_done(lines: &[Line]) -> bool {
     lines.iter().all(|line| line.state == State::Done)
 }

@@ -6,7 +6,7 @@ use super::job::{JobKind, PlannedJob};
 use super::queue::{self, Queue, Submitted};
 use super::sbatch;
 use super::script::Paths;
-use super::slurm::{MAX_ARRAY_SIZE, OpenJobs, Situation, jobs};
+use super::slurm::{DEFAULT_MAX_ARRAY_SIZE, OpenJobs, Situation, jobs};
 use crate::plan::Plan;
 use crate::plan::cost::cost;
 use crate::run::graph::{Graph, Node};
@@ -85,8 +85,8 @@ fn check(jobs: Vec<PlannedJob>, flops: impl Fn(&PlannedJob) -> f64, folder: &Pat
         }
         let (after, flops) = (names_before(&job, &written), flops(&job));
         let check = check.map(|said| said.unwrap_or_else(|words| words));
-        let PlannedJob { kind, modules, first, script: text, .. } = job;
-        let job = Submitted { kind, modules, first, script, id: None };
+        let PlannedJob { kind, modules, first_module, script: text, .. } = job;
+        let job = Submitted { kind, modules, first_module, script, id: None };
         written.push(Written { job, after, flops, check, text: Some(text) });
     }
     refused.map_or(Ok(written), Err)
@@ -108,8 +108,8 @@ fn submit_all(
         let ids: Vec<&str> = ids.chain(job.after_open.iter().map(String::as_str)).collect();
         let id = sbatch::submit(&script, &job.arguments, &ids)?;
         let (after, flops) = (names_before(&job, &written), flops(&job));
-        let PlannedJob { kind, modules, first, .. } = job;
-        let job = Submitted { kind, modules, first, script, id: Some(id) };
+        let PlannedJob { kind, modules, first_module, .. } = job;
+        let job = Submitted { kind, modules, first_module, script, id: Some(id) };
         submitted.push(job.clone());
         written.push(Written { job, after, flops, check: None, text: None });
         record(&submitted)?;
@@ -123,7 +123,7 @@ fn write_script(job: &PlannedJob, folder: &Path) -> Result<PathBuf> {
     Ok(script)
 }
 
-/// The jobs that a job waits for: jobs of this submission by their names, jobs of earlier submissions by their numbers.
+/// The jobs that a job waits for: jobs of this submission by their names, jobs of earlier submissions by their IDs.
 fn names_before(job: &PlannedJob, written: &[Written]) -> Vec<String> {
     let open = job.after_open.iter().map(|id| format!("job {id}"));
     job.after.iter().map(|&position| written[position].job.kind.to_string()).chain(open).collect()
@@ -137,7 +137,7 @@ fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &
     let mut scripts = Vec::new();
     for (position, node) in graph.nodes().iter().enumerate() {
         let Some(path) = &node.script else { continue };
-        let is_due = situation.unfinished.contains(&position) && !situation.open.nodes.contains_key(&position);
+        let is_due = situation.unfinished.contains(&position) && !situation.open.of_nodes.contains_key(&position);
         if after.is_empty() && !is_due {
             continue;
         }
@@ -147,7 +147,7 @@ fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &
             kind: JobKind::Script(node.name.clone()),
             nodes: vec![position],
             modules: vec![],
-            first: 0,
+            first_module: 0,
             after: after.clone(),
             after_open: after_open.clone(),
             script,
@@ -176,7 +176,7 @@ fn cancel_replaced(jobs: &[PlannedJob], queue: &Queue) -> Result<()> {
     queue::scancel(&ids)
 }
 
-/// Gathers the facts on which the jobs depend, apart from the plan.
+/// Gathers the facts on which the jobs depend, apart from the plan and the paths.
 fn situation(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<Situation> {
     let nodes = graph.nodes().iter().enumerate();
     let open = nodes.filter_map(|(position, node)| Some((position, queue.open_job(node, |kind| !kind.is_last())?)));
@@ -184,8 +184,8 @@ fn situation(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<
     let last = graph.nodes().iter().find_map(|node| queue.open_job(node, JobKind::is_last));
     Ok(Situation {
         unfinished: unfinished(plan, graph, run, queue)?,
-        open: OpenJobs { nodes: open, last },
-        max_array_size: queue::max_array_size().unwrap_or(MAX_ARRAY_SIZE),
+        open: OpenJobs { of_nodes: open, last },
+        max_array_size: queue::max_array_size().unwrap_or(DEFAULT_MAX_ARRAY_SIZE),
         save_s: save_s(plan, run),
     })
 }

@@ -4,25 +4,26 @@ use crate::usage;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-/// The number of samples into which a replica's share of a global batch is split. It changes memory and speed, and the result only
-/// by rounding.
+/// How many samples a replica computes at a time: its share of a global batch is split into pieces of this many. The number changes
+/// memory and speed, and the result only by rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub enum MicroBatch {
-    /// The number of samples that the device's memory holds.
+    /// Chosen at the start of a phase by what fits the memory; see `pipeline/micro_batch.rs`.
     Auto,
     Samples(usize),
 }
 
-/// The size for estimates that are made before a device is known.
-const USUAL: usize = 64;
+/// What `Auto` means wherever no micro-batch is chosen by memory: estimates, `evaluate`, `assemble`, `bench`.
+const SAMPLES_IF_AUTO: usize = 64;
+/// The largest number that a config may give.
 const MOST: i64 = 1 << 20;
 
 impl MicroBatch {
-    /// The number of samples that the config gives, or the size for estimates.
+    /// The number of samples that the config gives, or a fixed number for `Auto`.
     pub fn samples(self) -> usize {
         match self {
-            MicroBatch::Auto => USUAL,
+            MicroBatch::Auto => SAMPLES_IF_AUTO,
             MicroBatch::Samples(samples) => samples,
         }
     }
@@ -37,9 +38,10 @@ impl TryFrom<Value> for MicroBatch {
             Value::Integer(n) if *n > MOST => Err(usage!("at most {MOST}; lower it")),
             // Samples are mixed in pairs.
             Value::Integer(n) if *n >= 2 && n % 2 == 0 => Ok(MicroBatch::Samples(*n as usize)),
-            Value::Integer(n) => {
-                Err(usage!("it must be even (samples are mixed in pairs); try {}", (n / 2 * 2 + 2).max(2)))
-            }
+            Value::Integer(n) => Err(usage!(
+                "it must be even and at least 2 (samples are mixed in pairs); try {}",
+                (n / 2 * 2 + 2).max(2)
+            )),
             _ => Err(usage!("give an even number of samples, or \"auto\"")),
         }
     }

@@ -10,14 +10,14 @@ use tch::{Device, Kind, Tensor};
 /// alone.
 pub fn fresh<'a>(parameters: impl Iterator<Item = &'a Parameter>, seed: u64) -> Weights {
     let mut parameters: Vec<&Parameter> = parameters.collect();
-    // The largest are drawn first, so that all cores end at about the same time.
+    // Sorted by size, so that the halves that Rayon splits off for idle threads hold the small parameters.
     parameters.sort_by_key(|parameter| std::cmp::Reverse(parameter.count()));
     // Only this thread calls libtorch. Every other thread that called it would get OpenMP threads of its own, and more OpenMP
     // threads than cores would slow down every later step.
-    let empty = |parameter: &&Parameter| Tensor::empty(&parameter.shape[..], (Kind::Float, Device::Cpu));
-    let mut tensors: Vec<Tensor> = parameters.iter().map(empty).collect();
-    let drawn: Vec<_> = parameters.iter().zip(tensors.iter_mut().map(floats_mut)).collect();
-    drawn.into_par_iter().with_max_len(1).for_each(|(parameter, numbers)| draw(parameter, seed, numbers));
+    let allocate = |parameter: &&Parameter| Tensor::empty(&parameter.shape[..], (Kind::Float, Device::Cpu));
+    let mut tensors: Vec<Tensor> = parameters.iter().map(allocate).collect();
+    let to_draw: Vec<_> = parameters.iter().zip(tensors.iter_mut().map(floats_mut)).collect();
+    to_draw.into_par_iter().with_max_len(1).for_each(|(parameter, numbers)| draw(parameter, seed, numbers));
     parameters.into_iter().map(|parameter| (parameter.stage, parameter.name.clone())).zip(tensors).collect()
 }
 

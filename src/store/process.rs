@@ -13,7 +13,7 @@ pub fn host() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").map_or("?".into(), |name| name.trim().to_string())
 }
 
-/// The Slurm job of this process as `squeue` names it: `17`, or `17_2` for a task of an array.
+/// The ID of this process's Slurm job: `17`, or `17_2` for a task of an array.
 pub fn slurm_job() -> Option<String> {
     let variable = |name: &str| std::env::var(name).ok();
     match (variable("SLURM_ARRAY_JOB_ID"), variable("SLURM_ARRAY_TASK_ID")) {

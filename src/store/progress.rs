@@ -36,10 +36,10 @@ pub struct Progress {
     /// Samples per forward pass of a replica. A later start with `run.micro_batch = "auto"` reuses this number.
     #[serde(default)]
     pub micro_batch: Option<usize>,
-    /// The Slurm job that trains it, as `squeue` names it.
+    /// The Slurm job that trains the phase by its ID, such as `17`, or `17_2` for a task.
     #[serde(default)]
     pub job: Option<String>,
-    /// The error that it failed with.
+    /// The error with which the phase failed.
     #[serde(default)]
     pub error: Option<String>,
     /// Why the running phase cannot be saved at present, such as a full disk.

@@ -10,7 +10,7 @@ use clap::CommandFactory;
 use incubate::cli::Cli;
 use incubate::cluster::queue::Queue;
 use incubate::cluster::script::Paths;
-use incubate::cluster::slurm::{MAX_ARRAY_SIZE, OpenJobs, Situation, jobs};
+use incubate::cluster::slurm::{DEFAULT_MAX_ARRAY_SIZE, OpenJobs, Situation, jobs};
 use incubate::cluster::status;
 use incubate::collective::mpi::World;
 use incubate::config::{Config, DeviceChoice, PHASE_TABLES};
@@ -70,14 +70,14 @@ fn a_new_phase_is_one_row() {
     assert_eq!(models[5..], ["assembled", "fine-tuned", "tuned again"]);
 
     let lines = status::lines(&job.plan, &graph, &job.run, &Queue::default(), &mut Seen::default()).unwrap();
-    assert!(status::is_over(&lines) && lines.last().unwrap().phase == "again", "{lines:?}");
+    assert!(status::is_all_done(&lines) && lines.last().unwrap().phase == "again", "{lines:?}");
 
     // The last job, `finalize`, executes the new phase.
     let position = graph.nodes().iter().position(|node| node.name == "again").unwrap();
     let situation = Situation {
         unfinished: vec![position],
         open: OpenJobs::default(),
-        max_array_size: MAX_ARRAY_SIZE,
+        max_array_size: DEFAULT_MAX_ARRAY_SIZE,
         save_s: 0.0,
     };
     let paths = Paths { binary: Path::new("/i"), config: Path::new("/c.toml"), run_dir: Path::new("/r") };

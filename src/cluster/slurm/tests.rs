@@ -20,7 +20,7 @@ fn with_done(plan: &Plan, done: &[&str]) -> Situation {
     let is_unfinished = |node: &Node| node.is_wanted && !done.contains(&node.name.as_str());
     let graph = plan.graph();
     let unfinished = (0..graph.nodes().len()).filter(|&node| is_unfinished(&graph.nodes()[node])).collect();
-    Situation { unfinished, open: OpenJobs::default(), max_array_size: MAX_ARRAY_SIZE, save_s: 0.0 }
+    Situation { unfinished, open: OpenJobs::default(), max_array_size: DEFAULT_MAX_ARRAY_SIZE, save_s: 0.0 }
 }
 
 fn position(plan: &Plan, name: &str) -> usize {

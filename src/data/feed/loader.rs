@@ -72,6 +72,7 @@ struct Worker {
     epoch: Option<(u64, Arc<Epoch>)>,
 }
 
+/// The part of the key that keeps the random numbers of mixing apart from others of the same seed.
 const MIX: u64 = 3;
 
 impl Loader {

@@ -2,8 +2,8 @@
 //!
 //! Repeated augmentation follows the official RASampler: it shuffles the images, repeats each several times in a row, and keeps as
 //! many samples as an epoch has. The mixing partners, positions 2j and 2j + 1, come from the two halves of the batch, so they are
-//! different images. Ranks and micro-batches divide the batch at even positions, so partners stay together. The samples are
-//! therefore the same for any number of ranks and workers.
+//! different images if `repeats` is at most half the batch. Ranks and micro-batches divide the batch at even positions, so partners
+//! stay together. A sample depends only on seed, step and position, so it is the same for any number of ranks and workers.
 
 use crate::random::Random;
 
@@ -32,10 +32,10 @@ impl Sampler {
         Epoch { order, repeats: self.repeats }
     }
 
-    /// The number of a position's sample in the epoch's sequence of samples.
+    /// Which sample of the epoch, counted from 0, stands at a position of a step's batch.
     fn number_in_epoch(&self, step: u64, position: usize) -> usize {
-        let half = position % 2 * (self.global_batch / 2);
-        (step % self.steps_per_epoch) as usize * self.global_batch + half + position / 2
+        let start_of_half = position % 2 * (self.global_batch / 2);
+        (step % self.steps_per_epoch) as usize * self.global_batch + start_of_half + position / 2
     }
 
     /// The image at a position, and the key of the sample's randomness.
@@ -46,6 +46,7 @@ impl Sampler {
     }
 }
 
+/// The parts of the keys that keep the order of the images and the transforms of a sample apart from other random numbers.
 const ORDER: u64 = 1;
 const SAMPLE: u64 = 2;
 

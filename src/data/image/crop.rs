@@ -17,10 +17,10 @@ pub fn random_resized(random: &mut Random, height: usize, width: usize, scale: [
             return Region { left, top, width: w, height: h };
         }
     }
-    let own = width as f64 / height as f64;
-    let (h, w) = if own < ratio[0] {
+    let whole_ratio = width as f64 / height as f64;
+    let (h, w) = if whole_ratio < ratio[0] {
         ((width as f64 / ratio[0]).round_ties_even() as usize, width)
-    } else if own > ratio[1] {
+    } else if whole_ratio > ratio[1] {
         (height, (height as f64 * ratio[1]).round_ties_even() as usize)
     } else {
         (height, width)
@@ -31,20 +31,26 @@ pub fn random_resized(random: &mut Random, height: usize, width: usize, scale: [
 
 /// (height, width) of an image after its shorter side is resized to `size` (torchvision's `Resize`).
 pub fn resized(height: usize, width: usize, size: usize) -> (usize, usize) {
-    let long = |own: usize, other: usize| (size as f64 * own as f64 / other as f64) as usize;
+    let long = |longer: usize, shorter: usize| (size as f64 * longer as f64 / shorter as f64) as usize;
     if width <= height { (long(height, width), size) } else { (size, long(width, height)) }
 }
 
 /// The first (row, column) of a random square of side `size` in an image with a border of `padding` pixels (torchvision's
-/// `RandomCrop`). Rows and columns are counted from the image's own first pixel, so the border has negative ones. The image's
-/// sides must not be shorter than `size`.
-pub fn padded(random: &mut Random, (height, width): (usize, usize), size: usize, padding: usize) -> (isize, isize) {
+/// `RandomCrop`). Rows and columns are counted from the image's own first pixel, so the result is negative if the square begins in
+/// the border. The image's sides must not be shorter than `size`.
+pub fn random_padded_start(
+    random: &mut Random,
+    (height, width): (usize, usize),
+    size: usize,
+    padding: usize,
+) -> (isize, isize) {
     let mut start = |side: usize| random.below(side - size + 2 * padding + 1) as isize - padding as isize;
     (start(height), start(width))
 }
 
-/// The part of the stored image that evaluation shows, and the region that its resampling reads: the central square of side
-/// `size` after the shorter side is resized to `size` / `share`.
+/// The part of the stored image that evaluation shows, and the region that its resampling reads, both in pixels of the stored image.
+/// The part is the central square of side `size` of the image whose shorter side is resized to `size` / `share`. The region is the
+/// part plus the reach of the bicubic kernel.
 pub fn centre(height: usize, width: usize, size: usize, share: f64) -> (Area, Region) {
     let (resized_h, resized_w) = resized(height, width, (size as f64 / share).floor() as usize);
     let offset = |resized: usize| ((resized - size) as f64 / 2.0).round_ties_even();
@@ -62,12 +68,12 @@ pub fn centre(height: usize, width: usize, size: usize, share: f64) -> (Area, Re
         let last = ((start + length + reach).ceil() as usize).min(most);
         (first, last - first)
     };
-    let (left, wide) = span(area.left, area.width, per_column, width);
-    let (top, high) = span(area.top, area.height, per_row, height);
-    (area, Region { left, top, width: wide, height: high })
+    let (left, region_width) = span(area.left, area.width, per_column, width);
+    let (top, region_height) = span(area.top, area.height, per_row, height);
+    (area, Region { left, top, width: region_width, height: region_height })
 }
 
-/// The largest reduction (8, 4, 2 or 1) at which `area` of the decoded image has at least `size` × `size` pixels.
+/// The largest n in 8, 4, 2 such that `area`, decoded at 1/n, still has at least `size` pixels on both sides; else 1.
 pub fn reduction(area: Area, size: usize) -> usize {
     let fits = |n: &usize| area.height.min(area.width) >= (n * size) as f64;
     [8, 4, 2].into_iter().find(fits).unwrap_or(1)

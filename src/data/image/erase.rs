@@ -4,8 +4,8 @@ use super::pixels::Region;
 use crate::random::Random;
 use std::sync::LazyLock;
 
-/// Draws a rectangle in a square of side `size`, with 2 to 33 % of its area. The ratio of height to width is log-uniform between 0.3
-/// and 1/0.3. Returns none after ten draws that do not fit.
+/// Draws a rectangle in a square of side `size`, with 2 to 33 % of its area. The ratio of height to width is log-uniform in
+/// [0.3, 1/0.3]. Returns none after ten draws that do not fit.
 pub fn rectangle(size: usize, random: &mut Random) -> Option<Region> {
     for _attempt in 0..10 {
         let area = random.between(0.02, 1.0 / 3.0) * (size * size) as f64;
@@ -20,24 +20,24 @@ pub fn rectangle(size: usize, random: &mut Random) -> Option<Region> {
     None
 }
 
-/// Fills a rectangle in every plane (`size` × `size`), row by row.
-pub fn fill(out: &mut [f32], size: usize, region: Region, mut fill: impl FnMut(&mut [f32])) {
+/// Calls `fill_row` on each row of the rectangle, in every plane of `size` × `size` numbers.
+pub fn fill(out: &mut [f32], size: usize, region: Region, mut fill_row: impl FnMut(&mut [f32])) {
     for plane in out.chunks_exact_mut(size * size) {
         for row in plane[region.top * size..(region.top + region.height) * size].chunks_exact_mut(size) {
-            fill(&mut row[region.left..region.left + region.width]);
+            fill_row(&mut row[region.left..region.left + region.width]);
         }
     }
 }
 
-/// Fills `out` with normal numbers, each of which takes a nanosecond. Each number is the sum of two random entries of a table of
-/// 4096. The variance is 1, the fourth moment is 2.996 instead of 3, and no number is beyond ± 5.2.
+/// Fills `out` with numbers from a standard normal distribution, fast: a nanosecond each. Each number is the sum of two random
+/// entries of a table of 4096. The variance is 1, the fourth moment is 2.996 instead of 3, and no number is beyond ± 5.2.
 pub fn noise(out: &mut [f32], random: &mut Random) {
     let table = &*NORMAL;
     for pair in out.chunks_mut(2) {
         let bits = random.bits();
-        for (i, out) in pair.iter_mut().enumerate() {
+        for (i, number) in pair.iter_mut().enumerate() {
             let draw = |which: usize| table[(bits >> (24 * i + 12 * which)) as usize & 4095];
-            *out = draw(0) + draw(1);
+            *number = draw(0) + draw(1);
         }
     }
 }
@@ -52,7 +52,7 @@ static NORMAL: LazyLock<Vec<f32>> = LazyLock::new(|| {
 
 /// The normal distribution's quantile by Acklam's rational approximation, with a relative error below 1.2e-9.
 fn quantile(p: f64) -> f64 {
-    const A: [f64; 6] = [
+    const CENTRE_NUMERATOR: [f64; 6] = [
         -3.969683028665376e1,
         2.209460984245205e2,
         -2.759285104469687e2,
@@ -60,7 +60,7 @@ fn quantile(p: f64) -> f64 {
         -3.066479806614716e1,
         2.506628277459239,
     ];
-    const B: [f64; 6] = [
+    const CENTRE_DENOMINATOR: [f64; 6] = [
         -5.447609879822406e1,
         1.615858368580409e2,
         -1.556989798598866e2,
@@ -68,7 +68,7 @@ fn quantile(p: f64) -> f64 {
         -1.328068155288572e1,
         1.0,
     ];
-    const C: [f64; 6] = [
+    const TAIL_NUMERATOR: [f64; 6] = [
         -7.784894002430293e-3,
         -3.223964580411365e-1,
         -2.400758277161838,
@@ -76,17 +76,18 @@ fn quantile(p: f64) -> f64 {
         4.374664141464968,
         2.938163982698783,
     ];
-    const D: [f64; 5] = [7.784695709041462e-3, 3.224671290700398e-1, 2.445134137142996, 3.754408661907416, 1.0];
+    const TAIL_DENOMINATOR: [f64; 5] =
+        [7.784695709041462e-3, 3.224671290700398e-1, 2.445134137142996, 3.754408661907416, 1.0];
     let polynomial = |coefficients: &[f64], x: f64| coefficients.iter().fold(0.0, |sum, c| sum * x + c);
     if p > 0.5 {
         return -quantile(1.0 - p);
     }
     if p < 0.02425 {
         let q = (-2.0 * p.ln()).sqrt();
-        return polynomial(&C, q) / polynomial(&D, q);
+        return polynomial(&TAIL_NUMERATOR, q) / polynomial(&TAIL_DENOMINATOR, q);
     }
     let q = p - 0.5;
-    q * polynomial(&A, q * q) / polynomial(&B, q * q)
+    q * polynomial(&CENTRE_NUMERATOR, q * q) / polynomial(&CENTRE_DENOMINATOR, q * q)
 }
 
 #[cfg(test)]

@@ -186,7 +186,8 @@ impl Recipe {
         bench.resized.resize(resized_height, resized_width);
         let Workbench { decoder, resample, resized, canvas, spent } = bench;
         draw(decoder, resample, spent, bytes, self.training_crop(whole), resized)?;
-        let start = crop::padded(random, (resized_height, resized_width), self.size, self.data.crop_padding);
+        let start =
+            crop::random_padded_start(random, (resized_height, resized_width), self.size, self.data.crop_padding);
         canvas.begin(self.size).copy_part(resized, start);
         Ok(())
     }
