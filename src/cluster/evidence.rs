@@ -8,7 +8,8 @@ use crate::run::state::{Evidence, Found};
 use crate::run::table::Kind;
 use anyhow::Result;
 
-/// The evidence about each node, without heartbeats. `find` looks at the file of a node.
+/// The evidence about each node, without heartbeats. `find` looks at the file of a node. Packing is done if the pack is complete, a
+/// user's script if its job has succeeded.
 pub fn gather(
     graph: &Graph,
     config: &Config,

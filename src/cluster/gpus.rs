@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 /// Checks everything that training needs on the GPUs of this node. A node without a driver passes, unless the config asks for
-/// GPUs.
+/// GPUs or Slurm has given the job GPUs.
 pub fn examine(choice: DeviceChoice) -> Vec<Finding> {
     let driver = match (choice, Driver::open()) {
         (DeviceChoice::Cpu, _) => return vec![finding("GPUs", Ok("not asked for (run.device = \"cpu\")".into()))],

@@ -13,7 +13,7 @@ pub enum JobKind {
     Array { row: String, number: usize },
     /// Executes all nodes after the modules: `finalize`.
     Finalize,
-    /// Executes everything except packing, in one allocation: `run`.
+    /// Executes everything except packing and the user's scripts, in one allocation: `run`.
     Run,
     /// Runs the user's script of the node with this name, such as `downstream-detect`.
     Script(String),

@@ -20,7 +20,7 @@ pub struct Situation {
     pub open: OpenJobs,
     /// Slurm's MaxArraySize: the largest index of an array plus one.
     pub max_array_size: usize,
-    /// The seconds that the slowest checkpoint of the run took so far.
+    /// The seconds that the slowest checkpoint of the run took so far, or an estimate before the first checkpoint.
     pub save_s: f64,
 }
 

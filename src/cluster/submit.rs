@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 pub struct Written {
     #[serde(flatten)]
     pub job: Submitted,
-    /// The names of the jobs that it waits for.
+    /// The jobs that it waits for: jobs of this submission by their names, jobs of earlier submissions as `job 17`.
     pub after: Vec<String>,
     /// The floating-point operations of its training, forward and backward.
     pub flops: f64,
@@ -33,12 +33,12 @@ pub struct Written {
     pub text: Option<String>,
 }
 
-/// Submits jobs for the nodes that are not done and have no open job. A dry run writes the scripts and lets Slurm check them, if
-/// there is a Slurm.
+/// Submits jobs for the nodes that are not done and have no open job, and for the user's scripts. First cancels the pending jobs that
+/// these jobs replace. A dry run only writes the scripts and lets Slurm check them, if there is a Slurm.
 ///
 /// # Errors
-/// A usage error if sbatch refuses a script, or if all unfinished nodes have open jobs; [`crate::error::Failure::Damaged`] for an
-/// artefact that the jobs would refuse.
+/// A usage error if sbatch refuses a script, if a job that must be replaced is running, or if all unfinished nodes have open jobs;
+/// [`crate::error::Failure::Damaged`] for an artefact that the jobs would refuse.
 pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>> {
     let run = RunDir::open(&plan.config)?;
     let graph = plan.graph();
@@ -130,7 +130,7 @@ fn names_before(job: &PlannedJob, written: &[Written]) -> Vec<String> {
 }
 
 /// The jobs for the user's own scripts. If jobs of the program are submitted, all scripts run after the last of them. Otherwise only
-/// the scripts run that have not succeeded.
+/// the scripts run that have not succeeded and have no open job; they wait for the open last job, if there is one.
 fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &Path) -> Result<Vec<PlannedJob>> {
     let after: Vec<usize> = jobs.len().checked_sub(1).into_iter().collect();
     let after_open: Vec<String> = if after.is_empty() { situation.open.last.iter().cloned().collect() } else { vec![] };
@@ -157,7 +157,8 @@ fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &
     Ok(scripts)
 }
 
-/// Cancels the pending jobs of earlier submissions that these jobs replace. They wait for jobs that failed.
+/// Cancels the pending jobs of earlier submissions that these jobs replace, because they wait for jobs that failed. Fails if such a job
+/// is running.
 fn cancel_replaced(jobs: &[PlannedJob], queue: &Queue) -> Result<()> {
     let mut ids = Vec::new();
     for old in queue.jobs.iter().filter(|old| old.modules.is_empty()) {

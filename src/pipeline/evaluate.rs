@@ -26,7 +26,8 @@ const FEW_INPUTS: usize = 16;
 
 /// Evaluates the artefact `weights` on the config's test images and returns the metrics. If `outputs` is given, also writes that
 /// safetensors file, for a comparison with another program: the network's outputs and the labels of all test images, under the
-/// task's names, and `inputs` (images, channels, rows, columns). If the inputs are large, only the first 16 are written.
+/// task's names, and `inputs` (images, channels, rows, columns). If all inputs have more than 256 MiB, only the first 16 are
+/// written.
 pub fn evaluate(
     config: &Config,
     weights: &Path,

@@ -26,7 +26,7 @@ pub struct Start {
     pub seconds: f64,
     pub device_seconds: f64,
     pub host: String,
-    /// The Slurm job, as `squeue` names it.
+    /// The ID of the Slurm job.
     pub job: Option<String>,
 }
 

@@ -26,9 +26,9 @@ pub enum State {
     Queued(String),
     /// It has not begun.
     Waiting,
-    /// It failed, with this error if the process could report one.
+    /// It failed, with the error that the process or Slurm has reported, if any.
     Failed(Option<String>),
-    /// Slurm has cancelled its job, for this reason.
+    /// Its Slurm job was cancelled, for this reason.
     Cancelled(String),
 }
 
@@ -66,14 +66,14 @@ impl Evidence {
     }
 }
 
-/// What was found at the path of a node's file.
+/// What was found of a node's results.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Found {
     #[default]
     Nothing,
-    /// A file that cannot be read, for this reason.
+    /// A file that cannot be read or is damaged, for this reason.
     Unreadable(String),
-    /// A file that is no artefact; its existence is enough.
+    /// Something other than an artefact whose existence is enough: a file, a complete pack, a job that has succeeded.
     Exists,
     Artefact(Stamp),
 }

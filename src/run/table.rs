@@ -10,13 +10,14 @@ use crate::config::{Config, Slurm, Training};
 /// A row of the table: everything that the program knows about one kind of node.
 #[derive(Debug)]
 pub struct Row {
-    /// The name in file names, logs, the status and the names of Slurm jobs. It also names a phase's command and config table.
+    /// The name in file names, logs, the status and the names of Slurm jobs. It also names a phase's command and, unless the
+    /// phase uses the config table of another row, its config table.
     pub name: &'static str,
     pub kind: Kind,
     /// The rows that must be done before this row, because it reads the files that they write.
     pub needs: &'static [&'static str],
-    /// The file in the run directory whose existence shows that the node is done; `{index}` stands for a module's number. Empty
-    /// if there is no such file.
+    /// The file in the run directory that shows that the node is done, if it exists and, as an artefact, is whole and the node's own.
+    /// `{index}` stands for a module's number. Empty if there is no such file.
     pub writes: &'static str,
     /// The model in that file, if the file is an artefact.
     pub model: Option<ModelSpec>,

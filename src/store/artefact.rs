@@ -88,7 +88,10 @@ impl Header {
     }
 }
 
-/// Writes a finished artefact durably and returns its content hash. It fails if the fence no longer holds at the end.
+/// Writes a finished artefact durably and returns its content hash.
+///
+/// # Errors
+/// The disk has no room for it, it cannot be written, or the fence no longer holds at the end.
 pub fn write(path: &Path, header: &Header, weights: &Weights, fence: Option<&Fence>) -> Result<String> {
     let tensors: Vec<(String, &Tensor)> =
         weights.iter().map(|((stage, name), tensor)| (path_of(*stage, name), tensor)).collect();
@@ -207,7 +210,7 @@ fn hash_of(bytes: &[u8]) -> String {
     blake3::Hasher::new().update_rayon(bytes).finalize().to_hex().to_string()
 }
 
-/// Reads and verifies a whole artefact.
+/// Reads and verifies a whole artefact or checkpoint.
 ///
 /// # Errors
 /// [`Failure::Damaged`] if the file differs from the file that was written, or does not hold the tensors that its attributes
@@ -220,7 +223,10 @@ pub fn read(path: &Path) -> Result<Artefact> {
     })
 }
 
-/// Reads the attributes alone, after verifying the hash of the whole file.
+/// Reads the attributes alone, after verifying the hash of the whole file. Returns also that hash.
+///
+/// # Errors
+/// As for [`read`].
 pub fn read_header(path: &Path) -> Result<(Header, String)> {
     let hash = SEAL.verify(path)?.hash;
     let header = File::open(path).map_err(anyhow::Error::from).and_then(|file| parse_header(&file));

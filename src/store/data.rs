@@ -12,7 +12,7 @@ use std::io::ErrorKind;
 const FILE: &str = "dataset.json";
 
 impl RunDir {
-    /// The record of the run's data; none if the run was started by a version that kept no record.
+    /// The record of the run's data; none before the run has begun, or if it was started by a version that kept no record.
     ///
     /// # Errors
     /// [`Failure::Damaged`] if the file does not hold such a record.

@@ -1,4 +1,4 @@
-//! Waits for space on a full disk at the end of a phase, because the trained weights must not be lost.
+//! Waits for space on a full disk at a stop and at the end of a phase, because the trained weights must not be lost.
 
 use anyhow::{Error, Result};
 use std::io;

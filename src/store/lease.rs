@@ -40,7 +40,7 @@ pub struct Holder {
     started: u64,
     /// The boot and the process-number namespace in which the process number is valid.
     machine: String,
-    /// The Slurm job, as `squeue` names it.
+    /// The ID of the process's Slurm job.
     pub job: Option<String>,
     /// How often Slurm has restarted that job.
     restarts: u64,

@@ -160,7 +160,7 @@ fn a_line_break_anywhere_in_what_goes_into_a_script_is_refused() {
 fn new_jobs_wait_for_open_ones_and_do_not_replace_them() {
     let plan = plan("");
     let open = |modules: &[usize], last: Option<&str>| OpenJobs {
-        nodes: modules.iter().map(|i| (position(&plan, &format!("module-{i}")), format!("8_{i}"))).collect(),
+        of_nodes: modules.iter().map(|i| (position(&plan, &format!("module-{i}")), format!("8_{i}"))).collect(),
         last: last.map(str::to_string),
     };
     let begun = with_done(&plan, &["meta", "module-0"]);
