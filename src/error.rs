@@ -12,7 +12,7 @@ pub enum Failure {
     /// A file must not be used.
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
-    /// A signal has stopped the phase, and a checkpoint is written: the same command resumes at the same step.
+    /// A signal has stopped the phase, whose work up to this step is on the disk: the same command resumes there.
     #[error("stopped by a signal in phase {phase} at step {step}; start the same command again to resume")]
     Stopped { phase: String, step: u64 },
     /// A signal has stopped the process while it did something that leaves nothing to resume.

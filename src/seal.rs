@@ -64,8 +64,8 @@ impl Kind {
     /// Verifies a file against its user block.
     ///
     /// # Errors
-    /// [`Failure::Damaged`] if any byte outside the left-out range has changed since [`Kind::set`]; a usage error if the file
-    /// is missing or cannot be read.
+    /// [`Failure::Damaged`] if the file has no seal of this kind and version, or if any byte outside the left-out range has changed
+    /// since [`Kind::set`]; a usage error if the file is missing or cannot be read.
     pub fn verify(&self, path: &Path) -> Result<Sealed> {
         let damaged = |what: String| Failure::Damaged { path: path.into(), what };
         // The file may still be intact, because a shared file system may fail for a moment.

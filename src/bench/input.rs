@@ -31,9 +31,9 @@ const SAMPLE: usize = 64;
 pub struct Rates {
     /// The images as they are stored now.
     pub now: f64,
-    /// The images as `incubate pack` would store them; none if they are packed.
+    /// The images as `incubate pack` would store them; none if they are packed, or lie decoded in memory.
     pub packed: Option<f64>,
-    /// The images as `incubate pack --raw` would store them; none if they are packed so.
+    /// The images as `incubate pack --raw` would store them; none if they are packed so, or lie decoded in memory.
     pub packed_raw: Option<f64>,
 }
 

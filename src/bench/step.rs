@@ -47,8 +47,8 @@ pub struct StepReport {
     pub matrix_product_gflops: f64,
     /// `gflops` divided by `matrix_product_gflops`.
     pub utilisation: f64,
-    /// The peak of the process's resident memory. On a GPU, the memory in use after the steps, which is the peak, because libtorch
-    /// never gives memory back to the driver.
+    /// The peak of the process's resident memory. On a GPU, the memory that all processes use after the steps; this process uses
+    /// its peak then, because libtorch gives no memory back by itself.
     pub peak_mib: f64,
     pub share: Shares,
 }

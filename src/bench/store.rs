@@ -39,9 +39,9 @@ pub struct StoreReport {
     pub write_ratio: f64,
 }
 
-/// Trains the config's meta model in blocks of `every` steps, alternately without and with a checkpoint. Then writes the config's
-/// target with its optimiser state, alternating with dd, which writes as many bytes. Removes the files that it has written into
-/// `config.run.dir`.
+/// Trains the config's meta model on the CPU in blocks of `every` steps, alternately without and with a checkpoint. Then writes the
+/// config's target with its optimiser state, alternating with dd, which writes as many bytes. Removes the files that it has written
+/// into `config.run.dir`.
 pub fn measure(mut config: Config, every: u64, pairs: usize) -> Result<StoreReport> {
     config.run.dir = config.run.dir.join(format!("bench-store-{}", std::process::id()));
     config.run.checkpoint_every = Interval::Never;

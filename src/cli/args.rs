@@ -1,5 +1,5 @@
-//! The commands and their arguments. The arguments that name a config are in `overrides.rs`, those of `bench` in `bench.rs`; `mod.rs`
-//! and the other files execute the commands.
+//! The commands and their arguments. The arguments that name a config are in `overrides.rs`, those of `bench` in `bench.rs`;
+//! `mod.rs` and the other files execute the commands.
 
 use super::bench::Bench;
 use super::overrides::{ConfigArgs, Overrides, TrainArgs};
@@ -186,7 +186,7 @@ pub struct PackArgs {
     /// Shrink images whose shorter side is longer than this
     #[arg(long, default_value_t = SHORT_SIDE, value_parser = clap::value_parser!(u32).range(16..=4096))]
     pub size: u32,
-    /// The quality of JPEG
+    /// The quality of JPEG; a JPEG that is not shrunk keeps its bytes
     #[arg(long, default_value_t = QUALITY, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub quality: u8,
     /// Store pixels, which take about ten times the space of JPEG and no time to decode

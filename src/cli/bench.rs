@@ -39,14 +39,14 @@ pub enum Bench {
     },
     /// How fast this device trains, compared with its matrix product; tools/bench_step.py also compares PyTorch and timm
     Step(StepArgs),
-    /// How much checkpoints slow training, and how fast one is written compared with dd
+    /// How much checkpoints slow training on the CPU, and how fast one is written compared with dd
     Store {
         #[command(flatten)]
         config: ConfigArgs,
         /// The steps of the meta model between two checkpoints
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
         every: u64,
-        /// How many times both are measured, alternately
+        /// How often each is timed: steps with and without a checkpoint in turn, then a checkpoint and dd in turn
         #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
         pairs: u16,
         /// Print JSON

@@ -68,7 +68,7 @@ pub fn start_libtorch(config: &Config) {
     tch::set_num_threads(threads(config) as i32);
 }
 
-/// Starts the threads that compute checksums, before training takes the memory that a thread's stack needs.
+/// Starts the threads that compute checksums and draw fresh weights, before training takes the memory that a thread's stack needs.
 ///
 /// # Errors
 /// A usage error if a thread cannot be started.
@@ -84,7 +84,7 @@ pub fn threads(config: &Config) -> usize {
     }
 }
 
-/// Finds the devices of this rank, and divides its threads among its replicas.
+/// Finds the devices of this rank, divides its threads among its replicas, and allows TF32 on GPUs if the config asks for it.
 pub fn devices(config: &Config) -> Result<Devices> {
     let ranks = ranks_on_this_node().max(1);
     let on_node = OnNode { rank: rank_on_this_node().min(ranks - 1), ranks };

@@ -138,7 +138,8 @@ fn try_to_write(folder: &Path, needed: u64) -> Result<String> {
     Ok(format!("{} on {system} is writable, {locks}, {} free, {} needed", shown(folder), size(free), size(needed)))
 }
 
-/// Estimates the bytes that a run needs: five artefacts of the size of the target, and the checkpoints of one phase with three buffers each.
+/// Estimates the bytes that a run needs: five artefacts of the size of the target, and the checkpoints of one phase with three
+/// buffers each.
 fn needed_space(config: &Config) -> u64 {
     // The number of parameters does not depend on the data.
     let plan = Plan::without_data(config.clone());

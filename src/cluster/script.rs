@@ -1,4 +1,5 @@
-//! Writes Slurm job scripts as pure functions of the plan, the paths, the time to save and the job: the same input gives the same text.
+//! Writes Slurm job scripts as pure functions of the plan, the paths, the time to save and the job: the same input gives the same
+//! text.
 
 use super::job::{JobKind, PlannedJob};
 use crate::config::Slurm;

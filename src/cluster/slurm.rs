@@ -37,8 +37,8 @@ pub struct OpenJobs {
 pub const DEFAULT_MAX_ARRAY_SIZE: usize = 1001;
 
 /// The program's own jobs that must be submitted so that every unfinished node has one, in order. If jobs before the last one are
-/// submitted again, an open last job would wait for the old, failed ones for ever. Then a new last job is among the results, and the
-/// caller must cancel the open one first.
+/// submitted again, an open last job would wait for the old, failed ones for ever. Then a new last job is among the results, and
+/// the caller must cancel the open one first.
 ///
 /// # Errors
 /// A usage error for text that cannot be written into a script.
@@ -64,8 +64,8 @@ pub fn jobs(plan: &Plan, graph: &Graph, paths: Paths, situation: &Situation) -> 
     Ok(jobs)
 }
 
-/// Jobs for all nodes of the graph except the user's scripts, even for nodes that are done or not wanted. Their dependencies and the
-/// texts of their scripts are still empty.
+/// Jobs for all nodes of the graph except the user's scripts, even for nodes that are done or not wanted. Their dependencies and
+/// the texts of their scripts are still empty.
 fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJob> {
     let mut jobs: Vec<PlannedJob> = Vec::new();
     for (position, node) in graph.nodes().iter().enumerate() {
@@ -84,8 +84,8 @@ fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJ
     jobs
 }
 
-/// The kind of the program's own job that executes a node; none for a user's script. Returns also the module that task 0 of an array
-/// trains (0 for other jobs).
+/// The kind of the program's own job that executes a node; none for a user's script. Returns also the module that task 0 of an
+/// array trains (0 for other jobs).
 fn kind_of(node: &Node, mode: SlurmMode, max_array_size: usize) -> Option<(JobKind, usize)> {
     let row = node.row.name.to_string();
     match (node.row.job, mode) {

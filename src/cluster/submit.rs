@@ -33,8 +33,8 @@ pub struct Written {
     pub text: Option<String>,
 }
 
-/// Submits jobs for the nodes that are not done and have no open job, and for the user's scripts. First cancels the pending jobs that
-/// these jobs replace. A dry run only writes the scripts and lets Slurm check them, if there is a Slurm.
+/// Submits jobs for the nodes that are not done and have no open job, and for the user's scripts. First cancels the pending jobs
+/// that these jobs replace. A dry run only writes the scripts and lets Slurm check them, if there is a Slurm.
 ///
 /// # Errors
 /// A usage error if sbatch refuses a script, if a job that must be replaced is running, or if all unfinished nodes have open jobs;
@@ -157,8 +157,8 @@ fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &
     Ok(scripts)
 }
 
-/// Cancels the pending jobs of earlier submissions that these jobs replace, because they wait for jobs that failed. Fails if such a job
-/// is running.
+/// Cancels the pending jobs of earlier submissions that these jobs replace, because they wait for jobs that failed. Fails if such a
+/// job is running.
 fn cancel_replaced(jobs: &[PlannedJob], queue: &Queue) -> Result<()> {
     let mut ids = Vec::new();
     for old in queue.jobs.iter().filter(|old| old.modules.is_empty()) {

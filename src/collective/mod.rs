@@ -65,7 +65,8 @@ pub fn agree<T>(group: &dyn Collective, tried: Result<T>) -> Result<T> {
     }
 }
 
-/// Calls `act` on rank zero alone, while the other ranks wait. All ranks fail if it fails.
+/// Calls `act` on rank zero alone, while the other ranks wait. Returns its result on rank zero and none on the other ranks. All
+/// ranks fail if it fails.
 pub fn on_zero<T>(group: &dyn Collective, act: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
     let done = if group.is_zero() { act().map(Some) } else { Ok(None) };
     group.barrier()?;

@@ -216,7 +216,7 @@ impl Training {
         );
         require!(
             self.global_batch >= 2 && self.global_batch.is_multiple_of(2),
-            "{phase}.global_batch = {}: it must be even (samples are mixed in pairs); try {}",
+            "{phase}.global_batch = {}: it must be even and at least 2 (samples are mixed in pairs); try {}",
             self.global_batch,
             (self.global_batch + 1).max(2)
         );

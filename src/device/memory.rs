@@ -73,7 +73,7 @@ fn free_in_groups(proc_cgroup: &str, root: &Path) -> Option<u64> {
     proc_cgroup.lines().filter_map(free_for_line).min()
 }
 
-/// Sets whether the allocator keeps the memory that a step frees for the next step. Each step takes and frees the same large
+/// Sets whether glibc's allocator keeps the memory that a step frees for the next step. Each step takes and frees the same large
 /// tensors. If their memory went back to the kernel each time, every 4 KiB of it would cost a page fault: up to a sixth of a
 /// small model's step. Call this before other threads run.
 pub fn keep_freed(keep: bool) {
@@ -89,7 +89,7 @@ pub fn keep_freed(keep: bool) {
     }
 }
 
-/// Returns the memory that the allocator keeps but nothing uses to the kernel.
+/// Returns the memory that glibc's allocator keeps but nothing uses to the kernel.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the call only releases memory that is not in use.

@@ -58,8 +58,9 @@ pub fn folder_for(config: &Config, weights: &Path) -> PathBuf {
     }
 }
 
-/// Writes the artefact `weights`, which must hold a whole model, in each format into a folder of its own inside `into`.
-/// Returns these folders. Each also gets a `source.json` that names the artefact.
+/// Writes the artefact `weights`, which must hold a whole model, in each format into a folder of its own inside `into`. Returns
+/// these folders. Each also gets a `source.json` that names the artefact. If all formats are asked for and the network is too
+/// shallow for mmseg, only warns of that.
 ///
 /// # Errors
 /// A usage error if the artefact is missing, is a single module or does not suit a format, or if a folder cannot be made;

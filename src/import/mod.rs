@@ -1,6 +1,6 @@
 //! Imports weights into a run: from checkpoints of the official code (`model_stages`), DeiT's and timm's .pth, .safetensors, and
-//! from our own artefacts, to continue at another image size. Nothing in such a file is executed, and memory is allocated only
-//! after sizes have been checked.
+//! from our own artefacts, to continue at another image size or with a new head. Nothing in such a file is executed, and memory is
+//! allocated only after sizes have been checked.
 
 mod globals;
 mod machine;
@@ -68,7 +68,8 @@ pub struct Choice {
 /// of another image size are resampled.
 ///
 /// # Errors
-/// A usage error that says which part of the file does not fit the config, or why the file is refused.
+/// A usage error that says which part of the file does not fit the config, or why the file is refused, or that the run directory
+/// has such an artefact already; [`crate::error::Failure::Damaged`] for a damaged artefact.
 pub fn import(config: &Config, file: &Path, choice: Choice) -> Result<PathBuf> {
     require!(
         !(choice.new_head && choice.role == Some(Role::Final)),
@@ -188,7 +189,7 @@ fn from_other_program(config: &Config, source: &File, choice: Choice) -> Result<
     Ok(Imported { role, depths, weights, class_names: Vec::new() })
 }
 
-/// Random initial weights for the head.
+/// Initial weights for the head.
 fn new_head(config: &Config, depths: &[usize]) -> Weights {
     let parameters = config.model.parameters(depths);
     fresh(parameters.iter().filter(|parameter| parameter.is_of_head()), config.run.seed)

@@ -66,13 +66,14 @@ impl<'a> Job<'a> {
         Ok(Job { graph, plan, run, source, data, world, devices, clock: Clock::of_process() })
     }
 
-    /// Executes all rows in order. Finished nodes are verified and skipped. Rows before an imported target are skipped too.
+    /// Executes all rows that train or assemble, in order. Finished nodes are verified and skipped. Rows before an imported target
+    /// are skipped too.
     pub fn run(&self) -> Result<()> {
         let is_imported = zero_says(self.world.all_ranks(), || self.is_imported())?;
         self.graph.rows(is_imported).into_iter().try_for_each(|row| self.row(row))
     }
 
-    /// Executes one row of the table.
+    /// Executes a row that trains or assembles; does nothing for any other row.
     pub fn row(&self, row: &Row) -> Result<()> {
         match &row.kind {
             Kind::Train(phase) if phase.trains == Trains::Module => self.modules(row, None),

@@ -54,7 +54,7 @@ impl Job<'_> {
     /// Whether a node is done.
     ///
     /// # Errors
-    /// Its artefact is damaged, or is of another recipe or meta model.
+    /// Its artefact is damaged or not the node's own, for example of another recipe, other data or another meta model.
     pub(super) fn is_done(&self, node: &Node) -> Result<bool> {
         let found = Seen::default().find(&self.run, node)?;
         let original = if found == Found::Nothing { None } else { self.original(node)? };

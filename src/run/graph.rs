@@ -24,8 +24,8 @@ pub struct Node {
     pub needs: Vec<usize>,
     /// Whether the config asks for it.
     pub is_wanted: bool,
-    /// The file in the run directory that shows that the node is done, if it exists and, as an artefact, is whole and the node's own;
-    /// empty if there is none.
+    /// The file in the run directory that shows that the node is done, if it exists and, as an artefact, is whole and the node's
+    /// own; empty if there is none.
     pub file: String,
     /// The required attributes of its artefact, if it writes one.
     pub expected: Option<Expected>,

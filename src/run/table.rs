@@ -16,8 +16,8 @@ pub struct Row {
     pub kind: Kind,
     /// The rows that must be done before this row, because it reads the files that they write.
     pub needs: &'static [&'static str],
-    /// The file in the run directory that shows that the node is done, if it exists and, as an artefact, is whole and the node's own.
-    /// `{index}` stands for a module's number. Empty if there is no such file.
+    /// The file in the run directory that shows that the node is done, if it exists and, as an artefact, is whole and the node's
+    /// own. `{index}` stands for a module's number. Empty if there is no such file.
     pub writes: &'static str,
     /// The model in that file, if the file is an artefact.
     pub model: Option<ModelSpec>,

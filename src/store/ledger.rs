@@ -1,7 +1,7 @@
 //! `ledger/{phase}.jsonl`: the work of each start of a phase, as one JSON object on each line. Lines are only ever added.
 //!
-//! A start adds its line when it ends in order. If it was killed, the next start adds the line from its last heartbeat, which is
-//! up to a second older than its end. Steps that were repeated count each time.
+//! A start adds its line when it ends in order. If it was killed, the next start adds the line from its last heartbeat, which lacks
+//! the last step or half second. Steps that were repeated count each time.
 
 use super::progress::Progress;
 use super::run_dir::RunDir;

@@ -1,5 +1,6 @@
-//! Heartbeats: a small JSON file for each phase, which the first rank of its group replaces about every second. The command
-//! `status` and the progress bars read these files, so they need nothing but the run directory, whatever the number of nodes.
+//! Heartbeats: a small JSON file for each phase, which the first replica of its group replaces after a step, at most twice a
+//! second. The command `status` and the progress bars read these files, so they need nothing but the run directory, whatever the
+//! number of nodes.
 
 use super::durable::unique;
 use super::lease;

@@ -22,7 +22,8 @@ const LOSS: Metric =
 
 pub const METRICS: [Metric; 3] = [TOP1, TOP5, LOSS];
 
-/// The sum over the batch of −Σ target · log softmax(logits), in fp32 (timm's `SoftTargetCrossEntropy` before its mean).
+/// The sum over the batch of −Σ target · log softmax(logits), in fp32 (timm's `SoftTargetCrossEntropy` before its mean), and its
+/// gradient.
 pub fn loss(outputs: &[Tensor], targets_bc: &Tensor) -> Loss {
     let log_probability_bc = outputs[0].log_softmax(-1, Kind::Float);
     let sum = -(targets_bc * &log_probability_bc).sum(Kind::Float);

@@ -119,8 +119,8 @@ impl Checkpoints {
         Ok(self.buffers.is_some() && is_now)
     }
 
-    /// Writes a checkpoint of the present step and waits until it is on the disk. If the disk is full, tries again and tells `tell`
-    /// why. Returns false if the weights are not finite.
+    /// Writes a checkpoint of the present step and waits until it is on the disk. If the disk is full, tries again for up to an
+    /// hour and tells `tell` why. Returns false if the weights are not finite.
     pub fn save_now(&mut self, trainer: &mut Trainer, tell: &mut dyn FnMut(Option<&str>)) -> Result<bool> {
         self.finish()?;
         let save = || {

@@ -48,9 +48,9 @@ pub fn random_padded_start(
     (start(height), start(width))
 }
 
-/// The part of the stored image that evaluation shows, and the region that its resampling reads, both in pixels of the stored image.
-/// The part is the central square of side `size` of the image whose shorter side is resized to `size` / `share`. The region is the
-/// part plus the reach of the bicubic kernel.
+/// The part of the stored image that evaluation shows, and the region that its resampling reads, both in pixels of the stored
+/// image. The part is the central square of side `size` of the image whose shorter side is resized to `size` / `share`. The region
+/// is the part plus the reach of the bicubic kernel.
 pub fn centre(height: usize, width: usize, size: usize, share: f64) -> (Area, Region) {
     let (resized_h, resized_w) = resized(height, width, (size as f64 / share).floor() as usize);
     let offset = |resized: usize| ((resized - size) as f64 / 2.0).round_ties_even();

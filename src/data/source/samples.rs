@@ -101,6 +101,7 @@ fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
     sizes
 }
 
+/// The part of the key that keeps the choice of a subset apart from other random numbers of the same seed.
 const SUBSET: u64 = 0x5b5e7;
 
 /// A subset of a split's images.

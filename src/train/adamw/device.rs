@@ -1,5 +1,5 @@
-//! The same update on a GPU by libtorch's fused AdamW: one kernel for the parameters with weight decay and one for the others.
-//! The host waits for neither.
+//! The same update on a GPU (in a benchmark also on a CPU) by libtorch's fused AdamW: one kernel for the parameters with weight
+//! decay and one for the others. The host waits for neither.
 
 use super::AdamW;
 use crate::libtorch;
