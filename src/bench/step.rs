@@ -118,7 +118,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     let stages = config.model.stages();
     require!(stage.is_none_or(|s| s < stages), "--stage {}: stages are 0 to {}", stage.unwrap_or(0), stages - 1);
     require!(batch >= 2 && batch.is_multiple_of(2), "--batch {batch}: it must be even and at least 2");
-    (config.module.global_batch, config.e2e.global_batch) = (batch, batch);
+    (config.module.training.global_batch, config.e2e.global_batch) = (batch, batch);
     // The number of images sets the length of the phase, which no timed step depends on.
     let plan = Plan { config, train_images: 256 * batch };
     let mut phase = match stage {

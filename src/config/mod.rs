@@ -61,7 +61,7 @@ pub struct Config {
     pub model: Model,
     pub data: Data,
     pub meta: Training,
-    pub module: Training,
+    pub module: Module,
     pub finetune: Training,
     pub e2e: Training,
     pub slurm: Slurm,
@@ -166,6 +166,24 @@ pub enum Format {
     Folder,
     Tar,
     Packed,
+}
+
+/// The table of the modules: how they train, and how their weights start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Module {
+    pub start: ModuleStart,
+    #[serde(flatten)]
+    pub training: Training,
+}
+
+/// The weights of a module at step 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModuleStart {
+    /// Freshly drawn, as in the paper.
+    Fresh,
+    /// Those of the meta model's stage, and further blocks that change nothing at first. The hybrid starts as the meta model.
+    Meta,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -278,12 +296,13 @@ impl Config {
     }
 
     /// The `key = value` lines of the given tables that change the result. A recipe is the hash of these lines. It has no line
-    /// about an extension if the phase was not extended.
+    /// about an extension if the phase was not extended, and none about the start of modules if they start fresh.
     pub fn recipe(&self, tables: &[&str]) -> String {
         flatten(self)
             .into_iter()
             .filter(|(key, _)| tables.contains(&key.split('.').next().unwrap_or_default()) && !changes_nothing(key))
             .filter(|(key, value)| !(key.ends_with(".epochs_before") && value == "0"))
+            .filter(|(key, value)| !(key == "module.start" && value == "\"fresh\""))
             .map(|(key, value)| format!("{key} = {value}\n"))
             .collect()
     }
@@ -297,7 +316,7 @@ impl Config {
 
     /// The four phase tables with their names.
     pub fn phases(&self) -> [(&'static str, &Training); 4] {
-        [("meta", &self.meta), ("module", &self.module), ("finetune", &self.finetune), ("e2e", &self.e2e)]
+        [("meta", &self.meta), ("module", &self.module.training), ("finetune", &self.finetune), ("e2e", &self.e2e)]
     }
 }
 

@@ -44,10 +44,12 @@ pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
         let Some(table) = value.as_table() else {
             return Err(usage!("`{name}` is a table: write [{name}] and its keys below it"));
         };
-        // A phase table may set any key of [train].
-        let known =
-            if PHASE_TABLES.contains(&name.as_str()) { &defaults["train"] } else { &Value::Table(known.clone()) };
-        let known = known.as_table().expect("[train] is a table");
+        let mut known = known.clone();
+        if PHASE_TABLES.contains(&name.as_str()) {
+            // A phase table may also set any key of [train].
+            let shared = defaults["train"].as_table().expect("[train] is a table");
+            known.extend(shared.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
         for (key, value) in table {
             let Some(default) = known.get(key) else {
                 return Err(usage!("unknown key `{name}.{key}`{}", suggestion(key, known.keys())));

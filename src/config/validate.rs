@@ -1,6 +1,6 @@
 //! Checks of a config that need no data. Each error names the key, its value and the cure.
 
-use super::{Config, Data, Format, Policy, Ranks, Slurm, Training};
+use super::{Config, Data, Format, ModuleStart, Policy, Ranks, Slurm, Training};
 use crate::bounds::{at_most, positive, probability};
 use crate::family::Model;
 use crate::require;
@@ -36,6 +36,10 @@ impl Config {
         for (name, phase) in self.phases() {
             phase.validate(name)?;
         }
+        require!(
+            self.module.start == ModuleStart::Fresh || self.model.can_grow(),
+            "module.start = \"meta\": the stages of this model.family cannot start as those of the meta model; set \"fresh\""
+        );
         Ok(())
     }
 }
@@ -248,5 +252,24 @@ impl Training {
         require!((0.0..1.0).contains(&self.drop_path), "{phase}.drop_path = {}: it must be in [0, 1)", self.drop_path);
         require!((0.0..1.0).contains(&self.ema), "{phase}.ema = {}: it must be in [0, 1)", self.ema);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    #[test]
+    fn only_a_start_from_the_meta_model_is_part_of_a_recipe_and_only_if_the_family_can_grow() {
+        let recipe = |set: &str| Config::parse("", &[set.to_string()]).unwrap().recipe(&["module"]);
+        assert!(!recipe("module.start=fresh").contains("start"));
+        assert!(recipe("module.start=meta").contains("module.start = \"meta\"\n"));
+        let toy = ["model.family=toy".to_string(), "module.start=meta".to_string()];
+        let error = Config::parse("", &toy).unwrap_err().to_string();
+        assert!(error.contains("module.start = \"meta\"") && error.contains("set \"fresh\""), "{error}");
+        let error = Config::parse("", &["module.start=deep".to_string()]).unwrap_err().to_string();
+        assert!(error.contains("module.start") && error.contains("`meta`"), "{error}");
+        let error = Config::parse("", &["meta.start=meta".to_string()]).unwrap_err().to_string();
+        assert!(error.contains("unknown key `meta.start`"), "{error}");
     }
 }

@@ -10,7 +10,7 @@ pub mod toy;
 pub mod vit;
 
 use anyhow::Result;
-use parameter::Parameter;
+use parameter::{Grown, Parameter};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::ops::{Deref, Range};
 use toml::{Table, Value};
@@ -96,6 +96,16 @@ pub trait Family {
     /// The probability of dropout, whose masks libtorch's generator draws; 0 if there is no dropout.
     fn dropout(&self) -> f64 {
         0.0
+    }
+
+    /// Whether a stage of the target can start as that of the meta model, by [`Family::grown`].
+    fn can_grow(&self) -> bool {
+        false
+    }
+    /// How a parameter of a stage with `depth` blocks starts, so that the stage computes what the meta model's stage with
+    /// `meta_depth` blocks computes.
+    fn grown(&self, _parameter: &Parameter, _depth: usize, _meta_depth: usize) -> Grown {
+        Grown::Fresh
     }
 
     /// Whether an imported tensor of this shape can become the parameter, as it is or after [`Family::resampled`].

@@ -28,6 +28,16 @@ pub enum Start {
     Ones,
 }
 
+/// The value of a parameter before training, if its stage grows from a shallower one.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Grown {
+    /// As [`Start`] says.
+    Fresh,
+    Zeros,
+    /// The value of the parameter of this name in the shallower stage.
+    Copied(String),
+}
+
 /// How training changes a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Role {

@@ -5,13 +5,15 @@ use super::micro_batch::{self, with_what_fits};
 use super::shares::check_share;
 use crate::collective::replicas::on_replicas;
 use crate::collective::{Collective, agree, on_zero, zero_says};
+use crate::config::ModuleStart;
 use crate::data::feed::Feed;
 use crate::device::memory;
 use crate::error::Failure;
+use crate::family::parameter::Grown;
 use crate::libtorch::empty_cache;
 use crate::model::fresh;
-use crate::plan::PhasePlan;
 use crate::plan::groups::share;
+use crate::plan::{PhasePlan, Plan};
 use crate::run::graph::Node;
 use crate::run::state::{Evidence, Found, State, state};
 use crate::stop::stop_requested;
@@ -122,9 +124,66 @@ impl Job<'_> {
             let what = format!("is no artefact of {}; restore the one that was extended", node.name);
             return Err(Failure::Damaged { path, what }.into());
         }
-        // A module's own stage stays fresh: only the stages that do not train come from the meta model.
+        // A module's own stage starts fresh or grows from the meta model's; the stages that do not train are the meta model's.
+        if let (Some(stage), ModuleStart::Meta) = (node.index, self.plan.config.module.start) {
+            grow(&mut weights, &stored, &self.plan, (phase, stage));
+        }
         weights.extend(stored.into_iter().filter(|((stage, _), _)| node.index != Some(*stage)));
         let derives_from_it = node.row.model.is_some_and(|model| model.derives_from == Some(from.row.name));
         Ok((weights, if derives_from_it { Some(hash) } else { header.meta }))
+    }
+}
+
+/// Lets a stage start as that of the meta model, with the weights `meta`.
+fn grow(weights: &mut Weights, meta: &Weights, plan: &Plan, (phase, stage): (&PhasePlan, usize)) {
+    let model = &plan.config.model;
+    let (depth, meta_depth) = (phase.depths[stage], model.meta_depths()[stage]);
+    for parameter in phase.parameters(plan).iter().filter(|parameter| parameter.stage == stage) {
+        let value = weights.get_mut(&(stage, parameter.name.clone())).expect("every parameter has a value");
+        match model.grown(parameter, depth, meta_depth) {
+            Grown::Fresh => {}
+            Grown::Zeros => *value = value.zeros_like(),
+            Grown::Copied(name) => *value = meta[&(stage, name)].copy(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::model::{DropPath, FP32_ON_HOST, Network, Tap};
+    use crate::run::table::MODULE;
+    use tch::Tensor;
+
+    #[test]
+    fn a_hybrid_whose_module_starts_from_the_meta_model_computes_what_the_meta_model_computes() {
+        let text = "[module]\nstart = \"meta\"\n[model]\nimage_size = 8\npatch_size = 4\nwidth = 8\nheads = 2\ndepths = [5, 4]\nmeta_depth = 2";
+        let plan = Plan::without_data(Config::parse(text, &[]).unwrap());
+        let (config, meta_depths) = (&plan.config, [2, 2]);
+        let meta = fresh(config.model.parameters(&meta_depths).iter(), 3);
+        let images_bchw = (Tensor::arange(2 * 3 * 64, FP32_ON_HOST) * 0.37).sin().view([2, 3, 8, 8]);
+        let logits = |depths: &[usize], weights: &Weights, trained| {
+            let network = Network::new(config, depths, trained, &[], weights).unwrap();
+            let (outputs, tape) = network.train(&images_bchw, &DropPath::none(), &[Tap::Head]);
+            network.backward(tape, vec![outputs[0].ones_like()]);
+            (outputs[0].copy(), network.flat().layout().named(network.flat().gradients()))
+        };
+        let (expected, _) = logits(&meta_depths, &meta, 0..2);
+        for stage in 0..2 {
+            let phase = plan.phase(&MODULE, Some(stage));
+            let mut weights = fresh(phase.parameters(&plan).iter(), phase.seed);
+            grow(&mut weights, &meta, &plan, (&phase, stage));
+            weights.extend(
+                meta.iter().filter(|((of, _), _)| *of != stage).map(|(key, value)| (key.clone(), value.copy())),
+            );
+            let (ours, gradients) = logits(&phase.depths, &weights, stage..stage + 1);
+            assert!((&ours - &expected).abs().max().double_value(&[]) < 1e-6, "stage {stage}: {ours} {expected}");
+            // Every block of the stage learns at the first step.
+            for block in 0..phase.depths[stage] {
+                let gradient = &gradients[&(stage, format!("blocks.{block}.mlp.fc2.weight"))];
+                assert!(gradient.abs().max().double_value(&[]) > 0.0, "stage {stage}, block {block}");
+            }
+        }
     }
 }

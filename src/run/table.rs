@@ -57,7 +57,7 @@ pub struct Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     Fresh,
-    /// The artefact of the named row. In a module phase, the stage that trains starts fresh instead.
+    /// The artefact of the named row. In a module phase, `module.start` says how the stage that trains starts.
     From(&'static str),
 }
 
@@ -145,7 +145,11 @@ pub static META: Row = Row {
 
 pub static MODULE: Row = Row {
     name: "module",
-    kind: Kind::Train(Phase { start: Start::From("meta"), trains: Trains::Module, training: |config| &config.module }),
+    kind: Kind::Train(Phase {
+        start: Start::From("meta"),
+        trains: Trains::Module,
+        training: |config| &config.module.training,
+    }),
     needs: &["pack", "meta"],
     writes: "module-{index}.h5",
     model: Some(ModelSpec {

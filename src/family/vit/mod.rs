@@ -7,7 +7,7 @@ mod parameters;
 pub mod resample;
 mod validate;
 
-use super::parameter::Parameter;
+use super::parameter::{Grown, Parameter};
 use super::{Family, Memory, Model};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -104,6 +104,14 @@ impl Family for Vit {
 
     fn dropout(&self) -> f64 {
         self.dropout
+    }
+
+    fn can_grow(&self) -> bool {
+        true
+    }
+
+    fn grown(&self, parameter: &Parameter, depth: usize, meta_depth: usize) -> Grown {
+        parameters::grown(parameter, depth, meta_depth)
     }
 
     fn takes(&self, parameter: &Parameter, shape: &[i64]) -> bool {

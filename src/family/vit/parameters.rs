@@ -1,7 +1,7 @@
 //! The table of a ViT's parameters: stage, timm's name, shape.
 
 use super::Vit;
-use crate::family::parameter::{Parameter, Role, Start};
+use crate::family::parameter::{Grown, Parameter, Role, Start};
 
 /// The parameters of the network with these stage depths, in the order of timm's `state_dict`. Weight decay applies to matrices and
 /// kernels only, not to 1-d parameters, `cls_token` or `pos_embed`.
@@ -48,13 +48,32 @@ pub fn parameters(vit: &Vit, depths: &[usize]) -> Vec<Parameter> {
 
 /// timm's name of the parameter in the whole network, where blocks are counted through all stages.
 pub fn timm_name(parameter: &Parameter, depths: &[usize]) -> String {
-    match parameter.name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')) {
+    match block_of(parameter) {
         Some((block, rest)) => {
             let before: usize = depths[..parameter.stage].iter().sum();
-            format!("blocks.{}.{rest}", before + block.parse::<usize>().expect("a block's name holds its number"))
+            format!("blocks.{}.{rest}", before + block)
         }
         None => parameter.name.clone(),
     }
+}
+
+/// How a parameter of a stage with `depth` blocks starts, so that the stage computes what a stage with `meta_depth` blocks
+/// computes. The blocks are divided evenly among those of the shallower stage. The first block of each share copies its weights.
+/// The last projections of the other blocks are zero, so that these blocks pass on their input, and their other weights are fresh,
+/// so that they can learn.
+pub fn grown(parameter: &Parameter, depth: usize, meta_depth: usize) -> Grown {
+    let Some((block, rest)) = block_of(parameter) else { return Grown::Copied(parameter.name.clone()) };
+    let source = |block: usize| block * meta_depth / depth;
+    if block == 0 || source(block - 1) != source(block) {
+        return Grown::Copied(format!("blocks.{}.{rest}", source(block)));
+    }
+    if rest.starts_with("attn.proj.") || rest.starts_with("mlp.fc2.") { Grown::Zeros } else { Grown::Fresh }
+}
+
+/// The number of a parameter's block in its stage, and the parameter's name within the block; none if it is of no block.
+fn block_of(parameter: &Parameter) -> Option<(usize, &str)> {
+    let (block, rest) = parameter.name.strip_prefix("blocks.")?.split_once('.')?;
+    Some((block.parse().expect("a block's name holds its number"), rest))
 }
 
 /// How many numbers the parameters of each stage hold, computed from the parameters of a single block.
