@@ -130,6 +130,21 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write a page about one run or several: accuracy against cost for both methods, curves, models, time, memory
+    Report {
+        /// Run directories, finished or not, or folders of run directories
+        #[arg(required = true)]
+        run_dirs: Vec<PathBuf>,
+        /// The HTML file [default: report.html in the only folder given, or report-so-far.html while its run goes on]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Also write each picture as SVG and PNG, and each table as CSV, into this folder
+        #[arg(long, value_name = "DIR")]
+        figures: Option<PathBuf>,
+        /// Print JSON: the page, its first sentences, and the other files
+        #[arg(long)]
+        json: bool,
+    },
     /// Cancel the queued and running jobs of a submitted run
     Cancel {
         /// The run directory: run.dir of the config, or the folder given by --run-dir

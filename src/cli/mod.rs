@@ -21,10 +21,12 @@ use crate::data::source::shard::Encoding;
 use crate::model::matrix_product_rate;
 use crate::pipeline::bars::{self, Bars};
 use crate::pipeline::plan_report::{self, Speed};
-use crate::pipeline::{Job, check_shares, extend, report, summary};
+use crate::pipeline::{Job, check_shares, extend};
 use crate::plan::Plan;
 use crate::plan::gpus::GpuModel;
+use crate::report::{self, summary};
 use crate::run::table::{ASSEMBLE, E2E, FINETUNE, META, MODULE};
+use crate::store::Seen;
 use crate::task::Task;
 use crate::{export, import, model, pack, usage};
 use anyhow::{Context, Result};
@@ -69,6 +71,14 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         Command::Submit { args, dry_run, json } => cluster::submit(args, *dry_run, *json),
         Command::Status { run_dir, watch: true, .. } => cluster::watch(run_dir),
         Command::Status { run_dir, json, .. } => cluster::status(run_dir, *json),
+        Command::Report { run_dirs, out, figures, json } => {
+            let written = report::write(run_dirs, out.as_deref(), figures.as_deref())?;
+            print_either(*json, &written, || {
+                let lead = written.summary.iter().map(|sentence| format!("{sentence}\n"));
+                let files = written.files.iter().chain([&written.page]).map(|file| format!("{}\n", file.display()));
+                lead.chain(files).collect()
+            })
+        }
         Command::Cancel { run_dir, json } => cluster::cancel(run_dir, *json),
         Command::Pack(args) => pack_images(args),
         Command::Verify { path, json } => verify(path, *json),
@@ -136,6 +146,12 @@ fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) 
         Some(epochs) => agree(all_ranks, extend::extend(all_ranks, config, epochs))?,
         None => config,
     };
+    on_config(world, config, args.accept_data, act)
+}
+
+/// Opens the job of a config and has `act` train it.
+fn on_config(world: &World, config: Config, accept_data: bool, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
+    let all_ranks = world.all_ranks();
     let devices = agree(all_ranks, devices(&config))?;
     if all_ranks.is_zero() || devices.are_gpus() {
         let (name, size, threads) = (&config.run.name, all_ranks.size(), tch::get_num_threads());
@@ -143,7 +159,7 @@ fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) 
         devices.price_of(config.run.precision).iter().for_each(|price| log::warn!("{price}"));
     }
     doctor::warn_of_trouble(&config, threads(&config), all_ranks.is_zero());
-    let job = Job::open(config, world, devices, args.accept_data)?;
+    let job = Job::open(config, world, devices, accept_data)?;
     let bars = if all_ranks.is_zero() { Bars::start(&job.plan, &job.run)? } else { None };
     act(&job)?;
     drop(bars);
@@ -152,17 +168,27 @@ fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) 
 
 /// The results of a run.
 #[derive(Serialize)]
-struct Outcome<'a> {
-    models: &'a [summary::Row],
+struct Outcome {
+    models: Vec<summary::Row>,
     exported: Vec<PathBuf>,
     report: PathBuf,
     /// The folder of `metrics.jsonl` and the TensorBoard events.
     curves: PathBuf,
 }
 
-/// Exports the final model in the formats of the config, if that model exists. Writes the summary and the report, and prints the
-/// results.
+/// Prints the results of a run, after [`finish`].
 fn conclude(job: &Job, json: bool) -> Result<()> {
+    let outcome = finish(job)?;
+    print_either(json, &outcome, || {
+        let mut text = summary::table(Task::of(&job.plan.config), &outcome.models);
+        outcome.exported.iter().for_each(|folder| text += &format!("exported: {}\n", folder.display()));
+        text += &format!("report: {}\n", outcome.report.display());
+        text + &format!("curves: {} (metrics.jsonl and TensorBoard events)\n", outcome.curves.display())
+    })
+}
+
+/// Exports the final model in the formats of the config, if that model exists. Writes the summary and the report.
+fn finish(job: &Job) -> Result<Outcome> {
     let config = &job.plan.config;
     let weights = job.run.file(FINETUNE.writes);
     let exported = if weights.exists() && !config.run.export.is_empty() {
@@ -170,17 +196,11 @@ fn conclude(job: &Job, json: bool) -> Result<()> {
     } else {
         Vec::new()
     };
-    let rows = summary::rows(&job.plan, &job.graph, &job.run, job.source.bad.count())?;
+    let mut seen = Seen::default();
+    let rows = summary::rows(&job.plan, &job.graph, &job.run, job.source.bad.count(), &mut seen)?;
     summary::write(&job.run, &rows)?;
-    report::write(&job.plan, &job.graph, &job.run, &rows)?;
-    let (report, curves) = (job.run.file("report.html"), job.run.file("logs"));
-    let outcome = Outcome { models: &rows, exported, report, curves };
-    print_either(json, &outcome, || {
-        let mut text = summary::table(Task::of(config), &rows);
-        outcome.exported.iter().for_each(|folder| text += &format!("exported: {}\n", folder.display()));
-        text += &format!("report: {}\n", outcome.report.display());
-        text + &format!("curves: {} (metrics.jsonl and TensorBoard events)\n", outcome.curves.display())
-    })
+    let report = report::conclude(&job.run.path, &mut seen)?;
+    Ok(Outcome { models: rows, exported, report, curves: job.run.file("logs") })
 }
 
 /// The given path of a model, or else the path of the run's final model.

@@ -285,6 +285,11 @@ impl Config {
         toml::to_string(self).expect("a config is plain data")
     }
 
+    /// Every key, such as `meta.epochs`, with its value as TOML writes it.
+    pub fn values(&self) -> Vec<(String, String)> {
+        flatten(self)
+    }
+
     /// The keys that change the result and differ between `self` and `other`, with both values.
     pub fn differences(&self, other: &Config) -> Vec<String> {
         let (ours, theirs) = (flatten(self), flatten(other));

@@ -55,6 +55,10 @@ impl Model {
 /// The properties of a network of given sizes, which every family knows. The argument `depths` is the number of blocks of each
 /// stage, in the target, the meta model or a hybrid.
 pub trait Family {
+    /// What people call such a network.
+    fn title(&self) -> &'static str {
+        "network"
+    }
     /// The height, and width, of an image in pixels.
     fn image_size(&self) -> usize;
     /// The number of colour channels of an image.

@@ -1,4 +1,4 @@
-//! Executes a run: walks over its graph, trains, assembles, evaluates, reports.
+//! Executes a run: walks over its graph, trains, assembles, evaluates.
 
 pub mod assemble;
 pub mod bars;
@@ -7,9 +7,7 @@ pub mod extend;
 mod micro_batch;
 mod phase;
 pub mod plan_report;
-pub mod report;
 mod shares;
-pub mod summary;
 
 pub use shares::{check_jobs, check_shares};
 

@@ -235,6 +235,12 @@ pub fn read_header(path: &Path) -> Result<(Header, String)> {
         .map_err(|error| Failure::Damaged { path: path.into(), what: format!("{error:#}") }.into())
 }
 
+/// The program that wrote a verified artefact, such as `incubate 0.1.0`.
+pub fn software(path: &Path) -> Result<String> {
+    let file = File::open(path)?;
+    read_text(&file, "software")
+}
+
 fn parse(path: &Path, hash: String) -> Result<Artefact> {
     let file = File::open(path)?;
     let header = parse_header(&file)?;

@@ -54,12 +54,20 @@ impl Metrics {
 /// # Errors
 /// The file exists and cannot be read.
 pub fn read(folder: &Path) -> Result<Vec<Map<String, Value>>> {
+    Ok(read_and_count(folder)?.0)
+}
+
+/// Like [`read`], with the number of lines that were left out.
+pub fn read_and_count(folder: &Path) -> Result<(Vec<Map<String, Value>>, usize)> {
     let path = folder.join("metrics.jsonl");
     let bytes = match std::fs::read(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
         read => read.with_context(|| format!("{}: cannot be read just now; try again", path.display()))?,
     };
-    Ok(String::from_utf8_lossy(&bytes).lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let torn = text.lines().count() - lines.len();
+    Ok((lines, torn))
 }
 
 #[cfg(test)]

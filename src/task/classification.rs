@@ -48,6 +48,12 @@ pub fn add(sums: &mut [f64], outputs: &[Tensor], labels_b: &Tensor) {
     sums[2] -= log_probability.sum(Kind::Double).double_value(&[]);
 }
 
+/// The standard error of a share of images, in per cent (binomial).
+pub fn headline_error(value: f64, images: usize) -> Option<f64> {
+    let share = (value / 100.0).clamp(0.0, 1.0);
+    (images > 0).then(|| 100.0 * (share * (1.0 - share) / images as f64).sqrt())
+}
+
 pub fn values(sums: &[f64], images: f64) -> BTreeMap<String, f64> {
     let factors = [100.0, 100.0, 1.0];
     let means = sums.iter().map(|sum| sum / images).zip(factors);

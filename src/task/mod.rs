@@ -72,6 +72,13 @@ impl Task {
         &self.metrics()[0]
     }
 
+    /// The standard error of the headline on so many test images, were they drawn anew; none if it is no mean over images.
+    pub fn headline_error(self, value: f64, images: usize) -> Option<f64> {
+        match self {
+            Task::Classification { .. } => classification::headline_error(value, images),
+        }
+    }
+
     /// The sums of an evaluation before its first batch. They add up over batches and over ranks.
     pub fn sums(self) -> Vec<f64> {
         vec![0.0; self.metrics().len()]

@@ -25,6 +25,7 @@ mod parity;
 mod phases;
 mod precision;
 mod replicas;
+mod reports;
 mod runs;
 mod seen;
 mod sites;

@@ -15,7 +15,8 @@ use incubate::cluster::status;
 use incubate::collective::mpi::World;
 use incubate::config::{Config, DeviceChoice, PHASE_TABLES};
 use incubate::device::{Devices, OnNode};
-use incubate::pipeline::{Job, summary};
+use incubate::pipeline::Job;
+use incubate::report::summary;
 use incubate::run::graph::Graph;
 use incubate::run::table::{Depths, FINETUNE, Kind, ModelSpec, Phase, Row, SlurmJob, Start, TABLE, Trains};
 use incubate::store::{Seen, artefact};
@@ -65,7 +66,7 @@ fn a_new_phase_is_one_row() {
     assert_eq!((header("again.h5").phase.as_str(), header("again.h5").meta), ("again", header("final.h5").meta));
     job.run().unwrap();
 
-    let models = summary::rows(&job.plan, &graph, &job.run, 0).unwrap();
+    let models = summary::rows(&job.plan, &graph, &job.run, 0, &mut Seen::default()).unwrap();
     let models: Vec<&str> = models.iter().map(|row| row.model.as_str()).collect();
     assert_eq!(models[5..], ["assembled", "fine-tuned", "tuned again"]);
 

@@ -49,6 +49,10 @@ impl Vit {
 }
 
 impl Family for Vit {
+    fn title(&self) -> &'static str {
+        "Vision Transformer"
+    }
+
     fn image_size(&self) -> usize {
         self.image_size
     }

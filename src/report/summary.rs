@@ -4,7 +4,7 @@ use crate::plan::Plan;
 use crate::run::graph::{Graph, Node};
 use crate::store::ledger::Total;
 use crate::store::progress::duration;
-use crate::store::{RunDir, artefact, durable};
+use crate::store::{RunDir, Seen, durable};
 use crate::task::{Scores, Task};
 use anyhow::Result;
 use serde::Serialize;
@@ -27,28 +27,28 @@ pub struct Row {
 }
 
 /// The rows of all existing artefacts, in the order of the run. `unreadable_images` is the number of images that the run skipped.
-pub fn rows(plan: &Plan, graph: &Graph, run: &RunDir, unreadable_images: usize) -> Result<Vec<Row>> {
-    let rows = graph.nodes().iter().map(|node| row(plan, run, node, unreadable_images));
-    rows.filter_map(Result::transpose).collect()
+/// `seen` caches artefacts.
+pub fn rows(plan: &Plan, graph: &Graph, run: &RunDir, unreadable_images: usize, seen: &mut Seen) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for node in graph.nodes() {
+        seen.find(run, node)?;
+        rows.extend(row(plan, run, node, unreadable_images, seen));
+    }
+    Ok(rows)
 }
 
 /// The row of a node; none if the node writes no artefact or has not written it.
-fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize) -> Result<Option<Row>> {
-    let path = run.file(&node.file);
-    let (Some(model), Some(label)) = (&node.row.model, node.label()) else { return Ok(None) };
-    if !path.exists() {
-        return Ok(None);
-    }
-    let (header, _) = artefact::read_header(&path)?;
+fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize, seen: &Seen) -> Option<Row> {
+    let (model, label, header) = (node.row.model?, node.label()?, seen.header(run, node)?);
     let total = plan.phase_of(node).map_or(Total::default(), |phase| run.total(plan, &phase));
-    Ok(Some(Row {
+    Some(Row {
         model: label,
         scores: Task::of(&plan.config).scores(&header.metrics),
         total,
-        file: path.display().to_string(),
+        file: run.file(&node.file).display().to_string(),
         unreadable_images,
         is_baseline: model.is_baseline,
-    }))
+    })
 }
 
 /// The width of a column of scores in the table.

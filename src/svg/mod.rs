@@ -1,4 +1,11 @@
-//! Two plain pictures, legible on a light and on a dark background: curves, and a matrix of shares.
+//! Pictures as SVG text. This file has two plain ones, legible on a light and on a dark background: curves, and a matrix of
+//! shares. The pictures of a report are in [`chart`] and [`bars`], and [`png()`] turns any of them into pixels.
+
+pub mod bars;
+pub mod chart;
+mod png;
+
+pub use png::png;
 
 use plotters::coord::Shift;
 use plotters::prelude::*;

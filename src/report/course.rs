@@ -1,0 +1,302 @@
+//! How the score of the target network rises with the cost, for each of the two methods: the points of the efficiency figure, and
+//! the cost of reaching a score.
+
+use super::gather::{Logged, Part, Run};
+use crate::run::start::Start;
+use crate::store::ledger::Total;
+use crate::svg::chart::Colour;
+use crate::task::{Better, Metric};
+
+/// The two ways to train the target network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Incubation,
+    EndToEnd,
+}
+
+pub const METHODS: [Method; 2] = [Method::Incubation, Method::EndToEnd];
+
+impl Method {
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Incubation => "Deep Incubation",
+            Method::EndToEnd => "end to end",
+        }
+    }
+
+    pub fn colour(self) -> Colour {
+        match self {
+            Method::Incubation => Colour::Incubation,
+            Method::EndToEnd => Colour::EndToEnd,
+        }
+    }
+
+    /// The parts of a run that belong to the method, in order.
+    pub fn parts(self, run: &Run) -> impl Iterator<Item = &Part> {
+        run.parts.iter().filter(move |part| part.is_baseline() == (self == Method::EndToEnd))
+    }
+}
+
+/// What training has cost.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Cost {
+    pub device_hours: f64,
+    pub flops: f64,
+    pub images: f64,
+}
+
+impl From<Total> for Cost {
+    fn from(total: Total) -> Cost {
+        Cost { device_hours: total.device_hours, flops: total.flops, images: total.images as f64 }
+    }
+}
+
+impl std::ops::Add for Cost {
+    type Output = Cost;
+
+    fn add(self, other: Cost) -> Cost {
+        Cost {
+            device_hours: self.device_hours + other.device_hours,
+            flops: self.flops + other.flops,
+            images: self.images + other.images,
+        }
+    }
+}
+
+/// The ways to measure a cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    DeviceHours,
+    Flops,
+    Images,
+}
+
+pub const MEASURES: [Measure; 3] = [Measure::DeviceHours, Measure::Flops, Measure::Images];
+
+impl Measure {
+    pub fn of(self, cost: &Cost) -> f64 {
+        match self {
+            Measure::DeviceHours => cost.device_hours,
+            Measure::Flops => cost.flops,
+            Measure::Images => cost.images,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Measure::DeviceHours => "device-hours",
+            Measure::Flops => "FLOPs",
+            Measure::Images => "training images",
+        }
+    }
+
+    /// A unit in which costs up to `most` have few digits: its name, and its size in the measure's own unit.
+    pub fn unit(self, most: f64) -> (&'static str, f64) {
+        let units: &[(&str, f64)] = match self {
+            Measure::DeviceHours => {
+                &[("device-hours", 1.0), ("device-minutes", 1.0 / 60.0), ("device-seconds", 1.0 / 3600.0)]
+            }
+            Measure::Flops => {
+                &[("EFLOPs (10¹⁸)", 1e18), ("PFLOPs (10¹⁵)", 1e15), ("TFLOPs (10¹²)", 1e12), ("GFLOPs (10⁹)", 1e9)]
+            }
+            Measure::Images => {
+                &[("million training images", 1e6), ("thousand training images", 1e3), ("training images", 1.0)]
+            }
+        };
+        *units.iter().find(|(_, size)| most >= 2.0 * size).unwrap_or(&units[units.len() - 1])
+    }
+}
+
+/// The cost and the score of a state of the network.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Point {
+    pub cost: Cost,
+    pub score: f64,
+}
+
+/// The evaluations of the target network while one method trains it.
+#[derive(Debug, Clone)]
+pub struct Course {
+    pub method: Method,
+    /// In the order of the training.
+    pub points: Vec<Point>,
+    /// The finished model, if there is one: it is then the last point.
+    pub is_finished: bool,
+}
+
+impl Course {
+    /// The course of a method in a run; none if the method has not evaluated the target, or if a model was imported, whose cost is
+    /// not known.
+    pub fn of(run: &Run, method: Method) -> Option<Course> {
+        let key = format!("test/{}", run.task().headline().key);
+        let (mut spent, mut points, mut is_finished) = (Cost::default(), Vec::new(), false);
+        for part in method.parts(run).filter(|part| part.has_begun()) {
+            if part.is_imported {
+                return None;
+            }
+            if part.is_target() {
+                let last = part.progress.as_ref().map_or(u64::MAX, |progress| progress.steps);
+                let before_end = evaluations(&part.lines, &key).filter(|(step, _)| !part.is_done() || *step < last);
+                points
+                    .extend(before_end.map(|(step, score)| Point { cost: spent + cost_at(&part.starts, step), score }));
+            }
+            spent = spent + part.total.into();
+            if let (true, Some(score)) = (part.is_target(), part.score()) {
+                points.push(Point { cost: spent, score });
+            }
+            is_finished = part.is_target() && part.score().is_some();
+        }
+        let trains_last = method.parts(run).last().is_some_and(Part::is_done);
+        (!points.is_empty()).then_some(Course { method, points, is_finished: is_finished && trains_last })
+    }
+
+    /// The finished model.
+    pub fn result(&self) -> Option<Point> {
+        self.points.last().filter(|_| self.is_finished).copied()
+    }
+}
+
+/// The logged values of a key with their steps.
+pub fn evaluations<'a>(lines: &'a [Logged], key: &'a str) -> impl Iterator<Item = (u64, f64)> + 'a {
+    lines.iter().filter_map(move |line| Some((line.get("step")?.as_u64()?, line.get(key)?.as_f64()?)))
+}
+
+/// What the starts of a phase had cost when a step was logged whose line still stands. Within a start the cost rises evenly.
+fn cost_at(starts: &[Start], step: u64) -> Cost {
+    let own = starts.iter().rposition(|start| start.from < step).unwrap_or(0);
+    starts.iter().take(own + 1).enumerate().fold(Cost::default(), |sum, (index, start)| {
+        let steps = start.to.saturating_sub(start.from).max(1) as f64;
+        let share = if index < own { 1.0 } else { (step.saturating_sub(start.from) as f64 / steps).min(1.0) };
+        let cost =
+            Cost { device_hours: start.device_seconds / 3600.0, flops: start.flops, images: start.images as f64 };
+        sum + Cost { device_hours: share * cost.device_hours, flops: share * cost.flops, images: share * cost.images }
+    })
+}
+
+/// Whether the first score is better than the second.
+pub fn is_better(metric: &Metric, one: f64, other: f64) -> bool {
+    match metric.better {
+        Better::Higher { .. } => one > other,
+        Better::Lower => one < other,
+    }
+}
+
+/// The Pareto front of points: in order of cost, each point that is better than every cheaper point.
+pub fn front(metric: &Metric, measure: Measure, points: &[Point]) -> Vec<Point> {
+    let mut sorted = points.to_vec();
+    sorted.sort_by(|a, b| measure.of(&a.cost).total_cmp(&measure.of(&b.cost)));
+    let mut front: Vec<Point> = Vec::new();
+    for point in sorted {
+        if front.last().is_none_or(|best| is_better(metric, point.score, best.score)) {
+            front.push(point);
+        }
+    }
+    front
+}
+
+/// The cost at which a front reaches a score, on straight lines between its points; none if it does not reach it. The flag says
+/// that its first point is already as good, so that the true cost may be lower.
+fn cost_of(metric: &Metric, measure: Measure, front: &[Point], score: f64) -> Option<(f64, bool)> {
+    let at = front.iter().position(|point| !is_better(metric, score, point.score))?;
+    let upper = front[at];
+    if at == 0 {
+        return Some((measure.of(&upper.cost), is_better(metric, upper.score, score)));
+    }
+    let lower = front[at - 1];
+    let share = (score - lower.score) / (upper.score - lower.score);
+    let (from, to) = (measure.of(&lower.cost), measure.of(&upper.cost));
+    Some((from + share * (to - from), false))
+}
+
+/// The costs of both methods at equal accuracy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AtEqual {
+    /// The best score that both reach.
+    pub score: f64,
+    /// The cost of Deep Incubation and of end-to-end training.
+    pub costs: [f64; 2],
+    /// The second cost in units of the first: above 1, Deep Incubation is cheaper.
+    pub multiple: f64,
+    pub bound: Bound,
+}
+
+/// What a measured multiple says of the true one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    Exact,
+    AtLeast,
+    AtMost,
+}
+
+/// Compares the costs of Deep Incubation and end-to-end training at the best score that both reach; none if either has no point,
+/// or if the first point of both is already as good.
+pub fn at_equal(metric: &Metric, measure: Measure, ours: &[Point], theirs: &[Point]) -> Option<AtEqual> {
+    let (ours, theirs) = (front(metric, measure, ours), front(metric, measure, theirs));
+    let (a, b) = (ours.last()?.score, theirs.last()?.score);
+    let score = if is_better(metric, a, b) { b } else { a };
+    let (own, is_ours_late) = cost_of(metric, measure, &ours, score)?;
+    let (other, is_theirs_late) = cost_of(metric, measure, &theirs, score)?;
+    let bound = match (is_ours_late, is_theirs_late) {
+        (true, true) => return None,
+        (true, false) => Bound::AtLeast,
+        (false, true) => Bound::AtMost,
+        (false, false) => Bound::Exact,
+    };
+    (own > 0.0 && other > 0.0).then_some(AtEqual { score, costs: [own, other], multiple: other / own, bound })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::task::Task;
+
+    fn metric() -> &'static Metric {
+        Task::of(&Config::parse("", &[]).unwrap()).headline()
+    }
+
+    fn points(all: &[(f64, f64)]) -> Vec<Point> {
+        let point = |&(flops, score): &(f64, f64)| Point { cost: Cost { flops, ..Cost::default() }, score };
+        all.iter().map(point).collect()
+    }
+
+    #[test]
+    fn costs_are_compared_at_the_best_score_that_both_methods_reach() {
+        let at = |ours: &[(f64, f64)], theirs: &[(f64, f64)]| {
+            at_equal(metric(), Measure::Flops, &points(ours), &points(theirs))
+        };
+        // End to end reaches 80 at a cost of 4; incubation passes 80 halfway between 1 and 2.
+        let found = at(&[(1.0, 75.0), (2.0, 85.0)], &[(1.0, 60.0), (2.0, 70.0), (4.0, 80.0)]).unwrap();
+        assert_eq!((found.score, found.bound), (80.0, Bound::Exact));
+        assert!((found.multiple - 4.0 / 1.5).abs() < 1e-12);
+        let late = at(&[(3.0, 85.0)], &[(1.0, 60.0), (4.0, 80.0)]).unwrap();
+        assert_eq!((late.multiple, late.bound), (4.0 / 3.0, Bound::AtLeast), "it may have been as good before");
+        let late = at(&[(1.0, 60.0), (4.0, 80.0)], &[(2.0, 85.0)]).unwrap();
+        assert_eq!((late.multiple, late.bound), (0.5, Bound::AtMost));
+        assert_eq!(at(&[(1.0, 80.0)], &[]), None);
+    }
+
+    #[test]
+    fn a_front_leaves_out_what_costs_more_and_is_no_better() {
+        let front = front(metric(), Measure::Flops, &points(&[(3.0, 70.0), (1.0, 60.0), (2.0, 72.0), (4.0, 71.0)]));
+        assert_eq!(front, points(&[(1.0, 60.0), (2.0, 72.0)]));
+    }
+
+    #[test]
+    fn the_cost_of_a_step_includes_the_steps_that_were_lost_before_it() {
+        let text = |from, to, device_seconds| {
+            format!(
+                r#"{{"began":"{from}","end":null,"ranks":1,"replicas":1,"precision":"fp32","from":{from},"to":{to},
+                "images":{},"flops":{},"seconds":1.0,"device_seconds":{device_seconds},"host":"h","job":null}}"#,
+                2 * (to - from),
+                10.0 * f64::from(to - from)
+            )
+        };
+        let starts = [text(0, 10, 36.0), text(5, 20, 72.0)].map(|text| serde_json::from_str::<Start>(&text).unwrap());
+        let at = |step| cost_at(&starts, step);
+        assert_eq!((at(5).flops, at(5).images), (50.0, 10.0));
+        assert_eq!((at(10).flops, at(10).images), (150.0, 30.0), "steps 5 to 10 were done twice");
+        assert_eq!(at(20).flops, 250.0);
+        assert!((at(20).device_hours - 108.0 / 3600.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,246 @@
+//! Reads all that a report tells of a run from its run directory. A run may still be going; what is missing is noted in words.
+
+use crate::data::source::bad_images::BadImages;
+use crate::plan::{PhasePlan, Plan};
+use crate::run::data::DataRecord;
+use crate::run::graph::{Graph, Node};
+use crate::run::start::Start;
+use crate::run::state::{Evidence, Found, State, states};
+use crate::run::table::Depths;
+use crate::store::ledger::Total;
+use crate::store::progress::Progress;
+use crate::store::{RunDir, Seen, metrics};
+use crate::task::{Scores, Task};
+use crate::usage;
+use anyhow::Result;
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// One line of `metrics.jsonl`.
+pub type Logged = Map<String, Value>;
+
+/// A run as its run directory shows it.
+pub struct Run {
+    /// A name that no other run of the report has.
+    pub name: String,
+    pub dir: RunDir,
+    pub plan: Plan,
+    pub parts: Vec<Part>,
+    pub data: Option<DataRecord>,
+    /// Images that could not be read and were skipped.
+    pub unreadable: usize,
+    /// What the report lacks, each in a sentence without its full stop.
+    pub missing: Vec<String>,
+}
+
+/// A node of a run that writes a model.
+pub struct Part {
+    pub node: Node,
+    pub label: String,
+    pub phase: Option<PhasePlan>,
+    pub state: State,
+    /// Whether its file was imported, so that the cost of the model is not known.
+    pub is_imported: bool,
+    /// The scores of its artefact.
+    pub scores: Option<Scores>,
+    pub total: Total,
+    pub starts: Vec<Start>,
+    pub progress: Option<Progress>,
+    pub lines: Vec<Logged>,
+}
+
+impl Part {
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.state != State::Waiting
+    }
+
+    /// The score in the headline, if the model is there and usable.
+    pub fn score(&self) -> Option<f64> {
+        self.scores.as_ref().filter(|_| self.is_done())?.0.first()?.value
+    }
+
+    /// Whether it belongs to the baseline.
+    pub fn is_baseline(&self) -> bool {
+        self.node.row.model.is_some_and(|model| model.is_baseline)
+    }
+
+    /// Whether its model is the whole target network.
+    pub fn is_target(&self) -> bool {
+        self.node.row.model.is_some_and(|model| model.depths == Depths::Deep)
+    }
+}
+
+impl Run {
+    pub fn task(&self) -> Task {
+        Task::of(&self.plan.config)
+    }
+
+    /// Whether the part belongs to what the run does: it or another part of its method has begun, or the config asks for the
+    /// baseline, or nothing has begun. A run of the baseline alone, such as a cell of a study, never begins the other parts.
+    pub fn expects(&self, part: &Part) -> bool {
+        let mut begun = self.parts.iter().filter(|other| other.has_begun()).peekable();
+        let is_first = begun.peek().is_none();
+        let asks = part.node.is_wanted && part.is_baseline();
+        part.has_begun()
+            || part.node.is_wanted && (asks || is_first || begun.any(|other| other.is_baseline() == part.is_baseline()))
+    }
+
+    /// The parts that tables show: all that have begun and, of an only run (`is_single`), also those still to come.
+    pub fn shown(&self, is_single: bool) -> impl Iterator<Item = &Part> {
+        self.parts.iter().filter(move |part| part.has_begun() || is_single && self.expects(part))
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_over(&self) -> bool {
+        self.parts.iter().filter(|part| self.expects(part)).all(Part::is_done)
+    }
+}
+
+/// The run directories that a path stands for: itself, or if it is a folder of run directories such as a study's, these.
+///
+/// # Errors
+/// A usage error if there is none.
+pub fn run_dirs(path: &Path) -> Result<Vec<PathBuf>> {
+    let is_run = |path: &Path| path.join("config.toml").exists();
+    let entries = std::fs::read_dir(path).map_err(|e| usage!("{}: {e}; give a run directory", path.display()))?;
+    if is_run(path) {
+        return Ok(vec![path.into()]);
+    }
+    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_run(path)).collect();
+    found.sort();
+    if found.is_empty() {
+        return Err(usage!(
+            "{}: neither a run directory nor a folder of run directories; give the folder that a run wrote",
+            path.display()
+        ));
+    }
+    Ok(found)
+}
+
+/// Reads all runs. `seen` caches artefacts.
+///
+/// # Errors
+/// A path is no run directory.
+pub fn runs(paths: &[PathBuf], seen: &mut Seen) -> Result<Vec<Run>> {
+    let mut runs = paths.iter().map(|path| run(path, seen)).collect::<Result<Vec<Run>>>()?;
+    let distinct = |names: Vec<String>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
+    let of_folder = |run: &Run| run.dir.path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let by_path = |run: &Run| run.dir.path.display().to_string();
+    if !distinct(runs.iter().map(|run| run.name.clone()).collect()) {
+        let folders: Option<Vec<String>> = runs.iter().map(of_folder).collect();
+        let names = folders.filter(|names| distinct(names.clone()));
+        let names = names.unwrap_or_else(|| runs.iter().map(by_path).collect());
+        runs.iter_mut().zip(names).for_each(|(run, name)| run.name = name);
+    }
+    Ok(runs)
+}
+
+fn run(path: &Path, seen: &mut Seen) -> Result<Run> {
+    let config = RunDir::config_of(path)?;
+    let dir = RunDir { path: path.into() };
+    let mut missing = Vec::new();
+    let data = dir.data().unwrap_or_else(|error| {
+        missing.push(format!("{error:#}"));
+        None
+    });
+    let train_images = data.as_ref().map_or(0, |data| data.present.train.images);
+    if data.is_none() {
+        missing.push("the number of images is not recorded: dataset.json is missing".into());
+    }
+    let plan = Plan { config, train_images };
+    let graph = plan.graph();
+    let parts = parts(&plan, &graph, &dir, seen, &mut missing);
+    let unreadable = BadImages::of_run(0, path).count();
+    Ok(Run { name: plan.config.run.name.clone(), dir, plan, parts, data, unreadable, missing })
+}
+
+/// The nodes that write a model and that the run needs or has.
+fn parts(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &mut Seen, missing: &mut Vec<String>) -> Vec<Part> {
+    let mut evidence = Vec::new();
+    for node in graph.nodes() {
+        let found = match node.expected {
+            Some(_) => seen.find(dir, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))),
+            None => Found::Nothing,
+        };
+        let beat = Progress::read(&dir.path, &node.name).map(|progress| progress.beat(dir));
+        evidence.push(Evidence { found, beat, queued: None });
+    }
+    let is_imported = graph.nodes().iter().zip(&evidence).any(|(node, evidence)| evidence.found.is_imported(node));
+    let states = states(graph, &evidence);
+    let mut parts = Vec::new();
+    for ((node, evidence), state) in graph.nodes().iter().zip(&evidence).zip(states) {
+        let is_there = evidence.found != Found::Nothing || evidence.beat.is_some();
+        if let (Some(label), true) = (node.label(), is_there || node.is_needed(is_imported)) {
+            let is_imported = evidence.found.is_imported(node);
+            let part = part(plan, dir, (node, label), (state, is_imported), seen);
+            missing.extend(lacks(&part, plan.config.run.log_steps));
+            parts.push(part.0);
+        }
+    }
+    parts
+}
+
+/// A part, and the number of its torn lines or the error of reading them.
+type Read = (Part, Result<usize>);
+
+fn part(
+    plan: &Plan,
+    dir: &RunDir,
+    (node, label): (&Node, String),
+    (state, is_imported): (State, bool),
+    seen: &Seen,
+) -> Read {
+    let phase = plan.phase_of(node);
+    let (lines, torn) = match metrics::read_and_count(&dir.logs(&node.name)) {
+        Ok((lines, torn)) => (lines, Ok(torn)),
+        Err(error) => (Vec::new(), Err(error)),
+    };
+    let part = Part {
+        label,
+        state,
+        is_imported,
+        scores: seen.header(dir, node).map(|header| Task::of(&plan.config).scores(&header.metrics)),
+        total: phase.as_ref().map_or(Total::default(), |phase| dir.total(plan, phase)),
+        starts: phase.as_ref().map_or(Vec::new(), |phase| dir.starts(plan, phase)),
+        progress: Progress::read(&dir.path, &node.name),
+        lines,
+        phase,
+        node: node.clone(),
+    };
+    (part, torn)
+}
+
+/// What the run directory lacks of a part, in sentences.
+fn lacks((part, torn): &Read, log_steps: u64) -> Vec<String> {
+    let name = &part.node.name;
+    let mut lacks = Vec::new();
+    if let State::Damaged(_) | State::Stale(_) = part.state {
+        let why = part.state.why(&part.node).unwrap_or_default();
+        lacks.push(format!("{} is {}, and no figure counts it: {why}", part.node.file, part.state.word()));
+    }
+    match torn {
+        Ok(0) => {}
+        Ok(torn) => lacks.push(format!("{torn} torn line(s) of the curves of {name} are left out")),
+        Err(error) => lacks.push(format!("the curves of {name} cannot be read: {error:#}")),
+    }
+    if part.phase.is_none() || part.is_imported {
+        return lacks;
+    }
+    let first = part.lines.iter().find_map(|line| line.get("step")?.as_u64());
+    match first {
+        None if part.is_done() && torn.as_ref().is_ok_and(|torn| *torn == 0) => {
+            lacks.push(format!("the curves of {name} are missing: there is no metrics.jsonl"));
+        }
+        Some(first) if first > 2 * log_steps => lacks.push(format!("the curves of {name} begin at step {first}")),
+        _ => {}
+    }
+    if part.is_done() && part.starts.is_empty() {
+        lacks.push(format!("the cost of {name} is missing: it has neither a ledger nor a heartbeat"));
+    }
+    lacks
+}

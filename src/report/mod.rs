@@ -1,0 +1,129 @@
+//! Reports: the table at the end of a run, and a page about one run or several: how accuracy grows with the cost, for both methods,
+//! and all that a reader needs to judge it.
+//!
+//! [`gather`] reads run directories. [`course`] and [`groups`] compute from them, and [`words`], [`tables`] and [`figures`] say it.
+//! [`page`] puts it together.
+
+mod course;
+mod figures;
+mod gather;
+mod groups;
+mod page;
+pub mod summary;
+mod table;
+mod tables;
+mod time;
+mod words;
+
+use crate::store::{Seen, durable};
+use crate::{require, svg, usage};
+use anyhow::Result;
+use page::Page;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// The name of the page in a run directory. The file shows that the run is concluded, so a page of a run that still goes has
+/// another name.
+const CONCLUDED: &str = "report.html";
+const SO_FAR: &str = "report-so-far.html";
+
+/// What was written.
+#[derive(Debug, Serialize)]
+pub struct Written {
+    pub page: PathBuf,
+    /// The first sentences of the page.
+    pub summary: Vec<String>,
+    /// The files of the figures and tables.
+    pub files: Vec<PathBuf>,
+}
+
+/// Writes the page of a run that is concluded into its run directory. `seen` caches artefacts.
+pub fn conclude(run: &Path, seen: &mut Seen) -> Result<PathBuf> {
+    let page = make(&[run.into()], None, seen)?;
+    let file = run.join(CONCLUDED);
+    durable::replace_bytes(&file, page.html.as_bytes())?;
+    Ok(file)
+}
+
+/// Writes the page of runs, and of folders of runs, to `out`; the default is a file in the only folder that is given. With
+/// `figures`, each picture also becomes an SVG and a PNG in that folder, and each table a CSV.
+///
+/// # Errors
+/// A usage error for a path that is no run directory, and for several paths without `out`.
+pub fn write(paths: &[PathBuf], out: Option<&Path>, figures: Option<&Path>) -> Result<Written> {
+    let mut runs = Vec::new();
+    for path in paths {
+        runs.extend(gather::run_dirs(path)?);
+    }
+    let folder = match paths {
+        [folder] => Some(folder.as_path()),
+        _ => None,
+    };
+    let out = match (out, folder) {
+        (Some(out), _) => out.to_path_buf(),
+        (None, Some(folder)) => folder.join(default_name(folder)),
+        (None, None) => return Err(usage!("several run directories: say where to write their page, --out FILE")),
+    };
+    let owner = out.parent().unwrap_or(Path::new(""));
+    let marks_end = out.file_name().is_some_and(|name| name == CONCLUDED) && default_name(owner) == SO_FAR;
+    require!(
+        !marks_end,
+        "{}: a run writes this file at its end, and `submit` takes it as the sign of that; choose another --out",
+        out.display()
+    );
+    let page = make(&runs, folder.filter(|folder| runs[0] != *folder), &mut Seen::default())?;
+    let cannot = |error: anyhow::Error| usage!("{error:#}; the folder must exist and be writable");
+    durable::replace_bytes(&out, page.html.as_bytes()).map_err(cannot)?;
+    let files = figures.map_or(Ok(Vec::new()), |folder| write_files(&page, folder))?;
+    Ok(Written { page: out, summary: page.lead, files })
+}
+
+/// The name of a page in this folder: [`SO_FAR`] in the run directory of a run that is not concluded.
+fn default_name(folder: &Path) -> &'static str {
+    let is_run = folder.join("config.toml").exists();
+    if is_run && !folder.join(CONCLUDED).exists() { SO_FAR } else { CONCLUDED }
+}
+
+/// Makes the page of run directories, all of one `study` folder if it is given.
+fn make(run_dirs: &[PathBuf], study: Option<&Path>, seen: &mut Seen) -> Result<Page> {
+    let runs = gather::runs(run_dirs, seen)?;
+    let first = runs[0].task();
+    let other = runs.iter().find(|run| run.task().headline() != first.headline());
+    if let Some(other) = other {
+        return Err(usage!(
+            "{}: {} is measured there, but {} in {}; report on runs of one kind",
+            other.dir.path.display(),
+            other.task().headline().name,
+            first.headline().name,
+            runs[0].dir.path.display()
+        ));
+    }
+    let settings = groups::settings(&runs);
+    let title = match (study.and_then(Path::file_name), runs.as_slice()) {
+        (Some(name), _) => name.to_string_lossy().into_owned(),
+        (None, [run]) => run.name.clone(),
+        (None, several) if several.len() > 4 => format!("{} runs", several.len()),
+        (None, several) => several.iter().map(|run| run.name.as_str()).collect::<Vec<_>>().join(", "),
+    };
+    Ok(page::page(&runs, &settings, &title))
+}
+
+/// Writes each picture as SVG and PNG, and each table as CSV.
+fn write_files(page: &Page, folder: &Path) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(folder).map_err(|e| usage!("{}: {e}; give a folder to write into", folder.display()))?;
+    let mut files = Vec::new();
+    let mut write = |name: String, bytes: &[u8]| -> Result<()> {
+        let file = folder.join(name);
+        durable::replace_bytes(&file, bytes)?;
+        files.push(file);
+        Ok(())
+    };
+    for figure in &page.figures {
+        write(format!("{}.svg", figure.slug), figure.svg.as_bytes())?;
+        write(format!("{}.png", figure.slug), &svg::png(&figure.svg))?;
+    }
+    for table in &page.tables {
+        write(format!("{}.csv", table.slug), &table.csv())?;
+    }
+    Ok(files)
+}
