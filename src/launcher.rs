@@ -45,6 +45,14 @@ pub fn launched_rank() -> usize {
         .unwrap_or(0)
 }
 
+/// How many ranks the launcher has started.
+pub fn launched_ranks() -> usize {
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]
+        .iter()
+        .find_map(|variable| std::env::var(variable).ok()?.parse().ok())
+        .unwrap_or(1)
+}
+
 /// This process's rank among the ranks of its node.
 pub fn rank_on_this_node() -> usize {
     ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"]

@@ -10,6 +10,7 @@
 //! 6  main, cli          the door: commands, exit codes
 //! 5  pipeline           walks the graph of the run; assembly, evaluation, progress bars
 //! 5  report             the table at the end of a run, and the page about one run or several
+//! 5  study              a grid of configs: its cells, their cost, and shares of them
 //! 5  pack               writes any source as HDF5 shards
 //! 5  bench              performance claims as commands
 //! 5  export, import     one small file per format of other programs
@@ -89,6 +90,7 @@ pub mod run;
 pub mod seal;
 pub mod stop;
 pub mod store;
+pub mod study;
 pub mod svg;
 pub mod task;
 pub mod thread;

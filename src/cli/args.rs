@@ -7,6 +7,7 @@ use crate::config::ExportFormat;
 use crate::data::image::shrink::{QUALITY, SHORT_SIDE};
 use crate::import::Role;
 use crate::plan::gpus::GpuModel;
+use crate::study::shares::Share;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -145,6 +146,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Train a grid of configs, each in a run directory of its own, and report on all of them. Finished cells are skipped
+    Study(StudyArgs),
     /// Cancel the queued and running jobs of a submitted run
     Cancel {
         /// The run directory: run.dir of the config, or the folder given by --run-dir
@@ -189,6 +192,24 @@ pub enum Command {
         /// The folder, which is created if it does not exist
         folder: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct StudyArgs {
+    /// The study, a TOML file such as those of configs/studies
+    pub study: PathBuf,
+    /// Show the cells, their cost and the time that they need on this machine, and train nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Only this cell; may be given more than once
+    #[arg(long, value_name = "CELL")]
+    pub only: Vec<String>,
+    /// Only share I of N, from 0/N: for a Slurm array [default: under mpirun, a share for each rank]
+    #[arg(long, value_name = "I/N")]
+    pub share: Option<Share>,
+    /// Print JSON: with --dry-run the cells, else the page of the report with its first sentences
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -279,7 +300,7 @@ pub enum Downstream {
 impl Command {
     /// Whether the command checks [`crate::stop::STOP`] and stops cleanly when it is set. A signal ends any other command at once.
     pub fn heeds_signals(&self) -> bool {
-        self.joins_world() || matches!(self, Command::Pack(_) | Command::Status { watch: true, .. })
+        self.joins_world() || matches!(self, Command::Pack(_) | Command::Study(_) | Command::Status { watch: true, .. })
     }
 
     /// Whether the command joins the world of ranks in which it was started, because all ranks train or wait for each other.

@@ -6,6 +6,7 @@ mod cluster;
 mod evaluate;
 mod load;
 mod overrides;
+mod study;
 mod verify;
 
 pub use args::{Cli, Command};
@@ -38,6 +39,7 @@ use overrides::{ConfigArgs, TrainArgs};
 use serde::Serialize;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
+use study::study;
 use verify::verify;
 
 /// Executes a command. Only the commands that train use the ranks of the world.
@@ -71,6 +73,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         Command::Submit { args, dry_run, json } => cluster::submit(args, *dry_run, *json),
         Command::Status { run_dir, watch: true, .. } => cluster::watch(run_dir),
         Command::Status { run_dir, json, .. } => cluster::status(run_dir, *json),
+        Command::Study(args) => study(args),
         Command::Report { run_dirs, out, figures, json } => {
             let written = report::write(run_dirs, out.as_deref(), figures.as_deref())?;
             print_either(*json, &written, || {

@@ -5,7 +5,7 @@ use incubate::cli::Cli;
 use incubate::config::{Config, DEFAULTS, PHASE_TABLES};
 use std::path::{Path, PathBuf};
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -20,7 +20,7 @@ fn pages() -> Vec<(PathBuf, String)> {
 }
 
 /// The fenced blocks in these languages.
-fn blocks<'a>(text: &'a str, languages: &[&str]) -> Vec<&'a str> {
+pub fn blocks<'a>(text: &'a str, languages: &[&str]) -> Vec<&'a str> {
     let fenced = text.split("```").skip(1).step_by(2);
     let of_language = |block: &&str| languages.contains(&block.lines().next().unwrap_or_default());
     fenced.filter(of_language).map(|block| block.split_once('\n').unwrap().1).collect()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 fn floor_of(module: &str) -> u32 {
     match module {
         "main" | "cli" => 6,
-        "pipeline" | "export" | "import" | "downstream" | "cluster" | "bench" | "pack" | "report" => 5,
+        "pipeline" | "export" | "import" | "downstream" | "cluster" | "bench" | "pack" | "report" | "study" => 5,
         "train" => 4,
         "task" => 3,
         "data" | "model" | "collective" | "device" | "store" => 2,

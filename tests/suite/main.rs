@@ -33,6 +33,7 @@ mod slurm;
 mod slurm_stops;
 mod small_images;
 mod stored;
+mod studies;
 mod transforms;
 mod usage;
 mod wait;

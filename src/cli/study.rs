@@ -1,0 +1,105 @@
+//! `incubate study`: trains the cells of a study one after the other, and reports on all of them.
+
+use super::args::StudyArgs;
+use super::load::{devices, start_libtorch, start_threads};
+use super::{finish, on_config, print_either};
+use crate::bench::step::{Work, measure};
+use crate::collective::mpi::World;
+use crate::config::Config;
+use crate::error::Failure;
+use crate::launcher::{launched_rank, launched_ranks};
+use crate::model::off::Off;
+use crate::report;
+use crate::run::table::E2E;
+use crate::stop::stop_requested;
+use crate::study::shares::Share;
+use crate::study::table::{Line, text};
+use crate::study::{Cell, Method, Study, only};
+use anyhow::{Context, Result, anyhow};
+use std::collections::BTreeMap;
+
+/// Trains the cells of this process's share that are not finished. A cell that fails does not keep the others from being trained.
+pub fn study(args: &StudyArgs) -> Result<()> {
+    let study = Study::load(&args.study)?;
+    let cells = only(&study, &args.only)?;
+    let share = args.share.unwrap_or(Share { index: launched_rank(), of: launched_ranks() });
+    start_libtorch(&study.cells[0].plan.config);
+    if args.dry_run {
+        let lines = lines(&study, &cells)?;
+        return print_either(args.json, &lines, || text(&lines, share.of));
+    }
+    start_threads()?;
+    let mut failed: Vec<(&str, anyhow::Error)> = Vec::new();
+    let own = share.of(&cells);
+    for (number, cell) in own.iter().enumerate() {
+        if stop_requested() {
+            return Err(Failure::Interrupted { activity: format!("training study {}", study.name) }.into());
+        }
+        log::info!("{}: cell {} of {}", cell.name, number + 1, own.len());
+        match train(&study, cell) {
+            Err(error) if Failure::is_stop(&error) => return Err(error),
+            Err(error) => {
+                log::warn!("{}: {error:#}; going on with the other cells", cell.name);
+                failed.push((&cell.name, error));
+            }
+            Ok(()) => {}
+        }
+    }
+    let number = failed.len();
+    if let Some((name, error)) = failed.into_iter().next() {
+        return Err(error.context(format!("{number} cell(s) of {} have failed, the first one {name}", study.name)));
+    }
+    let written = report::write(std::slice::from_ref(&study.dir), None, None)?;
+    print_either(args.json, &written, || {
+        written.summary.iter().map(|sentence| format!("{sentence}\n")).collect::<String>()
+            + &format!("report: {}\n", written.page.display())
+    })
+}
+
+/// Trains a cell, unless it is finished.
+fn train(study: &Study, cell: &Cell) -> Result<()> {
+    if study.is_done(cell)? {
+        log::info!("{}: done already", cell.name);
+        return Ok(());
+    }
+    on_config(&World::alone(), cell.plan.config.clone(), false, |job| {
+        // The time of the cells before is not this cell's.
+        job.clock.skip();
+        match cell.method {
+            Method::Incubation => job.run()?,
+            Method::E2e => job.row(&E2E)?,
+        }
+        finish(job).map(|_| ())
+    })
+}
+
+/// The lines of the dry run. The speed of the machine is measured once for each kind of network.
+fn lines(study: &Study, cells: &[&Cell]) -> Result<Vec<Line>> {
+    let mut rates: BTreeMap<String, f64> = BTreeMap::new();
+    let mut line = |cell: &&Cell| {
+        let config = &cell.plan.config;
+        let key = config.recipe(&["model"]) + &format!("{:?} {:?}", config.run.precision, config.run.micro_batch);
+        let rate = match rates.get(&key) {
+            Some(rate) => *rate,
+            None => speed(config.clone())?,
+        };
+        rates.insert(key, rate);
+        // A cell whose files cannot be used is not finished; the start that trains it says why.
+        Ok(Line::new(cell, study.is_done(cell).unwrap_or(false), rate))
+    };
+    cells.iter().map(&mut line).collect()
+}
+
+/// The steps that are timed for each kind of network.
+const STEPS: usize = 3;
+
+/// Operations per second of end-to-end steps on this machine.
+fn speed(config: Config) -> Result<f64> {
+    let device = devices(&config)?.device(0);
+    let batch = config.run.micro_batch.samples().min(config.e2e.global_batch) / 2 * 2;
+    let name = config.run.name.clone();
+    let work = Work { stage: None, batch: batch.max(2), steps: STEPS, device, off: Off::default() };
+    let report = measure(config, &name, work).with_context(|| format!("measuring the speed of cell {name}"))?;
+    let rate = report.gflops * 1e9;
+    (rate > 0.0).then_some(rate).ok_or_else(|| anyhow!("{name}: a step took no time"))
+}

@@ -1,0 +1,194 @@
+//! Reads a study file, and combines the values of its axes.
+
+use super::Method;
+use crate::{require, usage};
+use anyhow::Result;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// The file as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    name: String,
+    base: PathBuf,
+    dir: PathBuf,
+    #[serde(default)]
+    set: Table,
+    axes: Table,
+}
+
+/// A study file with the text of its base config.
+pub struct File {
+    pub name: String,
+    pub dir: PathBuf,
+    pub base: String,
+    set: Vec<String>,
+    axes: Vec<Axis>,
+}
+
+struct Axis {
+    name: String,
+    values: Vec<AxisValue>,
+}
+
+/// A value of an axis.
+#[derive(Clone)]
+struct AxisValue {
+    name: String,
+    method: Option<Method>,
+    equal_cost_to: Option<String>,
+    /// The config keys that it sets, as `--set` takes them.
+    sets: Vec<String>,
+}
+
+/// One value of each axis.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Combination {
+    pub name: String,
+    pub method: Method,
+    pub sets: Vec<String>,
+    /// The combination whose cost this one should equal.
+    pub equal_to: Option<Box<Combination>>,
+}
+
+/// Reads a study file and its base.
+pub fn read(path: &Path) -> Result<File> {
+    let text = std::fs::read_to_string(path).map_err(|e| usage!("{}: cannot read the study: {e}", path.display()))?;
+    let written: Written = toml::from_str(&text).map_err(|e| usage!("{}", e.to_string().trim().replace('\n', " ")))?;
+    let base = path.parent().unwrap_or(Path::new("")).join(&written.base);
+    let base =
+        std::fs::read_to_string(&base).map_err(|e| usage!("base = {:?}: {}: {e}", written.base, base.display()))?;
+    let axes = written.axes.iter().map(|(name, values)| axis(name, values)).collect::<Result<Vec<Axis>>>()?;
+    require!(!axes.is_empty(), "axes: give at least one, such as [axes.seed.s0] with run.seed = 0");
+    Ok(File { name: written.name, dir: written.dir, base, set: sets("set", &written.set)?, axes })
+}
+
+fn axis(name: &str, values: &Value) -> Result<Axis> {
+    let values = values.as_table().filter(|values| !values.is_empty());
+    let values = values.ok_or_else(|| usage!("axes.{name}: give its values, such as [axes.{name}.VALUE]"))?;
+    let value = |(value, keys): (&String, &Value)| -> Result<AxisValue> {
+        let at = format!("axes.{name}.{value}");
+        let is_name = |c: char| c.is_ascii_alphanumeric() || ['_', '.', '+'].contains(&c);
+        require!(
+            value.chars().all(is_name) && value.starts_with(|c: char| c.is_ascii_alphanumeric()),
+            "{at}: a value names run directories, so give it letters, digits, _ and . alone"
+        );
+        let mut keys = keys.as_table().ok_or_else(|| usage!("{at}: give config keys, such as run.seed = 0"))?.clone();
+        let word = |value: Option<Value>, key: &str| match value {
+            None => Ok(None),
+            Some(Value::String(word)) => Ok(Some(word)),
+            Some(other) => Err(usage!("{at}.{key} = {other}: a text is expected")),
+        };
+        let method = match word(keys.remove("method"), "method")?.as_deref() {
+            None => None,
+            Some("incubation") => Some(Method::Incubation),
+            Some("e2e") => Some(Method::E2e),
+            Some(other) => return Err(usage!("{at}.method = {other:?}: give \"incubation\" or \"e2e\"")),
+        };
+        let equal_cost_to = word(keys.remove("equal_cost_to"), "equal_cost_to")?;
+        Ok(AxisValue { name: value.clone(), method, equal_cost_to, sets: sets(&at, &keys)? })
+    };
+    Ok(Axis { name: name.into(), values: values.iter().map(value).collect::<Result<_>>()? })
+}
+
+/// The keys of tables as `--set` takes them.
+fn sets(at: &str, tables: &Table) -> Result<Vec<String>> {
+    let mut sets = Vec::new();
+    for (table, keys) in tables {
+        let keys = keys.as_table().ok_or_else(|| {
+            usage!("{at}.{table}: not a table of the config; write its keys in full, such as model.width = 64")
+        })?;
+        sets.extend(keys.iter().map(|(key, value)| format!("{table}.{key}={value}")));
+    }
+    Ok(sets)
+}
+
+impl File {
+    /// All combinations of the values, the last axis fastest.
+    pub fn combinations(&self) -> Result<Vec<Combination>> {
+        let mut chosen: Vec<Vec<&AxisValue>> = vec![Vec::new()];
+        for axis in &self.axes {
+            let mut longer = Vec::new();
+            for before in &chosen {
+                longer.extend(axis.values.iter().map(|value| [&before[..], &[value]].concat()));
+            }
+            chosen = longer;
+        }
+        chosen.iter().map(|values| self.combination(values)).collect()
+    }
+
+    fn combination(&self, values: &[&AxisValue]) -> Result<Combination> {
+        let mut combination = self.plain(values);
+        for (position, (axis, value)) in self.axes.iter().zip(values).enumerate() {
+            let Some(wanted) = &value.equal_cost_to else { continue };
+            let twin = axis.values.iter().find(|other| other.name == *wanted && other.name != value.name);
+            let twin = twin.ok_or_else(|| {
+                let (axis, value) = (&axis.name, &value.name);
+                usage!("axes.{axis}.{value}.equal_cost_to = {wanted:?}: name another value of [axes.{axis}]")
+            })?;
+            let mut others = values.to_vec();
+            others[position] = twin;
+            combination.equal_to = Some(Box::new(self.plain(&others)));
+        }
+        Ok(combination)
+    }
+
+    /// The combination without its twin.
+    fn plain(&self, values: &[&AxisValue]) -> Combination {
+        let names: Vec<&str> = values.iter().map(|value| value.name.as_str()).collect();
+        let method = values.iter().rev().find_map(|value| value.method).unwrap_or(Method::Incubation);
+        let sets = values.iter().flat_map(|value| value.sets.clone());
+        Combination {
+            name: names.join("-"),
+            method,
+            sets: self.set.iter().cloned().chain(sets).collect(),
+            equal_to: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn study(text: &str) -> Result<File> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("base.toml"), "").unwrap();
+        std::fs::write(folder.path().join("study.toml"), format!("name='s'\nbase='base.toml'\ndir='d'\n{text}"))
+            .unwrap();
+        read(&folder.path().join("study.toml"))
+    }
+
+    const METHODS: &str = "[axes.method.incubation]\n[axes.method.e2e]\nmethod='e2e'\nequal_cost_to='incubation'\n";
+
+    #[test]
+    fn cells_are_all_combinations_in_the_order_of_the_file() {
+        let file =
+            study(&format!("[set]\nrun.seed=7\n[axes.depth.d4]\nmodel.depths=[1,3]\n[axes.depth.d2]\n{METHODS}"))
+                .unwrap();
+        let all = file.combinations().unwrap();
+        let names: Vec<&str> = all.iter().map(|cell| cell.name.as_str()).collect();
+        assert_eq!(names, ["d4-incubation", "d4-e2e", "d2-incubation", "d2-e2e"]);
+        assert_eq!(all[1].sets, ["run.seed=7", "model.depths=[1, 3]"]);
+        assert_eq!((all[1].method, all[1].equal_to.as_deref()), (Method::E2e, Some(&all[0])));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, words) in [
+            ("[axes]", "axes: give at least one"),
+            ("axes.depth.d1 = 3", "axes.depth.d1: give config keys"),
+            ("[axes.depth.'../x']", "letters, digits"),
+            ("[axes.m.a]\nmethod='both'", "axes.m.a.method = \"both\""),
+            ("[axes.m.a]\nwidth=3", "axes.m.a.width: not a table of the config"),
+            ("[axes.m.a]\n[extra]", "unknown field `extra`"),
+        ] {
+            let error = format!("{:#}", study(text).err().expect(text));
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        let error = study("[axes.m.a]\nequal_cost_to='b'").unwrap().combinations().unwrap_err().to_string();
+        assert!(error.contains("axes.m.a.equal_cost_to = \"b\": name another value of [axes.m]"), "{error}");
+    }
+}

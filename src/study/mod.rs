@@ -1,0 +1,164 @@
+//! Studies: a grid of configs, each trained by one of the two methods in a run directory of its own.
+//!
+//! A study file is TOML:
+//! ```text
+//! name = "depth"                         # the name of the study
+//! base = "../fashion-mnist.toml"         # the config of every cell, relative to the study file
+//! dir = "runs/studies/depth"             # the folder of the run directories, relative to the working directory like run.dir
+//! [set]                                  # config keys of every cell, over those of the base
+//! [axes.AXIS.VALUE]                      # config keys of the cells with this value of this axis
+//! ```
+//! The cells are all combinations of one value of each axis, named after the values. A value may also have the keys `method`,
+//! which is "incubation" or "e2e", and `equal_cost_to`, which names another value of the axis: `e2e.epochs` then follows from the
+//! cost of the cell that differs in that value alone.
+
+mod file;
+pub mod shares;
+pub mod table;
+
+use crate::config::Config;
+use crate::data;
+use crate::plan::Plan;
+use crate::plan::cost::cost;
+use crate::run::state::{Evidence, Found, State, states};
+use crate::run::table::{E2E, FINETUNE, REPORT, Row};
+use crate::store::{RunDir, Seen};
+use crate::{require, usage};
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// How a cell trains the target network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    Incubation,
+    E2e,
+}
+
+impl Method {
+    /// The row of the run's table that ends a cell of this method.
+    pub fn last_row(self) -> &'static Row {
+        match self {
+            Method::Incubation => &FINETUNE,
+            Method::E2e => &E2E,
+        }
+    }
+}
+
+/// A study, ready to be trained.
+#[derive(Debug)]
+pub struct Study {
+    pub name: String,
+    /// The folder of the run directories.
+    pub dir: PathBuf,
+    pub cells: Vec<Cell>,
+}
+
+/// One training of the study.
+#[derive(Debug)]
+pub struct Cell {
+    /// The values of the axes, joined by `-`; also the name of its run directory.
+    pub name: String,
+    pub method: Method,
+    /// The config and the number of training images.
+    pub plan: Plan,
+    /// The floating-point operations that its phases need.
+    pub flops: f64,
+    /// The cell whose cost it should equal, and its own cost less that cell's, as a share of it.
+    pub equal_to: Option<(String, f64)>,
+}
+
+impl Study {
+    /// Reads a study file and derives the config of every cell.
+    ///
+    /// # Errors
+    /// A usage error that names the file, and the axis, value or key.
+    pub fn load(path: &Path) -> Result<Study> {
+        let within = || format!("in study {}", path.display());
+        let file = file::read(path).with_context(within)?;
+        let mut images = BTreeMap::new();
+        let mut cells = Vec::new();
+        for combination in file.combinations().with_context(within)? {
+            cells.push(cell(&file, &combination, &mut images).with_context(within)?);
+        }
+        Ok(Study { name: file.name, dir: file.dir, cells })
+    }
+
+    /// Whether a cell is finished: its last model is its own by the rule of every run, and its report is written.
+    ///
+    /// # Errors
+    /// A file of the run directory cannot be read or is damaged.
+    pub fn is_done(&self, cell: &Cell) -> Result<bool> {
+        let run = RunDir { path: cell.plan.config.run.dir.clone() };
+        if !run.file(REPORT.writes).exists() {
+            return Ok(false);
+        }
+        let graph = cell.plan.graph();
+        let mut seen = Seen::default();
+        let mut evidence = Vec::new();
+        for node in graph.nodes() {
+            let found = if node.expected.is_some() { seen.find(&run, node)? } else { Found::Nothing };
+            evidence.push(Evidence::of_file(found));
+        }
+        let states = states(&graph, &evidence);
+        let last = cell.method.last_row().name;
+        Ok(graph.nodes().iter().zip(states).any(|(node, state)| node.row.name == last && state == State::Done))
+    }
+}
+
+/// The cell of a combination of values. `images` caches the numbers of training images by the data of the config.
+fn cell(file: &file::File, combination: &file::Combination, images: &mut BTreeMap<String, usize>) -> Result<Cell> {
+    let method = combination.method;
+    let (name, dir) = (&combination.name, file.dir.join(&combination.name));
+    let own = [
+        format!("run.name={}", toml::Value::from(name.as_str())),
+        format!("run.dir={}", toml::Value::from(dir.display().to_string())),
+        format!("run.e2e={}", method == Method::E2e),
+    ];
+    let mut plan_of = |sets: &[String]| -> Result<Plan> {
+        let config = Config::parse(&file.base, sets).with_context(|| format!("cell {name}"))?;
+        let key = config.recipe(&["data"]) + &config.data.path.display().to_string();
+        let known = match images.get(&key) {
+            Some(&known) => known,
+            None => data::train_images(&config)?,
+        };
+        images.insert(key, known);
+        Plan::new(config, known)
+    };
+    let mut sets = [combination.sets.clone(), own.to_vec()].concat();
+    let mut plan = plan_of(&sets)?;
+    let mut equal_to = None;
+    if let Some(twin) = &combination.equal_to {
+        require!(
+            method == Method::E2e && twin.method == Method::Incubation,
+            "cell {name}: equal_cost_to stands with method = \"e2e\" and names a value with method = \"incubation\""
+        );
+        let wanted = flops(&plan_of(&[twin.sets.clone(), vec!["run.e2e=false".into()]].concat())?, twin.method);
+        let epochs = (wanted / (flops(&plan, method) / plan.config.e2e.epochs as f64)).round().max(1.0);
+        sets.push(format!("e2e.epochs={epochs}"));
+        plan = plan_of(&sets).with_context(|| format!("{epochs} epochs end to end cost as much as {}", twin.name))?;
+        equal_to = Some((twin.name.clone(), flops(&plan, method) / wanted - 1.0));
+    }
+    Ok(Cell { name: name.clone(), method, flops: flops(&plan, method), plan, equal_to })
+}
+
+/// The operations of the phases that a method trains.
+fn flops(plan: &Plan, method: Method) -> f64 {
+    let phases = plan.wanted_phases();
+    let own = phases.iter().filter(|phase| (phase.row == E2E.name) == (method == Method::E2e));
+    own.map(|phase| cost(plan, phase).flops).sum()
+}
+
+/// The cells that were asked for by name, all if none was.
+///
+/// # Errors
+/// A usage error for an unknown name.
+pub fn only<'a>(study: &'a Study, names: &[String]) -> Result<Vec<&'a Cell>> {
+    let find = |name: &String| {
+        let found = study.cells.iter().find(|cell| cell.name == *name);
+        found.ok_or_else(|| usage!("--only {name}: no such cell; `incubate study STUDY --dry-run` lists them"))
+    };
+    if names.is_empty() { Ok(study.cells.iter().collect()) } else { names.iter().map(find).collect() }
+}

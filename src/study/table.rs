@@ -1,0 +1,83 @@
+//! The table of a study's cells, with their cost and the time they need.
+
+use super::{Cell, Method};
+use serde::Serialize;
+use std::fmt::Write;
+
+/// A cell as `study --dry-run` shows it.
+#[derive(Debug, Serialize)]
+pub struct Line {
+    pub cell: String,
+    pub method: Method,
+    /// The epochs of its phases by name.
+    pub epochs: Vec<(&'static str, usize)>,
+    pub flops: f64,
+    /// The cell whose cost it should equal.
+    pub equal_to: Option<String>,
+    /// Its cost less that cell's, as a share of it.
+    pub difference: Option<f64>,
+    pub is_done: bool,
+    /// Hours on this machine.
+    pub hours: f64,
+}
+
+impl Line {
+    /// The line of a cell on a machine that computes `rate` operations per second of this cell's network.
+    pub fn new(cell: &Cell, is_done: bool, rate: f64) -> Line {
+        let phases = cell.plan.config.phases();
+        let own = phases.into_iter().filter(|(name, _)| (*name == "e2e") == (cell.method == Method::E2e));
+        Line {
+            cell: cell.name.clone(),
+            method: cell.method,
+            epochs: own.map(|(name, training)| (name, training.epochs)).collect(),
+            flops: cell.flops,
+            equal_to: cell.equal_to.as_ref().map(|(name, _)| name.clone()),
+            difference: cell.equal_to.as_ref().map(|(_, difference)| *difference),
+            is_done,
+            hours: cell.flops / rate / 3600.0,
+        }
+    }
+}
+
+/// The table for people.
+pub fn text(lines: &[Line], shares: usize) -> String {
+    let width = lines.iter().map(|line| line.cell.len()).max().unwrap_or(0).max(4);
+    let mut out = format!(
+        "{:<width$} {:<10} {:<32} {:>9} {:>8} {:>6}  {}\n",
+        "cell", "method", "epochs", "FLOPs", "hours", "state", "cost"
+    );
+    for line in lines {
+        let epochs: Vec<String> = line.epochs.iter().map(|(name, epochs)| format!("{name} {epochs}")).collect();
+        let method = match line.method {
+            Method::Incubation => "incubation",
+            Method::E2e => "e2e",
+        };
+        let compared = match (&line.equal_to, line.difference) {
+            (Some(other), Some(difference)) => format!("{:+.1} % of {other}'s", 100.0 * difference),
+            _ => String::new(),
+        };
+        let state = if line.is_done { "done" } else { "open" };
+        let _ = writeln!(
+            out,
+            "{:<width$} {method:<10} {:<32} {:>9.2e} {:>8.2} {state:>6}  {compared}",
+            line.cell,
+            epochs.join(", "),
+            line.flops,
+            line.hours
+        );
+    }
+    let sum = |open: bool, of: fn(&Line) -> f64| {
+        lines.iter().filter(|line| !(open && line.is_done)).map(of).fold(0.0, |sum, of| sum + of)
+    };
+    let _ = writeln!(
+        out,
+        "{} cell(s): {:.2e} FLOPs, {:.1} hours; open: {:.1} hours, {:.1} hours with {shares} process(es). Hours are those of \
+         training steps, measured here for each network; evaluations and start-up come on top.",
+        lines.len(),
+        sum(false, |line| line.flops),
+        sum(false, |line| line.hours),
+        sum(true, |line| line.hours),
+        sum(true, |line| line.hours) / shares as f64
+    );
+    out
+}

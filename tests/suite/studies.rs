@@ -1,0 +1,137 @@
+//! `incubate study` trains every cell once, at the costs that it has announced, and reports on all of them.
+
+use crate::documents::{blocks, root};
+use crate::incubate::{Ended, TINY, ended};
+use crate::wait::wait_until;
+use incubate::study::{Method, Study};
+use serde_json::Value;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+const STUDY: &str = r#"
+name = "tiny"
+base = "base.toml"
+dir = "cells"
+[set]
+run.export = []
+[axes.method.incubation]
+[axes.method.e2e]
+method = "e2e"
+equal_cost_to = "incubation"
+[axes.seed.s0]
+run.seed = 0
+[axes.seed.s1]
+run.seed = 1
+"#;
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new(study: &str) -> Folder {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("base.toml"), TINY).unwrap();
+        fs::write(folder.path().join("study.toml"), study).unwrap();
+        Folder(folder)
+    }
+
+    fn command(&self, launcher: &[&str], arguments: &[&str]) -> Command {
+        let words = [launcher, &[env!("CARGO_BIN_EXE_incubate"), "study", "study.toml"], arguments].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).current_dir(&self.0);
+        command
+    }
+
+    fn study(&self, arguments: &[&str]) -> Ended {
+        ended(self.command(&[], arguments).output().unwrap())
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join("cells").join(name)
+    }
+
+    fn starts(&self, cell: &str, phase: &str) -> usize {
+        fs::read_to_string(self.file(cell).join(format!("ledger/{phase}.jsonl"))).map_or(0, |text| text.lines().count())
+    }
+}
+
+#[test]
+fn the_ranks_of_a_world_share_the_cells_and_a_second_start_trains_nothing() {
+    let folder = Folder::new(STUDY);
+    let cells: Vec<Value> = serde_json::from_str(&folder.study(&["--dry-run", "--json"]).ok().out).unwrap();
+    let names: Vec<&str> = cells.iter().map(|cell| cell["cell"].as_str().unwrap()).collect();
+    assert_eq!(names, ["incubation-s0", "incubation-s1", "e2e-s0", "e2e-s1"]);
+    let number = |cell: usize, key: &str| cells[cell][key].as_f64().unwrap();
+    let epoch = number(2, "flops") / cells[2]["epochs"][0][1].as_f64().unwrap();
+    assert!((number(2, "flops") - number(0, "flops")).abs() <= epoch / 2.0, "{cells:?}");
+    assert!((number(2, "difference") - (number(2, "flops") / number(0, "flops") - 1.0)).abs() < 1e-12);
+    assert!(number(0, "hours") > 0.0 && !folder.file("").exists());
+
+    let world = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"];
+    ended(folder.command(&world, &[]).output().unwrap()).ok();
+    for name in names {
+        let (phase, model) = if name.starts_with("e2e") { ("e2e", "e2e.h5") } else { ("meta", "final.h5") };
+        assert!(folder.file(name).join(model).exists() && folder.file(name).join("report.html").exists(), "{name}");
+        assert_eq!(folder.starts(name, phase), 1, "{name}");
+    }
+    assert!(!folder.file("e2e-s0/meta.h5").exists());
+    // The cost that was announced is the cost that was computed.
+    let summary: Vec<Value> =
+        serde_json::from_slice(&fs::read(folder.file("incubation-s0/summary.json")).unwrap()).unwrap();
+    let computed: f64 = summary.iter().map(|model| model["flops"].as_f64().unwrap()).sum();
+    assert!((computed / number(0, "flops") - 1.0).abs() < 1e-9);
+
+    let before = fs::read(folder.file("incubation-s0/report.html")).unwrap();
+    let again = folder.study(&[]).ok();
+    assert_eq!(again.err.matches("done already").count(), 4, "{}", again.err);
+    assert_eq!(fs::read(folder.file("incubation-s0/report.html")).unwrap(), before);
+    let page = fs::read_to_string(folder.file("report.html")).unwrap();
+    assert!(
+        page.contains("4 runs train a Vision Transformer") && page.contains("At equal cost Deep Incubation reaches")
+    );
+    assert!(page.contains("4 runs") && !page.contains("What this report lacks"), "{}", again.out);
+}
+
+#[test]
+fn a_signal_ends_a_study_resumably_and_a_cell_that_fails_does_not_stop_the_others() {
+    let folder = Folder::new(&STUDY.replace("run.export = []", "run.export = []\nmeta.epochs = 60"));
+    let mut child = folder.command(&[], &["--only", "incubation-s1"]).stderr(Stdio::null()).spawn().unwrap();
+    let has_checkpoint = || fs::read_dir(folder.file("incubation-s1/checkpoints")).is_ok_and(|all| all.count() > 0);
+    wait_until("a checkpoint", has_checkpoint);
+    // SAFETY: the child was not waited for, so its number is its own.
+    unsafe { libc::kill(child.id() as i32, libc::SIGUSR2) };
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+
+    fs::write(folder.file("incubation-s0"), "in the way").unwrap();
+    let only = ["--only", "incubation-s0", "--only", "incubation-s1"];
+    folder.study(&only).fails(2, &["1 cell(s) of tiny have failed", "incubation-s0", "choose another --run-dir"]);
+    assert!(folder.file("incubation-s1/report.html").exists());
+    assert_eq!(folder.starts("incubation-s1", "meta"), 2);
+    folder.study(&["--only", "incubation-s7"]).fails(2, &["--only incubation-s7: no such cell"]);
+}
+
+#[test]
+fn the_studies_of_the_repository_and_of_the_pages_are_ones_that_the_program_takes() {
+    let drawn = "format = \"shapes\"\ntrain_images = 60000\ntest_images = 10000";
+    let base =
+        fs::read_to_string(root().join("configs/fashion-mnist.toml")).unwrap().replace("format = \"idx\"", drawn);
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("studies")).unwrap();
+    fs::write(folder.path().join("fashion-mnist.toml"), base).unwrap();
+    let page = fs::read_to_string(root().join("docs/studies.md")).unwrap();
+    let mut texts: Vec<String> = blocks(&page, &["toml study"]).into_iter().map(str::to_string).collect();
+    assert_eq!(texts.len(), 1);
+    let files = fs::read_dir(root().join("configs/studies")).unwrap();
+    texts.extend(files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()));
+    for (text, cells) in texts.iter().zip([8, 72]) {
+        let file = folder.path().join("studies/study.toml");
+        fs::write(&file, text).unwrap();
+        let study = Study::load(&file).unwrap();
+        assert_eq!(study.cells.len(), cells);
+        for cell in study.cells.iter().filter(|cell| cell.method == Method::E2e) {
+            let (_, difference) = cell.equal_to.as_ref().unwrap();
+            assert!(difference.abs() < 0.1, "{}: {difference}", cell.name);
+        }
+    }
+}
