@@ -138,8 +138,10 @@ fn compared(run: &Run, setting: &Setting, ours: Point, theirs: Point) -> String 
     );
     if let Some((mean, bound)) = at.and_then(|at| mean_multiple(&[at])).filter(|_| !is_tie) {
         let level = at.map_or(String::new(), |at| metric.text(at.score));
-        text +=
-            &format!("; to reach {level} end-to-end training needed {} times its computation", multiple(&mean, bound));
+        text += &format!(
+            "; to reach {level} end-to-end training needed {} times the computation of Deep Incubation",
+            multiple(&mean, bound)
+        );
     }
     text + "."
 }
