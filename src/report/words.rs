@@ -174,7 +174,10 @@ fn of_setting(metric: &Metric, setting: &Setting) -> String {
             metric.text(pair.ours.score.mean)
         ));
     }
-    if let Some((mean, bound)) = mean_multiple(&setting.at_equal(metric, Measure::Flops)) {
+    // Beside the comparison at equal cost a mere bound says nothing more.
+    let says_more = |bound: &Bound| *bound == Bound::Exact || parts.is_empty();
+    let multiples = mean_multiple(&setting.at_equal(metric, Measure::Flops));
+    if let Some((mean, bound)) = multiples.filter(|(_, bound)| says_more(bound)) {
         parts.push(format!(
             "for equal accuracy end-to-end training needs {} times the computation",
             multiple(&mean, bound)
