@@ -68,6 +68,9 @@ if $tests; then
   have slurmctld || [ -x /usr/sbin/slurmctld ] || need slurm-wlm
   have munged || [ -x /usr/sbin/munged ] || need munge
   have shellcheck || need shellcheck
+  # tools/torture.py uses both.
+  have python3 || need python3
+  have pgrep || need procps
 fi
 ruff=$cache/ruff-$RUFF
 lacks_libtorch() { [ -z "${LIBTORCH:-}" ] && [ ! -e "$torch_home/complete" ]; }

@@ -1,176 +1,59 @@
 #!/usr/bin/env python3
 """Disturbs tiny runs of all phases in every way that a cluster knows, and checks that they end with the bits of an undisturbed run.
 
-Usage: tools/torture.py [HOURS] [--binary FILE] [--seed N] [--count N] [--only KIND]
+Usage: tools/torture.sh [HOURS] [--binary FILE] [--seed N] [--count N] [--only KIND,…] [--jobs N]
 
-A round starts a run on 1 to 4 ranks with 1 or 2 replicas each, disturbs it up to three times, and starts it again until it
-ends. Files that a disturbance has damaged may be refused with exit code 3; the round then deletes the file that the error names,
-as a user would. The tally by kind goes to standard output. A round that differs keeps its folder and ends the script with
-exit code 1.
+A round starts a run on 1 to 4 ranks with 1 or 2 replicas each, disturbs it up to eight times, and starts it again until it is done.
+A moment is chosen by the lines of the log, so the load of the machine does not matter. Each start must end with the exit code
+that belongs to its disturbance. Files that were damaged may be refused with exit code 3; the round then deletes the file that the
+error names, as a user would. In the end every artefact and export must have the hash of an undisturbed run's.
 
-The kinds `full` and `readonly` mount a small tmpfs, which needs root; without it they are left out.
+    kill, peer                all ranks, or one of them, are killed
+    term, usr2, hup           the ranks are told to stop
+    pause                     some ranks are suspended for up to two seconds
+    torn, flipped             the run is killed, and a file is cut or a bit of it is flipped
+    full, readonly            the disk is full, or the run's folders are read-only, for up to two seconds
+    clock                     the calendar clock steps by 2 seconds to 40 days, forward or back
+    second                    the run is started a second time on the same run directory
+    slurm-signal, -requeue    a job of a throw-away Slurm is told to stop, or requeued by the operator
+    slurm-scancel, -cancel    a job, or the whole run, is cancelled
+    slurm-kill, -node         a rank of a job is killed, or its node is set down and resumed
+
+The tally by kind goes to standard output, also after an interruption. A round that differs keeps its folder and ends the script
+with exit code 1. Kinds that this machine cannot do are named and left out: `full` needs root to mount a tmpfs, `clock` needs cc, and
+the last six need Slurm's daemons and munge.
 """
 
 import argparse
 import collections
 import contextlib
-import hashlib
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from pathlib import Path
 
-CONFIG = """
-[run]
-threads = 1
-micro_batch = 16
-checkpoint_every = "3 steps"
-log_steps = 1
-device = "cpu"
-[model]
-image_size = 16
-channels = 1
-classes = 4
-patch_size = 4
-width = 16
-heads = 2
-depths = [1, 1, 1]
-[data]
-format = "shapes"
-train_images = 512
-test_images = 64
-auto_augment = ""
-color_jitter = 0.0
-mean = [0.3]
-std = [0.3]
-[train]
-global_batch = 64
-base_lr = 8e-3
-warmup_epochs = 0
-epochs = 4
-ema = 0.9
-"""
+from torture_run import KINDS, Different, Run, read_only
+from torture_slurm import SLURM_KINDS, Cluster, SubmittedRun
 
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr2": signal.SIGUSR2, "hup": signal.SIGHUP}
-STOPPED, DAMAGED = 75, 3
-
-
-class Run:
-    """A run directory on `ranks` ranks with `replicas` each."""
-
-    def __init__(self, binary, folder, ranks, replicas):
-        self.binary, self.folder, self.ranks, self.replicas = binary, folder, ranks, replicas
-        self.dir = folder / "run"
-        (folder / "config.toml").write_text(CONFIG)
-
-    def start(self):
-        words = [self.binary, "run", "config.toml", "--run-dir", self.dir, "--set", f"run.replicas={self.replicas}"]
-        if self.ranks > 1:
-            mpirun = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(self.ranks)]
-            words = mpirun + (["--allow-run-as-root"] if os.geteuid() == 0 else []) + words
-        with open(self.folder / "log", "ab") as log:
-            return subprocess.Popen(words, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
-
-    def processes(self, started):
-        """The ranks of a started run."""
-        if self.ranks == 1:
-            return [started.pid]
-        found = subprocess.run(["pgrep", "-g", str(started.pid), "-f", "run config.toml"], capture_output=True, text=True)
-        return [int(pid) for pid in found.stdout.split() if int(pid) != started.pid]
-
-    def artefacts(self):
-        """The hash of every artefact and of every file of the exports, but for source.json, which names the run's folder."""
-        files = [*self.dir.glob("*.h5"), *self.dir.glob("export/**/*")]
-        files = [path for path in files if path.is_file() and path.name != "source.json"]
-        return {str(path.relative_to(self.dir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-    def finish(self):
-        """Starts the run until it ends well; deletes the damaged files that it refuses. Returns the number of starts."""
-        for starts in range(1, 13):
-            before = (self.folder / "log").stat().st_size if (self.folder / "log").exists() else 0
-            code = self.start().wait(timeout=600)
-            if code == 0:
-                return starts
-            said = (self.folder / "log").read_bytes()[before:].decode(errors="replace")
-            refused = re.findall(r"ERROR (?:\[\d+\] )?(\S*\.h5)", said)
-            if code == DAMAGED and refused:
-                Path(refused[0]).unlink(missing_ok=True)
-            elif code not in (STOPPED, 1, 2, 128 + signal.SIGKILL):
-                raise AssertionError(f"exit code {code}: {said[-2000:]}")
-        raise AssertionError(f"it does not end: {said[-2000:]}")
-
-
-def send(run, started, number, rng, all_ranks):
-    """Sends a signal to one rank, or to all of them."""
-    ranks = run.processes(started)
-    for pid in ranks if all_ranks else rng.sample(ranks, min(1, len(ranks))):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def change_a_file(run, rng, change):
-    """Changes a random artefact or checkpoint of a run at rest. False if there is none."""
-    files = sorted(path for path in run.dir.rglob("*.h5") if path.is_file() and path.stat().st_size > 0)
-    if not files:
-        return False
-    path = rng.choice(files)
-    content = bytearray(path.read_bytes())
-    path.write_bytes(change(content))
-    return True
-
-
-def flipped(content, rng):
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    return content
-
-
-def disturb(kind, run, rng, length):
-    """Starts the run and disturbs it at a random moment of its usual length in seconds. False if it was over before."""
-    started = run.start()
-    try:
-        started.wait(rng.uniform(0.02, 0.9) * length)
-        return False
-    except subprocess.TimeoutExpired:
-        pass
-    if kind in SIGNALS:
-        send(run, started, SIGNALS[kind], rng, all_ranks=True)
-    elif kind == "peer":
-        send(run, started, signal.SIGKILL, rng, all_ranks=False)
-    elif kind == "pause":
-        send(run, started, signal.SIGSTOP, rng, all_ranks=False)
-        time.sleep(rng.uniform(0.1, 2))
-        send(run, started, signal.SIGCONT, rng, all_ranks=True)
-    elif kind == "full":
-        filler = run.folder / "filler"
-        with contextlib.suppress(OSError), open(filler, "wb") as file:
-            while True:
-                file.write(bytes(1 << 16))
-        time.sleep(rng.uniform(0.2, 2))
-        filler.unlink()
-    elif kind == "readonly":
-        subprocess.run(["mount", "-o", "remount,ro", run.folder], stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.2, 2))
-        subprocess.run(["mount", "-o", "remount,rw", run.folder], check=True)
-    elif kind in ("torn", "flipped"):
-        send(run, started, signal.SIGKILL, rng, all_ranks=True)
-        started.wait(timeout=120)
-        torn = lambda content: content[: rng.randrange(len(content))]  # noqa: E731
-        return change_a_file(run, rng, torn if kind == "torn" else lambda content: flipped(content, rng))
-    started.wait(timeout=600)
-    return True
+ROOT = Path(__file__).parents[1]
+# Ranks, and replicas of each.
+WORLDS = [(1, 1), (1, 1), (1, 1), (1, 2), (1, 2), (2, 1), (2, 2), (3, 1), (4, 1)]
+# Slurm's daemons are in a folder that is only in root's PATH.
+os.environ["PATH"] += ":/usr/sbin:/sbin"
 
 
 @contextlib.contextmanager
-def on_small_disk(folder, wanted):
-    """Mounts a tmpfs of 48 MB on the folder if that is wanted."""
+def small_disk(folder, wanted):
+    """Mounts a tmpfs of 16 MB on the folder if that is wanted."""
     if wanted:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "incubate", folder], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "incubate", folder], check=True)
     try:
         yield
     finally:
@@ -178,74 +61,173 @@ def on_small_disk(folder, wanted):
             subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def can_mount():
-    with tempfile.TemporaryDirectory() as folder:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "incubate", folder], stderr=subprocess.DEVNULL).returncode == 0
-        if mounted:
-            subprocess.run(["umount", folder], check=True)
-        return mounted
+def can_mount(folder):
+    with contextlib.suppress(subprocess.CalledProcessError), small_disk(folder, True):
+        return True
+    return False
+
+
+def can_be_read_only(folder):
+    done = read_only(folder, True)
+    return read_only(folder, False) and done
+
+
+def possible_kinds(folder, clock_library):
+    """The kinds that this machine can do."""
+    cc = shutil.which("cc") and subprocess.run(["cc", "-shared", "-fPIC", "-o", clock_library, ROOT / "tests/fake/clock.c"])
+    lacks = {
+        "full": not can_mount(folder),
+        "readonly": not can_be_read_only(folder),
+        "clock": not cc or cc.returncode != 0,
+    }
+    slurm = all(shutil.which(name) for name in ["munged", "slurmctld", "slurmd", "sbatch"])
+    missing = [kind for kind, is_missing in lacks.items() if is_missing] + ([] if slurm else [*SLURM_KINDS])
+    if missing:
+        print(f"left out, since this machine cannot do them: {', '.join(missing)}", flush=True)
+    return [kind for kind in [*KINDS, *SLURM_KINDS] if kind not in missing]
 
 
 class Torture:
-    def __init__(self, binary, seed, folder):
-        self.binary, self.folder, self.rng = binary, folder, random.Random(seed)
-        self.references, self.tally = {}, collections.Counter()
+    """The rounds of one call, the undisturbed runs to compare with, and the tally."""
+
+    def __init__(self, binary, seed, folder, only):
+        self.binary, self.seed, self.folder = binary, seed, folder
+        self.clock_library = folder / "clock.so"
+        possible = possible_kinds(folder, self.clock_library)
+        self.kinds = [kind for kind in possible if not only or kind in only]
+        self.tally, self.rounds, self.failures = collections.Counter(), 0, []
+        self.is_over, self.is_killed = False, False
+        self.references, self.running = {}, set()
+        self.lock, self.slurm_lock, self.cluster = threading.Lock(), threading.Lock(), None
 
     def reference(self, ranks, replicas):
-        """The artefacts of an undisturbed run, and its length in seconds."""
-        if (ranks, replicas) not in self.references:
-            folder = self.folder / f"reference-{ranks}-{replicas}"
-            folder.mkdir()
-            run, began = Run(self.binary, folder, ranks, replicas), time.monotonic()
-            starts = run.finish()
-            assert starts == 1, "an undisturbed run ends at its first start"
-            self.references[ranks, replicas] = (run.artefacts(), time.monotonic() - began)
-        return self.references[ranks, replicas]
+        """The artefacts of an undisturbed run, and the number of lines in its log."""
+        with self.lock:
+            lock = self.references.setdefault((ranks, replicas), [threading.Lock()])
+        with lock[0]:
+            if len(lock) == 1:
+                run = Run(self.binary, self.folder / f"reference-{ranks}-{replicas}", ranks, replicas)
+                with self.noted(run):
+                    if run.finish() != 1:
+                        raise Different("an undisturbed run does not end at its first start")
+                lock += [run.artefacts(), run.lines()]
+        return lock[1:]
 
-    def round(self, number, kinds):
-        ranks, replicas = self.rng.choice([(1, 1), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (4, 1)])
-        expected, length = self.reference(ranks, replicas)
-        folder = self.folder / f"round-{number}"
-        folder.mkdir()
-        done = [self.rng.choice(kinds) for _ in range(self.rng.randint(1, 3))]
-        with on_small_disk(folder, bool({"full", "readonly"} & set(done))):
-            run = Run(self.binary, folder, ranks, replicas)
-            happened = [kind for kind in done if disturb(kind, run, self.rng, length)]
-            run.finish()
-            found = run.artefacts()
+    @contextlib.contextmanager
+    def noted(self, run):
+        """Notes a run as long as it may have processes."""
+        self.running.add(run)
+        try:
+            yield
+        finally:
+            run.clear()
+            self.running.remove(run)
+
+    def round(self, folder, rng):
+        """One run with its disturbances, either all on Slurm or all without it."""
+        local, on_slurm = ([kind for kind in self.kinds if (kind in SLURM_KINDS) == slurm] for slurm in (False, True))
+        ranks, replicas = rng.choice(WORLDS)
+        expected, lines = self.reference(ranks, replicas)
+        # There is one Slurm, for one round at a time.
+        with_slurm = rng.choice(self.kinds) in SLURM_KINDS and self.slurm_lock.acquire(blocking=not local)
+        chosen = [rng.choice(on_slurm if with_slurm else local) for _ in range(rng.randint(1, 8))]
+        try:
+            if with_slurm:
+                self.cluster = self.cluster or Cluster()
+                run = SubmittedRun(self.binary, folder, ranks, replicas, self.cluster)
+            else:
+                run = Run(self.binary, folder, ranks, replicas, self.clock_library if "clock" in chosen else None)
+            with small_disk(run.disk, "full" in chosen), self.noted(run):
+                # The moments are spread over the length of the run.
+                happened = [kind for kind in chosen if run.disturb(kind, rng, 2 * lines // (len(chosen) + 1))]
+                run.finish()
+                found = run.artefacts()
+        finally:
+            if with_slurm:
+                self.slurm_lock.release()
         if found != expected:
             names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-            raise AssertionError(f"{ranks} ranks × {replicas} replicas after {done}: {', '.join(names)} differ")
+            raise Different(f"{ranks} ranks × {replicas} replicas after {happened}: {', '.join(names)} differ")
+        with self.lock:
+            self.tally.update(f"{run.mode} {kind}".strip() for kind in happened)
         shutil.rmtree(folder)
-        self.tally.update(happened)
+
+    def work(self, index, count):
+        """Does one round after another until so many disturbances have happened or the torture is over."""
+        rng = random.Random(f"{self.seed}-{index}")
+        while not self.is_over and self.tally.total() < count:
+            with self.lock:
+                self.rounds += 1
+                folder = self.folder / f"round-{self.rounds}"
+            try:
+                self.round(folder, rng)
+            except Exception as error:
+                # The errors of killed runs say nothing.
+                if not self.is_killed:
+                    self.failures.append(f"{error if isinstance(error, Different) else traceback.format_exc()}\nin {folder}")
+                self.is_over = True
+
+    def end(self):
+        """Kills what still runs."""
+        self.is_over = self.is_killed = True
+        for run in list(self.running):
+            run.clear()
+
+    def tell(self):
+        with self.lock:
+            counts = sorted(self.tally.items())
+        print(f"{self.rounds} rounds, {sum(count for _, count in counts)} disturbances:")
+        for kind, count in counts:
+            print(f"  {count:5} {kind}", flush=True)
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("hours", type=float, nargs="?", default=1.0)
+    parser.add_argument("--binary", type=Path, default=ROOT / "target/release/incubate")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--count", type=int, default=sys.maxsize, help="end after so many disturbances")
+    parser.add_argument("--only", metavar="KIND,…", type=lambda text: text.split(","), help="these kinds alone")
+    parser.add_argument("--jobs", type=int, default=1, help="so many rounds at the same time")
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("hours", type=float, nargs="?", default=1.0)
-    parser.add_argument("--binary", type=Path, default=Path(__file__).parents[1] / "target/release/incubate")
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--count", type=int, default=sys.maxsize, help="end after so many disturbances")
-    parser.add_argument("--only", help="one kind alone")
-    arguments = parser.parse_args()
-    kinds = [*SIGNALS, "peer", "pause", "torn", "flipped"] + (["full", "readonly"] if can_mount() else [])
-    kinds = [arguments.only] if arguments.only else kinds
-    print(f"seed {arguments.seed}; kinds: {', '.join(kinds)}", flush=True)
+    arguments = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
-    torture, end, number, told = Torture(arguments.binary.resolve(), arguments.seed, folder), time.time() + arguments.hours * 3600, 0, 0
+    torture = Torture(arguments.binary.resolve(), arguments.seed, folder, arguments.only)
+    print(f"seed {arguments.seed}; kinds: {', '.join(torture.kinds)}", flush=True)
+    workers = [threading.Thread(target=torture.work, args=(i, arguments.count)) for i in range(arguments.jobs)]
+    end, told = time.monotonic() + arguments.hours * 3600, time.monotonic()
     try:
-        while time.time() < end and torture.tally.total() < arguments.count:
-            number += 1
-            torture.round(number, kinds)
-            if time.time() > told + 60:
-                told = time.time()
-                print(f"{number} rounds: {dict(torture.tally)}", flush=True)
-    except AssertionError as error:
-        print(f"round {number}: {error}\nits folder is {folder}/round-{number}", file=sys.stderr)
-        return 1
+        for worker in workers:
+            worker.start()
+        while any(worker.is_alive() for worker in workers) and not torture.is_over:
+            time.sleep(0.2)
+            torture.is_over |= time.monotonic() > end
+            if time.monotonic() > told + 60:
+                told = time.monotonic()
+                torture.tell()
+        # The rounds under way are finished, unless one has failed.
+        if torture.failures:
+            torture.end()
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     finally:
-        print(f"{number} rounds, {torture.tally.total()} disturbances: {dict(torture.tally)}", flush=True)
-    shutil.rmtree(folder)
+        torture.end()
+        for worker in workers:
+            worker.join()
+        torture.tell()
+        if torture.cluster:
+            torture.cluster.close()
+        if not torture.failures:
+            shutil.rmtree(folder)
+    if torture.failures:
+        print("\n".join(torture.failures), file=sys.stderr)
+        return 1
     return 0
 
 

@@ -210,31 +210,11 @@ fn user() -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_string()
 }
 
-fn configuration(d: &Path, base: u16) -> String {
+fn configuration(folder: &Path, base: u16) -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_string();
-    let (d, user) = (d.display(), user());
-    let mut text = format!(
-        "ClusterName=test\nSlurmctldHost={host}(127.0.0.1)\nSlurmctldPort={base}\nSlurmUser={user}\nSlurmdUser={user}\n\
-         AuthType=auth/munge\nAuthInfo=socket={d}/munge/sock,cred_expire=5\nCredType=cred/munge\n\
-         StateSaveLocation={d}/state\nSlurmdSpoolDir={d}/spool/%n\nTmpFS={d}/tmp/%n\n\
-         SlurmctldPidFile={d}/run/slurmctld.pid\nSlurmdPidFile={d}/run/slurmd.%n.pid\n\
-         SlurmctldLogFile={d}/log/slurmctld.log\nSlurmdLogFile={d}/log/slurmd.%n.log\nMailProg=/bin/true\n\
-         ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nJobAcctGatherType=jobacct_gather/none\n\
-         AccountingStorageType=accounting_storage/none\nJobCompType=jobcomp/filetxt\nJobCompLoc={d}/log/jobcomp.txt\n\
-         SwitchType=switch/none\nMpiDefault=pmix\nTaskProlog={d}/taskprolog.sh\nSelectType=select/cons_tres\n\
-         SelectTypeParameters=CR_Core\nSchedulerType=sched/backfill\n\
-         SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=1,batch_sched_delay=0\n\
-         SlurmdParameters=config_overrides\nSlurmctldTimeout=10\nSlurmdTimeout=5\nMessageTimeout=5\nTCPTimeout=1\n\
-         KillWait=5\nInactiveLimit=0\nReturnToService=2\nMinJobAge=3600\nJobRequeue=1\n\
-         PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\nSlurmctldParameters=preempt_send_user_signal\n\
-         GresTypes=gpu\n"
-    );
-    for i in 1..=NODES {
-        let port = base + i as u16;
-        text += &format!(
-            "NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=2000 Gres=gpu:4 State=UNKNOWN\n"
-        );
+    let mut text = include_str!("../fake/slurm.conf").replace("{folder}", &folder.display().to_string());
+    for (field, value) in [("{user}", user()), ("{host}", host), ("{patience}", "5".into())] {
+        text = text.replace(field, &value);
     }
-    text + "PartitionName=main Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=5\n\
-            PartitionName=high Nodes=n[1-3] MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF\n"
+    (0..=NODES).fold(text, |text, i| text.replace(&format!("{{port{i}}}"), &(base + i as u16).to_string()))
 }

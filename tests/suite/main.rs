@@ -34,6 +34,7 @@ mod slurm_stops;
 mod small_images;
 mod stored;
 mod studies;
+mod tortured;
 mod transforms;
 mod usage;
 mod wait;
