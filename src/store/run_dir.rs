@@ -76,7 +76,10 @@ impl RunDir {
             .map_err(|e| usage!("{}: not a run directory ({e}); give the folder that a run wrote", file.display()))?;
         // The text overrides the present defaults, so that a run directory stays readable when a key is added.
         let config = Config::parse(&text, &[])
-            .map_err(|e| Failure::Damaged { path: file, what: format!("not a config: {e:#}") })?;
+            .map_err(|e| {
+                format!("not a config: {e:#}; if your config has not changed since the first start, delete this file")
+            })
+            .map_err(|what| Failure::Damaged { path: file, what })?;
         Ok(config)
     }
 

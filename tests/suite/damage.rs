@@ -213,6 +213,15 @@ fn a_full_disk_fails_the_write_with_one_error_and_leaves_no_pieces() {
 }
 
 #[test]
+fn a_damaged_config_of_a_run_is_refused_with_a_cure_that_works() {
+    let run = finished().fork(&["config.toml", "meta.h5"]);
+    std::fs::write(run.file("config.toml"), "[run").unwrap();
+    run.incubate(&["meta"]).fails(3, &["config.toml: not a config", "has not changed", "delete this file"]);
+    std::fs::remove_file(run.file("config.toml")).unwrap();
+    assert!(run.ok(&["meta"]).err.contains("meta: done already"));
+}
+
+#[test]
 fn an_unwritable_folder_is_named() {
     let run = Incubate::new();
     // A file already has the path of the folder, so even root cannot make it.
