@@ -154,7 +154,7 @@ class Run:
         user would."""
         code, said = self.wait(started), self.news()
         self.is_done = code == 0
-        refused = re.findall(r"ERROR (?:\[\d+\] )?(\S*\.h5)", said)
+        refused = re.findall(r"ERROR (?:\[\d+\] )?(.*?\.h5)", said)
         if code == DAMAGED and self.may_be_damaged and refused:
             for path in refused:
                 Path(path).unlink(missing_ok=True)
