@@ -4,27 +4,25 @@ use crate::incubate::ended;
 use std::path::Path;
 use std::process::Command;
 
-const DISTURBANCES: &str = "24";
-
-/// Tortures tiny runs with these kinds of disturbances. No limit of the script depends on the speed of the machine.
-fn torture(kinds: &str) {
+/// Tortures tiny runs with so many disturbances of these kinds. No limit of the script depends on the speed of the machine.
+fn torture(count: u32, kinds: &str) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/torture.sh");
     let mut command = Command::new(script);
     command.args(["24", "--binary", env!("CARGO_BIN_EXE_incubate"), "--seed", "17"]);
-    command.args(["--count", DISTURBANCES, "--only", kinds]);
+    command.args(["--count", &count.to_string(), "--only", kinds]);
     let end = ended(command.output().unwrap());
     assert_eq!(end.code, Some(0), "{}{}", end.out, end.err);
     let told = end.out.lines().rev().find_map(|line| line.split_once(" rounds, ")?.1.split(' ').next());
     let happened: u32 = told.unwrap().parse().unwrap();
-    assert!(happened >= DISTURBANCES.parse().unwrap(), "{}", end.out);
+    assert!(happened >= count, "{}", end.out);
 }
 
 #[test]
 fn disturbed_runs_end_with_the_bits_of_undisturbed_runs() {
-    torture("kill,peer,term,usr2,hup,pause,clock,second,full,readonly,torn,flipped");
+    torture(24, "kill,peer,term,usr2,hup,pause,clock,second,full,readonly,torn,flipped");
 }
 
 #[test]
 fn disturbed_jobs_of_a_slurm_end_with_the_bits_of_undisturbed_runs() {
-    torture("slurm-signal,slurm-requeue,slurm-scancel,slurm-cancel,slurm-kill,slurm-node");
+    torture(8, "slurm-signal,slurm-requeue,slurm-scancel,slurm-cancel,slurm-kill,slurm-node");
 }
