@@ -16,10 +16,10 @@
 //! 5  export, import     one small file per format of other programs
 //! 5  downstream         the official figures of results on COCO and ADE20K
 //! 5  cluster            Slurm scripts and submission, status, doctor
-//! 4  train              THE LOOP (read this first), one optimiser step, AdamW, evaluation
+//! 4  train              THE LOOP (read this first), one optimiser step, AdamW and SGD, evaluation
 //! 3  task               losses with their gradients, and metrics as data; classification
 //! 2  data               source: image folders, tars, packs, IDX, CIFAR, drawn images; image: decoding, augmentation; feed: loader
-//! 2  model              the staged Vision Transformer, flat parameters, initialisation
+//! 2  model              staged networks of each family, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl
 //! 2  device             CUDA loaded at run time, this rank's GPUs, cores near them
 //! 2  store              run directory, HDF5 artefacts, durable write, leases, metrics, heartbeats, ledger
@@ -45,7 +45,7 @@
 //! 3. [`pipeline::Job::run`] walks the rows of [`run::table::TABLE`], which read like the paper: meta, modules, assemble,
 //!    fine-tune. A row that trains becomes a [`plan::PhasePlan`]. No training code asks which phase it is in.
 //! 4. [`train::run`] is the loop: step, log, evaluate, checkpoint, stop after a signal, write the artefact.
-//! 5. [`train::step::Stepper::step`] is one optimiser step: forward, backward, all-reduce, clip, AdamW.
+//! 5. [`train::step::Stepper::step`] is one optimiser step: forward, backward, all-reduce, clip, optimiser.
 //!
 //! # Invariants
 //! - All randomness is a pure function of a key such as (seed, epoch, sample) ([`random`]), so there is no generator state to

@@ -6,6 +6,7 @@
 #include <ATen/ops/_efficient_attention_backward.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sdp_choice.h>
+#include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/_scaled_dot_product_cudnn_attention.h>
 #include <ATen/ops/_scaled_dot_product_cudnn_attention_backward.h>
 #include <ATen/ops/_scaled_dot_product_efficient_attention.h>
@@ -91,6 +92,16 @@ char *incubate_fused_adamw(const at::Tensor *weights, const at::Tensor *gradient
   return error_of([&] {
     at::_fused_adamw_({*weights}, {*gradients}, {*exp_avg}, {*exp_avg_sq}, {}, {*step}, lr, beta1, beta2, weight_decay,
                       eps, /*amsgrad=*/false, /*maximize=*/false, *divisor, *skip);
+  });
+}
+
+// As incubate_fused_adamw, for SGD with momentum.
+char *incubate_fused_sgd(const at::Tensor *weights, const at::Tensor *gradients, const at::Tensor *moment,
+                         const at::Tensor *divisor, const at::Tensor *skip, double lr, double momentum, bool nesterov,
+                         double weight_decay) {
+  return error_of([&] {
+    at::_fused_sgd_({*weights}, {*gradients}, {*moment}, weight_decay, momentum, lr, /*dampening=*/0.0, nesterov,
+                    /*maximize=*/false, /*is_first_step=*/false, *divisor, *skip);
   });
 }
 

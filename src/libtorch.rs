@@ -31,6 +31,17 @@ unsafe extern "C" {
         weight_decay: f64,
         eps: f64,
     ) -> *mut c_char;
+    fn incubate_fused_sgd(
+        weights: Raw,
+        gradients: Raw,
+        moment: Raw,
+        divisor: Raw,
+        skip: Raw,
+        lr: f64,
+        momentum: f64,
+        nesterov: bool,
+        weight_decay: f64,
+    ) -> *mut c_char;
     fn incubate_allow_attention(flash: bool, efficient: bool, cudnn: bool) -> *mut c_char;
     fn incubate_attention(kernel: *mut c_int, out: *mut Raw, qkv: *const Raw) -> *mut c_char;
     fn incubate_attention_backward(
@@ -123,6 +134,28 @@ pub fn fused_adamw(update: &AdamW, weights: &Tensor, gradients: &Tensor, [exp_av
             *weight_decay,
             *eps,
         )
+    });
+}
+
+/// The numbers of one SGD update.
+pub struct Sgd<'a> {
+    /// The gradients are divided by this fp32 scalar first.
+    pub divisor: &'a Tensor,
+    /// An fp32 scalar; if it is 1, nothing is updated.
+    pub skip: &'a Tensor,
+    pub lr: f64,
+    pub momentum: f64,
+    pub nesterov: bool,
+    pub weight_decay: f64,
+}
+
+/// One pass of torch's fused SGD over fp32 weights, gradients and their moment, in place.
+pub fn fused_sgd(update: &Sgd, weights: &Tensor, gradients: &Tensor, moment: &Tensor) {
+    let Sgd { divisor, skip, lr, momentum, nesterov, weight_decay } = update;
+    let [weights, gradients, moment, divisor, skip] = [weights, gradients, moment, divisor, skip].map(raw);
+    // SAFETY: all are live tensors; libtorch checks shapes, kinds and devices.
+    check(unsafe {
+        incubate_fused_sgd(weights, gradients, moment, divisor, skip, *lr, *momentum, *nesterov, *weight_decay)
     });
 }
 

@@ -14,7 +14,7 @@ use crate::plan::groups::micro_batches;
 use crate::require;
 use crate::run::table::{E2E, MODULE};
 use crate::task::Task;
-use crate::train::adamw::AdamW;
+use crate::train::optimiser::Optimiser;
 use crate::train::step::{Stepper, Times};
 use crate::weights::{Pinning, Staging, on_device};
 use anyhow::Result;
@@ -135,7 +135,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     let start = on_device(&start, device);
     let mut network = Network::without(off, &plan.config, &phase.depths, phase.trained.clone(), &[], &start)?;
     drop(start);
-    let mut optimiser = AdamW::new(&phase.training, network.flat());
+    let mut optimiser = Optimiser::new(&phase.training, network.flat());
     if off.has(Part::Optimiser) {
         optimiser = optimiser.by_libtorch();
     }
@@ -153,7 +153,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
         model: name.to_string(),
         work: stage.map_or("e2e".into(), |s| format!("stage {s}")),
         blocks: phase.depths.iter().sum(),
-        trained_parameters: network.flat().len(),
+        trained_parameters: network.flat().trainable(),
         batch,
         micro_batch: run.micro_batch.samples().min(batch),
         precision: run.precision,
@@ -179,7 +179,7 @@ const WARM_UP: usize = 3;
 fn time_steps(
     stepper: &mut Stepper,
     network: &mut Network,
-    optimiser: &mut AdamW,
+    optimiser: &mut Optimiser,
     batches: &mut dyn Iterator<Item = Result<Batch>>,
     steps: usize,
 ) -> Result<(Vec<f64>, Times)> {

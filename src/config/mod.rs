@@ -8,6 +8,7 @@ mod auto_augment;
 mod interval;
 mod micro_batch;
 mod overlay;
+mod recipe;
 mod validate;
 
 use crate::family::{self, Model};
@@ -16,7 +17,7 @@ use anyhow::{Context, Result};
 pub use auto_augment::Policy;
 pub use interval::Interval;
 pub use micro_batch::MicroBatch;
-use overlay::{check_keys, flatten, lay_over, parse_set, unreadable};
+use overlay::{check_keys, lay_over, parse_set, unreadable};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -25,33 +26,6 @@ use toml::{Table, Value};
 pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 /// The tables that inherit every key of `[train]`.
 pub const PHASE_TABLES: [&str; 4] = ["meta", "module", "finetune", "e2e"];
-
-/// Keys of `[run]` and `[data]` that decide how, where or which phases run, but not their results.
-const EXECUTION_KEYS: [&str; 17] = [
-    "run.name",
-    "run.dir",
-    "run.e2e",
-    "run.device",
-    "run.replicas",
-    "run.threads",
-    "run.workers",
-    "run.micro_batch",
-    "run.precision",
-    "run.activation_checkpointing",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "run.log_steps",
-    "run.export",
-    "data.path",
-    "data.pack_from",
-    // The limit only decides when a run gives up.
-    "data.bad_images",
-];
-
-/// Whether a key does not change the result of a phase, apart from rounding. Such a key may change when a run is restarted.
-fn changes_nothing(key: &str) -> bool {
-    EXECUTION_KEYS.contains(&key) || key.starts_with("slurm.") || key.ends_with(".on")
-}
 
 /// One validated config file. Every key is documented in `configs/default.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -119,6 +93,19 @@ pub enum ExportFormat {
     All,
 }
 
+impl ExportFormat {
+    /// Fails if the format's reader does not take networks of this family. "all" is those that do.
+    pub fn check_takes(self, model: &Model) -> Result<()> {
+        let is_for_all = matches!(self, ExportFormat::Safetensors | ExportFormat::Pth | ExportFormat::All);
+        require!(
+            is_for_all || matches!(model, Model::Vit(_)),
+            "{}: this format takes Vision Transformers alone; give safetensors or pth",
+            format!("{self:?}").to_lowercase()
+        );
+        Ok(())
+    }
+}
+
 impl std::str::FromStr for ExportFormat {
     type Err = anyhow::Error;
 
@@ -140,6 +127,7 @@ pub struct Data {
     pub mean: Vec<f64>,
     pub std: Vec<f64>,
     pub crop_padding: usize,
+    pub crop_border: Border,
     pub crop_scale: [f64; 2],
     pub crop_ratio: [f64; 2],
     pub auto_augment: String,
@@ -154,6 +142,15 @@ pub struct Data {
     pub cutmix: f64,
     pub switch_probability: f64,
     pub label_smoothing: f64,
+}
+
+/// The pixels around an image before a random crop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Border {
+    Zeros,
+    /// Those of the image, mirrored at its first or last pixel.
+    Reflect,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,7 +196,12 @@ pub struct Training {
     pub warmup_lr: f64,
     pub warmup_epochs: usize,
     pub schedule: Schedule,
+    pub lr_drops: Vec<usize>,
+    pub optimiser: Optimiser,
     pub weight_decay: f64,
+    pub decay_all: bool,
+    pub momentum: f64,
+    pub nesterov: bool,
     pub betas: [f64; 2],
     pub eps: f64,
     pub clip_grad: f64,
@@ -254,6 +256,16 @@ pub enum Ranks {
 pub enum Schedule {
     Deit,
     Cosine,
+    Isda,
+    Steps,
+}
+
+/// The rule by which weights follow their gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimiser {
+    AdamW,
+    Sgd,
 }
 
 impl Config {
@@ -285,33 +297,6 @@ impl Config {
         toml::to_string(self).expect("a config is plain data")
     }
 
-    /// Every key, such as `meta.epochs`, with its value as TOML writes it.
-    pub fn values(&self) -> Vec<(String, String)> {
-        flatten(self)
-    }
-
-    /// The keys that change the result and differ between `self` and `other`, with both values.
-    pub fn differences(&self, other: &Config) -> Vec<String> {
-        let (ours, theirs) = (flatten(self), flatten(other));
-        ours.iter()
-            .zip(&theirs)
-            .filter(|((key, a), (_, b))| a != b && !changes_nothing(key))
-            .map(|((key, a), (_, b))| format!("{key} ({b} there, {a} here)"))
-            .collect()
-    }
-
-    /// The `key = value` lines of the given tables that change the result. A recipe is the hash of these lines. It has no line
-    /// about an extension if the phase was not extended, and none about the start of modules if they start fresh.
-    pub fn recipe(&self, tables: &[&str]) -> String {
-        flatten(self)
-            .into_iter()
-            .filter(|(key, _)| tables.contains(&key.split('.').next().unwrap_or_default()) && !changes_nothing(key))
-            .filter(|(key, value)| !(key.ends_with(".epochs_before") && value == "0"))
-            .filter(|(key, value)| !(key == "module.start" && value == "\"fresh\""))
-            .map(|(key, value)| format!("{key} = {value}\n"))
-            .collect()
-    }
-
     /// This config with so many epochs of fine-tuning, `before` of which are done.
     pub fn with_finetuning(mut self, epochs: usize, before: usize) -> Result<Config> {
         (self.finetune.epochs, self.finetune.epochs_before) = (epochs, before);
@@ -325,7 +310,7 @@ impl Config {
     }
 }
 
-/// The defaults of every key. `[model]` has the defaults of the family that the user's `model.family` names.
+/// The defaults of every key. Those of the family that the user's `model.family` names replace `[model]`.
 fn defaults_for(user: &Table) -> Result<Table> {
     let mut defaults: Table = DEFAULTS.parse().expect("the embedded defaults are TOML");
     let named = user.get("model").and_then(|model| model.get("family")).and_then(Value::as_str);
@@ -335,8 +320,9 @@ fn defaults_for(user: &Table) -> Result<Table> {
             "model.family = {name:?}: give one of {}",
             family::names().join(", ")
         );
-        if let Some(model) = family::defaults(name) {
-            defaults.insert("model".into(), Value::Table(model));
+        if let Some(own) = family::defaults(name) {
+            defaults.remove("model");
+            lay_over(&mut defaults, own);
         }
     }
     Ok(defaults)

@@ -1,10 +1,10 @@
 //! Checks of a config that need no data. Each error names the key, its value and the cure.
 
-use super::{Config, Data, Format, ModuleStart, Policy, Ranks, Slurm, Training};
+use super::{Border, Config, Data, Format, ModuleStart, Policy, Ranks, Schedule, Slurm, Training};
 use crate::bounds::{at_most, positive, probability};
 use crate::family::Model;
 use crate::require;
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 /// The most memory in bytes that drawn images may take.
 const MOST_DRAWN: usize = 256 << 30;
@@ -32,6 +32,9 @@ impl Config {
             "run.name = {:?}: give a name without slashes or line breaks",
             run.name
         );
+        for format in &run.export {
+            format.check_takes(&self.model).context("run.export")?;
+        }
         self.slurm.validate()?;
         for (name, phase) in self.phases() {
             phase.validate(name)?;
@@ -139,6 +142,12 @@ impl Data {
             at_most(&format!("data.{key}"), value, most)?;
         }
         require!(
+            self.crop_border == Border::Zeros || self.crop_padding < model.image_size(),
+            "data.crop_padding = {}: with crop_border = \"reflect\" it must be less than model.image_size = {}",
+            self.crop_padding,
+            model.image_size()
+        );
+        require!(
             self.train_fraction > 0.0 && self.train_fraction <= 1.0,
             "data.train_fraction = {}: give a share in (0, 1]",
             self.train_fraction
@@ -233,6 +242,23 @@ impl Training {
         ] {
             require!(value >= 0.0 && value.is_finite(), "{phase}.{key} = {value}: it must be a number of at least 0");
         }
+        require!(
+            (0.0..1.0).contains(&self.momentum),
+            "{phase}.momentum = {}: it must be in [0, 1), such as 0.9",
+            self.momentum
+        );
+        require!(
+            self.lr_drops.is_sorted() && self.lr_drops.iter().all(|&epoch| (1..self.epochs).contains(&epoch)),
+            "{phase}.lr_drops = {:?}: give rising epochs from 1 to {}, after which the learning rate falls",
+            self.lr_drops,
+            self.epochs.saturating_sub(1)
+        );
+        require!(
+            self.schedule != Schedule::Steps || !self.lr_drops.is_empty(),
+            "{phase}.schedule = \"steps\" needs {phase}.lr_drops, such as [{}, {}]",
+            self.epochs / 2,
+            self.epochs * 3 / 4
+        );
         positive(&format!("{phase}.eps"), self.eps, 1e-8)?;
         for beta in self.betas {
             require!((0.0..1.0).contains(&beta), "{phase}.betas = {:?}: both must be in [0, 1)", self.betas);

@@ -82,11 +82,11 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
         return Err(Failure::Damaged { path: weights.into(), what }.into());
     }
     let is_wanted = |format| formats.contains(&format) || formats.contains(&ExportFormat::All);
-    let wanted: Vec<_> = FORMATS.into_iter().filter(|(format, ..)| is_wanted(*format)).collect();
-    let is_vit = matches!(config.model, Model::Vit(_));
-    if let Some((_, name, ..)) = wanted.iter().find(|(_, _, families, _)| *families == Families::Vit && !is_vit) {
-        return Err(usage!("{name}: this format takes Vision Transformers alone; give safetensors or pth"));
+    for format in formats {
+        format.check_takes(&config.model)?;
     }
+    let is_taken = |format: ExportFormat| is_wanted(format) && format.check_takes(&config.model).is_ok();
+    let wanted = FORMATS.into_iter().filter(|(format, ..)| is_taken(*format));
     let source = source(weights, &artefact);
     let exported = Exported::new(config, artefact);
     let is_too_shallow = exported.depth < mmseg::LEAST_DEPTH;
@@ -98,7 +98,7 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
         mmseg::LEAST_DEPTH
     );
     let mut folders = Vec::new();
-    for (format, name, _, write) in wanted {
+    for (format, name, write) in wanted {
         if is_too_shallow && format == ExportFormat::Mmseg {
             log::warn!("not exported for mmseg: UPerNet taps {} different blocks", mmseg::LEAST_DEPTH);
         } else {
@@ -128,22 +128,15 @@ fn source(weights: &Path, artefact: &Artefact) -> serde_json::Value {
 
 type Write = fn(&Exported, &Path) -> Result<()>;
 
-/// The families of networks that a format takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Families {
-    Any,
-    Vit,
-}
-
-/// Every format with the name of its folder, the families that it takes and the function that writes it.
-const FORMATS: [(ExportFormat, &str, Families, Write); 7] = [
-    (ExportFormat::Timm, "timm", Families::Vit, timm::write),
-    (ExportFormat::Hf, "hf", Families::Vit, hf::write),
-    (ExportFormat::Detectron2, "detectron2", Families::Vit, detectron2::write),
-    (ExportFormat::Mmdet, "mmdet", Families::Vit, mmdet::write),
-    (ExportFormat::Mmseg, "mmseg", Families::Vit, mmseg::write),
-    (ExportFormat::Safetensors, "safetensors", Families::Any, safetensors::write),
-    (ExportFormat::Pth, "pth", Families::Any, pth::write),
+/// Every format with the name of its folder and the function that writes it.
+const FORMATS: [(ExportFormat, &str, Write); 7] = [
+    (ExportFormat::Timm, "timm", timm::write),
+    (ExportFormat::Hf, "hf", hf::write),
+    (ExportFormat::Detectron2, "detectron2", detectron2::write),
+    (ExportFormat::Mmdet, "mmdet", mmdet::write),
+    (ExportFormat::Mmseg, "mmseg", mmseg::write),
+    (ExportFormat::Safetensors, "safetensors", safetensors::write),
+    (ExportFormat::Pth, "pth", pth::write),
 ];
 
 impl Exported<'_> {
@@ -169,8 +162,7 @@ impl Exported<'_> {
     fn vit(&self) -> &Vit {
         match &self.model {
             Model::Vit(vit) => vit,
-            #[cfg(test)]
-            Model::Toy(_) => unreachable!("the table of formats says which families a format takes"),
+            _ => unreachable!("the families that a format takes were checked"),
         }
     }
 

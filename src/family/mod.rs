@@ -5,12 +5,14 @@
 //! A new family is a folder here, a folder below `model/`, and a variant of [`Model`].
 
 pub mod parameter;
+pub mod resnet;
 #[cfg(test)]
 pub mod toy;
 pub mod vit;
 
 use anyhow::Result;
 use parameter::{Grown, Parameter};
+use resnet::Resnet;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::ops::{Deref, Range};
 use toml::{Table, Value};
@@ -23,6 +25,7 @@ use vit::Vit;
 #[serde(untagged)]
 pub enum Model {
     Vit(Vit),
+    Resnet(Resnet),
     #[cfg(test)]
     Toy(Toy),
 }
@@ -33,6 +36,7 @@ impl Deref for Model {
     fn deref(&self) -> &(dyn Family + 'static) {
         match self {
             Model::Vit(vit) => vit,
+            Model::Resnet(resnet) => resnet,
             #[cfg(test)]
             Model::Toy(toy) => toy,
         }
@@ -45,6 +49,7 @@ impl Model {
         let mut model = self.clone();
         match &mut model {
             Model::Vit(vit) => vit.classes = classes,
+            Model::Resnet(resnet) => resnet.classes = classes,
             #[cfg(test)]
             Model::Toy(toy) => toy.classes = classes,
         }
@@ -78,6 +83,10 @@ pub trait Family {
 
     /// All parameters and buffers, in the order of the family's usual implementation, such as timm's.
     fn parameters(&self, depths: &[usize]) -> Vec<Parameter>;
+    /// Whether it has buffers.
+    fn has_buffers(&self) -> bool {
+        !self.parameters(&self.meta_depths()).iter().all(Parameter::is_trainable)
+    }
     /// How many numbers the parameters of each stage hold. A plan may have a thousand stages, so a family may count them
     /// without listing them.
     fn counts(&self, depths: &[usize]) -> Vec<usize> {
@@ -112,6 +121,18 @@ pub trait Family {
         Grown::Fresh
     }
 
+    /// The number of blocks of the network, or of the stage, whose tensors have these names in other programs.
+    fn blocks_in(&self, names: &mut dyn Iterator<Item = &str>) -> usize {
+        count(names.filter_map(|name| numbered(name, "blocks.")))
+    }
+    /// Whether other programs store a tensor of this name that no program needs.
+    fn is_needless(&self, _name: &str) -> bool {
+        false
+    }
+    /// The addition to the error about an imported file with other numbers of blocks: the keys of the config to set.
+    fn cure_for_depths(&self) -> &'static str {
+        "set model.depths (or model.meta_depth)"
+    }
     /// Whether an imported tensor of this shape can become the parameter, as it is or after [`Family::resampled`].
     fn takes(&self, parameter: &Parameter, shape: &[i64]) -> bool {
         parameter.shape == shape
@@ -133,6 +154,16 @@ pub trait Family {
     fn is_like(&self, other: &Model) -> bool;
 }
 
+/// The number that follows the prefix of a name, before a point.
+fn numbered(name: &str, prefix: &str) -> Option<usize> {
+    name.strip_prefix(prefix)?.split_once('.')?.0.parse().ok()
+}
+
+/// How many things are numbered from 0 up to the largest of the numbers.
+fn count(numbers: impl Iterator<Item = usize>) -> usize {
+    numbers.max().map_or(0, |last| last.saturating_add(1))
+}
+
 /// The values on which the memory of training depends.
 #[derive(Debug, Clone)]
 pub struct Memory<'a> {
@@ -144,9 +175,10 @@ pub struct Memory<'a> {
     pub on_cpu: bool,
 }
 
-/// The families that a config can name, except ViT, each with the defaults of its `[model]` table as TOML. ViT's defaults are in
-/// `configs/default.toml`.
+/// The families that a config can name, except ViT, each with its defaults as TOML: those of its `[model]` table, and of other keys
+/// if they differ from `configs/default.toml`, which has ViT's.
 const DEFAULTS: &[(&str, &str)] = &[
+    ("resnet", resnet::DEFAULTS),
     #[cfg(test)]
     ("toy", toy::DEFAULTS),
 ];
@@ -158,8 +190,7 @@ pub fn names() -> Vec<&'static str> {
     DEFAULTS.iter().map(|(name, _)| *name).chain([VIT]).collect()
 }
 
-/// The defaults of the `[model]` table of a family; none for ViT, whose defaults are in `configs/default.toml`, and for an unknown
-/// name.
+/// The defaults of a family; none for ViT, whose defaults are in `configs/default.toml`, and for an unknown name.
 pub fn defaults(name: &str) -> Option<Table> {
     let (_, text) = DEFAULTS.iter().find(|(known, _)| *known == name)?;
     Some(text.parse().expect("the embedded defaults are TOML"))
@@ -178,6 +209,7 @@ impl<'de> Deserialize<'de> for Model {
         let keys = Value::Table(table);
         let model = match family.as_str() {
             VIT => Vit::deserialize(keys).map(Model::Vit),
+            "resnet" => Resnet::deserialize(keys).map(Model::Resnet),
             #[cfg(test)]
             "toy" => Toy::deserialize(keys).map(Model::Toy),
             _ => {

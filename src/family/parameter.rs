@@ -24,6 +24,10 @@ pub enum Start {
     FanIn {
         fan_in: usize,
     },
+    /// Normal with a standard deviation of √(2 / `fan_out`), which is that of He et al. (arXiv 1502.01852) for the backward pass.
+    FanOut {
+        fan_out: usize,
+    },
     Zeros,
     Ones,
 }
@@ -58,7 +62,7 @@ impl Parameter {
 
     /// Whether it belongs to the head, whose shape depends on the classes.
     pub fn is_of_head(&self) -> bool {
-        self.name.starts_with("head.")
+        self.name.starts_with("head.") || self.name.starts_with("fc.")
     }
 
     /// Whether it is a parameter that the optimiser changes, not a buffer.

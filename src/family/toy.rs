@@ -28,7 +28,7 @@ enum Name {
     Toy,
 }
 
-pub const DEFAULTS: &str = "family = \"toy\"\nimage_size = 4\nchannels = 3\nclasses = 5\nwidth = 8\ndepths = [2, 2]\n\
+pub const DEFAULTS: &str = "[run]\nexport = [\"pth\"]\n[model]\nfamily = \"toy\"\nimage_size = 4\nchannels = 3\nclasses = 5\nwidth = 8\ndepths = [2, 2]\n\
     has_local_loss = false";
 
 impl Family for Toy {

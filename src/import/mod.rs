@@ -154,7 +154,7 @@ fn from_artefact(config: &Config, artefact: Artefact, choice: Choice) -> Result<
     );
     let role = choice.role.map_or_else(|| guess_role(model, header.depths.iter().sum(), choice.new_head), Ok)?;
     let depths = depths_of(model, role);
-    anyhow::ensure!(header.depths == depths, "{}", wrong_depths(&header.depths, &depths));
+    anyhow::ensure!(header.depths == depths, "{}", wrong_depths(model, &header.depths, &depths));
     for parameter in model.parameters(&depths) {
         if let Some(tensor) = weights.get_mut(&(parameter.stage, parameter.name.clone())) {
             *tensor = model.resampled(&parameter, tensor.shallow_clone());
@@ -173,13 +173,14 @@ fn from_other_program(config: &Config, source: &File, choice: Choice) -> Result<
     let model = &config.model;
     let mut listing = list(source, choice.ema)?;
     anyhow::ensure!(
-        listing.blocks() > 0,
-        "no tensor in it has a timm name, such as `blocks.0.norm1.weight`; the first names found are {}",
+        listing.blocks(model) > 0,
+        "no tensor in it has a timm name, such as `{}`; the first names found are {}",
+        name_in_a_block(model),
         first_few(&listing.names())
     );
-    let role = choice.role.map_or_else(|| guess_role(model, listing.blocks(), choice.new_head), Ok)?;
+    let role = choice.role.map_or_else(|| guess_role(model, listing.blocks(model), choice.new_head), Ok)?;
     let depths = depths_of(model, role);
-    check_depths(&listing, &depths)?;
+    check_depths(model, &listing, &depths)?;
     let head = if choice.new_head { new_head(config, &depths) } else { Weights::new() };
     for (stage, name) in head.keys() {
         listing.take(*stage, name, name);
@@ -235,20 +236,26 @@ fn guess_role(model: &Model, blocks: usize, new_head: bool) -> Result<Role> {
     })
 }
 
-fn check_depths(listing: &Listing, depths: &[usize]) -> Result<()> {
-    let listed = listing.depths();
+fn check_depths(model: &Model, listing: &Listing, depths: &[usize]) -> Result<()> {
+    let listed = listing.depths(model);
     let fits = match listing {
         Listing::Flat(_) => listed[0] == depths.iter().sum::<usize>(),
         Listing::Stages(_) => listed == depths,
     };
-    anyhow::ensure!(fits, "{}", wrong_depths(&listed, depths));
+    anyhow::ensure!(fits, "{}", wrong_depths(model, &listed, depths));
     Ok(())
 }
 
-fn wrong_depths(found: &[usize], expected: &[usize]) -> String {
-    format!(
-        "it holds stages of {found:?} blocks, but {expected:?} are expected; set model.depths (or model.meta_depth)"
-    )
+fn wrong_depths(model: &Model, found: &[usize], expected: &[usize]) -> String {
+    let cure = model.cure_for_depths();
+    format!("it holds stages of {found:?} blocks, but {expected:?} are expected; {cure}")
+}
+
+/// The first name of a parameter of a block, as other programs call it.
+fn name_in_a_block(model: &Model) -> String {
+    let parameters = model.parameters(model.depths());
+    let of_block = parameters.iter().find(|parameter| parameter.name.starts_with("blocks."));
+    of_block.map_or(String::new(), |parameter| model.whole_name(parameter, model.depths()))
 }
 
 /// Reads every parameter of the model except the parameters of a new head. Fails if the listing holds other tensors too.
@@ -280,7 +287,7 @@ fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File, new_
         let tensor = model.resampled(&parameter, stored.read(file).with_context(|| flat_name.clone())?);
         weights.insert((parameter.stage, parameter.name), tensor);
     }
-    let unused = listing.names();
+    let unused: Vec<String> = listing.names().into_iter().filter(|name| !model.is_needless(name)).collect();
     anyhow::ensure!(unused.is_empty(), "it also holds {}, which this model does not have", first_few(&unused));
     Ok(weights)
 }

@@ -1,6 +1,7 @@
 //! Tensors that are stored in a file and are read one by one.
 
 use super::globals::Number;
+use crate::family::Model;
 use crate::weights::floats_mut;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -118,11 +119,8 @@ pub fn without_prefixes(mut tensors: BTreeMap<String, Stored>) -> BTreeMap<Strin
 
 impl Listing {
     /// The number of blocks of each stage. A flat listing counts as one stage.
-    pub fn depths(&self) -> Vec<usize> {
-        let blocks = |names: &BTreeMap<String, Stored>| {
-            let number = |name: &String| name.strip_prefix("blocks.")?.split_once('.')?.0.parse::<usize>().ok();
-            names.keys().filter_map(number).max().map_or(0, |last| last.saturating_add(1))
-        };
+    pub fn depths(&self, model: &Model) -> Vec<usize> {
+        let blocks = |names: &BTreeMap<String, Stored>| model.blocks_in(&mut names.keys().map(String::as_str));
         match self {
             Listing::Flat(names) => vec![blocks(names)],
             Listing::Stages(stages) => stages.iter().map(blocks).collect(),
@@ -130,8 +128,8 @@ impl Listing {
     }
 
     /// The number of blocks of the whole network.
-    pub fn blocks(&self) -> usize {
-        self.depths().into_iter().fold(0, usize::saturating_add)
+    pub fn blocks(&self, model: &Model) -> usize {
+        self.depths(model).into_iter().fold(0, usize::saturating_add)
     }
 
     /// Removes a tensor, given its name in a listing by stages and its name in a flat listing.

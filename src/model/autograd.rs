@@ -1,44 +1,115 @@
-//! A stage whose backward pass libtorch's autograd computes, so that its family only writes the forward pass.
+//! Stages whose backward pass libtorch's autograd computes, so that their family only writes the forward pass.
 
 use super::Weight;
 use super::stage::{Backward, Pass, Stage};
 use tch::Tensor;
 
-/// Computes the output of a stage from its input and the values of its parameters, in the order of the parameters.
-pub type Function = Box<dyn Fn(&Tensor, &[Tensor]) -> Tensor>;
+/// Computes an output from an input and the values of the parameters, in the order of the parameters.
+pub type Function = Box<dyn Fn(&Tensor, &[Tensor], &Mode) -> Tensor>;
 
+/// What a function depends on beside its input and its parameters.
+pub struct Mode {
+    /// Whether the pass is one of training, in frozen stages too. Otherwise it is one of evaluation.
+    pub trains: bool,
+    /// Whether the pass has been computed before, with the same input.
+    pub again: bool,
+    /// The scale (b, 1, 1) of each residual branch of the function by stochastic depth: 0, or 1 / keep probability. None if
+    /// nothing is dropped.
+    pub scales: Vec<Option<Tensor>>,
+}
+
+/// A function of one tensor with its parameters: a stage, or a part of one.
 pub struct Autograd {
     pub parameters: Vec<Weight>,
     /// Whether the input is images, which need no gradient.
     pub takes_images: bool,
+    /// Whether to keep only the input, and to compute the rest again in the backward pass (Chen et al., arXiv 1604.06174).
+    pub recomputes: bool,
+    /// The first residual branch in the order of the network, and how many there are.
+    pub branches: std::ops::Range<usize>,
     pub function: Function,
 }
 
-impl Stage for Autograd {
-    fn forward<'a>(&'a self, input: Tensor, _: &Pass, keep: bool) -> (Tensor, Option<Backward<'a>>) {
-        let values = self.parameters.iter().map(|parameter| &parameter.value);
-        if !keep {
-            let values: Vec<Tensor> = values.map(Tensor::shallow_clone).collect();
-            return ((self.function)(&input, &values), None);
-        }
+/// A forward pass that autograd can differentiate.
+struct Recorded {
+    input: Tensor,
+    values: Vec<Tensor>,
+    output: Tensor,
+}
+
+impl Autograd {
+    /// The output without what a backward pass needs.
+    fn output(&self, input: &Tensor, mode: &Mode) -> Tensor {
+        let values: Vec<Tensor> = self.parameters.iter().map(|parameter| parameter.value.shallow_clone()).collect();
+        (self.function)(input, &values, mode)
+    }
+
+    fn record(&self, input: &Tensor, mode: &Mode) -> Recorded {
         let leaf = |tensor: &Tensor, trains: bool| tensor.detach().set_requires_grad(trains);
-        let input = leaf(&input, !self.takes_images);
-        let trains = self.parameters.iter().map(|parameter| parameter.gradient.is_some());
-        let values: Vec<Tensor> = values.zip(trains).map(|(value, trains)| leaf(value, trains)).collect();
-        let output = tch::with_grad(|| (self.function)(&input, &values));
-        let detached = output.detach();
+        let input = leaf(input, !self.takes_images);
+        let values = self.parameters.iter().map(|parameter| leaf(&parameter.value, parameter.gradient.is_some()));
+        let values: Vec<Tensor> = values.collect();
+        let output = tch::with_grad(|| (self.function)(&input, &values, mode));
+        Recorded { input, values, output }
+    }
+
+    /// Adds the gradients of the trained parameters to the flat buffer, and gives that of the input, if it needs one.
+    fn differentiate(&self, recorded: Recorded, gradient: &Tensor) -> Option<Tensor> {
+        let Recorded { input, values, output } = recorded;
+        let trained: Vec<usize> = (0..values.len()).filter(|&i| values[i].requires_grad()).collect();
+        let leaves = trained.iter().map(|&i| &values[i]).chain(input.requires_grad().then_some(&input));
+        let leaves: Vec<&Tensor> = leaves.collect();
+        if leaves.is_empty() {
+            return None;
+        }
+        let weighted = tch::with_grad(|| (&output * gradient).sum(output.kind()));
+        let mut gradients = Tensor::run_backward(&[weighted], &leaves, false, false);
+        let of_input = input.requires_grad().then(|| gradients.pop().expect("the input is the last leaf"));
+        for (i, gradient) in trained.into_iter().zip(gradients) {
+            self.parameters[i].accumulate(|| gradient);
+        }
+        of_input
+    }
+}
+
+impl Stage for Autograd {
+    fn forward<'a>(&'a self, input: Tensor, pass: &Pass, keep: bool) -> (Tensor, Option<Backward<'a>>) {
+        let scale = |branch| pass.drop?.branch(branch).map(|samples| samples.scale_b11.shallow_clone());
+        let scales = self.branches.clone().map(scale).collect();
+        let mode = Mode { trains: pass.drop.is_some(), again: false, scales };
+        if !keep {
+            return (self.output(&input, &mode), None);
+        }
+        if self.recomputes {
+            let output = self.output(&input, &mode);
+            let mode = Mode { again: true, ..mode };
+            let backward = move |gradient: Tensor| self.differentiate(self.record(&input, &mode), &gradient);
+            return (output, Some(Box::new(backward)));
+        }
+        let recorded = self.record(&input, &mode);
+        let detached = recorded.output.detach();
+        (detached, Some(Box::new(move |gradient: Tensor| self.differentiate(recorded, &gradient))))
+    }
+}
+
+/// Functions of which each takes the output of the one before.
+pub struct Chain(pub Vec<Autograd>);
+
+impl Stage for Chain {
+    fn forward<'a>(&'a self, input: Tensor, pass: &Pass, keep: bool) -> (Tensor, Option<Backward<'a>>) {
+        let (mut x, mut backwards) = (input, Vec::new());
+        for link in &self.0 {
+            let (output, backward) = link.forward(x, pass, keep);
+            x = output;
+            backwards.extend(backward);
+        }
         let backward = move |gradient: Tensor| {
-            let trained: Vec<usize> = (0..values.len()).filter(|&i| values[i].requires_grad()).collect();
-            let leaves = trained.iter().map(|&i| &values[i]).chain(input.requires_grad().then_some(&input));
-            let leaves: Vec<&Tensor> = leaves.collect();
-            let weighted = tch::with_grad(|| (&output * gradient).sum(output.kind()));
-            let mut gradients = Tensor::run_backward(&[weighted], &leaves, false, false);
-            let of_input = input.requires_grad().then(|| gradients.pop().expect("the input is the last leaf"));
-            for (i, gradient) in trained.into_iter().zip(gradients) {
-                self.parameters[i].accumulate(|| gradient);
+            let mut gradient = Some(gradient);
+            for backward in backwards.into_iter().rev() {
+                gradient = gradient.and_then(backward);
             }
-            of_input
+            gradient
         };
-        (detached, Some(Box::new(backward)))
+        (x, keep.then(|| Box::new(backward) as Backward<'a>))
     }
 }

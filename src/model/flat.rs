@@ -120,15 +120,27 @@ impl FlatParameters {
     /// Moves each buffer that is not trained by its momentum towards the mean, over `samples`, of the statistics that its stage
     /// reported. Changes nothing if the loss is not finite.
     pub fn move_buffers(&mut self, samples: f64) {
+        self.move_by(samples, |momentum| momentum);
+    }
+
+    /// Sets each buffer that is not trained to the mean, over `samples`, of the statistics that its stage reported.
+    pub fn set_buffers(&mut self, samples: f64) {
+        self.move_by(samples, |_| 1.0);
+    }
+
+    fn move_by(&mut self, samples: f64, rate: impl Fn(f64) -> f64) {
         if self.trainable == self.len() {
             return;
         }
         self.wait_for_loan();
         let is_finite = self.loss().isfinite();
-        for entry in &self.layout.entries {
-            if let Role::Buffer { momentum } = entry.role {
-                let mut value = entry.view(&self.buffer);
-                let moved = value.lerp(&(entry.view(&self.gradients) / samples), momentum);
+        // Neighbours of the same momentum move together, since a GPU takes as long for one as for all.
+        for neighbours in self.layout.entries.chunk_by(|a, b| a.role == b.role) {
+            let (first, last) = (&neighbours[0], &neighbours[neighbours.len() - 1]);
+            if let Role::Buffer { momentum } = first.role {
+                let (start, end) = (first.start as i64, (last.start + last.count()) as i64);
+                let [mut value, sum] = [&self.buffer, &self.gradients].map(|all| all.narrow(0, start, end - start));
+                let moved = value.lerp(&(sum / samples), rate(momentum));
                 value.copy_(&moved.where_self(&is_finite, &value));
             }
         }
@@ -227,7 +239,11 @@ impl Layout {
 impl Entry {
     /// The parameter as a view of a flat buffer.
     fn view(&self, buffer: &Tensor) -> Tensor {
-        buffer.narrow(0, self.start as i64, self.shape.iter().product()).view(&self.shape[..])
+        buffer.narrow(0, self.start as i64, self.count() as i64).view(&self.shape[..])
+    }
+
+    fn count(&self) -> usize {
+        self.shape.iter().product::<i64>() as usize
     }
 }
 

@@ -2,12 +2,12 @@
 //!
 //! Tensor names end in their shape: b = batch, c = channels or classes, h and w = rows and columns.
 
-#[cfg(test)]
 mod autograd;
 mod flat;
 mod init;
 pub mod off;
 mod rate;
+mod resnet;
 mod stage;
 pub mod threads;
 #[cfg(test)]
@@ -50,6 +50,7 @@ struct Blueprint<'a> {
     depths: &'a [usize],
     /// Returns a parameter by its stage and name: in fp32 if the third argument is true, else in the number type of the computation.
     get: &'a dyn Fn(usize, &str, bool) -> Result<Weight>,
+    device: Device,
     /// Whether a block keeps only its input and is recomputed in the backward pass.
     checkpointing: bool,
     off: Off,
@@ -102,12 +103,11 @@ impl Network {
             let tensor = tensor.with_context(|| format!("stage {stage} has no {name}"))?;
             Ok(Weight { value: tensor.to_kind(if exact { Kind::Float } else { kind }), gradient: None })
         };
-        // On a GPU, norms take weights in the type of their input. They compute their statistics in fp32 in any case.
-        let on_cpu = flat.buffer().device() == Device::Cpu;
-        let get = |stage: usize, name: &str, exact: bool| get(stage, name, exact && on_cpu);
-        let blueprint = Blueprint { depths, get: &get, checkpointing: config.run.activation_checkpointing, off };
+        let (device, checkpointing) = (flat.buffer().device(), config.run.activation_checkpointing);
+        let blueprint = Blueprint { depths, get: &get, device, checkpointing, off };
         let parts = match model {
             Model::Vit(vit) => vit::parts(vit, &blueprint)?,
+            Model::Resnet(resnet) => resnet::parts(resnet, &blueprint)?,
             #[cfg(test)]
             Model::Toy(toy) => toy::parts(toy, &blueprint)?,
         };
@@ -137,6 +137,12 @@ impl Network {
     /// The outputs at `taps` of images (b, channels, rows, columns), for evaluation.
     pub fn forward(&self, images_bchw: &Tensor, taps: &[Tap]) -> Vec<Tensor> {
         tch::no_grad(|| self.pass(images_bchw, &Pass { drop: None, dropout: 0.0 }, taps, false).0)
+    }
+
+    /// Has the trained stages add their statistics of a micro-batch to the flat buffer, as training does.
+    pub fn gather_statistics(&self, images_bchw: &Tensor) {
+        let pass = Pass { drop: Some(&DropPath::none()), dropout: 0.0 };
+        tch::no_grad(|| self.pass(images_bchw, &pass, &[], false));
     }
 
     /// The outputs at `taps`, and the tape that [`Network::backward`] needs. Nothing is kept for stages before the trained ones.

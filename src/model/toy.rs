@@ -16,7 +16,7 @@ struct Centred {
 impl Stage for Centred {
     fn forward<'a>(&'a self, images_bchw: Tensor, pass: &Pass, keep: bool) -> (Tensor, Option<Backward<'a>>) {
         let x_bp = images_bchw.flatten(1, -1);
-        if keep {
+        if pass.drop.is_some() {
             self.mean.accumulate(|| x_bp.sum_dim_intlist([0i64].as_slice(), false, Kind::Float));
         }
         self.layers.forward(x_bp - &self.mean.value, pass, keep)
@@ -34,18 +34,19 @@ pub fn parts(_: &Toy, blueprint: &Blueprint) -> Result<Parts> {
             names.insert(0, "embed.weight".into());
         }
         let parameters = names.iter().map(|name| get(stage, name, false)).collect::<Result<_>>()?;
-        let function: Function = Box::new(move |x, values| {
+        let function: Function = Box::new(move |x, values, _| {
             let embedded = usize::from(stage == 0);
             let x = if embedded == 1 { x.linear(&values[0], None::<&Tensor>) } else { x.shallow_clone() };
             values[embedded..].chunks(2).fold(x, |x, pair| &x + x.linear(&pair[0], Some(&pair[1])).tanh())
         });
-        let layers = Autograd { parameters, takes_images: stage == 0, function };
+        let layers = Autograd { parameters, takes_images: stage == 0, recomputes: false, branches: 0..0, function };
         stages.push(match stage {
             0 => Box::new(Centred { mean: get(0, "embed.mean", true)?, layers }),
             _ => Box::new(layers),
         });
     }
     let parameters = vec![get(depths.len() - 1, "head.weight", false)?];
-    let function: Function = Box::new(|x, values| x.linear(&values[0], None::<&Tensor>).to_kind(Kind::Float));
-    Ok(Parts { stages, head: Box::new(Autograd { parameters, takes_images: false, function }) })
+    let function: Function = Box::new(|x, values, _| x.linear(&values[0], None::<&Tensor>).to_kind(Kind::Float));
+    let head = Autograd { parameters, takes_images: false, recomputes: false, branches: 0..0, function };
+    Ok(Parts { stages, head: Box::new(head) })
 }

@@ -1,7 +1,7 @@
 //! Assembles the target from K modules, without training. All modules must have been trained in the same meta model with the same
 //! recipe.
 
-use super::Job;
+use super::{Job, statistics};
 use crate::collective::Solo;
 use crate::data::feed::Feed;
 use crate::error::Failure;
@@ -27,7 +27,16 @@ pub fn assemble(job: &Job, node: &Node) -> Result<()> {
         return Ok(());
     }
     let meta = job.original(node)?;
-    let weights = modules(job, node, meta.as_deref())?;
+    let mut weights = modules(job, node, meta.as_deref())?;
+    if job.plan.config.model.has_buffers() {
+        let before = evaluated(job, node, &weights)?;
+        weights = statistics::estimated_anew(job, node, weights)?;
+        log::info!(
+            "{}: test {} before its running statistics were estimated anew",
+            node.name,
+            Task::of(&job.plan.config).text(&before)
+        );
+    }
     let metrics = evaluated(job, node, &weights)?;
     log::info!("{}: test {}", node.name, Task::of(&job.plan.config).text(&metrics));
     let expected = node.expected.as_ref().expect("the row writes an artefact");

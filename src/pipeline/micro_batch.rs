@@ -15,7 +15,7 @@ use crate::plan::{PhasePlan, Plan};
 use crate::store::RunDir;
 use crate::store::progress::Progress;
 use crate::task::Task;
-use crate::train::adamw::AdamW;
+use crate::train::optimiser::Optimiser;
 use crate::train::step::Stepper;
 use crate::usage;
 use crate::weights::Weights;
@@ -103,7 +103,7 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> 
         // Every sample keeps every branch here, so no step of the phase takes more memory.
         phase.training.drop_path = f64::MIN_POSITIVE;
     }
-    let mut optimiser = AdamW::new(&phase.training, network.flat());
+    let mut optimiser = Optimiser::new(&phase.training, network.flat());
     let model = &plan.config.model;
     let [b, channels, side] = [samples, model.channels(), model.image_size()].map(|n| n as i64);
     let images_bchw = Tensor::zeros([b, channels, side, side], (Kind::Float, Device::Cpu));

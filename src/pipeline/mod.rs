@@ -8,6 +8,7 @@ mod micro_batch;
 mod phase;
 pub mod plan_report;
 mod shares;
+mod statistics;
 
 pub use shares::{check_jobs, check_shares};
 

@@ -2,7 +2,7 @@
 //! estimates.
 
 use super::{PhasePlan, Plan};
-use crate::config::Precision;
+use crate::config::{Optimiser, Precision};
 use crate::family::{Memory, Model};
 
 /// The cost of one phase.
@@ -30,15 +30,19 @@ pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
 pub fn memory(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> u64 {
     let cost = cost(plan, phase);
     let micro = plan.config.run.micro_batch.samples().min(phase.training.global_batch) as f64;
-    let state = state_bytes(plan, cost.parameters, cost.trained_parameters);
+    let state = state_bytes(plan, phase, cost.parameters, cost.trained_parameters);
     (state + micro * activation_bytes(plan, phase, on_cpu)) as u64
 }
 
 /// The bytes of the parameters. All stages have weights in the number type of the computation. Trained stages also have gradients,
-/// two moments and, if the number type is not fp32, fp32 weights.
-fn state_bytes(plan: &Plan, all: u64, trained: u64) -> f64 {
+/// the moments and, if the number type is not fp32, fp32 weights.
+fn state_bytes(plan: &Plan, phase: &PhasePlan, all: u64, trained: u64) -> f64 {
     let number = number_bytes(plan);
-    let exact = if number < 4.0 { 4.0 } else { 3.0 };
+    let moments = match phase.training.optimiser {
+        Optimiser::AdamW => 2.0,
+        Optimiser::Sgd => 1.0,
+    };
+    let exact = moments + if number < 4.0 { 2.0 } else { 1.0 };
     number * all as f64 + 4.0 * exact * trained as f64
 }
 
@@ -54,7 +58,7 @@ fn number_bytes(plan: &Plan) -> f64 {
 /// samples fit.
 pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: u64, most: usize, on_cpu: bool) -> Option<usize> {
     let cost = cost(plan, phase);
-    let free = 0.9 * memory as f64 - state_bytes(plan, cost.parameters, cost.trained_parameters);
+    let free = 0.9 * memory as f64 - state_bytes(plan, phase, cost.parameters, cost.trained_parameters);
     let fitting = (free / activation_bytes(plan, phase, on_cpu)).max(0.0) as usize;
     let even = fitting.min(most) / 2 * 2;
     (even > 0).then_some(even)

@@ -5,7 +5,8 @@ use std::f64::consts::PI;
 
 /// The learning rate of a step. The schedule `deit` follows the official code and changes once per epoch. The official code steps
 /// timm's scheduler f after each epoch with that epoch's number, so epoch 0 trains at the initial value and epoch e at f(e − 1). The
-/// schedule `cosine` changes at every step: a linear warm-up, then a cosine over the remaining steps.
+/// schedule `cosine` changes at every step: a linear warm-up, then a cosine over the remaining steps. The others change once
+/// per epoch.
 pub fn learning_rate(training: &Training, step: u64, steps_per_epoch: u64) -> f64 {
     let peak = training.base_lr * training.global_batch as f64 / 512.0;
     match training.schedule {
@@ -19,7 +20,22 @@ pub fn learning_rate(training: &Training, step: u64, steps_per_epoch: u64) -> f6
                 cosine(peak, training.min_lr, (step - warmup) as f64 / (total - warmup) as f64)
             }
         }
+        Schedule::Isda => isda(training, peak, step / steps_per_epoch + 1),
+        Schedule::Steps => {
+            let epoch = (step / steps_per_epoch) as usize;
+            let drops = training.lr_drops.iter().filter(|&&last| epoch >= last).count();
+            if epoch < training.warmup_epochs { training.warmup_lr } else { peak / 10f64.powi(drops as i32) }
+        }
     }
+}
+
+/// The learning rate of an epoch, counted from 1: a cosine over all epochs, the last of which has the lowest rate. In the warm-up, the
+/// cosine is mixed with `warmup_lr`, whose share falls from 1 to nothing (InfoPro's `train.py: adjust_learning_rate`).
+fn isda(training: &Training, peak: f64, epoch: u64) -> f64 {
+    let (epoch, warmup) = (epoch as f64, training.warmup_epochs as f64);
+    let rate = cosine(peak, training.min_lr, epoch / training.epochs as f64);
+    let share = if warmup > 0.0 { ((epoch - 1.0) / warmup).min(1.0) } else { 1.0 };
+    if share < 1.0 { rate * share + training.warmup_lr * (1.0 - share) } else { rate }
 }
 
 fn deit(training: &Training, peak: f64, epoch: u64) -> f64 {
@@ -59,6 +75,28 @@ mod tests {
         // Epoch 21 is f(20), the first after the warm-up, already 20 epochs into the cosine.
         let expected = 1e-5 + 0.5 * (peak - 1e-5) * (1.0 + (PI * 20.0 / 300.0).cos());
         assert!((lr(21) - expected).abs() < 1e-15);
+    }
+
+    #[test]
+    fn steps_drop_to_a_tenth_after_each_of_their_epochs() {
+        let text = "[train]\nschedule = \"steps\"\nlr_drops = [80, 120]\nbase_lr = 0.4\nglobal_batch = 128\nepochs = 160\n\
+                    warmup_epochs = 1\nwarmup_lr = 0.01\n[module]\nepochs = 160\n[finetune]\nepochs = 160";
+        let meta = Config::parse(text, &[]).unwrap().meta;
+        for (epoch, expected) in [(0, 0.01), (1, 0.1), (79, 0.1), (80, 0.01), (119, 0.01), (120, 0.001), (159, 0.001)] {
+            let lr = learning_rate(&meta, 390 * epoch + 389, 390);
+            assert!((lr / expected - 1.0).abs() < 1e-12, "epoch {epoch}: {lr}");
+        }
+    }
+
+    #[test]
+    fn the_schedule_of_isda_has_the_published_rates() {
+        let text = "[train]\nschedule = \"isda\"\nbase_lr = 0.4\nglobal_batch = 1024\nepochs = 160\nwarmup_epochs = 10\n\
+                    warmup_lr = 0.01\nmin_lr = 0";
+        let meta = Config::parse(text, &[]).unwrap().meta;
+        for (epoch, expected) in [(1, 0.01), (2, 0.08897), (10, 0.71408), (11, 0.79071), (80, 0.4), (160, 0.0)] {
+            let lr = learning_rate(&meta, 48 * epoch - 1, 48);
+            assert!((lr - expected).abs() < 1e-5, "epoch {epoch}: {lr}");
+        }
     }
 
     #[test]

@@ -19,8 +19,8 @@
 //! of `/stage` it holds the optimiser's flat buffers, because a few large datasets are written in half the time of hundreds of
 //! small datasets.
 //! ```text
-//!   /state/{name}            fp32: weights, exp_avg, exp_avg_sq, and with an EMA `ema`; all trained parameters one after
-//!                            the other, decayed ones first, each part in the order of the parameter table
+//!   /state/{name}            fp32: weights, the moments exp_avg and exp_avg_sq of AdamW or momentum of SGD, and with an EMA
+//!                            `ema`; all trained parameters one after the other, decayed ones first, each part in the order of the parameter table
 //!   /state/parameters        the names of the parameters in that order, as above: stage/{i}/{parameter}
 //!   /state/starts            the offset of each parameter, in numbers
 //! ```

@@ -1,10 +1,10 @@
 //! The loop that trains every phase. Read this first; one optimiser step is `step.rs`.
 
-pub mod adamw;
 pub mod checkpoints;
 mod clock;
 pub mod evaluate;
 mod logging;
+pub mod optimiser;
 pub mod step;
 pub mod trainer;
 

@@ -3,7 +3,7 @@
 //! The host never waits for a GPU within a step: it reads the loss and the stop flag of a step while the GPU computes the next
 //! step. So with a GPU the loop gets the outcome of a step one step late; on the CPU it gets the outcome at once.
 
-use super::adamw::AdamW;
+use super::optimiser::Optimiser;
 use crate::collective::Collective;
 use crate::data::feed::batch::Batch;
 use crate::device::later::Later;
@@ -115,7 +115,7 @@ impl<'a> Stepper<'a> {
     pub fn step(
         &mut self,
         network: &mut Network,
-        optimiser: &mut AdamW,
+        optimiser: &mut Optimiser,
         batches: &mut dyn Iterator<Item = Result<Batch>>,
         step: u64,
         lr: f64,
@@ -249,7 +249,7 @@ mod tests {
         let weights = fresh(phase.parameters(&plan).iter(), phase.seed);
         let losses = |runs_ahead: bool| -> Vec<f64> {
             let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], &weights).unwrap();
-            let mut optimiser = AdamW::new(&phase.training, network.flat());
+            let mut optimiser = Optimiser::new(&phase.training, network.flat());
             let mut stepper = Stepper { runs_ahead, ..Stepper::new(&plan, &phase, &Solo, 2) };
             let mut batches = (0..).map(|number: usize| {
                 let start = number % 2 * 4;

@@ -1,7 +1,7 @@
 //! The network and the optimiser of a phase: starts or resumes them, evaluates the network, and prepares the contents of artefacts
 //! and checkpoints.
 
-use super::adamw::AdamW;
+use super::optimiser::Optimiser;
 use super::{Setting, evaluate};
 use crate::family::parameter::Parameter;
 use crate::model::{Network, fresh};
@@ -16,7 +16,7 @@ use tch::{Device, Tensor};
 /// The network and the optimiser of a phase after some step.
 pub struct Trainer {
     pub network: Network,
-    pub optimiser: AdamW,
+    pub optimiser: Optimiser,
     /// How many steps are done.
     pub step: u64,
     /// The parameters of the objective's own heads, which only checkpoints hold.
@@ -44,7 +44,7 @@ impl Trainer {
         };
         let Some(Artefact { header, weights, state, .. }) = checkpoint else {
             let network = network(&start)?;
-            let optimiser = AdamW::new(&phase.training, network.flat());
+            let optimiser = Optimiser::new(&phase.training, network.flat());
             return Ok(Trainer { network, optimiser, step: 0, auxiliary });
         };
         if group.is_zero() {
@@ -53,7 +53,7 @@ impl Trainer {
         // The checkpoint of a module holds only the module's stage.
         start.extend(weights);
         let network = network(&start)?;
-        let optimiser = AdamW::resume(&phase.training, network.flat(), state, header.step)
+        let optimiser = Optimiser::resume(&phase.training, network.flat(), state, header.step)
             .with_context(|| format!("{}: checkpoint of step {}", phase.name, header.step))?;
         Ok(Trainer { network, optimiser, step: header.step, auxiliary })
     }

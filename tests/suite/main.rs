@@ -26,6 +26,8 @@ mod phases;
 mod precision;
 mod replicas;
 mod reports;
+mod resnet;
+mod resnet_runs;
 mod runs;
 mod seen;
 mod sites;

@@ -8,7 +8,7 @@ use incubate::model::{DropPath, Network};
 use incubate::plan::{PhasePlan, Plan};
 use incubate::run::table::{E2E, MODULE};
 use incubate::task::{Loss, Task};
-use incubate::train::adamw::AdamW;
+use incubate::train::optimiser::Optimiser;
 use incubate::train::step::Stepper;
 use incubate::weights::{Weights, floats};
 use serde_json::Value;
@@ -148,7 +148,7 @@ fn twenty_adamw_steps_with_the_official_schedule_give_torchs_loss_curve() {
     let curves: Value = serde_json::from_slice(&std::fs::read(golden("curves.json")).unwrap()).unwrap();
     for (case, plan, phase) in cases() {
         let mut network = network(&plan, &phase);
-        let mut optimiser = AdamW::new(&phase.training, network.flat());
+        let mut optimiser = Optimiser::new(&phase.training, network.flat());
         let mut stepper = Stepper::new(&plan, &phase, &Solo, 2);
         let curve = curves["curves"][&case].as_array().unwrap();
         assert_eq!((curve.len(), phase.steps), (STEPS, STEPS as u64));
@@ -188,7 +188,7 @@ fn clipping_bounds_what_the_optimiser_sees() {
         let mut phase = phase.clone();
         phase.training.clip_grad = clip;
         let mut network = network(&plan, &phase);
-        let mut optimiser = AdamW::new(&phase.training, network.flat());
+        let mut optimiser = Optimiser::new(&phase.training, network.flat());
         let mut stepper = Stepper::new(&plan, &phase, &Solo, 2);
         stepper.step(&mut network, &mut optimiser, &mut micro_batches(&plan, 0), 0, 1e-3).unwrap();
         // After the first step exp_avg = 0.1 · gradient.

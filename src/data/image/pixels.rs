@@ -56,6 +56,21 @@ impl Pixels {
         }
     }
 
+    /// Copies the part of `image` that begins at (row, column). Pixels outside of the image are mirrored at its first or last row and
+    /// column, which are not repeated. The part must not reach further than the image is long.
+    pub fn copy_mirrored_part(&mut self, image: &Pixels, (top, left): (isize, isize)) {
+        let mirrored = |number: isize, count: usize| {
+            let last = count as isize - 1;
+            (last - (last - number.abs()).abs()) as usize
+        };
+        for (row, out) in self.rgbx.chunks_exact_mut(self.width).enumerate() {
+            let shown = image.row(mirrored(row as isize + top, image.height));
+            for (column, pixel) in out.iter_mut().enumerate() {
+                *pixel = shown[mirrored(column as isize + left, image.width)];
+            }
+        }
+    }
+
     /// One row.
     pub fn row(&self, row: usize) -> &[Pixel] {
         &self.rgbx[row * self.width..(row + 1) * self.width]
@@ -109,4 +124,23 @@ pub fn check_size(height: usize, width: usize) -> Result<()> {
     let pixels = height.saturating_mul(width);
     ensure!(pixels <= MOST_PIXELS, "it claims {width} × {height} pixels, more than the limit of {MOST_PIXELS}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirrored_border_repeats_neither_the_first_nor_the_last_pixel() {
+        let image = Pixels { width: 4, height: 3, rgbx: (0..12).map(|number| [number, 0, 0, 255]).collect() };
+        let mut part = Pixels { width: 4, height: 4, rgbx: vec![[0; 4]; 16] };
+        let mut reds = |start: (isize, isize)| -> Vec<u8> {
+            part.copy_mirrored_part(&image, start);
+            part.rgbx.iter().map(|pixel| pixel[0]).collect()
+        };
+        // As `torch.nn.functional.pad(…, mode="reflect")` pads rows of 0…3, 4…7 and 8…11.
+        assert_eq!(reds((-2, -2)), [10, 9, 8, 9, 6, 5, 4, 5, 2, 1, 0, 1, 6, 5, 4, 5]);
+        assert_eq!(reds((1, 2)), [6, 7, 6, 5, 10, 11, 10, 9, 6, 7, 6, 5, 2, 3, 2, 1]);
+        assert_eq!(reds((0, 0))[..8], [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
 }

@@ -1,6 +1,6 @@
 //! Transforms images by DeiT's recipe (its `datasets.py: build_transform`, with timm 1.0's `transforms_factory.py`), the same for all
 //! sources. Training: random crop, horizontal flip, RandAugment or colour jitter, normalisation, RandomErasing. Evaluation: resize,
-//! centre crop, normalisation. The size of the input decides the random crop: RandomCrop with zero padding up to 32 pixels,
+//! centre crop, normalisation. The size of the input decides the random crop: RandomCrop with padding up to 32 pixels,
 //! RandomResizedCrop above.
 
 use super::decode::Decoder;
@@ -9,7 +9,7 @@ use super::pixels::{Area, Pixels, Region};
 use super::randaugment::{self, Canvas, Policy};
 use super::resize::{Order, Resample};
 use super::{crop, erase};
-use crate::config::{Config, Data};
+use crate::config::{Border, Config, Data};
 use crate::data::source::samples::Stored;
 use crate::random::Random;
 use anyhow::Result;
@@ -168,7 +168,7 @@ impl Recipe {
     }
 
     /// Draws a random part of the image, resized to the input's size. For a small input it instead resizes the image's shorter
-    /// side to the input's side, adds a black border, and draws a random part of the input's size.
+    /// side to the input's side, adds a border, and draws a random part of the input's size.
     fn draw_random_crop(
         &self,
         bench: &mut Workbench,
@@ -188,7 +188,11 @@ impl Recipe {
         draw(decoder, resample, spent, bytes, self.training_crop(whole), resized)?;
         let start =
             crop::random_padded_start(random, (resized_height, resized_width), self.size, self.data.crop_padding);
-        canvas.begin(self.size).copy_part(resized, start);
+        let part = canvas.begin(self.size);
+        match self.data.crop_border {
+            Border::Zeros => part.copy_part(resized, start),
+            Border::Reflect => part.copy_mirrored_part(resized, start),
+        }
         Ok(())
     }
 

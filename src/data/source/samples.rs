@@ -83,6 +83,14 @@ pub fn subset(split: Split, fraction: f64, seed: u64) -> Split {
     Arc::new(Subset { split, kept })
 }
 
+/// At most so many of the images, in an order that the seed decides.
+pub fn sample(split: &Split, images: usize, seed: u64) -> Split {
+    let mut kept: Vec<u32> = (0..split.len() as u32).collect();
+    Random::new(&[seed, SAMPLE]).shuffle(&mut kept);
+    kept.truncate(images);
+    Arc::new(Subset { split: split.clone(), kept })
+}
+
 /// The number of images to keep of each class. Each class keeps its share rounded down, but at least one image. Then the classes with
 /// the largest remainders keep one more, or the classes with the smallest remainders one less, until the sum is [`subset_size`].
 fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
@@ -103,6 +111,7 @@ fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
 
 /// The part of the key that keeps the choice of a subset apart from other random numbers of the same seed.
 const SUBSET: u64 = 0x5b5e7;
+const SAMPLE: u64 = 0x5a3b1e;
 
 /// A subset of a split's images.
 struct Subset {
@@ -194,6 +203,20 @@ mod tests {
         };
         assert_eq!(numbers(&one), numbers(&kept(1)));
         assert_ne!(numbers(&one), numbers(&kept(2)));
+    }
+
+    #[test]
+    fn a_sample_has_each_image_at_most_once_in_an_order_of_the_seed() {
+        let whole: Split = Arc::new(Numbered { classes: Vec::new() });
+        let names = |images, seed| -> Vec<String> {
+            let sample = sample(&whole, images, seed);
+            (0..sample.len()).map(|index| sample.name(index)).collect()
+        };
+        let some = names(30, 1);
+        assert_eq!((some.len(), &some), (30, &names(30, 1)));
+        assert_ne!(some, names(30, 2));
+        let all: std::collections::BTreeSet<String> = names(1000, 1).into_iter().collect();
+        assert_eq!(all.len(), 200);
     }
 
     #[test]

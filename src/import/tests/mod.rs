@@ -189,7 +189,8 @@ fn a_storage_that_ends_after_the_file_by_the_zips_directory_is_refused() {
 fn block_numbers_beyond_all_counting_are_no_overflow() {
     let stored = Stored { number: globals::Number::F32, sizes: vec![1], start: 0 };
     let stage = BTreeMap::from([(format!("blocks.{}.a", usize::MAX), stored)]);
-    assert_eq!(Listing::Stages(vec![stage.clone(), stage]).blocks(), usize::MAX);
+    let model = Config::parse("", &[]).unwrap().model;
+    assert_eq!(Listing::Stages(vec![stage.clone(), stage]).blocks(&model), usize::MAX);
 }
 
 /// The config of a tiny model, and the pickle and storages of an official checkpoint that fits it.

@@ -22,7 +22,7 @@ use anyhow::Result;
 use block::{Block, Kept, Masks};
 use embed::Embed;
 use head::Head;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// The blocks of one stage; the first stage begins with the embedding of patches.
 struct Blocks {
@@ -48,7 +48,9 @@ enum Activations {
 
 /// Builds a ViT. The parameters of the head belong to the last stage.
 pub fn parts(vit: &Vit, blueprint: &Blueprint) -> Result<Parts> {
-    let &Blueprint { depths, get, checkpointing, off } = blueprint;
+    let &Blueprint { depths, get, device, checkpointing, off } = blueprint;
+    // On a GPU, layer norms take weights in the type of their input. They compute their statistics in fp32 in any case.
+    let get = |stage: usize, name: &str, exact: bool| get(stage, name, exact && device == Device::Cpu);
     let mut stages: Vec<Box<dyn Stage>> = Vec::new();
     let mut blocks_before = 0;
     for (stage, &depth) in depths.iter().enumerate() {

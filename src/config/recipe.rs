@@ -1,0 +1,71 @@
+//! The keys that change the results of a phase: its recipe.
+
+use super::Config;
+use super::overlay::flatten;
+
+/// Keys of `[run]` and `[data]` that decide how, where or which phases run, but not their results.
+const EXECUTION_KEYS: [&str; 17] = [
+    "run.name",
+    "run.dir",
+    "run.e2e",
+    "run.device",
+    "run.replicas",
+    "run.threads",
+    "run.workers",
+    "run.micro_batch",
+    "run.precision",
+    "run.activation_checkpointing",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.log_steps",
+    "run.export",
+    "data.path",
+    "data.pack_from",
+    // The limit only decides when a run gives up.
+    "data.bad_images",
+];
+
+/// The ends of keys that a recipe names only if they differ from these defaults, so that the recipes of artefacts that were written
+/// before there were such keys stay what they were.
+const LATER_KEYS: [(&str, &str); 8] = [
+    (".epochs_before", "0"),
+    ("module.start", "\"fresh\""),
+    (".lr_drops", "[]"),
+    (".optimiser", "\"adamw\""),
+    (".decay_all", "false"),
+    (".momentum", "0.9"),
+    (".nesterov", "true"),
+    ("data.crop_border", "\"zeros\""),
+];
+
+/// Whether a key does not change the result of a phase, apart from rounding. Such a key may change when a run is restarted.
+fn changes_nothing(key: &str) -> bool {
+    EXECUTION_KEYS.contains(&key) || key.starts_with("slurm.") || key.ends_with(".on")
+}
+
+impl Config {
+    /// Every key, such as `meta.epochs`, with its value as TOML writes it.
+    pub fn values(&self) -> Vec<(String, String)> {
+        flatten(self)
+    }
+
+    /// The keys that change the result and differ between `self` and `other`, with both values.
+    pub fn differences(&self, other: &Config) -> Vec<String> {
+        let (ours, theirs) = (flatten(self), flatten(other));
+        ours.iter()
+            .zip(&theirs)
+            .filter(|((key, a), (_, b))| a != b && !changes_nothing(key))
+            .map(|((key, a), (_, b))| format!("{key} ({b} there, {a} here)"))
+            .collect()
+    }
+
+    /// The `key = value` lines of the given tables that change the result. A recipe is the hash of these lines.
+    pub fn recipe(&self, tables: &[&str]) -> String {
+        flatten(self)
+            .into_iter()
+            .filter(|(key, _)| tables.contains(&key.split('.').next().unwrap_or_default()) && !changes_nothing(key))
+            .filter(|(key, value)| !LATER_KEYS.iter().any(|(later, default)| key.ends_with(later) && value == default))
+            .map(|(key, value)| format!("{key} = {value}\n"))
+            .collect()
+    }
+}

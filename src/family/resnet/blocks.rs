@@ -1,0 +1,119 @@
+//! The division of the blocks into stages, in the target, the meta model and a hybrid.
+
+use super::Resnet;
+
+/// One basic block: two convolutions, and the shortcut around them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// The layer of the block, counted from 0; the layer's number decides the width.
+    pub layer: usize,
+    /// The number of the block in its layer, of the network with these stage depths.
+    pub number: usize,
+    /// Channels of the input.
+    pub input: usize,
+    /// Channels of the output.
+    pub output: usize,
+}
+
+impl Block {
+    /// Whether the block doubles the width and halves the resolution.
+    pub fn changes_shape(&self) -> bool {
+        self.input != self.output
+    }
+
+    pub fn stride(&self) -> usize {
+        if self.changes_shape() { 2 } else { 1 }
+    }
+}
+
+/// The layer of each block of each stage of the target, and whether the block is the first of a layer other than the first.
+fn of_target(resnet: &Resnet) -> Vec<Vec<(usize, bool)>> {
+    let layers = resnet.layers.iter().enumerate();
+    let mut all = layers.flat_map(|(layer, &count)| (0..count).map(move |block| (layer, layer > 0 && block == 0)));
+    resnet.depths.iter().map(|&depth| all.by_ref().take(depth).collect()).collect()
+}
+
+/// The number of blocks of each stage of the meta model.
+pub fn thin_depths(resnet: &Resnet) -> Vec<usize> {
+    let thin = |blocks: Vec<(usize, bool)>| {
+        let changes = blocks.iter().filter(|(_, changes)| *changes).count();
+        // A first stage of the stem alone has no blocks.
+        changes.max(1).min(blocks.len())
+    };
+    of_target(resnet).into_iter().map(thin).collect()
+}
+
+/// The blocks of each stage if the stages have `depths` blocks. A stage that has fewer than in the target keeps those that change
+/// the shape, and the first of the others.
+pub fn blocks(resnet: &Resnet, depths: &[usize]) -> Vec<Vec<Block>> {
+    let mut counts = vec![0; resnet.layers.len()];
+    let mut kept = |(blocks, depth): (Vec<(usize, bool)>, &usize)| -> Vec<Block> {
+        let changes = blocks.iter().filter(|(_, changes)| *changes).count();
+        let mut others = depth.saturating_sub(changes);
+        let keep = |(layer, changes): (usize, bool)| {
+            let is_kept = changes || others > 0;
+            others -= usize::from(is_kept && !changes);
+            is_kept.then(|| {
+                let (output, number) = (resnet.width << layer, counts[layer]);
+                counts[layer] += 1;
+                Block { layer, number, input: if changes { output / 2 } else { output }, output }
+            })
+        };
+        blocks.into_iter().filter_map(keep).collect()
+    };
+    of_target(resnet).into_iter().zip(depths).map(&mut kept).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::family::{Family, Model};
+
+    fn resnet(depths: &[usize]) -> Resnet {
+        let set = format!("model.depths={depths:?}");
+        let Model::Resnet(resnet) = Config::parse("[model]\nfamily = \"resnet\"", &[set]).unwrap().model else {
+            unreachable!()
+        };
+        resnet
+    }
+
+    /// The widths of each block's output, by stage.
+    fn widths(resnet: &Resnet, depths: &[usize]) -> Vec<Vec<usize>> {
+        blocks(resnet, depths).iter().map(|stage| stage.iter().map(|block| block.output).collect()).collect()
+    }
+
+    #[test]
+    fn a_thin_stage_has_the_blocks_that_realise_the_shapes_at_its_borders() {
+        for (depths, thin, expected) in [
+            (&[18, 18, 18][..], &[1, 1, 1][..], &[&[16][..], &[32], &[64]][..]),
+            // The cut of InfoPro for four modules.
+            (&[12, 14, 14, 14], &[1, 1, 1, 1], &[&[16], &[32], &[64], &[64]]),
+            (&[54], &[2], &[&[32, 64]]),
+            (&[0, 19, 35], &[0, 1, 1], &[&[], &[32], &[64]]),
+        ] {
+            let resnet = resnet(depths);
+            assert_eq!(resnet.meta_depths(), thin);
+            assert_eq!(widths(&resnet, thin), expected, "{depths:?}");
+            for stage in 0..depths.len() {
+                let mut hybrid = thin.to_vec();
+                hybrid[stage] = depths[stage];
+                let (target, hybrid) = (blocks(&resnet, depths), blocks(&resnet, &hybrid));
+                let border = |stages: &[Vec<Block>]| stages[stage].last().map_or(16, |block| block.output);
+                assert_eq!(border(&target), border(&hybrid));
+                assert_eq!(target[stage].len(), hybrid[stage].len());
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_are_counted_through_the_stages_of_a_layer() {
+        let resnet = resnet(&[12, 14, 14, 14]);
+        let target = blocks(&resnet, &resnet.depths);
+        assert_eq!((target[1][5].layer, target[1][5].number), (0, 17));
+        assert_eq!(target[1][6], Block { layer: 1, number: 0, input: 16, output: 32 });
+        assert_eq!((target[3][13].layer, target[3][13].number), (2, 17));
+        let meta = blocks(&resnet, &[1, 1, 1, 1]);
+        assert_eq!((meta[3][0].layer, meta[3][0].number), (2, 1));
+    }
+}

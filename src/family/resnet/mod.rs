@@ -1,0 +1,148 @@
+//! The residual network for small images (He et al., arXiv 1512.03385, section 4.2): a stem, layers of basic blocks, global average
+//! pooling and a linear head. A layer's first block doubles the width and halves the resolution, except in the first layer.
+//!
+//! Stages cut the blocks anywhere, and the stem belongs to the first stage. A thin stage has the blocks that turn the shape of the
+//! stage's input into that of its output, so that the shapes at the borders are those of the target: the blocks that change the
+//! width, or else one block.
+
+mod blocks;
+mod cost;
+mod parameters;
+mod validate;
+
+use super::parameter::Parameter;
+use super::{Family, Memory, Model, count, numbered};
+use anyhow::Result;
+pub use blocks::Block;
+use serde::{Deserialize, Serialize};
+
+pub const DEFAULTS: &str = include_str!("defaults.toml");
+
+/// The keys of `[model]`, each documented in `defaults.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resnet {
+    #[serde(default)]
+    family: Name,
+    pub image_size: usize,
+    pub channels: usize,
+    pub classes: usize,
+    pub width: usize,
+    pub layers: Vec<usize>,
+    pub depths: Vec<usize>,
+    pub shortcut: Shortcut,
+    pub frozen_norm: FrozenNorm,
+}
+
+/// The name of the family, which is stored with the other keys because it decides what they mean.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Name {
+    #[default]
+    Resnet,
+}
+
+/// How the input of a block that changes the shape reaches its output (He et al., section 3.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shortcut {
+    /// Every second pixel, with channels of zeros before and after its own.
+    A,
+    /// A convolution with kernels of one pixel, and a norm.
+    B,
+}
+
+/// The statistics by which the batch norms of a frozen stage normalise during training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FrozenNorm {
+    /// The stored running statistics, as constants.
+    Running,
+    /// Those of the micro-batch, as in the official code, which leaves frozen stages in training mode.
+    Batch,
+}
+
+impl Resnet {
+    /// The blocks of each stage.
+    pub fn blocks(&self, depths: &[usize]) -> Vec<Vec<Block>> {
+        blocks::blocks(self, depths)
+    }
+
+    /// The channels after the last block.
+    pub fn features(&self) -> usize {
+        self.width << (self.layers.len() - 1)
+    }
+}
+
+impl Family for Resnet {
+    fn image_size(&self) -> usize {
+        self.image_size
+    }
+
+    fn channels(&self) -> usize {
+        self.channels
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn depths(&self) -> &[usize] {
+        &self.depths
+    }
+
+    fn meta_depths(&self) -> Vec<usize> {
+        blocks::thin_depths(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        validate::validate(self)
+    }
+
+    fn parameters(&self, depths: &[usize]) -> Vec<Parameter> {
+        parameters::parameters(self, depths)
+    }
+
+    fn whole_name(&self, parameter: &Parameter, depths: &[usize]) -> String {
+        parameters::whole_name(self, parameter, depths)
+    }
+
+    fn stage_flops(&self, depths: &[usize], stage: usize) -> f64 {
+        cost::stage_flops(self, depths, stage)
+    }
+
+    fn activations(&self, training: &Memory) -> f64 {
+        cost::activations(self, training)
+    }
+
+    /// The rate rises linearly from 0 in the first block to `rate` in the last. A block has one branch.
+    fn drop_rates(&self, depths: &[usize], rate: f64) -> Vec<f64> {
+        let blocks: usize = depths.iter().sum();
+        if rate == 0.0 || blocks < 2 {
+            return Vec::new();
+        }
+        (0..blocks).map(|block| rate * block as f64 / (blocks - 1) as f64).collect()
+    }
+
+    fn blocks_in(&self, names: &mut dyn Iterator<Item = &str>) -> usize {
+        let names: Vec<&str> = names.collect();
+        let of_layer = |layer: usize| {
+            let prefix = format!("layer{}.", layer + 1);
+            count(names.iter().filter_map(|name| numbered(name, &prefix)))
+        };
+        (0..self.layers.len()).map(of_layer).fold(0, usize::saturating_add)
+    }
+
+    /// PyTorch's norms count their batches.
+    fn is_needless(&self, name: &str) -> bool {
+        name.ends_with(".num_batches_tracked")
+    }
+
+    fn cure_for_depths(&self) -> &'static str {
+        "set model.layers and model.depths"
+    }
+
+    fn is_like(&self, other: &Model) -> bool {
+        let Resnet { image_size, depths, frozen_norm, .. } = self.clone();
+        matches!(other, Model::Resnet(other) if Resnet { image_size, depths, frozen_norm, ..other.clone() } == *self)
+    }
+}

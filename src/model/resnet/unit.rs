@@ -1,0 +1,125 @@
+//! The stem and the basic blocks, each a function of its input and of its parameters' values.
+
+use super::super::Weight;
+use super::super::autograd::Mode;
+use super::Owner;
+use super::norm::Norm;
+use crate::family::resnet::{self, Resnet, Shortcut};
+use anyhow::Result;
+use tch::Tensor;
+
+pub enum Unit {
+    Stem(Convolution),
+    Block { first: Convolution, second: Convolution, shortcut: Way },
+}
+
+/// A convolution without bias and the norm after it. Its values are the kernels, and the scale and the shift of the norm.
+pub struct Convolution {
+    stride: i64,
+    padding: i64,
+    norm: Norm,
+}
+
+const VALUES: usize = 3;
+
+/// The way around a block.
+pub enum Way {
+    Identity,
+    /// Every second pixel, with so many channels of zeros before and after its own.
+    Padded(i64),
+    Projected(Convolution),
+}
+
+/// Returns a parameter by its name, in fp32 if the second argument is true.
+type Get<'a> = &'a dyn Fn(&str, bool) -> Result<Weight>;
+
+/// Builds the convolution and the norm of these names, and adds their parameters.
+fn convolution(
+    resnet: &Resnet,
+    [kernels, norm]: [&str; 2],
+    stride: usize,
+    get: Get,
+    parameters: &mut Vec<Weight>,
+) -> Result<Convolution> {
+    let of_norm = |part: &str| get(&format!("{norm}.{part}"), true);
+    parameters.extend([get(&format!("{kernels}.weight"), false)?, of_norm("weight")?, of_norm("bias")?]);
+    let side = parameters[parameters.len() - VALUES].value.size()[2];
+    let norm = Norm::new(of_norm("running_mean")?, of_norm("running_var")?, resnet.frozen_norm);
+    Ok(Convolution { stride: stride as i64, padding: side / 2, norm })
+}
+
+/// The stem and its parameters.
+pub fn stem(resnet: &Resnet, get: Get) -> Result<Owner> {
+    let mut parameters = Vec::new();
+    let convolution = convolution(resnet, ["conv1", "bn1"], 1, get, &mut parameters)?;
+    Ok((Unit::Stem(convolution), parameters))
+}
+
+/// A block and its parameters.
+pub fn block(resnet: &Resnet, block: &resnet::Block, get: Get) -> Result<Owner> {
+    let mut parameters = Vec::new();
+    let mut build = |names, stride| convolution(resnet, names, stride, get, &mut parameters);
+    let first = build(["conv1", "bn1"], block.stride())?;
+    let second = build(["conv2", "bn2"], 1)?;
+    let shortcut = match resnet.shortcut {
+        _ if !block.changes_shape() => Way::Identity,
+        Shortcut::A => Way::Padded((block.output - block.input) as i64 / 2),
+        Shortcut::B => Way::Projected(build(["downsample.0", "downsample.1"], block.stride())?),
+    };
+    Ok((Unit::Block { first, second, shortcut }, parameters))
+}
+
+impl Convolution {
+    fn forward(&self, x_bchw: &Tensor, values: &[Tensor], mode: &Mode) -> Tensor {
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        let convolved_bchw = x_bchw.conv2d(&values[0], None::<&Tensor>, stride, padding, [1, 1], 1);
+        self.norm.forward(&convolved_bchw, [&values[1], &values[2]], mode)
+    }
+}
+
+impl Unit {
+    pub fn is_block(&self) -> bool {
+        matches!(self, Unit::Block { .. })
+    }
+
+    /// The number of values that the unit takes.
+    pub fn values(&self) -> usize {
+        match self {
+            Unit::Stem(_) => VALUES,
+            Unit::Block { shortcut: Way::Projected(_), .. } => 3 * VALUES,
+            Unit::Block { .. } => 2 * VALUES,
+        }
+    }
+
+    /// Images or an output (b, c, h, w) to an output. `scale_b11` scales the residual branch of a block.
+    pub fn forward(&self, x_bchw: &Tensor, values: &[Tensor], mode: &Mode, scale_b11: Option<&Tensor>) -> Tensor {
+        match self {
+            Unit::Stem(convolution) => {
+                let x_bchw = if x_bchw.device().is_cuda() { side_by_side(x_bchw) } else { x_bchw.shallow_clone() };
+                convolution.forward(&x_bchw, values, mode).relu_()
+            }
+            Unit::Block { first, second, shortcut } => {
+                let hidden_bchw = first.forward(x_bchw, values, mode).relu_();
+                let mut branch_bchw = second.forward(&hidden_bchw, &values[VALUES..], mode);
+                if let Some(scale_b11) = scale_b11 {
+                    branch_bchw *= scale_b11.unsqueeze(-1).to_kind(x_bchw.kind());
+                }
+                let around_bchw = match shortcut {
+                    Way::Identity => x_bchw.shallow_clone(),
+                    Way::Padded(zeros) => {
+                        let every_second = x_bchw.slice(2, None, None, 2).slice(3, None, None, 2);
+                        every_second.constant_pad_nd([0, 0, 0, 0, *zeros, *zeros])
+                    }
+                    Way::Projected(convolution) => convolution.forward(x_bchw, &values[2 * VALUES..], mode),
+                };
+                branch_bchw.g_add_(&around_bchw).relu_()
+            }
+        }
+    }
+}
+
+/// The same tensor (b, c, h, w), with the channels of a pixel side by side in memory. On a GPU,
+/// convolutions and norms are faster in this layout, which their outputs keep.
+fn side_by_side(x_bchw: &Tensor) -> Tensor {
+    x_bchw.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}

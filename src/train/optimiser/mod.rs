@@ -1,0 +1,227 @@
+//! The optimisers: AdamW and SGD. One pass over the flat buffers updates all weights, and their moving average if there is one.
+
+mod adamw;
+mod sgd;
+
+use crate::config::{self, Training};
+use crate::model::{FlatParameters, threads};
+use crate::weights::{floats, floats_mut};
+use adamw::AdamW;
+use anyhow::{Context, Result};
+use multiversion::multiversion;
+use sgd::Sgd;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use tch::{Kind, Tensor};
+
+/// The optimiser of a phase: the rule of its updates with the moments, and if the config asks for it, the moving average of the
+/// weights.
+pub struct Optimiser {
+    rule: Box<dyn Rule>,
+    weight_decay: f64,
+    /// Whether the parameters without weight decay have it too.
+    decays_all: bool,
+    ema_decay: f64,
+    ema: Option<Tensor>,
+    steps: u64,
+    /// Whether libtorch's own operations update weights on the CPU too.
+    by_libtorch: bool,
+}
+
+/// How an optimiser changes weights.
+trait Rule {
+    /// The moments by name, each as long as the flat buffer of the weights.
+    fn moments(&self) -> Vec<(&'static str, &Tensor)>;
+    fn moments_mut(&mut self) -> Vec<(&'static str, &mut Tensor)>;
+    /// Updates the weights of a group, and the moments, in host memory.
+    fn on_host(&mut self, update: &Update, group: &Group, weights: &mut [f32], gradients: &[f32]);
+    /// Updates the weights of a group, and the moments, on their device by libtorch. The host does not wait.
+    fn on_device(&mut self, update: &DeviceUpdate, group: &Group, weights: &Tensor, gradients: &Tensor);
+}
+
+/// Neighbouring numbers of the flat buffer with the same weight decay.
+struct Group {
+    numbers: Range<usize>,
+    weight_decay: f64,
+}
+
+impl Group {
+    fn of(&self, tensor: &Tensor) -> Tensor {
+        tensor.narrow(0, self.numbers.start as i64, self.numbers.len() as i64)
+    }
+}
+
+/// The values of one update.
+struct Update {
+    /// How many updates there were, with this one.
+    steps: u64,
+    lr: f64,
+    /// The factor that clips the gradients.
+    scale: f32,
+}
+
+/// The values of one update, of which those that depend on the gradients are fp32 scalars on the device.
+struct DeviceUpdate {
+    steps: u64,
+    lr: f64,
+    /// The gradients are divided by it.
+    divisor: Tensor,
+    /// If it is 1, nothing changes.
+    skip: Tensor,
+}
+
+impl Optimiser {
+    /// Starts with moments of zero and with the weights as their average.
+    pub fn new(training: &Training, flat: &FlatParameters) -> Optimiser {
+        let rule: Box<dyn Rule> = match training.optimiser {
+            config::Optimiser::AdamW => Box::new(AdamW::new(training, flat)),
+            config::Optimiser::Sgd => Box::new(Sgd::new(training, flat)),
+        };
+        Optimiser {
+            rule,
+            weight_decay: training.weight_decay,
+            decays_all: training.decay_all,
+            ema_decay: training.ema,
+            ema: (training.ema > 0.0).then(|| flat.buffer().copy()),
+            steps: 0,
+            by_libtorch: false,
+        }
+    }
+
+    /// The same optimiser, but libtorch's own operations update the weights on the CPU too.
+    pub fn by_libtorch(self) -> Optimiser {
+        Optimiser { by_libtorch: true, ..self }
+    }
+
+    /// Resumes from the buffers of a checkpoint that was written after `steps` updates.
+    pub fn resume(
+        training: &Training,
+        flat: &FlatParameters,
+        mut state: BTreeMap<String, Tensor>,
+        steps: u64,
+    ) -> Result<Optimiser> {
+        let mut take = |name: &str| -> Result<Tensor> {
+            let tensor = state.remove(name).with_context(|| format!("state/{name} is missing"))?;
+            anyhow::ensure!(tensor.size() == flat.buffer().size(), "state/{name} has shape {:?}", tensor.size());
+            Ok(tensor.to_device(flat.buffer().device()))
+        };
+        let mut optimiser = Optimiser { steps, ..Self::new(training, flat) };
+        for (name, moment) in optimiser.rule.moments_mut() {
+            *moment = take(name)?;
+        }
+        if let Some(ema) = &mut optimiser.ema {
+            *ema = take("ema")?;
+        }
+        Ok(optimiser)
+    }
+
+    /// The buffers that a checkpoint keeps.
+    pub fn state(&self) -> Vec<(&'static str, &Tensor)> {
+        let mut state = self.rule.moments();
+        state.extend(self.ema.as_ref().map(|ema| ("ema", ema)));
+        state
+    }
+
+    /// The moving average of the weights, if there is one.
+    pub fn average(&self) -> Option<&Tensor> {
+        self.ema.as_ref()
+    }
+
+    /// Updates the weights once, with the gradients' global norm limited to `clip`; 0 means no limit. If the loss or the norm is
+    /// not finite, weights, moments and average stay as they are, but the update is counted. The norm is left behind the gradients
+    /// ([`FlatParameters::set_norm`]).
+    pub fn step(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
+        self.steps += 1;
+        flat.wait_for_loan();
+        if flat.buffer().device().is_cuda() || self.by_libtorch {
+            self.step_on_device(flat, clip, lr);
+        } else {
+            self.step_on_host(flat, clip, lr);
+        }
+    }
+
+    /// The parameters with weight decay, and those without unless all have it.
+    fn groups(&self, flat: &FlatParameters) -> [Group; 2] {
+        let plain = if self.decays_all { self.weight_decay } else { 0.0 };
+        [
+            Group { numbers: 0..flat.decayed(), weight_decay: self.weight_decay },
+            Group { numbers: flat.decayed()..flat.trainable(), weight_decay: plain },
+        ]
+    }
+
+    fn step_on_host(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
+        let norm = norm(&floats(flat.gradients())[..flat.trainable()]);
+        flat.set_norm(&Tensor::from(norm as f32));
+        if !norm.is_finite() || !flat.loss().double_value(&[]).is_finite() {
+            return;
+        }
+        let update = Update { steps: self.steps, lr, scale: clip_scale(norm, clip) };
+        let groups = self.groups(flat);
+        flat.update(|weights, gradients| {
+            for group in &groups {
+                let numbers = group.numbers.clone();
+                self.rule.on_host(&update, group, &mut weights[numbers.clone()], &gradients[numbers]);
+            }
+            if let Some(ema) = &mut self.ema {
+                let decay = self.ema_decay as f32;
+                for (average, weight) in floats_mut(ema).iter_mut().zip(weights) {
+                    *average = decay * *average + (1.0 - decay) * *weight;
+                }
+            }
+        });
+    }
+
+    /// Updates the weights as `step_on_host` does, for buffers on any device: a kernel for each group.
+    fn step_on_device(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
+        let norm = flat.gradients().narrow(0, 0, flat.trainable() as i64).norm();
+        flat.set_norm(&norm);
+        let is_finite = norm.isfinite().logical_and(&flat.loss().isfinite());
+        let skip = is_finite.logical_not().to_kind(Kind::Float);
+        let update = DeviceUpdate { steps: self.steps, lr, divisor: divisor(&norm, clip), skip };
+        for group in self.groups(flat) {
+            self.rule.on_device(&update, &group, &group.of(flat.buffer()), &group.of(flat.gradients()));
+        }
+        if let Some(ema) = &mut self.ema {
+            let _ = ema.lerp_tensor_(flat.buffer(), &(is_finite.to_kind(Kind::Float) * (1.0 - self.ema_decay)));
+        }
+        flat.refresh();
+    }
+}
+
+/// The divisor that limits a norm, as torch's `clip_grad_norm_` computes it. It stays on the device.
+fn divisor(norm: &Tensor, limit: f64) -> Tensor {
+    if limit == 0.0 { norm.ones_like() } else { ((norm + 1e-6) / limit).clamp_min(1.0) }
+}
+
+/// The norm of all gradients. The squares are added in chunks, so that the rounding error does not grow with the number of
+/// parameters. The sums of the chunks are added in order, so that the norm does not depend on the number of threads.
+fn norm(gradients: &[f32]) -> f64 {
+    const CHUNK: usize = 4096;
+    let mut sums = vec![0.0f64; gradients.len().div_ceil(CHUNK)];
+    let each = threads::rows_each(gradients.len(), gradients.len(), CHUNK).max(CHUNK);
+    let parts = gradients.chunks(each).zip(sums.chunks_mut(each / CHUNK));
+    threads::each(parts, |(gradients, sums)| {
+        for (chunk, sum) in gradients.chunks(CHUNK).zip(sums) {
+            *sum = squares(chunk).into();
+        }
+    });
+    sums.iter().sum::<f64>().sqrt()
+}
+
+/// The sum of the squares, in lanes, so that the compiler vectorises the loop.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn squares(chunk: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    for group in chunk.chunks(16) {
+        lanes.iter_mut().zip(group).for_each(|(lane, g)| *lane += g * g);
+    }
+    lanes.iter().sum()
+}
+
+/// The factor that limits a norm, as torch's `clip_grad_norm_` computes it; 1 if `limit` is 0.
+fn clip_scale(norm: f64, limit: f64) -> f32 {
+    if limit == 0.0 { 1.0 } else { (limit / (norm + 1e-6)).min(1.0) as f32 }
+}
+
+#[cfg(test)]
+mod tests;
