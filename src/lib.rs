@@ -17,7 +17,7 @@
 //! 5  downstream         the official figures of results on COCO and ADE20K
 //! 5  cluster            Slurm scripts and submission, status, doctor
 //! 4  train              THE LOOP (read this first), one optimiser step, AdamW and SGD, evaluation
-//! 3  task               losses with their gradients, and metrics as data; classification
+//! 3  task               losses with their gradients, and metrics as data; classification, segmentation with its heads
 //! 2  data               source: image folders, tars, packs, IDX, CIFAR, drawn images; image: decoding, augmentation; feed: loader
 //! 2  model              staged networks of each family, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl

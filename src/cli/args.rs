@@ -54,6 +54,11 @@ pub enum Command {
     Finetune(TrainArgs),
     /// Train the target from scratch, the baseline
     E2e(TrainArgs),
+    /// Fine-tune the final model on images with label maps ([segmentation] of the config), and evaluate it
+    Segment(TrainArgs),
+    /// Fine-tune the baseline on images with label maps in the same way, to compare
+    #[command(name = "segment-e2e")]
+    SegmentE2e(TrainArgs),
     /// Evaluate an artefact on the test images (a module runs as its hybrid), or results on COCO or ADE20K
     Evaluate(EvaluateArgs),
     /// Export a trained model for another framework
@@ -313,6 +318,8 @@ impl Command {
                 | Command::Assemble(_)
                 | Command::Finetune(_)
                 | Command::E2e(_)
+                | Command::Segment(_)
+                | Command::SegmentE2e(_)
         )
     }
 }

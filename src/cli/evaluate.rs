@@ -5,7 +5,6 @@ use super::load::devices;
 use super::{print, print_either, weights_or_final};
 use crate::downstream::{ade20k, coco};
 use crate::pipeline::evaluate;
-use crate::task::Task;
 use crate::train::evaluate::IMAGES;
 use crate::usage;
 use anyhow::{Context, Result};
@@ -15,11 +14,11 @@ pub fn evaluate_artefact(args: &EvaluateArgs) -> Result<()> {
     let config = args.overrides.load(args.config.as_ref().context("clap requires the config")?)?;
     let weights = weights_or_final(&config, &args.weights);
     let device = devices(&config)?.device(0);
-    let metrics = evaluate::evaluate(&config, &weights, device, args.outputs.as_deref())?;
+    let (task, metrics) = evaluate::evaluate(&config, &weights, device, args.outputs.as_deref())?;
     if args.json {
         return print(&(serde_json::to_string(&metrics)? + "\n"));
     }
-    print(&format!("{} on {} images\n", Task::of(&config).text(&metrics), metrics[IMAGES]))
+    print(&format!("{} on {} images\n", task.text(&metrics), metrics[IMAGES]))
 }
 
 pub fn evaluate_downstream(results: &Downstream) -> Result<()> {

@@ -133,7 +133,7 @@ impl<'a> Script<'a> {
             return quoted(&self.paths.binary.to_string_lossy());
         }
         let mut words = vec!["apptainer".to_string(), "exec".into()];
-        for folder in [self.paths.run_dir, &config.data.path, &config.data.pack_from]
+        for folder in [self.paths.run_dir, &config.data.path, &config.data.pack_from, &config.segmentation.path]
             .into_iter()
             .filter(|f| !f.as_os_str().is_empty())
         {

@@ -68,13 +68,13 @@ pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut
     }
     let is_imported = is_imported(graph, &of_nodes);
     let states = states(graph, &of_nodes);
-    let task = Task::of(&plan.config);
     let mut lines = Vec::new();
     for (((node, evidence), heartbeat), state) in graph.nodes().iter().zip(&of_nodes).zip(&heartbeats).zip(states) {
         if is_shown(node, evidence, is_imported) {
+            let plan = &plan.of_task(node.row.task());
             let mut line = line_of(plan, node, state, evidence, heartbeat.as_ref());
             line.computed = plan.phase_of(node).map_or(Total::default(), |phase| run.total(plan, &phase));
-            line.headline = task.headline_score(seen.header(run, node).map(|header| &header.metrics));
+            line.headline = Task::of(&plan.config).headline_score(seen.header(run, node).map(|header| &header.metrics));
             lines.push(line);
         }
     }
@@ -145,7 +145,7 @@ pub fn table(lines: &[Line]) -> String {
             line.restarts,
             percent(line.goodput),
             time(line.heartbeat_s),
-            line.headline.cell("-"),
+            headline(line, lines),
             line.job.as_deref().unwrap_or("-"),
             line.why.as_deref().or(line.host.as_deref()).unwrap_or("-")
         );
@@ -160,6 +160,13 @@ pub fn table(lines: &[Line]) -> String {
         sum(|total| total.starts as f64)
     );
     out
+}
+
+/// The value of a line's headline metric, with the metric's name if the title of the column is that of another.
+fn headline(line: &Line, lines: &[Line]) -> String {
+    let value = line.headline.cell("-");
+    let is_titled = lines.first().is_some_and(|first| first.headline.metric == line.headline.metric);
+    if is_titled { value } else { format!("{} {value}", line.headline.metric.name) }
 }
 
 /// Whether all nodes that are shown are done.

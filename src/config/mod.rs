@@ -9,6 +9,7 @@ mod interval;
 mod micro_batch;
 mod overlay;
 mod recipe;
+mod segmentation;
 mod validate;
 
 use crate::family::{self, Model};
@@ -18,6 +19,7 @@ pub use auto_augment::Policy;
 pub use interval::Interval;
 pub use micro_batch::MicroBatch;
 use overlay::{check_keys, lay_over, parse_set, unreadable};
+pub use segmentation::{IGNORED, Inference, MapFormat, PixelMean, Segmentation, TAPS};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -25,7 +27,7 @@ use toml::{Table, Value};
 /// Every key with its default and a comment, as TOML.
 pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 /// The tables that inherit every key of `[train]`.
-pub const PHASE_TABLES: [&str; 4] = ["meta", "module", "finetune", "e2e"];
+pub const PHASE_TABLES: [&str; 5] = ["meta", "module", "finetune", "e2e", "segment"];
 
 /// One validated config file. Every key is documented in `configs/default.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -38,7 +40,21 @@ pub struct Config {
     pub module: Module,
     pub finetune: Training,
     pub e2e: Training,
+    pub segment: Training,
+    pub segmentation: Segmentation,
     pub slurm: Slurm,
+    /// The task of the phases that train with this config. A file describes classification; [`Config::of_task`] gives the config
+    /// of another task.
+    #[serde(skip)]
+    pub task: TaskKind,
+}
+
+/// What a network learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TaskKind {
+    #[default]
+    Classification,
+    Segmentation,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -256,6 +272,7 @@ pub enum Ranks {
 pub enum Schedule {
     Deit,
     Cosine,
+    Poly,
     Isda,
     Steps,
 }
@@ -304,9 +321,19 @@ impl Config {
         Ok(self)
     }
 
-    /// The four phase tables with their names.
-    pub fn phases(&self) -> [(&'static str, &Training); 4] {
-        [("meta", &self.meta), ("module", &self.module.training), ("finetune", &self.finetune), ("e2e", &self.e2e)]
+    /// The tables of the phases of the config's task, with their names.
+    pub fn phases(&self) -> Vec<(&'static str, &Training)> {
+        match self.task {
+            TaskKind::Classification => {
+                vec![
+                    ("meta", &self.meta),
+                    ("module", &self.module.training),
+                    ("finetune", &self.finetune),
+                    ("e2e", &self.e2e),
+                ]
+            }
+            TaskKind::Segmentation => vec![("segment", &self.segment)],
+        }
     }
 }
 

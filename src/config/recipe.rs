@@ -4,7 +4,7 @@ use super::Config;
 use super::overlay::flatten;
 
 /// Keys of `[run]` and `[data]` that decide how, where or which phases run, but not their results.
-const EXECUTION_KEYS: [&str; 17] = [
+const EXECUTION_KEYS: [&str; 18] = [
     "run.name",
     "run.dir",
     "run.e2e",
@@ -20,6 +20,7 @@ const EXECUTION_KEYS: [&str; 17] = [
     "run.log_steps",
     "run.export",
     "data.path",
+    "segmentation.path",
     "data.pack_from",
     // The limit only decides when a run gives up.
     "data.bad_images",

@@ -11,6 +11,8 @@ const MOST_DRAWN: usize = 256 << 30;
 
 impl Config {
     pub(super) fn validate(&self) -> Result<()> {
+        // Only a model that is derived from the config's may have no classes.
+        require!(self.model.classes() >= 1, "model.classes = 0: it must be at least 1");
         self.model.validate()?;
         self.data.validate(&self.model)?;
         let run = &self.run;
@@ -43,7 +45,8 @@ impl Config {
             self.module.start == ModuleStart::Fresh || self.model.can_grow(),
             "module.start = \"meta\": the stages of this model.family cannot start as those of the meta model; set \"fresh\""
         );
-        Ok(())
+        self.segment.validate("segment")?;
+        self.segmentation.validate(&self.model)
     }
 }
 

@@ -77,6 +77,11 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
         "{}: a single module cannot be exported; give a whole model, such as final.h5",
         weights.display()
     );
+    require!(
+        artefact.header.auxiliary.is_empty(),
+        "{}: no format takes the heads of segmentation yet; export the model that was fine-tuned, such as final.h5",
+        weights.display()
+    );
     if artefact.header.model != config.model {
         let what = "its model differs from the config's [model]; export it with the config it was trained with".into();
         return Err(Failure::Damaged { path: weights.into(), what }.into());

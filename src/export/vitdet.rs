@@ -16,7 +16,7 @@ pub fn backbone(exported: &Exported) -> Vec<Named> {
     for Named { name, tensor } in &mut tensors {
         match name.as_str() {
             "patch_embed.proj.weight" => *tensor = resample::patch_kernel(tensor, PATCH),
-            "pos_embed" => *tensor = resample::positions(tensor, grid.max(1)),
+            "pos_embed" => *tensor = resample::positions(tensor, [grid.max(1) as i64; 2]),
             _ => {}
         }
     }

@@ -55,6 +55,16 @@ impl Model {
         }
         model
     }
+
+    /// The same network without a head, for images of another size. Heads of other tasks read the outputs of its stages.
+    pub fn without_head(&self, image_size: usize) -> Model {
+        let mut model = self.with_classes(0);
+        match &mut model {
+            Model::Vit(vit) => vit.image_size = image_size,
+            _ => unreachable!("the config of a segmentation was validated"),
+        }
+        model
+    }
 }
 
 /// The properties of a network of given sizes, which every family knows. The argument `depths` is the number of blocks of each
@@ -69,6 +79,10 @@ pub trait Family {
     /// The number of colour channels of an image.
     fn channels(&self) -> usize;
     fn classes(&self) -> usize;
+    /// The tokens that the stages give, after a class token; none if they give something else.
+    fn tokens_given(&self) -> Option<Tokens> {
+        None
+    }
     /// The number of blocks of each stage of the target.
     fn depths(&self) -> &[usize];
     /// The number of blocks of each stage of the meta model.
@@ -162,6 +176,15 @@ fn numbered(name: &str, prefix: &str) -> Option<usize> {
 /// How many things are numbered from 0 up to the largest of the numbers.
 fn count(numbers: impl Iterator<Item = usize>) -> usize {
     numbers.max().map_or(0, |last| last.saturating_add(1))
+}
+
+/// Tokens of which each stands for a patch of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tokens {
+    /// The height, and width, of a patch in pixels.
+    pub patch: usize,
+    /// The numbers of a token.
+    pub width: usize,
 }
 
 /// The values on which the memory of training depends.

@@ -28,6 +28,10 @@ pub enum Start {
     FanOut {
         fan_out: usize,
     },
+    /// Normal with this standard deviation.
+    Deviation {
+        deviation: f64,
+    },
     Zeros,
     Ones,
 }

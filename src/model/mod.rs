@@ -42,7 +42,8 @@ pub struct Network {
 /// The parts of a network that its family builds.
 struct Parts {
     stages: Vec<Box<dyn Stage>>,
-    head: Box<dyn Stage>,
+    /// None in a network without classes.
+    head: Option<Box<dyn Stage>>,
 }
 
 /// The input from which a family builds the parts of a network.
@@ -167,7 +168,8 @@ impl Network {
             tape.stages.extend(backward);
         }
         if taps.contains(&Tap::Head) {
-            let (output, backward) = self.parts.head.forward(x, pass, keep);
+            let head = self.parts.head.as_ref().expect("a task that reads the head has classes");
+            let (output, backward) = head.forward(x, pass, keep);
             record(Tap::Head, &output);
             tape.head = backward;
         }

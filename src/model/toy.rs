@@ -48,5 +48,5 @@ pub fn parts(_: &Toy, blueprint: &Blueprint) -> Result<Parts> {
     let parameters = vec![get(depths.len() - 1, "head.weight", false)?];
     let function: Function = Box::new(|x, values, _| x.linear(&values[0], None::<&Tensor>).to_kind(Kind::Float));
     let head = Autograd { parameters, takes_images: false, recomputes: false, branches: 0..0, function };
-    Ok(Parts { stages, head: Box::new(head) })
+    Ok(Parts { stages, head: Some(Box::new(head)) })
 }

@@ -1,14 +1,14 @@
 //! Evaluates any artefact on the config's test images. A module runs inside its hybrid.
 
 use crate::collective::Solo;
-use crate::config::Config;
+use crate::config::{Config, TaskKind};
 use crate::data;
 use crate::data::feed::Feed;
 use crate::data::feed::test_batches::TestBatch;
 use crate::error::Failure;
 use crate::model::Network;
-use crate::run::table::META;
-use crate::store::artefact::{self, Artefact};
+use crate::run::table::{META, TABLE};
+use crate::store::artefact::{self, Artefact, Header};
 use crate::store::durable;
 use crate::task::Task;
 use crate::train::evaluate;
@@ -24,21 +24,27 @@ const ALL_INPUTS_BYTES: usize = 256 << 20;
 /// The number of inputs that [`Outputs`] keeps if all have more bytes.
 const FEW_INPUTS: usize = 16;
 
-/// Evaluates the artefact `weights` on the config's test images and returns the metrics. If `outputs` is given, also writes that
-/// safetensors file, for a comparison with another program: the network's outputs and the labels of all test images, under the
-/// task's names, and `inputs` (images, channels, rows, columns). If all inputs have more than 256 MiB, only the first 16 are
-/// written.
+/// Evaluates the artefact `weights` on the config's test images for the task that it was trained for, and returns this task and the
+/// metrics. If `outputs` is given, also writes that safetensors file, for a comparison with another program: the network's outputs
+/// and the labels of all test images, under the task's names, and `inputs` (images, channels, rows, columns). If all inputs
+/// have more than 256 MiB, only the first 16 are written.
 pub fn evaluate(
     config: &Config,
     weights: &Path,
     device: Device,
     outputs: Option<&Path>,
-) -> Result<BTreeMap<String, f64>> {
+) -> Result<(Task, BTreeMap<String, f64>)> {
     if let Some(folder) = outputs.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty()) {
         require!(folder.is_dir(), "{}: no such folder; make it, or give --outputs another file", folder.display());
     }
+    let artefact = artefact::read(weights)?;
+    let config = &config.of_task(task_of(&artefact.header));
+    require!(
+        outputs.is_none() || config.task == TaskKind::Classification,
+        "--outputs: label maps differ in size, so they do not fit into one file; leave it out"
+    );
     let source = data::open(config)?;
-    let network = network(config, weights, source.test.classes(), device)?;
+    let network = network(config, artefact, (weights, source.test.classes()), device)?;
     let mut kept = Outputs::new(config, source.test.len());
     let mut see = |batch: &TestBatch, of_network: &[Tensor]| {
         if outputs.is_some() {
@@ -48,7 +54,7 @@ pub fn evaluate(
     let batch = config.run.micro_batch.samples();
     let metrics = evaluate::evaluate(&network, Feed::of_replica(config, &source, 1), config, batch, &Solo, &mut see)?;
     outputs.map_or(Ok(()), |into| kept.write(into))?;
-    Ok(metrics.expect("a signal ends this command at once"))
+    Ok((Task::of(config), metrics.expect("a signal ends this command at once")))
 }
 
 /// Collects the tensors of an evaluation batch by batch, to write them at the end.
@@ -72,7 +78,7 @@ impl Outputs {
         self.inputs_wanted -= taken as usize;
         // The inputs are copied, because the memory of the batch is reused.
         let inputs = batch.images_bchw.narrow(0, 0, taken).copy();
-        let named = self.task.named_outputs(of_network, &batch.labels_b).into_iter();
+        let named = self.task.named_outputs(of_network, &batch.labels).into_iter();
         for (name, tensor) in named.chain([("inputs", &inputs)]) {
             self.kept.entry(name).or_default().push(tensor.shallow_clone());
         }
@@ -84,9 +90,20 @@ impl Outputs {
     }
 }
 
-/// Builds the network of an artefact. Refuses it if its model differs from the config's, or its classes from those of the data.
-fn network(config: &Config, weights: &Path, class_names: &[String], device: Device) -> Result<Network> {
-    let artefact = artefact::read(weights)?;
+/// The task that an artefact was trained for.
+pub fn task_of(header: &Header) -> TaskKind {
+    let row = TABLE.iter().find(|row| row.name == header.phase);
+    row.map_or(TaskKind::Classification, |row| row.task())
+}
+
+/// Builds the network of an artefact that was read from the file `weights`. Refuses it if its model differs from the config's, or
+/// its classes from those of the data.
+fn network(
+    config: &Config,
+    artefact: Artefact,
+    (weights, class_names): (&Path, &[String]),
+    device: Device,
+) -> Result<Network> {
     if artefact.header.model != config.model {
         let what =
             "its model differs from the config's [model]; evaluate it with the config it was trained with".into();
@@ -95,7 +112,7 @@ fn network(config: &Config, weights: &Path, class_names: &[String], device: Devi
     check_class_names(&artefact.header.class_names, class_names, weights, &config.data.path)?;
     let artefact = completed(artefact, weights, &config.run.dir)?;
     let weights = on_device(&artefact.weights, device);
-    Network::new(config, &artefact.header.depths, 0..0, &[], &weights)
+    Network::new(config, &artefact.header.depths, 0..0, &artefact.header.auxiliary, &weights)
 }
 
 /// Refuses data whose classes differ from the artefact's in name or order. If the data or the artefact have no names of classes,

@@ -8,17 +8,17 @@ use crate::data::feed::batch::Batch;
 use crate::device::memory::{self, OutOfMemory};
 use crate::device::{memory_of, name};
 use crate::launcher::ranks_on_this_node;
-use crate::model::Network;
+use crate::model::{Network, fresh};
 use crate::plan::cost::fitting_micro_batch;
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::store::RunDir;
 use crate::store::progress::Progress;
-use crate::task::Task;
+use crate::task::Objective;
 use crate::train::optimiser::Optimiser;
 use crate::train::step::Stepper;
 use crate::usage;
-use crate::weights::Weights;
+use crate::weights::{Weights, on_device};
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
@@ -97,7 +97,12 @@ fn too_large(phase: &PhasePlan, device: Device, why: &str) -> anyhow::Error {
 /// Runs one step of the phase with a single micro-batch of `samples`, on copies of its weights.
 fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> Result<()> {
     let _left_free = Tensor::empty([LEFT_FREE], (Kind::Uint8, Device::Cpu));
-    let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], start)?;
+    let objective = Objective::of(&plan.config);
+    let auxiliary = objective.auxiliary(&plan.config.model, &phase.depths);
+    let device = start.values().next().map_or(Device::Cpu, Tensor::device);
+    let mut start = on_device(start, device);
+    start.extend(on_device(&fresh(auxiliary.iter(), phase.seed), device));
+    let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &auxiliary, &start)?;
     let mut phase = phase.clone();
     if phase.training.drop_path > 0.0 {
         // Every sample keeps every branch here, so no step of the phase takes more memory.
@@ -107,7 +112,7 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> 
     let model = &plan.config.model;
     let [b, channels, side] = [samples, model.channels(), model.image_size()].map(|n| n as i64);
     let images_bchw = Tensor::zeros([b, channels, side, side], (Kind::Float, Device::Cpu));
-    let targets = Task::of(&plan.config).random_targets(samples);
+    let targets = objective.task().random_targets(samples);
     let batch = Batch::of(images_bchw, targets, 0..samples);
     let mut stepper = Stepper::new(plan, &phase, &Solo, 1);
     stepper.step(&mut network, &mut optimiser, &mut std::iter::once(Ok(batch)), 0, 0.0).map(|_| ())

@@ -7,6 +7,7 @@ use crate::collective::replicas::on_replicas;
 use crate::collective::{Collective, agree, on_zero, zero_says};
 use crate::config::ModuleStart;
 use crate::data::feed::Feed;
+use crate::data::{self, Source};
 use crate::device::memory;
 use crate::error::Failure;
 use crate::family::parameter::Grown;
@@ -71,13 +72,26 @@ impl Job<'_> {
         Ok(found.hash().map(str::to_string))
     }
 
+    /// The plan and the images of a node: those of the run, or those of the node's own task.
+    fn plan_and_source(&self, node: &Node, group: &dyn Collective) -> Result<(Plan, Source)> {
+        let plan = self.plan.of_task(node.row.task());
+        if plan.config.task == self.plan.config.task {
+            return Ok((plan, self.source.clone()));
+        }
+        let source = agree(group, data::open(&plan.config))?;
+        Ok((agree(group, Plan::new(plan.config, source.train.len()))?, source))
+    }
+
     /// Runs the loop on each replica of each rank of the group.
     fn train_on(&self, node: &Node, group: &dyn Collective, lease: Option<&Lease>) -> Result<()> {
-        let Job { plan, run, source, devices, clock, .. } = self;
-        let (data, ranks) = (Some(&self.data.trained_on()), self.world.all_ranks().size());
+        let Job { run, devices, clock, .. } = self;
+        let (plan, source) = &self.plan_and_source(node, group)?;
+        // The record of the run's data does not know the images of another task.
+        let trained_on = (plan.config.task == self.plan.config.task).then(|| self.data.trained_on());
+        let (data, ranks) = (trained_on.as_ref(), self.world.all_ranks().size());
         let feed = Feed::of_replica(&plan.config, source, devices.replicas());
         let phase = &plan.phase_of(node).expect("the node trains");
-        let (start, meta) = agree(group, self.start(node, phase))?;
+        let (start, meta) = agree(group, self.start(node, plan, phase))?;
         // Each replica takes its copy out of the list, so that no copy takes memory after training has begun.
         let starts = Mutex::new((0..devices.replicas()).map(|_| on_device(&start, Device::Cpu)).collect::<Vec<_>>());
         drop(start);
@@ -104,9 +118,10 @@ impl Job<'_> {
         })
     }
 
-    /// All weights at step 0, and the hash of the meta model from which they derive, if they derive from one.
-    fn start(&self, node: &Node, phase: &PhasePlan) -> Result<(Weights, Option<String>)> {
-        let mut weights = fresh(phase.parameters(&self.plan).iter(), phase.seed);
+    /// All weights at step 0, and the hash of the model from which they derive, if they derive from one.
+    fn start(&self, node: &Node, plan: &Plan, phase: &PhasePlan) -> Result<(Weights, Option<String>)> {
+        let parameters = phase.parameters(plan);
+        let mut weights = fresh(parameters.iter(), phase.seed);
         let Some(from) = self.graph.start(node) else { return Ok((weights, None)) };
         let path = self.run.file(phase.extends.as_ref().unwrap_or(&from.file));
         if !path.exists() {
@@ -116,7 +131,7 @@ impl Job<'_> {
                 phase.name
             ));
         }
-        let Artefact { header, weights: stored, hash, .. } = artefact::read(&path)?;
+        let Artefact { header, weights: mut stored, hash, .. } = artefact::read(&path)?;
         if phase.extends.is_none() {
             let evidence = Evidence::of_file(Found::Artefact(header.stamp(&hash, Some(&self.data))));
             state(from, &evidence, None).or_refusal(from, path)?;
@@ -128,7 +143,12 @@ impl Job<'_> {
         if let (Some(stage), ModuleStart::Meta) = (node.index, self.plan.config.module.start) {
             grow(&mut weights, &stored, &self.plan, (phase, stage));
         }
-        weights.extend(stored.into_iter().filter(|((stage, _), _)| node.index != Some(*stage)));
+        for parameter in parameters.iter().filter(|parameter| node.index != Some(parameter.stage)) {
+            let key = (parameter.stage, parameter.name.clone());
+            if let Some(tensor) = stored.remove(&key) {
+                weights.insert(key, plan.config.model.resampled(parameter, tensor));
+            }
+        }
         let derives_from_it = node.row.model.is_some_and(|model| model.derives_from == Some(from.row.name));
         Ok((weights, if derives_from_it { Some(hash) } else { header.meta }))
     }

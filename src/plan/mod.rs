@@ -6,7 +6,7 @@ pub mod gpus;
 pub mod groups;
 pub mod schedule;
 
-use crate::config::{Config, DeviceChoice, Ranks, Training};
+use crate::config::{Config, DeviceChoice, Ranks, TaskKind, Training};
 use crate::family::parameter::Parameter;
 use crate::random::key_of_text;
 use crate::require;
@@ -73,14 +73,24 @@ impl Plan {
         Plan { config, train_images: 0 }
     }
 
+    /// The plan of the run's phases of this task. The numbers of steps of another task than the plan's are right only if the config
+    /// says how many images it has.
+    pub fn of_task(&self, task: TaskKind) -> Plan {
+        if task == self.config.task {
+            return self.clone();
+        }
+        Plan { config: self.config.of_task(task), train_images: self.config.segmentation.train_images }
+    }
+
     /// The nodes of the whole table.
     pub fn graph(&self) -> Graph {
         Graph::new(&self.config, &TABLE)
     }
 
-    /// The phases that a run of this config trains, in order.
+    /// The phases of the plan's task that a run of this config trains, in order.
     pub fn wanted_phases(&self) -> Vec<PhasePlan> {
-        self.graph().nodes().iter().filter(|node| node.is_wanted).filter_map(|node| self.phase_of(node)).collect()
+        let is_own = |node: &&Node| node.is_wanted && node.row.task() == self.config.task;
+        self.graph().nodes().iter().filter(is_own).filter_map(|node| self.phase_of(node)).collect()
     }
 
     /// The phase of a row that trains; `index` is the stage of a module phase.

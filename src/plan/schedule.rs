@@ -5,19 +5,23 @@ use std::f64::consts::PI;
 
 /// The learning rate of a step. The schedule `deit` follows the official code and changes once per epoch. The official code steps
 /// timm's scheduler f after each epoch with that epoch's number, so epoch 0 trains at the initial value and epoch e at f(e − 1). The
-/// schedule `cosine` changes at every step: a linear warm-up, then a cosine over the remaining steps. The others change once
-/// per epoch.
+/// schedule `cosine` changes at every step: a linear warm-up, then a cosine over the remaining steps. The schedule `poly` does so
+/// too, but falls along a line, as mmsegmentation's PolyLR of power 1 after its LinearLR. The others change once per epoch.
 pub fn learning_rate(training: &Training, step: u64, steps_per_epoch: u64) -> f64 {
     let peak = training.base_lr * training.global_batch as f64 / 512.0;
     match training.schedule {
         Schedule::Deit => deit(training, peak, step / steps_per_epoch),
-        Schedule::Cosine => {
+        Schedule::Cosine | Schedule::Poly => {
             let warmup = training.warmup_epochs as u64 * steps_per_epoch;
             let total = training.epochs as u64 * steps_per_epoch;
             if step < warmup {
                 training.warmup_lr + (peak - training.warmup_lr) * (step + 1) as f64 / warmup as f64
             } else {
-                cosine(peak, training.min_lr, (step - warmup) as f64 / (total - warmup) as f64)
+                let progress = (step - warmup) as f64 / (total - warmup) as f64;
+                match training.schedule {
+                    Schedule::Poly => peak + (training.min_lr - peak) * progress,
+                    _ => cosine(peak, training.min_lr, progress),
+                }
             }
         }
         Schedule::Isda => isda(training, peak, step / steps_per_epoch + 1),
@@ -108,5 +112,14 @@ mod tests {
         assert!((lr(199) - peak).abs() < 1e-12 && (lr(200) - peak).abs() < 1e-12);
         assert!(lr(2999) < 2e-5 && lr(2999) > 1e-5);
         assert!((201..3000).all(|step| lr(step) < lr(step - 1)));
+    }
+
+    #[test]
+    fn poly_schedule_rises_to_the_peak_and_falls_along_a_line() {
+        let training = Training { schedule: Schedule::Poly, ..Config::parse("", &[]).unwrap().segment };
+        let lr = |step: u64| learning_rate(&training, step, 100);
+        assert!((lr(49) - 3e-5).abs() < 1e-12 && (lr(99) - 6e-5).abs() < 1e-12 && (lr(100) - 6e-5).abs() < 1e-12);
+        // The last step of 6400 is one step before the end of the line.
+        assert!((lr(100 + 3150) - 3e-5).abs() < 1e-12 && (lr(6399) - 6e-5 / 6300.0).abs() < 1e-12);
     }
 }

@@ -159,7 +159,7 @@ fn run(path: &Path, seen: &mut Seen) -> Result<Run> {
     Ok(Run { name: plan.config.run.name.clone(), dir, plan, parts, data, unreadable, missing })
 }
 
-/// The nodes that write a model and that the run needs or has.
+/// The nodes that write a model of the run's own task and that the run needs or has. A page compares models of one task.
 fn parts(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &mut Seen, missing: &mut Vec<String>) -> Vec<Part> {
     let mut evidence = Vec::new();
     for node in graph.nodes() {
@@ -175,7 +175,8 @@ fn parts(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &mut Seen, missing: &mu
     let mut parts = Vec::new();
     for ((node, evidence), state) in graph.nodes().iter().zip(&evidence).zip(states) {
         let is_there = evidence.found != Found::Nothing || evidence.beat.is_some();
-        if let (Some(label), true) = (node.label(), is_there || node.is_needed(is_imported)) {
+        let label = node.label().filter(|_| node.row.task() == plan.config.task);
+        if let (Some(label), true) = (label, is_there || node.is_needed(is_imported)) {
             let is_imported = evidence.found.is_imported(node);
             let part = part(plan, dir, (node, label), (state, is_imported), seen);
             missing.extend(lacks(&part, plan.config.run.log_steps));

@@ -23,6 +23,8 @@ pub struct Row {
     /// Images that could not be read and were skipped, in the whole run, on all ranks and over all starts.
     pub unreadable_images: usize,
     #[serde(skip)]
+    task: Task,
+    #[serde(skip)]
     is_baseline: bool,
 }
 
@@ -40,13 +42,16 @@ pub fn rows(plan: &Plan, graph: &Graph, run: &RunDir, unreadable_images: usize, 
 /// The row of a node; none if the node writes no artefact or has not written it.
 fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize, seen: &Seen) -> Option<Row> {
     let (model, label, header) = (node.row.model?, node.label()?, seen.header(run, node)?);
+    let plan = &plan.of_task(node.row.task());
+    let task = Task::of(&plan.config);
     let total = plan.phase_of(node).map_or(Total::default(), |phase| run.total(plan, &phase));
     Some(Row {
         model: label,
-        scores: Task::of(&plan.config).scores(&header.metrics),
+        scores: task.scores(&header.metrics),
         total,
         file: run.file(&node.file).display().to_string(),
         unreadable_images,
+        task,
         is_baseline: model.is_baseline,
     })
 }
@@ -54,8 +59,28 @@ fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize, seen: &
 /// The width of a column of scores in the table.
 const SCORE_WIDTH: usize = 7;
 
-/// The table for people.
+/// The table for people: a part for each task, with the columns of its metrics. The run's own `task` comes first.
 pub fn table(task: Task, rows: &[Row]) -> String {
+    let (own, others): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.task == task);
+    let mut text = part(task, &own);
+    for others in others.chunk_by(|a, b| a.task == b.task) {
+        text += &part(others[0].task, others);
+    }
+    // The cost of incubation does not include the baseline, or the models of other tasks.
+    let ours = own.iter().filter(|row| !row.is_baseline);
+    let (hours, flops) = ours.fold((0.0, 0.0), |(h, f), row| (h + row.total.device_hours, f + row.total.flops));
+    let _ = writeln!(
+        text,
+        "incubation in all: {flops:.2e} FLOPs, {hours:.4} device-hours (a device is a GPU, or the cores of a replica)"
+    );
+    if let Some(count) = unreadable(rows) {
+        let _ = writeln!(text, "unreadable images skipped: {count}, named in the log");
+    }
+    text
+}
+
+/// The models of one task.
+fn part(task: Task, rows: &[&Row]) -> String {
     let titles: String = task.columns().map(|metric| format!(" {:>SCORE_WIDTH$}", metric.title())).collect();
     let mut text = format!(
         "{:<12}{titles} {:>12} {:>10} {:>8} {:>12}  {}\n",
@@ -73,16 +98,6 @@ pub fn table(task: Task, rows: &[Row]) -> String {
             row.total.device_hours,
             row.file
         );
-    }
-    // The cost of incubation does not include the baseline.
-    let ours = rows.iter().filter(|row| !row.is_baseline);
-    let (hours, flops) = ours.fold((0.0, 0.0), |(h, f), row| (h + row.total.device_hours, f + row.total.flops));
-    let _ = writeln!(
-        text,
-        "incubation in all: {flops:.2e} FLOPs, {hours:.4} device-hours (a device is a GPU, or the cores of a replica)"
-    );
-    if let Some(count) = unreadable(rows) {
-        let _ = writeln!(text, "unreadable images skipped: {count}, named in the log");
     }
     text
 }
@@ -112,6 +127,7 @@ mod tests {
             total: Total { images: 7, ..Total::default() },
             file: "assembled.h5".into(),
             unreadable_images: 0,
+            task,
             is_baseline: false,
         };
         let json = serde_json::to_string(&row).unwrap();

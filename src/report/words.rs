@@ -138,10 +138,8 @@ fn compared(run: &Run, setting: &Setting, ours: Point, theirs: Point) -> String 
     );
     if let Some((mean, bound)) = at.and_then(|at| mean_multiple(&[at])).filter(|_| !is_tie) {
         let level = at.map_or(String::new(), |at| metric.text(at.score));
-        text += &format!(
-            "; to reach {level} end-to-end training needed {} times the computation of Deep Incubation",
-            multiple(&mean, bound)
-        );
+        text +=
+            &format!("; to reach {level} end-to-end training needed {} times its computation", multiple(&mean, bound));
     }
     text + "."
 }
@@ -174,10 +172,7 @@ fn of_setting(metric: &Metric, setting: &Setting) -> String {
             metric.text(pair.ours.score.mean)
         ));
     }
-    // Beside the comparison at equal cost a mere bound says nothing more.
-    let says_more = |bound: &Bound| *bound == Bound::Exact || parts.is_empty();
-    let multiples = mean_multiple(&setting.at_equal(metric, Measure::Flops));
-    if let Some((mean, bound)) = multiples.filter(|(_, bound)| says_more(bound)) {
+    if let Some((mean, bound)) = mean_multiple(&setting.at_equal(metric, Measure::Flops)) {
         parts.push(format!(
             "for equal accuracy end-to-end training needs {} times the computation",
             multiple(&mean, bound)

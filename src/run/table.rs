@@ -5,7 +5,7 @@
 //! phase may use the config table of another row. A config table of its own must be a field of [`Config`] and be documented in
 //! `configs/default.toml`, and a command of its own must be documented in `cli/args.rs`.
 
-use crate::config::{Config, Slurm, Training};
+use crate::config::{Config, Slurm, TaskKind, Training};
 
 /// A row of the table: everything that the program knows about one kind of node.
 #[derive(Debug)]
@@ -49,6 +49,7 @@ pub enum Kind {
 pub struct Phase {
     pub start: Start,
     pub trains: Trains,
+    pub task: TaskKind,
     /// The table of the config with its settings.
     pub training: fn(&Config) -> &Training,
 }
@@ -126,7 +127,12 @@ pub static PACK: Row = Row {
 
 pub static META: Row = Row {
     name: "meta",
-    kind: Kind::Train(Phase { start: Start::Fresh, trains: Trains::Everything, training: |config| &config.meta }),
+    kind: Kind::Train(Phase {
+        start: Start::Fresh,
+        trains: Trains::Everything,
+        task: TaskKind::Classification,
+        training: |config| &config.meta,
+    }),
     needs: &["pack"],
     writes: "meta.h5",
     model: Some(ModelSpec {
@@ -148,6 +154,7 @@ pub static MODULE: Row = Row {
     kind: Kind::Train(Phase {
         start: Start::From("meta"),
         trains: Trains::Module,
+        task: TaskKind::Classification,
         training: |config| &config.module.training,
     }),
     needs: &["pack", "meta"],
@@ -190,6 +197,7 @@ pub static FINETUNE: Row = Row {
     kind: Kind::Train(Phase {
         start: Start::From("assemble"),
         trains: Trains::Everything,
+        task: TaskKind::Classification,
         training: |config| &config.finetune,
     }),
     needs: &["pack", "assemble"],
@@ -210,7 +218,12 @@ pub static FINETUNE: Row = Row {
 
 pub static E2E: Row = Row {
     name: "e2e",
-    kind: Kind::Train(Phase { start: Start::Fresh, trains: Trains::Everything, training: |config| &config.e2e }),
+    kind: Kind::Train(Phase {
+        start: Start::Fresh,
+        trains: Trains::Everything,
+        task: TaskKind::Classification,
+        training: |config| &config.e2e,
+    }),
     needs: &["pack"],
     writes: "e2e.h5",
     model: Some(ModelSpec {
@@ -225,6 +238,54 @@ pub static E2E: Row = Row {
     job: SlurmJob::Last,
     time: |slurm| &slurm.time_finalize,
     is_wanted: |config| config.run.e2e,
+};
+
+pub static SEGMENT: Row = Row {
+    name: "segment",
+    kind: Kind::Train(Phase {
+        start: Start::From("finetune"),
+        trains: Trains::Everything,
+        task: TaskKind::Segmentation,
+        training: |config| &config.segment,
+    }),
+    needs: &["pack", "finetune"],
+    writes: "segment.h5",
+    model: Some(ModelSpec {
+        depths: Depths::Deep,
+        recipe: &["model", "data", "meta", "module", "finetune", "segment", "segmentation"],
+        derives_from: Some("finetune"),
+        may_be_imported: false,
+        label: "segmentation",
+        is_baseline: false,
+    }),
+    until_assembled: false,
+    job: SlurmJob::Last,
+    time: |slurm| &slurm.time_finalize,
+    is_wanted: |config| config.segmentation.has_images(),
+};
+
+pub static SEGMENT_E2E: Row = Row {
+    name: "segment-e2e",
+    kind: Kind::Train(Phase {
+        start: Start::From("e2e"),
+        trains: Trains::Everything,
+        task: TaskKind::Segmentation,
+        training: |config| &config.segment,
+    }),
+    needs: &["pack", "e2e"],
+    writes: "segment-e2e.h5",
+    model: Some(ModelSpec {
+        depths: Depths::Deep,
+        recipe: &["model", "data", "e2e", "segment", "segmentation"],
+        derives_from: Some("e2e"),
+        may_be_imported: false,
+        label: "segmentation end to end",
+        is_baseline: true,
+    }),
+    until_assembled: false,
+    job: SlurmJob::Last,
+    time: |slurm| &slurm.time_finalize,
+    is_wanted: |config| config.segmentation.has_images() && config.run.e2e,
 };
 
 pub static EXPORT: Row = Row {
@@ -244,7 +305,7 @@ pub static EXPORT: Row = Row {
 pub static REPORT: Row = Row {
     name: "report",
     kind: Kind::Report,
-    needs: &["pack", "finetune", "e2e", "export"],
+    needs: &["pack", "finetune", "e2e", "segment", "segment-e2e", "export"],
     writes: "report.html",
     model: None,
     until_assembled: false,
@@ -266,7 +327,8 @@ pub static DOWNSTREAM: Row = Row {
 };
 
 /// Every row, in the order of a run.
-pub static TABLE: [&Row; 9] = [&PACK, &META, &MODULE, &ASSEMBLE, &FINETUNE, &E2E, &EXPORT, &REPORT, &DOWNSTREAM];
+pub static TABLE: [&Row; 11] =
+    [&PACK, &META, &MODULE, &ASSEMBLE, &FINETUNE, &E2E, &SEGMENT, &SEGMENT_E2E, &EXPORT, &REPORT, &DOWNSTREAM];
 
 impl Row {
     /// The name under which the artefact of this many epochs is kept when the phase is extended, such as `final-100-epochs.h5`.
@@ -280,6 +342,11 @@ impl Row {
             Kind::Train(phase) => Some(phase),
             _ => None,
         }
+    }
+
+    /// The task of the row's model.
+    pub fn task(&self) -> TaskKind {
+        self.phase().map_or(TaskKind::Classification, |phase| phase.task)
     }
 
     /// Whether the row has a node for each module.

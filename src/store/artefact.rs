@@ -15,7 +15,10 @@
 //!                            norm.* and head.*
 //!   every dataset of fp32 has the attribute blake3, the hash of its little-endian bytes
 //! ```
-//! A checkpoint holds the same attributes, and `auxiliary` (JSON) if the task trains parameters beside the network's. Instead
+//! The model of a task that trains parameters beside the network's, such as the heads of segmentation, also has the attribute
+//! `auxiliary` (JSON), which lists them; their group `/stage/{K}` follows those of the K stages.
+//!
+//! A checkpoint holds the same attributes; its `auxiliary` also lists the heads of local losses. Instead
 //! of `/stage` it holds the optimiser's flat buffers, because a few large datasets are written in half the time of hundreds of
 //! small datasets.
 //! ```text
@@ -49,7 +52,7 @@ const SEAL: seal::Kind =
 /// The attributes of an artefact.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
-    /// `meta`, `module`, `assemble`, `finetune` or `e2e`.
+    /// The name of its row in the run's table, such as `meta`, `module` or `finetune`.
     pub phase: String,
     /// The stage of a module phase: its artefact holds that stage alone.
     pub index: Option<usize>,
@@ -59,7 +62,7 @@ pub struct Header {
     /// The content hash of the meta model from which the weights derive.
     pub meta: Option<String>,
     pub model: Model,
-    /// Parameters that train beside the network's, which a checkpoint holds and a finished artefact does not.
+    /// Parameters that train beside the network's. A finished artefact holds those of the task alone.
     pub auxiliary: Vec<Parameter>,
     pub metrics: BTreeMap<String, f64>,
     /// The names of the classes in the order of the labels; empty if the training data has none.

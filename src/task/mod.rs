@@ -9,47 +9,88 @@
 mod classification;
 mod metric;
 mod objective;
+mod segmentation;
 
 pub use metric::{Better, Metric, Score, Scores};
 pub use objective::Objective;
 
-use crate::config::Config;
-use crate::model::Tap;
+use crate::config::{Config, TaskKind};
+use crate::family::parameter::Parameter;
+use crate::model::{Network, Tap};
+use segmentation::Segmentation;
 use std::collections::BTreeMap;
-use tch::Tensor;
+use std::ops::Range;
+use tch::{Device, Tensor};
 
 /// The tasks that a network can learn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Task {
     /// One class for each image.
     Classification { classes: usize },
+    /// One class for each pixel.
+    Segmentation(Segmentation),
 }
 
-/// The loss of a batch.
+/// The part of a step's batch that a loss is computed of.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// The key of the phase's randomness.
+    pub seed: u64,
+    pub step: u64,
+    /// The positions of the samples in the global batch.
+    pub positions: Range<usize>,
+    /// The number of samples in the global batch.
+    pub global_batch: f64,
+}
+
+/// The loss of a part of a batch.
 pub struct Loss {
-    /// The loss summed over the samples: a scalar.
+    /// Its contribution to the mean over the global batch: a scalar.
     pub sum: Tensor,
-    /// The gradients of that sum with respect to the outputs at the taps, in the order of the taps.
+    /// The gradients of that contribution with respect to the outputs at the taps, in the order of the taps.
     pub gradients: Vec<Tensor>,
+}
+
+impl Loss {
+    /// The contribution of a loss that is a sum over samples to the mean over so many.
+    fn divided(self, samples: f64) -> Loss {
+        let Loss { sum, gradients } = self;
+        Loss { sum: sum / samples, gradients: gradients.into_iter().map(|gradient| gradient / samples).collect() }
+    }
 }
 
 impl Task {
     /// The task of a config.
     pub fn of(config: &Config) -> Task {
-        Task::Classification { classes: config.model.classes() }
-    }
-
-    /// The outputs of the network that the task reads.
-    pub fn taps(self) -> &'static [Tap] {
-        match self {
-            Task::Classification { .. } => &[Tap::Head],
+        match config.task {
+            TaskKind::Classification => Task::Classification { classes: config.model.classes() },
+            TaskKind::Segmentation => Task::Segmentation(Segmentation::of(config)),
         }
     }
 
-    /// The loss of a batch with these outputs at the taps and these training targets.
-    pub fn loss(self, outputs: &[Tensor], targets: &Tensor) -> Loss {
+    /// The outputs of the network that the task reads.
+    pub fn taps(self) -> Vec<Tap> {
         match self {
-            Task::Classification { .. } => classification::loss(outputs, targets),
+            Task::Classification { .. } => vec![Tap::Head],
+            Task::Segmentation(task) => task.taps(),
+        }
+    }
+
+    /// The parameters and buffers that the task's model has beside those of the network, which has so many stages. Their stage
+    /// is the number of the network's stages.
+    pub fn parameters(self, stages: usize) -> Vec<Parameter> {
+        match self {
+            Task::Classification { .. } => Vec::new(),
+            Task::Segmentation(task) => task.parameters(stages),
+        }
+    }
+
+    /// The loss of a part of a batch, given its outputs at the taps and its training targets. Adds the gradients of the task's own
+    /// parameters to the network's flat buffer.
+    pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Loss {
+        match self {
+            Task::Classification { .. } => classification::loss(outputs, targets).divided(part.global_batch),
+            Task::Segmentation(task) => task.loss(network, outputs, targets, part),
         }
     }
 
@@ -57,6 +98,7 @@ impl Task {
     pub fn random_targets(self, samples: usize) -> Tensor {
         match self {
             Task::Classification { classes } => classification::random_targets(samples, classes),
+            Task::Segmentation(task) => task.random_targets(samples),
         }
     }
 
@@ -64,6 +106,7 @@ impl Task {
     pub fn metrics(self) -> &'static [Metric] {
         match self {
             Task::Classification { .. } => &classification::METRICS,
+            Task::Segmentation(_) => &segmentation::METRICS,
         }
     }
 
@@ -76,18 +119,32 @@ impl Task {
     pub fn headline_error(self, value: f64, images: usize) -> Option<f64> {
         match self {
             Task::Classification { .. } => classification::headline_error(value, images),
+            Task::Segmentation(_) => None,
         }
     }
 
     /// The sums of an evaluation before its first batch. They add up over batches and over ranks.
     pub fn sums(self) -> Vec<f64> {
-        vec![0.0; self.metrics().len()]
+        match self {
+            Task::Classification { .. } => vec![0.0; self.metrics().len()],
+            Task::Segmentation(task) => task.sums(),
+        }
     }
 
-    /// Adds a batch of evaluated images to the sums: the outputs at the taps and the labels, all in host memory.
+    /// Evaluates a batch of images, whose labels are in host memory: the outputs at the taps or the predictions, in host memory.
+    pub fn infer(self, network: &Network, images_bchw: &Tensor, labels: &Tensor) -> Vec<Tensor> {
+        let outputs = match self {
+            Task::Classification { .. } => network.forward(images_bchw, &self.taps()),
+            Task::Segmentation(task) => vec![task.infer(network, images_bchw, labels)],
+        };
+        outputs.iter().map(|output| output.to_device(Device::Cpu)).collect()
+    }
+
+    /// Adds a batch of evaluated images to the sums: what [`Task::infer`] gave, and the labels, all in host memory.
     pub fn add(self, sums: &mut [f64], outputs: &[Tensor], labels: &Tensor) {
         match self {
             Task::Classification { .. } => classification::add(sums, outputs, labels),
+            Task::Segmentation(task) => task.add(sums, &outputs[0], labels),
         }
     }
 
@@ -95,14 +152,16 @@ impl Task {
     pub fn values(self, sums: &[f64], images: f64) -> BTreeMap<String, f64> {
         match self {
             Task::Classification { .. } => classification::values(sums, images),
+            Task::Segmentation(task) => task.values(sums),
         }
     }
 
-    /// The outputs at the taps and the labels of an evaluated batch, named as in the file that is compared with the results of
+    /// What [`Task::infer`] gave and the labels of an evaluated batch, named as in the file that is compared with the results of
     /// another program.
     pub fn named_outputs<'a>(self, outputs: &'a [Tensor], labels: &'a Tensor) -> Vec<(&'static str, &'a Tensor)> {
         match self {
             Task::Classification { .. } => vec![("logits", &outputs[0]), ("labels", labels)],
+            Task::Segmentation(_) => vec![("predictions", &outputs[0]), ("labels", labels)],
         }
     }
 

@@ -1,7 +1,7 @@
 //! The losses with which a network trains, and the outputs that they read. The first objective is the task's loss on the network's
 //! output. Other objectives add losses on the outputs of stages, with heads of their own.
 
-use super::{Loss, Task};
+use super::{Loss, Part, Task};
 use crate::config::Config;
 use crate::family::Model;
 use crate::family::parameter::Parameter;
@@ -9,7 +9,7 @@ use crate::model::{Network, Tap};
 use tch::Tensor;
 
 /// The objectives of training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Objective {
     /// Only the task's loss, through the whole network.
     EndToEnd(Task),
@@ -32,33 +32,43 @@ impl Objective {
     /// The outputs of the network that the losses read.
     pub fn taps(self) -> Vec<Tap> {
         match self {
-            Objective::EndToEnd(task) => task.taps().to_vec(),
+            Objective::EndToEnd(task) => task.taps(),
             #[cfg(test)]
             Objective::WithLocal(_) => vec![Tap::Head, Tap::Stage(0)],
         }
     }
 
-    /// The parameters of the additional heads. They train with the network and are in checkpoints, but are neither assembled nor
-    /// exported. Their stage is the number of the network's stages.
-    #[cfg_attr(not(test), expect(unused_variables, reason = "only the tests have an objective with heads of its own"))]
+    /// The task that the objective learns.
+    pub fn task(self) -> Task {
+        match self {
+            Objective::EndToEnd(task) => task,
+            #[cfg(test)]
+            Objective::WithLocal(task) => task,
+        }
+    }
+
+    /// The parameters beside the network's: those of the task, and those of the heads of local losses, which are in checkpoints
+    /// alone. Their stage is the number of the network's stages.
+    #[cfg_attr(
+        not(test),
+        expect(unused_variables, reason = "only the tests have local losses, whose heads depend on the model")
+    )]
     pub fn auxiliary(self, model: &Model, depths: &[usize]) -> Vec<Parameter> {
         match self {
-            Objective::EndToEnd(_) => Vec::new(),
+            Objective::EndToEnd(task) => task.parameters(depths.len()),
             #[cfg(test)]
             Objective::WithLocal(_) => tests::auxiliary(model, depths),
         }
     }
 
-    /// The loss of a part of a batch, given its outputs at the taps and its training targets: its contribution to the mean over the
-    /// batch of `samples`, and the gradients. Adds the gradients of the auxiliary parameters to the network's flat buffer.
-    #[cfg_attr(not(test), expect(unused_variables, reason = "only the tests have an objective with heads of its own"))]
-    pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, samples: f64) -> Loss {
-        let Loss { sum, gradients } = match self {
-            Objective::EndToEnd(task) => task.loss(outputs, targets),
+    /// The loss of a part of a batch, given its outputs at the taps and its training targets. Adds the gradients of the auxiliary
+    /// parameters to the network's flat buffer.
+    pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Loss {
+        match self {
+            Objective::EndToEnd(task) => task.loss(network, outputs, targets, part),
             #[cfg(test)]
-            Objective::WithLocal(task) => tests::loss(task, network, outputs, targets, samples),
-        };
-        Loss { sum: sum / samples, gradients: gradients.into_iter().map(|gradient| gradient / samples).collect() }
+            Objective::WithLocal(task) => tests::loss(task, network, outputs, targets, part),
+        }
     }
 }
 
@@ -76,12 +86,12 @@ mod tests {
         vec![Parameter { stage: depths.len(), name: HEAD.into(), shape, start, role: Role::Decayed }]
     }
 
-    pub fn loss(task: Task, network: &Network, outputs: &[Tensor], targets: &Tensor, samples: f64) -> Loss {
+    pub fn loss(task: Task, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Loss {
         let [logits, first] = outputs else { unreachable!("there are two taps") };
         let head = network.flat().get(network.stages(), HEAD, true).unwrap();
-        let end_to_end = task.loss(&[logits.shallow_clone()], targets);
-        let local = task.loss(&[first.mm(&head.value.tr())], targets);
-        head.accumulate(|| local.gradients[0].tr().mm(first) / samples);
+        let end_to_end = task.loss(network, &[logits.shallow_clone()], targets, part);
+        let local = task.loss(network, &[first.mm(&head.value.tr())], targets, part);
+        head.accumulate(|| local.gradients[0].tr().mm(first));
         let at_first = local.gradients[0].mm(&head.value);
         let gradients = vec![end_to_end.gradients[0].shallow_clone(), at_first];
         Loss { sum: end_to_end.sum + local.sum, gradients }

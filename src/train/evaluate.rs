@@ -11,13 +11,13 @@ use crate::task::Task;
 use crate::weights::{Staging, upload};
 use anyhow::Result;
 use std::collections::BTreeMap;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// The key of the number of evaluated images, which is returned with the task's metrics.
 pub const IMAGES: &str = "images";
 
 /// Returns the task's metrics and [`IMAGES`]. Batches have at most `batch` and at most 128 images; `see` is called with each batch
-/// and the network's outputs in host memory. Returns none if a signal asked one of the ranks to stop, because an evaluation can
+/// and what the task infers of it, in host memory. Returns none if a signal asked one of the ranks to stop, because an evaluation can
 /// take longer than the time that is left. Collective over the group.
 pub fn evaluate(
     network: &Network,
@@ -42,9 +42,8 @@ pub fn evaluate(
             let batch = batch?;
             let readable = batch.images_bchw.size()[0];
             if readable > 0 {
-                let outputs = network.forward(&upload(&batch.images_bchw, device), task.taps());
-                let outputs: Vec<Tensor> = outputs.iter().map(|output| output.to_device(Device::Cpu)).collect();
-                task.add(&mut sums, &outputs, &batch.labels_b);
+                let outputs = task.infer(network, &upload(&batch.images_bchw, device), &batch.labels);
+                task.add(&mut sums, &outputs, &batch.labels);
                 images += readable as f64;
                 see(&batch, &outputs);
             }

@@ -181,7 +181,7 @@ impl Training<'_> {
             checkpoints.close()?;
             let fence = setting.lease.map(Lease::fence);
             let header = self.trainer.header(setting, phase, self.meta, metrics);
-            let (path, weights) = (setting.run.file(&phase.file), self.trainer.result(phase.depths.len()));
+            let (path, weights) = (setting.run.file(&phase.file), self.trainer.result(&header));
             let write = || artefact::write(&path, &header, &weights, fence);
             full_disk::insist(write, &mut |why| self.logging.trouble(why))?;
             setting.run.prune_checkpoints(&phase.name, self.trainer.step, 0, fence);

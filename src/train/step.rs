@@ -11,7 +11,7 @@ use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
 use crate::stop::stop_requested;
-use crate::task::{Loss, Objective};
+use crate::task::{Loss, Objective, Part};
 use crate::weights::Staging;
 use anyhow::Result;
 use std::time::{Duration, Instant};
@@ -167,12 +167,14 @@ impl<'a> Stepper<'a> {
     fn accumulate(&mut self, network: &mut Network, batch: Batch, step: u64, times: &mut Times) {
         let (gradients, tape, _image_memory) = timed(&mut times.forward, || {
             let (_, device) = network.options();
+            let part =
+                Part { seed: self.seed, step, positions: batch.positions.clone(), global_batch: self.global_batch };
             let scale = self.drop.draw(step, batch.positions.clone());
             let staging = Staging::new(device, self.group.pinning());
             let drop = scale.map_or_else(DropPath::none, |scale_rb| DropPath::new(&scale_rb, &staging));
             let (images_bchw, targets, image_memory) = batch.on(device);
             let (outputs, tape) = network.train(&images_bchw, &drop, &self.objective.taps());
-            let Loss { sum, gradients } = self.objective.loss(network, &outputs, &targets, self.global_batch);
+            let Loss { sum, gradients } = self.objective.loss(network, &outputs, &targets, &part);
             let _ = network.flat().loss().g_add_(&sum);
             (gradients, tape, image_memory)
         });

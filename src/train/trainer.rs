@@ -58,7 +58,7 @@ impl Trainer {
         Ok(Trainer { network, optimiser, step: header.step, auxiliary })
     }
 
-    /// The header of a checkpoint of the present step. `meta` is the hash of the meta model from which the phase derives.
+    /// The header of a checkpoint of the present step. Only checkpoints hold the heads of local losses.
     pub fn checkpoint_header(&self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>) -> Header {
         Header { auxiliary: self.auxiliary.clone(), ..self.header(setting, phase, meta, BTreeMap::new()) }
     }
@@ -71,6 +71,7 @@ impl Trainer {
         meta: Option<&str>,
         metrics: BTreeMap<String, f64>,
     ) -> Header {
+        let config = &setting.plan.config;
         Header {
             phase: phase.row.to_string(),
             index: phase.index,
@@ -78,21 +79,22 @@ impl Trainer {
             step: self.step,
             recipe: phase.recipe.clone(),
             meta: meta.map(str::to_string),
-            model: setting.plan.config.model.clone(),
-            auxiliary: Vec::new(),
+            model: config.model.clone(),
+            auxiliary: Objective::of(config).task().parameters(phase.depths.len()),
             metrics,
             class_names: setting.feed.source.train.classes().to_vec(),
             data: setting.data.cloned(),
         }
     }
 
-    /// The weights that are evaluated and written as the phase's artefact, in host memory. They are the moving average if the phase
-    /// keeps one. They do not include auxiliary parameters, whose stage comes after the `stages` of the network.
-    pub(super) fn result(&self, stages: usize) -> Weights {
+    /// The weights that are evaluated and written as the phase's artefact with this header, in host memory. They are the moving
+    /// average if the phase keeps one.
+    pub(super) fn result(&self, header: &Header) -> Weights {
         let flat = self.network.flat();
         let evaluated = self.optimiser.average().unwrap_or(flat.buffer());
         let mut weights = flat.layout().named(&evaluated.to_device(Device::Cpu));
-        weights.retain(|(stage, _), _| *stage < stages);
+        let of_task = |name: &str| header.auxiliary.iter().any(|parameter| parameter.name == name);
+        weights.retain(|(stage, name), _| *stage < header.depths.len() || of_task(name));
         weights
     }
 

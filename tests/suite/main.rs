@@ -30,6 +30,7 @@ mod resnet;
 mod resnet_runs;
 mod runs;
 mod seen;
+mod segmentation;
 mod sites;
 mod slurm;
 mod slurm_stops;

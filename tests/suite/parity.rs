@@ -7,7 +7,7 @@ use incubate::data::feed::batch::Batch;
 use incubate::model::{DropPath, Network};
 use incubate::plan::{PhasePlan, Plan};
 use incubate::run::table::{E2E, MODULE};
-use incubate::task::{Loss, Task};
+use incubate::task::{Loss, Part, Task};
 use incubate::train::optimiser::Optimiser;
 use incubate::train::step::Stepper;
 use incubate::weights::{Weights, floats};
@@ -119,14 +119,15 @@ fn logits_loss_and_every_gradient_equal_timms_and_frozen_stages_have_none() {
         let network = network(&plan, &phase);
         let (images, targets) = batch(&plan, 0);
         let task = Task::of(&plan.config);
-        let (outputs, tape) = network.train(&images, &DropPath::none(), task.taps());
-        let Loss { sum, gradients } = task.loss(&outputs, &targets);
+        let (outputs, tape) = network.train(&images, &DropPath::none(), &task.taps());
+        let part = Part { seed: 0, step: 0, positions: 0..BATCH, global_batch: BATCH as f64 };
+        let Loss { sum, gradients } = task.loss(&network, &outputs, &targets, &part);
         assert!(difference(&outputs[0], &golden["logits"]) < 1e-5, "{case}: logits");
-        let evaluated = network.forward(&images, task.taps());
+        let evaluated = network.forward(&images, &task.taps());
         assert!(difference(&evaluated[0], &golden["logits"]) < 1e-5, "{case}: logits of an evaluation");
-        assert!(difference(&(sum / BATCH as f64).reshape([1]), &golden["loss"]) < 1e-5, "{case}: loss");
+        assert!(difference(&sum.reshape([1]), &golden["loss"]) < 1e-5, "{case}: loss");
 
-        network.backward(tape, gradients.into_iter().map(|gradient| gradient / BATCH as f64).collect());
+        network.backward(tape, gradients);
         let gradients = network.flat().layout().named(network.flat().gradients());
         assert_eq!(gradients.len() + 2, golden.len(), "{case}: exactly the trained parameters have gradients");
         for ((stage, name), gradient) in &gradients {

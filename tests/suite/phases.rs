@@ -13,7 +13,7 @@ use incubate::cluster::script::Paths;
 use incubate::cluster::slurm::{DEFAULT_MAX_ARRAY_SIZE, OpenJobs, Situation, jobs};
 use incubate::cluster::status;
 use incubate::collective::mpi::World;
-use incubate::config::{Config, DeviceChoice, PHASE_TABLES};
+use incubate::config::{Config, DeviceChoice, PHASE_TABLES, TaskKind};
 use incubate::device::{Devices, OnNode};
 use incubate::pipeline::Job;
 use incubate::report::summary;
@@ -28,6 +28,7 @@ static AGAIN: Row = Row {
     kind: Kind::Train(Phase {
         start: Start::From("finetune"),
         trains: Trains::Everything,
+        task: TaskKind::Classification,
         training: |config| &config.finetune,
     }),
     needs: &["pack", "finetune"],
@@ -91,7 +92,9 @@ fn a_new_phase_is_one_row() {
 fn every_phase_of_the_table_has_a_config_table_and_a_command() {
     let commands = Cli::command();
     for row in TABLE.iter().filter(|row| row.phase().is_some()) {
-        assert!(PHASE_TABLES.contains(&row.name), "configs/default.toml and Config: [{}]", row.name);
+        // The comparison of a later phase with the baseline has the table of that phase.
+        let table = row.name.strip_suffix("-e2e").unwrap_or(row.name);
+        assert!(PHASE_TABLES.contains(&table), "configs/default.toml and Config: [{}]", row.name);
         assert!(commands.find_subcommand(row.name).is_some(), "cli/args.rs: incubate {}", row.name);
     }
 }

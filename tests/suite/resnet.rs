@@ -7,7 +7,7 @@ use incubate::family::parameter::Parameter;
 use incubate::model::{DropPath, Network, fresh};
 use incubate::plan::{PhasePlan, Plan};
 use incubate::run::table::{E2E, MODULE};
-use incubate::task::{Loss, Task};
+use incubate::task::{Loss, Part, Task};
 use incubate::train::optimiser::Optimiser;
 use incubate::train::step::Stepper;
 use incubate::weights::Weights;
@@ -116,9 +116,10 @@ fn logits_gradients_and_statistics_equal_pytorchs_under_both_norms_of_frozen_sta
         let mut network = network(&plan, &phase);
         let (images, targets) = batch(&plan, 0);
         let task = Task::of(&plan.config);
-        let evaluated = network.forward(&images, task.taps());
-        let (outputs, tape) = network.train(&images, &DropPath::none(), task.taps());
-        let Loss { sum, gradients } = task.loss(&outputs, &targets);
+        let evaluated = network.forward(&images, &task.taps());
+        let (outputs, tape) = network.train(&images, &DropPath::none(), &task.taps());
+        let part = Part { seed: 0, step: 0, positions: 0..6, global_batch: 6.0 };
+        let Loss { sum, gradients } = task.loss(&network, &outputs, &targets, &part);
         for (name, ours) in [("evaluated", &evaluated[0]), ("logits", &outputs[0]), ("loss", &(sum / 6.0).reshape([1]))]
         {
             let d = largest_difference(ours, &golden[name]);
@@ -159,7 +160,7 @@ fn blocks_whose_inputs_alone_are_kept_give_the_same_gradients_and_statistics() {
         let taps = Task::of(&plan.config).taps();
         let scales = Tensor::from_slice(&[1.5f32, 0.0, 1.5, 1.5, 0.0, 1.5]).expand([7, BATCH as i64], false);
         let drop = DropPath::new(&scales.contiguous(), &incubate::weights::Staging::of_cpu());
-        let (outputs, tape) = network.train(&images, &drop, taps);
+        let (outputs, tape) = network.train(&images, &drop, &taps);
         network.backward(tape, vec![outputs[0].cos()]);
         (outputs[0].copy(), network.flat().gradients().copy())
     };
@@ -179,7 +180,7 @@ fn bf16_follows_fp32() {
         let network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &[], &weights).unwrap();
         tch::manual_seed(2);
         let images = Tensor::randn([32, 3, 12, 12], (Kind::Float, Device::Cpu));
-        let (outputs, tape) = network.train(&images, &DropPath::none(), Task::of(&plan.config).taps());
+        let (outputs, tape) = network.train(&images, &DropPath::none(), &Task::of(&plan.config).taps());
         network.backward(tape, vec![outputs[0].cos()]);
         assert_eq!(outputs[0].kind(), Kind::Float);
         [outputs[0].copy(), network.flat().gradients().copy()]

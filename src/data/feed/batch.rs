@@ -19,8 +19,9 @@ pub struct Batch {
 pub(super) struct Piece {
     /// (batch, channel, row, column), normalised.
     pub images_bchw: Tensor,
-    /// (batch, class), each row a distribution.
-    pub targets_bc: Tensor,
+    /// The task's targets, whose first dimension counts samples: distributions over the classes (batch, class), or label maps
+    /// (batch, row, column).
+    pub targets: Tensor,
     /// The mixing of the images, if the device has still to do it.
     pub mix: Option<Mix>,
     /// The memory of the images, if it is reused.
@@ -28,25 +29,25 @@ pub(super) struct Piece {
 }
 
 impl Batch {
-    /// Makes a batch of images (batch, channel, row, column) and targets (batch, class) that are already mixed.
-    pub fn of(images_bchw: Tensor, targets_bc: Tensor, positions: Range<usize>) -> Batch {
-        Batch { pieces: vec![Piece { images_bchw, targets_bc, mix: None, memory: None }], positions }
+    /// Makes a batch of images (batch, channel, row, column) and targets that are already mixed.
+    pub fn of(images_bchw: Tensor, targets: Tensor, positions: Range<usize>) -> Batch {
+        Batch { pieces: vec![Piece { images_bchw, targets, mix: None, memory: None }], positions }
     }
 
     /// Copies the batch to a device and mixes its images there if that is not done yet. Returns the images (batch, channel, row,
-    /// column), the targets (batch, class), and the memory of the images, which must be dropped after them.
+    /// column), the targets, and the memory of the images, which must be dropped after them.
     pub fn on(self, device: Device) -> (Tensor, Tensor, Option<Borrowed>) {
-        let on_device = |Piece { images_bchw, targets_bc, mix, memory }: Piece| {
+        let on_device = |Piece { images_bchw, targets, mix, memory }: Piece| {
             let images_bchw = upload(&images_bchw, device);
             mix.iter().for_each(|mix| mix.tensor(&images_bchw));
-            (images_bchw, upload(&targets_bc, device), memory)
+            (images_bchw, upload(&targets, device), memory)
         };
         let mut pieces: Vec<_> = self.pieces.into_iter().map(on_device).collect();
         if pieces.len() == 1 {
             return pieces.swap_remove(0);
         }
         let images: Vec<&Tensor> = pieces.iter().map(|(images_bchw, ..)| images_bchw).collect();
-        let targets: Vec<&Tensor> = pieces.iter().map(|(_, targets_bc, _)| targets_bc).collect();
+        let targets: Vec<&Tensor> = pieces.iter().map(|(_, targets, _)| targets).collect();
         (Tensor::cat(&images, 0), Tensor::cat(&targets, 0), None)
     }
 }

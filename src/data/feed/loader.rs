@@ -4,9 +4,10 @@ use super::Feed;
 use super::ahead::Ahead;
 use super::batch::{Batch, Piece};
 use super::batch_memory::{BatchMemory, allocate, batch_bytes, shape};
+use super::pairs::{PairReader, PairReading};
 use super::reader::{Reader, Reading};
 use super::sampler::{Epoch, Sampler};
-use crate::config::Data;
+use crate::config::{Data, TaskKind};
 use crate::data::image::mix::{BLOCK, Mix};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
@@ -47,7 +48,7 @@ pub enum Mixing {
 
 /// The state that all workers of a loader share.
 struct Shared {
-    reading: Arc<Reading>,
+    images: Images,
     sampler: Sampler,
     data: Data,
     classes: usize,
@@ -65,10 +66,22 @@ struct Shared {
     epoch: Mutex<Option<(u64, Arc<Epoch>)>>,
 }
 
+/// The images that the workers read, by the targets that belong to them.
+enum Images {
+    OfClasses(Arc<Reading>),
+    WithMaps(Arc<PairReading>),
+}
+
+/// The reader of one worker.
+enum AnyReader {
+    OfClasses(Reader),
+    WithMaps(PairReader),
+}
+
 /// A worker, with the order of the epoch that it is in.
 struct Worker {
     shared: Arc<Shared>,
-    reader: Reader,
+    reader: AnyReader,
     epoch: Option<(u64, Arc<Epoch>)>,
 }
 
@@ -95,7 +108,10 @@ impl Loader {
             Mixing::Device(staging) => staging.clone(),
         };
         let shared = Arc::new(Shared {
-            reading: Reading::training(config, &source.train, &source.bad),
+            images: match config.task {
+                TaskKind::Classification => Images::OfClasses(Reading::training(config, &source.train, &source.bad)),
+                TaskKind::Segmentation => Images::WithMaps(PairReading::new(config, &source.train, &source.bad)),
+            },
             sampler: Sampler {
                 images: source.train.len(),
                 repeats: config.data.repeats,
@@ -118,7 +134,7 @@ impl Loader {
         let largest = shared.pieces.iter().map(Range::len).max().unwrap_or(0);
         let bytes = batch_bytes(largest, shared.channels, shared.size, shared.staging.is_pinned());
         let made = Ahead::start(feed.workers, bytes, || {
-            let mut worker = Worker { shared: shared.clone(), reader: shared.reading.reader(), epoch: None };
+            let mut worker = Worker { shared: shared.clone(), reader: shared.images.reader(), epoch: None };
             move |number| Some(worker.make(number))
         })?;
         let counted = |micro_batch: Range<usize>| (micro_batch.clone(), pieces(&micro_batch).len());
@@ -139,7 +155,38 @@ impl Iterator for Loader {
     }
 }
 
+impl Images {
+    fn reader(&self) -> AnyReader {
+        match self {
+            Images::OfClasses(reading) => AnyReader::OfClasses(reading.reader()),
+            Images::WithMaps(reading) => AnyReader::WithMaps(reading.reader()),
+        }
+    }
+}
+
 impl Shared {
+    /// Writes the images of these samples, and returns their targets. Mixes the images unless a device does so later.
+    fn with_classes(
+        &self,
+        reader: &mut Reader,
+        samples: &[(usize, [u64; 4])],
+        mix: Mix,
+        pixels: &mut [f32],
+    ) -> Result<(Tensor, Option<Mix>)> {
+        let image = self.channels * self.size * self.size;
+        let mut labels = Vec::with_capacity(samples.len());
+        for ((index, key), out) in samples.iter().zip(pixels.chunks_exact_mut(image)) {
+            labels.push(reader.read(*index, &Random::new(key), out)?);
+        }
+        let targets = mix.targets(&labels, self.classes, self.data.label_smoothing);
+        let targets_bc = Tensor::from_slice(&targets).view([samples.len() as i64, self.classes as i64]);
+        if let Mixing::Device(_) = self.mixing {
+            return Ok((targets_bc, Some(mix)));
+        }
+        mix.images(pixels, self.channels, self.size);
+        Ok((targets_bc, None))
+    }
+
     /// The order of an epoch, with its number.
     fn order(&self, epoch: u64) -> (u64, Arc<Epoch>) {
         let mut newest = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,25 +214,18 @@ impl Worker {
         };
         let shape = shape(positions.len(), shared.channels, shared.size);
         let (mut images_bchw, memory) = allocate(&shared.memory, shape, &shared.staging, shared.workers)?;
-        let image = shared.channels * shared.size * shared.size;
         let pixels = floats_mut(&mut images_bchw);
-        let mut labels = Vec::with_capacity(positions.len());
-        for (position, out) in positions.clone().zip(pixels.chunks_exact_mut(image)) {
-            let (index, key) = shared.sampler.sample(order, step, position);
-            labels.push(self.reader.read(index, &Random::new(&key), out)?);
-        }
-        let block = (positions.start / BLOCK) as u64;
-        let mix = Mix::draw(&shared.data, shared.size, &[shared.sampler.seed, MIX, step, block]);
-        let targets = mix.targets(&labels, shared.classes, shared.data.label_smoothing);
-        let targets_bc = Tensor::from_slice(&targets).view([positions.len() as i64, shared.classes as i64]);
-        let mix = match shared.mixing {
-            Mixing::Host => {
-                mix.images(pixels, shared.channels, shared.size);
-                None
+        let samples: Vec<(usize, [u64; 4])> =
+            positions.clone().map(|position| shared.sampler.sample(order, step, position)).collect();
+        let (targets, mix) = match &mut self.reader {
+            AnyReader::OfClasses(reader) => {
+                let block = (positions.start / BLOCK) as u64;
+                let mix = Mix::draw(&shared.data, shared.size, &[shared.sampler.seed, MIX, step, block]);
+                shared.with_classes(reader, &samples, mix, pixels)?
             }
-            Mixing::Device(_) => Some(mix),
+            AnyReader::WithMaps(reader) => (reader.train(&samples, shared.size, pixels)?, None),
         };
-        Ok(Piece { images_bchw, targets_bc: shared.staging.staged(targets_bc), mix, memory })
+        Ok(Piece { images_bchw, targets: shared.staging.staged(targets), mix, memory })
     }
 }
 

@@ -3,8 +3,9 @@
 use super::Feed;
 use super::ahead::Ahead;
 use super::batch_memory::{BatchMemory, Borrowed, allocate, batch_bytes, shape};
+use super::pairs::PairReading;
 use super::reader::{Reader, Reading};
-use crate::config::Config;
+use crate::config::{Config, TaskKind};
 use crate::random::Random;
 use crate::weights::{Staging, floats_mut};
 use anyhow::Result;
@@ -15,14 +16,51 @@ use tch::Tensor;
 pub struct TestBatch {
     /// (batch, channel, row, column), normalised.
     pub images_bchw: Tensor,
-    /// The class of each image.
-    pub labels_b: Tensor,
+    /// The class of each image (batch), or the label map of the only image (1, row, column) at its own size.
+    pub labels: Tensor,
     /// The memory of the images, if it is reused.
     _memory: Option<Borrowed>,
 }
 
-/// Streams the test images of `range` in order, in batches of at most `size` and at most 128 images. Leaves out unreadable images.
+/// Batches in order, or the error that ends them.
+pub type TestBatches = Box<dyn Iterator<Item = Result<TestBatch>>>;
+
+/// Streams the test images of `range` in order. Leaves out unreadable images. Images of one size come in batches of at most `size` and at
+/// most 128, images with label maps one by one.
 pub fn test_batches(
+    config: &Config,
+    feed: Feed,
+    range: Range<usize>,
+    size: usize,
+    staging: Staging,
+) -> Result<TestBatches> {
+    match config.task {
+        TaskKind::Classification => Ok(Box::new(of_one_size(config, feed, range, size, staging)?)),
+        TaskKind::Segmentation => Ok(Box::new(with_maps(config, feed, range)?)),
+    }
+}
+
+/// Images with label maps, one by one. Their sizes differ, so no memory is reused.
+fn with_maps(
+    config: &Config,
+    feed: Feed,
+    range: Range<usize>,
+) -> Result<impl Iterator<Item = Result<TestBatch>> + use<>> {
+    let reading = PairReading::new(config, &feed.source.test, &feed.source.bad);
+    Ahead::start(feed.workers, reading.largest_bytes(), move || {
+        let (mut reader, range) = (reading.reader(), range.clone());
+        move |number| {
+            let index = range.start + number;
+            let make = || {
+                let (images_bchw, labels) = reader.evaluate(index)?;
+                Ok(TestBatch { images_bchw, labels, _memory: None })
+            };
+            range.contains(&index).then(make)
+        }
+    })
+}
+
+fn of_one_size(
     config: &Config,
     feed: Feed,
     range: Range<usize>,
@@ -69,5 +107,5 @@ fn test_batch(
         }
     }
     let images_bchw = images_bchw.narrow(0, 0, labels.len() as i64);
-    Ok(TestBatch { images_bchw, labels_b: Tensor::from_slice(&labels), _memory: memory })
+    Ok(TestBatch { images_bchw, labels: Tensor::from_slice(&labels), _memory: memory })
 }

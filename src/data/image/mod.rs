@@ -1,9 +1,12 @@
 //! Turns the bytes of an image into the network's numbers: [`decode`] gives pixels, and [`recipe`] crops, resizes, augments and
-//! normalises them. Then [`mix`] mixes the images of a batch. [`shrink`] makes the images of a pack.
+//! normalises them. Then [`mix`] mixes the images of a batch. [`joint`] transforms images together with their label maps. [`shrink`]
+//! makes the images of a pack.
 
 pub mod crop;
 pub mod decode;
+mod distort;
 pub mod erase;
+pub mod joint;
 pub mod mix;
 pub mod normalise;
 pub mod pixels;

@@ -1,4 +1,5 @@
-//! Bicubic resampling like Pillow's `Image.resize(…, BICUBIC)`: antialiased, a = −0.5, with bytes between its two passes.
+//! Bicubic resampling like Pillow's `Image.resize(…, BICUBIC)`: antialiased, a = −0.5, with bytes between its two passes. Bilinear
+//! interpolation like OpenCV's `resize(…, INTER_LINEAR)`, which is not antialiased.
 
 use super::pixels::{Area, Pixels, Region, View};
 use anyhow::Result;
@@ -56,11 +57,35 @@ impl Resample {
             }
         }
         if is_rgb {
-            let pixels = self.rgb.as_chunks::<3>().0;
-            out.rgbx.iter_mut().zip(pixels).for_each(|(out, &[r, g, b])| *out = [r, g, b, 255]);
+            spread(&self.rgb, out);
         }
         Ok(())
     }
+
+    /// Interpolates `area` of a stored image, which was decoded whole, to the size of `out`.
+    pub fn interpolate(&mut self, view: &View, area: Area, out: &mut Pixels) -> Result<()> {
+        let (is_rgb, size) = (view.channels == 3, 3 * out.rgbx.len());
+        let kind = if is_rgb { PixelType::U8x3 } else { PixelType::U8x4 };
+        let image = ImageRef::new(view.width as u32, view.height as u32, view.bytes, kind)?;
+        self.rgb.resize(if is_rgb { size } else { 0 }, 0);
+        let (width, height) = (out.width as u32, out.height as u32);
+        let bytes = if is_rgb { &mut self.rgb[..] } else { out.rgbx.as_flattened_mut() };
+        let mut to = Image::from_slice_u8(width, height, bytes, kind)?;
+        let algorithm = ResizeAlg::Interpolation(FilterType::Bilinear);
+        let Area { left, top, width, height } = area;
+        let options = ResizeOptions::new().resize_alg(algorithm).use_alpha(false).crop(left, top, width, height);
+        self.resizer.resize(&image, &mut to, &options)?;
+        if is_rgb {
+            spread(&self.rgb, out);
+        }
+        Ok(())
+    }
+}
+
+/// Copies pixels of three bytes to pixels of four.
+fn spread(rgb: &[u8], out: &mut Pixels) {
+    let pixels = rgb.as_chunks::<3>().0;
+    out.rgbx.iter_mut().zip(pixels).for_each(|(out, &[r, g, b])| *out = [r, g, b, 255]);
 }
 
 fn bicubic(x: f64, y: f64, width: f64, height: f64) -> ResizeOptions {

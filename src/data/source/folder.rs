@@ -65,6 +65,11 @@ impl Folder {
         require!(class.files.len() >= 2, "{}: fewer than two .jpg, .jpeg or .png files", root.display());
         Ok(Folder { root: root.into(), classes: vec![String::new()], index: number(&[class])? })
     }
+
+    /// The path of an image below the folder.
+    pub(super) fn path(&self, index: usize) -> PathBuf {
+        self.index.path(index)
+    }
 }
 
 /// The folders and files of one class.
@@ -212,19 +217,24 @@ impl Samples for Folder {
     }
 
     fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
-        bytes.clear();
-        // A link may lead to a pipe, whose opening would wait for a writer without this flag.
-        let path = self.root.join(self.index.path(index));
-        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-        let metadata = file.metadata()?;
-        ensure!(metadata.is_file(), "it is not a regular file");
-        let length = sample_length(metadata.len())?;
-        bytes.reserve(length as usize + 1);
-        // The file may be growing.
-        file.take(LARGEST + 1).read_to_end(bytes)?;
-        sample_length(bytes.len() as u64)?;
+        read_file(&self.root.join(self.index.path(index)), bytes)?;
         Ok(Stored::Encoded)
     }
+}
+
+/// Replaces the content of `bytes` by a regular file, which may not be larger than any image.
+pub(super) fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
+    bytes.clear();
+    // A link may lead to a pipe, whose opening would wait for a writer without this flag.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    ensure!(metadata.is_file(), "it is not a regular file");
+    let length = sample_length(metadata.len())?;
+    bytes.reserve(length as usize + 1);
+    // The file may be growing.
+    file.take(LARGEST + 1).read_to_end(bytes)?;
+    sample_length(bytes.len() as u64)?;
+    Ok(())
 }
 
 #[cfg(test)]

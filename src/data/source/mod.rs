@@ -3,6 +3,7 @@
 
 pub mod bad_images;
 mod cifar;
+mod drawn_maps;
 pub mod folder;
 mod idx;
 pub mod images;
@@ -11,6 +12,7 @@ mod listing_hash;
 pub mod names;
 mod open_files;
 pub mod packed;
+mod pairs;
 pub mod samples;
 mod shapes;
 pub mod shard;
@@ -18,7 +20,7 @@ mod splits;
 mod tar;
 mod tar_scan;
 
-use crate::config::{Config, Format};
+use crate::config::{Config, Format, MapFormat, TaskKind};
 use crate::launcher::launched_rank;
 use crate::{require, usage};
 use anyhow::Result;
@@ -55,6 +57,9 @@ pub fn open_read_only(config: &Config) -> Result<Source> {
 }
 
 fn checked(source: Source, config: &Config) -> Result<Source> {
+    if config.task == TaskKind::Segmentation {
+        return Ok(source);
+    }
     check(&source.train, "train", config)?;
     check(&source.test, "test", config)?;
     Ok(Source { train: subset(source.train, config.data.train_fraction, config.run.seed), ..source })
@@ -66,6 +71,9 @@ pub fn open_unchecked(config: &Config) -> Result<Source> {
 }
 
 fn open_with(config: &Config, may_write: bool) -> Result<Source> {
+    if config.task == TaskKind::Segmentation {
+        return open_maps(config);
+    }
     let data = &config.data;
     require!(
         data.format == Format::Shapes || !data.path.as_os_str().is_empty(),
@@ -87,6 +95,21 @@ fn open_with(config: &Config, may_write: bool) -> Result<Source> {
     }
     let bad = Arc::new(BadImages::new(data.bad_images));
     Ok(Source { train, test, bad })
+}
+
+/// Opens the images with label maps of `[segmentation]`.
+fn open_maps(config: &Config) -> Result<Source> {
+    let keys = &config.segmentation;
+    require!(
+        keys.has_images(),
+        "segmentation.path is empty: name the folder of the images and label maps, or set segmentation.format = \"shapes\" for \
+         drawn ones"
+    );
+    let (train, test) = match keys.format {
+        MapFormat::Folder => shared(pairs::open(&keys.path)?),
+        MapFormat::Shapes => shared(drawn_maps::draw(config)),
+    };
+    Ok(Source { train, test, bad: Arc::new(BadImages::new(config.data.bad_images)) })
 }
 
 /// The run directory's folder of indexes.

@@ -1,7 +1,7 @@
 //! The interface of every source. A new source is one file that implements [`Samples`].
 
 use crate::random::Random;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -41,6 +41,28 @@ pub trait Samples: Send + Sync {
     /// # Errors
     /// The image cannot be read. The caller adds the image's name to the error.
     fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored>;
+
+    /// The name of an image's label map in messages.
+    fn map_name(&self, index: usize) -> String {
+        self.name(index)
+    }
+
+    /// Replaces the content of `bytes` by the stored bytes of an image's label map.
+    ///
+    /// # Errors
+    /// If the label map cannot be read, or if the source has none.
+    fn read_map(&self, _index: usize, _bytes: &mut Vec<u8>) -> Result<StoredMap> {
+        bail!("the images of this source have no label maps")
+    }
+}
+
+/// The form of a label map's stored bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredMap {
+    /// A PNG file whose grey values or palette indices are the labels.
+    Png,
+    /// `height` rows of `width` classes, one byte each.
+    Classes { height: usize, width: usize },
 }
 
 /// The form of an image's stored bytes.

@@ -8,7 +8,7 @@ pub mod resample;
 mod validate;
 
 use super::parameter::{Grown, Parameter};
-use super::{Family, Memory, Model};
+use super::{Family, Memory, Model, Tokens};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -19,6 +19,7 @@ use tch::Tensor;
 pub struct Vit {
     pub image_size: usize,
     pub channels: usize,
+    /// 0 in a network without a head, which also has no final norm.
     pub classes: usize,
     pub patch_size: usize,
     pub width: usize,
@@ -63,6 +64,10 @@ impl Family for Vit {
 
     fn classes(&self) -> usize {
         self.classes
+    }
+
+    fn tokens_given(&self) -> Option<Tokens> {
+        Some(Tokens { patch: self.patch_size, width: self.width })
     }
 
     fn depths(&self) -> &[usize] {
@@ -131,7 +136,7 @@ impl Family for Vit {
             tensor.size()[1],
             side = self.grid()
         );
-        resample::positions(&tensor, self.grid())
+        resample::positions(&tensor, [self.grid() as i64; 2])
     }
 
     fn absent_bias(&self, weight: &str) -> Option<String> {

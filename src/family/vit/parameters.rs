@@ -39,6 +39,9 @@ pub fn parameters(vit: &Vit, depths: &[usize]) -> Vec<Parameter> {
             pair("mlp.fc2", &[width, hidden], true);
         }
     }
+    if vit.classes == 0 {
+        return all;
+    }
     add(last, "norm.weight".into(), &[width], Start::Ones, Role::Plain);
     add(last, "norm.bias".into(), &[width], Start::Zeros, Role::Plain);
     add(last, "head.weight".into(), &[classes, width], Start::Normal, Role::Decayed);

@@ -13,18 +13,18 @@ pub fn is_another_grid(parameter: &Parameter, shape: &[i64]) -> bool {
         && matches!((shape, &parameter.shape[..]), (&[1, rows, a], &[1, _, b]) if a == b && is_grid(rows))
 }
 
-/// Resamples position embeddings (1, 1 + n², width) to a grid of `side`² patches. The row of the class token stays as it is.
+/// Resamples position embeddings (1, 1 + n², width) to a grid of patches, given by its rows and columns. The row of the class token stays as it is.
 ///
 /// The interpolation is bicubic without antialiasing, as in the official code (`main.py`, `--finetune`), ViTDet and mmsegmentation.
-pub fn positions(pos_embed_1nd: &Tensor, side: usize) -> Tensor {
+pub fn positions(pos_embed_1nd: &Tensor, to: [i64; 2]) -> Tensor {
     let (_, rows, width) = pos_embed_1nd.size3().expect("position embeddings are (1, 1 + n², width)");
-    let (grid, side) = ((rows - 1).isqrt(), side as i64);
-    if grid == side {
+    let grid = (rows - 1).isqrt();
+    if to == [grid, grid] {
         return pos_embed_1nd.shallow_clone();
     }
     let grid_1dhw = pos_embed_1nd.narrow(1, 1, rows - 1).view([1, grid, grid, width]).permute([0, 3, 1, 2]);
-    let resized_1dhw = grid_1dhw.contiguous().upsample_bicubic2d([side, side], false, None, None);
-    let resized_1nd = resized_1dhw.permute([0, 2, 3, 1]).reshape([1, side * side, width]);
+    let resized_1dhw = grid_1dhw.contiguous().upsample_bicubic2d(to, false, None, None);
+    let resized_1nd = resized_1dhw.permute([0, 2, 3, 1]).reshape([1, to[0] * to[1], width]);
     Tensor::cat(&[pos_embed_1nd.narrow(1, 0, 1), resized_1nd], 1)
 }
 
@@ -57,11 +57,12 @@ mod tests {
     fn positions_keep_the_class_row_and_a_flat_field_and_the_same_grid_is_untouched() {
         let rows: Vec<f32> = (0..17 * 2).map(|i| if i < 2 { 9.0 } else { [0.5, -1.0][i % 2] }).collect();
         let embedding = Tensor::from_slice(&rows).view([1, 17, 2]);
-        assert_eq!(positions(&embedding, 4), embedding);
-        let larger = positions(&embedding, 6);
+        assert_eq!(positions(&embedding, [4, 4]), embedding);
+        let larger = positions(&embedding, [6, 6]);
         assert_eq!(larger.size(), [1, 37, 2]);
         assert_eq!(floats(&larger)[..2], [9.0, 9.0]);
         assert!(floats(&larger)[2..].chunks(2).all(|row| (row[0] - 0.5).abs() < 1e-5 && (row[1] + 1.0).abs() < 1e-5));
+        assert_eq!(positions(&embedding, [2, 5]).size(), [1, 11, 2]);
     }
 
     #[test]

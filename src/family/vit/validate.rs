@@ -12,7 +12,6 @@ pub fn validate(vit: &Vit) -> Result<()> {
     for (key, value, most) in [
         ("image_size", vit.image_size, 1 << 14),
         ("channels", vit.channels, 1 << 10),
-        ("classes", vit.classes, 1 << 24),
         ("patch_size", vit.patch_size, 1 << 14),
         ("width", vit.width, 1 << 20),
         ("heads", vit.heads, 1 << 20),
@@ -21,6 +20,7 @@ pub fn validate(vit: &Vit) -> Result<()> {
         require!(value >= 1, "model.{key} = 0: it must be at least 1");
         at_most(&format!("model.{key}"), value, most)?;
     }
+    at_most("model.classes", vit.classes, 1 << 24)?;
     require!(
         vit.image_size.is_multiple_of(vit.patch_size),
         "model.image_size = {} is not a multiple of model.patch_size = {}; try image_size = {}",

@@ -276,7 +276,7 @@ fn our_own_artefact_of_another_image_size_is_imported_with_its_positions_resampl
     assert_eq!((after.header.phase.as_str(), &after.header.model), ("assemble", &larger.model));
     for (name, tensor) in &after.weights {
         if name.1 == "pos_embed" {
-            assert_eq!(tensor, &crate::family::vit::resample::positions(&before.weights[name], 3));
+            assert_eq!(tensor, &crate::family::vit::resample::positions(&before.weights[name], [3, 3]));
             assert_eq!(tensor.size(), [1, 10, 8]);
         } else {
             assert_eq!(tensor, &before.weights[name]);

@@ -41,7 +41,7 @@ pub fn parts(resnet: &Resnet, blueprint: &Blueprint) -> Result<Parts> {
         pooled_bc.linear(&values[0], Some(&values[1])).to_kind(Kind::Float)
     });
     let head = Autograd { parameters, takes_images: false, recomputes: false, branches: 0..0, function };
-    Ok(Parts { stages, head: Box::new(head) })
+    Ok(Parts { stages, head: Some(Box::new(head)) })
 }
 
 /// The units of a stage as one function, or, if only their inputs are kept, as a function each. `before` blocks precede the stage.

@@ -3,6 +3,7 @@
 use super::super::Weight;
 use super::layers::Linear;
 use crate::family::vit::Vit;
+use crate::family::vit::resample;
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
@@ -28,14 +29,24 @@ impl Embed {
 
     /// Turns images (b, c, h, w) into tokens (b, n, d). If the embedding is trained, also returns the tensors that the backward pass
     /// needs.
+    ///
+    /// Zeros below and to the right complete the patches of images of another size than the model's, and the position embeddings
+    /// are resampled to the grid of these patches, as in mmsegmentation. Training takes images of the model's size.
     pub fn forward(&self, images_bchw: &Tensor, dropout: f64) -> (Tensor, Option<Kept>) {
+        let (_, _, h, w) = images_bchw.size4().expect("images are (b, c, h, w)");
+        let grid = [h, w].map(|side| (side + self.patch - 1) / self.patch);
+        let missing = [grid[1] * self.patch - w, grid[0] * self.patch - h];
+        let padded = |_| images_bchw.constant_pad_nd([0, missing[0], 0, missing[1]]);
+        let padded_bchw = (missing != [0, 0]).then_some(()).map(padded);
+        let images_bchw = padded_bchw.as_ref().unwrap_or(images_bchw);
+        let resampled_1nd = resample::positions(&self.pos_embed.value, grid);
         let patches_mp = patches(images_bchw, self.patch);
         let weight = self.proj.weight.value.view([-1, patches_mp.size()[1]]);
         let bias = self.proj.bias.as_ref().map(|bias| &bias.value);
         let b = images_bchw.size()[0];
         let tokens_bnd = patches_mp.linear(&weight, bias).view([b, -1, weight.size()[0]]);
         let class_b1d = self.cls_token.value.expand([b, -1, -1], false);
-        let mut x_bnd = Tensor::cat(&[class_b1d, tokens_bnd], 1) + &self.pos_embed.value;
+        let mut x_bnd = Tensor::cat(&[class_b1d, tokens_bnd], 1) + resampled_1nd;
         let dropout_bnd = (dropout > 0.0).then(|| x_bnd.ones_like().dropout(dropout, true));
         if let Some(mask) = &dropout_bnd {
             x_bnd *= mask;

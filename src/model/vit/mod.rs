@@ -61,8 +61,9 @@ pub fn parts(vit: &Vit, blueprint: &Blueprint) -> Result<Parts> {
         blocks_before += depth;
     }
     let last = depths.len() - 1;
-    let head = Head::new(vit, off, &|name, exact| get(last, name, exact))?;
-    Ok(Parts { stages, head: Box::new(head) })
+    let head = |_| Head::new(vit, off, &|name, exact| get(last, name, exact));
+    let head = (vit.classes > 0).then_some(()).map(head).transpose()?;
+    Ok(Parts { stages, head: head.map(|head| Box::new(head) as Box<dyn Stage>) })
 }
 
 impl Stage for Blocks {

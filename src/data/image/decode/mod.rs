@@ -3,6 +3,7 @@
 //! timm. Only the needed part of a JPEG is decoded.
 
 pub mod jpeg;
+pub mod label_map;
 mod png;
 
 use super::pixels::{Pixels, Region, View, check_size};

@@ -1,0 +1,135 @@
+//! Reads and transforms images with label maps. Each worker has a reader of its own.
+
+use crate::config::Config;
+use crate::data::image::decode::label_map::LabelMap;
+use crate::data::image::joint::{Bench, Crop, Joint};
+use crate::data::source::bad_images::BadImages;
+use crate::data::source::samples::Split;
+use crate::random::Random;
+use crate::usage;
+use anyhow::{Result, ensure};
+use std::sync::Arc;
+use tch::{Kind, Tensor};
+
+/// The state that all readers of a split share.
+pub struct PairReading {
+    split: Split,
+    joint: Joint,
+    bad: Arc<BadImages>,
+    crop: usize,
+}
+
+/// A reader and its memory.
+pub struct PairReader {
+    reading: Arc<PairReading>,
+    bytes: Vec<u8>,
+    map_bytes: Vec<u8>,
+    bench: Option<Bench>,
+}
+
+impl PairReading {
+    pub fn new(config: &Config, split: &Split, bad: &Arc<BadImages>) -> Arc<PairReading> {
+        let (split, bad) = (split.clone(), bad.clone());
+        Arc::new(PairReading { split, joint: Joint::new(config), bad, crop: config.segmentation.crop })
+    }
+
+    /// A reader for one thread.
+    pub fn reader(self: &Arc<Self>) -> PairReader {
+        PairReader { reading: self.clone(), bytes: Vec::new(), map_bytes: Vec::new(), bench: None }
+    }
+
+    /// About the bytes of a large image for evaluation.
+    pub fn largest_bytes(&self) -> usize {
+        4 * 3 * 4 * self.crop * self.crop
+    }
+}
+
+impl PairReader {
+    /// Writes training images (channel, row, column) of `side` rows and columns, one after another, and returns their label maps
+    /// (batch, row, column). A sample is the number of an image and the key of its randomness.
+    ///
+    /// # Errors
+    /// If more images are unreadable than the config allows, or if a label map is.
+    pub fn train(&mut self, samples: &[(usize, [u64; 4])], side: usize, pixels: &mut [f32]) -> Result<Tensor> {
+        let mut classes = vec![0u8; samples.len() * side * side];
+        let outs = pixels.chunks_exact_mut(3 * side * side).zip(classes.chunks_exact_mut(side * side));
+        for ((index, key), (pixels, classes)) in samples.iter().zip(outs) {
+            self.train_one(*index, key, Crop { pixels, classes })?;
+        }
+        Ok(Tensor::from_slice(&classes).view([samples.len() as i64, side as i64, side as i64]))
+    }
+
+    /// Writes a training image, or the next readable one if it is unreadable.
+    fn train_one(&mut self, index: usize, key: &[u64], out: Crop) -> Result<()> {
+        let Crop { pixels, classes } = out;
+        let images = self.reading.split.len();
+        for other in (index..images).chain(0..index) {
+            let map = self.map(other)?;
+            let mut random = Random::new(key);
+            let out = Crop { pixels: &mut *pixels, classes: &mut *classes };
+            let transformed =
+                self.image(other, &map, |joint, bench, bytes| joint.train(bench, bytes, &map, &mut random, out))?;
+            if transformed.is_some() {
+                return Ok(());
+            }
+        }
+        Err(usage!("none of the {images} images can be read; see the warnings above"))
+    }
+
+    /// An image for evaluation (1, channel, row, column), resized, and its label map (1, row, column) at its own size. If the image
+    /// is unreadable, both are of no image.
+    ///
+    /// # Errors
+    /// If more images are unreadable than the config allows, or if a label map is.
+    pub fn evaluate(&mut self, index: usize) -> Result<(Tensor, Tensor)> {
+        let map = self.map(index)?;
+        let size = (map.height, map.width);
+        let transformed = self.image(index, &map, |joint, bench, bytes| joint.evaluate(bench, bytes, size))?;
+        let Some((pixels, [height, width])) = transformed else {
+            let none = |size: &[i64], kind: Kind| Tensor::empty(size, (kind, tch::Device::Cpu));
+            return Ok((none(&[0, 3, 1, 1], Kind::Float), none(&[0, 1, 1], Kind::Uint8)));
+        };
+        let image_1chw = Tensor::from_slice(&pixels).view([1, 3, height as i64, width as i64]);
+        Ok((image_1chw, Tensor::from_slice(&map.classes).view([1, map.height as i64, map.width as i64])))
+    }
+
+    /// The label map of an image.
+    fn map(&mut self, index: usize) -> Result<LabelMap> {
+        let PairReading { split, joint, .. } = self.reading.as_ref();
+        let map = split.read_map(index, &mut self.map_bytes).and_then(|stored| joint.map(&self.map_bytes, stored));
+        map.map_err(|error| usage!("{}: {error:#}", split.map_name(index)))
+    }
+
+    /// Opens an image and gives it to `transform`; none if it is unreadable.
+    ///
+    /// # Errors
+    /// If its size is not that of its label map, or if more images are unreadable than the config allows.
+    fn image<T>(
+        &mut self,
+        index: usize,
+        map: &LabelMap,
+        transform: impl FnOnce(&Joint, &mut Bench, &[u8]) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let PairReading { split, joint, bad, .. } = self.reading.as_ref();
+        let read = || -> Result<T> {
+            let stored = split.read(index, &mut self.bytes)?;
+            let bench = match &mut self.bench {
+                Some(bench) => bench,
+                none => none.insert(joint.bench()?),
+            };
+            let (height, width) = bench.open(&self.bytes, stored)?;
+            ensure!(
+                (height, width) == (map.height, map.width),
+                "it has {width}×{height} pixels, but its label map {} has {}×{}; make them of one size",
+                split.map_name(index),
+                map.width,
+                map.height
+            );
+            transform(joint, bench, &self.bytes)
+        };
+        match read() {
+            Ok(value) => Ok(Some(value)),
+            Err(fault) => bad.skip(split.name(index), fault).map(|()| None),
+        }
+    }
+}

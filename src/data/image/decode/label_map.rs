@@ -1,0 +1,107 @@
+//! Decodes label maps: PNGs whose grey values of 8 bits, or palette indices of any depth, are the labels. A grey PNG of fewer bits
+//! is refused, because programs differ in whether they scale its values.
+
+use crate::data::image::pixels::check_size;
+use anyhow::{Context, Result, anyhow, ensure};
+use png::{ColorType, Transformations};
+use std::io::Cursor;
+
+/// The class of each pixel of an image, row after row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LabelMap {
+    pub height: usize,
+    pub width: usize,
+    pub classes: Vec<u8>,
+}
+
+impl LabelMap {
+    /// Decodes a PNG and turns each label into its class; `class_of` gives none for a label that is no class.
+    ///
+    /// # Errors
+    /// The PNG is damaged or of another kind, or holds a label that is no class.
+    pub fn decode(png: &[u8], class_of: impl Fn(u8) -> Option<u8>) -> Result<LabelMap> {
+        let broken = |e: png::DecodingError| anyhow!("not a whole PNG: {e}");
+        let mut decoder = png::Decoder::new(Cursor::new(png));
+        // The indices of a palette are read, not its colours.
+        decoder.set_transformations(Transformations::IDENTITY);
+        let mut reader = decoder.read_info().map_err(broken)?;
+        let info = reader.info();
+        let (width, height) = (info.width as usize, info.height as usize);
+        check_size(height, width)?;
+        let (color, bits) = (info.color_type, info.bit_depth as usize);
+        ensure!(
+            color == ColorType::Indexed || (color == ColorType::Grayscale && bits == 8),
+            "it is {color:?} of {bits} bits; a label map has one channel of 8 bits, or a palette: store the number of each pixel's \
+             class"
+        );
+        let mut packed = vec![0; reader.output_buffer_size().context("it does not fit into memory")?];
+        let line = reader.next_frame(&mut packed).map_err(broken)?.line_size;
+        let labels = if bits == 8 { packed } else { unpacked(&packed, line, width, bits) };
+        let table: Vec<Option<u8>> = (0..=u8::MAX).map(class_of).collect();
+        let known = |(pixel, &label): (usize, &u8)| {
+            table[usize::from(label)].ok_or_else(|| {
+                anyhow!(
+                    "label {label} at row {}, column {} is no class; correct segmentation.classes, \
+                     segmentation.reduce_zero_label or segmentation.ignore, or the map",
+                    pixel / width,
+                    pixel % width
+                )
+            })
+        };
+        let classes = labels.iter().enumerate().map(known).collect::<Result<_>>()?;
+        Ok(LabelMap { height, width, classes })
+    }
+}
+
+/// Unpacks numbers of `bits` bits each. Every line of `line_size` bytes begins with `width` of them, the first in the highest
+/// bits.
+fn unpacked(packed: &[u8], line_size: usize, width: usize, bits: usize) -> Vec<u8> {
+    let per_byte = 8 / bits;
+    let number = |line: &[u8], x: usize| {
+        let shift = 8 - bits * (x % per_byte + 1);
+        (line[x / per_byte] >> shift) & (u8::MAX >> (8 - bits))
+    };
+    packed.chunks_exact(line_size).flat_map(|line| (0..width).map(move |x| number(line, x))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use png::BitDepth;
+
+    fn png(color: ColorType, depth: BitDepth, width: u32, data: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, width, 2);
+        encoder.set_color(color);
+        encoder.set_depth(depth);
+        if color == ColorType::Indexed {
+            encoder.set_palette(vec![7; 3 * 16]);
+        }
+        encoder.write_header().unwrap().write_image_data(data).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn grey_values_and_palette_indices_are_labels() {
+        let below_9 = |label: u8| (label < 9).then(|| label + 1);
+        let grey = png(ColorType::Grayscale, BitDepth::Eight, 3, &[0, 1, 2, 3, 4, 8]);
+        let map = LabelMap::decode(&grey, below_9).unwrap();
+        assert_eq!((map.height, map.width, &map.classes[..]), (2, 3, &[1, 2, 3, 4, 5, 9][..]));
+        let palette = png(ColorType::Indexed, BitDepth::Four, 3, &[0x12, 0x30, 0x45, 0x60]);
+        assert_eq!(LabelMap::decode(&palette, Some).unwrap().classes, [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn colours_few_bits_and_unknown_labels_are_refused_with_the_cure() {
+        let fault = |png: &[u8]| LabelMap::decode(png, |label| (label < 5).then_some(label)).unwrap_err().to_string();
+        let rgb = fault(&png(ColorType::Rgb, BitDepth::Eight, 1, &[0; 6]));
+        assert!(rgb.contains("Rgb of 8 bits") && rgb.contains("the number of each pixel's class"), "{rgb}");
+        let few = fault(&png(ColorType::Grayscale, BitDepth::Four, 2, &[0; 2]));
+        assert!(few.contains("Grayscale of 4 bits"), "{few}");
+        let unknown = fault(&png(ColorType::Grayscale, BitDepth::Eight, 2, &[0, 1, 4, 5]));
+        assert!(
+            unknown.contains("label 5 at row 1, column 1") && unknown.contains("segmentation.classes"),
+            "{unknown}"
+        );
+    }
+}

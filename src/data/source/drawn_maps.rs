@@ -1,0 +1,144 @@
+//! Images with label maps that the program draws, for tests and first tries without a download. The seed and an image's number
+//! determine its pixels. Class 0 is the background; every other class is a colour, in discs and boxes that lie over each other.
+
+use super::samples::{Samples, Stored, StoredMap};
+use crate::config::Config;
+use crate::random::Random;
+use anyhow::Result;
+
+/// One split of drawn images.
+#[derive(Debug)]
+pub struct DrawnMaps {
+    seed: u64,
+    split: u64,
+    images: usize,
+    classes: usize,
+    /// The side of an image is up to half larger than this.
+    side: usize,
+}
+
+/// The training and the evaluation split.
+pub fn draw(config: &Config) -> (DrawnMaps, DrawnMaps) {
+    let keys = &config.segmentation;
+    let split = |split: u64, images: usize| DrawnMaps {
+        seed: config.run.seed,
+        split,
+        images,
+        classes: keys.classes,
+        side: keys.crop,
+    };
+    (split(1, keys.train_images), split(2, keys.test_images))
+}
+
+/// A disc or a box.
+struct Shape {
+    class: u8,
+    is_disc: bool,
+    centre: [f64; 2],
+    radii: [f64; 2],
+}
+
+impl Shape {
+    fn draw(random: &mut Random, [height, width]: [usize; 2], classes: usize) -> Shape {
+        let smaller = height.min(width) as f64;
+        Shape {
+            class: 1 + random.below(classes - 1) as u8,
+            is_disc: random.uniform() < 0.5,
+            centre: [random.between(0.0, height as f64), random.between(0.0, width as f64)],
+            radii: [random.between(0.15, 0.4) * smaller, random.between(0.15, 0.4) * smaller],
+        }
+    }
+
+    fn covers(&self, row: usize, column: usize) -> bool {
+        let away = |at: usize, axis: usize| (at as f64 + 0.5 - self.centre[axis]).abs() / self.radii[axis];
+        let (y, x) = (away(row, 0), away(column, 1));
+        if self.is_disc { x * x + y * y < 1.0 } else { x.max(y) < 1.0 }
+    }
+}
+
+/// The colour of a class: neighbours differ clearly.
+fn colour(class: u8) -> [f64; 3] {
+    let hue = f64::from(class) * 0.618_034 % 1.0 * std::f64::consts::TAU;
+    let channel = |shift: f64| 128.0 + 90.0 * (hue + shift).cos();
+    if class == 0 { [60.0; 3] } else { [channel(0.0), channel(2.1), channel(4.2)] }
+}
+
+impl DrawnMaps {
+    /// The stream of an image's random numbers, and its height and width.
+    fn begin(&self, index: usize) -> (Random, [usize; 2]) {
+        let mut random = Random::new(&[self.seed, DRAWN, self.split, index as u64]);
+        let mut side = || self.side + random.below(self.side / 2 + 1);
+        let size = [side(), side()];
+        (random, size)
+    }
+
+    /// The class of each pixel, row after row.
+    fn classes_of(&self, random: &mut Random, [height, width]: [usize; 2]) -> Vec<u8> {
+        let shapes: Vec<Shape> = (0..5).map(|_| Shape::draw(random, [height, width], self.classes)).collect();
+        let class = |row, column| shapes.iter().rev().find(|shape| shape.covers(row, column)).map_or(0, |s| s.class);
+        (0..height).flat_map(|row| (0..width).map(move |column| (row, column))).map(|(r, c)| class(r, c)).collect()
+    }
+}
+
+impl Samples for DrawnMaps {
+    fn len(&self) -> usize {
+        self.images
+    }
+
+    fn label(&self, _: usize) -> u32 {
+        0
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("drawn image {index}")
+    }
+
+    fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
+        let (mut random, [height, width]) = self.begin(index);
+        let classes = self.classes_of(&mut random, [height, width]);
+        bytes.clear();
+        for class in classes {
+            let noise = 12.0 * random.normal();
+            bytes.extend(colour(class).map(|level| (level + noise).clamp(0.0, 255.0) as u8));
+        }
+        Ok(Stored::Raw { height, width })
+    }
+
+    fn map_name(&self, index: usize) -> String {
+        format!("the label map of drawn image {index}")
+    }
+
+    fn read_map(&self, index: usize, bytes: &mut Vec<u8>) -> Result<StoredMap> {
+        let (mut random, [height, width]) = self.begin(index);
+        *bytes = self.classes_of(&mut random, [height, width]);
+        Ok(StoredMap::Classes { height, width })
+    }
+}
+
+const DRAWN: u64 = 0xD4A3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_and_its_map_have_one_size_and_the_colours_of_the_classes() {
+        let split = DrawnMaps { seed: 1, split: 1, images: 8, classes: 4, side: 24 };
+        let (mut pixels, mut map) = (Vec::new(), Vec::new());
+        let mut seen = [false; 4];
+        for index in 0..8 {
+            let Stored::Raw { height, width } = split.read(index, &mut pixels).unwrap() else { unreachable!() };
+            let StoredMap::Classes { height: rows, width: columns } = split.read_map(index, &mut map).unwrap() else {
+                unreachable!()
+            };
+            assert_eq!((height, width, map.len()), (rows, columns, height * width));
+            let near = |class: u8, pixel: &[u8]| {
+                let distance = |(a, b): (f64, &u8)| (a - f64::from(*b)).abs();
+                colour(class).into_iter().zip(pixel).map(distance).fold(0.0, f64::max) < 70.0
+            };
+            assert!(map.iter().zip(pixels.chunks(3)).all(|(&class, pixel)| near(class, pixel)));
+            map.iter().for_each(|&class| seen[class as usize] = true);
+        }
+        assert_eq!(seen, [true; 4]);
+    }
+}

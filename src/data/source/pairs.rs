@@ -1,0 +1,167 @@
+//! Images with label maps, as ADE20K lays them out: `images/SPLIT/…` with JPEG and PNG files at any depth, and for each of them
+//! `annotations/SPLIT/….png` of the same name. The training split is called `training` or `train`, the evaluation split
+//! `validation`, `val` or `test`. Images are numbered in the order of their paths.
+
+use super::folder::{Folder, read_file};
+use super::samples::{Samples, Stored, StoredMap};
+use super::splits::{TRAINING, evaluation_split};
+use crate::{require, usage};
+use anyhow::{Context, Result};
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+const IMAGES: &str = "images";
+const MAPS: &str = "annotations";
+
+/// One split of images with label maps.
+#[derive(Debug)]
+pub struct Pairs {
+    images: Folder,
+    /// The folder of the label maps.
+    maps: PathBuf,
+}
+
+/// Opens the training and the evaluation split.
+///
+/// # Errors
+/// A usage error if a split is missing or has fewer than two images, or that names an image without a label map.
+pub fn open(folder: &Path) -> Result<(Pairs, Pairs)> {
+    let images = folder.join(IMAGES);
+    require!(
+        images.is_dir(),
+        "{}: no such folder; segmentation.path must hold images/SPLIT/*.jpg (or .jpeg, .png) and annotations/SPLIT/*.png, where \
+         SPLIT is training or train, and validation, val or test",
+        images.display()
+    );
+    let is_there = |name: &str| images.join(name).is_dir();
+    let training = ["training", TRAINING].into_iter().find(|name| is_there(name)).unwrap_or(TRAINING);
+    let evaluation = evaluation_split(&images, |name| Ok(is_there(name)))?;
+    Ok((Pairs::open(folder, training)?, Pairs::open(folder, evaluation)?))
+}
+
+impl Pairs {
+    fn open(folder: &Path, split: &str) -> Result<Pairs> {
+        let pairs =
+            Pairs { images: Folder::flat(&folder.join(IMAGES).join(split))?, maps: folder.join(MAPS).join(split) };
+        pairs.require_maps()?;
+        Ok(pairs)
+    }
+
+    /// Refuses an image without a label map. Each folder of label maps is listed once.
+    fn require_maps(&self) -> Result<()> {
+        let mut listed: BTreeMap<PathBuf, HashSet<OsString>> = BTreeMap::new();
+        for index in 0..self.len() {
+            let map = self.map(index);
+            let (folder, name) = (map.parent().unwrap_or(Path::new("")), map.file_name().unwrap_or_default());
+            if !listed.contains_key(folder) {
+                let entries = std::fs::read_dir(folder).and_then(|entries| {
+                    entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<HashSet<OsString>>>()
+                });
+                let entries = entries.map_err(|e| usage!("{}: {e}; it must hold the label maps", folder.display()))?;
+                listed.insert(folder.into(), entries);
+            }
+            require!(
+                listed[folder].contains(name),
+                "{}: its label map {} is missing; add it, or remove the image",
+                self.name(index),
+                map.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// The file of an image's label map.
+    fn map(&self, index: usize) -> PathBuf {
+        // An image directly in the folder of its split has the path `./name`.
+        self.maps.join(self.images.path(index).with_extension("png")).components().collect()
+    }
+}
+
+impl Samples for Pairs {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn label(&self, _: usize) -> u32 {
+        0
+    }
+
+    fn name(&self, index: usize) -> String {
+        Path::new(&self.images.name(index)).components().collect::<PathBuf>().display().to_string()
+    }
+
+    fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
+        self.images.read(index, bytes)
+    }
+
+    fn map_name(&self, index: usize) -> String {
+        self.map(index).display().to_string()
+    }
+
+    fn read_map(&self, index: usize, bytes: &mut Vec<u8>) -> Result<StoredMap> {
+        read_file(&self.map(index), bytes).context("it cannot be read")?;
+        Ok(StoredMap::Png)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, file).unwrap();
+        }
+        folder
+    }
+
+    const WHOLE: [&str; 8] = [
+        "images/training/b.jpg",
+        "images/training/sub/a.png",
+        "images/validation/1.jpeg",
+        "images/validation/2.JPG",
+        "annotations/training/b.png",
+        "annotations/training/sub/a.png",
+        "annotations/validation/1.png",
+        "annotations/validation/2.png",
+    ];
+
+    #[test]
+    fn every_image_has_the_label_map_of_its_name() {
+        let folder = folder(&WHOLE);
+        let (training, evaluation) = open(folder.path()).unwrap();
+        assert_eq!((training.len(), evaluation.len()), (2, 2));
+        let mut bytes = Vec::new();
+        for (pairs, index, image, map) in [
+            (&training, 0, WHOLE[0], WHOLE[4]),
+            (&training, 1, WHOLE[1], WHOLE[5]),
+            (&evaluation, 1, WHOLE[3], WHOLE[7]),
+        ] {
+            assert_eq!(pairs.name(index), folder.path().join(image).display().to_string());
+            assert_eq!(pairs.map_name(index), folder.path().join(map).display().to_string());
+            pairs.read_map(index, &mut bytes).unwrap();
+            assert_eq!(bytes, map.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_missing_label_map_folder_or_split_is_named_with_the_cure() {
+        let fault = |missing: &str| {
+            let files: Vec<&str> = WHOLE.into_iter().filter(|file| !file.starts_with(missing)).collect();
+            open(folder(&files).path()).unwrap_err().to_string()
+        };
+        for (missing, words) in [
+            ("annotations/training/sub/a.png", &["images/training/sub/a.png", "annotations/training/sub: "][..]),
+            ("annotations/validation/2.png", &["images/validation/2.JPG", "annotations/validation/2.png is missing"]),
+            ("images/training", &["images/train"]),
+            ("images", &["segmentation.path must hold"]),
+        ] {
+            let error = fault(missing);
+            assert!(words.iter().any(|word| error.contains(word)), "{missing}: {error}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Evaluation of one image, as mmsegmentation does it: whole, or in windows of the size of the crop whose logits are averaged; then
+//! at the size of the label map the class of the largest logit.
+
+use super::{Heads, Inference, Segmentation};
+use crate::model::Network;
+use std::ops::Range;
+use tch::{Device, Kind, Tensor};
+
+/// The most logits of the size of a label map that exist at a time.
+const MOST_LOGITS: i64 = 1 << 26;
+
+pub fn infer(task: Segmentation, network: &Network, image_1chw: &Tensor, [h, w]: [i64; 2]) -> Tensor {
+    let heads = Heads::new(task, network, None);
+    let logits_1chw = match task.inference {
+        Inference::Whole => logits(task, network, &heads, image_1chw),
+        Inference::Slide => sliding(task, image_1chw, &|window| logits(task, network, &heads, window)),
+    };
+    largest(&logits_1chw, [h, w]).to_device(Device::Cpu)
+}
+
+/// The logits (1, c, row, column) of an image at its size.
+fn logits(task: Segmentation, network: &Network, heads: &Heads, image_1chw: &Tensor) -> Tensor {
+    let (_, _, h, w) = image_1chw.size4().expect("an image is (1, c, h, w)");
+    let tokens = network.forward(image_1chw, &task.taps());
+    let maps: Vec<Tensor> = tokens.iter().map(|tokens| task.map(tokens, [h, w])).collect();
+    heads.uper(&maps).upsample_bilinear2d([h, w], false, None, None)
+}
+
+/// The mean of the logits of all windows that hold a pixel.
+fn sliding(task: Segmentation, image_1chw: &Tensor, logits: &dyn Fn(&Tensor) -> Tensor) -> Tensor {
+    let (_, _, h, w) = image_1chw.size4().expect("an image is (1, c, h, w)");
+    let options = (Kind::Float, image_1chw.device());
+    let sums = Tensor::zeros([1, task.classes as i64, h, w], options);
+    let counts = Tensor::zeros([1, 1, h, w], options);
+    let along = |side: i64| windows(side as usize, task.crop, task.stride);
+    for rows in along(h) {
+        for columns in along(w) {
+            let part = |tensor: &Tensor| {
+                let of_rows = tensor.narrow(2, rows.start as i64, rows.len() as i64);
+                of_rows.narrow(3, columns.start as i64, columns.len() as i64)
+            };
+            let _ = part(&sums).g_add_(&logits(&part(image_1chw).contiguous()));
+            let _ = part(&counts).g_add_scalar_(1);
+        }
+    }
+    sums / counts
+}
+
+/// The windows along one side of an image. The last one ends at the border; a side shorter than the crop has one window.
+fn windows(side: usize, crop: usize, stride: usize) -> Vec<Range<usize>> {
+    let count = (side + stride - 1).saturating_sub(crop) / stride + 1;
+    let window = |number: usize| {
+        let end = (number * stride + crop).min(side);
+        end.saturating_sub(crop)..end
+    };
+    (0..count).map(window).collect()
+}
+
+/// The class (1, row, column) of the largest of the logits (1, c, …), interpolated to this size. The interpolated logits exist for
+/// some of the classes at a time.
+fn largest(logits_1chw: &Tensor, [h, w]: [i64; 2]) -> Tensor {
+    let classes = logits_1chw.size()[1];
+    let each = (MOST_LOGITS / (h * w)).clamp(1, classes);
+    let of_classes = |start: i64| {
+        let some = logits_1chw.narrow(1, start, each.min(classes - start));
+        let (values, best) = some.upsample_bilinear2d([h, w], false, None, None).max_dim(1, false);
+        (values, best + start)
+    };
+    let better = |(values, best): (Tensor, Tensor), (others, theirs): (Tensor, Tensor)| {
+        let is_better = others.gt_tensor(&values);
+        (others.where_self(&is_better, &values), theirs.where_self(&is_better, &best))
+    };
+    let all = (0..classes).step_by(each as usize).map(of_classes);
+    all.reduce(better).expect("there are classes").1.to_kind(Kind::Uint8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::task;
+    use super::*;
+
+    #[test]
+    fn windows_are_those_of_mmsegmentation() {
+        // `EncoderDecoder.slide_inference` of mmsegmentation 1.2.2 for crops of 512 with a stride of 341.
+        let starts = |side| windows(side, 512, 341).iter().map(|window| window.start).collect::<Vec<_>>();
+        assert_eq!([starts(512), starts(683), starts(1024)], [vec![0], vec![0, 171], vec![0, 341, 512]]);
+        assert_eq!(windows(300, 512, 341), vec![0..300]);
+        assert_eq!(windows(854, 512, 341), vec![0..512, 341..853, 342..854]);
+    }
+
+    #[test]
+    fn windows_cover_every_pixel_and_average_what_they_share() {
+        let task =
+            task(&["segmentation.crop=16", "segmentation.stride=10", "segmentation.classes=2", "model.image_size=16"]);
+        let image = (Tensor::arange(20 * 37, (Kind::Float, Device::Cpu)) + 1.0).view([1, 1, 20, 37]);
+        // Logits that are a function of the pixel alone are the same in every window.
+        let logits = |window: &Tensor| Tensor::cat(&[window * 2.0, -window], 1);
+        let whole = logits(&image);
+        assert!((sliding(task, &image, &logits) - &whole).abs().max().double_value(&[]) < 1e-3);
+        let largest = largest(&whole, [20, 37]);
+        assert_eq!(largest.sum(Kind::Int64).int64_value(&[]), 0);
+    }
+}

@@ -1,0 +1,85 @@
+//! The loss of a part of a batch: cross entropy at the size of the crop, of UPerNet and, with a weight, of the FCN.
+
+use super::{Heads, IGNORED, Loss, Part, PixelMean, Segmentation};
+use crate::model::Network;
+use crate::random::Random;
+use crate::weights::upload;
+use tch::{Device, Kind, Reduction, Tensor};
+
+/// The most logits of the size of the crop that exist at a time: 256 MB.
+const MOST_LOGITS: i64 = 1 << 26;
+
+pub fn loss(task: Segmentation, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Loss {
+    let heads = Heads::new(task, network, Some(masks(task, part, network.options().1)));
+    let taps: Vec<Tensor> = outputs.iter().map(|tokens| tokens.detach().set_requires_grad(true)).collect();
+    let side = task.crop as i64;
+    let (logits, auxiliary) = tch::with_grad(|| {
+        let maps: Vec<Tensor> = taps.iter().map(|tokens| task.map(tokens, [side, side])).collect();
+        (heads.uper(&maps), heads.fcn(&maps))
+    });
+    let b = targets.size()[0];
+    let pixels = match task.mean {
+        PixelMean::All => Tensor::full([], (b * side * side) as f64, (Kind::Float, targets.device())),
+        PixelMean::Labelled => targets.not_equal(i64::from(IGNORED)).sum(Kind::Float).clamp_min(1.0),
+    };
+    // Every sample of the part counts as much as one of the other parts.
+    let scale = (b as f64 / part.global_batch) / pixels;
+    let (mut sum, gradient) = cross_entropy(&logits, targets, side);
+    let mut weighted = tch::with_grad(|| (&logits * gradient * &scale).sum(Kind::Float));
+    if let Some(logits) = auxiliary {
+        let (of_fcn, gradient) = cross_entropy(&logits, targets, side);
+        sum += of_fcn * task.auxiliary_weight;
+        let scale = &scale * task.auxiliary_weight;
+        weighted = tch::with_grad(|| weighted + (&logits * gradient * scale).sum(Kind::Float));
+    }
+    let parameters = heads.leaves();
+    let leaves: Vec<&Tensor> = taps.iter().chain(parameters.iter().map(|(_, leaf)| *leaf)).collect();
+    let mut gradients = Tensor::run_backward(&[weighted], &leaves, false, false);
+    let of_parameters = gradients.split_off(taps.len());
+    for ((weight, _), gradient) in parameters.iter().zip(of_parameters) {
+        weight.accumulate(|| gradient);
+    }
+    heads.add_statistics(b);
+    Loss { sum: sum * scale, gradients }
+}
+
+/// The factors (b, c, 1, 1) by which channels are dropped before each classifier: 0, or 1 / keep probability.
+pub(super) fn masks(task: Segmentation, part: &Part, device: Device) -> [Tensor; 2] {
+    let keep = 1.0 - task.dropout;
+    let mut number = 0;
+    [task.width, task.auxiliary_width].map(|channels| {
+        number += 1;
+        let mut factors = Vec::with_capacity(part.positions.len() * channels);
+        for position in part.positions.clone() {
+            let mut random = Random::new(&[part.seed, HEAD_DROPOUT, part.step, position as u64, number]);
+            let factor = || if random.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 };
+            factors.extend(std::iter::repeat_with(factor).take(channels));
+        }
+        let mask = Tensor::from_slice(&factors).view([part.positions.len() as i64, channels as i64, 1, 1]);
+        upload(&mask, device)
+    })
+}
+
+const HEAD_DROPOUT: u64 = 7;
+
+/// The sum over all pixels with a class of the cross entropy of logits (b, c, row, column), interpolated to `side` rows and columns,
+/// with targets (b, side, side), and the gradient of that sum. The interpolated logits exist for a slice of the batch at a time.
+pub(super) fn cross_entropy(logits_bchw: &Tensor, targets_bhw: &Tensor, side: i64) -> (Tensor, Tensor) {
+    let (b, c, ..) = logits_bchw.size4().expect("logits are (b, c, h, w)");
+    let each = (MOST_LOGITS / (c * side * side)).clamp(1, b);
+    let mut sum = Tensor::zeros([], (Kind::Float, logits_bchw.device()));
+    let slice = |start: i64| {
+        let length = each.min(b - start);
+        let logits = logits_bchw.narrow(0, start, length).detach().set_requires_grad(true);
+        let targets = targets_bhw.narrow(0, start, length).to_kind(Kind::Int64);
+        let loss = tch::with_grad(|| {
+            let large = logits.upsample_bilinear2d([side, side], false, None, None);
+            large.cross_entropy_loss::<Tensor>(&targets, None, Reduction::Sum, IGNORED.into(), 0.0)
+        });
+        let gradient = Tensor::run_backward(&[&loss], &[&logits], false, false).swap_remove(0);
+        sum += loss.detach();
+        gradient
+    };
+    let gradients: Vec<Tensor> = (0..b).step_by(each as usize).map(slice).collect();
+    (sum, Tensor::cat(&gradients, 0))
+}

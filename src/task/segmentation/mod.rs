@@ -1,0 +1,110 @@
+//! Semantic segmentation: one class for each pixel. UPerNet (arXiv 1807.10221) and an auxiliary FCN, as in mmsegmentation 1.2.2, read
+//! the outputs of four stages. Targets are label maps (b, row, column) of the size of the crop; the label [`IGNORED`] has no class.
+//!
+//! Tensor names end in their shape: b = batch, n = tokens, d = numbers of a token, c = channels or classes, h and w = rows and
+//! columns.
+
+mod heads;
+mod infer;
+mod loss;
+mod metrics;
+
+pub use metrics::METRICS;
+
+use super::{Loss, Part};
+use crate::config::{Config, IGNORED, Inference, PixelMean, TAPS};
+use crate::family::Tokens;
+use crate::family::parameter::Parameter;
+use crate::model::{Network, Tap};
+use heads::Heads;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// The task of a config, with all that its heads, loss and evaluation depend on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Segmentation {
+    classes: usize,
+    /// The stages that the heads read.
+    tapped: [usize; TAPS],
+    tokens: Tokens,
+    /// Height = width of a training image.
+    crop: usize,
+    /// Channels of UPerNet and of the FCN.
+    width: usize,
+    auxiliary_width: usize,
+    /// The weight of the FCN's loss; 0 for no FCN.
+    auxiliary_weight: f64,
+    dropout: f64,
+    mean: PixelMean,
+    inference: Inference,
+    /// The pixels between two windows of a sliding evaluation.
+    stride: usize,
+}
+
+impl Segmentation {
+    /// The task of a config of segmentation that passed validation.
+    pub fn of(config: &Config) -> Segmentation {
+        let keys = &config.segmentation;
+        Segmentation {
+            classes: keys.classes,
+            tapped: keys.tapped_stages(config.model.stages()),
+            tokens: config.model.tokens_given().expect("the config was validated"),
+            crop: keys.crop,
+            width: keys.width,
+            auxiliary_width: keys.auxiliary_width,
+            auxiliary_weight: keys.auxiliary_weight,
+            dropout: keys.head_dropout,
+            mean: keys.loss_mean,
+            inference: keys.inference,
+            stride: keys.window_stride(),
+        }
+    }
+
+    pub fn taps(self) -> Vec<Tap> {
+        self.tapped.map(Tap::Stage).to_vec()
+    }
+
+    /// The parameters and buffers of the heads, by mmsegmentation's names. Their stage is that after the network's `stages`.
+    pub fn parameters(self, stages: usize) -> Vec<Parameter> {
+        heads::parameters(self, stages)
+    }
+
+    /// The contribution of a part of a batch to the mean loss, and the gradients at the taps. The gradients of the heads'
+    /// parameters are added to the flat buffer of the network.
+    pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Loss {
+        loss::loss(self, network, outputs, targets, part)
+    }
+
+    pub fn random_targets(self, samples: usize) -> Tensor {
+        let [b, side] = [samples, self.crop].map(|n| n as i64);
+        Tensor::randint(self.classes as i64, [b, side, side], (Kind::Uint8, Device::Cpu))
+    }
+
+    /// The class of each pixel (1, row, column) of an image (1, c, row, column), at the size of its label map, in host memory.
+    pub fn infer(self, network: &Network, image_1chw: &Tensor, labels_1hw: &Tensor) -> Tensor {
+        let (_, h, w) = labels_1hw.size3().expect("a label map is (1, row, column)");
+        infer::infer(self, network, image_1chw, [h, w])
+    }
+
+    pub fn sums(self) -> Vec<f64> {
+        metrics::sums(self.classes)
+    }
+
+    pub fn add(self, sums: &mut [f64], predictions: &Tensor, labels: &Tensor) {
+        metrics::add(sums, predictions, labels);
+    }
+
+    pub fn values(self, sums: &[f64]) -> BTreeMap<String, f64> {
+        metrics::values(sums)
+    }
+
+    /// The map (b, d, row, column) of the tokens (b, 1 + n, d) of images of this size.
+    fn map(self, tokens_bnd: &Tensor, [height, width]: [i64; 2]) -> Tensor {
+        let (b, n, d) = tokens_bnd.size3().expect("tokens are (b, n, d)");
+        let grid = [height, width].map(|side| (side as usize).div_ceil(self.tokens.patch) as i64);
+        tokens_bnd.narrow(1, 1, n - 1).transpose(1, 2).reshape([b, d, grid[0], grid[1]])
+    }
+}
+
+#[cfg(test)]
+mod tests;

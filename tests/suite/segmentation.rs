@@ -1,0 +1,264 @@
+//! Segmentation: the heads against mmsegmentation's, and `incubate segment` as a user runs it, on drawn images with label maps.
+
+use crate::incubate::{Incubate, TINY};
+use crate::wait::wait_until;
+use incubate::config::{Config, TaskKind};
+use incubate::model::{FP32_ON_HOST, Network, fresh};
+use incubate::store::artefact;
+use incubate::task::{Loss, Objective, Part};
+use incubate::weights::Weights;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Stdio;
+use tch::{Kind, Tensor};
+
+const BATCH: i64 = 2;
+const WIDTH: i64 = 16;
+const GRID: i64 = 8;
+const CROP: i64 = 32;
+
+/// As in `tools/golden_segmentation.py`.
+fn wave(shape: &[i64], phase: f64) -> Tensor {
+    let count: i64 = shape.iter().product();
+    (Tensor::arange(count, (Kind::Double, FP32_ON_HOST.1)) * 0.37 + phase).sin().to_kind(Kind::Float).view(shape)
+}
+
+fn config(mean: &str) -> Config {
+    let text = format!(
+        "[model]\nimage_size = 16\npatch_size = 4\nwidth = {WIDTH}\nheads = 2\ndepths = [1, 1, 1, 1]\nclasses = 3\n\
+         [segmentation]\nformat = \"shapes\"\ntrain_images = 2\ntest_images = 2\nclasses = 7\ncrop = {CROP}\nwidth = 8\n\
+         auxiliary_width = 6\nhead_dropout = 0.0\nreduce_zero_label = false\ninference = \"whole\"\nloss_mean = \"{mean}\""
+    );
+    Config::parse(&text, &[]).unwrap().of_task(TaskKind::Segmentation)
+}
+
+/// The heads' weights of the golden file.
+fn weights(config: &Config, depths: &[usize]) -> Weights {
+    let auxiliary = Objective::of(config).auxiliary(&config.model, depths);
+    let mut weights = fresh(config.model.parameters(depths).iter(), 1);
+    for parameter in auxiliary {
+        let phase = parameter.name.bytes().map(f64::from).sum();
+        let numbers = wave(&parameter.shape, phase) * 0.1;
+        let is_near_one = ["bn.weight", "running_var"].iter().any(|end| parameter.name.ends_with(end));
+        weights.insert((parameter.stage, parameter.name), if is_near_one { numbers + 1.0 } else { numbers });
+    }
+    weights
+}
+
+/// Tokens whose map is the golden one, behind a class token that must not matter.
+fn tokens(tap: usize) -> Tensor {
+    let map_bdhw = wave(&[BATCH, WIDTH, GRID, GRID], 100.0 * tap as f64);
+    let tokens_bnd = map_bdhw.flatten(2, 3).transpose(1, 2);
+    Tensor::cat(&[Tensor::full([BATCH, 1, WIDTH], 9.0, FP32_ON_HOST), tokens_bnd], 1)
+}
+
+fn labels() -> Tensor {
+    let labels: Vec<u8> = (0..BATCH * CROP * CROP).map(|i| (i / 5 % 10) as u8).collect();
+    let labels: Vec<u8> = labels.into_iter().map(|label| if label < 7 { label } else { 255 }).collect();
+    Tensor::from_slice(&labels).view([BATCH, CROP, CROP])
+}
+
+#[track_caller]
+fn assert_close(what: &str, ours: &Tensor, golden: &Tensor) {
+    let largest = golden.abs().max().double_value(&[]).max(1e-6);
+    let difference = (ours.view_as(golden) - golden).abs().max().double_value(&[]) / largest;
+    assert!(difference < 1e-4, "{what} differs by {difference:e}");
+}
+
+#[test]
+fn loss_gradients_and_batch_norm_of_both_heads_are_mmsegmentations() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/segmentation.safetensors");
+    let golden: BTreeMap<String, Tensor> = Tensor::read_safetensors(path).unwrap().into_iter().collect();
+    let depths = [1, 1, 1, 1];
+    for mean in ["all", "labelled"] {
+        let config = config(mean);
+        let objective = Objective::of(&config);
+        let auxiliary = objective.auxiliary(&config.model, &depths);
+        let network = Network::new(&config, &depths, 0..4, &auxiliary, &weights(&config, &depths)).unwrap();
+        let outputs: Vec<Tensor> = (0..4).map(tokens).collect();
+        let part = Part { seed: 1, step: 0, positions: 0..BATCH as usize, global_batch: BATCH as f64 };
+        let Loss { sum, gradients } = objective.loss(&network, &outputs, &labels(), &part);
+        assert_close("loss", &sum, &golden[&format!("{mean}.loss")]);
+        for (tap, gradient) in gradients.iter().enumerate() {
+            let of_map = gradient.narrow(1, 1, GRID * GRID).transpose(1, 2).contiguous();
+            assert_close(&format!("{mean}: gradient of map {tap}"), &of_map, &golden[&format!("{mean}.map.{tap}")]);
+            assert_eq!(gradient.narrow(1, 0, 1).abs().max().double_value(&[]), 0.0, "that of the class token");
+        }
+        let of_heads = network.flat().layout().named(network.flat().gradients());
+        for parameter in &auxiliary {
+            let name = &parameter.name;
+            let ours = &of_heads[&(parameter.stage, name.clone())];
+            if parameter.is_trainable() {
+                assert_close(&format!("{mean}: gradient of {name}"), ours, &golden[&format!("{mean}.{name}")]);
+                continue;
+            }
+            // What the flat buffer sums is the statistic of every sample.
+            let before = network.flat().get(parameter.stage, name, true).unwrap().value;
+            assert_close(name, &(before * 0.9 + ours / BATCH as f64 * 0.1), &golden[name]);
+        }
+    }
+}
+
+#[test]
+fn parts_of_a_batch_add_up_to_the_loss_of_the_batch_if_they_are_normalised_alike() {
+    let config = config("all");
+    let objective = Objective::of(&config);
+    let depths = [1, 1, 1, 1];
+    let auxiliary = objective.auxiliary(&config.model, &depths);
+    let loss = |parts: i64| {
+        let network = Network::new(&config, &depths, 0..4, &auxiliary, &weights(&config, &depths)).unwrap();
+        // Two equal halves have the statistics of the whole.
+        let twice = |tensor: &Tensor| Tensor::cat(&[tensor, tensor], 0);
+        let each = 2 * BATCH / parts;
+        let part_of = |number: i64| {
+            let part = |tensor: Tensor| twice(&tensor).narrow(0, number * each, each);
+            let outputs: Vec<Tensor> = (0..4).map(|tap| part(tokens(tap))).collect();
+            let positions = (number * each) as usize..((number + 1) * each) as usize;
+            let part_of_step = Part { seed: 1, step: 0, positions, global_batch: 2.0 * BATCH as f64 };
+            objective.loss(&network, &outputs, &part(labels()), &part_of_step).sum.double_value(&[])
+        };
+        let sum: f64 = (0..parts).map(part_of).sum();
+        let trained = network.flat().gradients().narrow(0, 0, network.flat().trainable() as i64);
+        (sum, trained.norm().double_value(&[]))
+    };
+    let ((whole, norm), (halves, of_halves)) = (loss(1), loss(2));
+    assert!((whole - halves).abs() < 1e-5 * whole, "{whole} and {halves}");
+    assert!((norm - of_halves).abs() < 1e-4 * norm, "{norm} and {of_halves}");
+}
+
+/// A tiny run whose segmentation has drawn images.
+fn tiny() -> Incubate {
+    let text = TINY.replace("channels = 1", "channels = 3").replace("[0.3]", "[0.3, 0.3, 0.3]");
+    let text = text.replace("epochs = 2\n", "epochs = 1\n").replace("depths = [2, 2, 2, 2]", "depths = [1, 1, 1, 1]");
+    Incubate::with(&(text + SEGMENTATION))
+}
+
+const SEGMENTATION: &str = r#"
+[segment]
+epochs = 4
+global_batch = 4
+base_lr = 0.5
+drop_path = 0.0
+eval_epochs = 2
+[segmentation]
+format = "shapes"
+train_images = 16
+test_images = 5
+classes = 3
+reduce_zero_label = false
+crop = 32
+width = 8
+auxiliary_width = 8
+"#;
+
+#[test]
+fn a_run_with_label_maps_ends_with_a_segmentation_that_status_summary_and_evaluation_show() {
+    let run = tiny();
+    let models: serde_json::Value = serde_json::from_str(&run.ok(&["run", "--json"]).out).unwrap();
+    let row = models["models"].as_array().unwrap().iter().find(|row| row["model"] == "segmentation").unwrap();
+    let mean_iou = row["mIoU"].as_f64().unwrap();
+    assert!(row["top1"].is_null() && mean_iou > 0.0 && mean_iou <= 100.0, "{row}");
+    let (header, _) = artefact::read_header(&run.file("segment.h5")).unwrap();
+    assert_eq!((header.metrics["mIoU"], header.metrics["images"]), (mean_iou, 5.0));
+    assert_eq!(header.meta, Some(artefact::read_header(&run.file("final.h5")).unwrap().1), "it derives from final.h5");
+    let evaluated = run.ok(&["evaluate", "--weights", run.file("segment.h5").to_str().unwrap(), "--json"]).out;
+    let evaluated: BTreeMap<String, f64> = serde_json::from_str(&evaluated).unwrap();
+    assert_eq!(evaluated, header.metrics);
+    let summary = run.ok(&["run"]);
+    assert!(summary.out.contains("mIoU %") && summary.out.contains("segment.h5"), "{}", summary.out);
+    assert!(summary.err.contains("segment: done already"), "{}", summary.err);
+    let status = crate::incubate::plain(&["status", run.run_dir.to_str().unwrap()]).output().unwrap();
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.lines().any(|line| line.starts_with("segment ") && line.contains("done")), "{status}");
+    run.incubate(&["export", "--weights", run.file("segment.h5").to_str().unwrap()])
+        .fails(2, &["segment.h5", "final.h5"]);
+    // Other keys make another model, and the segmentation of another final model is not taken for this one's.
+    run.incubate(&["segment", "--set", "segmentation.width=4"]).fails(2, &["segmentation.width (8 there, 4 here)"]);
+}
+
+/// The files of a run that a segmentation of its final model needs.
+const FILES: [&str; 2] = ["meta.h5", "final.h5"];
+
+/// A run directory in which everything before the segmentation is done.
+fn fine_tuned() -> Incubate {
+    let run = tiny();
+    ["meta", "module", "assemble", "finetune"].iter().for_each(|phase| {
+        run.ok(&[phase]);
+    });
+    run
+}
+
+#[test]
+fn a_segmentation_that_is_killed_and_resumed_has_the_bits_of_an_uninterrupted_one() {
+    let run = fine_tuned();
+    let interrupted = run.fork(&FILES);
+    run.ok(&["segment"]);
+    for _ in 0..2 {
+        let before = interrupted.losses("segment").len();
+        let mut child = interrupted.command(&["segment"]).stderr(Stdio::null()).spawn().unwrap();
+        let has_gone_on = || interrupted.has_checkpoint() && interrupted.losses("segment").len() >= before + 3;
+        wait_until("a checkpoint and three steps", || has_gone_on() || child.try_wait().unwrap().is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    interrupted.ok(&["segment"]);
+    assert!(run.bytes("segment.h5") == interrupted.bytes("segment.h5"));
+}
+
+#[test]
+fn two_ranks_give_the_losses_of_one_at_the_same_micro_batch() {
+    let run = fine_tuned().set("run.micro_batch=2").set("segment.epochs=2");
+    let (one, two) = (run.fork(&FILES), run.fork(&FILES));
+    one.ok(&["segment"]);
+    two.mpirun(2, &["segment"]).ok();
+    let (one, two) = (one.losses("segment"), two.losses("segment"));
+    assert_eq!(one.len(), 8);
+    assert!(one.iter().zip(&two).all(|(a, b)| (a - b).abs() < 1e-4 * a), "{one:?} and {two:?}");
+}
+
+fn png(path: &Path, color: png::ColorType, [width, height]: [u32; 2], data: &[u8]) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut encoder = png::Encoder::new(std::fs::File::create(path).unwrap(), width, height);
+    encoder.set_color(color);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.write_header().unwrap().write_image_data(data).unwrap();
+}
+
+/// A folder of images of 40×32 pixels with label maps, in ADE20K's layout: the left half is of label 1, the right half of label 2.
+fn pairs(folder: &Path) {
+    let labels: Vec<u8> = (0..40 * 32).map(|i| if i % 40 < 20 { 1 } else { 2 }).collect();
+    let pixels: Vec<u8> = labels.iter().flat_map(|&label| [60 * label, 200, 90 * label]).collect();
+    for (split, count) in [("training", 4), ("validation", 2)] {
+        for number in 0..count {
+            let file = |kind: &str| folder.join(kind).join(split).join(format!("{number}.png"));
+            png(&file("images"), png::ColorType::Rgb, [40, 32], &pixels);
+            png(&file("annotations"), png::ColorType::Grayscale, [40, 32], &labels);
+        }
+    }
+}
+
+#[test]
+fn bad_label_maps_end_in_one_error_with_the_file_and_the_cure() {
+    let run =
+        fine_tuned().set("segmentation.format=folder").set("segmentation.path=pairs").set("segmentation.classes=2");
+    let run = run
+        .set("segmentation.reduce_zero_label=true")
+        .set("segment.warmup_epochs=0")
+        .set("segment.epochs=1")
+        .fork(&FILES);
+    let folder = run.folder.path().join("pairs");
+    let segment = || run.incubate(&["segment"]);
+    segment().fails(2, &["pairs/images: no such folder", "annotations/SPLIT"]);
+    pairs(&folder);
+    let map = folder.join("annotations/training/1.png");
+    std::fs::rename(&map, folder.join("away")).unwrap();
+    segment().fails(2, &["training/1.png", "is missing", "remove the image"]);
+    png(&map, png::ColorType::Grayscale, [32, 40], &[1; 40 * 32]);
+    segment().fails(2, &["images/training/1.png", "40×32", "annotations/training/1.png", "32×40"]);
+    png(&map, png::ColorType::Rgb, [40, 32], &[1; 3 * 40 * 32]);
+    segment().fails(2, &["annotations/training/1.png", "Rgb of 8 bits", "the number of each pixel's class"]);
+    png(&map, png::ColorType::Grayscale, [40, 32], &[7; 40 * 32]);
+    segment().fails(2, &["annotations/training/1.png", "label 7 at row 0, column 0", "segmentation.classes"]);
+    std::fs::rename(folder.join("away"), &map).unwrap();
+    segment().ok();
+}
