@@ -101,7 +101,8 @@ fi
 # The wheels for all Pythons hold the same libtorch, so any Python with venv can fetch it.
 if [ -n "${LIBTORCH:-}" ]; then
   [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] || fail "LIBTORCH=$LIBTORCH holds no lib/libtorch_cpu.so"
-  torch=$LIBTORCH
+  # LIBTORCH may itself be the link that is made below.
+  torch=$(readlink -f "$LIBTORCH")
 else
   torch=$torch_home/torch
   if [ ! -e "$torch_home/complete" ]; then

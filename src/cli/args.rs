@@ -54,7 +54,7 @@ pub enum Command {
     Finetune(TrainArgs),
     /// Train the target from scratch, the baseline
     E2e(TrainArgs),
-    /// Fine-tune the final model on images with label maps ([segmentation] of the config), and evaluate it
+    /// Fine-tune the final model on the images and label maps of segmentation.path, and evaluate it
     Segment(TrainArgs),
     /// Fine-tune the baseline on images with label maps in the same way, to compare
     #[command(name = "segment-e2e")]

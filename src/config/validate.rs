@@ -45,7 +45,9 @@ impl Config {
             self.module.start == ModuleStart::Fresh || self.model.can_grow(),
             "module.start = \"meta\": the stages of this model.family cannot start as those of the meta model; set \"fresh\""
         );
-        self.segment.validate("segment")?;
+        if self.segmentation.has_images() {
+            self.segment.validate("segment")?;
+        }
         self.segmentation.validate(&self.model)
     }
 }

@@ -1,8 +1,8 @@
 //! Reports: the table at the end of a run, and a page about one run or several: how accuracy grows with the cost, for both methods,
 //! and all that a reader needs to judge it.
 //!
-//! [`gather`] reads run directories. [`course`] and [`groups`] compute from them, and [`words`], [`tables`] and [`figures`] say it.
-//! [`page`] puts it together.
+//! `gather` reads run directories. `course` and `groups` compute from them, and `words`, `tables` and `figures` say it.
+//! `page` puts it together.
 
 mod course;
 mod figures;

@@ -5,7 +5,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// The size of a chart in units of its own. A text of [`TEXT`] units is legible on a phone, which shows the chart at a third of it.
+/// The size of a chart in units of its own. A text of `TEXT` units is legible on a phone, which shows the chart at a third of it.
 pub const WIDTH: u32 = 1000;
 const HEIGHT: u32 = 660;
 pub(super) const TEXT: i32 = 31;

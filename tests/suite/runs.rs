@@ -40,10 +40,12 @@ fn a_run_trains_every_phase_exports_and_prints_the_table() {
         assert!(run.file(file).exists(), "{file}");
     }
     let report = String::from_utf8(run.bytes("report.html")).unwrap();
-    let modules = report.split("<svg").find(|picture| picture.contains("module: training loss")).unwrap();
-    assert!((0..4).all(|index| modules.contains(&format!("\nmodule-{index}\n"))), "in one picture: {modules}");
-    assert_eq!(report.matches("test top-1 %\n</text>").count(), 2 * 4, "title and axis of each phase's: {report}");
-    assert!(report.contains("base_lr = 0.008"), "the config: {report}");
+    let modules = report.split("<svg").find(|picture| picture.contains("Modules: training loss")).unwrap();
+    assert!((0..4).all(|index| modules.contains(&format!("hybrid {index}"))), "in one picture: {modules}");
+    for phase in ["Meta model", "Modules", "Fine-tuned", "End to end"] {
+        assert!(report.contains(&format!("{phase}: training loss")), "{phase}: {report}");
+    }
+    assert!(report.contains("<td>meta.base_lr</td><td>0.008</td>"), "the config: {report}");
     let rows: Vec<Value> = serde_json::from_slice(&run.bytes("summary.json")).unwrap();
     let final_top1 = rows[6]["top1"].as_f64().unwrap();
     assert!(final_top1 > 40.0, "four classes of drawn shapes, 25 % by chance: {final_top1} %");

@@ -59,7 +59,7 @@ pub fn until_checkpoint(cluster: &Cluster, run: &Incubate, phase: &str) {
 /// A smaller demo on real images.
 fn fashion_mnist() -> Incubate {
     let mut run = Incubate::with(include_str!("../../configs/fashion-mnist.toml"));
-    for set in ["data.train_fraction=0.02", "meta.epochs=1", "module.epochs=1", "finetune.epochs=1"] {
+    for set in ["data.train_fraction=0.02", "meta.epochs=1", "module.epochs=1", "finetune.epochs=1", "run.e2e=false"] {
         run = run.set(set);
     }
     run.set("train.warmup_epochs=0").set("train.eval_epochs=0")

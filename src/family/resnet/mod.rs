@@ -74,6 +74,10 @@ impl Resnet {
 }
 
 impl Family for Resnet {
+    fn title(&self) -> &'static str {
+        "residual network"
+    }
+
     fn image_size(&self) -> usize {
         self.image_size
     }
