@@ -5,6 +5,7 @@
 //! fewer bits is refused, because some programs scale its values and others do not. mmsegmentation leaves a class that has neither
 //! labels nor predictions out of the mean, and the CSAIL benchmark counts it as 0. Both means are given.
 
+use crate::data::image::decode::label_map::unpacked;
 use crate::svg;
 use crate::{require, usage};
 use anyhow::Result;
@@ -161,17 +162,6 @@ impl ClassMap {
         classes.iter_mut().for_each(|class| *class += shift);
         Ok(ClassMap { size, classes })
     }
-}
-
-/// Unpacks numbers of `bits` bits each. Every line of `line_size` bytes begins with `width` of them, the first in the highest
-/// bits.
-fn unpacked(packed: &[u8], line_size: usize, width: usize, bits: usize) -> Vec<u8> {
-    let per_byte = 8 / bits;
-    let number = |line: &[u8], x: usize| {
-        let shift = 8 - bits * (x % per_byte + 1);
-        (line[x / per_byte] >> shift) & (u8::MAX >> (8 - bits))
-    };
-    packed.chunks_exact(line_size).flat_map(|line| (0..width).map(move |x| number(line, x))).collect()
 }
 
 impl Confusion {

@@ -10,7 +10,8 @@ use crate::data::feed::Feed;
 use crate::data::{self, Source};
 use crate::device::memory;
 use crate::error::Failure;
-use crate::family::parameter::Grown;
+use crate::family::Model;
+use crate::family::parameter::{Grown, Parameter};
 use crate::libtorch::empty_cache;
 use crate::model::fresh;
 use crate::plan::groups::share;
@@ -140,8 +141,9 @@ impl Job<'_> {
             return Err(Failure::Damaged { path, what }.into());
         }
         // A module's own stage starts fresh or grows from the meta model's; the stages that do not train are the meta model's.
-        if let (Some(stage), ModuleStart::Meta) = (node.index, self.plan.config.module.start) {
-            grow(&mut weights, &stored, &self.plan, (phase, stage));
+        if let (Some(stage), ModuleStart::Meta) = (node.index, plan.config.module.start) {
+            let own = parameters.iter().filter(|parameter| parameter.stage == stage);
+            grow(&mut weights, &stored, &plan.config.model, own, phase.depths[stage]);
         }
         for parameter in parameters.iter().filter(|parameter| node.index != Some(parameter.stage)) {
             let key = (parameter.stage, parameter.name.clone());
@@ -154,13 +156,19 @@ impl Job<'_> {
     }
 }
 
-/// Lets a stage start as that of the meta model, with the weights `meta`.
-fn grow(weights: &mut Weights, meta: &Weights, plan: &Plan, (phase, stage): (&PhasePlan, usize)) {
-    let model = &plan.config.model;
-    let (depth, meta_depth) = (phase.depths[stage], model.meta_depths()[stage]);
-    for parameter in phase.parameters(plan).iter().filter(|parameter| parameter.stage == stage) {
+/// Lets a stage of so many blocks, whose parameters are `own`, start as that of the meta model, with the weights `meta`.
+fn grow<'a>(
+    weights: &mut Weights,
+    meta: &Weights,
+    model: &Model,
+    own: impl Iterator<Item = &'a Parameter>,
+    depth: usize,
+) {
+    let meta_depths = model.meta_depths();
+    for parameter in own {
+        let stage = parameter.stage;
         let value = weights.get_mut(&(stage, parameter.name.clone())).expect("every parameter has a value");
-        match model.grown(parameter, depth, meta_depth) {
+        match model.grown(parameter, depth, meta_depths[stage]) {
             Grown::Fresh => {}
             Grown::Zeros => *value = value.zeros_like(),
             Grown::Copied(name) => *value = meta[&(stage, name)].copy(),
@@ -192,8 +200,10 @@ mod tests {
         let (expected, _) = logits(&meta_depths, &meta, 0..2);
         for stage in 0..2 {
             let phase = plan.phase(&MODULE, Some(stage));
-            let mut weights = fresh(phase.parameters(&plan).iter(), phase.seed);
-            grow(&mut weights, &meta, &plan, (&phase, stage));
+            let parameters = phase.parameters(&plan);
+            let mut weights = fresh(parameters.iter(), phase.seed);
+            let own = parameters.iter().filter(|parameter| parameter.stage == stage);
+            grow(&mut weights, &meta, &config.model, own, phase.depths[stage]);
             weights.extend(
                 meta.iter().filter(|((of, _), _)| *of != stage).map(|(key, value)| (key.clone(), value.copy())),
             );

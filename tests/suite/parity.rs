@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tch::Tensor;
 
-const BATCH: usize = 6;
+pub const BATCH: usize = 6;
 const STEPS: usize = 20;
 
 /// The same networks as `SHAPES` in tools/golden.py.
@@ -60,7 +60,7 @@ fn golden(name: &str) -> PathBuf {
     PathBuf::from(folder).join(name)
 }
 
-fn wave(count: usize, phase: f64) -> impl Iterator<Item = f64> {
+pub fn wave(count: usize, phase: f64) -> impl Iterator<Item = f64> {
     (0..count).map(move |k| (0.37 * k as f64 + phase).sin())
 }
 
@@ -75,7 +75,7 @@ fn weights(plan: &Plan, depths: &[usize]) -> Weights {
     plan.config.model.parameters(depths).into_iter().map(weight).collect()
 }
 
-fn batch(plan: &Plan, step: usize) -> (Tensor, Tensor) {
+pub fn batch(plan: &Plan, step: usize) -> (Tensor, Tensor) {
     let model = &plan.config.model;
     let (size, channels, classes) = (model.image_size(), model.channels(), model.classes());
     let images: Vec<f32> = wave(BATCH * channels * size * size, 1000.0 + step as f64).map(|v| v as f32).collect();

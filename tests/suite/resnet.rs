@@ -1,5 +1,6 @@
 //! Compares ResNets with results of plain PyTorch, which `tools/golden_resnet.py` has written.
 
+use crate::parity::{BATCH, batch, wave};
 use incubate::collective::Solo;
 use incubate::config::Config;
 use incubate::data::feed::batch::Batch;
@@ -16,7 +17,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
-const BATCH: usize = 6;
 const STEPS: usize = 20;
 
 /// The same networks as `SHAPES` in tools/golden_resnet.py.
@@ -59,10 +59,6 @@ fn golden(name: &str) -> PathBuf {
     PathBuf::from(format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR")))
 }
 
-fn wave(count: usize, phase: f64) -> impl Iterator<Item = f64> {
-    (0..count).map(move |k| (0.37 * k as f64 + phase).sin())
-}
-
 fn weights(plan: &Plan, depths: &[usize]) -> Weights {
     let weight = |p: Parameter| {
         let name = plan.config.model.whole_name(&p, depths);
@@ -74,20 +70,6 @@ fn weights(plan: &Plan, depths: &[usize]) -> Weights {
         ((p.stage, p.name), Tensor::from_slice(&values).view(&p.shape[..]))
     };
     plan.config.model.parameters(depths).into_iter().map(weight).collect()
-}
-
-fn batch(plan: &Plan, step: usize) -> (Tensor, Tensor) {
-    let model = &plan.config.model;
-    let (size, channels, classes) = (model.image_size(), model.channels(), model.classes());
-    let images: Vec<f32> = wave(BATCH * channels * size * size, 1000.0 + step as f64).map(|v| v as f32).collect();
-    let raw: Vec<f64> = wave(BATCH * classes, 2000.0 + step as f64).map(|v| (1.0 + v).powi(2)).collect();
-    let targets: Vec<f32> =
-        raw.chunks(classes).flat_map(|row| row.iter().map(|v| (v / row.iter().sum::<f64>()) as f32)).collect();
-    let [batch, side] = [BATCH, size].map(|size| size as i64);
-    (
-        Tensor::from_slice(&images).view([batch, channels as i64, side, side]),
-        Tensor::from_slice(&targets).view([batch, classes as i64]),
-    )
 }
 
 fn network(plan: &Plan, phase: &PhasePlan) -> Network {

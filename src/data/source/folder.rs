@@ -238,10 +238,11 @@ pub(super) fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn folder(files: &[&str]) -> tempfile::TempDir {
+    /// A folder with these files, each of which holds its own path.
+    pub fn folder(files: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for file in files {
             let path = folder.path().join(file);

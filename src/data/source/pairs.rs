@@ -107,17 +107,8 @@ impl Samples for Pairs {
 
 #[cfg(test)]
 mod tests {
+    use super::super::folder::tests::folder;
     use super::*;
-
-    fn folder(files: &[&str]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for file in files {
-            let path = folder.path().join(file);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, file).unwrap();
-        }
-        folder
-    }
 
     const WHOLE: [&str; 8] = [
         "images/training/b.jpg",

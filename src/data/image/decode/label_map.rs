@@ -55,7 +55,7 @@ impl LabelMap {
 
 /// Unpacks numbers of `bits` bits each. Every line of `line_size` bytes begins with `width` of them, the first in the highest
 /// bits.
-fn unpacked(packed: &[u8], line_size: usize, width: usize, bits: usize) -> Vec<u8> {
+pub fn unpacked(packed: &[u8], line_size: usize, width: usize, bits: usize) -> Vec<u8> {
     let per_byte = 8 / bits;
     let number = |line: &[u8], x: usize| {
         let shift = 8 - bits * (x % per_byte + 1);
