@@ -216,6 +216,7 @@ pub struct Training {
     pub optimiser: Optimiser,
     pub weight_decay: f64,
     pub decay_all: bool,
+    pub layer_decay: f64,
     pub momentum: f64,
     pub nesterov: bool,
     pub betas: [f64; 2],

@@ -28,12 +28,13 @@ const EXECUTION_KEYS: [&str; 18] = [
 
 /// The ends of keys that a recipe names only if they differ from these defaults, so that the recipes of artefacts that were written
 /// before there were such keys stay what they were.
-const LATER_KEYS: [(&str, &str); 8] = [
+const LATER_KEYS: [(&str, &str); 9] = [
     (".epochs_before", "0"),
     ("module.start", "\"fresh\""),
     (".lr_drops", "[]"),
     (".optimiser", "\"adamw\""),
     (".decay_all", "false"),
+    (".layer_decay", "1.0"),
     (".momentum", "0.9"),
     (".nesterov", "true"),
     ("data.crop_border", "\"zeros\""),

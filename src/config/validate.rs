@@ -40,6 +40,11 @@ impl Config {
         self.slurm.validate()?;
         for (name, phase) in self.phases() {
             phase.validate(name)?;
+            require!(
+                phase.layer_decay == 1.0 || self.model.has_layers(),
+                "{name}.layer_decay = {}: the learning rates of this model.family are the same in all layers; leave it out",
+                phase.layer_decay
+            );
         }
         require!(
             self.module.start == ModuleStart::Fresh || self.model.can_grow(),
@@ -279,6 +284,11 @@ impl Training {
             "{phase}.warmup_epochs = {} must be less than {phase}.epochs = {}{of}; lower it",
             self.warmup_epochs,
             self.epochs
+        );
+        require!(
+            self.layer_decay > 0.0 && self.layer_decay <= 1.0,
+            "{phase}.layer_decay = {}: it must be above 0 and at most 1, such as 0.75",
+            self.layer_decay
         );
         require!((0.0..1.0).contains(&self.drop_path), "{phase}.drop_path = {}: it must be in [0, 1)", self.drop_path);
         require!((0.0..1.0).contains(&self.ema), "{phase}.ema = {}: it must be in [0, 1)", self.ema);

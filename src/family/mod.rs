@@ -110,6 +110,15 @@ pub trait Family {
         trainable.for_each(|parameter| counts[parameter.stage] += parameter.count());
         counts
     }
+    /// Whether [`Family::layer`] divides the parameters by layers.
+    fn has_layers(&self) -> bool {
+        false
+    }
+    /// The layer of a parameter, from 0 for the embeddings to the number of blocks + 1 for everything after the last block. Learning
+    /// rates may decay from layer to layer.
+    fn layer(&self, _parameter: &Parameter, _depths: &[usize]) -> usize {
+        0
+    }
     /// The name of a stage's parameter in the whole network, where blocks are counted through all stages.
     fn whole_name(&self, parameter: &Parameter, depths: &[usize]) -> String;
 

@@ -7,7 +7,7 @@ pub mod groups;
 pub mod schedule;
 
 use crate::config::{Config, DeviceChoice, Ranks, TaskKind, Training};
-use crate::family::parameter::Parameter;
+use crate::family::parameter::{Parameter, flat_order};
 use crate::random::key_of_text;
 use crate::require;
 use crate::run::graph::{Graph, Node};
@@ -182,6 +182,27 @@ impl PhasePlan {
     /// The parameters and buffers of the network that runs, in the order of its family's table.
     pub fn parameters(&self, plan: &Plan) -> Vec<Parameter> {
         plan.config.model.parameters(&self.depths)
+    }
+
+    /// The factors of the learning rate by the phase's `layer_decay`, with the part of the flat buffer that has each. It is the buffer
+    /// of the trained stages and of these `auxiliary` parameters, whose factor is 1. The factor of a block is that of the next one
+    /// times the decay (BEiT, arXiv 2106.08254).
+    pub fn rates(&self, plan: &Plan, auxiliary: &[Parameter]) -> Vec<(Range<usize>, f64)> {
+        let model = &plan.config.model;
+        let trained = self.parameters(plan).into_iter().filter(|parameter| self.trained.contains(&parameter.stage));
+        let ordered = flat_order(trained.chain(auxiliary.iter().cloned()).collect());
+        let layers = self.depths.iter().sum::<usize>() + 1;
+        let decays = self.training.layer_decay != 1.0;
+        let before_last = |parameter: &Parameter| match parameter.stage {
+            stage if decays && stage < self.depths.len() => layers - model.layer(parameter, &self.depths),
+            _ => 0,
+        };
+        let trainable: Vec<_> = ordered.into_iter().filter(|(_, parameter)| parameter.is_trainable()).collect();
+        let part = |same: &[(usize, Parameter)]| {
+            let ((start, first), (last, parameter)) = (&same[0], &same[same.len() - 1]);
+            (*start..last + parameter.count(), self.training.layer_decay.powi(before_last(first) as i32))
+        };
+        trainable.chunk_by(|(_, a), (_, b)| before_last(a) == before_last(b)).map(part).collect()
     }
 
     /// The learning rate of an optimiser step, counted from 0.

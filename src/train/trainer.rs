@@ -30,6 +30,7 @@ impl Trainer {
         let Setting { plan, run, group, device, .. } = *setting;
         let auxiliary = Objective::of(&plan.config).auxiliary(&plan.config.model, &phase.depths);
         start.extend(fresh(auxiliary.iter(), phase.seed));
+        let rates = phase.rates(plan, &auxiliary);
         let network = |weights: &Weights| {
             Network::new(&plan.config, &phase.depths, phase.trained.clone(), &auxiliary, &on_device(weights, device))
         };
@@ -44,7 +45,7 @@ impl Trainer {
         };
         let Some(Artefact { header, weights, state, .. }) = checkpoint else {
             let network = network(&start)?;
-            let optimiser = Optimiser::new(&phase.training, network.flat());
+            let optimiser = Optimiser::new(&phase.training, network.flat()).with_rates(rates);
             return Ok(Trainer { network, optimiser, step: 0, auxiliary });
         };
         if group.is_zero() {
@@ -54,7 +55,8 @@ impl Trainer {
         start.extend(weights);
         let network = network(&start)?;
         let optimiser = Optimiser::resume(&phase.training, network.flat(), state, header.step)
-            .with_context(|| format!("{}: checkpoint of step {}", phase.name, header.step))?;
+            .with_context(|| format!("{}: checkpoint of step {}", phase.name, header.step))?
+            .with_rates(rates);
         Ok(Trainer { network, optimiser, step: header.step, auxiliary })
     }
 

@@ -90,6 +90,14 @@ impl Family for Vit {
         parameters::counts(self, depths)
     }
 
+    fn has_layers(&self) -> bool {
+        true
+    }
+
+    fn layer(&self, parameter: &Parameter, depths: &[usize]) -> usize {
+        parameters::layer(parameter, depths)
+    }
+
     fn whole_name(&self, parameter: &Parameter, depths: &[usize]) -> String {
         parameters::timm_name(parameter, depths)
     }

@@ -60,6 +60,20 @@ pub fn timm_name(parameter: &Parameter, depths: &[usize]) -> String {
     }
 }
 
+/// The layer of a parameter in BEiT's decay of learning rates: 0 for the embeddings, the number of its block in the whole network
+/// from 1, and the number of blocks + 1 for the final norm and all heads.
+pub fn layer(parameter: &Parameter, depths: &[usize]) -> usize {
+    match block_of(parameter) {
+        Some((block, _)) => depths[..parameter.stage].iter().sum::<usize>() + block + 1,
+        None if parameter.stage == 0
+            && ["cls_token", "pos_embed", "patch_embed"].iter().any(|e| parameter.name.starts_with(e)) =>
+        {
+            0
+        }
+        None => depths.iter().sum::<usize>() + 1,
+    }
+}
+
 /// How a parameter of a stage with `depth` blocks starts, so that the stage computes what a stage with `meta_depth` blocks
 /// computes. The blocks are divided evenly among those of the shallower stage. The first block of each share copies its weights.
 /// The last projections of the other blocks are zero, so that these blocks pass on their input, and their other weights are fresh,

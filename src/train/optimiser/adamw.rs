@@ -57,10 +57,10 @@ impl Rule for AdamW {
             scale: update.scale,
             beta1: self.betas[0] as f32,
             beta2: self.betas[1] as f32,
-            step_size: (update.lr / correction(self.betas[0])) as f32,
+            step_size: (update.lr * group.rate / correction(self.betas[0])) as f32,
             root_correction: correction(self.betas[1]).sqrt() as f32,
             eps: self.eps as f32,
-            keep: (1.0 - update.lr * group.weight_decay) as f32,
+            keep: (1.0 - update.lr * group.rate * group.weight_decay) as f32,
         };
         let m = &mut floats_mut(&mut self.exp_avg)[group.numbers.clone()];
         let v = &mut floats_mut(&mut self.exp_avg_sq)[group.numbers.clone()];
@@ -72,7 +72,7 @@ impl Rule for AdamW {
             step: Tensor::full([], update.steps as f64, (Kind::Float, weights.device())),
             divisor: update.divisor.shallow_clone(),
             skip: update.skip.shallow_clone(),
-            lr: update.lr,
+            lr: update.lr * group.rate,
             betas: self.betas,
             weight_decay: group.weight_decay,
             eps: self.eps,

@@ -26,6 +26,8 @@ pub struct Optimiser {
     steps: u64,
     /// Whether libtorch's own operations update weights on the CPU too.
     by_libtorch: bool,
+    /// Parts of the flat buffer whose learning rate is multiplied by a factor. Together they are all trainable numbers.
+    rates: Vec<(Range<usize>, f64)>,
 }
 
 /// How an optimiser changes weights.
@@ -39,10 +41,12 @@ trait Rule {
     fn on_device(&mut self, update: &DeviceUpdate, group: &Group, weights: &Tensor, gradients: &Tensor);
 }
 
-/// Neighbouring numbers of the flat buffer with the same weight decay.
+/// Neighbouring numbers of the flat buffer with the same weight decay and learning rate.
 struct Group {
     numbers: Range<usize>,
     weight_decay: f64,
+    /// The factor of the learning rate.
+    rate: f64,
 }
 
 impl Group {
@@ -85,7 +89,14 @@ impl Optimiser {
             ema: (training.ema > 0.0).then(|| flat.buffer().copy()),
             steps: 0,
             by_libtorch: false,
+            rates: vec![(0..flat.trainable(), 1.0)],
         }
+    }
+
+    /// The same optimiser, but the learning rate of each of these parts of the flat buffer is multiplied by the part's factor. The
+    /// parts are all trainable numbers.
+    pub fn with_rates(self, rates: Vec<(Range<usize>, f64)>) -> Optimiser {
+        Optimiser { rates, ..self }
     }
 
     /// The same optimiser, but libtorch's own operations update the weights on the CPU too.
@@ -140,13 +151,17 @@ impl Optimiser {
         }
     }
 
-    /// The parameters with weight decay, and those without unless all have it.
-    fn groups(&self, flat: &FlatParameters) -> [Group; 2] {
+    /// The parameters with weight decay, and those without unless all have it, divided by the factors of the learning rate.
+    fn groups(&self, flat: &FlatParameters) -> Vec<Group> {
         let plain = if self.decays_all { self.weight_decay } else { 0.0 };
-        [
-            Group { numbers: 0..flat.decayed(), weight_decay: self.weight_decay },
-            Group { numbers: flat.decayed()..flat.trainable(), weight_decay: plain },
-        ]
+        let both = [(0..flat.decayed(), self.weight_decay), (flat.decayed()..flat.trainable(), plain)];
+        let common = |a: &Range<usize>, b: &Range<usize>| a.start.max(b.start)..a.end.min(b.end);
+        let of = |(numbers, weight_decay): &(Range<usize>, f64)| {
+            let parts = self.rates.iter().map(|(part, rate)| (common(numbers, part), *rate));
+            let group = |(numbers, rate)| Group { numbers, weight_decay: *weight_decay, rate };
+            parts.filter(|(numbers, _)| !numbers.is_empty()).map(group).collect::<Vec<_>>()
+        };
+        both.iter().flat_map(of).collect()
     }
 
     fn step_on_host(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {

@@ -48,7 +48,7 @@ impl Rule for Sgd {
             scale: update.scale,
             momentum: self.momentum as f32,
             weight_decay: group.weight_decay as f32,
-            lr: update.lr as f32,
+            lr: (update.lr * group.rate) as f32,
             nesterov: self.nesterov,
         };
         let moment = &mut floats_mut(&mut self.moment)[group.numbers.clone()];

@@ -3,6 +3,8 @@
 use super::*;
 use crate::config::Config;
 use crate::model::fresh;
+use crate::plan::{PhasePlan, Plan};
+use crate::run::table::FINETUNE;
 use std::sync::mpsc::channel;
 
 #[test]
@@ -58,6 +60,48 @@ fn host_and_device_compute_the_same_weights_moments_and_average() {
     {
         compute_the_same(sets);
     }
+}
+
+#[test]
+fn layers_learn_at_the_rates_of_beit() {
+    let text = "[model]\nimage_size = 8\npatch_size = 4\nwidth = 8\nheads = 2\ndepths = [2, 3]\n[finetune]\nlayer_decay = 0.65";
+    let plan = Plan::without_data(Config::parse(text, &[]).unwrap());
+    let phase = plan.phase(&FINETUNE, None);
+    let table = phase.parameters(&plan);
+    let weights = fresh(table.iter(), 7);
+    let after = |lr: f64, rates: Option<Vec<(Range<usize>, f64)>>, on_device: bool| {
+        let mut flat = FlatParameters::new(table.iter(), &weights, Kind::Float).unwrap();
+        let optimiser = Optimiser::new(&phase.training, &flat);
+        let mut optimiser = if let Some(rates) = rates { optimiser.with_rates(rates) } else { optimiser };
+        let _ = flat.gradients_mut().fill_(0.5);
+        optimiser.steps = 1;
+        tch::no_grad(|| match on_device {
+            true => optimiser.step_on_device(&mut flat, 0.0, lr),
+            false => optimiser.step_on_host(&mut flat, 0.0, lr),
+        });
+        flat.layout().named(flat.buffer())
+    };
+    // `LearningRateDecayOptimizerConstructor` of mmsegmentation 1.2.2 for a BEiT of five blocks with a decay of 0.65.
+    let expected = [0.075_418_890_625, 0.116_029_062_5, 0.178_506_25, 0.274_625, 0.422_5, 0.65, 1.0];
+    let all = after(1e-2, Some(phase.rates(&plan, &[])), false);
+    let on_device = after(1e-2, Some(phase.rates(&plan, &[])), true);
+    for (layer, rate) in expected.into_iter().enumerate() {
+        let alone = after(1e-2 * rate, None, false);
+        let of_layer = table.iter().filter(|parameter| {
+            let first = if parameter.stage == 0 { 1 } else { 3 };
+            let rest = if ["norm.", "head."].iter().any(|e| parameter.name.starts_with(e)) { 6 } else { 0 };
+            let block = parameter.name.strip_prefix("blocks.").map(|name| first + name[..1].parse::<usize>().unwrap());
+            block.unwrap_or(rest) == layer
+        });
+        assert!(of_layer.clone().count() >= 4);
+        for parameter in of_layer {
+            let key = (parameter.stage, parameter.name.clone());
+            assert!((&all[&key] - &alone[&key]).abs().max().double_value(&[]) < 1e-8, "{key:?}");
+            assert!((&all[&key] - &on_device[&key]).abs().max().double_value(&[]) < 1e-7, "{key:?}");
+        }
+    }
+    let without = PhasePlan { training: Training { layer_decay: 1.0, ..phase.training.clone() }, ..phase.clone() };
+    assert_eq!(without.rates(&plan, &[]).len(), 1);
 }
 
 fn compute_the_same(sets: &[&str]) {
