@@ -84,6 +84,12 @@ char *incubate_layer_norm_backward(at::Tensor **out, const at::Tensor *gradient,
   });
 }
 
+// Adds to the gradients of the leaves of a tensor's graph, given the tensor's own gradient. Keeps the graph, of which other tensors
+// may share a part.
+char *incubate_backward(const at::Tensor *tensor, const at::Tensor *gradient) {
+  return error_of([&] { tensor->backward(*gradient, /*retain_graph=*/true); });
+}
+
 // Updates weights and moments in place. The gradients are divided by `divisor` first. Nothing is updated if `skip` is 1.
 char *incubate_fused_adamw(const at::Tensor *weights, const at::Tensor *gradients, const at::Tensor *exp_avg,
                            const at::Tensor *exp_avg_sq, const at::Tensor *step, const at::Tensor *divisor,

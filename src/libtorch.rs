@@ -17,6 +17,7 @@ unsafe extern "C" {
         bias: Raw,
         trained: bool,
     ) -> *mut c_char;
+    fn incubate_backward(tensor: Raw, gradient: Raw) -> *mut c_char;
     fn incubate_fused_adamw(
         weights: Raw,
         gradients: Raw,
@@ -97,6 +98,13 @@ pub fn layer_norm_backward(
     check(unsafe { incubate_layer_norm_backward(out.as_mut_ptr(), gradient, x, mean, scale, weight, bias, trained) });
     let [dx, dweight, dbias] = out.map(take);
     (dx.expect("the call has written it"), dweight.zip(dbias).map(|(weight, bias)| [weight, bias]))
+}
+
+/// Adds to the gradients of the leaves of a tensor's graph, given the tensor's own gradient. The graph stays, because other tensors
+/// may share a part of it.
+pub fn backward(tensor: &Tensor, gradient: &Tensor) {
+    // SAFETY: both are live tensors; libtorch checks their shapes.
+    check(unsafe { incubate_backward(raw(tensor), raw(gradient)) });
 }
 
 /// The constants of one AdamW update.

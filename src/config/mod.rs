@@ -19,7 +19,7 @@ pub use auto_augment::Policy;
 pub use interval::Interval;
 pub use micro_batch::MicroBatch;
 use overlay::{check_keys, lay_over, parse_set, unreadable};
-pub use segmentation::{IGNORED, Inference, MapFormat, PixelMean, Segmentation, TAPS};
+pub use segmentation::{IGNORED, Inference, MapFormat, NormOver, PixelMean, Segmentation, TAPS};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};

@@ -28,7 +28,7 @@ const EXECUTION_KEYS: [&str; 18] = [
 
 /// The ends of keys that a recipe names only if they differ from these defaults, so that the recipes of artefacts that were written
 /// before there were such keys stay what they were.
-const LATER_KEYS: [(&str, &str); 9] = [
+const LATER_KEYS: [(&str, &str); 10] = [
     (".epochs_before", "0"),
     ("module.start", "\"fresh\""),
     (".lr_drops", "[]"),
@@ -37,6 +37,7 @@ const LATER_KEYS: [(&str, &str); 9] = [
     (".layer_decay", "1.0"),
     (".momentum", "0.9"),
     (".nesterov", "true"),
+    ("segmentation.norm_over", "\"micro_batch\""),
     ("data.crop_border", "\"zeros\""),
 ];
 

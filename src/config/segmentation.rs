@@ -29,6 +29,7 @@ pub struct Segmentation {
     pub auxiliary_weight: f64,
     pub head_dropout: f64,
     pub loss_mean: PixelMean,
+    pub norm_over: NormOver,
     pub inference: Inference,
     pub stride: usize,
 }
@@ -49,6 +50,16 @@ pub enum PixelMean {
     All,
     /// The pixels of the micro-batch that have a class, as in torch.
     Labelled,
+}
+
+/// The samples over which the heads' BatchNorm normalises in training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormOver {
+    /// A micro-batch of one replica.
+    MicroBatch,
+    /// The global batch, as SyncBatchNorm does it over the replicas of all ranks.
+    Step,
 }
 
 /// How an image larger than the crop is evaluated.

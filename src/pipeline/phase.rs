@@ -2,7 +2,7 @@
 
 use super::Job;
 use super::micro_batch::{self, with_what_fits};
-use super::shares::check_share;
+use super::shares::{check_micro_batch, check_share};
 use crate::collective::replicas::on_replicas;
 use crate::collective::{Collective, agree, on_zero, zero_says};
 use crate::config::ModuleStart;
@@ -112,6 +112,7 @@ impl Job<'_> {
             .map_err(|error| with_what_fits(error, (plan, phase), configured, own, device))?;
             let micro_batch = micro_batch::decide(plan, run, phase, &start, replica, device)
                 .map_err(|error| with_what_fits(error, (plan, phase), configured, own, device))?;
+            check_micro_batch(plan, phase, micro_batch, replica.size())?;
             let lease = lease.filter(|_| replica.is_zero());
             let setting = Setting { plan, run, feed, group: replica, device, micro_batch, lease, clock, ranks, data };
             memory::catch(|| train::run(&setting, phase, start, meta.as_deref()))

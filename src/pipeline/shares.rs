@@ -1,6 +1,7 @@
 //! Refuses phases whose global batch is too small for the ranks or replicas of a run.
 
-use crate::config::SlurmMode;
+use crate::config::{MicroBatch, NormOver, SlurmMode, TaskKind};
+use crate::plan::groups::share;
 use crate::plan::{PhasePlan, Plan};
 use crate::require;
 use crate::run::table::SlurmJob;
@@ -50,6 +51,24 @@ pub(super) fn check_share(plan: &Plan, phase: &PhasePlan, in_rank: usize, in_gro
         "model.dropout = {} needs one replica per rank, as the replicas of a process share libtorch's generator; set \
          run.replicas = 1 and start a rank for each device",
         plan.config.model.dropout()
+    );
+    match plan.config.run.micro_batch {
+        MicroBatch::Samples(samples) => check_micro_batch(plan, phase, samples, in_group),
+        MicroBatch::Auto => Ok(()),
+    }
+}
+
+/// Refuses norms over a whole step if a replica computes its share of a step in several micro-batches.
+pub(super) fn check_micro_batch(plan: &Plan, phase: &PhasePlan, micro_batch: usize, in_group: usize) -> Result<()> {
+    let largest = (0..in_group).map(|replica| share(phase.training.global_batch, replica, in_group).len()).max();
+    let largest = largest.unwrap_or(0);
+    require!(
+        plan.config.task != TaskKind::Segmentation
+            || plan.config.segmentation.norm_over == NormOver::MicroBatch
+            || largest <= micro_batch,
+        "segmentation.norm_over = \"step\": each of {in_group} replica(s) must compute its {largest} samples of a step at once, but \
+         the micro-batch is {micro_batch}; set run.micro_batch = {largest} (and run.activation_checkpointing = true if the memory is \
+         short), or use more replicas"
     );
     Ok(())
 }

@@ -14,9 +14,11 @@ mod segmentation;
 pub use metric::{Better, Metric, Score, Scores};
 pub use objective::Objective;
 
+use crate::collective::Collective;
 use crate::config::{Config, TaskKind};
 use crate::family::parameter::Parameter;
 use crate::model::{Network, Tap};
+use anyhow::Result;
 use segmentation::Segmentation;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -32,8 +34,10 @@ pub enum Task {
 }
 
 /// The part of a step's batch that a loss is computed of.
-#[derive(Debug, Clone)]
-pub struct Part {
+#[derive(Clone)]
+pub struct Part<'a> {
+    /// The replicas that compute the step together, which a loss may call.
+    pub group: &'a dyn Collective,
     /// The key of the phase's randomness.
     pub seed: u64,
     pub step: u64,
@@ -86,10 +90,10 @@ impl Task {
     }
 
     /// The loss of a part of a batch, given its outputs at the taps and its training targets. Adds the gradients of the task's own
-    /// parameters to the network's flat buffer.
-    pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Loss {
+    /// parameters to the network's flat buffer. Collective over the part's group.
+    pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Result<Loss> {
         match self {
-            Task::Classification { .. } => classification::loss(outputs, targets).divided(part.global_batch),
+            Task::Classification { .. } => Ok(classification::loss(outputs, targets).divided(part.global_batch)),
             Task::Segmentation(task) => task.loss(network, outputs, targets, part),
         }
     }
@@ -132,12 +136,12 @@ impl Task {
     }
 
     /// Evaluates a batch of images, whose labels are in host memory: the outputs at the taps or the predictions, in host memory.
-    pub fn infer(self, network: &Network, images_bchw: &Tensor, labels: &Tensor) -> Vec<Tensor> {
+    pub fn infer(self, network: &Network, images_bchw: &Tensor, labels: &Tensor) -> Result<Vec<Tensor>> {
         let outputs = match self {
             Task::Classification { .. } => network.forward(images_bchw, &self.taps()),
-            Task::Segmentation(task) => vec![task.infer(network, images_bchw, labels)],
+            Task::Segmentation(task) => vec![task.infer(network, images_bchw, labels)?],
         };
-        outputs.iter().map(|output| output.to_device(Device::Cpu)).collect()
+        Ok(outputs.iter().map(|output| output.to_device(Device::Cpu)).collect())
     }
 
     /// Adds a batch of evaluated images to the sums: what [`Task::infer`] gave, and the labels, all in host memory.

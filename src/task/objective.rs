@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::family::Model;
 use crate::family::parameter::Parameter;
 use crate::model::{Network, Tap};
+use anyhow::Result;
 use tch::Tensor;
 
 /// The objectives of training.
@@ -62,8 +63,8 @@ impl Objective {
     }
 
     /// The loss of a part of a batch, given its outputs at the taps and its training targets. Adds the gradients of the auxiliary
-    /// parameters to the network's flat buffer.
-    pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Loss {
+    /// parameters to the network's flat buffer. Collective over the part's group.
+    pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Result<Loss> {
         match self {
             Objective::EndToEnd(task) => task.loss(network, outputs, targets, part),
             #[cfg(test)]
@@ -86,14 +87,14 @@ mod tests {
         vec![Parameter { stage: depths.len(), name: HEAD.into(), shape, start, role: Role::Decayed }]
     }
 
-    pub fn loss(task: Task, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Loss {
+    pub fn loss(task: Task, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Result<Loss> {
         let [logits, first] = outputs else { unreachable!("there are two taps") };
         let head = network.flat().get(network.stages(), HEAD, true).unwrap();
-        let end_to_end = task.loss(network, &[logits.shallow_clone()], targets, part);
-        let local = task.loss(network, &[first.mm(&head.value.tr())], targets, part);
+        let end_to_end = task.loss(network, &[logits.shallow_clone()], targets, part)?;
+        let local = task.loss(network, &[first.mm(&head.value.tr())], targets, part)?;
         head.accumulate(|| local.gradients[0].tr().mm(first));
         let at_first = local.gradients[0].mm(&head.value);
         let gradients = vec![end_to_end.gradients[0].shallow_clone(), at_first];
-        Loss { sum: end_to_end.sum + local.sum, gradients }
+        Ok(Loss { sum: end_to_end.sum + local.sum, gradients })
     }
 }

@@ -42,7 +42,7 @@ pub fn evaluate(
             let batch = batch?;
             let readable = batch.images_bchw.size()[0];
             if readable > 0 {
-                let outputs = task.infer(network, &upload(&batch.images_bchw, device), &batch.labels);
+                let outputs = task.infer(network, &upload(&batch.images_bchw, device), &batch.labels)?;
                 task.add(&mut sums, &outputs, &batch.labels);
                 images += readable as f64;
                 see(&batch, &outputs);

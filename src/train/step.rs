@@ -128,7 +128,7 @@ impl<'a> Stepper<'a> {
         }
         for _ in 0..self.micro_batches {
             let batch = timed(&mut times.data, || batches.next()).expect("a loader has no end")?;
-            self.accumulate(network, batch, step, &mut times);
+            self.accumulate(network, batch, step, &mut times)?;
         }
         let extras = network.flat().len() as i64;
         let mut summed = network.flat_mut().summed();
@@ -164,21 +164,27 @@ impl<'a> Stepper<'a> {
     }
 
     /// Adds the loss and the gradients of one micro-batch, each divided by the size of the global batch.
-    fn accumulate(&mut self, network: &mut Network, batch: Batch, step: u64, times: &mut Times) {
+    fn accumulate(&mut self, network: &mut Network, batch: Batch, step: u64, times: &mut Times) -> Result<()> {
         let (gradients, tape, _image_memory) = timed(&mut times.forward, || {
             let (_, device) = network.options();
-            let part =
-                Part { seed: self.seed, step, positions: batch.positions.clone(), global_batch: self.global_batch };
+            let part = Part {
+                group: self.group,
+                seed: self.seed,
+                step,
+                positions: batch.positions.clone(),
+                global_batch: self.global_batch,
+            };
             let scale = self.drop.draw(step, batch.positions.clone());
             let staging = Staging::new(device, self.group.pinning());
             let drop = scale.map_or_else(DropPath::none, |scale_rb| DropPath::new(&scale_rb, &staging));
             let (images_bchw, targets, image_memory) = batch.on(device);
             let (outputs, tape) = network.train(&images_bchw, &drop, &self.objective.taps());
-            let Loss { sum, gradients } = self.objective.loss(network, &outputs, &targets, &part);
+            let Loss { sum, gradients } = self.objective.loss(network, &outputs, &targets, &part)?;
             let _ = network.flat().loss().g_add_(&sum);
-            (gradients, tape, image_memory)
-        });
+            anyhow::Ok((gradients, tape, image_memory))
+        })?;
         timed(&mut times.backward, || network.backward(tape, gradients));
+        Ok(())
     }
 }
 

@@ -120,8 +120,8 @@ fn logits_loss_and_every_gradient_equal_timms_and_frozen_stages_have_none() {
         let (images, targets) = batch(&plan, 0);
         let task = Task::of(&plan.config);
         let (outputs, tape) = network.train(&images, &DropPath::none(), &task.taps());
-        let part = Part { seed: 0, step: 0, positions: 0..BATCH, global_batch: BATCH as f64 };
-        let Loss { sum, gradients } = task.loss(&network, &outputs, &targets, &part);
+        let part = Part { group: &Solo, seed: 0, step: 0, positions: 0..BATCH, global_batch: BATCH as f64 };
+        let Loss { sum, gradients } = task.loss(&network, &outputs, &targets, &part).unwrap();
         assert!(difference(&outputs[0], &golden["logits"]) < 1e-5, "{case}: logits");
         let evaluated = network.forward(&images, &task.taps());
         assert!(difference(&evaluated[0], &golden["logits"]) < 1e-5, "{case}: logits of an evaluation");

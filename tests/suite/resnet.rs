@@ -100,8 +100,8 @@ fn logits_gradients_and_statistics_equal_pytorchs_under_both_norms_of_frozen_sta
         let task = Task::of(&plan.config);
         let evaluated = network.forward(&images, &task.taps());
         let (outputs, tape) = network.train(&images, &DropPath::none(), &task.taps());
-        let part = Part { seed: 0, step: 0, positions: 0..BATCH, global_batch: BATCH as f64 };
-        let Loss { sum, gradients } = task.loss(&network, &outputs, &targets, &part);
+        let part = Part { group: &Solo, seed: 0, step: 0, positions: 0..BATCH, global_batch: BATCH as f64 };
+        let Loss { sum, gradients } = task.loss(&network, &outputs, &targets, &part).unwrap();
         for (name, ours) in [("evaluated", &evaluated[0]), ("logits", &outputs[0]), ("loss", &sum.reshape([1]))] {
             let d = largest_difference(ours, &golden[name]);
             assert!(d < 1e-4, "{case}: {name} differs by {d:e}");

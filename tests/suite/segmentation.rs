@@ -2,6 +2,7 @@
 
 use crate::incubate::{Incubate, TINY};
 use crate::wait::wait_until;
+use incubate::collective::Solo;
 use incubate::config::{Config, TaskKind};
 use incubate::model::{FP32_ON_HOST, Network, fresh};
 use incubate::store::artefact;
@@ -76,8 +77,8 @@ fn loss_gradients_and_batch_norm_of_both_heads_are_mmsegmentations() {
         let auxiliary = objective.auxiliary(&config.model, &depths);
         let network = Network::new(&config, &depths, 0..4, &auxiliary, &weights(&config, &depths)).unwrap();
         let outputs: Vec<Tensor> = (0..4).map(tokens).collect();
-        let part = Part { seed: 1, step: 0, positions: 0..BATCH as usize, global_batch: BATCH as f64 };
-        let Loss { sum, gradients } = objective.loss(&network, &outputs, &labels(), &part);
+        let part = Part { group: &Solo, seed: 1, step: 0, positions: 0..BATCH as usize, global_batch: BATCH as f64 };
+        let Loss { sum, gradients } = objective.loss(&network, &outputs, &labels(), &part).unwrap();
         assert_close("loss", &sum, &golden[&format!("{mean}.loss")]);
         for (tap, gradient) in gradients.iter().enumerate() {
             let of_map = gradient.narrow(1, 1, GRID * GRID).transpose(1, 2).contiguous();
@@ -114,8 +115,8 @@ fn parts_of_a_batch_add_up_to_the_loss_of_the_batch_if_they_are_normalised_alike
             let part = |tensor: Tensor| twice(&tensor).narrow(0, number * each, each);
             let outputs: Vec<Tensor> = (0..4).map(|tap| part(tokens(tap))).collect();
             let positions = (number * each) as usize..((number + 1) * each) as usize;
-            let part_of_step = Part { seed: 1, step: 0, positions, global_batch: 2.0 * BATCH as f64 };
-            objective.loss(&network, &outputs, &part(labels()), &part_of_step).sum.double_value(&[])
+            let part_of_step = Part { group: &Solo, seed: 1, step: 0, positions, global_batch: 2.0 * BATCH as f64 };
+            objective.loss(&network, &outputs, &part(labels()), &part_of_step).unwrap().sum.double_value(&[])
         };
         let sum: f64 = (0..parts).map(part_of).sum();
         let trained = network.flat().gradients().narrow(0, 0, network.flat().trainable() as i64);
@@ -214,6 +215,19 @@ fn two_ranks_give_the_losses_of_one_at_the_same_micro_batch() {
     let (one, two) = (one.losses("segment"), two.losses("segment"));
     assert_eq!(one.len(), 8);
     assert!(one.iter().zip(&two).all(|(a, b)| (a - b).abs() < 1e-4 * a), "{one:?} and {two:?}");
+}
+
+#[test]
+fn norms_over_the_step_give_ranks_and_replicas_the_losses_of_one_replica() {
+    let run = fine_tuned().set("segmentation.norm_over=step").set("segment.global_batch=8").set("run.micro_batch=8");
+    let (one, four) = (run.fork(&FILES), run.set("run.replicas=2").fork(&FILES));
+    one.ok(&["segment"]);
+    four.mpirun(2, &["segment"]).ok();
+    let (alone, together) = (one.losses("segment"), four.losses("segment"));
+    assert_eq!(alone.len(), 8);
+    assert!(alone.iter().zip(&together).all(|(a, b)| (a - b).abs() < 1e-3 * a), "{alone:?} and {together:?}");
+    let refused = one.set("run.micro_batch=4").set("segment.epochs=5");
+    refused.incubate(&["segment"]).fails(2, &["segmentation.norm_over", "8 samples", "run.micro_batch = 8"]);
 }
 
 fn png(path: &Path, color: png::ColorType, [width, height]: [u32; 2], data: &[u8]) {

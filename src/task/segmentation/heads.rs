@@ -2,15 +2,16 @@
 //! names.
 
 use super::Segmentation;
+use super::norm::{BATCH_NORM_EPS, Cuts, Normed};
 use crate::family::parameter::{Parameter, Role, Start};
 use crate::model::{Network, Weight};
+use anyhow::Result;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 /// The sizes to which the pyramid pooling module averages the coarsest map.
 const POOLED: [i64; 4] = [1, 2, 3, 6];
-const BATCH_NORM_EPS: f64 = 1e-5;
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
 
 /// A convolution without bias, BatchNorm and ReLU.
@@ -74,20 +75,28 @@ pub fn parameters(task: Segmentation, stage: usize) -> Vec<Parameter> {
 }
 
 /// Both heads with their parameters.
-pub struct Heads {
+pub struct Heads<'a> {
     task: Segmentation,
     weights: BTreeMap<String, Weight>,
     /// The parameters as leaves of the graph in training, else as they are. BatchNorm's are fp32.
     values: BTreeMap<String, Tensor>,
-    /// The factors (b, c, 1, 1) of the channels before the classifiers; none in evaluation.
-    masks: Option<[Tensor; 2]>,
+    /// None in evaluation.
+    training: Option<Training<'a>>,
     /// The means and variances that BatchNorm has computed in training, by the names of the buffers.
     statistics: RefCell<Vec<(String, Tensor)>>,
 }
 
-impl Heads {
-    /// The heads for training if there are `masks` for the channels before the two classifiers, else for evaluation.
-    pub fn new(task: Segmentation, network: &Network, masks: Option<[Tensor; 2]>) -> Heads {
+/// The input of a pass of training beside the maps.
+pub struct Training<'a> {
+    /// The factors (b, c, 1, 1) of the channels before the two classifiers.
+    pub masks: [Tensor; 2],
+    /// The cuts at norms over all replicas; none if norms are over the micro-batch.
+    pub cuts: Option<Cuts<'a>>,
+}
+
+impl<'a> Heads<'a> {
+    /// The heads for a pass of training, or for evaluation.
+    pub fn new(task: Segmentation, network: &Network, training: Option<Training<'a>>) -> Heads<'a> {
         let stage = network.stages();
         let weight = |parameter: Parameter| {
             let exact = parameter.name.contains(".bn.");
@@ -95,17 +104,26 @@ impl Heads {
             (parameter.name, weight.expect("the network was built with the task's parameters"))
         };
         let weights: BTreeMap<String, Weight> = parameters(task, stage).into_iter().map(weight).collect();
-        let trains = |name: &str| masks.is_some() && !is_buffer(name);
+        let trains = |name: &str| training.is_some() && !is_buffer(name);
         let value =
             |(name, weight): (&String, &Weight)| (name.clone(), weight.value.detach().set_requires_grad(trains(name)));
         let values = weights.iter().map(value).collect();
-        Heads { task, weights, values, masks, statistics: RefCell::default() }
+        Heads { task, weights, values, training, statistics: RefCell::default() }
     }
 
-    /// The leaves of the graph, each with the parameter whose gradient it gets.
-    pub fn leaves(&self) -> Vec<(&Weight, &Tensor)> {
-        let trained = self.weights.iter().filter(|(name, _)| !is_buffer(name));
-        trained.map(|(name, weight)| (weight, &self.values[name])).collect()
+    /// Differentiates what the loss has not reached because of cuts, and adds the gradients of all parameters to their sums.
+    /// Collective over the group.
+    pub fn backward(&self) -> Result<()> {
+        let cuts = self.training.as_ref().and_then(|training| training.cuts.as_ref());
+        cuts.map_or(Ok(()), |cuts| cuts.backward(&self.weights))?;
+        for (name, weight) in self.weights.iter().filter(|(name, _)| !is_buffer(name)) {
+            let gradient = self.values[name].grad();
+            // The cuts have added the gradients of the norms' parameters.
+            if gradient.defined() {
+                weight.accumulate(|| gradient);
+            }
+        }
+        Ok(())
     }
 
     /// Adds BatchNorm's statistics of a part of `samples` to the sums from which its buffers are moved.
@@ -116,58 +134,82 @@ impl Heads {
     }
 
     /// UPerNet's logits (b, c, row, column) in fp32, of the size of the finest of the maps (b, d, row, column).
-    pub fn uper(&self, maps: &[Tensor]) -> Tensor {
+    pub fn uper(&self, maps: &[Tensor]) -> Result<Tensor> {
         let unit = |name: &str, x: &Tensor| self.unit(&format!("decode_head.{name}"), x);
         let (coarsest, finer) = maps.split_last().expect("there are four maps");
         let mut pyramid = vec![coarsest.shallow_clone()];
         for (i, size) in POOLED.into_iter().enumerate() {
-            let pooled = unit(&format!("psp_modules.{i}.1"), &coarsest.adaptive_avg_pool2d([size, size]));
+            let pooled = unit(&format!("psp_modules.{i}.1"), &coarsest.adaptive_avg_pool2d([size, size]))?;
             pyramid.push(resized_like(&pooled, coarsest));
         }
         let lateral = |(i, map): (usize, &Tensor)| unit(&format!("lateral_convs.{i}"), map);
-        let mut laterals: Vec<Tensor> = finer.iter().enumerate().map(lateral).collect();
-        laterals.push(unit("bottleneck", &Tensor::cat(&pyramid, 1)));
+        let mut laterals: Vec<Tensor> = finer.iter().enumerate().map(lateral).collect::<Result<_>>()?;
+        laterals.push(unit("bottleneck", &Tensor::cat(&pyramid, 1))?);
         for i in (1..laterals.len()).rev() {
             laterals[i - 1] = &laterals[i - 1] + resized_like(&laterals[i], &laterals[i - 1]);
         }
         let last = laterals.len() - 1;
         let output = |(i, map): (usize, &Tensor)| match i {
             i if i < last => unit(&format!("fpn_convs.{i}"), map),
-            _ => map.shallow_clone(),
+            _ => Ok(map.shallow_clone()),
         };
-        let outputs: Vec<Tensor> = laterals.iter().enumerate().map(output).collect();
+        let outputs: Vec<Tensor> = laterals.iter().enumerate().map(output).collect::<Result<_>>()?;
         let outputs: Vec<Tensor> = outputs.iter().map(|map| resized_like(map, &outputs[0])).collect();
-        self.classify("decode_head", 0, unit("fpn_bottleneck", &Tensor::cat(&outputs, 1)))
+        Ok(self.classify("decode_head", 0, unit("fpn_bottleneck", &Tensor::cat(&outputs, 1))?))
     }
 
     /// The FCN's logits (b, c, row, column) in fp32, of the coarsest map; none without an FCN.
-    pub fn fcn(&self, maps: &[Tensor]) -> Option<Tensor> {
-        let coarsest = maps.last().filter(|_| self.task.auxiliary_weight > 0.0)?;
-        Some(self.classify("auxiliary_head", 1, self.unit("auxiliary_head.convs.0", coarsest)))
+    pub fn fcn(&self, maps: &[Tensor]) -> Result<Option<Tensor>> {
+        let Some(coarsest) = maps.last().filter(|_| self.task.auxiliary_weight > 0.0) else { return Ok(None) };
+        Ok(Some(self.classify("auxiliary_head", 1, self.unit("auxiliary_head.convs.0", coarsest)?)))
     }
 
-    fn unit(&self, name: &str, x_bchw: &Tensor) -> Tensor {
-        let value = |part: &str| &self.values[&format!("{name}.{part}")];
-        let weight = value("conv.weight");
+    fn unit(&self, name: &str, x_bchw: &Tensor) -> Result<Tensor> {
+        let weight = &self.values[&format!("{name}.conv.weight")];
         let padding = weight.size()[2] / 2;
         let x_bchw = x_bchw.conv2d(weight, None::<&Tensor>, [1, 1], [padding, padding], [1, 1], 1);
-        let (gamma, beta) = (Some(value("bn.weight")), Some(value("bn.bias")));
-        let (mean, variance) = (value("bn.running_mean"), value("bn.running_var"));
-        if self.masks.is_none() {
-            let (mean, variance) = (Some(mean), Some(variance));
-            return x_bchw.batch_norm(gamma, beta, mean, variance, false, 0.0, BATCH_NORM_EPS, true).relu();
-        }
-        // With a momentum of 1 these become the mean and the unbiased variance of this part of the batch.
-        let (mean, variance) = (mean.zeros_like(), variance.zeros_like());
-        let normed = x_bchw.batch_norm(gamma, beta, Some(&mean), Some(&variance), true, 1.0, BATCH_NORM_EPS, true);
+        Ok(self.norm(&format!("{name}.bn"), &x_bchw)?.relu())
+    }
+
+    fn norm(&self, name: &str, x_bchw: &Tensor) -> Result<Tensor> {
+        let value = |part: &str| &self.values[&format!("{name}.{part}")];
+        let [gamma, beta, mean, variance] = ["weight", "bias", "running_mean", "running_var"].map(value);
+        let (output, mean, variance) = match &self.training {
+            None => {
+                let (mean, variance) = (Some(mean), Some(variance));
+                return Ok(x_bchw.batch_norm(
+                    Some(gamma),
+                    Some(beta),
+                    mean,
+                    variance,
+                    false,
+                    0.0,
+                    BATCH_NORM_EPS,
+                    true,
+                ));
+            }
+            Some(Training { cuts: Some(cuts), .. }) => {
+                let Normed { output, mean, variance } = cuts.norm(name, x_bchw, [gamma, beta])?;
+                (output, mean, variance)
+            }
+            Some(Training { cuts: None, .. }) => {
+                // With a momentum of 1 these become the mean and the unbiased variance of this part of the batch.
+                let (mean, variance) = (mean.zeros_like(), variance.zeros_like());
+                let (of_mean, of_variance) = (Some(&mean), Some(&variance));
+                let output =
+                    x_bchw.batch_norm(Some(gamma), Some(beta), of_mean, of_variance, true, 1.0, BATCH_NORM_EPS, true);
+                (output, mean, variance)
+            }
+        };
         let mut statistics = self.statistics.borrow_mut();
-        statistics.push((format!("{name}.bn.running_mean"), mean));
-        statistics.push((format!("{name}.bn.running_var"), variance));
-        normed.relu()
+        statistics.push((format!("{name}.running_mean"), mean));
+        statistics.push((format!("{name}.running_var"), variance));
+        Ok(output)
     }
 
     fn classify(&self, head: &str, number: usize, x_bchw: Tensor) -> Tensor {
-        let mask = self.masks.as_ref().map(|masks| masks[number].to_kind(x_bchw.kind()));
+        let masks = self.training.as_ref().map(|training| &training.masks);
+        let mask = masks.map(|masks| masks[number].to_kind(x_bchw.kind()));
         let x_bchw = mask.map_or(x_bchw.shallow_clone(), |mask| &x_bchw * mask);
         let value = |part: &str| &self.values[&format!("{head}.conv_seg.{part}")];
         let logits = x_bchw.conv2d(value("weight"), Some(value("bias")), [1, 1], [0, 0], [1, 1], 1);

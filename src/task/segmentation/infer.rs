@@ -3,31 +3,32 @@
 
 use super::{Heads, Inference, Segmentation};
 use crate::model::Network;
+use anyhow::Result;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// The most logits of the size of a label map that exist at a time.
 const MOST_LOGITS: i64 = 1 << 26;
 
-pub fn infer(task: Segmentation, network: &Network, image_1chw: &Tensor, [h, w]: [i64; 2]) -> Tensor {
+pub fn infer(task: Segmentation, network: &Network, image_1chw: &Tensor, [h, w]: [i64; 2]) -> Result<Tensor> {
     let heads = Heads::new(task, network, None);
     let logits_1chw = match task.inference {
-        Inference::Whole => logits(task, network, &heads, image_1chw),
-        Inference::Slide => sliding(task, image_1chw, &|window| logits(task, network, &heads, window)),
+        Inference::Whole => logits(task, network, &heads, image_1chw)?,
+        Inference::Slide => sliding(task, image_1chw, &|window| logits(task, network, &heads, window))?,
     };
-    largest(&logits_1chw, [h, w]).to_device(Device::Cpu)
+    Ok(largest(&logits_1chw, [h, w]).to_device(Device::Cpu))
 }
 
 /// The logits (1, c, row, column) of an image at its size.
-fn logits(task: Segmentation, network: &Network, heads: &Heads, image_1chw: &Tensor) -> Tensor {
+fn logits(task: Segmentation, network: &Network, heads: &Heads, image_1chw: &Tensor) -> Result<Tensor> {
     let (_, _, h, w) = image_1chw.size4().expect("an image is (1, c, h, w)");
     let tokens = network.forward(image_1chw, &task.taps());
     let maps: Vec<Tensor> = tokens.iter().map(|tokens| task.map(tokens, [h, w])).collect();
-    heads.uper(&maps).upsample_bilinear2d([h, w], false, None, None)
+    Ok(heads.uper(&maps)?.upsample_bilinear2d([h, w], false, None, None))
 }
 
 /// The mean of the logits of all windows that hold a pixel.
-fn sliding(task: Segmentation, image_1chw: &Tensor, logits: &dyn Fn(&Tensor) -> Tensor) -> Tensor {
+fn sliding(task: Segmentation, image_1chw: &Tensor, logits: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let (_, _, h, w) = image_1chw.size4().expect("an image is (1, c, h, w)");
     let options = (Kind::Float, image_1chw.device());
     let sums = Tensor::zeros([1, task.classes as i64, h, w], options);
@@ -39,11 +40,11 @@ fn sliding(task: Segmentation, image_1chw: &Tensor, logits: &dyn Fn(&Tensor) -> 
                 let of_rows = tensor.narrow(2, rows.start as i64, rows.len() as i64);
                 of_rows.narrow(3, columns.start as i64, columns.len() as i64)
             };
-            let _ = part(&sums).g_add_(&logits(&part(image_1chw).contiguous()));
+            let _ = part(&sums).g_add_(&logits(&part(image_1chw).contiguous())?);
             let _ = part(&counts).g_add_scalar_(1);
         }
     }
-    sums / counts
+    Ok(sums / counts)
 }
 
 /// The windows along one side of an image. The last one ends at the border; a side shorter than the crop has one window.
@@ -94,9 +95,9 @@ mod tests {
             task(&["segmentation.crop=16", "segmentation.stride=10", "segmentation.classes=2", "model.image_size=16"]);
         let image = (Tensor::arange(20 * 37, (Kind::Float, Device::Cpu)) + 1.0).view([1, 1, 20, 37]);
         // Logits that are a function of the pixel alone are the same in every window.
-        let logits = |window: &Tensor| Tensor::cat(&[window * 2.0, -window], 1);
-        let whole = logits(&image);
-        assert!((sliding(task, &image, &logits) - &whole).abs().max().double_value(&[]) < 1e-3);
+        let logits = |window: &Tensor| Ok(Tensor::cat(&[window * 2.0, -window], 1));
+        let whole = logits(&image).unwrap();
+        assert!((sliding(task, &image, &logits).unwrap() - &whole).abs().max().double_value(&[]) < 1e-3);
         let largest = largest(&whole, [20, 37]);
         assert_eq!(largest.sum(Kind::Int64).int64_value(&[]), 0);
     }

@@ -1,22 +1,28 @@
 //! The loss of a part of a batch: cross entropy at the size of the crop, of UPerNet and, with a weight, of the FCN.
 
-use super::{Heads, IGNORED, Loss, Part, PixelMean, Segmentation};
+use super::heads::Training;
+use super::norm::Cuts;
+use super::{Heads, IGNORED, Loss, NormOver, Part, PixelMean, Segmentation};
 use crate::model::Network;
 use crate::random::Random;
 use crate::weights::upload;
+use anyhow::Result;
 use tch::{Device, Kind, Reduction, Tensor};
 
 /// The most logits of the size of the crop that exist at a time: 256 MB.
 const MOST_LOGITS: i64 = 1 << 26;
 
-pub fn loss(task: Segmentation, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Loss {
-    let heads = Heads::new(task, network, Some(masks(task, part, network.options().1)));
+pub fn loss(task: Segmentation, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Result<Loss> {
+    // A group of one replica has all samples of a step in its only micro-batch.
+    let is_cut = task.norm_over == NormOver::Step && part.group.size() > 1;
+    let masks = masks(task, part, network.options().1);
+    let heads = Heads::new(task, network, Some(Training { masks, cuts: is_cut.then(|| Cuts::new(part.group)) }));
     let taps: Vec<Tensor> = outputs.iter().map(|tokens| tokens.detach().set_requires_grad(true)).collect();
     let side = task.crop as i64;
     let (logits, auxiliary) = tch::with_grad(|| {
         let maps: Vec<Tensor> = taps.iter().map(|tokens| task.map(tokens, [side, side])).collect();
-        (heads.uper(&maps), heads.fcn(&maps))
-    });
+        anyhow::Ok((heads.uper(&maps)?, heads.fcn(&maps)?))
+    })?;
     let b = targets.size()[0];
     let pixels = match task.mean {
         PixelMean::All => Tensor::full([], (b * side * side) as f64, (Kind::Float, targets.device())),
@@ -32,15 +38,10 @@ pub fn loss(task: Segmentation, network: &Network, outputs: &[Tensor], targets: 
         let scale = &scale * task.auxiliary_weight;
         weighted = tch::with_grad(|| weighted + (&logits * gradient * scale).sum(Kind::Float));
     }
-    let parameters = heads.leaves();
-    let leaves: Vec<&Tensor> = taps.iter().chain(parameters.iter().map(|(_, leaf)| *leaf)).collect();
-    let mut gradients = Tensor::run_backward(&[weighted], &leaves, false, false);
-    let of_parameters = gradients.split_off(taps.len());
-    for ((weight, _), gradient) in parameters.iter().zip(of_parameters) {
-        weight.accumulate(|| gradient);
-    }
+    weighted.backward();
+    heads.backward()?;
     heads.add_statistics(b);
-    Loss { sum: sum * scale, gradients }
+    Ok(Loss { sum: sum * scale, gradients: taps.iter().map(Tensor::grad).collect() })
 }
 
 /// The factors (b, c, 1, 1) by which channels are dropped before each classifier: 0, or 1 / keep probability.

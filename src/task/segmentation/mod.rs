@@ -8,14 +8,16 @@ mod heads;
 mod infer;
 mod loss;
 mod metrics;
+mod norm;
 
 pub use metrics::METRICS;
 
 use super::{Loss, Part};
-use crate::config::{Config, IGNORED, Inference, PixelMean, TAPS};
+use crate::config::{Config, IGNORED, Inference, NormOver, PixelMean, TAPS};
 use crate::family::Tokens;
 use crate::family::parameter::Parameter;
 use crate::model::{Network, Tap};
+use anyhow::Result;
 use heads::Heads;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -36,6 +38,7 @@ pub struct Segmentation {
     auxiliary_weight: f64,
     dropout: f64,
     mean: PixelMean,
+    norm_over: NormOver,
     inference: Inference,
     /// The pixels between two windows of a sliding evaluation.
     stride: usize,
@@ -55,6 +58,7 @@ impl Segmentation {
             auxiliary_weight: keys.auxiliary_weight,
             dropout: keys.head_dropout,
             mean: keys.loss_mean,
+            norm_over: keys.norm_over,
             inference: keys.inference,
             stride: keys.window_stride(),
         }
@@ -70,8 +74,8 @@ impl Segmentation {
     }
 
     /// The contribution of a part of a batch to the mean loss, and the gradients at the taps. The gradients of the heads'
-    /// parameters are added to the flat buffer of the network.
-    pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Loss {
+    /// parameters are added to the flat buffer of the network. Collective over the part's group.
+    pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Result<Loss> {
         loss::loss(self, network, outputs, targets, part)
     }
 
@@ -81,7 +85,7 @@ impl Segmentation {
     }
 
     /// The class of each pixel (1, row, column) of an image (1, c, row, column), at the size of its label map, in host memory.
-    pub fn infer(self, network: &Network, image_1chw: &Tensor, labels_1hw: &Tensor) -> Tensor {
+    pub fn infer(self, network: &Network, image_1chw: &Tensor, labels_1hw: &Tensor) -> Result<Tensor> {
         let (_, h, w) = labels_1hw.size3().expect("a label map is (1, row, column)");
         infer::infer(self, network, image_1chw, [h, w])
     }

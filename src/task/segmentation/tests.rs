@@ -1,4 +1,5 @@
 use super::*;
+use crate::collective::Solo;
 use crate::config::TaskKind;
 use std::ops::Range;
 
@@ -33,7 +34,7 @@ fn an_evaluation_has_the_logits_of_mmsegmentation() {
     }
     let network = Network::new(&config, &[1, 1], 0..0, &task.parameters(2), &weights).unwrap();
     let maps: Vec<Tensor> = (0..4).map(|tap| wave(&[2, 16, 8, 8], 100.0 * f64::from(tap))).collect();
-    let logits = Heads::new(task, &network, None).uper(&maps);
+    let logits = Heads::new(task, &network, None).uper(&maps).unwrap();
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/segmentation.safetensors");
     let (_, golden) = Tensor::read_safetensors(path).unwrap().into_iter().find(|(name, _)| name == "logits").unwrap();
     assert!((&logits - &golden).abs().max().double_value(&[]) < 1e-5, "up to {}", golden.abs().max().double_value(&[]));
@@ -42,7 +43,7 @@ fn an_evaluation_has_the_logits_of_mmsegmentation() {
 #[test]
 fn a_dropped_channel_depends_on_the_position_alone_and_channels_keep_their_mean() {
     let task = task(&["segmentation.head_dropout=0.25"]);
-    let part = |positions: Range<usize>| Part { seed: 3, step: 9, positions, global_batch: 8.0 };
+    let part = |positions: Range<usize>| Part { group: &Solo, seed: 3, step: 9, positions, global_batch: 8.0 };
     let [whole, _] = loss::masks(task, &part(0..8), Device::Cpu);
     let [later, _] = loss::masks(task, &part(6..8), Device::Cpu);
     assert_eq!(whole.narrow(0, 6, 2), later);

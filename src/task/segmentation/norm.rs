@@ -1,0 +1,179 @@
+//! BatchNorm in training over the samples of all replicas, as SyncBatchNorm. The gradient of such a norm needs sums over all
+//! replicas. So the graph of the heads is cut at each norm, and is differentiated piece by piece, from the loss to the taps.
+
+use crate::collective::Collective;
+use crate::libtorch;
+use crate::model::Weight;
+use anyhow::Result;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+pub const BATCH_NORM_EPS: f64 = 1e-5;
+
+/// All dimensions but that of the channels.
+const OTHERS: [i64; 3] = [0, 2, 3];
+
+/// The places at which the graph of the heads is cut, in the order of the forward pass.
+pub struct Cuts<'a> {
+    group: &'a dyn Collective,
+    all: RefCell<Vec<Cut>>,
+}
+
+/// A norm at which the graph is cut. All numbers of channels are (1, c, 1, 1), in fp32.
+struct Cut {
+    /// The name of the norm, as in `decode_head.bottleneck.bn`.
+    name: String,
+    /// Its input (b, c, h, w), with the graph before it.
+    input: Tensor,
+    /// Its output, a leaf of the graph behind it.
+    output: Tensor,
+    mean: Tensor,
+    /// 1 / standard deviation.
+    inverse: Tensor,
+    gamma: Tensor,
+    /// The values of a channel on all replicas, a scalar.
+    count: Tensor,
+}
+
+/// A normalised tensor, with the mean and the unbiased variance (c) of its input over all replicas.
+pub struct Normed {
+    pub output: Tensor,
+    pub mean: Tensor,
+    pub variance: Tensor,
+}
+
+impl<'a> Cuts<'a> {
+    pub fn new(group: &'a dyn Collective) -> Cuts<'a> {
+        Cuts { group, all: RefCell::default() }
+    }
+
+    /// Normalises x (b, c, h, w) over the samples of all replicas, and cuts its graph. Collective over the group.
+    pub fn norm(&self, name: &str, x_bchw: &Tensor, [gamma, beta]: [&Tensor; 2]) -> Result<Normed> {
+        tch::no_grad(|| {
+            let x = x_bchw.detach().to_kind(Kind::Float);
+            let c = x.size()[1];
+            let [mean, squares, count] = self.moments(&x)?;
+            let variance = &squares / &count;
+            let unbiased = squares / (&count - 1.0).clamp_min(1.0);
+            let of_channels = |numbers: &Tensor| numbers.to_kind(Kind::Float).view([1, c, 1, 1]);
+            let inverse = of_channels(&(variance + BATCH_NORM_EPS).rsqrt());
+            let (of_all, gamma, beta) = (of_channels(&mean), of_channels(gamma), of_channels(beta));
+            let output = (x - &of_all) * (&gamma * &inverse) + beta;
+            let output = output.to_kind(x_bchw.kind()).set_requires_grad(true);
+            self.all.borrow_mut().push(Cut {
+                name: name.to_string(),
+                input: x_bchw.shallow_clone(),
+                output: output.shallow_clone(),
+                mean: of_all,
+                inverse,
+                gamma,
+                count: count.to_kind(Kind::Float),
+            });
+            let [mean, variance] = [mean, unbiased].map(|numbers| numbers.to_kind(Kind::Float));
+            Ok(Normed { output, mean, variance })
+        })
+    }
+
+    /// The means (c) over all replicas, the sums (c) of the squared differences from them, and the number of values of a channel.
+    /// Every replica combines the same numbers in the same order, so all have the same bits.
+    fn moments(&self, x_bchw: &Tensor) -> Result<[Tensor; 3]> {
+        let c = x_bchw.size()[1];
+        let mean = x_bchw.mean_dim(OTHERS.as_slice(), true, Kind::Float);
+        let squares = (x_bchw - &mean).square().sum_dim_intlist(OTHERS.as_slice(), true, Kind::Float);
+        let count = Tensor::full([1], (x_bchw.numel() as i64 / c) as f64, (Kind::Float, x_bchw.device()));
+        let (rank, size) = (self.group.rank() as i64, self.group.size() as i64);
+        let mut of_replicas = Tensor::zeros([size, 2 * c + 1], (Kind::Float, x_bchw.device()));
+        of_replicas.get(rank).copy_(&Tensor::cat(&[mean.view(-1), squares.view(-1), count], 0));
+        self.group.all_reduce(&mut of_replicas)?;
+        let of_replicas = of_replicas.to_kind(Kind::Double);
+        let [means, squares] = [0, c].map(|start| of_replicas.narrow(1, start, c));
+        let counts = of_replicas.narrow(1, 2 * c, 1);
+        let count = counts.sum(Kind::Double);
+        let sum = |rows: Tensor| rows.sum_dim_intlist([0i64].as_slice(), false, Kind::Double);
+        let mean = sum(&means * &counts) / &count;
+        let squares = sum(squares + counts * (means - &mean).square());
+        Ok([mean, squares, count])
+    }
+
+    /// Differentiates the pieces of the graph, after the loss was differentiated down to the last cut. Adds the gradients of the
+    /// norms' parameters to those of `weights`. Collective over the group.
+    pub fn backward(&self, weights: &BTreeMap<String, Weight>) -> Result<()> {
+        tch::no_grad(|| {
+            while let Some(cut) = self.all.borrow_mut().pop() {
+                let gradient = cut.output.grad().to_kind(Kind::Float);
+                let hat = (cut.input.to_kind(Kind::Float) - &cut.mean) * &cut.inverse;
+                let sum = |values: &Tensor| values.sum_dim_intlist(OTHERS.as_slice(), false, Kind::Float);
+                let own = Tensor::stack(&[sum(&gradient), sum(&(&gradient * &hat))], 0);
+                weights[&format!("{}.bias", cut.name)].accumulate(|| own.get(0));
+                weights[&format!("{}.weight", cut.name)].accumulate(|| own.get(1));
+                let mut sums = own.copy();
+                self.group.all_reduce(&mut sums)?;
+                let means = sums / &cut.count;
+                let [of_gradient, of_product] = [0, 1].map(|row| means.get(row).view_as(&cut.mean));
+                let gradient = (gradient - of_gradient - hat * of_product) * (cut.gamma * cut.inverse);
+                libtorch::backward(&cut.input, &gradient.to_kind(cut.input.kind()));
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::Solo;
+    use crate::collective::replicas::on_replicas;
+    use tch::Device;
+
+    #[test]
+    fn norms_of_replicas_with_other_numbers_of_samples_are_the_norm_of_all_samples() {
+        let options = (Kind::Float, Device::Cpu);
+        let wave = |shape: &[i64], phase: f64| {
+            let count: i64 = shape.iter().product();
+            (Tensor::arange(count, options) * 0.37 + phase).sin().view(shape)
+        };
+        let (samples, gamma, beta) = ([2, 1, 3], wave(&[4], 1.0) + 1.0, wave(&[4], 2.0));
+        // A mean far from zero would spoil a variance that is computed from a sum of squares.
+        let (x_bchw, factor_bchw) = (wave(&[6, 4, 3, 2], 0.0) + 100.0, wave(&[6, 4, 3, 2], 3.0));
+        let leaf = |tensor: &Tensor| tensor.copy().set_requires_grad(true);
+        let leaves = [&x_bchw, &gamma, &beta].map(leaf);
+        let (mean, variance) = (Tensor::zeros([4], options), Tensor::ones([4], options));
+        let [x, g, b] = &leaves;
+        let whole = x.batch_norm(Some(g), Some(b), Some(&mean), Some(&variance), true, 1.0, BATCH_NORM_EPS, true);
+        (&whole * &factor_bchw).sum(Kind::Float).backward();
+        let close = |what: &str, ours: &Tensor, theirs: &Tensor| {
+            let difference = (ours - theirs).abs().max().double_value(&[]);
+            assert!(difference < 2e-4 * theirs.abs().max().double_value(&[]), "{what}: {difference}");
+        };
+        let expected =
+            [&whole, &leaves[0].grad(), &mean, &variance].map(|tensor| std::sync::Mutex::new(tensor.detach()));
+        let of_parameters = std::sync::Mutex::new([Tensor::zeros([4], options), Tensor::zeros([4], options)]);
+        let inputs = std::sync::Mutex::new([&x_bchw, &factor_bchw, &gamma, &beta].map(Tensor::copy));
+        on_replicas(&Solo, 3, false, &|replica| {
+            let [x_bchw, factor_bchw, gamma, beta] = inputs.lock().unwrap().each_ref().map(Tensor::copy);
+            let (start, count) = (samples[..replica.local].iter().sum(), samples[replica.local]);
+            let x = leaf(&x_bchw.narrow(0, start, count));
+            let cuts = Cuts::new(replica);
+            // A function before the norm, so that the graph before the cut is differentiated too.
+            let normed = cuts.norm("bn", &(&x * 2.0), [&gamma, &beta])?;
+            (&normed.output * factor_bchw.narrow(0, start, count)).sum(Kind::Float).backward();
+            let weight = || Weight { value: gamma.copy(), gradient: Some(gamma.zeros_like()) };
+            let weights = BTreeMap::from([("bn.weight".to_string(), weight()), ("bn.bias".to_string(), weight())]);
+            cuts.backward(&weights)?;
+            let [whole, gradient, mean, variance] = expected.each_ref().map(|tensor| tensor.lock().unwrap().copy());
+            close("output", &normed.output, &whole.narrow(0, start, count));
+            close("mean", &normed.mean, &(mean * 2.0));
+            close("variance", &normed.variance, &(variance * 4.0));
+            close("gradient", &x.grad(), &gradient.narrow(0, start, count));
+            for (sum, name) in of_parameters.lock().unwrap().iter_mut().zip(["bn.weight", "bn.bias"]) {
+                let _ = sum.g_add_(weights[name].gradient.as_ref().unwrap());
+            }
+            Ok(())
+        })
+        .unwrap();
+        for (sum, leaf) in of_parameters.into_inner().unwrap().iter().zip(&leaves[1..]) {
+            close("parameter", sum, &leaf.grad());
+        }
+    }
+}
