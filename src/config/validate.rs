@@ -243,6 +243,30 @@ impl Training {
             self.global_batch,
             (self.global_batch + 1).max(2)
         );
+        self.validate_rates(phase)?;
+        positive(&format!("{phase}.eps"), self.eps, 1e-8)?;
+        for beta in self.betas {
+            require!((0.0..1.0).contains(&beta), "{phase}.betas = {:?}: both must be in [0, 1)", self.betas);
+        }
+        let before = self.epochs_before;
+        require!(
+            before == 0 || phase == "finetune" && before < self.epochs,
+            "{phase}.epochs_before = {before}: `--extend finetune.epochs=N` sets this key; leave it out"
+        );
+        let of = if before > 0 { format!(" without the {before} before") } else { String::new() };
+        require!(
+            self.warmup_epochs < self.epochs - before || self.warmup_epochs == 0,
+            "{phase}.warmup_epochs = {} must be less than {phase}.epochs = {}{of}; lower it",
+            self.warmup_epochs,
+            self.epochs
+        );
+        require!((0.0..1.0).contains(&self.drop_path), "{phase}.drop_path = {}: it must be in [0, 1)", self.drop_path);
+        require!((0.0..1.0).contains(&self.ema), "{phase}.ema = {}: it must be in [0, 1)", self.ema);
+        Ok(())
+    }
+
+    /// Checks the learning rates and the numbers that change weights beside them.
+    fn validate_rates(&self, phase: &str) -> Result<()> {
         for (key, value) in [
             ("base_lr", self.base_lr),
             ("min_lr", self.min_lr),
@@ -269,29 +293,11 @@ impl Training {
             self.epochs / 2,
             self.epochs * 3 / 4
         );
-        positive(&format!("{phase}.eps"), self.eps, 1e-8)?;
-        for beta in self.betas {
-            require!((0.0..1.0).contains(&beta), "{phase}.betas = {:?}: both must be in [0, 1)", self.betas);
-        }
-        let before = self.epochs_before;
-        require!(
-            before == 0 || phase == "finetune" && before < self.epochs,
-            "{phase}.epochs_before = {before}: `--extend finetune.epochs=N` sets this key; leave it out"
-        );
-        let of = if before > 0 { format!(" without the {before} before") } else { String::new() };
-        require!(
-            self.warmup_epochs < self.epochs - before || self.warmup_epochs == 0,
-            "{phase}.warmup_epochs = {} must be less than {phase}.epochs = {}{of}; lower it",
-            self.warmup_epochs,
-            self.epochs
-        );
         require!(
             self.layer_decay > 0.0 && self.layer_decay <= 1.0,
             "{phase}.layer_decay = {}: it must be above 0 and at most 1, such as 0.75",
             self.layer_decay
         );
-        require!((0.0..1.0).contains(&self.drop_path), "{phase}.drop_path = {}: it must be in [0, 1)", self.drop_path);
-        require!((0.0..1.0).contains(&self.ema), "{phase}.ema = {}: it must be in [0, 1)", self.ema);
         Ok(())
     }
 }

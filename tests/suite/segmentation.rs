@@ -226,7 +226,7 @@ fn norms_over_the_step_give_ranks_and_replicas_the_losses_of_one_replica() {
     let (alone, together) = (one.losses("segment"), four.losses("segment"));
     assert_eq!(alone.len(), 8);
     assert!(alone.iter().zip(&together).all(|(a, b)| (a - b).abs() < 1e-3 * a), "{alone:?} and {together:?}");
-    let refused = one.set("run.micro_batch=4").set("segment.epochs=5");
+    let refused = one.fork(&FILES).set("run.micro_batch=4");
     refused.incubate(&["segment"]).fails(2, &["segmentation.norm_over", "8 samples", "run.micro_batch = 8"]);
 }
 
