@@ -149,22 +149,23 @@ class Run:
                 return started.wait(timeout=10)
             self.lines()
 
-    def end(self, started, codes=()):
-        """Waits until a start has ended, with 0 or one of these exit codes. Deletes the damaged files that the run refuses, as a
-        user would."""
-        code, said = self.wait(started), self.news()
-        self.is_done = code == 0
-        refused = re.findall(r"ERROR (?:\[\d+\] )?(.*?\.h5)", said)
-        if code == DAMAGED and self.may_be_damaged and refused:
+    def end(self, *starts):
+        """Waits until these starts have ended, each with 0 or one of its own exit codes. Deletes the damaged files that they refuse,
+        as a user would. Two starts at the same time may refuse the same file."""
+        ended, said = [(self.wait(started), codes) for started, codes in starts], self.news()
+        self.is_done = any(code == 0 for code, _ in ended)
+        refused = re.findall(r"ERROR (?:\[\d+\] )?(.*?\.h5)", said) if self.may_be_damaged else []
+        for code, codes in ended:
+            if code not in (0, *codes, *([DAMAGED] if refused else [])):
+                raise Different(f"exit code {code}: {said[-3000:]}")
+        if any(code == DAMAGED for code, _ in ended):
             for path in refused:
                 Path(path).unlink(missing_ok=True)
-        elif code != 0 and code not in codes:
-            raise Different(f"exit code {code}: {said[-3000:]}")
 
     def finish(self):
         """Starts the run, which nothing disturbs any more, until it is done. Returns the number of starts."""
         for starts in range(1, 13):
-            self.end(self.start())
+            self.end((self.start(), []))
             if self.is_done:
                 return starts
         raise Different("it refuses more files than were damaged")
@@ -178,7 +179,7 @@ class Run:
         started = self.start()
         act, codes = KINDS[kind]
         happened = self.waited(started, rng, lines) and act(self, started, rng)
-        self.end(started, codes)
+        self.end((started, codes))
         return happened
 
     def waited(self, started, rng, lines):
@@ -272,8 +273,7 @@ class Run:
             self.waited(started, random.Random(rng.random()), 60)
             self.send(self.pids(started), signal.SIGKILL)
         # The first may also lose a phase to the second if it was too slow to renew its lease.
-        self.end(started, KILLED)
-        self.end(both)
+        self.end((started, KILLED), (both, []))
         return True
 
     def damage(self, kind, rng, lines):
@@ -283,7 +283,7 @@ class Run:
             started = self.start()
             if self.waited(started, rng, lines):
                 self.kill_ranks(started, rng)
-            self.end(started, KILLED)
+            self.end((started, KILLED))
         files = sorted(path for path in self.dir.rglob("*") if path.is_file() and path.stat().st_size > 0)
         files = [path for path in files if path.name not in ("config.toml", "dataset.json")]
         if rng.random() < 0.5:
