@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Disturbs tiny runs of all phases in every way that a cluster knows, and checks that they end with the bits of an undisturbed run.
+"""Disturbs tiny runs (meta model, modules, assembly, fine-tuning, export) and checks that they end with the bits of an undisturbed run.
 
 Usage: tools/torture.sh [HOURS] [--binary FILE] [--seed N] [--count N] [--only KIND,…] [--jobs N]
 
 A round starts a run on 1 to 4 ranks with 1 or 2 replicas each, disturbs it up to eight times, and starts it again until it is done.
-A moment is chosen by the lines of the log, so the load of the machine does not matter. Each start must end with the exit code
-that belongs to its disturbance. Files that were damaged may be refused with exit code 3; the round then deletes the file that the
-error names, as a user would. In the end every artefact and export must have the hash of an undisturbed run's.
+Most moments are a random line of the log, the others lie within 0.6 seconds of a start, so the load of the machine hardly
+matters. Outside of Slurm, each start must end with an exit code that belongs to its disturbance. Files that were damaged may be
+refused with exit code 3; the round then deletes the file that the error names, as a user would. In the end every artefact and
+export, except the source.json that names the run's folder, must have the hash of an undisturbed run's.
 
     kill, peer                all ranks, or one of them, are killed
     term, usr2, hup           the ranks are told to stop

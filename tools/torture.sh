@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Disturbs tiny runs in every way that a cluster knows, and compares their files with those of undisturbed runs. Installs what is
+# Disturbs tiny runs in the ways of a cluster, and compares their files with those of undisturbed runs. Installs what is
 # missing and builds, unless a binary is given.
 #   tools/torture.sh [HOURS] [--binary FILE] [--seed N] [--count N] [--only KIND,…] [--jobs N]        default: one hour
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""A tiny run of all phases for tools/torture.py: how it is started, disturbed and finished."""
+"""A tiny run for tools/torture.py: how it is started, disturbed and finished."""
 
 import contextlib
 import hashlib
@@ -176,10 +176,11 @@ class Run:
             return self.damage(kind, rng, lines)
         if self.is_done:
             return False
-        started = self.start()
+        before, started = len(self.started), self.start()
         act, codes = KINDS[kind]
         happened = self.waited(started, rng, lines) and act(self, started, rng)
-        self.end((started, codes))
+        # A disturbance may have started the run a second time.
+        self.end((started, codes), *((other, []) for other in self.started[before + 1 :]))
         return happened
 
     def waited(self, started, rng, lines):
@@ -267,13 +268,12 @@ class Run:
         return True
 
     def second(self, started, rng):
-        """Starts the same run a second time on the same run directory. Half of the times it kills the first."""
-        both = self.start()
+        """Starts the same run a second time on the same run directory. Half of the times it kills the first, which may also lose a
+        phase to the second if it was too slow to renew its lease."""
+        self.start()
         if rng.random() < 0.5:
             self.waited(started, random.Random(rng.random()), 60)
             self.send(self.pids(started), signal.SIGKILL)
-        # The first may also lose a phase to the second if it was too slow to renew its lease.
-        self.end((started, KILLED), (both, []))
         return True
 
     def damage(self, kind, rng, lines):

@@ -132,6 +132,13 @@ pub enum Command {
         /// Refresh every two seconds until every phase shown is done
         #[arg(long, conflicts_with = "json")]
         watch: bool,
+        /// Instead, assemble what the modules have learnt so far, and evaluate it and each module on some test images. Computes on
+        /// this machine; the report shows the newest preview
+        #[arg(long, conflicts_with = "watch")]
+        preview: bool,
+        /// How many test images a preview evaluates
+        #[arg(long, default_value_t = 1000, requires = "preview", value_parser = clap::value_parser!(u32).range(1..))]
+        images: u32,
         /// Print JSON
         #[arg(long)]
         json: bool,

@@ -1,13 +1,13 @@
 //! Executes the commands for a cluster: `submit`, `status`, `cancel`, `doctor`.
 
-use super::load::threads;
+use super::load::{devices, start_libtorch, threads};
 use super::overrides::{Overrides, TrainArgs};
 use super::{print_either, print_unless_closed};
 use crate::bench::input;
 use crate::cluster::{doctor, queue, status, submit};
 use crate::collective::Solo;
 use crate::config::DeviceChoice;
-use crate::pipeline::{check_jobs, extend};
+use crate::pipeline::{check_jobs, extend, preview};
 use crate::plan::Plan;
 use crate::stop::stop_requested;
 use crate::store::{RunDir, Seen};
@@ -58,6 +58,16 @@ fn check_data(plan: &Plan, accept_data: bool, dry_run: bool) -> Result<()> {
 pub fn status(run_dir: &Path, json: bool) -> Result<()> {
     let lines = status::status(run_dir, &mut Seen::default())?;
     print_either(json, &lines, || status::table(&lines))
+}
+
+/// Evaluates what the modules have learnt so far.
+pub fn preview(run_dir: &Path, images: usize, json: bool) -> Result<()> {
+    let mut config = RunDir::config_of(run_dir)?;
+    config.run.dir = run_dir.into();
+    start_libtorch(&config);
+    let device = devices(&config)?.device(0);
+    let preview = preview::preview(config.clone(), images, device)?;
+    print_either(json, &preview, || preview::table(&config, &preview))
 }
 
 /// Prints the status every two seconds until the run is over. On a terminal each print replaces the one before.

@@ -74,6 +74,9 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         Command::Plan { config, ranks, rate, gpu, json } => print_plan(config, *ranks as usize, (*rate, *gpu), *json),
         Command::Submit { args, dry_run, json } => cluster::submit(args, *dry_run, *json),
         Command::Status { run_dir, watch: true, .. } => cluster::watch(run_dir),
+        Command::Status { run_dir, preview: true, images, json, .. } => {
+            cluster::preview(run_dir, *images as usize, *json)
+        }
         Command::Status { run_dir, json, .. } => cluster::status(run_dir, *json),
         Command::Study(args) => study(args),
         Command::Report { run_dirs, out, figures, json } => {

@@ -1,11 +1,13 @@
 //! Turns the panic with which libtorch reports exhausted memory into an ordinary error, measures the host's free memory, and
 //! decides whether the allocator keeps freed memory.
 
+use crate::driver::cuda;
 use anyhow::Result;
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use tch::Device;
 
 thread_local! {
     /// Whether this thread is inside [`catch`].
@@ -71,6 +73,28 @@ fn free_in_groups(proc_cgroup: &str, root: &Path) -> Option<u64> {
         group.ancestors().take_while(|group| group.starts_with(&mount)).filter_map(free).min()
     };
     proc_cgroup.lines().filter_map(free_for_line).min()
+}
+
+/// Lets [`peak_on_host`] count from now on.
+pub fn begin_peak() {
+    // If the kernel refuses, the peak counts from the start of the process.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The largest resident memory of this process since [`begin_peak`], in bytes; 0 if the kernel does not tell.
+pub fn peak_on_host() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<u64>().map_or(0, |kib| kib * 1024)
+}
+
+/// The memory in use on the calling thread's GPU, in bytes; 0 if `device` is none. libtorch keeps the memory that it has taken, so
+/// at the end of a phase this is the most that the phase needed.
+pub fn peak_on_gpu(device: Device) -> u64 {
+    if device == Device::Cpu {
+        return 0;
+    }
+    cuda().and_then(|driver| driver.memory_in_use()).unwrap_or(0)
 }
 
 /// Sets whether glibc's allocator keeps the memory that a step frees for the next step. Each step takes and frees the same large

@@ -18,6 +18,9 @@ use crate::weights::{Weights, on_device};
 use anyhow::Result;
 use std::collections::BTreeMap;
 
+/// At most so many training images, whose mean statistics the buffers of the target take.
+const STATISTICS_IMAGES: usize = 20 * 1024;
+
 /// Writes the assembled target with its evaluation, unless that is done.
 pub fn assemble(job: &Job, node: &Node) -> Result<()> {
     let path = job.run.file(&node.file);
@@ -30,7 +33,9 @@ pub fn assemble(job: &Job, node: &Node) -> Result<()> {
     let mut weights = modules(job, node, meta.as_deref())?;
     if job.plan.config.model.has_buffers() {
         let before = evaluated(job, node, &weights)?;
-        weights = statistics::estimated_anew(job, node, weights)?;
+        let of = (&job.plan.config, &job.source, job.devices.device(0));
+        let estimated = statistics::estimated_anew(of, job.plan.config.model.depths(), &weights, STATISTICS_IMAGES)?;
+        weights = estimated.ok_or_else(|| stopped(node))?;
         log::info!(
             "{}: test {} before its running statistics were estimated anew",
             node.name,
@@ -87,5 +92,9 @@ fn evaluated(job: &Job, node: &Node, weights: &Weights) -> Result<BTreeMap<Strin
         &Solo,
         &mut |_, _| (),
     )?;
-    metrics.ok_or_else(|| Failure::Stopped { phase: node.name.clone(), step: 0 }.into())
+    metrics.ok_or_else(|| stopped(node))
+}
+
+fn stopped(node: &Node) -> anyhow::Error {
+    Failure::Stopped { phase: node.name.clone(), step: 0 }.into()
 }

@@ -7,6 +7,7 @@ pub mod extend;
 mod micro_batch;
 mod phase;
 pub mod plan_report;
+pub mod preview;
 mod shares;
 mod statistics;
 

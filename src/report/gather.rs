@@ -6,8 +6,9 @@ use crate::run::data::DataRecord;
 use crate::run::graph::{Graph, Node};
 use crate::run::start::Start;
 use crate::run::state::{Evidence, Found, State, states};
-use crate::run::table::Depths;
+use crate::run::table::{ASSEMBLE, Depths};
 use crate::store::ledger::Total;
+use crate::store::previews::Preview;
 use crate::store::progress::Progress;
 use crate::store::{RunDir, Seen, metrics};
 use crate::task::{Scores, Task};
@@ -28,6 +29,8 @@ pub struct Run {
     pub plan: Plan,
     pub parts: Vec<Part>,
     pub data: Option<DataRecord>,
+    /// The newest preview of the assembly, until the assembly itself is done.
+    pub preview: Option<Preview>,
     /// Images that could not be read and were skipped.
     pub unreadable: usize,
     /// What the report lacks, each in a sentence without its full stop.
@@ -156,7 +159,9 @@ fn run(path: &Path, seen: &mut Seen) -> Result<Run> {
     let graph = plan.graph();
     let parts = parts(&plan, &graph, &dir, seen, &mut missing);
     let unreadable = BadImages::of_run(0, path).count();
-    Ok(Run { name: plan.config.run.name.clone(), dir, plan, parts, data, unreadable, missing })
+    let is_assembled = parts.iter().any(|part| part.node.row.name == ASSEMBLE.name && part.is_done());
+    let preview = dir.newest_preview().filter(|_| !is_assembled);
+    Ok(Run { name: plan.config.run.name.clone(), dir, plan, parts, data, preview, unreadable, missing })
 }
 
 /// The nodes that write a model of the run's own task and that the run needs or has. A page compares models of one task.

@@ -59,6 +59,7 @@ impl Content<'_> {
                     (self.missing())
                     (self.accuracy(&mut shown))
                     (self.models(&mut shown))
+                    (self.preview(&mut shown))
                     (self.learning())
                     (self.time(&mut shown))
                     (self.memory(&mut shown))
@@ -143,6 +144,21 @@ impl Content<'_> {
         }
     }
 
+    fn preview(&self, shown: &mut Vec<Table>) -> Markup {
+        let previews = tables::previews(self.runs);
+        html! {
+            @if !previews.rows.is_empty() {
+                h2 { "Preview of the assembly" }
+                (folded(&previews, self.runs.len()))
+                p.note {
+                    "What the modules have learnt so far, from the newest " code { "incubate status --preview" } ". Each module is in the meta "
+                    "model; a module far behind the others holds the assembled network back."
+                }
+                (keep(shown, previews))
+            }
+        }
+    }
+
     fn learning(&self) -> Markup {
         html! {
             @if !self.curves.is_empty() { h2 { "Learning curves" } (gallery(&self.curves)) }
@@ -161,9 +177,9 @@ impl Content<'_> {
                 (gallery(&self.times))
                 (folded(&times, self.runs.len()))
                 p.note {
-                    "Seconds of each phase over all its starts; phases of different modules may have run at the same time. Steps that count "
-                    "include the sums over replicas (all-reduce), which are not timed on their own. The time of steps done again is estimated "
-                    "from their number."
+                    "Seconds of each phase over all its starts, as the first replica spent them; phases of different modules may have run at "
+                    "the same time. GPUs sum gradients (all-reduce) while they compute, so there both count as computing. The time of steps "
+                    "done again is estimated from their number."
                 }
                 (keep(shown, times))
             }
@@ -176,7 +192,10 @@ impl Content<'_> {
             @if !memory.rows.is_empty() {
                 h2 { "Memory" }
                 (folded(&memory, self.runs.len()))
-                p.note { "An estimate by the formulas of " code { "incubate plan" } ", for the micro-batch that was used; a run does not record its peak." }
+                p.note {
+                    "The estimate is that of " code { "incubate plan" } " for the micro-batch that was used. The host's peak is the resident memory of "
+                    "the first rank's process, the GPU's peak the memory in use on its first GPU."
+                }
                 (keep(shown, memory))
             }
         }

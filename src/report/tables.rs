@@ -7,6 +7,7 @@ use super::table::{Cell, Table, grouped, multiple, plus_minus, scientific, signe
 use super::time::{PARTS, Spent};
 use crate::config::{Config, MicroBatch};
 use crate::plan::cost::{cost, memory};
+use crate::run::start::Peak;
 use crate::store::artefact;
 use crate::store::progress::duration;
 use crate::task::{Better, Metric};
@@ -65,6 +66,28 @@ fn costs(part: &Part) -> Vec<Cell> {
         Cell::number(duration(total.seconds), total.seconds),
         Cell::number(format!("{:.4}", total.device_hours), total.device_hours),
     ]
+}
+
+/// The newest preview of each run that is not assembled yet.
+pub fn previews(runs: &[Run]) -> Table {
+    let metric = runs[0].task().headline();
+    let head = ["run", "model", "step", &metric.title(), "against the meta model", "test images"];
+    let mut table = Table::new("preview", &head);
+    for run in runs {
+        for (preview, model) in run.preview.iter().flat_map(|preview| preview.models.iter().map(move |m| (preview, m)))
+        {
+            let apart = Mean { mean: preview.against_meta(model), deviation: None, count: 1 };
+            table.rows.push(vec![
+                Cell::text(&run.name),
+                Cell::text(&model.name),
+                Cell::text(model.progress()),
+                Cell::number(metric.number(model.value), model.value),
+                Cell::number(signed(&apart, metric.decimals), apart.mean),
+                Cell::number(grouped(preview.images as u64), preview.images),
+            ]);
+        }
+    }
+    without_run(table, runs)
 }
 
 /// The averages over seeds: each group of each setting.
@@ -193,8 +216,11 @@ pub fn times(runs: &[Run]) -> Table {
 
 /// The estimated memory of each phase.
 pub fn memories(runs: &[Run]) -> Table {
-    let mut table =
-        Table::new("memory", &["run", "phase", "parameters", "of them trained", "micro-batch", "MiB per device"]);
+    let mut table = Table::new(
+        "memory",
+        &["run", "phase", "parameters", "of them trained", "micro-batch", "estimate, MiB per device"],
+    );
+    table.head.extend(["host's peak, MiB", "GPU's peak, MiB"].map(String::from));
     for run in runs {
         for part in run.shown(runs.len() == 1) {
             let Some(phase) = &part.phase else { continue };
@@ -203,14 +229,20 @@ pub fn memories(runs: &[Run]) -> Table {
                 plan.config.run.micro_batch = MicroBatch::Samples(micro_batch);
             }
             let (cost, micro_batch) = (cost(&plan, phase), plan.config.run.micro_batch.samples());
-            let bytes = memory(&plan, phase, plan.is_for_cpu(false));
+            let mebibytes = |bytes: u64| match bytes as f64 / f64::from(1 << 20) {
+                0.0 => Cell::none(),
+                size => Cell::number(format!("{size:.0}"), size),
+            };
+            let peak = |of: fn(&Peak) -> u64| part.starts.iter().map(|start| of(&start.peak)).max().unwrap_or(0);
             table.rows.push(vec![
                 Cell::text(&run.name),
                 Cell::text(&part.label),
                 Cell::number(grouped(cost.parameters), cost.parameters),
                 Cell::number(grouped(cost.trained_parameters), cost.trained_parameters),
                 Cell::number(micro_batch.to_string(), micro_batch),
-                Cell::number(format!("{:.0}", bytes as f64 / f64::from(1 << 20)), bytes as f64 / f64::from(1 << 20)),
+                mebibytes(memory(&plan, phase, plan.is_for_cpu(false))),
+                mebibytes(peak(|peak| peak.host)),
+                mebibytes(peak(|peak| peak.gpu)),
             ]);
         }
     }

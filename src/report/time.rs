@@ -1,7 +1,7 @@
-//! Where the time of a run went, as far as its ledger, heartbeats and curves tell. The all-reduce is not timed apart from the
-//! steps, nor are checkpoints and evaluations apart from each other.
+//! Where the time of a run went, as far as its ledger and heartbeats tell.
 
 use super::gather::{Part, Run};
+use crate::run::start;
 use crate::store::progress::duration;
 use crate::svg::bars::{self, Bar, Bars};
 use crate::svg::chart::Colour;
@@ -9,50 +9,64 @@ use crate::svg::chart::Colour;
 /// The seconds of a phase over all starts, in parts that add up.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spent {
-    /// Steps whose results count, less their waiting for data: computing, and summing gradients over replicas.
-    pub steps: f64,
+    /// Computing in steps whose results count.
+    pub computing: f64,
+    /// Summing gradients over replicas in these steps. The sums of GPUs overlap with the host's work and count as computing.
+    pub all_reduce: f64,
+    /// Waiting for data in these steps.
     pub data: f64,
     /// Steps that a restart did again.
     pub repeated: f64,
-    /// Starting, evaluating, writing checkpoints and the artefact.
+    pub evaluation: f64,
+    /// Waiting for checkpoints.
+    pub checkpoints: f64,
+    /// Starting, and writing the artefact.
     pub rest: f64,
 }
 
 /// The names of the parts, in their order.
-pub const PARTS: [&str; 4] =
-    ["steps that count", "waiting for data", "steps done again", "start-up, evaluation, saving"];
+pub const PARTS: [&str; 7] = [
+    "computing",
+    "all-reduce",
+    "waiting for data",
+    "steps done again",
+    "evaluation",
+    "waiting for checkpoints",
+    "start-up, writing the model",
+];
 
 impl Spent {
     /// The time of a part of a run; none if there was no training or no heartbeat tells.
     pub fn of(part: &Part) -> Option<Spent> {
         let progress = part.progress.as_ref().filter(|progress| progress.step > 0)?;
-        let batch = part.phase.as_ref()?.training.global_batch;
         let total = part.total.seconds;
         let useful = progress.useful_s.min(total);
         let lost: u64 = part.starts.windows(2).map(|two| two[0].to.saturating_sub(two[1].from)).sum();
         let repeated = (useful / progress.step as f64 * lost as f64).min(total - useful);
-        let data = waited_for_data(part, batch).min(useful);
-        Some(Spent { steps: useful - data, data, repeated, rest: total - useful - repeated })
+        let sum = |of: fn(&start::Spent) -> f64| part.starts.iter().map(|start| of(&start.spent)).sum::<f64>();
+        // The starts also count the waiting in steps that were done again.
+        let in_useful = |seconds: f64, most: f64| (seconds * useful / (useful + repeated).max(1e-9)).min(most);
+        let data = in_useful(sum(|spent| spent.data), useful);
+        let all_reduce = in_useful(sum(|spent| spent.all_reduce), useful - data);
+        let outside = total - useful - repeated;
+        let evaluation = sum(|spent| spent.evaluation).min(outside);
+        let checkpoints = sum(|spent| spent.checkpoints).min(outside - evaluation);
+        let computing = useful - data - all_reduce;
+        Some(Spent {
+            computing,
+            all_reduce,
+            data,
+            repeated,
+            evaluation,
+            checkpoints,
+            rest: outside - evaluation - checkpoints,
+        })
     }
 
-    pub fn parts(&self) -> [f64; 4] {
-        [self.steps, self.data, self.repeated, self.rest]
+    pub fn parts(&self) -> [f64; 7] {
+        let Spent { computing, all_reduce, data, repeated, evaluation, checkpoints, rest } = *self;
+        [computing, all_reduce, data, repeated, evaluation, checkpoints, rest]
     }
-}
-
-/// The seconds that the logged steps have waited for data.
-fn waited_for_data(part: &Part, batch: usize) -> f64 {
-    let mut before = 0;
-    let mut waited = 0.0;
-    for line in &part.lines {
-        let number = |key: &str| line.get(key).and_then(serde_json::Value::as_f64);
-        let Some(step) = line.get("step").and_then(serde_json::Value::as_u64) else { continue };
-        if let (Some(share), Some(rate)) = (number("data_wait"), number("images_per_s").filter(|rate| *rate > 0.0)) {
-            waited += share * (step.saturating_sub(before) as f64) * batch as f64 / rate;
-        }
-        before = step;
-    }
-    waited
 }
 
 /// The bars of a run's phases; none if none has trained.
@@ -62,7 +76,15 @@ pub fn bars(run: &Run) -> Option<Bars> {
         Some(Bar { name: part.label.clone(), parts: spent.parts().to_vec(), label: duration(part.total.seconds) })
     };
     let bars: Vec<Bar> = run.parts.iter().filter_map(bar).collect();
-    let looks = [(Colour::Incubation, 1.0), (Colour::Of(5), 1.0), (Colour::Of(1), 1.0), (Colour::Neutral, 0.5)];
+    let looks = [
+        (Colour::Incubation, 1.0),
+        (Colour::Of(2), 1.0),
+        (Colour::Of(5), 1.0),
+        (Colour::Of(1), 1.0),
+        (Colour::Of(4), 1.0),
+        (Colour::Of(3), 1.0),
+        (Colour::Neutral, 0.5),
+    ];
     let part =
         |(name, (colour, strength)): (&&str, (Colour, f64))| bars::Part { name: name.to_string(), colour, strength };
     let parts = PARTS.iter().zip(looks).map(part).collect();

@@ -28,6 +28,32 @@ pub struct Start {
     pub host: String,
     /// The ID of the Slurm job.
     pub job: Option<String>,
+    #[serde(default)]
+    pub spent: Spent,
+    #[serde(default)]
+    pub peak: Peak,
+}
+
+/// Seconds of the first replica that did not go into its own computing. An earlier version recorded none.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Spent {
+    /// Waiting for the loader.
+    pub data: f64,
+    /// Summing the gradients over the replicas, which includes waiting for slower replicas. A GPU sums while the host goes on, so
+    /// this is only the host's part.
+    pub all_reduce: f64,
+    pub evaluation: f64,
+    /// Waiting for checkpoints. Most of the writing happens beside the training.
+    pub checkpoints: f64,
+}
+
+/// The most memory that a start needed, in bytes; 0 if that is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Peak {
+    /// Resident memory of the first rank's process, with all its replicas and data workers.
+    pub host: u64,
+    /// Memory in use on the first replica's GPU, by all processes.
+    pub gpu: u64,
 }
 
 impl Start {

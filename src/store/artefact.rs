@@ -91,6 +91,16 @@ impl Header {
     }
 }
 
+impl Artefact {
+    /// The weights to evaluate: of a checkpoint whose phase keeps an exponential moving average of them, that average.
+    pub fn averaged(self) -> Weights {
+        match self.state.get("ema") {
+            Some(average) => views(average, flat_order(self.header.parameters())),
+            None => self.weights,
+        }
+    }
+}
+
 /// Writes a finished artefact durably and returns its content hash.
 ///
 /// # Errors
@@ -288,11 +298,16 @@ fn parse_checkpoint(file: &File, header: &Header, length: u64) -> Result<(Weight
         }
     }
     let flat = state.remove("weights").context("state/weights is missing")?;
+    Ok((views(&flat, order), state))
+}
+
+/// The parameters in a flat buffer, as views of it.
+fn views(flat: &Tensor, order: Vec<(usize, Parameter)>) -> Weights {
     let view = |(start, parameter): (usize, Parameter)| {
         let tensor = flat.narrow(0, start as i64, parameter.count() as i64).view(&parameter.shape[..]);
         ((parameter.stage, parameter.name), tensor)
     };
-    Ok((order.into_iter().map(view).collect(), state))
+    order.into_iter().map(view).collect()
 }
 
 fn parse_header(file: &File) -> Result<Header> {

@@ -42,6 +42,8 @@ fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> St
         device_seconds: 0.0,
         host: progress.host.clone(),
         job: progress.job.clone(),
+        spent: Default::default(),
+        peak: Default::default(),
     };
     let flops_per_image = training_flops(&plan.config.model, phase);
     start.count(progress.step, phase.training.global_batch, flops_per_image, progress.seconds);

@@ -8,6 +8,7 @@ pub mod full_disk;
 pub mod lease;
 pub mod ledger;
 pub mod metrics;
+pub mod previews;
 pub mod process;
 pub mod progress;
 pub mod run_dir;

@@ -9,6 +9,7 @@
 //! ledger/{phase}.jsonl            the work of each start of a phase
 //! index/{split}.index             the files and offsets of the images of a large source
 //! unreadable/{host}-{pid}.txt     images that could not be read
+//! previews.jsonl                  the previews of the assembly
 //! logs/{phase}/                   metrics.jsonl and TensorBoard events
 //! export/{format}/                exported models
 //! slurm/                          the config, scripts and logs of submitted jobs, and their record jobs.json

@@ -3,9 +3,10 @@
 use super::step::Outcome;
 use super::{Clock, Setting, evaluate};
 use crate::config::Precision;
+use crate::device::memory;
 use crate::plan::PhasePlan;
 use crate::plan::cost::training_flops;
-use crate::run::start::Start;
+use crate::run::start::{Peak, Start};
 use crate::run::state::Activity;
 use crate::store::RunDir;
 use crate::store::metrics::Metrics;
@@ -15,6 +16,7 @@ use crate::task::Task;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use tch::Device;
 
 /// The logs of a phase. Only the group's first replica writes them.
 pub struct Logging<'a> {
@@ -27,6 +29,7 @@ struct Logs<'a> {
     run: &'a RunDir,
     clock: &'a Clock,
     task: Task,
+    device: Device,
     global_batch: usize,
     flops_per_image: f64,
     metrics: Metrics,
@@ -74,9 +77,12 @@ impl<'a> Logging<'a> {
         let step = outcome.step + 1;
         logs.window.loss += outcome.loss;
         logs.window.waited_for_data += outcome.times.data;
+        if let Some(start) = &mut logs.progress.start {
+            start.spent.data += outcome.times.data.as_secs_f64();
+            start.spent.all_reduce += outcome.times.all_reduce.as_secs_f64();
+        }
         logs.progress.step = step;
-        logs.progress.useful_s += logs.step_began.elapsed().as_secs_f64();
-        logs.step_began = Instant::now();
+        logs.progress.useful_s += logs.since_step();
         if !outcome.norm.is_finite() {
             logs.warn_of_skipped(step);
         }
@@ -99,14 +105,16 @@ impl<'a> Logging<'a> {
         logs.warn_once(written);
         // The time of an evaluation is no training time.
         logs.window = Window::from(step);
-        logs.step_began = Instant::now();
+        let seconds = logs.since_step();
+        logs.progress.start.iter_mut().for_each(|start| start.spent.evaluation += seconds);
     }
 
     /// Records how long the last checkpoint took. The time until now counts for no step.
     pub fn saved(&mut self, save_s: Option<f64>) {
         let Some(logs) = &mut self.logs else { return };
         logs.progress.save_s = save_s.or(logs.progress.save_s);
-        logs.step_began = Instant::now();
+        let seconds = logs.since_step();
+        logs.progress.start.iter_mut().for_each(|start| start.spent.checkpoints += seconds);
     }
 
     /// Writes into the heartbeat why the phase cannot be saved at present; none if it can be saved.
@@ -155,6 +163,7 @@ impl<'a> Logs<'a> {
             run.enter(&phase.name, &last)?;
             warn_of_precision(&phase.name, &last, plan.config.run.precision, step);
         }
+        memory::begin_peak();
         let now = Instant::now();
         let started = clock.begin(now);
         let progress = Progress {
@@ -183,6 +192,7 @@ impl<'a> Logs<'a> {
             run,
             clock,
             task: Task::of(&plan.config),
+            device: setting.device,
             global_batch: phase.training.global_batch,
             flops_per_image,
             metrics: Metrics::open(&run.logs(&phase.name), step)?,
@@ -195,6 +205,12 @@ impl<'a> Logs<'a> {
             skipped: 0,
             warns: true,
         })
+    }
+
+    /// The seconds since the end of the last step, evaluation or checkpoint, which ends now.
+    fn since_step(&mut self) -> f64 {
+        let now = Instant::now();
+        (now - std::mem::replace(&mut self.step_began, now)).as_secs_f64()
     }
 
     /// Writes a log line and the metrics of the steps since the last log line.
@@ -239,6 +255,7 @@ impl<'a> Logs<'a> {
         self.progress.seconds = self.seconds_before + seconds;
         if let Some(start) = &mut self.progress.start {
             start.count(step, self.global_batch, self.flops_per_image, seconds);
+            start.peak = Peak { host: memory::peak_on_host(), gpu: memory::peak_on_gpu(self.device) };
         }
         self.progress.updated = unix_time();
         self.last_heartbeat = Instant::now();
@@ -284,6 +301,8 @@ fn start(setting: &Setting, step: u64) -> Start {
         device_seconds: 0.0,
         host: host(),
         job: slurm_job(),
+        spent: Default::default(),
+        peak: Default::default(),
     }
 }
 

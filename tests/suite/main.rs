@@ -24,6 +24,7 @@ mod pack;
 mod parity;
 mod phases;
 mod precision;
+mod previews;
 mod replicas;
 mod reports;
 mod resnet;

@@ -61,9 +61,18 @@ fn a_report_has_the_numbers_of_the_summary_and_of_the_status_and_needs_nothing_b
     }
     for row in rows(&figures.join("time.csv")) {
         let number = |column: &str| row[column].parse::<f64>().unwrap();
-        let parts = ["steps that count", "waiting for data", "steps done again", "start-up, evaluation, saving"];
-        assert!((parts.map(number).iter().sum::<f64>() - number("seconds")).abs() < 1e-9, "{row:?}");
-        assert!(parts.iter().all(|part| number(part) >= 0.0) && number("steps that count") > 0.0, "{row:?}");
+        let inside = ["computing", "all-reduce", "waiting for data", "steps done again"];
+        let outside = ["evaluation", "waiting for checkpoints", "start-up, writing the model"];
+        let parts = || inside.iter().chain(&outside).map(|part| number(part));
+        assert!((parts().sum::<f64>() - number("seconds")).abs() < 1e-9, "{row:?}");
+        assert!(parts().all(|part| part >= 0.0), "{row:?}");
+        assert!(number("computing") > 0.0 && number("evaluation") > 0.0, "{row:?}");
+    }
+
+    for row in rows(&figures.join("memory.csv")).iter().filter(|row| row["phase"] != "assembled") {
+        // libtorch alone takes more than 50 MiB.
+        let peak: f64 = row["host's peak, MiB"].parse().unwrap();
+        assert!((50.0..20_000.0).contains(&peak) && row["GPU's peak, MiB"].is_empty(), "{row:?}");
     }
 
     let page = text(&run.file("report.html"));

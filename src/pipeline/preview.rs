@@ -1,0 +1,170 @@
+//! Previews the assembly while the modules still train, so that a module that holds the others back is seen early.
+
+use super::statistics;
+use crate::collective::Solo;
+use crate::config::Config;
+use crate::data::feed::Feed;
+use crate::data::source::samples::sample;
+use crate::data::{self, Source};
+use crate::error::Failure;
+use crate::model::Network;
+use crate::plan::Plan;
+use crate::run::graph::Node;
+use crate::run::state::{Evidence, Found, State, state};
+use crate::run::table::{META, MODULE};
+use crate::store::previews::{Preview, Previewed};
+use crate::store::process::unix_time;
+use crate::store::{RunDir, Seen, artefact};
+use crate::task::Task;
+use crate::train::evaluate;
+use crate::usage;
+use crate::weights::{Weights, on_device};
+use anyhow::Result;
+use std::fmt::Write;
+use tch::Device;
+
+/// At most so many training images, whose mean statistics the buffers of the assembled network take.
+const STATISTICS_IMAGES: usize = 1024;
+
+/// The newest weights of a module.
+struct Module {
+    stage: usize,
+    name: String,
+    /// The steps of its weights and of its whole phase.
+    steps: (u64, u64),
+    weights: Weights,
+}
+
+/// The networks of a preview, and how they are evaluated.
+struct Previewer {
+    config: Config,
+    /// The images of the run, of which only a sample of the test images is evaluated.
+    source: Source,
+    device: Device,
+    meta: Weights,
+}
+
+/// Evaluates the meta model, the hybrid of each module, and the network that the modules make together, on a sample of the test
+/// images. The weights of a module are those of its artefact or of its newest checkpoint; a module without either keeps the meta
+/// model's thin stage. Adds the result to the run directory.
+///
+/// # Errors
+/// There is no meta model yet, no module has weights, or a file is damaged.
+pub fn preview(config: Config, images: usize, device: Device) -> Result<Preview> {
+    let run = RunDir { path: config.run.dir.clone() };
+    let source = data::open_read_only(&config)?;
+    let plan = Plan::new(config, source.train.len())?;
+    let meta_path = run.file(META.writes);
+    if !meta_path.exists() {
+        return Err(usage!("{}: missing; a preview needs the meta model", meta_path.display()));
+    }
+    let meta = artefact::read(&meta_path)?;
+    let graph = plan.graph();
+    let nodes = graph.of(&MODULE).map(|node| newest(&plan, &run, node, &meta.hash));
+    let modules: Vec<Module> = nodes.filter_map(Result::transpose).collect::<Result<_>>()?;
+    if modules.is_empty() {
+        return Err(usage!("{}: no module has a checkpoint yet; preview later", run.path.display()));
+    }
+    let test = sample(&source.test, images, plan.config.run.seed);
+    let count = test.len();
+    let source = Source { test, ..source };
+    let previewer = Previewer { config: plan.config.clone(), source, device, meta: meta.weights };
+    let preview = Preview {
+        time: unix_time(),
+        images: count,
+        metric: Task::of(&plan.config).headline().key.into(),
+        models: previewer.models((meta.header.step, meta.header.step), &modules)?,
+    };
+    run.add_preview(&preview)?;
+    Ok(preview)
+}
+
+/// The newest weights of a module's node, if it has any that belong to the meta model with this hash.
+fn newest(plan: &Plan, run: &RunDir, node: &Node, meta: &str) -> Result<Option<Module>> {
+    let (Some(stage), Some(expected), Some(phase)) = (node.index, &node.expected, plan.phase_of(node)) else {
+        unreachable!("the row trains modules")
+    };
+    let module =
+        |step: u64, weights: Weights| Module { stage, name: node.name.clone(), steps: (step, phase.steps), weights };
+    let found = Seen::default().find(run, node).unwrap_or(Found::Nothing);
+    if state(node, &Evidence::of_file(found), Some(meta)) == State::Done {
+        let done = artefact::read(&run.file(&node.file))?;
+        return Ok(Some(module(phase.steps, done.weights)));
+    }
+    let read = || run.newest_checkpoint(&node.name, &expected.recipe, Some(meta));
+    // The training may remove a checkpoint while it is read here, but then there is a newer one.
+    let checkpoint = read().or_else(|_| read())?;
+    Ok(checkpoint.map(|checkpoint| module(checkpoint.header.step, checkpoint.averaged())))
+}
+
+impl Previewer {
+    /// Evaluates all models, the meta model first.
+    fn models(&self, meta_steps: (u64, u64), modules: &[Module]) -> Result<Vec<Previewed>> {
+        let model = &self.config.model;
+        let previewed = |name: &str, steps, value| Previewed { name: name.into(), steps, value };
+        let thin = self.value(&model.meta_depths(), &self.meta)?;
+        let mut models = vec![previewed(META.name, Some(meta_steps), thin)];
+        for module in modules {
+            let (depths, weights) = self.with(std::slice::from_ref(module));
+            models.push(previewed(&module.name, Some(module.steps), self.value(&depths, &weights)?));
+        }
+        let (depths, mut weights) = self.with(modules);
+        if model.has_buffers() {
+            let of = (&self.config, &self.source, self.device);
+            let estimated = statistics::estimated_anew(of, &depths, &weights, STATISTICS_IMAGES)?;
+            weights = estimated.ok_or_else(stopped)?;
+        }
+        models.push(previewed(ASSEMBLED, None, self.value(&depths, &weights)?));
+        Ok(models)
+    }
+
+    /// The meta model with these modules in place: the depths of its stages, and its weights.
+    fn with(&self, modules: &[Module]) -> (Vec<usize>, Weights) {
+        let mut depths = self.config.model.meta_depths();
+        let mut weights = on_device(&self.meta, Device::Cpu);
+        for Module { stage, weights: own, .. } in modules {
+            depths[*stage] = self.config.model.depths()[*stage];
+            weights.retain(|(other, _), _| other != stage);
+            weights.extend(on_device(own, Device::Cpu));
+        }
+        (depths, weights)
+    }
+
+    /// The headline metric of a network on the sample.
+    fn value(&self, depths: &[usize], weights: &Weights) -> Result<f64> {
+        let config = &self.config;
+        let network = Network::new(config, depths, 0..0, &[], &on_device(weights, self.device))?;
+        let (feed, batch) = (Feed::of_replica(config, &self.source, 1), config.run.micro_batch.samples());
+        let metrics = evaluate::evaluate(&network, feed, config, batch, &Solo, &mut |_, _| ())?;
+        Ok(metrics.ok_or_else(stopped)?[Task::of(config).headline().key])
+    }
+}
+
+/// The name of the network that all modules make together.
+pub const ASSEMBLED: &str = "assembled so far";
+
+fn stopped() -> anyhow::Error {
+    Failure::Stopped { phase: "preview".into(), step: 0 }.into()
+}
+
+/// A preview as a table for people.
+pub fn table(config: &Config, preview: &Preview) -> String {
+    let headline = Task::of(config).headline();
+    let mut out = format!("{:<16} {:>15} {:>8} {:>12}\n", "preview", "step", headline.title(), "against meta");
+    for model in &preview.models {
+        let apart = format!("{:+.*}", headline.decimals, preview.against_meta(model));
+        let _ = writeln!(
+            out,
+            "{:<16} {:>15} {:>8} {apart:>12}",
+            model.name,
+            model.progress(),
+            headline.number(model.value)
+        );
+    }
+    let _ = writeln!(
+        out,
+        "on {} test images; each module is in the meta model, whose stages the others keep",
+        preview.images
+    );
+    out
+}

@@ -1,0 +1,62 @@
+//! `previews.jsonl`: the previews of a run's assembly, as one JSON object on each line. Lines are only ever added.
+
+use super::run_dir::RunDir;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::OpenOptions;
+use std::io::Write;
+
+/// The accuracy of the modules and of the network that they make together, at one moment of their training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Preview {
+    /// Seconds since 1970.
+    pub time: f64,
+    /// How many test images were evaluated.
+    pub images: usize,
+    /// The key of the metric of all values.
+    pub metric: String,
+    /// The meta model, then the hybrid of each module that has weights, then the assembled network.
+    pub models: Vec<Previewed>,
+}
+
+/// One evaluated model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Previewed {
+    pub name: String,
+    /// The optimiser steps of its weights, and of the whole phase; none for the assembled network.
+    pub steps: Option<(u64, u64)>,
+    pub value: f64,
+}
+
+impl Preview {
+    /// The value of a model, less the meta model's.
+    pub fn against_meta(&self, model: &Previewed) -> f64 {
+        model.value - self.models[0].value
+    }
+}
+
+impl Previewed {
+    /// The progress of its training, such as `12/40`.
+    pub fn progress(&self) -> String {
+        self.steps.map_or("–".into(), |(step, steps)| format!("{step}/{steps}"))
+    }
+}
+
+impl RunDir {
+    /// Adds a preview to the file.
+    pub fn add_preview(&self, preview: &Preview) -> Result<()> {
+        let path = self.file(FILE);
+        let mut line = serde_json::to_vec(preview)?;
+        line.push(b'\n');
+        let file = OpenOptions::new().append(true).create(true).open(&path);
+        file.and_then(|mut file| file.write_all(&line)).with_context(|| format!("{}", path.display()))
+    }
+
+    /// The newest preview that was written whole, if there is one.
+    pub fn newest_preview(&self) -> Option<Preview> {
+        let text = std::fs::read_to_string(self.file(FILE)).ok()?;
+        text.lines().rev().find_map(|line| serde_json::from_str(line).ok())
+    }
+}
+
+const FILE: &str = "previews.jsonl";
