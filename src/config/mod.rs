@@ -21,6 +21,7 @@ pub use micro_batch::MicroBatch;
 use overlay::{check_keys, lay_over, parse_set, unreadable};
 pub use segmentation::{IGNORED, Inference, MapFormat, NormOver, PixelMean, Segmentation, TAPS};
 use serde::{Deserialize, Serialize};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
@@ -289,8 +290,12 @@ pub enum Optimiser {
 impl Config {
     /// Reads a config file, overrides it by each `--set key=value`, and checks everything that can be checked without data.
     pub fn load(path: &Path, sets: &[String]) -> Result<Config> {
-        let text =
-            std::fs::read_to_string(path).map_err(|e| usage!("{}: cannot read the config: {e}", path.display()))?;
+        let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+            ErrorKind::InvalidData => {
+                usage!("{}: no config, because it is not text; check the order of the arguments", path.display())
+            }
+            _ => usage!("{}: cannot read the config: {error}", path.display()),
+        })?;
         Self::parse(&text, sets).with_context(|| format!("in config {}", path.display()))
     }
 

@@ -97,6 +97,11 @@ fn a_closed_pipe_is_no_error_and_a_full_disk_is_one() {
 fn a_config_that_is_missing_or_no_toml_is_named() {
     ended(plain(&["run", "nowhere.toml"]).output().unwrap()).fails(2, &["nowhere.toml", "No such file"]);
     Incubate::with("[run\n").incubate(&["run"]).fails(2, &["config.toml", "not valid TOML, line 1"]);
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model.h5");
+    std::fs::write(&model, b"\x89HDF\xff").unwrap();
+    let swapped = plain(&["import", "config.toml", model.to_str().unwrap()]).output().unwrap();
+    ended(swapped).fails(2, &["model.h5", "not text", "order of the arguments"]);
 }
 
 #[test]
