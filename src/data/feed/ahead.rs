@@ -1,5 +1,5 @@
 //! A stream of items that worker threads make ahead of the consumer. With W workers, worker w makes the items w, w + W, w + 2W, and
-//! so on, and the consumer takes one item of each worker in turn. So the number of workers changes only the speed.
+//! so on, and the consumer takes one item of each worker in turn. So the number of workers changes the speed and the memory, but no item.
 
 use crate::thread;
 use anyhow::Result;
@@ -9,7 +9,8 @@ use std::thread::JoinHandle;
 
 /// The most items that a worker keeps ready.
 const MOST_READY: usize = 3;
-/// The most bytes that the items of all workers take, both the items that are ready and the items that are being made.
+/// The bytes that the items of all workers may take, both the items that are ready and the items that are being made. Each worker
+/// makes one item even if these take more.
 const MOST_BYTES: usize = 512 << 20;
 
 /// How many items of `bytes` bytes each worker keeps ready, apart from the item that it is making. If the number is 0, a worker
@@ -26,7 +27,7 @@ pub fn held_by_worker(workers: usize, bytes: usize) -> usize {
 /// The stream of items, in order.
 pub struct Ahead<T> {
     workers: Vec<Receiver<T>>,
-    /// The worker that makes the next item.
+    /// The worker whose item the consumer takes next.
     next: usize,
     /// The workers' threads; none for a thread that was joined.
     threads: Vec<Option<JoinHandle<()>>>,
@@ -66,7 +67,7 @@ impl<T: Send + 'static> Ahead<T> {
 impl<T> Iterator for Ahead<T> {
     type Item = T;
 
-    /// Waits for the next item. If its worker has panicked, the panic is resumed in the calling thread.
+    /// Waits for the next item; none after the last one. If its worker has panicked, the panic is resumed in the calling thread.
     fn next(&mut self) -> Option<T> {
         let item = self.workers[self.next].recv().ok();
         if item.is_none()

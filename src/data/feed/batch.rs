@@ -14,7 +14,7 @@ pub struct Batch {
     pub positions: Range<usize>,
 }
 
-/// A part of a micro-batch. For a GPU its tensors are in pinned memory.
+/// A part of a micro-batch. For a GPU the loader puts its tensors into pinned memory.
 #[derive(Debug)]
 pub(super) struct Piece {
     /// (batch, channel, row, column), normalised.
@@ -35,7 +35,7 @@ impl Batch {
     }
 
     /// Copies the batch to a device and mixes its images there if that is not done yet. Returns the images (batch, channel, row,
-    /// column), the targets, and the memory of the images, which must be dropped after them.
+    /// column), the targets and, if it is reused, the memory of the images, which must be dropped after them.
     pub fn on(self, device: Device) -> (Tensor, Tensor, Option<Borrowed>) {
         let on_device = |Piece { images_bchw, targets, mix, memory }: Piece| {
             let images_bchw = upload(&images_bchw, device);

@@ -44,8 +44,8 @@ impl Drop for Borrowed {
 /// copied the images.
 ///
 /// # Errors
-/// A usage error if there is no memory. It says how much memory the `workers` of a replica take, and the cure. It does not quote
-/// libtorch's message, because that would look like the error of a step that needs a smaller micro-batch.
+/// A usage error if there is no memory. Its text says how much memory the `workers` of a replica take, and the cure. The text does not
+/// quote libtorch's message, because that would look like the error of a step that needs a smaller micro-batch.
 pub fn allocate(
     memory: &BatchMemory,
     shape: [i64; 4],

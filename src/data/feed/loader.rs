@@ -62,11 +62,11 @@ struct Shared {
     first_step: u64,
     memory: BatchMemory,
     workers: usize,
-    /// The order of the newest epoch, which the first worker that reaches the epoch draws.
+    /// The order of the epoch that a worker asked for last, with the epoch's number. Workers in the same epoch share it.
     epoch: Mutex<Option<(u64, Arc<Epoch>)>>,
 }
 
-/// The images that the workers read, by the targets that belong to them.
+/// The images that the workers read: with classes or with label maps as their targets.
 enum Images {
     OfClasses(Arc<Reading>),
     WithMaps(Arc<PairReading>),
@@ -85,8 +85,8 @@ struct Worker {
     epoch: Option<(u64, Arc<Epoch>)>,
 }
 
-/// The part of the key that keeps the random numbers of mixing apart from others of the same seed.
-const MIX: u64 = 3;
+/// The part of random keys for the mixing of images. No other random numbers of a phase use it.
+const MIX_KEY: u64 = 3;
 
 impl Loader {
     /// Starts the workers of one replica in a phase that continues at `first_step`. `micro_batches` are the replica's part of every
@@ -145,7 +145,7 @@ impl Loader {
 impl Iterator for Loader {
     type Item = Result<Batch>;
 
-    /// Waits for the next micro-batch. There is always one, or an error that names an image.
+    /// Waits for the next micro-batch. The stream has no end, but its next item may be an error.
     fn next(&mut self) -> Option<Result<Batch>> {
         let (positions, count) = &self.micro_batches[self.next];
         self.next = (self.next + 1) % self.micro_batches.len();
@@ -165,7 +165,8 @@ impl Images {
 }
 
 impl Shared {
-    /// Writes the images of these samples, and returns their targets. Mixes the images unless a device does so later.
+    /// Writes the images of these samples and mixes them, unless a device does so later. Returns their targets, and the mixing if a
+    /// device has still to do it.
     fn with_classes(
         &self,
         reader: &mut Reader,
@@ -202,7 +203,7 @@ impl Shared {
 }
 
 impl Worker {
-    /// Makes the piece with this number. Pieces are numbered through all steps.
+    /// Makes the piece with this number. Pieces are numbered from 0 through all steps from the first on.
     fn make(&mut self, number: usize) -> Result<Piece> {
         let shared = self.shared.clone();
         let step = shared.first_step + (number / shared.pieces.len()) as u64;
@@ -220,7 +221,7 @@ impl Worker {
         let (targets, mix) = match &mut self.reader {
             AnyReader::OfClasses(reader) => {
                 let block = (positions.start / BLOCK) as u64;
-                let mix = Mix::draw(&shared.data, shared.size, &[shared.sampler.seed, MIX, step, block]);
+                let mix = Mix::draw(&shared.data, shared.size, &[shared.sampler.seed, MIX_KEY, step, block]);
                 shared.with_classes(reader, &samples, mix, pixels)?
             }
             AnyReader::WithMaps(reader) => (reader.train(&samples, shared.size, pixels)?, None),

@@ -1,5 +1,5 @@
-//! Makes batches of images: [`loader`] for training, [`test_batches`] for evaluation. Worker threads read and transform images ahead
-//! of the step that takes them.
+//! Makes batches of images: [`loader`] for training, [`test_batches`] for evaluation. Worker threads read and transform the images
+//! before they are needed.
 
 mod ahead;
 pub mod batch;

@@ -38,7 +38,7 @@ impl PairReading {
         PairReader { reading: self.clone(), bytes: Vec::new(), map_bytes: Vec::new(), bench: None }
     }
 
-    /// About the bytes of a large image for evaluation.
+    /// The bytes of the largest usual image for evaluation: three fp32 planes of 4 · crop × crop pixels.
     pub fn largest_bytes(&self) -> usize {
         4 * 3 * 4 * self.crop * self.crop
     }
@@ -46,10 +46,11 @@ impl PairReading {
 
 impl PairReader {
     /// Writes training images (channel, row, column) of `side` rows and columns, one after another, and returns their label maps
-    /// (batch, row, column). A sample is the number of an image and the key of its randomness.
+    /// (batch, row, column). A sample is the index of an image and the key of the random numbers
+    /// of its transform.
     ///
     /// # Errors
-    /// If more images are unreadable than the config allows, or if a label map is.
+    /// If more images than the config allows are unreadable or differ in size from their label maps, or if a label map is unreadable.
     pub fn train(&mut self, samples: &[(usize, [u64; 4])], side: usize, pixels: &mut [f32]) -> Result<Tensor> {
         let mut classes = vec![0u8; samples.len() * side * side];
         let outs = pixels.chunks_exact_mut(3 * side * side).zip(classes.chunks_exact_mut(side * side));
@@ -59,11 +60,11 @@ impl PairReader {
         Ok(Tensor::from_slice(&classes).view([samples.len() as i64, side as i64, side as i64]))
     }
 
-    /// Writes a training image, or the next readable one if it is unreadable.
+    /// Writes a training image or, if it is unreadable, the next readable one.
     fn train_one(&mut self, index: usize, key: &[u64], out: Crop) -> Result<()> {
         let Crop { pixels, classes } = out;
-        let images = self.reading.split.len();
-        for other in (index..images).chain(0..index) {
+        let count = self.reading.split.len();
+        for other in (index..count).chain(0..index) {
             let map = self.map(other)?;
             let mut random = Random::new(key);
             let out = Crop { pixels: &mut *pixels, classes: &mut *classes };
@@ -73,14 +74,14 @@ impl PairReader {
                 return Ok(());
             }
         }
-        Err(usage!("none of the {images} images can be read; see the warnings above"))
+        Err(usage!("none of the {count} images can be read; see the warnings above"))
     }
 
     /// An image for evaluation (1, channel, row, column), resized, and its label map (1, row, column) at its own size. If the image
-    /// is unreadable, both are of no image.
+    /// is unreadable, the first dimension of both tensors is 0.
     ///
     /// # Errors
-    /// If more images are unreadable than the config allows, or if a label map is.
+    /// If more images than the config allows are unreadable or differ in size from their label maps, or if a label map is unreadable.
     pub fn evaluate(&mut self, index: usize) -> Result<(Tensor, Tensor)> {
         let map = self.map(index)?;
         let size = (map.height, map.width);
@@ -100,10 +101,10 @@ impl PairReader {
         map.map_err(|error| usage!("{}: {error:#}", split.map_name(index)))
     }
 
-    /// Opens an image and gives it to `transform`; none if it is unreadable.
+    /// Opens an image and gives it to `transform`. Returns none if the image is unreadable or differs in size from its label map.
     ///
     /// # Errors
-    /// If its size is not that of its label map, or if more images are unreadable than the config allows.
+    /// If more images than the config allows are unreadable or differ in size from their label maps.
     fn image<T>(
         &mut self,
         index: usize,

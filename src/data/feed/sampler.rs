@@ -1,16 +1,19 @@
 //! Decides which image stands at each position of each step's global batch.
 //!
-//! Repeated augmentation follows the official RASampler: it shuffles the images, repeats each several times in a row, and keeps as
-//! many samples as an epoch has. The mixing partners, positions 2j and 2j + 1, come from the two halves of the batch, so they are
-//! different images if `repeats` is at most half the batch. Ranks and micro-batches divide the batch at even positions, so partners
-//! stay together. A sample depends only on seed, step and position, so it is the same for any number of ranks and workers.
+//! Repeated augmentation follows DeiT's RASampler: it shuffles the images, repeats each several times in a row, and keeps as many
+//! samples as an epoch has. A step takes the next `global_batch` samples of the epoch. Its even positions get the first half of them,
+//! its odd positions the second half. So mixing partners (positions 2j and 2j + 1) are different images if `repeats` is at most half
+//! the batch. Ranks and micro-batches divide the batch at even positions, so partners stay together. No sample depends on the number
+//! of ranks or workers.
 
 use crate::random::Random;
 
-/// The order of a phase's samples.
+/// Decides the order of a phase's samples.
 #[derive(Debug, Clone)]
 pub struct Sampler {
+    /// How many training images there are.
     pub images: usize,
+    /// How many times in a row an epoch repeats an image.
     pub repeats: usize,
     pub global_batch: usize,
     pub steps_per_epoch: u64,
@@ -28,7 +31,7 @@ impl Sampler {
     /// Shuffles the images for an epoch.
     pub fn epoch(&self, epoch: u64) -> Epoch {
         let mut order: Vec<u32> = (0..self.images as u32).collect();
-        Random::new(&[self.seed, ORDER, epoch]).shuffle(&mut order);
+        Random::new(&[self.seed, ORDER_KEY, epoch]).shuffle(&mut order);
         Epoch { order, repeats: self.repeats }
     }
 
@@ -38,17 +41,18 @@ impl Sampler {
         (step % self.steps_per_epoch) as usize * self.global_batch + start_of_half + position / 2
     }
 
-    /// The image at a position, and the key of the sample's randomness.
+    /// The image at a position of a step's batch, and the key of the random numbers of its transform.
     pub fn sample(&self, epoch: &Epoch, step: u64, position: usize) -> (usize, [u64; 4]) {
         let number = self.number_in_epoch(step, position);
         let image = epoch.order[number / epoch.repeats % epoch.order.len()] as usize;
-        (image, [self.seed, SAMPLE, step / self.steps_per_epoch, number as u64])
+        (image, [self.seed, SAMPLE_KEY, step / self.steps_per_epoch, number as u64])
     }
 }
 
-/// The parts of the keys that keep the order of the images and the transforms of a sample apart from other random numbers.
-const ORDER: u64 = 1;
-const SAMPLE: u64 = 2;
+/// Parts of random keys: `ORDER_KEY` for the shuffling of the images, `SAMPLE_KEY` for the transform of a sample. No other random
+/// numbers of a phase use them.
+const ORDER_KEY: u64 = 1;
+const SAMPLE_KEY: u64 = 2;
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! Loads batches of test images, which worker threads make ahead.
+//! Loads batches of test images. Worker threads make them before they are needed.
 
 use super::Feed;
 use super::ahead::Ahead;
@@ -12,7 +12,7 @@ use anyhow::Result;
 use std::ops::Range;
 use tch::Tensor;
 
-/// Test images, transformed for evaluation. For a GPU they are in pinned memory.
+/// Test images, transformed for evaluation. For a GPU, images of one size are in pinned memory.
 pub struct TestBatch {
     /// (batch, channel, row, column), normalised.
     pub images_bchw: Tensor,

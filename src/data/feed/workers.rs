@@ -1,4 +1,4 @@
-//! Decides the number of worker threads, which changes only the speed.
+//! Decides the number of worker threads, which changes the speed and the memory, but no result.
 
 use crate::config::Config;
 use crate::data::source::Source;

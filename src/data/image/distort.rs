@@ -3,34 +3,36 @@
 use super::pixels::Pixel;
 use crate::random::Random;
 
-const BRIGHTNESS: f64 = 32.0;
+/// The largest value that is added to or subtracted from the bytes.
+const MAX_BRIGHTNESS_MOVE: f64 = 32.0;
 /// The range of the factors of contrast and saturation.
-const FACTOR: [f64; 2] = [0.5, 1.5];
-/// The hue moves by less than this either way, and every move is a whole number.
-const HUE: usize = 18;
-const HUES: i32 = 180;
+const FACTORS: [f64; 2] = [0.5, 1.5];
+/// The hue moves by a whole number from −`MAX_HUE_MOVE` to `MAX_HUE_MOVE` − 1.
+const MAX_HUE_MOVE: usize = 18;
+/// How many values a hue may have: 0 to 179.
+const HUE_VALUES: i32 = 180;
 
 /// Changes brightness, contrast, saturation and hue, each with a probability of one half. Contrast changes before the colours or
 /// after them.
 pub fn distort(pixels: &mut [Pixel], random: &mut Random) {
     let coin = |random: &mut Random| random.uniform() < 0.5;
     if coin(random) {
-        let shift = random.between(-BRIGHTNESS, BRIGHTNESS);
-        scaled(pixels, 1.0, shift);
+        let shift = random.between(-MAX_BRIGHTNESS_MOVE, MAX_BRIGHTNESS_MOVE);
+        scale_and_shift(pixels, 1.0, shift);
     }
     let is_contrast_first = coin(random);
-    let contrast = coin(random).then(|| random.between(FACTOR[0], FACTOR[1]));
+    let contrast = coin(random).then(|| random.between(FACTORS[0], FACTORS[1]));
     let contrast_if = |pixels: &mut [Pixel], now: bool| {
-        contrast.iter().filter(|_| now).for_each(|&factor| scaled(pixels, factor, 0.0));
+        contrast.iter().filter(|_| now).for_each(|&factor| scale_and_shift(pixels, factor, 0.0));
     };
     contrast_if(pixels, is_contrast_first);
     if coin(random) {
-        let factor = random.between(FACTOR[0], FACTOR[1]) as f32;
+        let factor = random.between(FACTORS[0], FACTORS[1]) as f32;
         in_hsv(pixels, |[h, s, v]| [h, byte(f32::from(s) * factor), v]);
     }
     if coin(random) {
-        let shift = random.below(2 * HUE) as i32 - HUE as i32;
-        in_hsv(pixels, |[h, s, v]| [(i32::from(h) + shift).rem_euclid(HUES) as u8, s, v]);
+        let shift = random.below(2 * MAX_HUE_MOVE) as i32 - MAX_HUE_MOVE as i32;
+        in_hsv(pixels, |[h, s, v]| [(i32::from(h) + shift).rem_euclid(HUE_VALUES) as u8, s, v]);
     }
     contrast_if(pixels, !is_contrast_first);
 }
@@ -40,7 +42,7 @@ fn byte(value: f32) -> u8 {
     value.clamp(0.0, 255.0) as u8
 }
 
-fn scaled(pixels: &mut [Pixel], factor: f64, shift: f64) {
+fn scale_and_shift(pixels: &mut [Pixel], factor: f64, shift: f64) {
     let table: [u8; 256] = std::array::from_fn(|value| byte(value as f32 * factor as f32 + shift as f32));
     pixels.iter_mut().for_each(|pixel| pixel[..3].iter_mut().for_each(|value| *value = table[usize::from(*value)]));
 }
@@ -55,7 +57,9 @@ fn in_hsv(pixels: &mut [Pixel], change: impl Fn([u8; 3]) -> [u8; 3]) {
 /// OpenCV's `COLOR_RGB2HSV` of bytes, in fixed-point numbers of 12 bits.
 fn to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
     const BITS: i32 = 12;
-    let fixed = |over: i32, below: i32| (f64::from(over << BITS) / f64::from(below)).round_ties_even() as i32;
+    let fixed = |numerator: i32, denominator: i32| {
+        (f64::from(numerator << BITS) / f64::from(denominator)).round_ties_even() as i32
+    };
     let (r, g, b) = (i32::from(r), i32::from(g), i32::from(b));
     let v = r.max(g).max(b);
     let range = v - r.min(g).min(b);
@@ -70,13 +74,13 @@ fn to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
     } else {
         r - g + 4 * range
     };
-    let h = (sixths * fixed(HUES, 6 * range) + (1 << (BITS - 1))) >> BITS;
-    [(if h < 0 { h + HUES } else { h }) as u8, s as u8, v as u8]
+    let h = (sixths * fixed(HUE_VALUES, 6 * range) + (1 << (BITS - 1))) >> BITS;
+    [(if h < 0 { h + HUE_VALUES } else { h }) as u8, s as u8, v as u8]
 }
 
 /// OpenCV's `COLOR_HSV2RGB` of bytes.
 fn to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
-    let sixths = f32::from(h) * (6.0 / HUES as f32);
+    let sixths = f32::from(h) * (6.0 / HUE_VALUES as f32);
     let (s, v) = (f32::from(s) / 255.0, f32::from(v) / 255.0);
     let (sector, part) = (sixths.floor() as usize % 6, sixths.fract());
     let (p, q, t) = (v * (1.0 - s), v * (1.0 - s * part), v * (1.0 - s * (1.0 - part)));
@@ -90,7 +94,7 @@ mod tests {
 
     #[test]
     fn hsv_of_bytes_is_opencvs() {
-        // cv2 4.11: cvtColor(…, COLOR_RGB2HSV), and COLOR_HSV2RGB of the result.
+        // The HSV values are from cv2 4.11. The way back must give the input within 1.
         for (rgb, hsv) in [
             ([255, 0, 0], [0, 255, 255]),
             ([0, 255, 0], [60, 255, 255]),

@@ -16,7 +16,7 @@ pub const BLOCK: usize = 128;
 pub struct Mix {
     /// The share of a sample's own label; the partner's label has the rest.
     pub lambda: f64,
-    /// CutMix's box (rows, columns). Without one it is Mixup, which changes nothing if λ is 1.
+    /// CutMix's box (rows, columns); none for Mixup, which changes nothing if λ is 1.
     pub region: Option<(Range<usize>, Range<usize>)>,
 }
 

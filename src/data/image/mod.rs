@@ -1,4 +1,4 @@
-//! Turns the bytes of an image into the network's numbers: [`decode`] gives pixels, and [`recipe`] crops, resizes, augments and
+//! Turns the bytes of an image into the network's input: [`decode`] gives pixels, and [`recipe`] crops, resizes, augments and
 //! normalises them. Then [`mix`] mixes the images of a batch. [`joint`] transforms images together with their label maps. [`shrink`]
 //! makes the images of a pack.
 

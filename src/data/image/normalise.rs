@@ -1,4 +1,4 @@
-//! Converts pixels to the numbers that the network takes: (byte / 255 − mean) / deviation, in planes.
+//! Converts pixels to the values that the network takes: (byte / 255 − mean) / deviation, in planes.
 
 use super::pixels::{Pixel, Pixels};
 use super::randaugment::{IDENTITY, Table};
@@ -7,15 +7,15 @@ use multiversion::multiversion;
 /// The normalisation of gray or of colour images.
 #[derive(Debug, Clone)]
 pub enum Normalise {
-    /// The number of each byte. Red, green and blue of a gray image are equal, and one plane is written.
+    /// The normalised value of each of the 256 bytes. Red, green and blue of a gray image are equal, and one plane is written.
     Gray(Box<[f32; 256]>),
-    /// Three planes are written.
-    Colour([Channel; 3]),
+    /// Three planes are written: red, green and blue.
+    Colour([Linear; 3]),
 }
 
-/// The number of a byte is byte · scale + bias.
+/// Turns a byte into byte · scale + bias.
 #[derive(Debug, Clone, Copy)]
-pub struct Channel {
+pub struct Linear {
     scale: f32,
     bias: f32,
 }
@@ -26,7 +26,7 @@ impl Normalise {
         if let ([mean], [std]) = (mean, std) {
             return Normalise::Gray(Box::new(std::array::from_fn(|byte| ((byte as f64 / 255.0 - mean) / std) as f32)));
         }
-        Normalise::Colour(std::array::from_fn(|c| Channel {
+        Normalise::Colour(std::array::from_fn(|c| Linear {
             scale: (1.0 / (255.0 * std[c])) as f32,
             bias: (-mean[c] / std[c]) as f32,
         }))
@@ -35,10 +35,10 @@ impl Normalise {
     /// Writes an image's planes (channel, row, column). `table` is applied to its bytes first, and `flipped` mirrors its rows.
     pub fn apply(&self, pixels: &Pixels, table: Option<&Table>, flipped: bool, out: &mut [f32]) {
         match self {
-            Normalise::Gray(numbers) => {
-                let [of_byte, ..] = table.unwrap_or(&IDENTITY);
-                let number = |pixel: &Pixel| numbers[of_byte[pixel[0] as usize] as usize];
-                out.iter_mut().zip(&pixels.rgbx).for_each(|(out, pixel)| *out = number(pixel));
+            Normalise::Gray(values) => {
+                let [red_table, ..] = table.unwrap_or(&IDENTITY);
+                let value = |pixel: &Pixel| values[red_table[pixel[0] as usize] as usize];
+                out.iter_mut().zip(&pixels.rgbx).for_each(|(out, pixel)| *out = value(pixel));
             }
             Normalise::Colour(channels) => {
                 let (red, rest) = out.split_at_mut(pixels.rgbx.len());
@@ -46,7 +46,7 @@ impl Normalise {
                 let planes = [red, green, blue];
                 match table {
                     None => scaled(&pixels.rgbx, channels, planes),
-                    Some(table) => looked_up(&pixels.rgbx, &numbers(channels, table), planes),
+                    Some(table) => looked_up(&pixels.rgbx, &values(channels, table), planes),
                 }
             }
         }
@@ -56,16 +56,16 @@ impl Normalise {
     }
 }
 
-/// The number of each channel's bytes after `table` is applied to them.
-fn numbers(channels: &[Channel; 3], table: &Table) -> [[f32; 256]; 3] {
+/// For each channel, the normalised value of each byte if `table` is applied first.
+fn values(channels: &[Linear; 3], table: &Table) -> [[f32; 256]; 3] {
     std::array::from_fn(|c| {
-        let Channel { scale, bias } = channels[c];
+        let Linear { scale, bias } = channels[c];
         table[c].map(|byte| f32::from(byte) * scale + bias)
     })
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn scaled(pixels: &[Pixel], channels: &[Channel; 3], [red, green, blue]: [&mut [f32]; 3]) {
+fn scaled(pixels: &[Pixel], channels: &[Linear; 3], [red, green, blue]: [&mut [f32]; 3]) {
     let [r, g, b] = *channels;
     for (((pixel, red), green), blue) in pixels.iter().zip(red).zip(green).zip(blue) {
         let pixel = u32::from_le_bytes(*pixel);

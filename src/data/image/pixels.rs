@@ -36,7 +36,7 @@ impl Pixels {
         }
     }
 
-    /// Copies the part of `image` that begins at (row, column). Pixels outside of the image become black.
+    /// Copies the part of `image` that begins at (row, column) and has the size of `self`. Pixels outside of the image become black.
     pub fn copy_part(&mut self, image: &Pixels, (top, left): (isize, isize)) {
         let inside = |start: isize, length: usize, most: usize| {
             let first = (-start).clamp(0, length as isize) as usize;
@@ -56,8 +56,9 @@ impl Pixels {
         }
     }
 
-    /// Copies the part of `image` that begins at (row, column). Pixels outside of the image are mirrored at its first or last row and
-    /// column, which are not repeated. The part must not reach further than the image is long.
+    /// Copies the part of `image` that begins at (row, column) and has the size of `self`. Pixels outside of the image are mirrored at
+    /// its first or last row and column, which are not repeated. The part may reach beyond the image by fewer rows and columns than the
+    /// image has.
     pub fn copy_mirrored_part(&mut self, image: &Pixels, (top, left): (isize, isize)) {
         let mirrored = |number: isize, count: usize| {
             let last = count as isize - 1;

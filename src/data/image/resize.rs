@@ -22,7 +22,7 @@ pub struct Resample {
     resizer: Resizer,
     /// The image after the first pass.
     between: Vec<u8>,
-    /// The result of three bytes a pixel.
+    /// The result with three bytes a pixel, if the input has three too.
     rgb: Vec<u8>,
 }
 

@@ -47,8 +47,8 @@ impl Shrink {
         Ok(Shrink { decoder: Decoder::new()?, resample: Resample::default(), pixels: Pixels::default() })
     }
 
-    /// Decodes a whole image, so that damage is found now, and shrinks it if it is too large. A JPEG that is small enough keeps its
-    /// bytes, because encoding it a second time would only lose quality.
+    /// Decodes a whole image, so that damage is found now, and shrinks it if it is too large. In a pack of JPEGs, a JPEG that is small
+    /// enough keeps its bytes, because encoding it a second time would only lose quality.
     pub fn shrink(&mut self, bytes: &[u8], stored: Stored, form: Form) -> Result<Image> {
         let (height, width) = self.decoder.open(bytes, stored)?;
         let whole = Region { left: 0, top: 0, width, height };

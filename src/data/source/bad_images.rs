@@ -1,4 +1,4 @@
-//! Skips unreadable images and names each in a warning, up to a limit for the whole run. Every process notes the names of its
+//! Skips unreadable images and names each in a warning, up to a limit for the whole run. Each process of a run notes the names of its
 //! unreadable images in a file in the run directory, and reads the other processes' notes.
 
 use crate::error::exit_code;
@@ -65,7 +65,7 @@ impl BadImages {
         Ok(())
     }
 
-    /// How many images the whole run has skipped.
+    /// How many images the whole run has skipped; without notes, this process.
     pub fn count(&self) -> usize {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         self.add_notes(&mut names);

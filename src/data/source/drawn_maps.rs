@@ -1,5 +1,6 @@
-//! Images with label maps that the program draws, for tests and first tries without a download. The seed and an image's number
-//! determine its pixels. Class 0 is the background; every other class is a colour, in discs and boxes that lie over each other.
+//! Images with label maps that the program draws, for tests and first tries without a download. With one config, the split and the
+//! number of an image determine its pixels. Class 0 is the background; every other class is a colour, in discs and boxes that may
+//! overlap.
 
 use super::samples::{Samples, Stored, StoredMap};
 use crate::config::Config;
@@ -13,7 +14,7 @@ pub struct DrawnMaps {
     split: u64,
     images: usize,
     classes: usize,
-    /// The side of an image is up to half larger than this.
+    /// The shortest side that an image may have; the longest is half longer.
     side: usize,
 }
 
@@ -56,7 +57,7 @@ impl Shape {
     }
 }
 
-/// The colour of a class: neighbours differ clearly.
+/// The colour of a class. Classes with neighbouring numbers differ clearly.
 fn colour(class: u8) -> [f64; 3] {
     let hue = f64::from(class) * 0.618_034 % 1.0 * std::f64::consts::TAU;
     let channel = |shift: f64| 128.0 + 90.0 * (hue + shift).cos();
@@ -115,6 +116,7 @@ impl Samples for DrawnMaps {
     }
 }
 
+/// The part of random keys for drawn images.
 const DRAWN: u64 = 0xD4A3;
 
 #[cfg(test)]

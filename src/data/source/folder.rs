@@ -28,7 +28,7 @@ pub struct Folder {
     index: Index,
 }
 
-/// Opens the training and the evaluation split, and keeps their indexes in a folder.
+/// Opens the training and the evaluation split, and keeps their indexes in the folder `indexes`, if there is one.
 ///
 /// # Errors
 /// A usage error if a split is missing or empty, or if the splits have different classes.
@@ -78,7 +78,7 @@ struct Class {
     folders: Vec<String>,
     /// The stamp of each folder before it was listed.
     stamps: Vec<Stamp>,
-    /// The number of each file's folder, and the file's name.
+    /// The index in `folders` of each file's folder, and the file's name.
     files: Vec<(usize, String)>,
     /// How many hidden folders and files were ignored.
     hidden: usize,
@@ -181,7 +181,11 @@ fn is_image(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|own| EXTENSIONS.iter().any(|known| own.eq_ignore_ascii_case(known)))
 }
 
-/// The entries of a folder in the order of their names without hidden ones, and the number of hidden ones.
+/// The entries of a folder in the order of their names, and the number of hidden entries. The entries do not include hidden ones, nor
+/// files whose names are not UTF-8.
+///
+/// # Errors
+/// The name of an image or a folder is not UTF-8.
 fn entries(folder: &Path) -> Result<(Vec<(String, DirEntry)>, usize)> {
     let (mut entries, mut hidden) = (Vec::new(), 0);
     for entry in std::fs::read_dir(folder)? {
@@ -222,7 +226,10 @@ impl Samples for Folder {
     }
 }
 
-/// Replaces the content of `bytes` by a regular file, which may not be larger than any image.
+/// Replaces the content of `bytes` by the content of a regular file.
+///
+/// # Errors
+/// The file cannot be read, is not regular, or is larger than any image.
 pub(super) fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
     bytes.clear();
     // A link may lead to a pipe, whose opening would wait for a writer without this flag.

@@ -27,7 +27,7 @@ fn split(folder: &Path, prefix: &str) -> Result<Images> {
     Ok(Images { pixels, labels: labels.into_iter().map(u32::from).collect(), channels: 1, size: sizes[1] })
 }
 
-/// Reads one file: its path, its sizes and its bytes.
+/// Reads one file, and returns its path, its sizes and its bytes.
 fn read(folder: &Path, name: &str, rank: usize) -> Result<(PathBuf, Vec<usize>, Vec<u8>)> {
     let plain = folder.join(name);
     let gzipped = folder.join(format!("{name}.gz"));

@@ -47,12 +47,12 @@ pub struct Index {
     pub groups: Names,
     /// The name of each sample: of its file in the folder, or of its member in the tar.
     pub names: Names,
-    /// The number of each sample's folder or tar.
+    /// The index in `groups` of each sample's folder or tar.
     pub group: Vec<u32>,
     pub label: Vec<u32>,
     /// The offset of each sample's bytes in its tar; empty for folders.
     pub offset: Vec<u64>,
-    /// The number of each sample's bytes in its tar; empty for folders.
+    /// The length in bytes of each sample in its tar; empty for folders.
     pub length: Vec<u32>,
 }
 
@@ -74,8 +74,8 @@ impl Index {
     /// `file`. If the file cannot be written, only warns.
     ///
     /// `fingerprint` computes the present fingerprint of the groups, which must change whenever a sample is added, removed or moved.
-    /// `build` returns the index, and the fingerprint from before it listed the groups. If files were added or removed while it
-    /// listed them, the index is not written.
+    /// `build` returns the index, and the fingerprint that it took before it listed the samples. If files were added or removed during
+    /// the listing, the index is not written.
     pub fn cached(
         file: Option<&IndexFile>,
         fingerprint: impl Fn(&Names) -> Result<blake3::Hash>,
@@ -143,7 +143,7 @@ impl Index {
     }
 }
 
-/// Writes a file beside `path` and renames it, without a sync, because a torn or lost index is only rebuilt.
+/// Writes a file beside `path` and renames it. It does not sync the file, because a torn or lost index is built anew.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().context("the index needs a folder")?;
     fs::create_dir_all(folder)?;
@@ -152,8 +152,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(fs::rename(&beside, path)?)
 }
 
-/// The size of a file (0 for a folder), and its modification time in seconds and nanoseconds. A file or folder that changes gets
-/// another stamp.
+/// The size of a file (0 for a folder), and its modification time in seconds and nanoseconds. A change of a file, or of the list of a
+/// folder's entries, changes the stamp.
 pub type Stamp = [i64; 3];
 
 pub fn stamp(path: &Path) -> Result<Stamp> {
@@ -165,14 +165,15 @@ pub fn stamp_of(metadata: &Metadata) -> Stamp {
     [size, metadata.mtime(), metadata.mtime_nsec()]
 }
 
-/// A fingerprint of folders or files below `root`: their names, sizes and times of change.
+/// A fingerprint of `root` and of folders or files below it: their names, sizes and times of change.
 pub fn fingerprint(root: &Path, groups: &Names) -> Result<blake3::Hash> {
     let own = stamp(root)?;
     let stamps = (0..groups.len()).map(|index| stamp(&root.join(groups.path(index)))).collect::<Result<Vec<_>>>()?;
     fingerprint_of(root, own, groups.iter().zip(stamps))
 }
 
-/// The fingerprint from stamps that were taken earlier: `own` is the stamp of the folder `root`; each group's name has one too.
+/// The fingerprint from stamps that were taken earlier: `own` is the stamp of the folder `root`, and `groups` has the name and stamp of
+/// each group.
 pub fn fingerprint_of<'a>(
     root: &Path,
     own: Stamp,

@@ -1,5 +1,5 @@
-//! Sources of labelled images, which are stored or drawn: a training split and an evaluation split. Each kind of source is one file
-//! that implements [`samples::Samples`].
+//! Sources of labelled images, which are stored or drawn: a training split and an evaluation split. Each kind of source has a file of
+//! its own, which opens two splits that implement [`samples::Samples`].
 
 pub mod bad_images;
 mod cifar;
@@ -42,10 +42,11 @@ pub struct Source {
     pub bad: Arc<BadImages>,
 }
 
-/// Opens the config's source. The indexes of large sources and the names of unreadable images are kept in the run directory.
+/// Opens the config's source. The run directory keeps the indexes of folders and tars, and the names of unreadable images.
 ///
 /// # Errors
-/// A usage error that names the file if anything is missing or malformed, or does not fit the model.
+/// A usage error that names the file if anything is missing or malformed, or does not fit the model;
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) if a shard of a pack is damaged.
 pub fn open(config: &Config) -> Result<Source> {
     let bad = Arc::new(BadImages::of_run(config.data.bad_images, &config.run.dir));
     checked(Source { bad, ..open_with(config, true)? }, config)

@@ -11,7 +11,7 @@ static MOST_OPEN: LazyLock<usize> = LazyLock::new(|| (raised_limit() * 2 / 5).ma
 
 /// Raises the process's soft limit of open files (usually 1024) to its hard limit, and returns it.
 fn raised_limit() -> usize {
-    /// More than the shards of any pack. Some systems have a hard limit of a billion.
+    /// Enough for the shards of a large pack. Some systems have a hard limit of a billion.
     const ENOUGH: libc::rlim_t = 1 << 20;
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a live rlimit, which the calls fill and read; if they fail, nothing changes.
@@ -25,7 +25,7 @@ fn raised_limit() -> usize {
     limit.rlim_cur.min(ENOUGH) as usize
 }
 
-/// The files of one split, which do not change while they are read.
+/// The files of one split, which must not change while they are read.
 #[derive(Debug)]
 pub struct OpenFiles {
     paths: Vec<PathBuf>,

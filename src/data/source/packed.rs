@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Packed {
     shards: Vec<Shard>,
-    /// The number of each shard's first sample in the split, and at the end the number of all samples.
+    /// The index in the split of each shard's first sample, and at the end the number of all samples.
     starts: Vec<usize>,
     files: OpenFiles,
 }
@@ -112,7 +112,7 @@ impl Packed {
         Ok(Packed { shards, starts, files: OpenFiles::new(paths) })
     }
 
-    /// The number of a sample's shard, and the sample's row in it.
+    /// The index of a sample's shard, and the sample's row in it.
     fn find(&self, index: usize) -> (usize, usize) {
         let shard = self.starts.partition_point(|&start| start <= index) - 1;
         (shard, index - self.starts[shard])

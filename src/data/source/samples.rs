@@ -1,4 +1,4 @@
-//! The interface of every source. A new source is one file that implements [`Samples`].
+//! The interface of every source's splits: [`Samples`].
 
 use crate::random::Random;
 use anyhow::{Result, bail};
@@ -14,7 +14,7 @@ pub trait Samples: Send + Sync {
         self.len() == 0
     }
 
-    /// The class of an image, from 0.
+    /// The class of an image, from 0; 0 if the images have label maps.
     fn label(&self, index: usize) -> u32;
 
     /// The image's name in messages, such as a path, or a shard and the name of a member.
@@ -114,7 +114,8 @@ pub fn sample(split: &Split, images: usize, seed: u64) -> Split {
 }
 
 /// The number of images to keep of each class. Each class keeps its share rounded down, but at least one image. Then the classes with
-/// the largest remainders keep one more, or the classes with the smallest remainders one less, until the sum is [`subset_size`].
+/// the largest remainders keep one more until the sum is [`subset_size`]. If the sum is already larger, the classes with the smallest
+/// remainders keep one less, except classes of which one image is kept.
 fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
     let share = |class: usize| images[class] as f64 * fraction;
     let mut sizes: Vec<usize> = (0..images.len()).map(|class| (share(class).floor() as usize).max(1)).collect();
@@ -131,14 +132,14 @@ fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
     sizes
 }
 
-/// The part of the key that keeps the choice of a subset apart from other random numbers of the same seed.
+/// Parts of random keys: `SUBSET` for [`subset`], `SAMPLE` for [`sample`].
 const SUBSET: u64 = 0x5b5e7;
 const SAMPLE: u64 = 0x5a3b1e;
 
 /// A subset of a split's images.
 struct Subset {
     split: Split,
-    /// Their numbers in the split.
+    /// The indexes of the images in the split.
     kept: Vec<u32>,
 }
 

@@ -16,8 +16,8 @@
 //!   /crc32c           u32, n: the checksum of each sample's bytes
 //!   /name             text, n: the name of each sample in the source it was packed from
 //! ```
-//! HDF5 reads a shard's table once, when the shard is opened, since its library admits one thread at a time. Samples are then
-//! read from the file at their offsets without it.
+//! The HDF5 library admits one thread at a time. So it reads only a shard's table, once, when the shard is opened. Samples are then
+//! read straight from the file at their offsets.
 
 use super::names::Names;
 use crate::error::Failure;
@@ -57,6 +57,7 @@ impl Encoding {
 pub struct Shard {
     pub encoding: Encoding,
     pub split: String,
+    /// The shard's number in the split, from 0.
     pub number: usize,
     /// The number of shards in the split.
     pub shards: usize,

@@ -25,7 +25,7 @@ pub fn evaluation_split(folder: &Path, holds: impl Fn(&str) -> Result<bool>) -> 
         [] => Ok(EVALUATION[0]),
         [name] => Ok(name),
         _ => Err(usage!(
-            "{}: holds the splits {}, and only one may be for evaluation; move the others out of the folder",
+            "{}: holds the splits {}, and only one may be for evaluation; move all but that one out of the folder",
             folder.display(),
             found.join(" and ")
         )),

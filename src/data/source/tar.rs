@@ -25,7 +25,7 @@ pub struct TarShards {
     files: OpenFiles,
 }
 
-/// Opens the training and the evaluation split, and keeps their indexes in a folder.
+/// Opens the training and the evaluation split, and keeps their indexes in the folder `indexes`, if there is one.
 ///
 /// # Errors
 /// A usage error that names the tar and member if one is damaged, unsafe or has no label.
@@ -100,7 +100,8 @@ fn tars(root: &Path, split: &str) -> Result<Names> {
     Ok(names)
 }
 
-/// The tars of a split in order: the tars in the folder with its name, or else the tars whose names begin with its name.
+/// The tars of a split in order: the tars in the folder with the split's name or, without such a folder, the tars whose names begin
+/// with the split's name and `-`.
 fn find(root: &Path, split: &str) -> Result<Vec<PathBuf>> {
     let inside = root.join(split);
     let (folder, prefix) =

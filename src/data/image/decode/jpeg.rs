@@ -32,12 +32,13 @@ impl Drop for Jpeg {
 
 /// The most scans of a progressive JPEG that are read. Real files have about ten, a hostile file may have thousands.
 const MOST_SCANS: c_int = 100;
-/// The most MB for the coefficients of a progressive JPEG: the largest image that is read, without subsampling.
+/// The most megabytes that libjpeg may take for the coefficients of a progressive JPEG. They are enough for the largest image that is
+/// read, even without chroma subsampling.
 const MOST_MEMORY: c_int = 600;
 /// The most bytes of memory that are kept for the next copy of a file.
 const MOST_KEPT: usize = 16 << 20;
 
-/// The number of pixels by which the decoded part is larger than the wanted region on each side.
+/// The decoded part extends beyond the wanted region by at least this many pixels on each side, unless the image ends there.
 const MARGIN: usize = 2;
 
 impl Jpeg {
@@ -52,11 +53,11 @@ impl Jpeg {
         })
     }
 
-    /// Reads the header: (height, width). As Pillow does, it refuses a file without its end, and accepts other damage to the
-    /// pixels' data.
+    /// Reads the header: (height, width). Like Pillow, it refuses a file without its end, and accepts other damage to the pixels'
+    /// data.
     pub fn open(&mut self, bytes: &[u8]) -> Result<(usize, usize)> {
         // A decompressor keeps the tables of its last image. It would use them for an image without tables, such as a frame of
-        // Motion JPEG, for which a new decompressor uses the standard's tables. Making one takes less than a microsecond.
+        // Motion JPEG, for which a new decompressor uses the standard's tables. A new decompressor takes less than a microsecond.
         let last = std::mem::replace(&mut self.handle, decompressor()?);
         // SAFETY: the handle came from tj3Init and is destroyed once.
         unsafe { tj::tj3Destroy(last) };
@@ -132,7 +133,8 @@ impl Jpeg {
     }
 
     /// Copies the file to `lowered` with the image's height lowered to `bottom`, rounded up to whole coding units, so that the
-    /// rows below are not decoded. False if no coding unit lies below.
+    /// rows below are not decoded. False if no coding unit lies below, or
+    /// if `open` did not find the height in the file.
     fn lower(&mut self, bytes: &[u8], bottom: usize) -> bool {
         let heights = [8, 8, 16, 8, 16, 8, 32];
         let unit = heights.get(self.get(tj::TJPARAM_TJPARAM_SUBSAMP)).copied().unwrap_or(32);

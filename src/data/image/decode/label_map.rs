@@ -6,19 +6,21 @@ use anyhow::{Context, Result, anyhow, ensure};
 use png::{ColorType, Transformations};
 use std::io::Cursor;
 
-/// The class of each pixel of an image, row after row.
+/// The class of each pixel of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LabelMap {
     pub height: usize,
     pub width: usize,
+    /// Row after row; `IGNORED` for a pixel without a class.
     pub classes: Vec<u8>,
 }
 
 impl LabelMap {
-    /// Decodes a PNG and turns each label into its class; `class_of` gives none for a label that is no class.
+    /// Decodes a PNG and turns each label into its class, or into `IGNORED` if its pixels have no class. `class_of` gives none for a
+    /// label that the config does not know.
     ///
     /// # Errors
-    /// The PNG is damaged or of another kind, or holds a label that is no class.
+    /// The PNG is damaged or of another kind, or holds a label that the config does not know.
     pub fn decode(png: &[u8], class_of: impl Fn(u8) -> Option<u8>) -> Result<LabelMap> {
         let broken = |e: png::DecodingError| anyhow!("not a whole PNG: {e}");
         let mut decoder = png::Decoder::new(Cursor::new(png));
@@ -31,14 +33,14 @@ impl LabelMap {
         let (color, bits) = (info.color_type, info.bit_depth as usize);
         ensure!(
             color == ColorType::Indexed || (color == ColorType::Grayscale && bits == 8),
-            "it is {color:?} of {bits} bits; a label map has one channel of 8 bits, or a palette: store the number of each pixel's \
-             class"
+            "it is {color:?} of {bits} bits; a label map has one channel of 8 bits, or a palette: store one label for each \
+             pixel"
         );
         let mut packed = vec![0; reader.output_buffer_size().context("it does not fit into memory")?];
-        let line = reader.next_frame(&mut packed).map_err(broken)?.line_size;
-        let labels = if bits == 8 { packed } else { unpacked(&packed, line, width, bits) };
+        let line_size = reader.next_frame(&mut packed).map_err(broken)?.line_size;
+        let labels = if bits == 8 { packed } else { unpacked(&packed, line_size, width, bits) };
         let table: Vec<Option<u8>> = (0..=u8::MAX).map(class_of).collect();
-        let known = |(pixel, &label): (usize, &u8)| {
+        let class_at = |(pixel, &label): (usize, &u8)| {
             table[usize::from(label)].ok_or_else(|| {
                 anyhow!(
                     "label {label} at row {}, column {} is no class; correct segmentation.classes, \
@@ -48,7 +50,7 @@ impl LabelMap {
                 )
             })
         };
-        let classes = labels.iter().enumerate().map(known).collect::<Result<_>>()?;
+        let classes = labels.iter().enumerate().map(class_at).collect::<Result<_>>()?;
         Ok(LabelMap { height, width, classes })
     }
 }
@@ -95,7 +97,7 @@ mod tests {
     fn colours_few_bits_and_unknown_labels_are_refused_with_the_cure() {
         let fault = |png: &[u8]| LabelMap::decode(png, |label| (label < 5).then_some(label)).unwrap_err().to_string();
         let rgb = fault(&png(ColorType::Rgb, BitDepth::Eight, 1, &[0; 6]));
-        assert!(rgb.contains("Rgb of 8 bits") && rgb.contains("the number of each pixel's class"), "{rgb}");
+        assert!(rgb.contains("Rgb of 8 bits") && rgb.contains("store one label for each pixel"), "{rgb}");
         let few = fault(&png(ColorType::Grayscale, BitDepth::Four, 2, &[0; 2]));
         assert!(few.contains("Grayscale of 4 bits"), "{few}");
         let unknown = fault(&png(ColorType::Grayscale, BitDepth::Eight, 2, &[0, 1, 4, 5]));

@@ -7,8 +7,8 @@ use crate::data::image::pixels::Pixel;
 use multiversion::multiversion;
 use std::ops::Range;
 
-/// A square image and the memory for the image that an operation makes from it.
-pub struct Images<'a> {
+/// A square image, and the memory for the image that an operation draws from it.
+pub struct Drawing<'a> {
     pub from: &'a [Pixel],
     pub to: &'a mut [Pixel],
     /// The side of both images.
@@ -22,7 +22,8 @@ pub struct Images<'a> {
 #[derive(Default)]
 pub struct Scratch {
     padded: Vec<Pixel>,
-    /// For each column: the whole pixels of its offset, the weights for the fraction, and the output rows inside the image.
+    /// For each column: the whole pixels of its offset, the weights for the fraction, and the output rows whose source is inside the
+    /// input image.
     columns: Vec<(isize, [f32; 4], Range<usize>)>,
 }
 
@@ -40,32 +41,32 @@ fn weights(fraction: f32) -> [f32; 4] {
 const SLACK: f32 = 1e-3;
 
 /// Shifts each row to the left by `offset(row)` pixels.
-pub fn shift_rows(images: Images, offset: impl Fn(usize) -> f64) {
-    let Images { from, to, size, fill, scratch } = images;
+pub fn shift_rows(drawing: Drawing, offset: impl Fn(usize) -> f64) {
+    let Drawing { from, to, size, fill, scratch } = drawing;
     scratch.padded.resize(size + 2 * PAD, [0; 4]);
     for (row, (from, to)) in from.chunks_exact(size).zip(to.chunks_exact_mut(size)).enumerate() {
-        let (whole, fraction, shown) = split_offset(offset(row), size);
+        let (whole, fraction, covered) = split_offset(offset(row), size);
         to.fill(fill);
-        if shown.is_empty() {
+        if covered.is_empty() {
             continue;
         }
         let padded = &mut scratch.padded[..];
         padded[PAD..PAD + size].copy_from_slice(from);
         padded[..PAD].fill(from[0]);
         padded[PAD + size..].fill(from[size - 1]);
-        let first = (shown.start as isize + whole + PAD as isize - 1) as usize;
-        let source = padded[first..first + shown.len() + 3].as_flattened();
-        let taps = std::array::from_fn(|tap| &source[4 * tap..4 * (tap + shown.len())]);
-        combine(taps, weights(fraction), to[shown].as_flattened_mut());
+        let first = (covered.start as isize + whole + PAD as isize - 1) as usize;
+        let source = padded[first..first + covered.len() + 3].as_flattened();
+        let taps = std::array::from_fn(|tap| &source[4 * tap..4 * (tap + covered.len())]);
+        interpolate(taps, weights(fraction), to[covered].as_flattened_mut());
     }
 }
 
 /// Shifts the whole image up by `offset` pixels.
-pub fn shift_up(images: Images, offset: f64) {
-    let Images { from, to, size, fill, .. } = images;
-    let (whole, fraction, shown) = split_offset(offset, size);
+pub fn shift_up(drawing: Drawing, offset: f64) {
+    let Drawing { from, to, size, fill, .. } = drawing;
+    let (whole, fraction, covered) = split_offset(offset, size);
     for (row, to) in to.chunks_exact_mut(size).enumerate() {
-        if !shown.contains(&row) {
+        if !covered.contains(&row) {
             to.fill(fill);
             continue;
         }
@@ -73,28 +74,28 @@ pub fn shift_up(images: Images, offset: f64) {
             let row = (row as isize + whole + tap as isize - 1).clamp(0, size as isize - 1) as usize;
             from[row * size..(row + 1) * size].as_flattened()
         });
-        combine(taps, weights(fraction), to.as_flattened_mut());
+        interpolate(taps, weights(fraction), to.as_flattened_mut());
     }
 }
 
 /// Shifts each column up by `offset(column)` pixels.
-pub fn shift_columns(images: Images, offset: impl Fn(usize) -> f64) {
-    let Images { from, to, size, fill, scratch } = images;
+pub fn shift_columns(drawing: Drawing, offset: impl Fn(usize) -> f64) {
+    let Drawing { from, to, size, fill, scratch } = drawing;
     pad(from, size, &mut scratch.padded);
     scratch.columns.clear();
     scratch.columns.extend((0..size).map(|column| {
-        let (whole, fraction, shown) = split_offset(offset(column), size);
-        (whole, weights(fraction), shown)
+        let (whole, fraction, covered) = split_offset(offset(column), size);
+        (whole, weights(fraction), covered)
     }));
-    combine_columns(scratch, size, fill, to);
+    interpolate_columns(scratch, size, fill, to);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn combine_columns(scratch: &Scratch, size: usize, fill: Pixel, to: &mut [Pixel]) {
+fn interpolate_columns(scratch: &Scratch, size: usize, fill: Pixel, to: &mut [Pixel]) {
     let stride = size + 2 * PAD;
     for (row, to) in to.chunks_exact_mut(size).enumerate() {
-        for (column, (to, (whole, weights, shown))) in to.iter_mut().zip(&scratch.columns).enumerate() {
-            *to = if shown.contains(&row) {
+        for (column, (to, (whole, weights, covered))) in to.iter_mut().zip(&scratch.columns).enumerate() {
+            *to = if covered.contains(&row) {
                 let first = ((row + PAD - 1) as isize + whole) as usize * stride + PAD + column;
                 let mut sum = [SLACK; 4];
                 for (tap, weight) in weights.iter().enumerate() {
@@ -112,24 +113,24 @@ fn combine_columns(scratch: &Scratch, size: usize, fill: Pixel, to: &mut [Pixel]
 /// The whole pixels and the fraction of an offset, and the output positions whose centres come from inside the image.
 fn split_offset(offset: f64, size: usize) -> (isize, f32, Range<usize>) {
     let whole = offset.floor();
-    let inside = |position: f64| position.ceil().clamp(0.0, size as f64) as usize;
-    let shown = inside(-0.5 - offset)..inside(size as f64 - 0.5 - offset);
-    (whole as isize, (offset - whole) as f32, shown)
+    let index = |position: f64| position.ceil().clamp(0.0, size as f64) as usize;
+    let covered = index(-0.5 - offset)..index(size as f64 - 0.5 - offset);
+    (whole as isize, (offset - whole) as f32, covered)
 }
 
 /// Each output byte is the weighted sum of four input bytes, truncated.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn combine(taps: [&[u8]; 4], weights: [f32; 4], out: &mut [u8]) {
+fn interpolate(taps: [&[u8]; 4], weights: [f32; 4], out: &mut [u8]) {
     let [a, b, c, d] = taps.map(|tap| &tap[..out.len()]);
     for (i, out) in out.iter_mut().enumerate() {
-        let value = |byte: u8, weight: usize| f32::from(byte) * weights[weight];
+        let value = |byte: u8, index: usize| f32::from(byte) * weights[index];
         *out = truncated(value(a[i], 0) + value(b[i], 1) + value(c[i], 2) + value(d[i], 3) + SLACK);
     }
 }
 
 /// Rotates the image counter-clockwise about its centre.
-pub fn rotate(images: Images, degrees: f64) {
-    let Images { from, to, size, fill, scratch } = images;
+pub fn rotate(drawing: Drawing, degrees: f64) {
+    let Drawing { from, to, size, fill, scratch } = drawing;
     pad(from, size, &mut scratch.padded);
     let angle = -degrees.to_radians();
     draw_rotated(&scratch.padded, size, [angle.cos(), angle.sin()], fill, to);
@@ -170,7 +171,7 @@ fn cubic(padded: &[Pixel], stride: usize, x: f64, y: f64) -> Pixel {
     sum.map(truncated)
 }
 
-/// Copies the image and repeats its border pixels `PAD` times around it.
+/// Writes the image to `padded`, with its border pixels repeated `PAD` times around it.
 fn pad(from: &[Pixel], size: usize, padded: &mut Vec<Pixel>) {
     let stride = size + 2 * PAD;
     padded.resize(stride * stride, [0; 4]);

@@ -9,7 +9,7 @@ use crate::data::image::pixels::{Pixel, Pixels};
 /// A square image and the operations that are still to be applied.
 pub struct Canvas {
     pub pixels: Pixels,
-    /// The table that is still to be applied to every byte.
+    /// The table that is still to be applied to every byte, if there is one.
     pub table: Option<Box<Table>>,
     /// Whether the rows are still to be mirrored.
     pub flipped: bool,
@@ -68,13 +68,13 @@ impl Canvas {
                 enhance::color(&mut self.pixels.rgbx, factor as f32);
             }
             Sharpness(factor) => {
-                self.redraw(|images| enhance::sharpness(images.from, images.size, factor as f32, images.to))
+                self.redraw(|drawing| enhance::sharpness(drawing.from, drawing.size, factor as f32, drawing.to))
             }
-            ShearX(by) => self.move_pixels(|images| affine::shift_rows(images, |y| by * (y as f64 + 0.5))),
-            TranslateX(by) => self.move_pixels(|images| affine::shift_rows(images, |_| by * size)),
-            ShearY(by) => self.move_pixels(|images| affine::shift_columns(images, |x| by * (x as f64 + 0.5))),
-            TranslateY(by) => self.move_pixels(|images| affine::shift_up(images, by * size)),
-            Rotate(degrees) => self.move_pixels(|images| affine::rotate(images, degrees)),
+            ShearX(by) => self.move_pixels(|drawing| affine::shift_rows(drawing, |y| by * (y as f64 + 0.5))),
+            TranslateX(by) => self.move_pixels(|drawing| affine::shift_rows(drawing, |_| by * size)),
+            ShearY(by) => self.move_pixels(|drawing| affine::shift_columns(drawing, |x| by * (x as f64 + 0.5))),
+            TranslateY(by) => self.move_pixels(|drawing| affine::shift_up(drawing, by * size)),
+            Rotate(degrees) => self.move_pixels(|drawing| affine::rotate(drawing, degrees)),
         }
     }
 
@@ -105,8 +105,9 @@ impl Canvas {
         self.spare_table = Some(table);
     }
 
-    /// Redraws the image by an operation that does not commute with mirroring.
-    fn move_pixels(&mut self, draw: impl FnOnce(affine::Images)) {
+    /// Redraws the image by a geometric operation, after mirroring it if that is deferred. Most geometric operations do not commute
+    /// with mirroring.
+    fn move_pixels(&mut self, draw: impl FnOnce(affine::Drawing)) {
         if std::mem::take(&mut self.flipped) {
             let width = self.pixels.width;
             self.pixels.rgbx.chunks_exact_mut(width).for_each(<[_]>::reverse);
@@ -115,10 +116,10 @@ impl Canvas {
     }
 
     /// Draws a new image from the present one.
-    fn redraw(&mut self, draw: impl FnOnce(affine::Images)) {
+    fn redraw(&mut self, draw: impl FnOnce(affine::Drawing)) {
         self.apply_table();
         self.spare.resize(self.pixels.rgbx.len(), [0; 4]);
-        draw(affine::Images {
+        draw(affine::Drawing {
             from: &self.pixels.rgbx,
             to: &mut self.spare,
             size: self.pixels.width,

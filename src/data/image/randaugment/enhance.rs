@@ -50,7 +50,7 @@ pub fn sharpness(from: &[Pixel], size: usize, factor: f32, to: &mut [Pixel]) {
     }
 }
 
-/// Writes one row without its first and last pixel. The same channel of the next pixel is four bytes on.
+/// Writes one row without its first and last pixel. The same channel of the next pixel is four bytes further on.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn sharpen_row([above, own, below]: [&[u8]; 3], factor: f32, out: &mut [u8]) {
     let inner = out.len() - 8;

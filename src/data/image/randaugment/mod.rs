@@ -26,7 +26,7 @@ impl Policy {
         }
     }
 
-    /// Draws one operation; none if by the policy's probability it is not applied.
+    /// Draws one operation. With one minus the policy's probability, the result is none.
     pub fn draw(&self, random: &mut Random) -> Option<Operation> {
         let kind = random.below(KINDS);
         if random.uniform() >= self.probability {

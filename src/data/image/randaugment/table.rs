@@ -36,7 +36,7 @@ pub fn compose(table: &mut Table, after: &Table) {
 
 /// Counts the values of each channel.
 pub fn histogram(pixels: &[Pixel]) -> Histogram {
-    // Neighbours often have the same value. They count in two histograms, so that the second does not wait for the first.
+    // Neighbours often have the same value. Two neighbours count in two histograms, so that one increment does not wait for the other.
     let mut counts = [[[0u32; 256]; 3]; 2];
     let mut count = |which: usize, pixel: &Pixel| {
         for (counts, &value) in counts[which].iter_mut().zip(pixel) {
