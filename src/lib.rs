@@ -52,8 +52,8 @@
 //!   save. On a CPU, a resumed run has the same bits as an uninterrupted run. The samples of each step are the same for any number
 //!   of ranks and workers.
 //! - The backward pass of a ViT is written out ([`model`]), not left to autograd. A test compares every gradient with timm's.
-//! - The host never waits for a GPU within a step. It reads the loss of a step while the GPU computes the next step
-//!   ([`train::step`]).
+//! - Unless gradients of several GPUs are summed in host memory, the host does not wait for a GPU within a step. It reads the loss of a
+//!   step while the GPU computes the next step ([`train::step`]).
 //! - The trained parameters of a phase, their gradients and their moments are flat buffers ([`model::FlatParameters`]), so a step
 //!   needs one all-reduce and one optimiser pass. Nothing is kept for the frozen stages before the trained ones. The frozen stages
 //!   after them have no weight gradients.

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow};
 use std::fmt::Write;
 use std::path::Path;
 
-/// Checks the node and, given a config, also its precision, data and run directory. `input` says whether the node's cores read
+/// Checks the node and, given a config, also its precision, data, input and run directory. `input` says whether the node's cores read
 /// images as fast as its devices train on them.
 pub fn examine(config: Option<&Config>, threads: usize, input: impl Fn(&Config) -> Result<String>) -> Vec<Finding> {
     let mut findings = vec![
@@ -155,7 +155,7 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// The findings for people.
+/// The findings as a text for people.
 pub fn table(findings: &[Finding]) -> String {
     let mut out = String::new();
     for f in findings {

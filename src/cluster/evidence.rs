@@ -8,8 +8,8 @@ use crate::run::state::{Evidence, Found};
 use crate::run::table::Kind;
 use anyhow::Result;
 
-/// The evidence about each node, without heartbeats. `find` looks at the file of a node. Packing is done if the pack is complete, a
-/// user's script if its job has succeeded.
+/// The evidence about each node, without heartbeats. `find` looks at the file of a node. Packing is done if the config asks for it and
+/// the pack is complete, a user's script if its job has succeeded.
 pub fn gather(
     graph: &Graph,
     config: &Config,
@@ -28,7 +28,7 @@ pub fn gather(
     evidence.collect()
 }
 
-/// Whether a target was imported, so that the run needs none of the nodes before it.
+/// Whether a target was imported, so that the run needs none of the nodes up to the assembly.
 pub fn is_imported(graph: &Graph, evidence: &[Evidence]) -> bool {
     graph.nodes().iter().zip(evidence).any(|(node, evidence)| evidence.found.is_imported(node))
 }

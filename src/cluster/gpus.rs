@@ -9,8 +9,8 @@ use crate::model::prove_attention;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-/// Checks everything that training needs on the GPUs of this node. A node without a driver passes, unless the config asks for
-/// GPUs or Slurm has given the job GPUs.
+/// Checks the driver, the GPUs, libtorch's CUDA, attention and NCCL on this node. A node without a driver passes, unless the config asks
+/// for GPUs or Slurm has given the job GPUs.
 pub fn examine(choice: DeviceChoice) -> Vec<Finding> {
     let driver = match (choice, Driver::open()) {
         (DeviceChoice::Cpu, _) => return vec![finding("GPUs", Ok("not asked for (run.device = \"cpu\")".into()))],
@@ -48,7 +48,7 @@ fn version() -> String {
 /// Compares the number of GPUs that this process can use with the number that Slurm has given the job on this node.
 ///
 /// # Errors
-/// The process can use fewer. Training would use only those.
+/// The process can use fewer than Slurm has given, and training would use only these few.
 pub fn as_many_as_slurm_gave(choice: DeviceChoice) -> Result<String> {
     let given = std::env::var("SLURM_GPUS_ON_NODE").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let (seen, why) = match cuda() {
@@ -58,8 +58,8 @@ pub fn as_many_as_slurm_gave(choice: DeviceChoice) -> Result<String> {
     };
     ensure!(
         seen >= given,
-        "Slurm has given this job {given} GPU(s) on the node, and {seen} can be used{why}; start it with the driver's \
-         libraries in reach (in a container with --nv), without --gpus-per-task, or set run.device = \"cpu\""
+        "Slurm has given this job {given} GPU(s) on the node, and {seen} can be used{why}; start the program with the \
+         driver's libraries in reach (in a container with --nv), without --gpus-per-task, or set run.device = \"cpu\""
     );
     Ok(format!("{seen} of {given}"))
 }

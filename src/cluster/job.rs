@@ -1,17 +1,19 @@
-//! The kinds of Slurm jobs, and the nodes of a run that each executes.
+//! The kinds of Slurm jobs, and which parts of a run (nodes of its graph) each executes.
 
 use crate::run::graph::Node;
 use crate::run::table::{DOWNSTREAM, SlurmJob};
 use std::fmt;
 
-/// A kind of Slurm job. Its text is the name of the job, its script and its logs.
+/// A kind of Slurm job. Displayed as text, it is the name in `jobs.json` and the stem of the names of the script and the logs. In Slurm
+/// the run's name precedes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobKind {
-    /// Executes the only node of this row: `pack`, `meta`.
+    /// Executes the only node of the row with this name: `pack`, `meta`.
     Row(String),
-    /// An array with a task for each module of this row: `modules`. Modules beyond Slurm's largest array are in `modules-1`, ….
-    Array { row: String, number: usize },
-    /// Executes all nodes after the modules: `finalize`.
+    /// An array with one task for each module that is still to be trained: `modules`. `row_name` is the name of the modules' row. If the
+    /// modules do not fit into Slurm's largest array, there are several arrays: `part` 0 is `modules`, part 1 is `modules-1`, ….
+    Array { row_name: String, part: usize },
+    /// Executes all nodes after the modules except the user's scripts: `finalize`.
     Finalize,
     /// Executes everything except packing and the user's scripts, in one allocation: `run`.
     Run,
@@ -23,9 +25,9 @@ impl JobKind {
     /// The kind of a job by its name in `jobs.json`. Only an array has modules.
     pub fn of_name(name: &str, has_modules: bool) -> JobKind {
         if has_modules {
-            let numbered = name.rsplit_once('-').and_then(|(base, number)| Some((base, number.parse().ok()?)));
-            let (base, number) = numbered.unwrap_or((name, 0));
-            return JobKind::Array { row: base.strip_suffix('s').unwrap_or(base).into(), number };
+            let numbered = name.rsplit_once('-').and_then(|(base, part)| Some((base, part.parse().ok()?)));
+            let (base, part) = numbered.unwrap_or((name, 0));
+            return JobKind::Array { row_name: base.strip_suffix('s').unwrap_or(base).into(), part };
         }
         match name {
             "finalize" => JobKind::Finalize,
@@ -38,9 +40,9 @@ impl JobKind {
     /// Whether the job executes a node; `modules` are the modules of an array.
     pub fn executes(&self, modules: &[usize], node: &Node) -> bool {
         match self {
-            JobKind::Row(row) => node.row.name == row,
-            JobKind::Array { row, .. } => {
-                node.row.name == row && node.index.is_some_and(|index| modules.contains(&index))
+            JobKind::Row(row_name) => node.row.name == row_name,
+            JobKind::Array { row_name, .. } => {
+                node.row.name == row_name && node.index.is_some_and(|index| modules.contains(&index))
             }
             JobKind::Finalize => node.row.job == SlurmJob::Last,
             JobKind::Run => matches!(node.row.job, SlurmJob::Own | SlurmJob::Array | SlurmJob::Last),
@@ -58,8 +60,8 @@ impl fmt::Display for JobKind {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             JobKind::Row(name) | JobKind::Script(name) => write!(out, "{name}"),
-            JobKind::Array { row, number: 0 } => write!(out, "{row}s"),
-            JobKind::Array { row, number } => write!(out, "{row}s-{number}"),
+            JobKind::Array { row_name, part: 0 } => write!(out, "{row_name}s"),
+            JobKind::Array { row_name, part } => write!(out, "{row_name}s-{part}"),
             JobKind::Finalize => write!(out, "finalize"),
             JobKind::Run => write!(out, "run"),
         }
@@ -72,14 +74,15 @@ pub struct PlannedJob {
     pub kind: JobKind,
     /// The positions in the graph of the nodes that the job executes.
     pub nodes: Vec<usize>,
-    /// The modules of an array.
+    /// The modules that an array trains; empty for another job.
     pub modules: Vec<usize>,
-    /// The module that the array's task 0 trains.
+    /// The module number of task 0: task i trains module `first_module` + i. The array need not contain task 0.
     pub first_module: usize,
-    /// The positions in the list of the jobs that the job waits for.
+    /// The jobs of the same submission that this job waits for, as positions in the list of planned jobs.
     pub after: Vec<usize>,
     /// The open jobs of earlier submissions that the job waits for too, by their job IDs, such as `17` or `17_2`.
     pub after_open: Vec<String>,
+    /// The text of the script.
     pub script: String,
     /// The arguments of the script.
     pub arguments: Vec<String>,

@@ -1,4 +1,4 @@
-//! The commands that a user of a cluster gives outside a job: submit a run, look at its state, check a node.
+//! The commands for clusters: submit a run, look at its state, cancel its jobs, check a node.
 
 pub mod doctor;
 mod evidence;

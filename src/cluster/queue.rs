@@ -18,18 +18,18 @@ use std::process::Command;
 pub struct Queue {
     /// The newest come first.
     pub jobs: Vec<Submitted>,
-    /// The jobs and tasks that Slurm has not forgotten.
-    pub queued: Vec<Queued>,
+    /// Slurm's reports about the jobs and tasks that it still knows, including those that ended a short time ago.
+    pub reports: Vec<Queued>,
 }
 
-/// A job that was submitted. `RUN_DIR/slurm/jobs.json` records it.
+/// A job that was submitted or, in a dry run, only planned. `RUN_DIR/slurm/jobs.json` records the submitted ones.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(from = "Record", into = "Record")]
 pub struct Submitted {
     pub kind: JobKind,
-    /// The modules of an array.
+    /// The modules that an array trains; empty for another job.
     pub modules: Vec<usize>,
-    /// The module that the array's task 0 trains.
+    /// The module number of task 0: task i trains module `first_module` + i. The array need not contain task 0.
     pub first_module: usize,
     pub script: PathBuf,
     /// The job's ID in Slurm; none in a dry run.
@@ -83,32 +83,32 @@ impl Queue {
     /// Reads the record of submitted jobs and asks Slurm about them.
     ///
     /// # Errors
-    /// A usage error if Slurm cannot be asked, which must not be taken for an empty queue.
+    /// A usage error if Slurm cannot be asked, which must not be taken for an empty queue; the error of a record that cannot be read.
     pub fn of_run(run: &RunDir) -> Result<Queue> {
         let jobs = read_record(run)?;
-        Ok(Queue { queued: ask(&jobs)?, jobs })
+        Ok(Queue { reports: ask(&jobs)?, jobs })
     }
 
     /// Like [`Queue::of_run`], but only warns if Slurm cannot be asked.
     pub fn as_far_as_known(run: &RunDir) -> Result<Queue> {
         let jobs = read_record(run)?;
-        let queued = ask(&jobs).unwrap_or_else(|error| {
+        let reports = ask(&jobs).unwrap_or_else(|error| {
             log::warn!("{error:#}");
             Vec::new()
         });
-        Ok(Queue { jobs, queued })
+        Ok(Queue { jobs, reports })
     }
 
-    /// What Slurm reports about the newest job that executes a node.
+    /// Slurm's report about the newest job that executes a node, if there is one.
     pub fn about(&self, node: &Node) -> Option<&Queued> {
         let job = self.jobs.iter().find(|job| job.executes(node))?;
         self.about_job(job, node.index)
     }
 
-    /// What Slurm reports about a job, or about the task of an array that trains a module.
+    /// Slurm's report about a job, or about the task of an array that trains a module, if there is one.
     pub fn about_job(&self, job: &Submitted, module: Option<usize>) -> Option<&Queued> {
         let id = job.id_of(module)?;
-        self.queued.iter().find(|queued| queued.id == id)
+        self.reports.iter().find(|report| report.id == id)
     }
 
     /// The ID of the newest open job or task that executes a node and whose kind `is_eligible`.
@@ -123,14 +123,13 @@ impl Queue {
         self.jobs.iter().find(|job| job.executes(node)).is_some_and(is_done)
     }
 
-    /// The record of the jobs after the jobs `new` were submitted. It keeps the earlier jobs that are open or that no new job
-    /// replaces.
+    /// The job record once the jobs of `new` are submitted. It keeps the earlier jobs that are open or that no new job replaces.
     pub fn with_new(&self, new: &[Submitted]) -> Vec<Submitted> {
         let is_replaced = |old: &Submitted| match old.modules.as_slice() {
             [] => new.iter().any(|job| job.kind == old.kind),
             modules => modules.iter().all(|module| new.iter().any(|job| job.modules.contains(module))),
         };
-        let is_open = |old: &Submitted| self.queued.iter().any(|queued| queued.is_open() && old.includes(queued));
+        let is_open = |old: &Submitted| self.reports.iter().any(|report| report.is_open() && old.includes(report));
         let kept = self.jobs.iter().filter(|old| is_open(old) || !is_replaced(old));
         new.iter().chain(kept).cloned().collect()
     }
@@ -144,7 +143,9 @@ fn read_record(run: &RunDir) -> Result<Vec<Submitted>> {
     let path = run.file("slurm/jobs.json");
     match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-            let what = format!("not a record of jobs ({error}); look with squeue for jobs of this run, then delete it");
+            let what = format!(
+                "not a record of jobs ({error}); cancel the jobs of this run that squeue shows, then delete this file"
+            );
             Failure::Damaged { path, what }.into()
         }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
@@ -167,18 +168,18 @@ fn ask(jobs: &[Submitted]) -> Result<Vec<Queued>> {
     let mut squeue = Command::new("squeue");
     squeue.args(format).arg(format!("--jobs={}", ids.join(",")));
     let output = squeue.output().map_err(|e| cannot_ask(&ids, &e.to_string()))?;
-    let words = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     // If squeue is asked about one job alone and Slurm has forgotten it, squeue fails.
-    if !output.status.success() && !words.contains("Invalid job id") {
-        return Err(cannot_ask(&ids, words.trim()));
+    if !output.status.success() && !stderr.contains("Invalid job id") {
+        return Err(cannot_ask(&ids, stderr.trim()));
     }
-    let queued = |line: &str| -> Option<Queued> {
+    let report = |line: &str| -> Option<Queued> {
         let mut fields = line.trim().splitn(3, '|').map(str::to_string);
         // A site may add lines of its own, which do not begin with the number of a job.
         let id = fields.next().filter(|id| id.starts_with(|first: char| first.is_ascii_digit()))?;
         Some(Queued { id, state: state_of(&fields.next()?), reason: fields.next()? })
     };
-    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(queued).collect())
+    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(report).collect())
 }
 
 fn cannot_ask(ids: &[&str], why: &str) -> anyhow::Error {
@@ -200,10 +201,10 @@ fn state_of(word: &str) -> JobState {
     }
 }
 
-/// `incubate cancel RUN_DIR`: cancels all open jobs and returns their IDs.
+/// `incubate cancel RUN_DIR`: cancels all open jobs of a run and returns their IDs.
 pub fn cancel(run: &RunDir) -> Result<Vec<String>> {
-    let Queue { jobs, queued } = Queue::of_run(run)?;
-    let is_open = |job: &Submitted| queued.iter().any(|queued| queued.is_open() && job.includes(queued));
+    let Queue { jobs, reports } = Queue::of_run(run)?;
+    let is_open = |job: &Submitted| reports.iter().any(|report| report.is_open() && job.includes(report));
     let ids: Vec<String> = jobs.into_iter().filter(is_open).filter_map(|job| job.id).collect();
     scancel(&ids)?;
     Ok(ids)
@@ -214,7 +215,7 @@ pub fn scancel(ids: &[String]) -> Result<()> {
     if !ids.is_empty() {
         let output = Command::new("scancel").args(ids).output().context("scancel")?;
         let refused = String::from_utf8_lossy(&output.stderr).trim().to_string();
-        require!(output.status.success(), "scancel refuses: {refused}");
+        require!(output.status.success(), "scancel refuses to cancel {}: {refused}", ids.join(", "));
     }
     Ok(())
 }
@@ -254,7 +255,7 @@ mod tests {
             job("downstream-detect", &[], 0, "11"),
         ];
         let ids = ["6", "7", "8_0", "8_1", "9_0", "9_1", "10", "11"];
-        let queue = Queue { jobs, queued: ids.map(|id| queued(id, JobState::Pending)).to_vec() };
+        let queue = Queue { jobs, reports: ids.map(|id| queued(id, JobState::Pending)).to_vec() };
         let graph =
             Plan::without_data(Config::parse("[slurm]\ndownstream = [\"/a/detect.sh\"]\n", &[]).unwrap()).graph();
         let found = |queue: &Queue| -> Vec<String> {
@@ -263,7 +264,7 @@ mod tests {
         let last = ["10"; 7];
         assert_eq!(found(&queue), [&ids[..6], &last, &["11"]].concat());
         let jobs = vec![job("pack", &[], 0, "6"), job("run", &[], 0, "12"), job("downstream-detect", &[], 0, "11")];
-        let queue = Queue { jobs, queued: ["6", "11", "12"].map(|id| queued(id, JobState::Pending)).to_vec() };
+        let queue = Queue { jobs, reports: ["6", "11", "12"].map(|id| queued(id, JobState::Pending)).to_vec() };
         assert_eq!(found(&queue), [&["6"][..], &["12"; 12], &["11"]].concat());
     }
 
@@ -277,13 +278,13 @@ mod tests {
                 job("downstream-a", &[], 0, "4"),
             ]
         };
-        let running = Queue { jobs: jobs(), queued: vec![queued("2_0", JobState::Active)] };
-        let ended = Queue { jobs: jobs(), queued: vec![] };
+        let running = Queue { jobs: jobs(), reports: vec![queued("2_0", JobState::Active)] };
+        let ended = Queue { jobs: jobs(), reports: vec![] };
         let ids = |jobs: Vec<Submitted>| jobs.into_iter().filter_map(|job| job.id).collect::<Vec<_>>();
         let new = [job("modules", &[1], 0, "5"), job("finalize", &[], 0, "6")];
         assert_eq!(ids(running.with_new(&new)), ["5", "6", "1", "2", "4"]);
         let all = [job("modules", &[0, 1], 0, "7")];
-        assert_eq!(ids(running.with_new(&all)), ["7", "1", "2", "3", "4"], "a task of 2 runs");
+        assert_eq!(ids(running.with_new(&all)), ["7", "1", "2", "3", "4"], "a task of job 2 still runs");
         assert_eq!(ids(ended.with_new(&all)), ["7", "1", "3", "4"]);
         assert!(!job("meta", &[], 0, "2").includes(&queued("21_0", JobState::Active)));
     }
@@ -292,7 +293,7 @@ mod tests {
     fn a_record_of_an_earlier_version_is_read_and_written_unchanged() {
         let text = r#"[{"name":"modules-1","modules":[2,3],"first":2,"script":"/r/modules-1.sh","id":"9"},{"name":"finalize","modules":[],"first":0,"script":"/r/finalize.sh","id":null}]"#;
         let jobs: Vec<Submitted> = serde_json::from_str(text).unwrap();
-        assert_eq!(jobs[0].kind, JobKind::Array { row: "module".into(), number: 1 });
+        assert_eq!(jobs[0].kind, JobKind::Array { row_name: "module".into(), part: 1 });
         assert_eq!(jobs[1].kind, JobKind::Finalize);
         assert_eq!(serde_json::to_string(&jobs).unwrap(), text);
     }

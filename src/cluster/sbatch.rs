@@ -24,7 +24,7 @@ fn sbatch() -> Command {
     command
 }
 
-/// Submits a script that starts when the jobs `after` have succeeded. Returns the number of its job.
+/// Submits a script as a job, which starts when the jobs `after` have succeeded. Returns the job's number.
 pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<String> {
     let mut command = sbatch();
     command.arg("--parsable");
@@ -64,12 +64,12 @@ fn job_number(text: &str) -> Option<String> {
 /// Lets Slurm check a script. Returns its output, as an error if Slurm refuses the script; none if no Slurm can be asked.
 pub fn test_only(script: &Path) -> Option<Result<String, String>> {
     let output = sbatch().arg("--test-only").arg(script).output().ok()?;
-    let words = String::from_utf8_lossy(&output.stderr).trim().to_string();
+    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_string();
     // Slurm is installed on this machine, but the machine belongs to no cluster.
-    if ["configuration source", "Unable to contact"].iter().any(|unreached| words.contains(unreached)) {
+    if ["configuration source", "Unable to contact"].iter().any(|unreached| stderr.contains(unreached)) {
         return None;
     }
-    Some(if output.status.success() { Ok(words) } else { Err(words) })
+    Some(if output.status.success() { Ok(stderr) } else { Err(stderr) })
 }
 
 #[cfg(test)]

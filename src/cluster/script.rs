@@ -55,7 +55,8 @@ impl<'a> Script<'a> {
         let path = |path: &Path| quoted(&path.to_string_lossy());
         let options: Vec<String> =
             self.options(job).iter().map(|option| format!("#SBATCH {}", quoted(option))).collect();
-        // A task is requeued by its array's number and its own, since the job number of the last task also names the whole array.
+        // A task is requeued by the array's number and the task's number, since the job number of the last task also names the whole
+        // array.
         let (own_id, foreign) = match job.kind {
             JobKind::Array { .. } => ("${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}", ""),
             _ => ("$SLURM_JOB_ID", "${!SLURM_ARRAY_@}"),
@@ -99,8 +100,10 @@ impl<'a> Script<'a> {
             files.join(" ")
         };
         match &job.kind {
-            JobKind::Row(row) => format!("{row}.json"),
-            JobKind::Array { row, .. } => format!("{row}-\"$(({} + SLURM_ARRAY_TASK_ID))\".json", job.first_module),
+            JobKind::Row(row_name) => format!("{row_name}.json"),
+            JobKind::Array { row_name, .. } => {
+                format!("{row_name}-\"$(({} + SLURM_ARRAY_TASK_ID))\".json", job.first_module)
+            }
             JobKind::Finalize | JobKind::Run | JobKind::Script(_) => all_phases(),
         }
     }
@@ -193,9 +196,9 @@ impl<'a> Script<'a> {
 /// The line of the script that starts the program.
 fn step(job: &PlannedJob) -> String {
     let command = match &job.kind {
-        JobKind::Row(row) => format!("{row} \"$config\""),
-        JobKind::Array { row, .. } => {
-            format!("{row} \"$config\" --index \"$(({} + SLURM_ARRAY_TASK_ID))\"", job.first_module)
+        JobKind::Row(row_name) => format!("{row_name} \"$config\""),
+        JobKind::Array { row_name, .. } => {
+            format!("{row_name} \"$config\" --index \"$(({} + SLURM_ARRAY_TASK_ID))\"", job.first_module)
         }
         // `run` verifies and skips the nodes that the jobs before it have executed.
         JobKind::Finalize | JobKind::Run | JobKind::Script(_) => "run \"$config\"".into(),
@@ -256,7 +259,7 @@ pub(super) fn fill(template: &str, texts: &[(&str, &str)]) -> String {
     out + rest
 }
 
-/// The seconds from the early signal to the time limit. Slurm may send the signal up to a minute early, but never late.
+/// The seconds from the early signal to the time limit. By its manual, Slurm may send the signal up to a minute earlier.
 fn lead(slurm: &Slurm, save_s: f64) -> u64 {
     match slurm.signal_lead {
         0 => 60.max((30.0 + 4.0 * save_s).ceil() as u64),

@@ -20,7 +20,7 @@ pub struct Situation {
     pub open: OpenJobs,
     /// Slurm's MaxArraySize: the largest index of an array plus one.
     pub max_array_size: usize,
-    /// The seconds that the slowest checkpoint of the run took so far, or an estimate before the first checkpoint.
+    /// The longest of the times that the last checkpoint of each phase took, in seconds, or an estimate before the first checkpoint.
     pub save_s: f64,
 }
 
@@ -37,8 +37,8 @@ pub struct OpenJobs {
 pub const DEFAULT_MAX_ARRAY_SIZE: usize = 1001;
 
 /// The program's own jobs that must be submitted so that every unfinished node has one, in order. If jobs before the last one are
-/// submitted again, an open last job would wait for the old, failed ones for ever. Then a new last job is among the results, and
-/// the caller must cancel the open one first.
+/// submitted again, an open last job does not wait for the new ones. Then a new last job is among the results, and the caller must
+/// cancel the open one first.
 ///
 /// # Errors
 /// A usage error for text that cannot be written into a script.
@@ -84,17 +84,17 @@ fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJ
     jobs
 }
 
-/// The kind of the program's own job that executes a node; none for a user's script. Returns also the module that task 0 of an
-/// array trains (0 for other jobs).
+/// The kind of the program's own job that executes a node; none for a user's script. Returns also the module number of
+/// task 0 of an array (0 for other jobs).
 fn kind_of(node: &Node, mode: SlurmMode, max_array_size: usize) -> Option<(JobKind, usize)> {
-    let row = node.row.name.to_string();
+    let row_name = node.row.name.to_string();
     match (node.row.job, mode) {
         (SlurmJob::Script, _) => None,
-        (SlurmJob::Alone, _) | (SlurmJob::Own, SlurmMode::Array) => Some((JobKind::Row(row), 0)),
+        (SlurmJob::Alone, _) | (SlurmJob::Own, SlurmMode::Array) => Some((JobKind::Row(row_name), 0)),
         (SlurmJob::Array, SlurmMode::Array) => {
             let size = max_array_size.max(1);
-            let number = node.index.unwrap_or(0) / size;
-            Some((JobKind::Array { row, number }, number * size))
+            let part = node.index.unwrap_or(0) / size;
+            Some((JobKind::Array { row_name, part }, part * size))
         }
         (SlurmJob::Last, SlurmMode::Array) => Some((JobKind::Finalize, 0)),
         (_, SlurmMode::Allocation) => Some((JobKind::Run, 0)),

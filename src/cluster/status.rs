@@ -35,9 +35,9 @@ pub struct Line {
     /// The share of `seconds` that was spent in steps whose results still count, from 0 to 1.
     pub goodput: Option<f64>,
     pub host: Option<String>,
-    /// Seconds since the last heartbeat or the last renewal of the lease.
+    /// Seconds since the last heartbeat or the last renewal of the lease; none if the node is done.
     pub heartbeat_s: Option<f64>,
-    /// What was computed, over all starts.
+    /// The work of all starts.
     pub computed: Total,
     /// The score of the node's artefact in the headline metric.
     #[serde(flatten)]
@@ -81,8 +81,8 @@ pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut
     Ok(lines)
 }
 
-/// Whether a node has a line. Only nodes with heartbeats have one: the nodes that the run needs, and those that have a file or were
-/// trained though the run does not need them.
+/// Whether a node has a line. Only rows with heartbeats have lines: for the nodes that the run needs, and for nodes that have a file or
+/// were trained though the run does not need them.
 fn is_shown(node: &Node, evidence: &Evidence, is_imported: bool) -> bool {
     let has_file = evidence.found != Found::Nothing;
     let is_trained = node.row.phase().is_some() && (has_file || evidence.beat.is_some());

@@ -18,14 +18,14 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// A job that was written, and submitted unless it was a dry run.
+/// A job whose script was written. Except in a dry run, it was also submitted.
 #[derive(Debug, Serialize)]
 pub struct Written {
     #[serde(flatten)]
     pub job: Submitted,
-    /// The jobs that it waits for: jobs of this submission by their names, jobs of earlier submissions as `job 17`.
+    /// The jobs that this job waits for: jobs of this submission by their names, jobs of earlier submissions as `job 17`.
     pub after: Vec<String>,
-    /// The floating-point operations of its training, forward and backward.
+    /// The floating-point operations of the phases that the job trains, forward and backward.
     pub flops: f64,
     /// The output of `sbatch --test-only`, in a dry run on a machine with Slurm.
     pub check: Option<String>,
@@ -34,11 +34,11 @@ pub struct Written {
 }
 
 /// Submits jobs for the nodes that are not done and have no open job, and for the user's scripts. First cancels the pending jobs
-/// that these jobs replace. A dry run only writes the scripts and lets Slurm check them, if there is a Slurm.
+/// that these jobs replace. A dry run submits nothing: it writes the scripts and lets Slurm check them, if there is a Slurm.
 ///
 /// # Errors
-/// A usage error if sbatch refuses a script, if a job that must be replaced is running, or if all unfinished nodes have open jobs;
-/// [`crate::error::Failure::Damaged`] for an artefact that the jobs would refuse.
+/// A usage error if sbatch refuses a script, if a job that must be replaced is running, or if there is nothing to submit while earlier
+/// jobs are open; [`crate::error::Failure::Damaged`] for an artefact that the jobs would refuse.
 pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>> {
     let run = RunDir::open(&plan.config)?;
     let graph = plan.graph();
@@ -50,7 +50,7 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
     let situation = situation(plan, &graph, &run, &queue)?;
     let mut jobs = jobs(plan, &graph, paths, &situation)?;
     jobs.extend(scripts(&graph, &jobs, &situation, &run_dir)?);
-    let open: Vec<&str> = queue.queued.iter().filter(|job| job.is_open()).map(|job| job.id.as_str()).collect();
+    let open: Vec<&str> = queue.reports.iter().filter(|job| job.is_open()).map(|job| job.id.as_str()).collect();
     require!(
         dry_run || !jobs.is_empty() || open.is_empty(),
         "{}: already submitted as job {}; look with `incubate status`, or cancel it with `incubate cancel`",
@@ -157,8 +157,8 @@ fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &
     Ok(scripts)
 }
 
-/// Cancels the pending jobs of earlier submissions that these jobs replace, because they wait for jobs that failed. Fails if such a
-/// job is running.
+/// Cancels the pending jobs of earlier submissions that these jobs replace, because they do not wait for these jobs. Fails if a job to
+/// be replaced is running.
 fn cancel_replaced(jobs: &[PlannedJob], queue: &Queue) -> Result<()> {
     let mut ids = Vec::new();
     for old in queue.jobs.iter().filter(|old| old.modules.is_empty()) {
@@ -207,8 +207,8 @@ fn unfinished(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result
     Ok(unfinished)
 }
 
-/// The seconds that the slowest checkpoint took so far. Before the first checkpoint it is an estimate from the size of the weights
-/// and two moments in fp32.
+/// The longest of the times that the last checkpoint of each phase took, in seconds. Before the first checkpoint it is an estimate from
+/// the size of the weights and two moments in fp32.
 fn save_s(plan: &Plan, run: &RunDir) -> f64 {
     const BYTES_PER_S: f64 = 100e6;
     let phases = plan.wanted_phases();
@@ -220,7 +220,7 @@ fn save_s(plan: &Plan, run: &RunDir) -> f64 {
     12.0 * largest as f64 / BYTES_PER_S
 }
 
-/// The jobs as a text for people, with the scripts after a dry run.
+/// The jobs as a text for people; after a dry run, the text includes the scripts.
 pub fn table(written: &[Written]) -> String {
     if written.is_empty() {
         return "nothing to submit: all is done\n".into();

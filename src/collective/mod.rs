@@ -13,8 +13,8 @@ use anyhow::Result;
 use std::time::Duration;
 use tch::Tensor;
 
-/// A group of ranks or replicas that act together. Every method except `rank`, `size` and `is_zero` is collective: all members must
-/// call it, in the same order and with values of the same length.
+/// A group of ranks or replicas that act together. The methods `all_reduce`, `all_reduce_f64` and `barrier` are collective: all members
+/// must call them, in the same order and with values of the same length.
 pub trait Collective {
     /// The number of this member, from 0.
     fn rank(&self) -> usize;
@@ -24,13 +24,14 @@ pub trait Collective {
     fn all_reduce(&self, values: &mut Tensor) -> Result<()>;
     /// Sums numbers in double precision, such as the counts of an evaluation, over all members, in place.
     fn all_reduce_f64(&self, values: &mut [f64]) -> Result<()>;
-    /// Waits until all members have called it. It sleeps while it waits, because another member may be computing on the same core.
+    /// Waits until all members have called it. The thread sleeps while it waits, because another member may be computing on the same
+    /// core.
     fn barrier(&self) -> Result<()>;
 
     /// Waits until `is_done` returns true for work that follows an all-reduce on this member's device.
     ///
     /// # Errors
-    /// Another member has failed, so the work will never be done.
+    /// Another member has failed, so that the work will not be done.
     fn settle(&self, is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
         wait_for(is_done)
     }
@@ -40,7 +41,7 @@ pub trait Collective {
         Pinning::default()
     }
 
-    /// Whether this is the first member, which alone writes files, logs and reports.
+    /// Whether this is the first member, which writes the group's artefacts, checkpoints, metrics and heartbeats.
     fn is_zero(&self) -> bool {
         self.rank() == 0
     }

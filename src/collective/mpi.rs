@@ -1,4 +1,4 @@
-//! MPI through rsmpi. MPI is called from the main thread only.
+//! MPI through rsmpi. MPI is called from the main thread only, except to end the world after a panic in another thread.
 
 use super::{Collective, Solo};
 use crate::weights::floats_mut;
@@ -21,7 +21,7 @@ pub struct World {
 
 impl World {
     /// Joins the world that mpirun or srun has started; without them it makes a world of one rank. It refuses a launch that would
-    /// make N worlds of one rank, the most common silent mistake on a cluster (open-mpi/ompi#13523).
+    /// make N worlds of one rank, a common silent mistake on clusters (open-mpi/ompi#13523).
     pub fn join() -> Result<World> {
         let Some(launched) = launched_size()? else {
             return Ok(World::alone());
@@ -99,7 +99,7 @@ pub fn library_version() -> String {
 
 /// A world that a launcher has started.
 struct Launched {
-    /// The environment variable from which its size is known.
+    /// The environment variable that gives the world's size.
     variable: &'static str,
     size: usize,
 }
@@ -147,7 +147,7 @@ pub fn launch() -> Result<String> {
     let launched = launched_size()?;
     require!(
         tasks <= 1 || launched.as_ref().is_some_and(|launched| launched.size > 1),
-        "a world of one in a job of {tasks} tasks; to train on all start it with `srun --mpi=pmix`, or mpirun"
+        "a world of one in a job of {tasks} tasks; to train on all, start the program with `srun --mpi=pmix` or mpirun"
     );
     Ok(match launched {
         Some(launched) => format!("a world of {} ({})", launched.size, launched.variable),

@@ -1,11 +1,11 @@
 //! NCCL, loaded at run time: sums over the GPUs of one node or many.
 //!
-//! Signatures and numbers are those of `nccl.h` 2.18–2.32. The library is called `libnccl.so.2` in every package; if
-//! libtorch's CUDA part has loaded a copy, that copy is used. Every sum runs on the device's default stream, which is also
-//! libtorch's. So a sum follows the kernels that compute the gradients and precedes the kernels that use it, without any
+//! Signatures and numbers are those of `nccl.h` 2.18–2.32. The library is called `libnccl.so.2` in NVIDIA's packages;
+//! if libtorch's CUDA part has loaded a copy, that copy is used. Every sum runs on the device's default stream, on which libtorch
+//! computes too. So a sum follows the kernels that compute the gradients and precedes the kernels that use it, without any
 //! synchronisation.
 //!
-//! The host begins a sum and continues. If a peer dies, the sum never ends. Therefore, a thread that waits for a sum keeps asking
+//! The host begins a sum and continues. If a peer dies, the sum may never end. Therefore, a thread that waits for a sum keeps asking
 //! NCCL and the other replicas of its rank whether the sum can still end, and returns an error if it cannot.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};

@@ -3,7 +3,7 @@
 //!
 //! On the CPU the replicas' numbers are added in shared memory, always in the same order. The calling thread drives replica zero and
 //! owns MPI, so it adds the numbers of the other ranks. GPUs are joined by NCCL if possible; otherwise their sums go through host
-//! memory. A replica that fails makes all replicas that wait for it fail too.
+//! memory. If a replica fails, the replicas of its rank that wait for it fail too.
 
 use super::nccl::{self, Nccl, UniqueId};
 use super::{Collective, from_zero};
@@ -28,7 +28,7 @@ pub struct Replica<'a> {
 
 /// The state that the replicas of one rank share.
 struct Shared {
-    /// The number of this rank's first replica in the group.
+    /// The number in the group of this rank's first replica.
     first: usize,
     /// The number of replicas in the whole group.
     size: usize,
@@ -45,7 +45,7 @@ struct Shared {
 /// this rank's devices. Collective over the group. If `act` succeeds or is stopped by a signal, its end is collective too.
 ///
 /// # Errors
-/// The error of the first replica that failed by itself, not because another replica had failed.
+/// The error of the first replica that failed by itself. If all failures follow from failures of other ranks, the first of them.
 pub fn on_replicas(
     group: &dyn Collective,
     replicas: usize,

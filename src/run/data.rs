@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listing {
     pub images: usize,
-    /// The hash of all names and labels in the order in which training counts the images.
+    /// The hash of all names and labels in the order of the split.
     pub in_order: String,
     /// A hash that is the same for every order.
     pub in_any_order: String,

@@ -15,19 +15,19 @@ pub struct Graph {
 /// One piece of a run.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// The name of its checkpoints, heartbeats, leases and logs, such as `meta`, `module-2` or `downstream-detect`.
+    /// The name of the node's checkpoints, heartbeats, leases and logs, such as `meta`, `module-2` or `downstream-detect`.
     pub name: String,
     pub row: &'static Row,
     /// The stage that a module's node trains.
     pub index: Option<usize>,
-    /// The positions in the graph of the nodes that must be done before it.
+    /// The positions in the graph of the nodes that must be done before this node.
     pub needs: Vec<usize>,
-    /// Whether the config asks for it.
+    /// Whether the config asks for the node.
     pub is_wanted: bool,
-    /// The file in the run directory that shows that the node is done, if it exists and, as an artefact, is whole and the node's
-    /// own; empty if there is none.
+    /// The file in the run directory that shows by its existence that the node is done. If the file is an artefact, it must also be
+    /// whole and the node's own. Empty if no file shows this.
     pub file: String,
-    /// The required attributes of its artefact, if it writes one.
+    /// The required attributes of the node's artefact, if the node writes one.
     pub expected: Option<Expected>,
     /// The user's script, if the node runs one.
     pub script: Option<PathBuf>,
@@ -38,7 +38,7 @@ pub struct Node {
 pub struct Expected {
     /// The number of blocks of each stage of the network.
     pub depths: Vec<usize>,
-    /// The hash of all config keys that change the result.
+    /// The hash of the config keys that change the artefact.
     pub recipe: String,
 }
 
@@ -94,7 +94,7 @@ impl Graph {
         self.nodes.iter().position(|other| other.row.name == row)
     }
 
-    /// The rows that a run executes, in order. If the target was imported (`is_imported`), a run needs no row before it.
+    /// The rows that a run executes, in order. If the target was imported (`is_imported`), a run needs no row up to the assembly.
     pub fn rows(&self, is_imported: bool) -> Vec<&'static Row> {
         let mut rows: Vec<&'static Row> =
             self.nodes.iter().filter(|node| node.is_needed(is_imported)).map(|node| node.row).collect();
@@ -140,7 +140,7 @@ impl Node {
         Node { name: format!("{}-{stem}", row.name), script: Some(path.into()), ..node }
     }
 
-    /// Whether a run executes this node. If the target was imported (`is_imported`), a run needs no node before it.
+    /// Whether a run executes this node. If the target was imported (`is_imported`), a run needs no node up to the assembly.
     pub fn is_needed(&self, is_imported: bool) -> bool {
         self.is_wanted && !(is_imported && self.row.until_assembled)
     }

@@ -25,6 +25,7 @@ pub struct Start {
     pub flops: f64,
     pub seconds: f64,
     pub device_seconds: f64,
+    /// The node of the process that wrote the record.
     pub host: String,
     /// The ID of the Slurm job.
     pub job: Option<String>,

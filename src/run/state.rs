@@ -15,7 +15,7 @@ pub enum State {
     Done,
     /// Its file cannot be used, for this reason.
     Damaged(String),
-    /// Its file is whole, but belongs to another node or run.
+    /// Its file is whole, but is not the artefact that this node would write.
     Stale(Misfit),
     Running,
     /// It has begun, but no process is working on it.
@@ -84,11 +84,11 @@ pub struct Stamp {
     pub index: Option<usize>,
     pub depths: Vec<usize>,
     pub recipe: String,
-    /// Whether it was trained on data that the run does not know.
+    /// Whether the artefact was trained on data that the run does not know.
     pub is_of_other_data: bool,
-    /// The hash of the artefact that it derives from.
+    /// The hash of the artefact that this one derives from.
     pub original: Option<String>,
-    /// Its own hash.
+    /// The artefact's own hash.
     pub hash: String,
 }
 
@@ -143,7 +143,7 @@ impl Found {
         }
     }
 
-    /// Whether it is an imported target model, so that a run needs none of the nodes before it.
+    /// Whether it is an imported target model, so that a run needs none of the nodes up to the assembly.
     pub fn is_imported(&self, node: &Node) -> bool {
         matches!(self, Found::Artefact(stamp) if stamp.is_imported(node))
     }

@@ -16,15 +16,15 @@ pub struct Row {
     pub kind: Kind,
     /// The rows that must be done before this row, because it reads the files that they write.
     pub needs: &'static [&'static str],
-    /// The file in the run directory that shows that the node is done, if it exists and, as an artefact, is whole and the node's
-    /// own. `{index}` stands for a module's number. Empty if there is no such file.
+    /// The file in the run directory that shows by its existence that the node is done. If the file is an artefact, it must also be
+    /// whole and the node's own. `{index}` stands for a module's number. Empty if no file shows this.
     pub writes: &'static str,
     /// The model in that file, if the file is an artefact.
     pub model: Option<ModelSpec>,
     /// Whether the row makes the assembled model or comes before it. A run into which a target was imported needs no such row.
     pub until_assembled: bool,
     pub job: SlurmJob,
-    /// The time limit of its Slurm job in the config; if empty, `slurm.time` applies.
+    /// The time limit of the row's Slurm job in the config; if empty, `slurm.time` applies.
     pub time: fn(&Slurm) -> &str,
     /// Whether a run of this config includes the row.
     pub is_wanted: fn(&Config) -> bool,
@@ -354,7 +354,7 @@ impl Row {
         self.phase().is_some_and(|phase| phase.trains == Trains::Module)
     }
 
-    /// Whether its nodes write heartbeats and so have a line in the status.
+    /// Whether the row's nodes write heartbeats and so may have a line in the status.
     pub fn has_heartbeat(&self) -> bool {
         matches!(self.kind, Kind::Pack | Kind::Train(_) | Kind::Assemble)
     }

@@ -6,8 +6,8 @@
 //!                 byte from 512 on, so that damage is found before any byte is parsed. The hash identifies the content:
 //!                 a module records the hash of the meta model that it is trained in.
 //! from byte 512   HDF5 (libver earliest; h5py, h5dump and HDFView open the file as it is)
-//!   attributes of /   format_version, software, phase, index (modules only), depths, step, recipe, meta (if there is a
-//!                     meta model), model (JSON: the config's [model]), metrics (JSON: the evaluation's, by key), classes
+//!   attributes of /   format_version, software, phase, index (modules only), depths, step, recipe, meta (the hash of the
+//!                     artefact from which the weights derive, if any: the meta model or, for segmentation, the classifier), model (JSON: the config's [model]), metrics (JSON: the evaluation's, by key), classes
 //!                     (JSON: the names of the classes in the order of the labels, if the training data has names), data
 //!                     (JSON: numbers of images, fingerprint of their names and labels, and the changes that the user accepted)
 //!   /stage/{i}/{parameter}   fp32, contiguous; the official `model_stages[i]` names, blocks numbered from 0 within
@@ -56,10 +56,12 @@ pub struct Header {
     pub phase: String,
     /// The stage of a module phase: its artefact holds that stage alone.
     pub index: Option<usize>,
+    /// The number of blocks of each stage of the network.
     pub depths: Vec<usize>,
     pub step: u64,
+    /// The hash of the config keys that change the artefact.
     pub recipe: String,
-    /// The content hash of the meta model from which the weights derive.
+    /// The content hash of the artefact from which the weights derive, if any: the meta model or, for segmentation, the classifier.
     pub meta: Option<String>,
     pub model: Model,
     /// Parameters that train beside the network's. A finished artefact holds those of the task alone.
@@ -67,7 +69,7 @@ pub struct Header {
     pub metrics: BTreeMap<String, f64>,
     /// The names of the classes in the order of the labels; empty if the training data has none.
     pub class_names: Vec<String>,
-    /// The data that it was trained on; none for imported weights and for artefacts of earlier versions.
+    /// The data that the model was trained on; none for imported weights and for artefacts of earlier versions.
     pub data: Option<TrainedOn>,
 }
 
@@ -112,7 +114,7 @@ pub fn write(path: &Path, header: &Header, weights: &Weights, fence: Option<&Fen
 }
 
 /// Writes a checkpoint as [`write()`] writes an artefact: the flat buffers `weights`, `exp_avg`, … in the order of
-/// [`flat_order`]. It calls `release` after it has read the buffers for the last time.
+/// [`flat_order`]. Calls `release` after it has read the buffers for the last time.
 pub fn write_checkpoint(
     path: &Path,
     header: &Header,

@@ -61,8 +61,8 @@ impl RunDir {
         }
     }
 
-    /// The newest checkpoint that verifies and belongs to this recipe and meta model. Warns of every newer checkpoint that does
-    /// not.
+    /// The newest checkpoint that is whole and belongs to this recipe and this artefact `meta`, from which its weights derive. Warns of
+    /// every newer checkpoint.
     ///
     /// # Errors
     /// A checkpoint cannot be read. It may be intact, and ignoring it could throw hours of work away.
@@ -73,7 +73,7 @@ impl RunDir {
                     format!("{}: was written by another recipe", path.display())
                 }
                 Ok(checkpoint) if checkpoint.header.meta.as_deref() != meta => {
-                    format!("{}: was trained in another meta model", path.display())
+                    format!("{}: its weights derive from another model than this run's", path.display())
                 }
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
                 Err(error) if matches!(error.downcast_ref(), Some(Failure::Damaged { .. })) => format!("{error:#}"),

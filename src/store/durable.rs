@@ -114,7 +114,7 @@ fn folder(path: &Path) -> &Path {
 /// The age from which a temporary file counts as left behind by a killed process. A younger file may belong to a living process.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
-/// A new name beside `path` for a temporary file. It also removes the temporary files of killed processes.
+/// A new name beside `path` for a temporary file. Also removes older temporary files of `path`, which killed processes have left.
 fn beside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().context("a file name is needed")?.to_string_lossy().into_owned();
     let prefix = format!(".{name}.partial-");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 #[error("{0}")]
 pub struct FullDisk(pub String);
 
-/// The first pause before a write is tried again. Each pause is twice as long as the one before, up to the longest.
+/// The first pause before a write is tried again. Each pause is twice as long as the pause before, up to the longest.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The longest wait for space.

@@ -5,8 +5,8 @@
 //! because exclusive creation is atomic on local disks, NFS and Lustre. A holder that finds a higher generation than its own
 //! has lost the phase. It looks for a higher generation every second, and also right before a file is renamed to its final name.
 //!
-//! A holder counts as dead if its process is gone from this machine, if Slurm has restarted its job, or if it has not renewed
-//! for half a minute. The time is measured by the clock of the waiting process, because the clocks of nodes may differ.
+//! A holder counts as dead if it ran on this machine and its process is gone, if this process is a later start of its Slurm job, or if
+//! it has not renewed for half a minute. The waiting process measures that time itself, because the clocks of nodes may differ.
 
 use super::durable;
 use super::process::{host, machine, process_start, slurm_job, unix_time};
@@ -235,7 +235,7 @@ impl Holder {
     }
 }
 
-/// The holder of a phase, if the phase is held.
+/// The process that the newest lease of a phase names, unless it has released the phase.
 pub fn holder(run: &RunDir, phase: &str) -> Option<Holder> {
     newest(&run.file("leases"), phase).ok()??.1.filter(|holder| !holder.released)
 }

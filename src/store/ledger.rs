@@ -1,7 +1,7 @@
 //! `ledger/{phase}.jsonl`: the work of each start of a phase, as one JSON object on each line. Lines are only ever added.
 //!
-//! A start adds its line when it ends in order. If it was killed, the next start adds the line from its last heartbeat, which lacks
-//! the last step or half second. Steps that were repeated count each time.
+//! A start adds its line when it ends in order. If it was killed, the next start adds the line from the last heartbeat, which may lack
+//! the last steps. Steps that were repeated count each time.
 
 use super::progress::Progress;
 use super::run_dir::RunDir;
@@ -26,7 +26,7 @@ pub struct Total {
     pub starts: usize,
 }
 
-/// One record for all starts of a version that kept no ledger, from what the heartbeat says.
+/// One record for all starts by a version that kept no ledger, from their last heartbeat.
 fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> Start {
     let mut start = Start {
         began: "before there was a ledger".into(),
@@ -51,7 +51,7 @@ fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> St
 }
 
 impl RunDir {
-    /// Every start of a phase in order, including the newest if it runs or was killed.
+    /// The starts of a phase in order, including the newest if it runs or was killed, without torn lines of the ledger.
     pub fn starts(&self, plan: &Plan, phase: &PhasePlan) -> Vec<Start> {
         let mut starts = self.entered(&phase.name);
         // A heartbeat without steps belongs to a phase that failed before it began.

@@ -1,4 +1,4 @@
-//! The files that outlive a process: the run directory, HDF5 artefacts, leases, metrics, heartbeats.
+//! The files that outlive a process: the run directory, HDF5 artefacts and checkpoints, leases, metrics, heartbeats, ledgers.
 
 pub mod artefact;
 mod checkpoints;

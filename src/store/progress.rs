@@ -1,6 +1,6 @@
-//! Heartbeats: a small JSON file for each phase, which the first replica of its group replaces after a step, at most twice a
-//! second. The command `status` and the progress bars read these files, so they need nothing but the run directory, whatever the
-//! number of nodes.
+//! Heartbeats: a small JSON file for each phase. While steps are made, the first replica of the phase's group replaces it at most twice
+//! a second. The command `status` and the progress bars read these files in the run directory, so they need no connection to the nodes
+//! of the run.
 
 use super::durable::unique;
 use super::lease;
@@ -19,7 +19,7 @@ pub struct Progress {
     pub state: Activity,
     pub step: u64,
     pub steps: u64,
-    /// Training images per second of the whole group, between the last two log lines.
+    /// Training images per second of the whole group, measured up to the last log line.
     pub images_per_s: f64,
     pub loss: Option<f64>,
     /// Seconds spent on the phase, over all restarts.

@@ -1,14 +1,14 @@
-//! The run directory, which holds everything that belongs to one config.
+//! The run directory, which holds the files of one run.
 //! ```text
 //! config.toml                     the resolved config; a different config is refused
 //! dataset.json                    the record of the data; other data are refused
-//! meta.h5 module-{i}.h5 assembled.h5 final.h5 e2e.h5     artefacts
+//! meta.h5 module-{i}.h5 assembled.h5 final.h5 e2e.h5 …   artefacts
 //! checkpoints/{phase}-{step}.h5   the newest checkpoints of a phase that is not done
 //! leases/{phase}.{generation}.json  which process may write a phase
 //! progress/{phase}.json           heartbeats
 //! ledger/{phase}.jsonl            the work of each start of a phase
-//! index/{split}.index             the files and offsets of the images of a large source
-//! unreadable/{host}-{pid}.txt     images that could not be read
+//! index/{split}.index             the files and offsets of the images of a folder or of tars
+//! unreadable/{host}-{pid}.txt     names of images that could not be read
 //! previews.jsonl                  the previews of the assembly
 //! logs/{phase}/                   metrics.jsonl and TensorBoard events
 //! export/{format}/                exported models
@@ -43,8 +43,8 @@ fn advice_to_extend(config: &Config, before: &Config) -> String {
 }
 
 impl RunDir {
-    /// Makes the folder and writes its config, or checks that the folder was started with this config. Rank zero does this
-    /// before the other ranks use the folder.
+    /// Makes the folder and writes its config. If the folder has a config already, checks that no key that changes the result differs
+    /// from it. Rank zero does this before the other ranks use the folder.
     pub fn open(config: &Config) -> Result<RunDir> {
         let run = RunDir { path: config.run.dir.clone() };
         for folder in ["checkpoints", "leases", "progress", "logs"] {

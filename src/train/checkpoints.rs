@@ -33,7 +33,7 @@ pub struct Checkpoints {
     full: Option<Full>,
 }
 
-/// A checkpoint that a full disk has prevented. The next one is tried after the pause.
+/// A checkpoint that a full disk has prevented. The next checkpoint is tried after the pause.
 struct Full {
     text: String,
     tried: Instant,
@@ -102,7 +102,7 @@ impl Checkpoints {
         })
     }
 
-    /// Whether a checkpoint is due after `step`. None is due while the last one is still being written.
+    /// Whether a checkpoint is due after `step`. No checkpoint is due while the last one is still being written.
     ///
     /// # Errors
     /// An earlier checkpoint could not be written.
@@ -275,7 +275,7 @@ impl Writer {
 /// The mean time between failures of one job, in seconds. The interval grows with the square root of this time, so the order of
 /// magnitude suffices: large jobs on large machines report about a day.
 const BETWEEN_FAILURES: f64 = 86_400.0;
-/// The time until the first checkpoint of `auto`, which measures how long a save takes.
+/// With `auto`, the time until the first checkpoint. The time that its save takes decides the later interval.
 const FIRST: Duration = Duration::from_secs(60);
 /// The bounds of the interval between later checkpoints of `auto`, in seconds.
 const SHORTEST: f64 = 10.0;

@@ -53,7 +53,8 @@ pub struct Setting<'a> {
 
 /// Trains a phase to its end, from its newest checkpoint if there is one, and writes its artefact.
 ///
-/// `start` holds all parameters at step 0. `meta` is the content hash of the meta model from which the phase derives.
+/// `start` holds all parameters at step 0. `meta` is the content hash of the artefact from which the phase derives, if any: the meta
+/// model or, for segmentation, the classifier.
 ///
 /// # Errors
 /// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.

@@ -1,7 +1,8 @@
 //! One optimiser step: forward and backward of each micro-batch, one all-reduce, clipping, one optimiser pass.
 //!
-//! The host never waits for a GPU within a step: it reads the loss and the stop flag of a step while the GPU computes the next
-//! step. So with a GPU the loop gets the outcome of a step one step late; on the CPU it gets the outcome at once.
+//! Unless gradients of several GPUs are summed in host memory, the host does not wait for a GPU within a step: it reads the loss and the
+//! stop flag of a step while the GPU computes the next step. So with a GPU the loop gets the outcome of a step one step late; on the CPU
+//! it gets the outcome at once.
 
 use super::optimiser::Optimiser;
 use crate::collective::Collective;
@@ -31,8 +32,8 @@ pub struct Outcome {
     pub times: Times,
 }
 
-/// The time that this replica spent on each part of a step. With a GPU, each part except `device` is the time that the host takes
-/// to give the GPU the work.
+/// The time that this replica spent on each part of a step. With a GPU, the times of computation are the times that the host takes to
+/// give the GPU the work, and the host waits for the GPU in `device`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
     /// Waiting for the loader.
@@ -111,7 +112,7 @@ impl<'a> Stepper<'a> {
 
     /// Trains on one global batch, of which this replica takes its micro-batches from `batches`. If the loss or the norm of the
     /// gradients is not finite, the weights do not change. Returns the outcome of the newest step that is done: this step on a CPU,
-    /// the step before it on a GPU.
+    /// the step before it, if there is one, on a GPU.
     pub fn step(
         &mut self,
         network: &mut Network,
@@ -188,7 +189,7 @@ impl<'a> Stepper<'a> {
     }
 }
 
-/// The part of the key that keeps the seeds of dropout apart from other random numbers.
+/// The part of random keys for the seeds of dropout.
 const DROPOUT: u64 = 5;
 
 /// Draws the samples that stochastic depth drops.
@@ -219,7 +220,7 @@ impl DropPathRule {
     }
 }
 
-/// The part of the key that keeps the numbers of stochastic depth apart from other random numbers.
+/// The part of random keys for stochastic depth.
 const DROP_PATH: u64 = 6;
 
 #[cfg(test)]
