@@ -1,4 +1,5 @@
-//! Deep Incubation (arXiv 2212.04129) for clusters: trains a large Vision Transformer module by module over MPI.
+//! Deep Incubation (arXiv 2212.04129) for clusters: trains a large Vision Transformer module by module over MPI. In this documentation
+//! «the official code» is that of the paper's authors.
 //!
 //! # The idea in four lines
 //! Divide the **target** network into K **stages**. Train a **meta model** in which every stage is thin. Then train each **module**

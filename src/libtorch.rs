@@ -107,7 +107,7 @@ pub fn backward(tensor: &Tensor, gradient: &Tensor) {
     check(unsafe { incubate_backward(raw(tensor), raw(gradient)) });
 }
 
-/// The constants of one AdamW update.
+/// The settings of one AdamW update.
 pub struct AdamW {
     /// The number of updates, including this one, as an fp32 scalar.
     pub step: Tensor,
@@ -145,7 +145,7 @@ pub fn fused_adamw(update: &AdamW, weights: &Tensor, gradients: &Tensor, [exp_av
     });
 }
 
-/// The numbers of one SGD update.
+/// The settings of one SGD update.
 pub struct Sgd<'a> {
     /// The gradients are divided by this fp32 scalar first.
     pub divisor: &'a Tensor,

@@ -67,7 +67,7 @@ fn stop(signal: i32) {
     }
 }
 
-/// Prints the error once in the whole world and aborts the world, unless all ranks stop because of a signal. Returns the exit
+/// Prints the error of a rank that failed by itself and aborts the world, unless all ranks stop because of a signal. Returns the exit
 /// code.
 fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
     let code = exit_code(error);

@@ -65,7 +65,7 @@ impl Staging {
         libtorch::empty_pinned(sizes).map(Some)
     }
 
-    /// Prepares an fp32 host tensor for the device: returns a pinned copy for a GPU, else the tensor itself.
+    /// Prepares a host tensor for the device: returns a pinned fp32 copy for a GPU, else the tensor itself.
     pub fn staged(&self, tensor: Tensor) -> Tensor {
         match self.empty_pinned(&tensor.size()).unwrap_or_else(|error| panic!("{error:#}")) {
             Some(mut copy) => {

@@ -1,5 +1,5 @@
 //! `incubate bench data`: how many images per second one core reads, decodes and transforms, from files and from packs; the
-//! time of each part; and the rate of the whole loader. The peer is timm's transform on the same folder.
+//! time of each part; and the rate of the whole loader. `tools/bench_data.py` compares with timm's transform on the same folder.
 
 use crate::config::Config;
 use crate::data::feed::Feed;

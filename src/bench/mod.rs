@@ -1,5 +1,5 @@
-//! `incubate bench`: makes every claim about performance a command that anybody can run. `bench store` compares with dd; scripts in
-//! `tools/` compare the other results with PyTorch and timm.
+//! `incubate bench`: commands that measure the claims about performance. `bench store` compares with dd; scripts in `tools/` compare
+//! the results of `bench step` and `bench data` with PyTorch and timm.
 
 pub mod data;
 pub mod index;

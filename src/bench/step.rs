@@ -53,8 +53,8 @@ pub struct StepReport {
     pub share: Shares,
 }
 
-/// The share of each part in the time of a step. The shares add up to 1. With a GPU, each part except `device` is the time that
-/// the host takes to give the GPU the work.
+/// The share of each part in the time of a step. The shares add up to 1. With a GPU, the times of computation are the times that the
+/// host takes to give the GPU the work, and the host waits for the GPU in `device`.
 #[derive(Debug, Serialize)]
 pub struct Shares {
     pub data: f64,

@@ -170,7 +170,7 @@ pub enum Command {
     },
     /// Pack images into HDF5 shards that any number of ranks read fast (data.format = "packed")
     Pack(PackArgs),
-    /// Verify one artefact or packed shard, or all files of a run directory or pack
+    /// Verify one artefact or packed shard, all artefacts and checkpoints of a run directory, or a pack
     Verify {
         /// A file that incubate wrote (.h5), or a folder of them: a run directory or a pack
         path: PathBuf,
@@ -257,7 +257,7 @@ pub struct EvaluateArgs {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub overrides: Overrides,
-    /// meta.h5, module-i.h5, assembled.h5, final.h5 or e2e.h5 [default: final.h5 of the run directory]
+    /// The artefact, such as meta.h5, module-0.h5, e2e.h5 or segment.h5 [default: final.h5 of the run directory]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Also write logits, labels and inputs (only the first 16 if all exceed 256 MiB) as safetensors, for a comparison with other

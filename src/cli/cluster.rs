@@ -70,7 +70,7 @@ pub fn preview(run_dir: &Path, images: usize, json: bool) -> Result<()> {
     print_either(json, &preview, || preview::table(&config, &preview))
 }
 
-/// Prints the status every two seconds until the run is over. On a terminal each print replaces the one before.
+/// Prints the status every two seconds until all its lines are done. On a terminal each print replaces the print before.
 pub fn watch(run_dir: &Path) -> Result<()> {
     let mut seen = Seen::default();
     while !stop_requested() {

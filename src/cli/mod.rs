@@ -42,7 +42,7 @@ use std::path::PathBuf;
 use study::study;
 use verify::verify;
 
-/// Executes a command. Only the commands that train use the ranks of the world.
+/// Executes a command. The commands of [`Command::joins_world`] use the ranks of the world.
 pub fn dispatch(command: &Command, world: &World) -> Result<()> {
     match command {
         Command::Run { args, json } => train(world, args, |job| {
@@ -157,7 +157,7 @@ fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) 
     on_config(world, config, args.accept_data, act)
 }
 
-/// Opens the job of a config and has `act` train it.
+/// Opens the job of a config and lets `act` train it.
 fn on_config(world: &World, config: Config, accept_data: bool, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
     let all_ranks = world.all_ranks();
     let devices = agree(all_ranks, devices(&config))?;
@@ -180,7 +180,7 @@ struct Outcome {
     models: Vec<summary::Row>,
     exported: Vec<PathBuf>,
     report: PathBuf,
-    /// The folder of `metrics.jsonl` and the TensorBoard events.
+    /// The folder that has a folder for each phase, with `metrics.jsonl` and TensorBoard events.
     curves: PathBuf,
 }
 

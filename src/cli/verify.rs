@@ -9,7 +9,8 @@ use crate::store::{RunDir, artefact};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
-/// Reads one file or all files of a folder, names each damaged file, and fails with the first error.
+/// Reads one file, all artefacts and checkpoints of a run directory, or all shards of a pack. Names each damaged file, and fails with
+/// the first error.
 pub fn verify(path: &Path, json: bool) -> Result<()> {
     let is_pack = path.is_dir() && data::format_of(path) == Some(Format::Packed);
     let files = match path.is_dir() {

@@ -6,12 +6,15 @@ use anyhow::Result;
 /// A RandAugment policy, such as `rand-m9-mstd0.5-inc1`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
+    /// From 0 to 10.
     pub magnitude: f64,
     /// Standard deviation of the magnitude.
     pub deviation: f64,
+    /// How many operations are drawn for an image.
     pub layers: usize,
+    /// The probability that a drawn operation is applied.
     pub probability: f64,
-    /// Whether every operation grows stronger with the magnitude.
+    /// Whether the operations whose strength depends on the magnitude grow stronger with it. If not, some grow weaker.
     pub increasing: bool,
 }
 

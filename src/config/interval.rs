@@ -4,7 +4,7 @@ use crate::usage;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The time between two checkpoints of a phase.
+/// The interval between two checkpoints of a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Interval {

@@ -4,8 +4,8 @@ use crate::usage;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-/// How many samples a replica computes at a time: its share of a global batch is split into pieces of this many. The number changes
-/// memory and speed, and the result only by rounding.
+/// How many samples a replica computes at a time: its share of a global batch is split into pieces of at most this size. The number
+/// changes memory and speed. Without batch norm, whose statistics are those of a micro-batch, it changes the result only by rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub enum MicroBatch {
@@ -14,7 +14,7 @@ pub enum MicroBatch {
     Samples(usize),
 }
 
-/// What `Auto` means wherever no micro-batch is chosen by memory: estimates, `evaluate`, `assemble`, `bench`.
+/// The number for `Auto` in commands that choose no micro-batch by memory: estimates, `evaluate`, `assemble`, `bench`.
 const SAMPLES_IF_AUTO: usize = 64;
 /// The largest number that a config may give.
 const MOST: i64 = 1 << 20;

@@ -1,8 +1,8 @@
 //! The config file as the TOML says it, after validation. [`crate::plan`] derives its meaning.
 //!
-//! `configs/default.toml` holds every key with its default and a comment. A user's file and `--set` override these
-//! defaults. A key or type that the defaults do not have is a mistake and is refused by name. Phase tables inherit
-//! `[train]`.
+//! `configs/default.toml` holds every key with its default and a comment, except the keys of `[model]` for other families than ViT,
+//! which are in the family's own `defaults.toml`. A user's file and `--set` override these defaults. A key or type that the defaults do
+//! not have is a mistake and is refused by name. Phase tables inherit `[train]`.
 
 mod auto_augment;
 mod interval;
@@ -25,12 +25,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-/// Every key with its default and a comment, as TOML.
+/// Every key with its default and a comment, as TOML. The keys of `[model]` are those of a ViT.
 pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 /// The tables that inherit every key of `[train]`.
 pub const PHASE_TABLES: [&str; 5] = ["meta", "module", "finetune", "e2e", "segment"];
 
-/// One validated config file. Every key is documented in `configs/default.toml`.
+/// One validated config file. The keys are documented in `configs/default.toml`, those of another family in its `defaults.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -111,7 +111,7 @@ pub enum ExportFormat {
 }
 
 impl ExportFormat {
-    /// Fails if the format's reader does not take networks of this family. "all" is those that do.
+    /// Fails if the format's reader does not take networks of this family. `All` means the formats whose readers do.
     pub fn check_takes(self, model: &Model) -> Result<()> {
         let is_for_all = matches!(self, ExportFormat::Safetensors | ExportFormat::Pth | ExportFormat::All);
         require!(
@@ -288,7 +288,7 @@ pub enum Optimiser {
 }
 
 impl Config {
-    /// Reads a config file, overrides it by each `--set key=value`, and checks everything that can be checked without data.
+    /// Reads a config file, overrides it by each `--set key=value`, and checks it as far as that is possible without data.
     pub fn load(path: &Path, sets: &[String]) -> Result<Config> {
         let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
             ErrorKind::InvalidData => {
@@ -343,7 +343,8 @@ impl Config {
     }
 }
 
-/// The defaults of every key. Those of the family that the user's `model.family` names replace `[model]`.
+/// The defaults of every key. If the user's `model.family` names another family than ViT, the family's defaults replace those of
+/// `[model]` and of the other keys that they hold.
 fn defaults_for(user: &Table) -> Result<Table> {
     let mut defaults: Table = DEFAULTS.parse().expect("the embedded defaults are TOML");
     let named = user.get("model").and_then(|model| model.get("family")).and_then(Value::as_str);

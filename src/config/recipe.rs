@@ -3,7 +3,8 @@
 use super::Config;
 use super::overlay::flatten;
 
-/// Keys of `[run]` and `[data]` that decide how, where or which phases run, but not their results.
+/// Keys that decide how, where or which phases run, but not their results, apart from rounding. Batch norm is an exception: its
+/// statistics depend on the micro-batch and the number of replicas.
 const EXECUTION_KEYS: [&str; 18] = [
     "run.name",
     "run.dir",
@@ -41,7 +42,7 @@ const LATER_KEYS: [(&str, &str); 10] = [
     ("data.crop_border", "\"zeros\""),
 ];
 
-/// Whether a key does not change the result of a phase, apart from rounding. Such a key may change when a run is restarted.
+/// Whether a key counts as one that does not change the result of a phase. Such a key may change when a run is restarted.
 fn changes_nothing(key: &str) -> bool {
     EXECUTION_KEYS.contains(&key) || key.starts_with("slurm.") || key.ends_with(".on")
 }

@@ -1,4 +1,4 @@
-//! The keys of `[segmentation]`: images with label maps, the heads of the network, and how it is evaluated.
+//! The keys of `[segmentation]`: images with label maps, the heads of the network, and the evaluation.
 
 use super::{Config, TaskKind};
 use crate::bounds::{at_most, probability};
@@ -42,7 +42,7 @@ pub enum MapFormat {
     Shapes,
 }
 
-/// The pixels by whose number the sum of their losses is divided.
+/// The pixels by whose count the sum of the pixels' losses is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PixelMean {
@@ -85,13 +85,13 @@ impl Segmentation {
     }
 
     /// The stages whose outputs the heads read, the first one nearest to the image. If the config names none, they divide the
-    /// `stages` of the network as evenly as possible; a network of fewer stages has some of them twice.
+    /// `stages` of the network as evenly as possible; in a network of fewer than [`TAPS`] stages, some stages occur several times.
     pub fn tapped_stages(&self, stages: usize) -> [usize; TAPS] {
         let even = |level: usize| ((level + 1) * stages).div_ceil(TAPS) - 1;
         std::array::from_fn(|level| self.taps.get(level).copied().unwrap_or_else(|| even(level)))
     }
 
-    /// The class of a label in a label map: [`IGNORED`] for a pixel without a class; none if there is no such class.
+    /// The class of a label in a label map; [`IGNORED`] for a pixel without a class. None if the config does not know the label.
     pub fn class_of(&self, label: u8) -> Option<u8> {
         if label == IGNORED || usize::from(label) == self.ignore || (self.reduce_zero_label && label == 0) {
             return Some(IGNORED);

@@ -43,7 +43,7 @@ fn model_config(exported: &Exported) -> Value {
     })
 }
 
-/// A preprocessor config for the transform of our evaluation: resize the shorter side, then crop the centre.
+/// A preprocessor config for the transform of incubate's evaluation: resize the shorter side, then crop the centre.
 ///
 /// `ViTImageProcessor` would squash the image to a square, and so does `ConvNextImageProcessor` for sizes from 384 on. If the
 /// margin is odd, torchvision, timm and the `ConvNextImageProcessorFast` of transformers 4 round half a pixel to even. Every

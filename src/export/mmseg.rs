@@ -22,8 +22,8 @@ pub fn backbone(exported: &Exported) -> Vec<Named> {
 
 /// Adds the bias of the patch projection to the position embeddings of the patches, and leaves zeros for the bias itself.
 ///
-/// Unless `patch_bias=True`, mmsegmentation's patch projection has no bias, and the loader drops ours silently. In the position
-/// embeddings it counts under both settings, even after these are resized.
+/// Unless `patch_bias=True`, mmsegmentation's patch projection has no bias, and the loader silently drops the bias of the file. As a
+/// part of the position embeddings the bias counts under both settings, even after the embeddings are resized.
 fn fold_patch_bias(mut tensors: Vec<Named>) -> Vec<Named> {
     const BIAS: &str = "patch_embed.projection.bias";
     let bias = tensors.iter().find(|n| n.name == BIAS).expect("the table of names has it").tensor.shallow_clone();

@@ -1,8 +1,8 @@
 //! Exports a model for other programs: one small file per format, over one table of names.
 //!
-//! Each format writes the file, the names and the config that its reader expects into a folder of its own, with a README
-//! that gives the command to use it. The weights are read once and every format uses views of them, so that memory holds one
-//! copy of the model.
+//! Each format writes the weights under the names that its reader expects, and its reader's config if there is one, into a folder of
+//! its own, with a README that gives the command to use them. The weights are read once, and most formats use views of them, so that
+//! memory holds little more than one copy of the model.
 
 mod detectron2;
 mod hf;

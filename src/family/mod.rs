@@ -2,7 +2,7 @@
 //! arithmetic: the keys of the config and their limits, the table of parameters and buffers, the division into stages, operations
 //! and memory, and the names that other programs use. Its computation is in the folder of the same name below `model/`.
 //!
-//! A new family is a folder here, a folder below `model/`, and a variant of [`Model`].
+//! A new family is a folder here, a folder below `model/`, a variant of [`Model`] and a row of `DEFAULTS`.
 
 pub mod parameter;
 pub mod resnet;
@@ -70,7 +70,7 @@ impl Model {
 /// The properties of a network of given sizes, which every family knows. The argument `depths` is the number of blocks of each
 /// stage, in the target, the meta model or a hybrid.
 pub trait Family {
-    /// What people call such a network.
+    /// The name of this kind of network in prose.
     fn title(&self) -> &'static str {
         "network"
     }
@@ -97,7 +97,7 @@ pub trait Family {
 
     /// All parameters and buffers, in the order of the family's usual implementation, such as timm's.
     fn parameters(&self, depths: &[usize]) -> Vec<Parameter>;
-    /// Whether it has buffers.
+    /// Whether the network has buffers.
     fn has_buffers(&self) -> bool {
         !self.parameters(&self.meta_depths()).iter().all(Parameter::is_trainable)
     }
@@ -124,7 +124,7 @@ pub trait Family {
 
     /// Floating-point operations of one stage's forward pass on one sample; a multiply-add counts as two.
     fn stage_flops(&self, depths: &[usize], stage: usize) -> f64;
-    /// The peak of the numbers that training on one sample keeps in memory, not counting the parameters.
+    /// The largest count of numbers that training on one sample keeps in memory, without the parameters.
     fn activations(&self, training: &Memory) -> f64;
     /// The drop rate of each residual branch in stochastic depth (arXiv 1603.09382), in the order of the network. `rate` is the rate
     /// of the last branch. Empty if nothing is dropped.
@@ -192,7 +192,7 @@ fn count(numbers: impl Iterator<Item = usize>) -> usize {
 pub struct Tokens {
     /// The height, and width, of a patch in pixels.
     pub patch: usize,
-    /// The numbers of a token.
+    /// How many numbers a token holds.
     pub width: usize,
 }
 

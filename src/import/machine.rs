@@ -6,7 +6,7 @@ use super::pickle::{Id, Pickle, Value};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 
-/// The largest checkpoint with its optimiser holds 20,000 values.
+/// A checkpoint of a large model with its optimiser holds about 20,000 values.
 const MOST_VALUES: usize = 1 << 20;
 const LATEST_PROTOCOL: u8 = 5;
 
@@ -243,8 +243,8 @@ impl Machine<'_> {
         Ok(self.stack.split_off(mark))
     }
 
-    /// Pushes an integer that is stored little-endian in two's complement. An integer of 1 or 2 bytes is never negative. The value of
-    /// an integer of more than 8 bytes is ignored.
+    /// Pushes an integer that is stored little-endian in two's complement. An integer of 1 or 2 bytes is read without a sign. The value
+    /// of an integer of more than 8 bytes is ignored.
     fn integer(&mut self, byte_count: usize) -> Result<()> {
         if byte_count > 8 {
             return self.ignored(byte_count);

@@ -1,5 +1,5 @@
 //! Imports weights into a run: from checkpoints of the official code (`model_stages`), DeiT's and timm's .pth, .safetensors, and
-//! from our own artefacts, to continue at another image size or with a new head. Nothing in such a file is executed, and memory is
+//! from incubate's own artefacts, to continue at another image size or with a new head. Nothing in such a file is executed, and memory is
 //! allocated only after sizes have been checked.
 
 mod globals;
@@ -55,8 +55,8 @@ impl FromStr for Role {
 /// The options of an import.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Choice {
-    /// If none, the depth of the file's model decides: it is the meta model, or else the final model, or the assembled one if the head
-    /// is new.
+    /// If none, the depth of the file's model decides. A model as deep as the config's meta model becomes the meta model, any other the
+    /// final model or, with a new head, the assembled model.
     pub role: Option<Role>,
     /// Take the moving averages of the weights instead of the weights.
     pub ema: bool,
@@ -136,7 +136,7 @@ fn is_artefact(file: &mut File) -> Result<bool> {
 
 const SEALED: &[u8] = b"incubate artefact,";
 
-/// Takes the model of one of our artefacts. It may differ from the config's model in the image size, and with a new head in the
+/// Takes the model of an artefact of incubate. It may differ from the config's model in the image size, and with a new head in the
 /// number of classes.
 fn from_artefact(config: &Config, artefact: Artefact, choice: Choice) -> Result<Imported> {
     let model = &config.model;

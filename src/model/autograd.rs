@@ -1,4 +1,4 @@
-//! Stages whose backward pass libtorch's autograd computes, so that their family only writes the forward pass.
+//! Stages whose backward pass libtorch's autograd computes. Their family writes only the forward pass.
 
 use super::Weight;
 use super::stage::{Backward, Pass, Stage};
@@ -7,7 +7,7 @@ use tch::Tensor;
 /// Computes an output from an input and the values of the parameters, in the order of the parameters.
 pub type Function = Box<dyn Fn(&Tensor, &[Tensor], &Mode) -> Tensor>;
 
-/// What a function depends on beside its input and its parameters.
+/// The settings of a pass, on which a function depends beside its input and its parameters.
 pub struct Mode {
     /// Whether the pass is one of training, in frozen stages too. Otherwise it is one of evaluation.
     pub trains: bool,
@@ -38,7 +38,7 @@ struct Recorded {
 }
 
 impl Autograd {
-    /// The output without what a backward pass needs.
+    /// Computes the output without a record for a backward pass.
     fn output(&self, input: &Tensor, mode: &Mode) -> Tensor {
         let values: Vec<Tensor> = self.parameters.iter().map(|parameter| parameter.value.shallow_clone()).collect();
         (self.function)(input, &values, mode)
@@ -53,7 +53,7 @@ impl Autograd {
         Recorded { input, values, output }
     }
 
-    /// Adds the gradients of the trained parameters to the flat buffer, and gives that of the input, if it needs one.
+    /// Adds the gradients of the trained parameters to the flat buffer. Returns the gradient of the input, if the input needs one.
     fn differentiate(&self, recorded: Recorded, gradient: &Tensor) -> Option<Tensor> {
         let Recorded { input, values, output } = recorded;
         let trained: Vec<usize> = (0..values.len()).filter(|&i| values[i].requires_grad()).collect();
@@ -92,7 +92,7 @@ impl Stage for Autograd {
     }
 }
 
-/// Functions of which each takes the output of the one before.
+/// Functions in a row: each takes the output of the function before it.
 pub struct Chain(pub Vec<Autograd>);
 
 impl Stage for Chain {

@@ -37,7 +37,7 @@ fn draw(parameter: &Parameter, seed: u64, numbers: &mut [f32]) {
     });
 }
 
-/// The part of the key that keeps these random numbers apart from others of the same seed.
+/// The part of random keys for fresh weights.
 const INIT: u64 = 4;
 
 #[cfg(test)]

@@ -140,7 +140,7 @@ impl Network {
         tch::no_grad(|| self.pass(images_bchw, &Pass { drop: None, dropout: 0.0 }, taps, false).0)
     }
 
-    /// Has the trained stages add their statistics of a micro-batch to the flat buffer, as training does.
+    /// Makes the trained stages add their statistics of a micro-batch to the flat buffer, as training does.
     pub fn gather_statistics(&self, images_bchw: &Tensor) {
         let pass = Pass { drop: Some(&DropPath::none()), dropout: 0.0 };
         tch::no_grad(|| self.pass(images_bchw, &pass, &[], false));

@@ -11,7 +11,7 @@ pub enum Part {
     Attention,
     /// The optimiser's own single pass on the CPU, instead of libtorch's operations.
     Optimiser,
-    /// Leaving out the weight gradients of the frozen stages after a module, which the official code computes.
+    /// Leaving out the weight gradients of the frozen stages after a module. Deep Incubation's official code computes them.
     Suffix,
     /// Keeping the memory that a step frees for the next step, instead of returning it to the operating system.
     Memory,

@@ -1,4 +1,4 @@
-//! Measures the speed of a large matrix product, an upper bound of the speed of a device.
+//! Measures the speed of a large matrix product, which is about the highest speed of a device.
 
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};

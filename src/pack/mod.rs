@@ -1,6 +1,6 @@
 //! `incubate pack`: writes any source in the packed form (`data/source/shard.rs`), shard by shard. All threads encode the
 //! images of one shard while the previous shard is written. A shard is written durably or not at all, so after a stop the
-//! same command continues with the next shard.
+//! same command continues with the first missing shard.
 
 mod image;
 
@@ -270,7 +270,7 @@ impl PlannedShard<'_> {
         let shard = shard::read(&self.path)?;
         require!(
             shard.recipe == self.recipe,
-            "{}: packed from other images or in another way; choose another folder, or delete this one",
+            "{}: packed from other images or in another way; choose another folder, or delete this file",
             self.path.display()
         );
         Ok(Some(shard))
@@ -302,7 +302,7 @@ fn classes(source: &Source) -> Vec<String> {
     (0..largest(&source.train).max(largest(&source.test))).map(|class| class.to_string()).collect()
 }
 
-/// The report for people.
+/// The report as a text for people.
 pub fn text(report: &PackReport, into: &Path) -> String {
     format!(
         "{}: {} training and {} validation images in {} shards ({} of them existed already), {:.2} GB; {} unreadable\n",

@@ -36,7 +36,7 @@ pub struct Job<'a> {
     pub graph: Graph,
     pub run: RunDir,
     pub source: Source,
-    /// The record of the data with which the run was started.
+    /// The record of the run's data.
     pub data: DataRecord,
     pub world: &'a World,
     /// The devices of this rank.
@@ -66,8 +66,8 @@ impl<'a> Job<'a> {
         Ok(Job { graph, plan, run, source, data, world, devices, clock: Clock::of_process() })
     }
 
-    /// Executes all rows that train or assemble, in order. Finished nodes are verified and skipped. Rows before an imported target
-    /// are skipped too.
+    /// Executes the rows that train or assemble and that the config asks for, in order. Finished nodes are verified and skipped. If a
+    /// target was imported, the rows up to the assembly are skipped too.
     pub fn run(&self) -> Result<()> {
         let is_imported = zero_says(self.world.all_ranks(), || self.is_imported())?;
         self.graph.rows(is_imported).into_iter().try_for_each(|row| self.row(row))
@@ -84,8 +84,8 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Trains all modules of a row, or one. Each is trained by its group of ranks, and the groups do not wait for each
-    /// other.
+    /// Trains all modules of a row, each on its group of ranks. The groups wait for each other only at the end. If `only` names a
+    /// module, all ranks train it alone.
     pub fn modules(&self, row: &Row, only: Option<usize>) -> Result<()> {
         let all_ranks = self.world.all_ranks();
         let nodes: Vec<&Node> = self.graph.of(row).collect();

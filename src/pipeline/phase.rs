@@ -157,7 +157,8 @@ impl Job<'_> {
     }
 }
 
-/// Lets a stage of so many blocks, whose parameters are `own`, start as that of the meta model, with the weights `meta`.
+/// Sets the weights of a stage of `depth` blocks, whose parameters are `own`, so that the stage starts as the stage of the meta model
+/// with the weights `meta`.
 fn grow<'a>(
     weights: &mut Weights,
     meta: &Weights,

@@ -52,7 +52,7 @@ impl GpuModel {
         UTILISATION * self.peak(precision) * 1e12
     }
 
-    /// A sentence about the cost of the precision, with the cure; none if it is the fastest.
+    /// A sentence about the cost of the precision, with the cure; none for bf16, the fastest.
     pub fn price(&self, precision: Precision) -> Option<String> {
         (precision != Precision::Bf16).then(|| {
             format!(

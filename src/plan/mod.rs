@@ -1,5 +1,5 @@
-//! Everything that is derived from the config by pure arithmetic: phases, steps, learning rates, groups, file names, cost. Training
-//! code reads the plan and does not interpret the config itself.
+//! Derives from the config by pure arithmetic: phases, steps, learning rates, groups, file names, cost. Training code takes these values
+//! from the plan.
 
 pub mod cost;
 pub mod gpus;
@@ -27,9 +27,9 @@ pub struct Plan {
 /// The plan of one phase: everything that a rank of its group must know to train it.
 #[derive(Debug, Clone)]
 pub struct PhasePlan {
-    /// The name of its logs, checkpoints and heartbeats: `meta`, `module-2`, `finetune` or `e2e`.
+    /// The name of the phase's logs, checkpoints and heartbeats, such as `meta`, `module-2` or `finetune`.
     pub name: String,
-    /// The name of its row in the table: `meta`, `module`, `finetune` or `e2e`.
+    /// The name of the phase's row in the table, such as `meta`, `module` or `finetune`.
     pub row: &'static str,
     /// The finished artefact's file name in the run directory.
     pub file: String,
@@ -47,12 +47,12 @@ pub struct PhasePlan {
     pub steps: u64,
     /// The key of all randomness in this phase.
     pub seed: u64,
-    /// The hash of all config keys that change the result of this phase.
+    /// The hash of the config keys that change the result of this phase.
     pub recipe: String,
 }
 
 impl Plan {
-    /// Refuses a data set that is too small for one step of any phase.
+    /// Makes the plan. Refuses a data set that is too small for one step of a phase of the config's task.
     pub fn new(config: Config, train_images: usize) -> Result<Plan> {
         let plan = Plan { config, train_images };
         require!(train_images >= 2, "data: {train_images} training image(s) are too few; at least 2 are needed");
@@ -163,7 +163,8 @@ impl Plan {
         self.config.slurm.ranks.div_ceil(self.config.slurm.nodes)
     }
 
-    /// The samples of one epoch. With repeated augmentation it is a multiple of 256, as in the official sampler.
+    /// The samples of one epoch. With repeated augmentation and at least 256 images, their number is a multiple of 256, as in DeiT's
+    /// RASampler.
     pub fn epoch_samples(&self) -> usize {
         match (self.config.data.repeats, self.train_images) {
             (1, n) => n,
@@ -172,7 +173,7 @@ impl Plan {
         }
     }
 
-    /// The steps of one epoch. The last, incomplete batch of an epoch is dropped, as in the official code.
+    /// The steps of one epoch. The last, incomplete batch of an epoch is dropped, as in DeiT's code.
     fn steps_per_epoch(&self, training: &Training) -> u64 {
         (self.epoch_samples() / training.global_batch) as u64
     }

@@ -3,10 +3,11 @@
 use crate::config::{Schedule, Training};
 use std::f64::consts::PI;
 
-/// The learning rate of a step. The schedule `deit` follows the official code and changes once per epoch. The official code steps
-/// timm's scheduler f after each epoch with that epoch's number, so epoch 0 trains at the initial value and epoch e at f(e − 1). The
-/// schedule `cosine` changes at every step: a linear warm-up, then a cosine over the remaining steps. The schedule `poly` does so
-/// too, but falls along a line, as mmsegmentation's PolyLR of power 1 after its LinearLR. The others change once per epoch.
+/// The learning rate of a step. The schedule `deit` follows DeiT's and Deep Incubation's code and changes once per epoch. This code
+/// steps timm's scheduler f after each epoch with that epoch's number, so epoch 0 trains at the initial value and epoch e at f(e − 1).
+/// The schedule `cosine` changes at every step: a linear warm-up, then a cosine over the remaining steps. The schedule `poly` does so
+/// too, but falls along a line, as mmsegmentation's PolyLR of power 1 after its LinearLR. The schedules `isda` and `steps` change once
+/// per epoch.
 pub fn learning_rate(training: &Training, step: u64, steps_per_epoch: u64) -> f64 {
     let peak = training.base_lr * training.global_batch as f64 / 512.0;
     match training.schedule {

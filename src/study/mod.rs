@@ -9,8 +9,8 @@
 //! [axes.AXIS.VALUE]                      # config keys of the cells with this value of this axis
 //! ```
 //! The cells are all combinations of one value of each axis, named after the values. A value may also have the keys `method`,
-//! which is "incubation" or "e2e", and `equal_cost_to`, which names another value of the axis: `e2e.epochs` then follows from the
-//! cost of the cell that differs in that value alone.
+//! which is "incubation" or "e2e", and `equal_cost_to`, which names another value of the axis: `e2e.epochs`, a whole number, then
+//! follows from the cost of the cell that differs in that value alone.
 
 mod file;
 pub mod shares;
@@ -64,9 +64,10 @@ pub struct Cell {
     pub method: Method,
     /// The config and the number of training images.
     pub plan: Plan,
-    /// The floating-point operations that its phases need.
+    /// The floating-point operations that the cell's phases need.
     pub flops: f64,
-    /// The cell whose cost it should equal, and its own cost less that cell's, as a share of it.
+    /// The cell whose cost this cell should equal, and the difference of the costs (this cell's less the other's) as a share of the
+    /// other's.
     pub equal_to: Option<(String, f64)>,
 }
 
@@ -151,7 +152,7 @@ fn flops(plan: &Plan, method: Method) -> f64 {
     own.map(|phase| cost(plan, phase).flops).sum()
 }
 
-/// The cells that were asked for by name, all if none was.
+/// The cells with these names; all cells if there are no names.
 ///
 /// # Errors
 /// A usage error for an unknown name.

@@ -21,8 +21,8 @@ impl std::str::FromStr for Share {
 }
 
 impl Share {
-    /// The cells of this share, in their order. The shares have about the same cost: the dearest cell is given away first, each to
-    /// the share with the least so far.
+    /// The cells of this share, in their order. The cells are dealt out so that the shares cost as nearly the same as whole cells allow:
+    /// the dearest first, each to the share with the least cost so far.
     pub fn of<'a>(self, cells: &[&'a Cell]) -> Vec<&'a Cell> {
         let costs: Vec<f64> = cells.iter().map(|cell| cell.flops).collect();
         self.positions(&costs).into_iter().map(|position| cells[position]).collect()

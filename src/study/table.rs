@@ -12,9 +12,9 @@ pub struct Line {
     /// The epochs of its phases by name.
     pub epochs: Vec<(&'static str, usize)>,
     pub flops: f64,
-    /// The cell whose cost it should equal.
+    /// The cell whose cost this cell should equal.
     pub equal_to: Option<String>,
-    /// Its cost less that cell's, as a share of it.
+    /// This cell's cost less the other cell's, as a share of the other's.
     pub difference: Option<f64>,
     pub is_done: bool,
     /// Hours on this machine.
@@ -39,7 +39,7 @@ impl Line {
     }
 }
 
-/// The table for people.
+/// The table as a text for people.
 pub fn text(lines: &[Line], shares: usize) -> String {
     let width = lines.iter().map(|line| line.cell.len()).max().unwrap_or(0).max(4);
     let mut out = format!(

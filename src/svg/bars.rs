@@ -73,7 +73,7 @@ impl Bars {
         Ok(())
     }
 
-    /// Where each part stands in the key: its x and its line.
+    /// The position of each part in the key: its x and its line.
     fn key(&self) -> Vec<(i32, i32)> {
         let (mut x, mut line) = (8, 0);
         let place = |part: &Part| {

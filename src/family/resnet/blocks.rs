@@ -7,7 +7,7 @@ use super::Resnet;
 pub struct Block {
     /// The layer of the block, counted from 0; the layer's number decides the width.
     pub layer: usize,
-    /// The number of the block in its layer, of the network with these stage depths.
+    /// The index of the block in its layer, in the network with the given stage depths.
     pub number: usize,
     /// Channels of the input.
     pub input: usize,

@@ -1,9 +1,9 @@
 //! The residual network for small images (He et al., arXiv 1512.03385, section 4.2): a stem, layers of basic blocks, global average
 //! pooling and a linear head. A layer's first block doubles the width and halves the resolution, except in the first layer.
 //!
-//! Stages cut the blocks anywhere, and the stem belongs to the first stage. A thin stage has the blocks that turn the shape of the
-//! stage's input into that of its output, so that the shapes at the borders are those of the target: the blocks that change the
-//! width, or else one block.
+//! The border of two stages may lie between any two blocks, and the stem belongs to the first stage. A thin stage has the blocks that
+//! change the width, so that the shapes at the stage's borders are those of the target. If none of its blocks does, a thin stage has
+//! one block, unless it consists of the stem alone.
 
 mod blocks;
 mod cost;
@@ -57,7 +57,7 @@ pub enum Shortcut {
 pub enum FrozenNorm {
     /// The stored running statistics, as constants.
     Running,
-    /// Those of the micro-batch, as in the official code, which leaves frozen stages in training mode.
+    /// Those of the micro-batch, as in Deep Incubation's official code, which leaves frozen stages in training mode.
     Batch,
 }
 

@@ -7,8 +7,8 @@ use crate::family::parameter::{Parameter, Role, Start};
 /// The rate at which the running statistics follow those of the batches, PyTorch's default.
 const MOMENTUM: f64 = 0.1;
 
-/// The parameters and buffers of the network with these stage depths, in the order of PyTorch's `state_dict`. All convolutions
-/// are without biases, and all norms with.
+/// The parameters and buffers of the network with these stage depths, in the order of PyTorch's `state_dict`. Convolutions
+/// have no biases, norms have them.
 pub fn parameters(resnet: &Resnet, depths: &[usize]) -> Vec<Parameter> {
     let mut table = Table(Vec::new());
     table.convolution(0, "conv1", [resnet.width, resnet.channels, 3]);

@@ -2,7 +2,7 @@
 
 /// The names of one kind of parameter in each reader. `{i}` is the block, `{p}` is `weight` or `bias`.
 pub struct Row {
-    /// timm's name, which is ours.
+    /// timm's name, which is also this program's.
     pub timm: &'static str,
     /// The name in transformers' `ViTForImageClassification`. `{qkv}` stands for the three tensors into which the rows are split.
     pub transformers: &'static str,

@@ -87,7 +87,7 @@ pub fn grown(parameter: &Parameter, depth: usize, meta_depth: usize) -> Grown {
     if rest.starts_with("attn.proj.") || rest.starts_with("mlp.fc2.") { Grown::Zeros } else { Grown::Fresh }
 }
 
-/// The number of a parameter's block in its stage, and the parameter's name within the block; none if it is of no block.
+/// The number of a parameter's block in its stage, and the parameter's name within the block; none if the parameter is of no block.
 fn block_of(parameter: &Parameter) -> Option<(usize, &str)> {
     let (block, rest) = parameter.name.strip_prefix("blocks.")?.split_once('.')?;
     Some((block.parse().expect("a block's name holds its number"), rest))

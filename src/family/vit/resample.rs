@@ -15,7 +15,8 @@ pub fn is_another_grid(parameter: &Parameter, shape: &[i64]) -> bool {
 
 /// Resamples position embeddings (1, 1 + n², width) to a grid of patches, given by its rows and columns. The row of the class token stays as it is.
 ///
-/// The interpolation is bicubic without antialiasing, as in the official code (`main.py`, `--finetune`), ViTDet and mmsegmentation.
+/// The interpolation is bicubic without antialiasing, as in DeiT's and Deep Incubation's code (`main.py`, `--finetune`), ViTDet and
+/// mmsegmentation.
 pub fn positions(pos_embed_1nd: &Tensor, to: [i64; 2]) -> Tensor {
     let (_, rows, width) = pos_embed_1nd.size3().expect("position embeddings are (1, 1 + n², width)");
     let grid = (rows - 1).isqrt();

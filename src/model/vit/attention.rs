@@ -23,7 +23,7 @@ pub enum Kept {
 /// it uses matrix products if `prefers_products`, else libtorch's fused kernel.
 pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64, prefers_products: bool) -> (Tensor, Kept) {
     let layout = layout(qkv_m3d.size()[0], qkv_m3d.size()[1], n, heads, 3);
-    let fused = if prefers_products && cpu::takes(qkv_m3d) {
+    let fused = if prefers_products && cpu::is_supported(qkv_m3d) {
         None
     } else {
         fused(qkv_m3d, n, heads).unwrap_or_else(|error| panic!("{error:#}"))
@@ -83,7 +83,7 @@ fn scale(layout: cpu::Layout) -> f32 {
 
 /// Reorders (b·n, parts·heads·e) to (parts, b·heads, n, e).
 fn split(joined: &Tensor, layout: cpu::Layout) -> Tensor {
-    if cpu::takes(joined) {
+    if cpu::is_supported(joined) {
         return cpu::split(joined, layout);
     }
     let [b, n, parts, heads, e] = [layout.b, layout.n, layout.parts, layout.heads, layout.e].map(|size| size as i64);
@@ -92,7 +92,7 @@ fn split(joined: &Tensor, layout: cpu::Layout) -> Tensor {
 
 /// The inverse of [`split`].
 fn join(split: &Tensor, layout: cpu::Layout) -> Tensor {
-    if cpu::takes(split) {
+    if cpu::is_supported(split) {
         return cpu::join(split, layout);
     }
     let [b, n, parts, heads, e] = [layout.b, layout.n, layout.parts, layout.heads, layout.e].map(|size| size as i64);
@@ -101,7 +101,7 @@ fn join(split: &Tensor, layout: cpu::Layout) -> Tensor {
 
 /// Computes the softmax of scores · scale over the last dimension.
 fn softmax(mut scores_xnn: Tensor, scale: f32) -> Tensor {
-    if cpu::takes(&scores_xnn) {
+    if cpu::is_supported(&scores_xnn) {
         cpu::softmax_(&mut scores_xnn, scale);
         return scores_xnn;
     }
@@ -110,7 +110,7 @@ fn softmax(mut scores_xnn: Tensor, scale: f32) -> Tensor {
 
 /// Computes the gradient of the scores from the gradient of the probabilities.
 fn softmax_backward(mut gradient_xnn: Tensor, p_xnn: &Tensor, scale: f32) -> Tensor {
-    if cpu::takes(&gradient_xnn) {
+    if cpu::is_supported(&gradient_xnn) {
         cpu::softmax_backward_(&mut gradient_xnn, p_xnn, scale);
         return gradient_xnn;
     }
@@ -166,7 +166,7 @@ pub fn prove(device: Device) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cpu::tests::{close, wave};
+    use super::super::cpu::tests::{assert_close, wave};
     use super::*;
 
     /// Computes the output and the gradient of (m, 3·d) in fp64 with autograd.
@@ -213,8 +213,8 @@ mod tests {
         let [out, gradient_of_qkv] = exact(&qkv, &gradient, 17, 2);
         let _guard = tch::no_grad_guard();
         let (ours, kept) = products(&qkv, layout(3 * 17, 72, 17, 2, 3));
-        close(&ours, &out, Kind::Float);
-        close(&backward(&gradient, kept, 17, 2), &gradient_of_qkv, Kind::Float);
+        assert_close(&ours, &out, Kind::Float);
+        assert_close(&backward(&gradient, kept, 17, 2), &gradient_of_qkv, Kind::Float);
     }
 
     #[test]

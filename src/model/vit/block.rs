@@ -25,7 +25,7 @@ struct Branch {
     n: i64,
     /// The factors (computed samples, 1, 1); none if nothing is dropped.
     scale: Option<Tensor>,
-    /// The numbers of the computed samples; none if all are computed.
+    /// The indices of the computed samples; none if all are computed.
     rows: Option<Tensor>,
 }
 

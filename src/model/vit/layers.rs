@@ -59,7 +59,7 @@ pub enum Statistics {
 
 impl Norm {
     pub fn forward(&self, x: &Tensor) -> (Tensor, Statistics) {
-        if self.kernels && cpu::takes(x) {
+        if self.kernels && cpu::is_supported(x) {
             let (out, statistics) = cpu::norm(x, &self.weight.value, &self.bias.value, self.eps);
             return (out, Statistics::Cpu(statistics));
         }
@@ -95,12 +95,12 @@ impl Norm {
 
 /// The exact GELU. The CPU kernel computes it if `kernels` is true and it takes the tensor.
 pub fn gelu(x: &Tensor, kernels: bool) -> Tensor {
-    if kernels && cpu::takes(x) { cpu::gelu(x) } else { x.gelu("none") }
+    if kernels && cpu::is_supported(x) { cpu::gelu(x) } else { x.gelu("none") }
 }
 
 /// Computes the gradient of x from the gradient of gelu(x).
 pub fn gelu_backward(mut gradient: Tensor, x: &Tensor, kernels: bool) -> Tensor {
-    if kernels && cpu::takes(x) && cpu::takes(&gradient) {
+    if kernels && cpu::is_supported(x) && cpu::is_supported(&gradient) {
         cpu::gelu_backward(&mut gradient, x);
         return gradient;
     }
@@ -109,7 +109,7 @@ pub fn gelu_backward(mut gradient: Tensor, x: &Tensor, kernels: bool) -> Tensor 
 
 #[cfg(test)]
 mod tests {
-    use super::super::cpu::tests::{close, wave};
+    use super::super::cpu::tests::{assert_close, wave};
     use super::*;
 
     /// A trained norm with weights of this kind, and the sums of its gradients.
@@ -133,7 +133,7 @@ mod tests {
             [out, norm.backward(residual, &dy, &x, &statistics), dweight, dbias]
         };
         for (ours, expected) in of(Kind::Float).iter().zip(&of(Kind::Double)) {
-            close(ours, expected, Kind::Float);
+            assert_close(ours, expected, Kind::Float);
         }
     }
 }

@@ -52,17 +52,17 @@ fn backward_part<T: Element>(x: &[T], gradient: &mut [T]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{close, wave};
+    use super::super::tests::{assert_close, wave};
     use super::*;
 
     #[test]
     fn gelu_and_its_gradient_equal_libtorchs() {
         for kind in [Kind::Float, Kind::BFloat16] {
             let (x, dy) = (wave(&[37, 1000], 3.0, kind), wave(&[37, 1000], 1.0, kind));
-            close(&gelu(&x), &x.gelu("none"), kind);
+            assert_close(&gelu(&x), &x.gelu("none"), kind);
             let mut dx = dy.copy();
             gelu_backward(&mut dx, &x);
-            close(&dx, &x.gelu_backward(&dy, "none"), kind);
+            assert_close(&dx, &x.gelu_backward(&dy, "none"), kind);
         }
     }
 }

@@ -1,5 +1,6 @@
-//! CPU kernels for the row-wise operations of a block and their gradients. A kernel passes over memory once, while libtorch needs
-//! several passes. Activations are fp32 or bf16; every sum, statistic and function is computed in fp32.
+//! CPU kernels for the row-wise operations of a block and their gradients. A kernel reads its inputs from memory and writes its output
+//! once. For scaled softmax, and for LayerNorm's gradient with the residual added, libtorch needs several passes. Activations are fp32
+//! or bf16; every sum, statistic and function is computed in fp32.
 //!
 //! The loops are plain Rust. The compiler vectorises them for several instruction sets, of which the best is chosen at run time.
 //! They run on libtorch's own threads ([`crate::model::threads`]). The results do not depend on the number of threads.
@@ -20,7 +21,7 @@ use element::Element;
 use tch::{Device, Kind, Tensor};
 
 /// Whether the kernels take this tensor.
-pub fn takes(tensor: &Tensor) -> bool {
+pub fn is_supported(tensor: &Tensor) -> bool {
     tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::Float | Kind::BFloat16) && tensor.is_contiguous()
 }
 
@@ -37,14 +38,14 @@ use by_kind;
 
 /// The numbers of a contiguous CPU tensor.
 fn numbers<T: Element>(tensor: &Tensor) -> &[T] {
-    assert!(takes(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
+    assert!(is_supported(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
     // SAFETY: `numel` values of this kind are contiguous in host memory, and the borrowed tensor keeps them alive.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
 /// The mutable numbers of a contiguous CPU tensor.
 fn numbers_mut<T: Element>(tensor: &mut Tensor) -> &mut [T] {
-    assert!(takes(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
+    assert!(is_supported(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
     // SAFETY: as in `numbers`; the exclusive borrow is the caller's promise that no view of it is in use.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
 }
@@ -62,7 +63,7 @@ pub(super) mod tests {
 
     /// Asserts that the tensors are equal up to the rounding of `kind`, relative to the largest number.
     #[track_caller]
-    pub fn close(ours: &Tensor, expected: &Tensor, kind: Kind) {
+    pub fn assert_close(ours: &Tensor, expected: &Tensor, kind: Kind) {
         let (ours, expected) = (ours.to_kind(Kind::Double), expected.to_kind(Kind::Double));
         let difference = (ours - &expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[]);
         let limit = if kind == Kind::Float { 1e-5 } else { 6e-3 };

@@ -136,7 +136,7 @@ fn backward_rows<T: Element>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{close, wave};
+    use super::super::tests::{assert_close, wave};
     use super::*;
 
     #[test]
@@ -154,12 +154,12 @@ mod tests {
 
                 let (w, b) = (w.detach(), b.detach());
                 let (out, statistics) = norm(&x, &w, &b, 1e-6);
-                close(&out, &y.detach(), kind);
+                assert_close(&out, &y.detach(), kind);
                 let (mut dx, mut dw, mut db) = (residual.copy(), w.zeros_like(), b.zeros_like());
                 norm_backward(&mut dx, &dy, &x, &statistics, &w, Some([&mut dw, &mut db]));
-                close(&dx, &(residual.to_kind(Kind::Float) + &expected[0]), kind);
-                close(&dw, &expected[1], Kind::Float);
-                close(&db, &expected[2], Kind::Float);
+                assert_close(&dx, &(residual.to_kind(Kind::Float) + &expected[0]), kind);
+                assert_close(&dw, &expected[1], Kind::Float);
+                assert_close(&db, &expected[2], Kind::Float);
             }
         }
     }

@@ -73,7 +73,7 @@ fn backward_rows<T: Element>(p: &[T], gradient: &mut [T], n: usize, scale: f32) 
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{close, wave};
+    use super::super::tests::{assert_close, wave};
     use super::*;
 
     #[test]
@@ -84,12 +84,12 @@ mod tests {
                 let mut p = x.copy();
                 softmax_(&mut p, 0.125);
                 let expected = (x.to_kind(Kind::Float) * 0.125).softmax(-1, Kind::Float);
-                close(&p, &expected, kind);
+                assert_close(&p, &expected, kind);
                 let mut dx = dy.copy();
                 softmax_backward_(&mut dx, &p, 0.125);
                 let p = p.to_kind(Kind::Float);
                 let dy = dy.to_kind(Kind::Float);
-                close(&dx, &(Tensor::internal_softmax_backward_data(&dy, &p, -1, Kind::Float) * 0.125), kind);
+                assert_close(&dx, &(Tensor::internal_softmax_backward_data(&dy, &p, -1, Kind::Float) * 0.125), kind);
             }
         }
     }
