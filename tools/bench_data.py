@@ -18,7 +18,7 @@ import tempfile
 
 from bench_step import HERE, answer
 
-# Each row: its name, our figure, and timm's figure to compare with.
+# Each row: its name, incubate's figure, and timm's figure to compare with.
 ROWS = [
     ("decode", "decode_per_s_core", "decode"),
     ("training transform from JPEG files", "train_per_s_core", "train"),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/*: results of the real timm and torch, with which the parity tests compare ours.
+"""Writes tests/golden/*: results of the real timm and torch, with which the parity tests compare incubate's results.
 
   tools/golden.py [FOLDER]      (needs torch, timm, safetensors; by default FOLDER is tests/golden)
 

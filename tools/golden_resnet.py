@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/resnet-*: results of tools/resnet_reference.py, with which tests/suite/resnet.rs compares ours.
+"""Writes tests/golden/resnet-*: results of tools/resnet_reference.py, with which tests/suite/resnet.rs compares incubate's
+results.
 
   tools/golden_resnet.py [FOLDER]      (needs torch and safetensors; by default FOLDER is tests/golden)
 

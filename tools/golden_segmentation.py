@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes tests/golden/segmentation.safetensors: results of mmsegmentation's heads, with which tests/suite/segmentation.rs compares
-ours.
+incubate's results.
 
   tools/golden_segmentation.py [FOLDER]      (needs torch, safetensors, mmsegmentation 1.2.2, mmcv-lite 2.1.0, mmengine 0.10.7)
 

@@ -252,7 +252,7 @@ pub struct PackArgs {
 pub struct EvaluateArgs {
     #[command(subcommand)]
     pub downstream: Option<Downstream>,
-    /// The TOML file; configs/default.toml lists every key
+    /// The TOML file; configs/default.toml lists the keys
     #[arg(required = true)]
     pub config: Option<PathBuf>,
     #[command(flatten)]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
-    /// The TOML file; configs/default.toml lists every key
+    /// The TOML file; configs/default.toml lists the keys
     pub config: PathBuf,
     #[command(flatten)]
     pub overrides: Overrides,
