@@ -5,8 +5,9 @@
 //! because exclusive creation is atomic on local disks, NFS and Lustre. A holder that finds a higher generation than its own
 //! has lost the phase. It looks for a higher generation every second, and also right before a file is renamed to its final name.
 //!
-//! A holder counts as dead if it ran on this machine and its process is gone, if this process is a later start of its Slurm job, or if
-//! it has not renewed for half a minute. The waiting process measures that time itself, because the clocks of nodes may differ.
+//! A holder counts as dead if it ran on this machine and is gone, if the waiting process is a later start of the holder's Slurm job, or
+//! if the holder has not renewed for half a minute. The waiting process measures that time itself, because the clocks of nodes may
+//! differ.
 
 use super::durable;
 use super::process::{host, machine, process_start, slurm_job, unix_time};
