@@ -44,7 +44,7 @@ pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<Str
     }
     job_number(&text).ok_or_else(|| {
         usage!(
-            "{}: sbatch printed no job number, but {:?}; look with squeue whether a job was submitted, and cancel it",
+            "{}: sbatch printed no job number, but {:?}; look with squeue whether a job was submitted, and cancel that job",
             script.display(),
             text.trim()
         )

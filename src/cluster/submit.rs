@@ -53,7 +53,7 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
     let open: Vec<&str> = queue.reports.iter().filter(|job| job.is_open()).map(|job| job.id.as_str()).collect();
     require!(
         dry_run || !jobs.is_empty() || open.is_empty(),
-        "{}: already submitted as job {}; look with `incubate status`, or cancel it with `incubate cancel`",
+        "{}: already submitted as job {}; follow the run with `incubate status`, or cancel its jobs with `incubate cancel`",
         run.path.display(),
         open.join(", ")
     );

@@ -64,7 +64,7 @@ impl Slurm {
         }
         require!(
             self.ranks >= self.nodes,
-            "slurm.ranks = {} leaves some of slurm.nodes = {} without a rank; raise it",
+            "slurm.ranks = {} leaves some of slurm.nodes = {} without a rank; raise slurm.ranks",
             self.ranks,
             self.nodes
         );
@@ -256,7 +256,7 @@ impl Training {
         let of = if before > 0 { format!(" without the {before} before") } else { String::new() };
         require!(
             self.warmup_epochs < self.epochs - before || self.warmup_epochs == 0,
-            "{phase}.warmup_epochs = {} must be less than {phase}.epochs = {}{of}; lower it",
+            "{phase}.warmup_epochs = {} must be less than {phase}.epochs = {}{of}; lower the former",
             self.warmup_epochs,
             self.epochs
         );

@@ -134,7 +134,7 @@ impl Devices {
         let count = own.len();
         let gpus = gpus_of_replicas(own, replicas, may_share).ok_or_else(|| {
             usage!(
-                "run.replicas = {replicas}, but this rank has {count} of the node's {} GPU(s); lower it, or start fewer ranks",
+                "run.replicas = {replicas}, but this rank has {count} of the node's {} GPU(s); lower run.replicas, or start fewer ranks",
                 driver.gpus().len()
             )
         })?;

@@ -248,8 +248,8 @@ impl State {
             State::Done | State::Running | State::Waiting => None,
             State::Damaged(why) | State::Queued(why) | State::Cancelled(why) => Some(why.clone()),
             State::Stale(misfit) => Some(format!("{misfit}; {}", cure(node, misfit))),
-            State::Stalled => Some("no heartbeat; if its process is gone, start it again".into()),
-            State::Stopped => Some("start it again to resume".into()),
+            State::Stalled => Some("no heartbeat; if its process is gone, start the phase again".into()),
+            State::Stopped => Some("start the phase again to resume".into()),
             State::Failed(why) => why.clone(),
         }
     }

@@ -270,7 +270,7 @@ fn bad_label_maps_end_in_one_error_with_the_file_and_the_cure() {
     png(&map, png::ColorType::Grayscale, [32, 40], &[1; 40 * 32]);
     segment().fails(2, &["images/training/1.png", "40×32", "annotations/training/1.png", "32×40"]);
     png(&map, png::ColorType::Rgb, [40, 32], &[1; 3 * 40 * 32]);
-    segment().fails(2, &["annotations/training/1.png", "Rgb of 8 bits", "the number of each pixel's class"]);
+    segment().fails(2, &["annotations/training/1.png", "Rgb of 8 bits", "store one label for each pixel"]);
     png(&map, png::ColorType::Grayscale, [40, 32], &[7; 40 * 32]);
     segment().fails(2, &["annotations/training/1.png", "label 7 at row 0, column 0", "segmentation.classes"]);
     std::fs::rename(folder.join("away"), &map).unwrap();

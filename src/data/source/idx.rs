@@ -17,13 +17,19 @@ fn split(folder: &Path, prefix: &str) -> Result<Images> {
     let (label_path, counts, labels) = read(folder, &format!("{prefix}-labels-idx1-ubyte"), 1)?;
     require!(
         sizes[0] == counts[0],
-        "{} holds {} images, but {} holds {} labels",
+        "{} holds {} images, but {} holds {} labels; fetch both files again",
         path.display(),
         sizes[0],
         label_path.display(),
         counts[0]
     );
-    require!(sizes[1] == sizes[2], "{}: images of {}×{} are not square", path.display(), sizes[1], sizes[2]);
+    require!(
+        sizes[1] == sizes[2],
+        "{}: images of {}×{} are not square; store them as PNG files and set data.format = \"folder\"",
+        path.display(),
+        sizes[1],
+        sizes[2]
+    );
     Ok(Images { pixels, labels: labels.into_iter().map(u32::from).collect(), channels: 1, size: sizes[1] })
 }
 

@@ -59,7 +59,12 @@ impl Partial {
     /// Adds the label of a .cls or .json. A .json may describe the image without its class, which a .cls then holds.
     fn add_label(&mut self, member: Vec<u8>, extension: &[u8], entry: &mut tar::Entry<&File>) -> Result<()> {
         let context = || format!("member {}", member.escape_ascii());
-        ensure!(entry.size() <= LARGEST_LABEL, "{} claims {} bytes of label", context(), entry.size());
+        ensure!(
+            entry.size() <= LARGEST_LABEL,
+            "{} claims {} bytes of label, more than any label has; write the class number into it",
+            context(),
+            entry.size()
+        );
         let mut text = String::new();
         entry.read_to_string(&mut text).with_context(context)?;
         let label = if extension == b"cls" { Some(number(&text)) } else { label_in_json(&text) };
