@@ -1,4 +1,4 @@
-//! The failures on which callers branch, each with its exit code. Every other error is an `anyhow` error with context.
+//! The failures that decide the exit code. Other errors are `anyhow` errors with context.
 
 use crate::usage;
 use std::path::{Path, PathBuf};

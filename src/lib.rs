@@ -56,10 +56,10 @@
 //! - Unless gradients of several GPUs are summed in host memory, the host does not wait for a GPU within a step. It reads the loss of a
 //!   step while the GPU computes the next step ([`train::step`]).
 //! - The trained parameters of a phase, their gradients and their moments are flat buffers ([`model::FlatParameters`]), so a step
-//!   needs one all-reduce and one optimiser pass. Nothing is kept for the frozen stages before the trained ones. The frozen stages
+//!   sums its gradients in one all-reduce. Nothing is kept for the frozen stages before the trained ones. The frozen stages
 //!   after them have no weight gradients.
-//! - A file is written under a temporary name, synced and renamed ([`store::durable`]). An artefact is verified whole before a byte
-//!   of it is parsed ([`store::artefact`]). Nothing that is read from disk is executed.
+//! - Artefacts, checkpoints, packs, configs and reports are written under a temporary name, synced and renamed ([`store::durable`]). An
+//!   artefact is verified whole before a byte of it is parsed ([`store::artefact`]). Nothing in a model or data file is executed.
 //! - Either all ranks make a collective call, or none does. If a step can fail on one rank alone, the ranks first agree on its
 //!   result ([`collective::agree`]). Any other failure ends the whole world ([`collective::mpi::World::abort`]).
 //!

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Files are never opened for update, so HDF5's locks protect nothing, and on Lustre and NFS they fail.
+    // HDF5 never opens a file for update here, so its locks protect nothing, and on Lustre and NFS they fail.
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var("HDF5_USE_FILE_LOCKING", "FALSE") };
     memory::keep_freed(true);

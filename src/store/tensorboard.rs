@@ -25,7 +25,7 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Writes every number of a metrics line as a scalar.
+    /// Writes the numbers of a metrics line as scalars, except its step and time.
     pub fn write(&mut self, line: &Map<String, Value>) -> Result<()> {
         let number = |key: &str| line.get(key).and_then(Value::as_f64).unwrap_or(0.0);
         for (name, value) in line.iter().filter(|(name, _)| !matches!(name.as_str(), "step" | "time")) {

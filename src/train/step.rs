@@ -1,4 +1,4 @@
-//! One optimiser step: forward and backward of each micro-batch, one all-reduce, clipping, one optimiser pass.
+//! One optimiser step: forward and backward of each micro-batch, one all-reduce of the gradients, clipping, the optimiser.
 //!
 //! Unless gradients of several GPUs are summed in host memory, the host does not wait for a GPU within a step: it reads the loss and the
 //! stop flag of a step while the GPU computes the next step. So with a GPU the loop gets the outcome of a step one step late; on the CPU
