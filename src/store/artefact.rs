@@ -7,9 +7,10 @@
 //!                 a module records the hash of the meta model that it is trained in.
 //! from byte 512   HDF5 (libver earliest; h5py, h5dump and HDFView open the file as it is)
 //!   attributes of /   format_version, software, phase, index (modules only), depths, step, recipe, meta (the hash of the
-//!                     artefact from which the weights derive, if any: the meta model or, for segmentation, the classifier), model (JSON: the config's [model]), metrics (JSON: the evaluation's, by key), classes
-//!                     (JSON: the names of the classes in the order of the labels, if the training data has names), data
-//!                     (JSON: numbers of images, fingerprint of their names and labels, and the changes that the user accepted)
+//!                     artefact from which the weights derive, if any: the meta model or, for segmentation, the classifier),
+//!                     model (JSON: the config's [model]), metrics (JSON: the evaluation's, by key), classes (JSON: the names
+//!                     of the classes in the order of the labels, if the training data has names), data (JSON: numbers of
+//!                     images, fingerprint of their names and labels, and the changes that the user accepted)
 //!   /stage/{i}/{parameter}   fp32, contiguous; the official `model_stages[i]` names, blocks numbered from 0 within
 //!                            the stage; stage 0 holds patch_embed.proj.*, cls_token and pos_embed, the last stage
 //!                            norm.* and head.*

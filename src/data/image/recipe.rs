@@ -1,7 +1,7 @@
 //! Transforms images with classes by DeiT's recipe (its `datasets.py: build_transform`, with timm 1.0's `transforms_factory.py`), the
-//! same for all sources. Training: random crop, horizontal flip, RandAugment or colour jitter, normalisation, RandomErasing. Evaluation: resize,
-//! centre crop, normalisation. The size of the input decides the random crop: RandomCrop with padding up to 32 pixels,
-//! RandomResizedCrop above.
+//! same for all sources. Training: random crop, horizontal flip, RandAugment or colour jitter, normalisation, RandomErasing.
+//! Evaluation: resize, centre crop, normalisation. The size of the input decides the random crop: RandomCrop with padding up to 32
+//! pixels, RandomResizedCrop above.
 
 use super::decode::Decoder;
 use super::normalise::Normalise;

@@ -1,6 +1,6 @@
 //! Draws images of any size, for tests and benchmarks without a download. With one config, the split and the number of an image
-//! determine its pixels. A class is one of five outlines with stripes of one direction and frequency. Position, size, colour and noise vary from image to
-//! image.
+//! determine its pixels. A class is one of five outlines with stripes of one direction and frequency. Position, size, colour and noise
+//! vary from image to image.
 
 use super::images::Images;
 use crate::config::Config;
