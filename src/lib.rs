@@ -18,14 +18,14 @@
 //! 5  downstream         the official figures of results on COCO and ADE20K
 //! 5  cluster            Slurm scripts and submission, status, doctor
 //! 4  train              THE LOOP (read this first), one optimiser step, AdamW and SGD, evaluation
-//! 3  task               losses with their gradients, and metrics as data; classification, segmentation with its heads
+//! 3  task               losses with their gradients, and metrics as data; classification, segmentation with its heads; objectives
 //! 2  data               source: image folders, tars, packs, IDX, CIFAR, drawn images; image: decoding, augmentation; feed: loader
 //! 2  model              staged networks of each family, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl
 //! 2  device             CUDA loaded at run time, this rank's GPUs, cores near them
 //! 2  store              run directory, HDF5 artefacts, durable write, leases, metrics, heartbeats, ledger
 //! 1  run                the graph of a run as data: the table of its rows, the rule that decides the state of each node
-//! 1  plan               everything that follows from the config: phases, schedules, groups, cost
+//! 1  plan               everything that follows from the config: phases, schedules, local losses, groups, cost
 //! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
 //! 1  launcher           the rank and the cores of this process, according to mpirun or Slurm
 //! 1  driver, libtorch   the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind

@@ -6,14 +6,15 @@ use crate::collective::Solo;
 use crate::config::{Config, Precision};
 use crate::data::feed::batch::Batch;
 use crate::device;
+use crate::family::parameter::Parameter;
 use crate::model::off::{Off, Part};
 use crate::model::{self, Network, fresh};
 use crate::plan::Plan;
 use crate::plan::cost::training_flops;
 use crate::plan::groups::micro_batches;
 use crate::require;
-use crate::run::table::{E2E, MODULE};
-use crate::task::Task;
+use crate::run::table::{DGL, E2E, INFOPRO, MODULE, Method, Row};
+use crate::task::{Objective, Task};
 use crate::train::optimiser::Optimiser;
 use crate::train::step::{Stepper, Times};
 use crate::weights::{Pinning, Staging, on_device};
@@ -28,7 +29,7 @@ use tch::{Device, Kind, Tensor};
 #[derive(Debug, Serialize)]
 pub struct StepReport {
     pub model: String,
-    /// `e2e`, or `stage I` for the module that trains in its hybrid.
+    /// The method in which the target trains, or `stage I` for the module that trains in its hybrid.
     pub work: String,
     pub blocks: usize,
     pub trained_parameters: usize,
@@ -101,8 +102,10 @@ pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
 
 /// The work to measure.
 pub struct Work {
-    /// The stage whose module trains; if none, the target trains end to end.
+    /// The stage whose module trains; if none, the target trains.
     pub stage: Option<usize>,
+    /// How the target trains.
+    pub method: Method,
     /// The samples of a global batch.
     pub batch: usize,
     /// How many steps are timed.
@@ -114,16 +117,17 @@ pub struct Work {
 
 /// Trains on one device and measures the time.
 pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport> {
-    let Work { stage, batch, steps, device, off } = work;
+    let Work { stage, method, batch, steps, device, off } = work;
     let stages = config.model.stages();
     require!(stage.is_none_or(|s| s < stages), "--stage {}: stages are 0 to {}", stage.unwrap_or(0), stages - 1);
     require!(batch >= 2 && batch.is_multiple_of(2), "--batch {batch}: it must be even and at least 2");
     (config.module.training.global_batch, config.e2e.global_batch) = (batch, batch);
+    (config.dgl.training.global_batch, config.infopro.training.global_batch) = (batch, batch);
     // The number of images sets the length of the phase, which no timed step depends on.
     let plan = Plan { config, train_images: 256 * batch };
     let mut phase = match stage {
         Some(index) => plan.phase(&MODULE, Some(index)),
-        None => plan.phase(&E2E, None),
+        None => plan.phase(row_of(method), None),
     };
     // Count before `--without` changes the phase: extra work that it causes is no progress.
     let flops = training_flops(&plan.config.model, &phase) * batch as f64;
@@ -131,9 +135,10 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
         // The stages after the module count as trained, so their weight gradients are computed.
         phase.trained.end = stages;
     }
-    let start = fresh(phase.parameters(&plan).iter(), phase.seed);
+    let auxiliary = Objective::of(&plan.config, &phase.borders).auxiliary();
+    let start = fresh(phase.parameters(&plan).iter().chain(&auxiliary), phase.seed);
     let start = on_device(&start, device);
-    let mut network = Network::without(off, &plan.config, &phase.depths, phase.trained.clone(), &[], &start)?;
+    let mut network = Network::without(off, &plan.config, &phase.depths, phase.trained.clone(), &auxiliary, &start)?;
     drop(start);
     let mut optimiser = Optimiser::new(&phase.training, network.flat());
     if off.has(Part::Optimiser) {
@@ -151,9 +156,9 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     let run = &plan.config.run;
     Ok(StepReport {
         model: name.to_string(),
-        work: stage.map_or("e2e".into(), |s| format!("stage {s}")),
+        work: stage.map_or(method.key().into(), |s| format!("stage {s}")),
         blocks: phase.depths.iter().sum(),
-        trained_parameters: network.flat().trainable(),
+        trained_parameters: network.flat().trainable() - auxiliary.iter().map(Parameter::count).sum::<usize>(),
         batch,
         micro_batch: run.micro_batch.samples().min(batch),
         precision: run.precision,
@@ -169,6 +174,15 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
         peak_mib,
         share: Shares::of(&times),
     })
+}
+
+/// The row in which a method trains the target from scratch; Deep Incubation fine-tunes it end to end.
+fn row_of(method: Method) -> &'static Row {
+    match method {
+        Method::Incubation | Method::E2e => &E2E,
+        Method::Dgl => &DGL,
+        Method::InfoPro => &INFOPRO,
+    }
 }
 
 /// Steps that run before the timed ones.

@@ -54,6 +54,10 @@ pub enum Command {
     Finetune(TrainArgs),
     /// Train the target from scratch, the baseline
     E2e(TrainArgs),
+    /// Train the target from scratch with a loss for each stage (DGL), another baseline
+    Dgl(TrainArgs),
+    /// Train the target from scratch with InfoPro's losses for each stage, another baseline
+    Infopro(TrainArgs),
     /// Fine-tune the final model on the images and label maps of segmentation.path, and evaluate it
     Segment(TrainArgs),
     /// Fine-tune the baseline on images with label maps in the same way, to compare
@@ -325,6 +329,8 @@ impl Command {
                 | Command::Assemble(_)
                 | Command::Finetune(_)
                 | Command::E2e(_)
+                | Command::Dgl(_)
+                | Command::Infopro(_)
                 | Command::Segment(_)
                 | Command::SegmentE2e(_)
         )

@@ -7,6 +7,7 @@ use crate::bench;
 use crate::device::memory;
 use crate::libtorch::{Kernel, allow_attention};
 use crate::model::off::{Off, Part};
+use crate::run::table::Method;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -66,6 +67,12 @@ pub struct StepArgs {
     /// The target end to end [default without --stage]
     #[arg(long, conflicts_with = "stage")]
     e2e: bool,
+    /// The target with a loss for each stage (DGL)
+    #[arg(long, conflicts_with_all = ["stage", "e2e", "infopro"])]
+    dgl: bool,
+    /// The target with InfoPro's losses for each stage
+    #[arg(long, conflicts_with_all = ["stage", "e2e"])]
+    infopro: bool,
     /// Samples per step
     #[arg(long, default_value_t = 32)]
     batch: usize,
@@ -151,8 +158,14 @@ impl StepArgs {
         if let Some(attention) = self.attention {
             allow_attention(attention.kernels());
         }
+        let method = match (self.dgl, self.infopro) {
+            (true, _) => Method::Dgl,
+            (_, true) => Method::InfoPro,
+            _ => Method::E2e,
+        };
         let (stage, batch, steps, device) = (self.stage, self.batch, self.steps as usize, devices.device(0));
-        let report = bench::step::measure(config, &self.model, bench::step::Work { stage, batch, steps, device, off })?;
+        let work = bench::step::Work { stage, method, batch, steps, device, off };
+        let report = bench::step::measure(config, &self.model, work)?;
         print_either(self.json, &report, || bench::step::text(&report))
     }
 }

@@ -26,7 +26,7 @@ use crate::pipeline::{Job, check_shares, extend};
 use crate::plan::Plan;
 use crate::plan::gpus::GpuModel;
 use crate::report::{self, summary};
-use crate::run::table::{ASSEMBLE, E2E, FINETUNE, META, MODULE, SEGMENT, SEGMENT_E2E};
+use crate::run::table::{ASSEMBLE, DGL, E2E, FINETUNE, INFOPRO, META, MODULE, SEGMENT, SEGMENT_E2E};
 use crate::store::Seen;
 use crate::task::Task;
 use crate::{export, import, model, pack, usage};
@@ -54,6 +54,8 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         Command::Assemble(args) => train(world, args, |job| job.row(&ASSEMBLE)),
         Command::Finetune(args) => train(world, args, |job| job.row(&FINETUNE)),
         Command::E2e(args) => train(world, args, |job| job.row(&E2E)),
+        Command::Dgl(args) => train(world, &args.with("run.dgl=true"), |job| job.row(&DGL)),
+        Command::Infopro(args) => train(world, &args.with("run.infopro=true"), |job| job.row(&INFOPRO)),
         Command::Segment(args) => train(world, args, |job| job.row(&SEGMENT)),
         Command::SegmentE2e(args) => train(world, args, |job| job.row(&SEGMENT_E2E)),
         Command::Evaluate(args) => match &args.downstream {

@@ -4,7 +4,7 @@ use crate::pipeline::extend;
 use clap::Args;
 use std::path::PathBuf;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ConfigArgs {
     /// The TOML file; configs/default.toml lists the keys
     pub config: PathBuf,
@@ -13,7 +13,7 @@ pub struct ConfigArgs {
 }
 
 /// The arguments of the commands that train, and of `submit`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct TrainArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
@@ -25,7 +25,16 @@ pub struct TrainArgs {
     pub extend: Option<usize>,
 }
 
-#[derive(Debug, Args)]
+impl TrainArgs {
+    /// The same arguments with one key set last.
+    pub fn with(&self, set: &str) -> TrainArgs {
+        let mut args = self.clone();
+        args.config.overrides.sets.push(set.into());
+        args
+    }
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct Overrides {
     /// Override a config key, such as --set module.epochs=10; may be given more than once
     #[arg(long = "set", value_name = "KEY=VALUE")]

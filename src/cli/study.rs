@@ -10,11 +10,10 @@ use crate::error::Failure;
 use crate::launcher::{launched_rank, launched_ranks};
 use crate::model::off::Off;
 use crate::report;
-use crate::run::table::E2E;
 use crate::stop::stop_requested;
 use crate::study::shares::Share;
 use crate::study::table::{Line, text};
-use crate::study::{Cell, Method, Study, only};
+use crate::study::{Cell, Method, Study, last_row, only};
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeMap;
 
@@ -67,7 +66,7 @@ fn train(study: &Study, cell: &Cell) -> Result<()> {
         job.clock.skip();
         match cell.method {
             Method::Incubation => job.run()?,
-            Method::E2e => job.row(&E2E)?,
+            baseline => job.row(last_row(baseline))?,
         }
         finish(job).map(|_| ())
     })
@@ -98,7 +97,8 @@ fn speed(config: Config) -> Result<f64> {
     let device = devices(&config)?.device(0);
     let batch = config.run.micro_batch.samples().min(config.e2e.global_batch) / 2 * 2;
     let name = config.run.name.clone();
-    let work = Work { stage: None, batch: batch.max(2), steps: STEPS, device, off: Off::default() };
+    let work =
+        Work { stage: None, method: Method::E2e, batch: batch.max(2), steps: STEPS, device, off: Off::default() };
     let report = measure(config, &name, work).with_context(|| format!("measuring the speed of cell {name}"))?;
     let rate = report.gflops * 1e9;
     (rate > 0.0).then_some(rate).ok_or_else(|| anyhow!("{name}: a step took no time"))

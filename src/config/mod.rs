@@ -7,6 +7,7 @@
 mod auto_augment;
 mod interval;
 mod micro_batch;
+mod objectives;
 mod overlay;
 mod recipe;
 mod segmentation;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result};
 pub use auto_augment::Policy;
 pub use interval::Interval;
 pub use micro_batch::MicroBatch;
+pub use objectives::{Dgl, InfoPro, LabelLoss, LocalHead, ObjectiveKind};
 use overlay::{check_keys, lay_over, parse_set, unreadable};
 pub use segmentation::{IGNORED, Inference, MapFormat, NormOver, PixelMean, Segmentation, TAPS};
 use serde::{Deserialize, Serialize};
@@ -28,7 +30,7 @@ use toml::{Table, Value};
 /// Every key with its default and a comment, as TOML. The keys of `[model]` are those of a ViT.
 pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 /// The tables that inherit every key of `[train]`.
-pub const PHASE_TABLES: [&str; 5] = ["meta", "module", "finetune", "e2e", "segment"];
+pub const PHASE_TABLES: [&str; 7] = ["meta", "module", "finetune", "e2e", "dgl", "infopro", "segment"];
 
 /// One validated config file. The keys are documented in `configs/default.toml`, those of another family in its `defaults.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +43,8 @@ pub struct Config {
     pub module: Module,
     pub finetune: Training,
     pub e2e: Training,
+    pub dgl: Dgl,
+    pub infopro: InfoPro,
     pub segment: Training,
     pub segmentation: Segmentation,
     pub slurm: Slurm,
@@ -65,6 +69,8 @@ pub struct Run {
     pub dir: PathBuf,
     pub seed: u64,
     pub e2e: bool,
+    pub dgl: bool,
+    pub infopro: bool,
     pub device: DeviceChoice,
     pub replicas: usize,
     pub threads: usize,
@@ -327,19 +333,21 @@ impl Config {
         Ok(self)
     }
 
-    /// The tables of the phases of the config's task, with their names.
+    /// The tables of the phases of the config's task, with their names. That of a local objective counts if the run has the phase.
     pub fn phases(&self) -> Vec<(&'static str, &Training)> {
-        match self.task {
-            TaskKind::Classification => {
-                vec![
-                    ("meta", &self.meta),
-                    ("module", &self.module.training),
-                    ("finetune", &self.finetune),
-                    ("e2e", &self.e2e),
-                ]
-            }
-            TaskKind::Segmentation => vec![("segment", &self.segment)],
+        if self.task == TaskKind::Segmentation {
+            return vec![("segment", &self.segment)];
         }
+        let mut phases = vec![
+            ("meta", &self.meta),
+            ("module", &self.module.training),
+            ("finetune", &self.finetune),
+            ("e2e", &self.e2e),
+        ];
+        let local = [("dgl", self.run.dgl, &self.dgl.training), ("infopro", self.run.infopro, &self.infopro.training)];
+        let wanted = local.into_iter().filter(|(_, is_wanted, _)| *is_wanted);
+        phases.extend(wanted.map(|(name, _, training)| (name, training)));
+        phases
     }
 }
 

@@ -5,10 +5,12 @@ use super::overlay::flatten;
 
 /// Keys that decide how, where or which phases run, but not their results, apart from rounding. Batch norm is an exception: its
 /// statistics depend on the micro-batch and the number of replicas.
-const EXECUTION_KEYS: [&str; 18] = [
+const EXECUTION_KEYS: [&str; 20] = [
     "run.name",
     "run.dir",
     "run.e2e",
+    "run.dgl",
+    "run.infopro",
     "run.device",
     "run.replicas",
     "run.threads",

@@ -46,6 +46,7 @@ impl Config {
                 phase.layer_decay
             );
         }
+        self.infopro.validate(&self.data)?;
         require!(
             self.module.start == ModuleStart::Fresh || self.model.can_grow(),
             "module.start = \"meta\": the stages of this model.family cannot start as those of the meta model; set \"fresh\""

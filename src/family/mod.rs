@@ -6,6 +6,7 @@
 
 pub mod parameter;
 pub mod resnet;
+pub mod shape;
 #[cfg(test)]
 pub mod toy;
 pub mod vit;
@@ -14,6 +15,7 @@ use anyhow::Result;
 use parameter::{Grown, Parameter};
 use resnet::Resnet;
 use serde::{Deserialize, Deserializer, Serialize};
+use shape::Shape;
 use std::ops::{Deref, Range};
 use toml::{Table, Value};
 #[cfg(test)]
@@ -83,6 +85,8 @@ pub trait Family {
     fn tokens_given(&self) -> Option<Tokens> {
         None
     }
+    /// The output of a stage, which is the same in the target, the meta model and every hybrid.
+    fn border(&self, stage: usize) -> Shape;
     /// The number of blocks of each stage of the target.
     fn depths(&self) -> &[usize];
     /// The number of blocks of each stage of the meta model.

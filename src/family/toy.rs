@@ -2,6 +2,7 @@
 //! mean of the pixels. libtorch's autograd computes its backward pass.
 
 use super::parameter::{Parameter, Role, Start};
+use super::shape::Shape;
 use super::{Family, Memory, Model};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -16,8 +17,6 @@ pub struct Toy {
     pub classes: usize,
     pub width: usize,
     depths: Vec<usize>,
-    /// Whether a second loss trains the output of the first stage.
-    pub has_local_loss: bool,
 }
 
 /// The name of the family, which is stored with the other keys because it decides what they mean.
@@ -28,8 +27,7 @@ enum Name {
     Toy,
 }
 
-pub const DEFAULTS: &str = "[run]\nexport = [\"pth\"]\n[model]\nfamily = \"toy\"\nimage_size = 4\nchannels = 3\nclasses = 5\nwidth = 8\ndepths = [2, 2]\n\
-    has_local_loss = false";
+pub const DEFAULTS: &str = "[run]\nexport = [\"pth\"]\n[model]\nfamily = \"toy\"\nimage_size = 4\nchannels = 3\nclasses = 5\nwidth = 8\ndepths = [2, 2]";
 
 impl Family for Toy {
     fn image_size(&self) -> usize {
@@ -42,6 +40,10 @@ impl Family for Toy {
 
     fn classes(&self) -> usize {
         self.classes
+    }
+
+    fn border(&self, _stage: usize) -> Shape {
+        Shape::Vector { width: self.width }
     }
 
     fn depths(&self) -> &[usize] {

@@ -57,10 +57,12 @@ struct Blueprint<'a> {
     off: Off,
 }
 
-/// The backward passes that belong to one forward pass of training: of the trained stages, of the stages after them, and of the
-/// head if it ran.
+/// The backward passes that belong to one forward pass of training: of the trained stages among those that ran, of the stages after
+/// them, and of the head if it ran.
 pub struct Tape<'a> {
     taps: Vec<Tap>,
+    /// The number of the first stage that has a backward pass.
+    first: usize,
     stages: Vec<Backward<'a>>,
     head: Option<Backward<'a>>,
 }
@@ -137,50 +139,71 @@ impl Network {
 
     /// The outputs at `taps` of images (b, channels, rows, columns), for evaluation.
     pub fn forward(&self, images_bchw: &Tensor, taps: &[Tap]) -> Vec<Tensor> {
-        tch::no_grad(|| self.pass(images_bchw, &Pass { drop: None, dropout: 0.0 }, taps, false).0)
+        tch::no_grad(|| self.pass(0..self.stages(), images_bchw, &Pass { drop: None, dropout: 0.0 }, taps, false).0)
     }
 
     /// Makes the trained stages add their statistics of a micro-batch to the flat buffer, as training does.
     pub fn gather_statistics(&self, images_bchw: &Tensor) {
         let pass = Pass { drop: Some(&DropPath::none()), dropout: 0.0 };
-        tch::no_grad(|| self.pass(images_bchw, &pass, &[], false));
+        let _ = tch::no_grad(|| self.pass(0..self.stages(), images_bchw, &pass, &[], false));
     }
 
     /// The outputs at `taps`, and the tape that [`Network::backward`] needs. Nothing is kept for stages before the trained ones.
     pub fn train(&self, images_bchw: &Tensor, drop: &DropPath, taps: &[Tap]) -> (Vec<Tensor>, Tape<'_>) {
+        let (outputs, _, tape) = self.train_stages(0..self.stages(), images_bchw, drop, taps);
+        (outputs, tape)
+    }
+
+    /// Runs neighbouring stages on the input of the first of them, as [`Network::train`] runs all. Returns the outputs at `taps`, which
+    /// must be in these stages, the output of the last of the stages, and their tape. The head may be read with the last stage.
+    pub fn train_stages(
+        &self,
+        stages: Range<usize>,
+        input: &Tensor,
+        drop: &DropPath,
+        taps: &[Tap],
+    ) -> (Vec<Tensor>, Tensor, Tape<'_>) {
         let pass = Pass { drop: Some(drop), dropout: self.dropout };
-        tch::no_grad(|| self.pass(images_bchw, &pass, taps, true))
+        tch::no_grad(|| self.pass(stages, input, &pass, taps, true))
     }
 
     /// The head runs only if a tap reads it.
-    fn pass(&self, images_bchw: &Tensor, pass: &Pass, taps: &[Tap], keep: bool) -> (Vec<Tensor>, Tape<'_>) {
+    fn pass(
+        &self,
+        stages: Range<usize>,
+        input: &Tensor,
+        pass: &Pass,
+        taps: &[Tap],
+        keep: bool,
+    ) -> (Vec<Tensor>, Tensor, Tape<'_>) {
         let mut outputs: Vec<Tensor> = taps.iter().map(|_| Tensor::new()).collect();
         let mut record = |tap: Tap, output: &Tensor| {
             let reading = taps.iter().zip(&mut outputs).filter(|(reads, _)| **reads == tap);
             reading.for_each(|(_, slot)| *slot = output.shallow_clone());
         };
-        let mut tape = Tape { taps: taps.to_vec(), stages: Vec::new(), head: None };
-        let mut x = images_bchw.to_kind(self.kind);
-        for (number, stage) in self.parts.stages.iter().enumerate() {
-            let (output, backward) = stage.forward(x, pass, keep && number >= self.trained.start);
+        let first = stages.start.max(self.trained.start);
+        let mut tape = Tape { taps: taps.to_vec(), first, stages: Vec::new(), head: None };
+        let mut x = input.to_kind(self.kind);
+        for number in stages {
+            let (output, backward) = self.parts.stages[number].forward(x, pass, keep && number >= self.trained.start);
             x = output;
             record(Tap::Stage(number), &x);
             tape.stages.extend(backward);
         }
         if taps.contains(&Tap::Head) {
             let head = self.parts.head.as_ref().expect("a task that reads the head has classes");
-            let (output, backward) = head.forward(x, pass, keep);
+            let (output, backward) = head.forward(x.shallow_clone(), pass, keep);
             record(Tap::Head, &output);
             tape.head = backward;
         }
-        (outputs, tape)
+        (outputs, x, tape)
     }
 
     /// Computes the gradients of the trained parameters and adds them to the flat buffer. `gradients` are the gradients of the
     /// outputs, in the order of the taps. Stages after the trained ones pass activation gradients back, but compute no weight
     /// gradients.
     pub fn backward(&self, tape: Tape, gradients: Vec<Tensor>) {
-        let Tape { taps, stages, head } = tape;
+        let Tape { taps, first, stages, head } = tape;
         assert_eq!(taps.len(), gradients.len(), "each tap has a gradient");
         let mut at_taps: Vec<(Tap, Tensor)> = taps.into_iter().zip(gradients).collect();
         let mut take = |tap: Tap| -> Option<Tensor> {
@@ -194,7 +217,7 @@ impl Network {
                 _ => None,
             };
             for (offset, backward) in stages.into_iter().enumerate().rev() {
-                let from_tap = take(Tap::Stage(self.trained.start + offset)).map(|at_tap| at_tap.to_kind(self.kind));
+                let from_tap = take(Tap::Stage(first + offset)).map(|at_tap| at_tap.to_kind(self.kind));
                 let sum = match (gradient, from_tap) {
                     (Some(a), Some(b)) => Some(a + b),
                     (a, b) => a.or(b),

@@ -97,8 +97,8 @@ fn too_large(phase: &PhasePlan, device: Device, why: &str) -> anyhow::Error {
 /// Runs one step of the phase with a single micro-batch of `samples`, on copies of its weights.
 fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> Result<()> {
     let _left_free = Tensor::empty([LEFT_FREE], (Kind::Uint8, Device::Cpu));
-    let objective = Objective::of(&plan.config);
-    let auxiliary = objective.auxiliary(&plan.config.model, &phase.depths);
+    let objective = Objective::of(&plan.config, &phase.borders);
+    let auxiliary = objective.auxiliary();
     let device = start.values().next().map_or(Device::Cpu, Tensor::device);
     let mut start = on_device(start, device);
     start.extend(on_device(&fresh(auxiliary.iter(), phase.seed), device));

@@ -1,7 +1,8 @@
 //! Refuses phases whose global batch is too small for the ranks or replicas of a run.
 
 use crate::config::{MicroBatch, NormOver, SlurmMode, TaskKind};
-use crate::plan::groups::share;
+use crate::plan::groups::{micro_batches, share};
+use crate::plan::local::{CONTRAST_BLOCK, LossKind};
 use crate::plan::{PhasePlan, Plan};
 use crate::require;
 use crate::run::table::SlurmJob;
@@ -58,7 +59,8 @@ pub(super) fn check_share(plan: &Plan, phase: &PhasePlan, in_rank: usize, in_gro
     }
 }
 
-/// Refuses norms over a whole step if a replica computes its share of a step in several micro-batches.
+/// Refuses norms over a whole step if a replica computes its share of a step in several micro-batches, and contrastive losses if a
+/// replica or a micro-batch divides a block of samples.
 pub(super) fn check_micro_batch(plan: &Plan, phase: &PhasePlan, micro_batch: usize, in_group: usize) -> Result<()> {
     let largest = (0..in_group).map(|replica| share(phase.training.global_batch, replica, in_group).len()).max();
     let largest = largest.unwrap_or(0);
@@ -69,6 +71,24 @@ pub(super) fn check_micro_batch(plan: &Plan, phase: &PhasePlan, micro_batch: usi
         "segmentation.norm_over = \"step\": each of {in_group} replica(s) must compute its {largest} samples of a step at once, but \
          the micro-batch is {micro_batch}; set run.micro_batch = {largest} (and run.activation_checkpointing = true if the memory is \
          short), or use more replicas"
+    );
+    check_blocks(phase, micro_batch, in_group)
+}
+
+/// Refuses a contrastive loss if a replica or a micro-batch divides one of its blocks of samples.
+fn check_blocks(phase: &PhasePlan, micro_batch: usize, in_group: usize) -> Result<()> {
+    let batch = phase.training.global_batch;
+    let has_contrast =
+        phase.borders.iter().flat_map(|border| &border.losses).any(|loss| loss.kind == LossKind::Contrast);
+    let mut parts = (0..in_group).flat_map(|replica| micro_batches(share(batch, replica, in_group), micro_batch));
+    require!(
+        !has_contrast || parts.all(|part| part.start.is_multiple_of(CONTRAST_BLOCK)),
+        "infopro.loss = \"contrast\" compares {CONTRAST_BLOCK} neighbours of a global batch with each other, which {}.global_batch = {batch} \
+         in micro-batches of {micro_batch} on {in_group} replica(s) separates; set run.micro_batch = {CONTRAST_BLOCK} or a multiple of it, and \
+         {}.global_batch = {} or a multiple of it",
+        phase.row,
+        phase.row,
+        CONTRAST_BLOCK * in_group
     );
     Ok(())
 }

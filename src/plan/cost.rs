@@ -4,6 +4,7 @@
 use super::{PhasePlan, Plan};
 use crate::config::{Optimiser, Precision};
 use crate::family::{Memory, Model};
+use crate::plan::head::Head;
 
 /// The cost of one phase.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -38,6 +39,9 @@ pub fn memory(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> u64 {
 /// the moments and, if the number type is not fp32, fp32 weights.
 fn state_bytes(plan: &Plan, phase: &PhasePlan, all: u64, trained: u64) -> f64 {
     let number = number_bytes(plan);
+    // The heads of local losses train too.
+    let heads: usize = heads(phase).flat_map(|head| head.parameters(0)).map(|parameter| parameter.count()).sum();
+    let (all, trained) = (all + heads as u64, trained + heads as u64);
     let moments = match phase.training.optimiser {
         Optimiser::AdamW => 2.0,
         Optimiser::Sgd => 1.0,
@@ -70,36 +74,45 @@ pub fn forward_flops(model: &Model, depths: &[usize]) -> f64 {
 }
 
 /// The operations of training on one sample. Frozen stages before the trained ones only run forward. Trained stages also compute
-/// the gradients of activations and weights. Frozen stages after them also compute the gradients of activations.
+/// the gradients of activations and weights. Frozen stages after them also compute the gradients of activations. The heads of
+/// local losses train.
 pub fn training_flops(model: &Model, phase: &PhasePlan) -> f64 {
-    (0..phase.depths.len())
-        .map(|stage| {
-            let passes = match stage {
-                s if s < phase.trained.start => 1.0,
-                s if s < phase.trained.end => 3.0,
-                _ => 2.0,
-            };
-            passes * model.stage_flops(&phase.depths, stage)
-        })
-        .sum()
+    let of_stage = |stage| {
+        let passes = match stage {
+            s if s < phase.trained.start => 1.0,
+            s if s < phase.trained.end => 3.0,
+            _ => 2.0,
+        };
+        passes * model.stage_flops(&phase.depths, stage)
+    };
+    (0..phase.depths.len()).map(of_stage).sum::<f64>() + heads(phase).map(|head| 3.0 * head.flops()).sum::<f64>()
 }
 
-/// The bytes of the activations of one sample.
+/// The heads of a phase's local losses.
+fn heads(phase: &PhasePlan) -> impl Iterator<Item = &Head> {
+    phase.borders.iter().flat_map(|border| &border.losses).map(|loss| &loss.head)
+}
+
+/// The bytes of the activations of one sample. Between borders they exist for one stage at a time.
 fn activation_bytes(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> f64 {
-    let memory = Memory {
-        depths: &phase.depths,
-        trained: phase.trained.clone(),
-        checkpointing: plan.config.run.activation_checkpointing,
-        on_cpu,
+    let activations = |depths: &[usize], trained| {
+        let checkpointing = plan.config.run.activation_checkpointing;
+        plan.config.model.activations(&Memory { depths, trained, checkpointing, on_cpu })
     };
-    number_bytes(plan) * plan.config.model.activations(&memory)
+    let whole = || activations(&phase.depths, phase.trained.clone());
+    let of_stage = |stage: usize| {
+        let own = phase.borders.iter().filter(|border| border.stage == stage).flat_map(|border| &border.losses);
+        activations(&phase.depths[..=stage], stage..stage + 1) + own.map(|loss| loss.head.activations()).sum::<f64>()
+    };
+    let largest = || (0..phase.depths.len()).map(of_stage).fold(0.0, f64::max);
+    number_bytes(plan) * if phase.borders.is_empty() { whole() } else { largest() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Config, MicroBatch};
-    use crate::run::table::{E2E, MODULE};
+    use crate::run::table::{DGL, E2E, MODULE};
 
     fn plan(model: &str) -> Plan {
         Plan::new(Config::parse(model, &[]).unwrap(), 1_281_167).unwrap()
@@ -157,6 +170,20 @@ mod tests {
         let plan = plan("");
         let phase = plan.phase(&E2E, None);
         assert!(memory(&plan, &phase, true) > memory(&plan, &phase, false));
+    }
+
+    #[test]
+    fn local_losses_cost_more_computation_and_memory_for_one_stage() {
+        for text in ["", "[model]\nfamily = \"resnet\"\ndepths = [12, 14, 14, 14]\n[run]\nmicro_batch = 128"] {
+            let plan = plan(text);
+            let [whole, local] = [&E2E, &DGL].map(|row| plan.phase(row, None));
+            let more = training_flops(&plan.config.model, &local) / training_flops(&plan.config.model, &whole) - 1.0;
+            assert!((1e-5..0.02).contains(&more), "{more}");
+            let [whole, local] = [&whole, &local].map(|phase| activation_bytes(&plan, phase, true));
+            assert!((0.2..0.5).contains(&(local / whole)), "{}", local / whole);
+            let [whole, local] = [&E2E, &DGL].map(|row| cost(&plan, &plan.phase(row, None)).parameters);
+            assert_eq!(whole, local, "heads are not part of the network");
+        }
     }
 
     #[test]

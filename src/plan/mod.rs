@@ -1,9 +1,11 @@
-//! Derives from the config by pure arithmetic: phases, steps, learning rates, groups, file names, cost. Training code takes these values
-//! from the plan.
+//! Derives from the config by pure arithmetic: phases, steps, learning rates, local losses, groups, file names, cost. Training code takes
+//! these values from the plan.
 
 pub mod cost;
 pub mod gpus;
 pub mod groups;
+pub mod head;
+pub mod local;
 pub mod schedule;
 
 use crate::config::{Config, DeviceChoice, Ranks, TaskKind, Training};
@@ -14,6 +16,7 @@ use crate::run::graph::{Graph, Node};
 use crate::run::table::{Row, TABLE, Trains};
 use anyhow::Result;
 use groups::ranks_of;
+use local::Border;
 use std::ops::Range;
 
 /// The config and the one number that depends on the data.
@@ -39,6 +42,8 @@ pub struct PhasePlan {
     pub depths: Vec<usize>,
     /// The stages that train.
     pub trained: Range<usize>,
+    /// The borders of stages through which no gradient passes, with the losses there; none if the phase trains end to end.
+    pub borders: Vec<Border>,
     /// The phase's table of the config. If the phase was extended, the epochs are only those still to train.
     pub training: Training,
     /// The artefact of the earlier epochs, from whose weights an extended phase starts; none if the phase was not extended.
@@ -118,6 +123,7 @@ impl Plan {
                 (Trains::Module, Some(index)) => index..index + 1,
                 _ => 0..self.config.model.stages(),
             },
+            borders: local::borders(&self.config, row.objective),
             steps_per_epoch,
             steps: steps_per_epoch * training.epochs as u64,
             seed: crate::random::key(key),

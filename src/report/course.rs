@@ -1,40 +1,31 @@
-//! How the score of the target network rises with the cost, for each of the two methods: the points of the efficiency figure, and
+//! How the score of the target network rises with the cost, for each method: the points of the efficiency figure, and
 //! the cost of reaching a score.
 
 use super::gather::{Logged, Part, Run};
 use crate::run::start::Start;
+pub use crate::run::table::{METHODS, Method};
 use crate::store::ledger::Total;
 use crate::svg::chart::Colour;
 use crate::task::{Better, Metric};
 
-/// The two ways to train the target network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
-    Incubation,
-    EndToEnd,
+/// The two methods whose costs are compared with each other.
+pub const RIVALS: [Method; 2] = [Method::Incubation, Method::E2e];
+
+/// The methods in which stages learn from losses of their own.
+pub const LOCAL: [Method; 2] = [Method::Dgl, Method::InfoPro];
+
+pub fn colour(method: Method) -> Colour {
+    match method {
+        Method::Incubation => Colour::Incubation,
+        Method::E2e => Colour::EndToEnd,
+        Method::Dgl => Colour::Of(2),
+        Method::InfoPro => Colour::Of(3),
+    }
 }
 
-pub const METHODS: [Method; 2] = [Method::Incubation, Method::EndToEnd];
-
-impl Method {
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Incubation => "Deep Incubation",
-            Method::EndToEnd => "end to end",
-        }
-    }
-
-    pub fn colour(self) -> Colour {
-        match self {
-            Method::Incubation => Colour::Incubation,
-            Method::EndToEnd => Colour::EndToEnd,
-        }
-    }
-
-    /// The parts of a run that belong to the method, in order.
-    pub fn parts(self, run: &Run) -> impl Iterator<Item = &Part> {
-        run.parts.iter().filter(move |part| part.is_baseline() == (self == Method::EndToEnd))
-    }
+/// The parts of a run that belong to the method, in order.
+pub fn parts(method: Method, run: &Run) -> impl Iterator<Item = &Part> {
+    run.parts.iter().filter(move |part| part.method() == method)
 }
 
 /// What training has cost.
@@ -130,7 +121,7 @@ impl Course {
     pub fn of(run: &Run, method: Method) -> Option<Course> {
         let key = format!("test/{}", run.task().headline().key);
         let (mut spent, mut points, mut is_finished) = (Cost::default(), Vec::new(), false);
-        for part in method.parts(run).filter(|part| part.has_begun()) {
+        for part in parts(method, run).filter(|part| part.has_begun()) {
             if part.is_imported {
                 return None;
             }
@@ -146,7 +137,7 @@ impl Course {
             }
             is_finished = part.is_target() && part.score().is_some();
         }
-        let trains_last = method.parts(run).last().is_some_and(Part::is_done);
+        let trains_last = parts(method, run).last().is_some_and(Part::is_done);
         (!points.is_empty()).then_some(Course { method, points, is_finished: is_finished && trains_last })
     }
 

@@ -1,6 +1,6 @@
 //! The figures of a report.
 
-use super::course::{MEASURES, METHODS, Measure, Method, Point, evaluations, front};
+use super::course::{MEASURES, METHODS, Measure, Method, Point, colour, evaluations, front};
 use super::gather::{Part, Run};
 use super::groups::{Group, Setting};
 use super::time;
@@ -44,7 +44,7 @@ fn efficiency_chart(runs: &[Run], setting: &Setting, metric: &Metric, measure: M
     let mark = |point: &Point| Mark::at(measure.of(&point.cost) / size, point.score);
     let mut series = Vec::new();
     for method in METHODS {
-        let colour = method.colour();
+        let colour = colour(method);
         let of_method = || setting.courses.iter().filter(move |(_, course)| course.method == method);
         let groups: Vec<&Group> = setting.of(method).collect();
         let is_alone = groups.len() < 2 && of_method().count() < 2;
@@ -80,7 +80,7 @@ fn results_of(method: Method, groups: &[&Group], metric: &Metric, measure: Measu
         Mark { x: measure.of(&point.cost) / size, y: point.score, error }
     };
     let others: Vec<Mark> = points.iter().filter(|point| !front.contains(point)).map(mark).collect();
-    let colour = method.colour();
+    let colour = colour(method);
     let fronts = Series {
         name: Some(method.name().into()),
         colour,
@@ -132,7 +132,6 @@ fn curve_chart(runs: &[Run], row: &Row, key: &str, title: &str) -> Chart {
     for (number, part) in &parts {
         let is_alone = parts.len() == 1;
         let by_run = runs.len() > 1;
-        let method = if part.is_baseline() { Method::EndToEnd } else { Method::Incubation };
         let name = match by_run {
             true => (!std::mem::replace(&mut named[*number], true)).then(|| runs[*number].name.clone()),
             false => (!is_alone).then(|| part.label.clone()),
@@ -140,7 +139,7 @@ fn curve_chart(runs: &[Run], row: &Row, key: &str, title: &str) -> Chart {
         let colour = match (by_run, part.node.index) {
             (true, _) => Colour::Of(*number),
             (false, Some(index)) => Colour::Of(index),
-            (false, None) => method.colour(),
+            (false, None) => colour(part.method()),
         };
         let marks = marks(part, key, most);
         let style = if marks.len() < 12 { Style::Discs } else { Style::Line };

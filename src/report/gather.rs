@@ -6,7 +6,7 @@ use crate::run::data::DataRecord;
 use crate::run::graph::{Graph, Node};
 use crate::run::start::Start;
 use crate::run::state::{Evidence, Found, State, states};
-use crate::run::table::{ASSEMBLE, Depths};
+use crate::run::table::{ASSEMBLE, Depths, Method};
 use crate::store::ledger::Total;
 use crate::store::previews::Preview;
 use crate::store::progress::Progress;
@@ -67,9 +67,9 @@ impl Part {
         self.scores.as_ref().filter(|_| self.is_done())?.0.first()?.value
     }
 
-    /// Whether it belongs to the baseline.
-    pub fn is_baseline(&self) -> bool {
-        self.node.row.model.is_some_and(|model| model.is_baseline)
+    /// The method to which its model belongs.
+    pub fn method(&self) -> Method {
+        self.node.row.model.map_or(Method::Incubation, |model| model.method)
     }
 
     /// Whether its model is the whole target network.
@@ -84,13 +84,13 @@ impl Run {
     }
 
     /// Whether the part belongs to what the run does: it or another part of its method has begun, or the config asks for the
-    /// baseline, or nothing has begun. A run of the baseline alone, such as a cell of a study, never begins the other parts.
+    /// baseline, or nothing has begun. A run of a baseline alone, such as a cell of a study, never begins the other parts.
     pub fn expects(&self, part: &Part) -> bool {
         let mut begun = self.parts.iter().filter(|other| other.has_begun()).peekable();
         let is_first = begun.peek().is_none();
-        let asks = part.node.is_wanted && part.is_baseline();
+        let asks = part.node.is_wanted && part.method() != Method::Incubation;
         part.has_begun()
-            || part.node.is_wanted && (asks || is_first || begun.any(|other| other.is_baseline() == part.is_baseline()))
+            || part.node.is_wanted && (asks || is_first || begun.any(|other| other.method() == part.method()))
     }
 
     /// The parts that tables show: all that have begun and, of an only run (`is_single`), also those still to come.

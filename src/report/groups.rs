@@ -1,7 +1,7 @@
 //! Several runs side by side: runs of the same network on the same data form a setting, and models of a setting that differ in the
 //! seed alone form a group, whose scores and costs are averaged.
 
-use super::course::{AtEqual, Bound, Cost, Course, METHODS, Measure, Method, Point, at_equal};
+use super::course::{AtEqual, Bound, Cost, Course, METHODS, Measure, Method, Point, RIVALS, at_equal, parts};
 use super::gather::Run;
 use crate::task::Metric;
 use std::collections::BTreeSet;
@@ -43,11 +43,11 @@ pub struct Setting {
     pub runs: Vec<usize>,
     /// In order of cost, Deep Incubation first.
     pub groups: Vec<Group>,
-    /// The courses of both methods, each with its run.
+    /// The courses of all methods, each with its run.
     pub courses: Vec<(usize, Course)>,
 }
 
-/// A group of each method at the same cost.
+/// A group of Deep Incubation and a group of end-to-end training at the same cost.
 pub struct Pair<'a> {
     pub ours: &'a Group,
     pub theirs: &'a Group,
@@ -116,7 +116,7 @@ fn setting(name: String, runs: &[Run], own: Vec<usize>) -> Setting {
 
 /// The keys that decide the result of a method, except the seed.
 fn recipe(run: &Run, method: Method) -> String {
-    let model = method.parts(run).last().and_then(|part| part.node.row.model);
+    let model = parts(method, run).last().and_then(|part| part.node.row.model);
     model.map_or(String::new(), |model| run.plan.config.recipe(model.recipe))
 }
 
@@ -143,12 +143,12 @@ impl Setting {
         self.groups.iter().filter(move |group| group.method == method)
     }
 
-    /// The groups of the two methods whose computation is the same, in order of cost. Of several end-to-end groups the nearest in
+    /// The groups of Deep Incubation and end-to-end training whose computation is the same, in order of cost. Of several end-to-end groups the nearest in
     /// cost is taken.
     pub fn pairs(&self) -> Vec<Pair<'_>> {
         let nearest = |ours: &Group| {
             let distance = |group: &&Group| (group.cost.flops / ours.cost.flops).ln().abs();
-            let theirs = self.of(Method::EndToEnd).min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
+            let theirs = self.of(Method::E2e).min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
             is_equal(theirs.cost.flops, ours.cost.flops).then_some(theirs)
         };
         let pair = |ours| {
@@ -158,10 +158,10 @@ impl Setting {
         self.of(Method::Incubation).filter_map(pair).collect()
     }
 
-    /// For each seed, the costs of the two methods at equal accuracy.
+    /// For each seed, the costs of Deep Incubation and end-to-end training at equal accuracy.
     pub fn at_equal(&self, metric: &Metric, measure: Measure) -> Vec<AtEqual> {
         let of_seed = |seed| {
-            let points = METHODS.map(|method| match self.is_compared_on_the_way(seed) {
+            let points = RIVALS.map(|method| match self.is_compared_on_the_way(seed) {
                 true => self.on_the_way(seed, method),
                 false => self.results(seed, method).map(|(_, point)| point).collect(),
             });
@@ -178,7 +178,7 @@ impl Setting {
     /// Whether the methods are compared along the evaluations during the training, since one of them has fewer than two finished
     /// models of the seed.
     pub fn is_compared_on_the_way(&self, seed: u64) -> bool {
-        METHODS.iter().any(|&method| self.results(seed, method).count() < 2)
+        RIVALS.iter().any(|&method| self.results(seed, method).count() < 2)
     }
 
     /// The finished models of a method and a seed, each with its run.

@@ -1,6 +1,6 @@
 //! The page: one HTML file that needs no network and no script.
 
-use super::course::Method;
+use super::course::{METHODS, Method};
 use super::figures::{self, Figure, MOST_CURVES};
 use super::gather::Run;
 use super::groups::Setting;
@@ -115,7 +115,7 @@ impl Content<'_> {
             }
             @if self.runs.len() > 1 && !groups.rows.is_empty() {
                 h3 { "Finished models, averaged over seeds" }
-                (table(&groups, |row| row_class(row.iter().any(|cell| cell.shown == Method::EndToEnd.name()))))
+                (table(&groups, |row| row_class(METHODS.into_iter().find(|method| row.iter().any(|cell| cell.shown == method.name())))))
             }
             @if !comparison.rows.is_empty() { (keep(shown, comparison)) }
             @if self.runs.len() > 1 && !groups.rows.is_empty() { (keep(shown, groups)) }
@@ -128,7 +128,7 @@ impl Content<'_> {
             .runs
             .iter()
             .flat_map(|run| run.shown(self.runs.len() == 1))
-            .map(|part| format!("{}{}", row_class(part.is_baseline()), if part.is_target() { " result" } else { "" }))
+            .map(|part| format!("{}{}", row_class(Some(part.method())), if part.is_target() { " result" } else { "" }))
             .collect();
         let mut classes = parts.iter();
         let drawn = table(&models, |_| classes.next().map_or("", String::as_str));
@@ -238,8 +238,12 @@ impl Content<'_> {
     }
 }
 
-fn row_class(is_baseline: bool) -> &'static str {
-    if is_baseline { "e2e" } else { "incubation" }
+fn row_class(method: Option<Method>) -> &'static str {
+    match method {
+        Some(Method::Incubation) => "incubation",
+        Some(Method::E2e) => "e2e",
+        _ => "other",
+    }
 }
 
 /// Keeps a table for the files, and adds nothing to the page.

@@ -2,6 +2,7 @@
 
 use crate::plan::Plan;
 use crate::run::graph::{Graph, Node};
+use crate::run::table::Method;
 use crate::store::ledger::Total;
 use crate::store::progress::duration;
 use crate::store::{RunDir, Seen, durable};
@@ -25,7 +26,7 @@ pub struct Row {
     #[serde(skip)]
     task: Task,
     #[serde(skip)]
-    is_baseline: bool,
+    method: Method,
 }
 
 /// The rows of all existing artefacts, in the order of the run. `unreadable_images` is the number of images that the run skipped.
@@ -52,7 +53,7 @@ fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize, seen: &
         file: run.file(&node.file).display().to_string(),
         unreadable_images,
         task,
-        is_baseline: model.is_baseline,
+        method: model.method,
     })
 }
 
@@ -66,8 +67,8 @@ pub fn table(task: Task, rows: &[Row]) -> String {
     for others in others.chunk_by(|a, b| a.task == b.task) {
         text += &part(others[0].task, others);
     }
-    // The cost of incubation does not include the baseline, or the models of other tasks.
-    let ours = own.iter().filter(|row| !row.is_baseline);
+    // The cost of incubation does not include the baselines, or the models of other tasks.
+    let ours = own.iter().filter(|row| row.method == Method::Incubation);
     let (hours, flops) = ours.fold((0.0, 0.0), |(h, f), row| (h + row.total.device_hours, f + row.total.flops));
     let _ = writeln!(
         text,
@@ -128,7 +129,7 @@ mod tests {
             file: "assembled.h5".into(),
             unreadable_images: 0,
             task,
-            is_baseline: false,
+            method: Method::Incubation,
         };
         let json = serde_json::to_string(&row).unwrap();
         assert!(json.starts_with(r#"{"model":"assembled","top1":85.5,"top5":null,"images":7,"flops""#), "{json}");

@@ -1,6 +1,6 @@
 //! The tables of a report.
 
-use super::course::{MEASURES, METHODS, Measure};
+use super::course::{MEASURES, METHODS, Measure, Method, parts};
 use super::gather::{Part, Run};
 use super::groups::{Mean, Setting, mean_multiple};
 use super::table::{Cell, Table, grouped, multiple, plus_minus, scientific, signed};
@@ -125,9 +125,9 @@ pub fn groups(metric: &Metric, runs: &[Run], settings: &[Setting]) -> Table {
 }
 
 /// The epochs of a method's phases, such as `meta 3, module 1, finetune 2`.
-fn epochs(run: &Run, method: super::course::Method) -> String {
+fn epochs(run: &Run, method: Method) -> String {
     let mut all: Vec<String> = Vec::new();
-    for part in method.parts(run) {
+    for part in parts(method, run) {
         let Some(phase) = &part.phase else { continue };
         let text = format!("{} {}", phase.row, phase.training.epochs + phase.training.epochs_before);
         if !all.contains(&text) {

@@ -1,7 +1,7 @@
 //! The first sentences of a report, for a reader who knows nothing of the run: what was trained, on which data, for how long, how
 //! good it is, and whether Deep Incubation paid off.
 
-use super::course::{Bound, Measure, Method, Point, is_better};
+use super::course::{Bound, LOCAL, METHODS, Measure, Method, Point, RIVALS, is_better, parts};
 use super::figures::capital;
 use super::gather::Run;
 use super::groups::{Group, Setting, is_equal, mean_multiple};
@@ -49,14 +49,20 @@ fn data(run: &Run) -> String {
 }
 
 fn subject(run: &Run) -> String {
-    let way = if Method::Incubation.parts(run).any(|part| run.expects(part)) {
-        let stages = run.plan.config.model.stages();
-        format!(
-            "by Deep Incubation: its {stages} parts, the modules, learn on their own inside a small model, and are then joined and \
-             fine-tuned"
-        )
-    } else {
-        "end to end, as one network".into()
+    let first = METHODS.into_iter().find(|method| parts(*method, run).any(|part| run.expects(part)));
+    let way = match first {
+        Some(Method::Incubation) => {
+            let stages = run.plan.config.model.stages();
+            format!(
+                "by Deep Incubation: its {stages} parts, the modules, learn on their own inside a small model, and are then joined and \
+                 fine-tuned"
+            )
+        }
+        Some(Method::Dgl) => "by DGL: each part of it learns from a classifier of its own".into(),
+        Some(Method::InfoPro) => {
+            "by InfoPro: each part of it learns to reconstruct the image and to tell the classes apart".into()
+        }
+        _ => "end to end, as one network".into(),
     };
     format!("A {} is trained on {} {way}.", network(run), data(run))
 }
@@ -92,11 +98,14 @@ fn unfinished(run: &Run) -> Option<String> {
 fn verdict(run: &Run, setting: &Setting) -> String {
     let single = |method| setting.of(method).next().map(|group: &Group| group.point());
     let open = "Whether Deep Incubation paid off is open";
-    let expects = |method: Method| method.parts(run).any(|part| run.expects(part));
-    match (single(Method::Incubation), single(Method::EndToEnd)) {
+    let expects = |method: Method| parts(method, run).any(|part| run.expects(part));
+    match (single(Method::Incubation), single(Method::E2e)) {
         (Some(ours), Some(theirs)) => compared(run, setting, ours, theirs),
-        _ if !expects(Method::EndToEnd) => {
+        _ if !expects(Method::E2e) => {
             format!("{open}: there is no end-to-end run to compare with (run.e2e = true trains one).")
+        }
+        _ if !expects(Method::Incubation) && LOCAL.into_iter().any(expects) => {
+            format!("{open}: this run trains baselines alone.")
         }
         _ if !expects(Method::Incubation) => format!("{open}: this run trains end to end alone."),
         _ => format!("{open} until both methods are done."),
@@ -144,16 +153,22 @@ fn compared(run: &Run, setting: &Setting, ours: Point, theirs: Point) -> String 
     text + "."
 }
 
+/// Whether stages of the network have learned from losses of their own.
+fn has_local(run: &Run) -> bool {
+    LOCAL.into_iter().any(|method| parts(method, run).any(|part| part.has_begun()))
+}
+
 /// The sentences for several runs.
 fn of_several(runs: &[Run], settings: &[Setting]) -> Vec<String> {
     let metric = runs[0].task().headline();
     let over = runs.iter().filter(|run| run.is_over()).count();
     let kinds = if settings.len() == 1 { "a".to_string() } else { format!("{} settings of a", settings.len()) };
     let mut sentences = vec![format!(
-        "{} runs train {kinds} {} on {}, each by Deep Incubation (module by module, then joined and fine-tuned) or end to end; {}.",
+        "{} runs train {kinds} {} on {}, each by Deep Incubation (module by module, then joined and fine-tuned){} end to end; {}.",
         runs.len(),
         if settings.len() == 1 { network(&runs[0]) } else { runs[0].plan.config.model.title().into() },
         data(&runs[0]),
+        if runs.iter().any(has_local) { ", with losses for each stage (DGL, InfoPro) or" } else { " or" },
         if over == runs.len() { "all are finished".into() } else { format!("{over} of them are finished") }
     )];
     sentences.extend(settings.iter().map(|setting| of_setting(metric, setting)));
@@ -179,7 +194,7 @@ fn of_setting(metric: &Metric, setting: &Setting) -> String {
         ));
     }
     if parts.is_empty() {
-        let lacks = [Method::Incubation, Method::EndToEnd].into_iter().find(|method| setting.of(*method).count() == 0);
+        let lacks = RIVALS.into_iter().find(|method| setting.of(*method).count() == 0);
         parts.push(match lacks {
             Some(method) => format!("there is no finished model trained {} to compare with", by(method)),
             None => "the two methods cannot be compared at equal cost or equal accuracy".into(),
@@ -192,7 +207,9 @@ fn of_setting(metric: &Metric, setting: &Setting) -> String {
 fn by(method: Method) -> &'static str {
     match method {
         Method::Incubation => "by Deep Incubation",
-        Method::EndToEnd => "end to end",
+        Method::E2e => "end to end",
+        Method::Dgl => "by DGL",
+        Method::InfoPro => "by InfoPro",
     }
 }
 

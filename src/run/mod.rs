@@ -7,6 +7,7 @@
 
 pub mod data;
 pub mod graph;
+pub mod row;
 pub mod start;
 pub mod state;
 pub mod table;

@@ -1,6 +1,7 @@
 //! Reads a study file, and combines the values of its axes.
 
 use super::Method;
+use crate::run::table::METHODS;
 use crate::{require, usage};
 use anyhow::Result;
 use serde::Deserialize;
@@ -12,18 +13,19 @@ use toml::{Table, Value};
 #[serde(deny_unknown_fields)]
 struct Written {
     name: String,
-    base: PathBuf,
+    #[serde(default)]
+    base: Option<PathBuf>,
     dir: PathBuf,
     #[serde(default)]
     set: Table,
     axes: Table,
 }
 
-/// A study file with the text of its base config.
+/// A study file with the texts of its base configs.
 pub struct File {
     pub name: String,
     pub dir: PathBuf,
-    pub base: String,
+    base: Option<String>,
     set: Vec<String>,
     axes: Vec<Axis>,
 }
@@ -39,6 +41,8 @@ struct AxisValue {
     name: String,
     method: Option<Method>,
     equal_cost_to: Option<String>,
+    /// The text of the base config of its cells, if they have another than the study.
+    base: Option<String>,
     /// The config keys that it sets, as `--set` takes them.
     sets: Vec<String>,
 }
@@ -48,6 +52,8 @@ struct AxisValue {
 pub struct Combination {
     pub name: String,
     pub method: Method,
+    /// The text of its base config.
+    pub base: String,
     pub sets: Vec<String>,
     /// The combination whose cost this one should equal.
     pub equal_to: Option<Box<Combination>>,
@@ -57,15 +63,25 @@ pub struct Combination {
 pub fn read(path: &Path) -> Result<File> {
     let text = std::fs::read_to_string(path).map_err(|e| usage!("{}: cannot read the study: {e}", path.display()))?;
     let written: Written = toml::from_str(&text).map_err(|e| usage!("{}", e.to_string().trim().replace('\n', " ")))?;
-    let base = path.parent().unwrap_or(Path::new("")).join(&written.base);
-    let base =
-        std::fs::read_to_string(&base).map_err(|e| usage!("base = {:?}: {}: {e}", written.base, base.display()))?;
-    let axes = written.axes.iter().map(|(name, values)| axis(name, values)).collect::<Result<Vec<Axis>>>()?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let base = written.base.as_deref().map(|base| text_of(folder, "base", base)).transpose()?;
+    let axes = written.axes.iter().map(|(name, values)| axis(folder, name, values)).collect::<Result<Vec<Axis>>>()?;
     require!(!axes.is_empty(), "axes: give at least one, such as [axes.seed.s0] with run.seed = 0");
+    let has_own = |axis: &Axis| axis.values.iter().all(|value| value.base.is_some());
+    require!(
+        base.is_some() || axes.iter().any(has_own),
+        "base: name the config of every cell, or let each value of an axis have a base"
+    );
     Ok(File { name: written.name, dir: written.dir, base, set: sets("set", &written.set)?, axes })
 }
 
-fn axis(name: &str, values: &Value) -> Result<Axis> {
+/// The text of a base config, whose path is relative to the study's folder.
+fn text_of(folder: &Path, key: &str, base: &Path) -> Result<String> {
+    let path = folder.join(base);
+    std::fs::read_to_string(&path).map_err(|e| usage!("{key} = {base:?}: {}: {e}", path.display()))
+}
+
+fn axis(folder: &Path, name: &str, values: &Value) -> Result<Axis> {
     let values = values.as_table().filter(|values| !values.is_empty());
     let values = values.ok_or_else(|| usage!("axes.{name}: give its values, such as [axes.{name}.VALUE]"))?;
     let value = |(value, keys): (&String, &Value)| -> Result<AxisValue> {
@@ -83,12 +99,15 @@ fn axis(name: &str, values: &Value) -> Result<Axis> {
         };
         let method = match word(keys.remove("method"), "method")?.as_deref() {
             None => None,
-            Some("incubation") => Some(Method::Incubation),
-            Some("e2e") => Some(Method::E2e),
-            Some(other) => return Err(usage!("{at}.method = {other:?}: give \"incubation\" or \"e2e\"")),
+            Some(word) => Some(METHODS.into_iter().find(|method| method.key() == word).ok_or_else(|| {
+                let known = METHODS.map(|method| format!("{:?}", method.key()));
+                usage!("{at}.method = {word:?}: give one of {}", known.join(", "))
+            })?),
         };
         let equal_cost_to = word(keys.remove("equal_cost_to"), "equal_cost_to")?;
-        Ok(AxisValue { name: value.clone(), method, equal_cost_to, sets: sets(&at, &keys)? })
+        let base = word(keys.remove("base"), "base")?;
+        let base = base.map(|base| text_of(folder, &format!("{at}.base"), Path::new(&base))).transpose()?;
+        Ok(AxisValue { name: value.clone(), method, equal_cost_to, base, sets: sets(&at, &keys)? })
     };
     Ok(Axis { name: name.into(), values: values.iter().map(value).collect::<Result<_>>()? })
 }
@@ -140,7 +159,9 @@ impl File {
         let names: Vec<&str> = values.iter().map(|value| value.name.as_str()).collect();
         let method = values.iter().rev().find_map(|value| value.method).unwrap_or(Method::Incubation);
         let sets = values.iter().flat_map(|value| value.sets.clone());
+        let base = values.iter().rev().find_map(|value| value.base.as_ref()).or(self.base.as_ref());
         Combination {
+            base: base.expect("reading has checked that there is one").clone(),
             name: names.join("-"),
             method,
             sets: self.set.iter().cloned().chain(sets).collect(),
@@ -173,6 +194,26 @@ mod tests {
         assert_eq!(names, ["d4-incubation", "d4-e2e", "d2-incubation", "d2-e2e"]);
         assert_eq!(all[1].sets, ["run.seed=7", "model.depths=[1, 3]"]);
         assert_eq!((all[1].method, all[1].equal_to.as_deref()), (Method::E2e, Some(&all[0])));
+    }
+
+    #[test]
+    fn a_value_may_have_a_base_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [("a.toml", "# a"), ("b.toml", "# b")] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let of = |text: &str| {
+            std::fs::write(folder.path().join("s.toml"), format!("name='s'\ndir='d'\n{text}")).unwrap();
+            read(&folder.path().join("s.toml"))
+        };
+        let seeds = "[axes.seed.s0]\n[axes.seed.s1]\n";
+        let file = of(&format!("[axes.net.a]\nbase='a.toml'\n[axes.net.b]\nbase='b.toml'\n{seeds}")).unwrap();
+        let bases: Vec<String> = file.combinations().unwrap().into_iter().map(|cell| cell.base).collect();
+        assert_eq!(bases, ["# a", "# a", "# b", "# b"]);
+        let error = format!("{:#}", of(&format!("[axes.net.a]\nbase='a.toml'\n[axes.net.b]\n{seeds}")).err().unwrap());
+        assert!(error.contains("base: name the config of every cell"), "{error}");
+        let error = format!("{:#}", of("[axes.net.a]\nbase='c.toml'\n").err().unwrap());
+        assert!(error.contains("axes.net.a.base = \"c.toml\""), "{error}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Studies: a grid of configs, each trained by one of the two methods in a run directory of its own.
+//! Studies: a grid of configs, each trained by one method in a run directory of its own.
 //!
 //! A study file is TOML:
 //! ```text
@@ -8,9 +8,10 @@
 //! [set]                                  # config keys of every cell, over those of the base
 //! [axes.AXIS.VALUE]                      # config keys of the cells with this value of this axis
 //! ```
-//! The cells are all combinations of one value of each axis, named after the values. A value may also have the keys `method`,
-//! which is "incubation" or "e2e", and `equal_cost_to`, which names another value of the axis: `e2e.epochs`, a whole number, then
-//! follows from the cost of the cell that differs in that value alone.
+//! The cells are all combinations of one value of each axis, named after the values. A value may also have the keys `base`, which
+//! is the config of its cells, `method`, which is "incubation", "e2e", "dgl" or "infopro", and `equal_cost_to`, which names another
+//! value of the axis: the epochs of a baseline, a whole number, then follow from the cost of the cell that differs in that value
+//! alone.
 
 mod file;
 pub mod shares;
@@ -21,30 +22,18 @@ use crate::data;
 use crate::plan::Plan;
 use crate::plan::cost::cost;
 use crate::run::state::{Evidence, Found, State, states};
-use crate::run::table::{E2E, FINETUNE, REPORT, Row};
+pub use crate::run::table::Method;
+use crate::run::table::{FINETUNE, METHODS, REPORT, Row, TABLE};
 use crate::store::{RunDir, Seen};
 use crate::{require, usage};
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// How a cell trains the target network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    Incubation,
-    E2e,
-}
-
-impl Method {
-    /// The row of the run's table that ends a cell of this method.
-    pub fn last_row(self) -> &'static Row {
-        match self {
-            Method::Incubation => &FINETUNE,
-            Method::E2e => &E2E,
-        }
-    }
+/// The row of the run's table that ends a cell of this method.
+pub fn last_row(method: Method) -> &'static Row {
+    let of_baseline = TABLE.into_iter().find(|row| row.name == method.key());
+    of_baseline.unwrap_or(&FINETUNE)
 }
 
 /// A study, ready to be trained.
@@ -104,7 +93,7 @@ impl Study {
             evidence.push(Evidence::of_file(found));
         }
         let states = states(&graph, &evidence);
-        let last = cell.method.last_row().name;
+        let last = last_row(cell.method).name;
         Ok(graph.nodes().iter().zip(states).any(|(node, state)| node.row.name == last && state == State::Done))
     }
 }
@@ -113,13 +102,13 @@ impl Study {
 fn cell(file: &file::File, combination: &file::Combination, images: &mut BTreeMap<String, usize>) -> Result<Cell> {
     let method = combination.method;
     let (name, dir) = (&combination.name, file.dir.join(&combination.name));
-    let own = [
+    let mut own = vec![
         format!("run.name={}", toml::Value::from(name.as_str())),
         format!("run.dir={}", toml::Value::from(dir.display().to_string())),
-        format!("run.e2e={}", method == Method::E2e),
     ];
-    let mut plan_of = |sets: &[String]| -> Result<Plan> {
-        let config = Config::parse(&file.base, sets).with_context(|| format!("cell {name}"))?;
+    own.extend(baselines(Some(method)));
+    let mut plan_of = |base: &str, sets: &[String]| -> Result<Plan> {
+        let config = Config::parse(base, sets).with_context(|| format!("cell {name}"))?;
         let key = config.recipe(&["data"]) + &config.data.path.display().to_string();
         let known = match images.get(&key) {
             Some(&known) => known,
@@ -128,28 +117,43 @@ fn cell(file: &file::File, combination: &file::Combination, images: &mut BTreeMa
         images.insert(key, known);
         Plan::new(config, known)
     };
-    let mut sets = [combination.sets.clone(), own.to_vec()].concat();
-    let mut plan = plan_of(&sets)?;
+    let mut sets = [combination.sets.clone(), own].concat();
+    let mut plan = plan_of(&combination.base, &sets)?;
     let mut equal_to = None;
     if let Some(twin) = &combination.equal_to {
         require!(
-            method == Method::E2e && twin.method == Method::Incubation,
-            "cell {name}: equal_cost_to stands with method = \"e2e\" and names a value with method = \"incubation\""
+            method != Method::Incubation && twin.method == Method::Incubation,
+            "cell {name}: equal_cost_to stands with the method of a baseline, such as \"e2e\", and names a value with method = \
+             \"incubation\""
         );
-        let wanted = flops(&plan_of(&[twin.sets.clone(), vec!["run.e2e=false".into()]].concat())?, twin.method);
-        let epochs = (wanted / (flops(&plan, method) / plan.config.e2e.epochs as f64)).round().max(1.0);
-        sets.push(format!("e2e.epochs={epochs}"));
-        plan = plan_of(&sets).with_context(|| format!("{epochs} epochs end to end cost as much as {}", twin.name))?;
+        let wanted = flops(&plan_of(&twin.base, &[twin.sets.clone(), baselines(None)].concat())?, twin.method);
+        let phases = plan.config.phases();
+        let (table, training) =
+            phases.into_iter().find(|(name, _)| *name == method.key()).expect("the cell has the baseline");
+        let epochs = (wanted / (flops(&plan, method) / training.epochs as f64)).round().max(1.0);
+        sets.push(format!("{table}.epochs={epochs}"));
+        plan = plan_of(&combination.base, &sets)
+            .with_context(|| format!("{epochs} epochs of {table} cost as much as {}", twin.name))?;
         equal_to = Some((twin.name.clone(), flops(&plan, method) / wanted - 1.0));
     }
     Ok(Cell { name: name.clone(), method, flops: flops(&plan, method), plan, equal_to })
 }
 
+/// The keys with which a run trains this baseline and no other.
+fn baselines(only: Option<Method>) -> Vec<String> {
+    let all = METHODS.into_iter().filter(|method| *method != Method::Incubation);
+    all.map(|method| format!("run.{}={}", method.key(), only == Some(method))).collect()
+}
+
+/// The method that a phase belongs to.
+fn method_of(phase: &str) -> Method {
+    METHODS.into_iter().find(|method| method.key() == phase).unwrap_or(Method::Incubation)
+}
+
 /// The operations of the phases that a method trains.
 fn flops(plan: &Plan, method: Method) -> f64 {
     let phases = plan.wanted_phases();
-    let own = phases.iter().filter(|phase| (phase.row == E2E.name) == (method == Method::E2e));
-    own.map(|phase| cost(plan, phase).flops).sum()
+    phases.iter().filter(|phase| method_of(phase.row) == method).map(|phase| cost(plan, phase).flops).sum()
 }
 
 /// The cells with these names; all cells if there are no names.

@@ -1,6 +1,6 @@
 //! The table of a study's cells, with their cost and the time they need.
 
-use super::{Cell, Method};
+use super::{Cell, Method, method_of};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -25,7 +25,7 @@ impl Line {
     /// The line of a cell on a machine that computes `rate` operations per second of this cell's network.
     pub fn new(cell: &Cell, is_done: bool, rate: f64) -> Line {
         let phases = cell.plan.config.phases();
-        let own = phases.into_iter().filter(|(name, _)| (*name == "e2e") == (cell.method == Method::E2e));
+        let own = phases.into_iter().filter(|(name, _)| method_of(name) == cell.method);
         Line {
             cell: cell.name.clone(),
             method: cell.method,
@@ -48,10 +48,7 @@ pub fn text(lines: &[Line], shares: usize) -> String {
     );
     for line in lines {
         let epochs: Vec<String> = line.epochs.iter().map(|(name, epochs)| format!("{name} {epochs}")).collect();
-        let method = match line.method {
-            Method::Incubation => "incubation",
-            Method::E2e => "e2e",
-        };
+        let method = line.method.key();
         let compared = match (&line.equal_to, line.difference) {
             (Some(other), Some(difference)) => format!("{:+.1} % of {other}'s", 100.0 * difference),
             _ => String::new(),

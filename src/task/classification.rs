@@ -31,6 +31,11 @@ pub fn loss(outputs: &[Tensor], targets_bc: &Tensor) -> Loss {
     Loss { sum, gradients: vec![log_probability_bc.exp() * weight_b1 - targets_bc] }
 }
 
+/// That sum alone, for autograd.
+pub fn cross_entropy(logits_bc: &Tensor, targets_bc: &Tensor) -> Tensor {
+    -(targets_bc * logits_bc.log_softmax(-1, Kind::Float)).sum(Kind::Float)
+}
+
 pub fn random_targets(samples: usize, classes: usize) -> Tensor {
     Tensor::randn([samples as i64, classes as i64], (Kind::Float, Device::Cpu)).softmax(-1, Kind::Float)
 }

@@ -12,7 +12,7 @@ mod objective;
 mod segmentation;
 
 pub use metric::{Better, Metric, Score, Scores};
-pub use objective::Objective;
+pub use objective::{Given, Objective};
 
 use crate::collective::Collective;
 use crate::config::{Config, TaskKind};

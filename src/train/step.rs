@@ -12,7 +12,7 @@ use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
 use crate::stop::stop_requested;
-use crate::task::{Loss, Objective, Part};
+use crate::task::{Given, Loss, Objective, Part};
 use crate::weights::Staging;
 use anyhow::Result;
 use std::time::{Duration, Instant};
@@ -95,7 +95,7 @@ impl<'a> Stepper<'a> {
     pub fn new(plan: &Plan, phase: &PhasePlan, group: &'a dyn Collective, micro_batches: usize) -> Stepper<'a> {
         Stepper {
             group,
-            objective: Objective::of(&plan.config),
+            objective: Objective::of(&plan.config, &phase.borders),
             global_batch: phase.training.global_batch as f64,
             micro_batches,
             clip: phase.training.clip_grad,
@@ -166,25 +166,34 @@ impl<'a> Stepper<'a> {
 
     /// Adds the loss and the gradients of one micro-batch, each divided by the size of the global batch.
     fn accumulate(&mut self, network: &mut Network, batch: Batch, step: u64, times: &mut Times) -> Result<()> {
-        let (gradients, tape, _image_memory) = timed(&mut times.forward, || {
-            let (_, device) = network.options();
-            let part = Part {
-                group: self.group,
-                seed: self.seed,
-                step,
-                positions: batch.positions.clone(),
-                global_batch: self.global_batch,
-            };
-            let scale = self.drop.draw(step, batch.positions.clone());
-            let staging = Staging::new(device, self.group.pinning());
-            let drop = scale.map_or_else(DropPath::none, |scale_rb| DropPath::new(&scale_rb, &staging));
-            let (images_bchw, targets, image_memory) = batch.on(device);
-            let (outputs, tape) = network.train(&images_bchw, &drop, &self.objective.taps());
-            let Loss { sum, gradients } = self.objective.loss(network, &outputs, &targets, &part)?;
-            let _ = network.flat().loss().g_add_(&sum);
-            anyhow::Ok((gradients, tape, image_memory))
-        })?;
-        timed(&mut times.backward, || network.backward(tape, gradients));
+        let positions = batch.positions.clone();
+        let (group, global_batch) = (self.group, self.global_batch);
+        let part = Part { group, seed: self.seed, step, positions: positions.clone(), global_batch };
+        let began = Instant::now();
+        let (_, device) = network.options();
+        let staging = Staging::new(device, self.group.pinning());
+        let scale = self.drop.draw(step, positions);
+        let drop = scale.map_or_else(DropPath::none, |scale_rb| DropPath::new(&scale_rb, &staging));
+        let (images_bchw, targets, _image_memory) = batch.on(device);
+        let given = Given { images_bchw, targets };
+        times.forward += began.elapsed();
+        // The images and the input of the last segment are dropped before its backward pass.
+        let (mut given, mut input) = (Some(given), None);
+        for segment in self.objective.segments() {
+            let (gradients, tape) = timed(&mut times.forward, || {
+                let batch = given.take().expect("only the last segment takes the images");
+                let x = input.take();
+                let x = x.as_ref().unwrap_or(&batch.images_bchw);
+                let (outputs, end, tape) = network.train_stages(segment.stages.clone(), x, &drop, &segment.taps);
+                let Loss { sum, gradients } = segment.loss(network, &outputs, &batch, &part)?;
+                let _ = network.flat().loss().g_add_(&sum);
+                if segment.stages.end < network.stages() {
+                    (given, input) = (Some(batch), Some(end));
+                }
+                anyhow::Ok((gradients, tape))
+            })?;
+            timed(&mut times.backward, || network.backward(tape, gradients));
+        }
         Ok(())
     }
 }

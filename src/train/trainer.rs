@@ -7,7 +7,7 @@ use crate::family::parameter::Parameter;
 use crate::model::{Network, fresh};
 use crate::plan::PhasePlan;
 use crate::store::{Artefact, Header, artefact};
-use crate::task::Objective;
+use crate::task::{Objective, Task};
 use crate::weights::{Weights, on_device};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ impl Trainer {
     /// Frozen stages always have the weights of `start`. Collective over the group.
     pub fn resume(setting: &Setting, phase: &PhasePlan, mut start: Weights, meta: Option<&str>) -> Result<Trainer> {
         let Setting { plan, run, group, device, .. } = *setting;
-        let auxiliary = Objective::of(&plan.config).auxiliary(&plan.config.model, &phase.depths);
+        let auxiliary = Objective::of(&plan.config, &phase.borders).auxiliary();
         start.extend(fresh(auxiliary.iter(), phase.seed));
         let rates = phase.rates(plan, &auxiliary);
         let network = |weights: &Weights| {
@@ -82,7 +82,7 @@ impl Trainer {
             recipe: phase.recipe.clone(),
             meta: meta.map(str::to_string),
             model: config.model.clone(),
-            auxiliary: Objective::of(config).task().parameters(phase.depths.len()),
+            auxiliary: Task::of(config).parameters(phase.depths.len()),
             metrics,
             class_names: setting.feed.source.train.classes().to_vec(),
             data: setting.data.cloned(),

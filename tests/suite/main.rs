@@ -20,6 +20,7 @@ mod kills;
 mod known_data;
 mod leases;
 mod ledger;
+mod objectives;
 mod pack;
 mod parity;
 mod phases;

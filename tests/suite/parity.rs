@@ -20,7 +20,7 @@ pub const BATCH: usize = 6;
 const STEPS: usize = 20;
 
 /// The same networks as `SHAPES` in tools/golden.py.
-fn plan(shape: &str) -> Plan {
+pub fn plan(shape: &str) -> Plan {
     let model = match shape {
         "gray" => {
             "image_size = 28\npatch_size = 7\nchannels = 1\nclasses = 10\nwidth = 24\nheads = 4\ndepths = [2, 2, 2, 2]"
@@ -55,7 +55,7 @@ fn cases() -> Vec<(String, Plan, PhasePlan)> {
     cases
 }
 
-fn golden(name: &str) -> PathBuf {
+pub fn golden(name: &str) -> PathBuf {
     let folder = std::env::var("INCUBATE_GOLDEN").unwrap_or(format!("{}/tests/golden", env!("CARGO_MANIFEST_DIR")));
     PathBuf::from(folder).join(name)
 }
@@ -64,7 +64,7 @@ pub fn wave(count: usize, phase: f64) -> impl Iterator<Item = f64> {
     (0..count).map(move |k| (0.37 * k as f64 + phase).sin())
 }
 
-fn weights(plan: &Plan, depths: &[usize]) -> Weights {
+pub fn weights(plan: &Plan, depths: &[usize]) -> Weights {
     let weight = |p: incubate::family::parameter::Parameter| {
         let name = plan.config.model.whole_name(&p, depths);
         let mean = if name.contains("norm") && name.ends_with("weight") { 1.0 } else { 0.0 };
@@ -90,7 +90,7 @@ pub fn batch(plan: &Plan, step: usize) -> (Tensor, Tensor) {
 }
 
 /// The batch of a step as a loader makes it, in two micro-batches of different sizes, so that gradients accumulate.
-fn micro_batches(plan: &Plan, step: usize) -> impl Iterator<Item = anyhow::Result<Batch>> + use<> {
+pub fn micro_batches(plan: &Plan, step: usize) -> impl Iterator<Item = anyhow::Result<Batch>> + use<> {
     let (images, targets) = batch(plan, step);
     [0..4, 4..6].into_iter().map(move |positions| {
         let part = |t: &Tensor| t.narrow(0, positions.start as i64, positions.len() as i64);

@@ -13,12 +13,12 @@ use incubate::cluster::script::Paths;
 use incubate::cluster::slurm::{DEFAULT_MAX_ARRAY_SIZE, OpenJobs, Situation, jobs};
 use incubate::cluster::status;
 use incubate::collective::mpi::World;
-use incubate::config::{Config, DeviceChoice, PHASE_TABLES, TaskKind};
+use incubate::config::{Config, DeviceChoice, ObjectiveKind, PHASE_TABLES, TaskKind};
 use incubate::device::{Devices, OnNode};
 use incubate::pipeline::Job;
 use incubate::report::summary;
 use incubate::run::graph::Graph;
-use incubate::run::table::{Depths, FINETUNE, Kind, ModelSpec, Phase, Row, SlurmJob, Start, TABLE, Trains};
+use incubate::run::table::{Depths, FINETUNE, Kind, Method, ModelSpec, Phase, Row, SlurmJob, Start, TABLE, Trains};
 use incubate::store::{Seen, artefact};
 use std::path::Path;
 
@@ -29,6 +29,7 @@ static AGAIN: Row = Row {
         start: Start::From("finetune"),
         trains: Trains::Everything,
         task: TaskKind::Classification,
+        objective: ObjectiveKind::EndToEnd,
         training: |config| &config.finetune,
     }),
     needs: &["pack", "finetune"],
@@ -39,7 +40,7 @@ static AGAIN: Row = Row {
         derives_from: Some("meta"),
         may_be_imported: false,
         label: "tuned again",
-        is_baseline: false,
+        method: Method::Incubation,
     }),
     until_assembled: false,
     job: SlurmJob::Last,

@@ -20,7 +20,7 @@ use tch::{Device, Kind, Tensor};
 const STEPS: usize = 20;
 
 /// The same networks as `SHAPES` in tools/golden_resnet.py.
-fn plan(shape: &str, frozen_norm: &str) -> Plan {
+pub fn plan(shape: &str, frozen_norm: &str) -> Plan {
     let model = match shape {
         "even" => {
             "image_size = 12\nchannels = 3\nclasses = 5\nwidth = 4\nlayers = [2, 2, 2]\ndepths = [2, 2, 2]\nshortcut = \"A\""
@@ -59,7 +59,7 @@ fn golden(name: &str) -> PathBuf {
     PathBuf::from(format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR")))
 }
 
-fn weights(plan: &Plan, depths: &[usize]) -> Weights {
+pub fn weights(plan: &Plan, depths: &[usize]) -> Weights {
     let weight = |p: Parameter| {
         let name = plan.config.model.whole_name(&p, depths);
         let is_around_one = name.ends_with("running_var") || (p.shape.len() == 1 && name.ends_with("weight"));

@@ -6,7 +6,7 @@ use incubate::store::artefact;
 use incubate::weights::{Weights, bytes};
 
 /// Drawn images and a tiny ResNet, whose second stage ends a layer and begins another.
-const TINY: &str = r#"
+pub const TINY: &str = r#"
 [run]
 threads = 1
 micro_batch = 16

@@ -6,7 +6,7 @@ use incubate::collective::Solo;
 use incubate::config::{Config, TaskKind};
 use incubate::model::{FP32_ON_HOST, Network, fresh};
 use incubate::store::artefact;
-use incubate::task::{Loss, Objective, Part};
+use incubate::task::{Loss, Part, Task};
 use incubate::weights::Weights;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,7 +35,7 @@ fn config(mean: &str) -> Config {
 
 /// The heads' weights of the golden file.
 fn weights(config: &Config, depths: &[usize]) -> Weights {
-    let auxiliary = Objective::of(config).auxiliary(&config.model, depths);
+    let auxiliary = Task::of(config).parameters(depths.len());
     let mut weights = fresh(config.model.parameters(depths).iter(), 1);
     for parameter in auxiliary {
         let phase = parameter.name.bytes().map(f64::from).sum();
@@ -73,12 +73,12 @@ fn loss_gradients_and_batch_norm_of_both_heads_are_mmsegmentations() {
     let depths = [1, 1, 1, 1];
     for mean in ["all", "labelled"] {
         let config = config(mean);
-        let objective = Objective::of(&config);
-        let auxiliary = objective.auxiliary(&config.model, &depths);
+        let task = Task::of(&config);
+        let auxiliary = task.parameters(depths.len());
         let network = Network::new(&config, &depths, 0..4, &auxiliary, &weights(&config, &depths)).unwrap();
         let outputs: Vec<Tensor> = (0..4).map(tokens).collect();
         let part = Part { group: &Solo, seed: 1, step: 0, positions: 0..BATCH as usize, global_batch: BATCH as f64 };
-        let Loss { sum, gradients } = objective.loss(&network, &outputs, &labels(), &part).unwrap();
+        let Loss { sum, gradients } = task.loss(&network, &outputs, &labels(), &part).unwrap();
         assert_close("loss", &sum, &golden[&format!("{mean}.loss")]);
         for (tap, gradient) in gradients.iter().enumerate() {
             let of_map = gradient.narrow(1, 1, GRID * GRID).transpose(1, 2).contiguous();
@@ -103,9 +103,9 @@ fn loss_gradients_and_batch_norm_of_both_heads_are_mmsegmentations() {
 #[test]
 fn parts_of_a_batch_add_up_to_the_loss_of_the_batch_if_they_are_normalised_alike() {
     let config = config("all");
-    let objective = Objective::of(&config);
+    let task = Task::of(&config);
     let depths = [1, 1, 1, 1];
-    let auxiliary = objective.auxiliary(&config.model, &depths);
+    let auxiliary = task.parameters(depths.len());
     let loss = |parts: i64| {
         let network = Network::new(&config, &depths, 0..4, &auxiliary, &weights(&config, &depths)).unwrap();
         // Two equal halves have the statistics of the whole.
@@ -116,7 +116,7 @@ fn parts_of_a_batch_add_up_to_the_loss_of_the_batch_if_they_are_normalised_alike
             let outputs: Vec<Tensor> = (0..4).map(|tap| part(tokens(tap))).collect();
             let positions = (number * each) as usize..((number + 1) * each) as usize;
             let part_of_step = Part { group: &Solo, seed: 1, step: 0, positions, global_batch: 2.0 * BATCH as f64 };
-            objective.loss(&network, &outputs, &part(labels()), &part_of_step).unwrap().sum.double_value(&[])
+            task.loss(&network, &outputs, &part(labels()), &part_of_step).unwrap().sum.double_value(&[])
         };
         let sum: f64 = (0..parts).map(part_of).sum();
         let trained = network.flat().gradients().narrow(0, 0, network.flat().trainable() as i64);

@@ -1,6 +1,7 @@
 //! The division of the blocks into stages, in the target, the meta model and a hybrid.
 
 use super::Resnet;
+use crate::family::shape::Shape;
 
 /// One basic block: two convolutions, and the shortcut around them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +63,14 @@ pub fn blocks(resnet: &Resnet, depths: &[usize]) -> Vec<Vec<Block>> {
         blocks.into_iter().filter_map(keep).collect()
     };
     of_target(resnet).into_iter().zip(depths).map(&mut kept).collect()
+}
+
+/// The output of a stage: that of its last block or, in a first stage without blocks, that of the stem.
+pub fn border(resnet: &Resnet, stage: usize) -> Shape {
+    let blocks = blocks(resnet, &resnet.depths);
+    let last = blocks[..=stage].iter().flatten().next_back();
+    let (channels, layer) = last.map_or((resnet.width, 0), |block| (block.output, block.layer));
+    Shape::Map { channels, side: resnet.image_size.div_ceil(1 << layer) }
 }
 
 #[cfg(test)]

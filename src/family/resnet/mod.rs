@@ -11,6 +11,7 @@ mod parameters;
 mod validate;
 
 use super::parameter::Parameter;
+use super::shape::Shape;
 use super::{Family, Memory, Model, count, numbered};
 use anyhow::Result;
 pub use blocks::Block;
@@ -88,6 +89,10 @@ impl Family for Resnet {
 
     fn classes(&self) -> usize {
         self.classes
+    }
+
+    fn border(&self, stage: usize) -> Shape {
+        blocks::border(self, stage)
     }
 
     fn depths(&self) -> &[usize] {

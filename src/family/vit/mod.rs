@@ -8,6 +8,7 @@ pub mod resample;
 mod validate;
 
 use super::parameter::{Grown, Parameter};
+use super::shape::Shape;
 use super::{Family, Memory, Model, Tokens};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,10 @@ impl Family for Vit {
 
     fn tokens_given(&self) -> Option<Tokens> {
         Some(Tokens { patch: self.patch_size, width: self.width })
+    }
+
+    fn border(&self, _stage: usize) -> Shape {
+        Shape::Tokens { grid: self.grid(), width: self.width }
     }
 
     fn depths(&self) -> &[usize] {

@@ -1,0 +1,177 @@
+//! The kinds of values in a row of the run's table.
+
+use crate::config::{Config, ObjectiveKind, Slurm, TaskKind, Training};
+use serde::{Deserialize, Serialize};
+
+/// A row of the table: everything that the program knows about one kind of node.
+#[derive(Debug)]
+pub struct Row {
+    /// The name in file names, logs, the status and the names of Slurm jobs. It also names a phase's command and, unless the
+    /// phase uses the config table of another row, its config table.
+    pub name: &'static str,
+    pub kind: Kind,
+    /// The rows that must be done before this row, because it reads the files that they write.
+    pub needs: &'static [&'static str],
+    /// The file in the run directory that shows by its existence that the node is done. If the file is an artefact, it must also be
+    /// whole and the node's own. `{index}` stands for a module's number. Empty if no file shows this.
+    pub writes: &'static str,
+    /// The model in that file, if the file is an artefact.
+    pub model: Option<ModelSpec>,
+    /// Whether the row makes the assembled model or comes before it. A run into which a target was imported needs no such row.
+    pub until_assembled: bool,
+    pub job: SlurmJob,
+    /// The time limit of the row's Slurm job in the config; if empty, `slurm.time` applies.
+    pub time: fn(&Slurm) -> &str,
+    /// Whether a run of this config includes the row.
+    pub is_wanted: fn(&Config) -> bool,
+}
+
+/// The kind of work that a row does.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    /// Packs the data.
+    Pack,
+    Train(Phase),
+    /// Assembles the modules into the target, without training.
+    Assemble,
+    Export,
+    Report,
+    /// Runs each of the user's own scripts.
+    Script,
+}
+
+/// How a row trains.
+#[derive(Debug, Clone, Copy)]
+pub struct Phase {
+    pub start: Start,
+    pub trains: Trains,
+    pub task: TaskKind,
+    pub objective: ObjectiveKind,
+    /// The table of the config with its settings.
+    pub training: fn(&Config) -> &Training,
+}
+
+/// The origin of the weights at step 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    Fresh,
+    /// The artefact of the named row. In a module phase, `module.start` says how the stage that trains starts.
+    From(&'static str),
+}
+
+/// The stages that train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trains {
+    Everything,
+    /// One stage alone. The row has a node for each module.
+    Module,
+}
+
+/// A way to train the target: Deep Incubation, or a baseline with which it is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    Incubation,
+    E2e,
+    Dgl,
+    InfoPro,
+}
+
+/// All methods, in the order of tables and legends.
+pub const METHODS: [Method; 4] = [Method::Incubation, Method::E2e, Method::Dgl, Method::InfoPro];
+
+impl Method {
+    /// The word for the method in study files and JSON. For a baseline it also names the row that trains it and the row's config
+    /// table.
+    pub fn key(self) -> &'static str {
+        match self {
+            Method::Incubation => "incubation",
+            Method::E2e => "e2e",
+            Method::Dgl => "dgl",
+            Method::InfoPro => "infopro",
+        }
+    }
+
+    /// The name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Incubation => "Deep Incubation",
+            Method::E2e => "end to end",
+            Method::Dgl => "DGL",
+            Method::InfoPro => "InfoPro",
+        }
+    }
+}
+
+/// The model that a row writes.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelSpec {
+    pub depths: Depths,
+    /// The config tables that change the result. The artefact's recipe is a hash of them.
+    pub recipe: &'static [&'static str],
+    /// The row from whose artefact the model derives. The model's artefact records the hash of that artefact.
+    pub derives_from: Option<&'static str>,
+    /// Whether the model may be an imported target, which derives from nothing in the run directory.
+    pub may_be_imported: bool,
+    /// Its name in the summary; `{index}` stands for a module's number.
+    pub label: &'static str,
+    /// The method to which the model and its cost belong.
+    pub method: Method,
+}
+
+/// Blocks of each stage of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depths {
+    /// Every stage at the meta depth.
+    Thin,
+    /// One stage at its target depth, the others thin: the hybrid.
+    DeepAtModule,
+    /// Every stage at its target depth.
+    Deep,
+}
+
+/// The Slurm job that executes a row if `slurm.mode` is "array". If it is "allocation", the job `run` executes all rows except
+/// those of `Alone` and `Script`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlurmJob {
+    /// A job of its own, with one process and no GPU.
+    Alone,
+    /// A job of its own, with all ranks.
+    Own,
+    /// A job array with a task for each module; each task has all ranks.
+    Array,
+    /// The last job, which executes all rows of this kind.
+    Last,
+    /// A job for each of the user's own scripts, after the last job.
+    Script,
+}
+
+impl Row {
+    /// The name under which the artefact of this many epochs is kept when the phase is extended, such as `final-100-epochs.h5`.
+    pub fn kept(&self, epochs: usize) -> String {
+        format!("{}-{epochs}-epochs.h5", self.writes.trim_end_matches(".h5"))
+    }
+
+    /// How the row trains, if it trains.
+    pub fn phase(&self) -> Option<&Phase> {
+        match &self.kind {
+            Kind::Train(phase) => Some(phase),
+            _ => None,
+        }
+    }
+
+    /// The task of the row's model.
+    pub fn task(&self) -> TaskKind {
+        self.phase().map_or(TaskKind::Classification, |phase| phase.task)
+    }
+
+    /// Whether the row has a node for each module.
+    pub fn is_for_each_module(&self) -> bool {
+        self.phase().is_some_and(|phase| phase.trains == Trains::Module)
+    }
+
+    /// Whether the row's nodes write heartbeats and so may have a line in the status.
+    pub fn has_heartbeat(&self) -> bool {
+        matches!(self.kind, Kind::Pack | Kind::Train(_) | Kind::Assemble)
+    }
+}
