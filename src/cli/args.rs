@@ -217,6 +217,10 @@ pub struct StudyArgs {
     /// Show the cells, their cost and the time that they need on this machine, and train nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// With --dry-run: the hours on one such GPU instead of this machine: b200, h200, gh200, h100, h100-pcie, a100, a100-40, l40s,
+    /// a40 or l4
+    #[arg(long, value_name = "NAME", requires = "dry_run")]
+    pub gpu: Option<GpuModel>,
     /// Only this cell; may be given more than once
     #[arg(long, value_name = "CELL")]
     pub only: Vec<String>,

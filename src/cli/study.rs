@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::error::Failure;
 use crate::launcher::{launched_rank, launched_ranks};
 use crate::model::off::Off;
+use crate::plan::gpus::GpuModel;
 use crate::report;
 use crate::stop::stop_requested;
 use crate::study::shares::Share;
@@ -24,8 +25,8 @@ pub fn study(args: &StudyArgs) -> Result<()> {
     let share = args.share.unwrap_or(Share { index: launched_rank(), of: launched_ranks() });
     start_libtorch(&study.cells[0].plan.config);
     if args.dry_run {
-        let lines = lines(&study, &cells)?;
-        return print_either(args.json, &lines, || text(&lines, share.of));
+        let lines = lines(&study, &cells, args.gpu)?;
+        return print_either(args.json, &lines, || text(&lines, share.of, args.gpu));
     }
     start_threads()?;
     let mut failed: Vec<(&str, anyhow::Error)> = Vec::new();
@@ -72,15 +73,16 @@ fn train(study: &Study, cell: &Cell) -> Result<()> {
     })
 }
 
-/// The lines of the dry run. The speed of the machine is measured once for each kind of network.
-fn lines(study: &Study, cells: &[&Cell]) -> Result<Vec<Line>> {
+/// The lines of the dry run: for one GPU of the given kind, else for this machine, whose speed is measured once for each kind of network.
+fn lines(study: &Study, cells: &[&Cell], gpu: Option<GpuModel>) -> Result<Vec<Line>> {
     let mut rates: BTreeMap<String, f64> = BTreeMap::new();
     let mut line = |cell: &&Cell| {
         let config = &cell.plan.config;
         let key = config.recipe(&["model"]) + &format!("{:?} {:?}", config.run.precision, config.run.micro_batch);
-        let rate = match rates.get(&key) {
-            Some(rate) => *rate,
-            None => speed(config.clone())?,
+        let rate = match (gpu, rates.get(&key)) {
+            (Some(gpu), _) => gpu.rate(config.run.precision),
+            (None, Some(rate)) => *rate,
+            (None, None) => speed(config.clone())?,
         };
         rates.insert(key, rate);
         // A cell whose files cannot be used is not finished; the start that trains it says why.

@@ -1,6 +1,7 @@
 //! The table of a study's cells, with their cost and the time they need.
 
 use super::{Cell, Method, method_of};
+use crate::plan::gpus::{GpuModel, UTILISATION};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -17,7 +18,7 @@ pub struct Line {
     /// This cell's cost less the other cell's, as a share of the other's.
     pub difference: Option<f64>,
     pub is_done: bool,
-    /// Hours on this machine.
+    /// Hours on this machine, or on one GPU of the kind that was asked for.
     pub hours: f64,
 }
 
@@ -39,8 +40,8 @@ impl Line {
     }
 }
 
-/// The table as a text for people.
-pub fn text(lines: &[Line], shares: usize) -> String {
+/// The table as a text for people. `gpu` is the kind of GPU whose hours the lines have, if they are not this machine's.
+pub fn text(lines: &[Line], shares: usize, gpu: Option<GpuModel>) -> String {
     let width = lines.iter().map(|line| line.cell.len()).max().unwrap_or(0).max(4);
     let mut out = format!(
         "{:<width$} {:<10} {:<32} {:>9} {:>8} {:>6}  {}\n",
@@ -66,10 +67,14 @@ pub fn text(lines: &[Line], shares: usize) -> String {
     let sum = |open: bool, of: fn(&Line) -> f64| {
         lines.iter().filter(|line| !(open && line.is_done)).map(of).fold(0.0, |sum, of| sum + of)
     };
+    let measured = match gpu {
+        None => "measured here for each network".into(),
+        Some(gpu) => format!("estimated for one {} at {:.0} % of its peak", gpu.name, 100.0 * UTILISATION),
+    };
     let _ = writeln!(
         out,
         "{} cell(s): {:.2e} FLOPs, {:.1} hours; open: {:.1} hours, {:.1} hours with {shares} process(es). Hours are those of \
-         training steps, measured here for each network; evaluations and start-up come on top.",
+         training steps, {measured}; evaluations and start-up come on top.",
         lines.len(),
         sum(false, |line| line.flops),
         sum(false, |line| line.hours),

@@ -1,7 +1,7 @@
 //! `incubate study` trains every cell once, at the costs that it has announced, and reports on all of them.
 
 use crate::documents::{blocks, root};
-use crate::incubate::{Ended, TINY, ended};
+use crate::incubate::{Ended, TINY, ended, plain};
 use crate::wait::wait_until;
 use incubate::study::{Method, Study};
 use serde_json::Value;
@@ -137,7 +137,7 @@ fn a_signal_ends_a_study_resumably_and_a_cell_that_fails_does_not_stop_the_other
 }
 
 #[test]
-fn the_studies_of_the_repository_and_of_the_pages_are_ones_that_the_program_takes() {
+fn the_studies_of_fashion_mnist_and_of_the_page_are_ones_that_the_program_takes() {
     let drawn = "format = \"shapes\"\ntrain_images = 60000\ntest_images = 10000";
     let base =
         fs::read_to_string(root().join("configs/fashion-mnist.toml")).unwrap().replace("format = \"idx\"", drawn);
@@ -150,7 +150,9 @@ fn the_studies_of_the_repository_and_of_the_pages_are_ones_that_the_program_take
     }
     let mut texts: Vec<String> = blocks(&page, &["toml study"]).into_iter().map(str::to_string).collect();
     let files = ["fashion-mnist-depth.toml", "table-2.toml"].map(|name| root().join("configs/studies").join(name));
-    assert_eq!((texts.len(), fs::read_dir(root().join("configs/studies")).unwrap().count()), (1, files.len()));
+    // The study at the paper's size has a test of its own.
+    let count = fs::read_dir(root().join("configs/studies")).unwrap().count();
+    assert_eq!((texts.len(), count), (1, files.len() + 1));
     texts.extend(files.iter().map(|file| fs::read_to_string(file).unwrap()));
     for (text, cells) in texts.iter().zip([8, 72, 36]) {
         let file = folder.path().join("studies/study.toml");
@@ -163,4 +165,20 @@ fn the_studies_of_the_repository_and_of_the_pages_are_ones_that_the_program_take
             assert!(difference.map_or(study.name == "table-2", |apart| apart < 0.1), "{}: {difference:?}", cell.name);
         }
     }
+}
+
+#[test]
+fn a_study_at_the_size_of_the_paper_is_planned_for_a_gpu_without_its_images() {
+    let study = root().join("configs/studies/imagenet.toml");
+    let mut command = plain(&["study", study.to_str().unwrap(), "--dry-run", "--gpu", "h100", "--json"]);
+    let lines: Vec<Value> = serde_json::from_str(&ended(command.output().unwrap()).ok().out).unwrap();
+    assert_eq!(lines.len(), 9);
+    for line in &lines {
+        // 40 % of the peak of the data sheet, 989.4 TFLOP/s in bf16.
+        let hours = line["flops"].as_f64().unwrap() / (0.4 * 989.4e12) / 3600.0;
+        assert!((line["hours"].as_f64().unwrap() / hours - 1.0).abs() < 1e-9, "{line}");
+    }
+    let of = |cell: &str| lines.iter().find(|line| line["cell"] == cell).unwrap()["epochs"].to_string();
+    assert_eq!(of("vit_l-incubation"), r#"[["meta",300],["module",100],["finetune",100]]"#);
+    assert_eq!(of("vit_l-e2e"), r#"[["e2e",300]]"#);
 }
