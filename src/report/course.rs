@@ -7,6 +7,7 @@ pub use crate::run::table::{METHODS, Method};
 use crate::store::ledger::Total;
 use crate::svg::chart::Colour;
 use crate::task::{Better, Metric};
+use jiff::Timestamp;
 
 /// The two methods whose costs are compared with each other.
 pub const RIVALS: [Method; 2] = [Method::Incubation, Method::E2e];
@@ -34,11 +35,14 @@ pub struct Cost {
     pub device_hours: f64,
     pub flops: f64,
     pub images: f64,
+    /// Elapsed hours in which a part trained. Modules that trained at the same time share them.
+    pub hours: f64,
 }
 
 impl From<Total> for Cost {
     fn from(total: Total) -> Cost {
-        Cost { device_hours: total.device_hours, flops: total.flops, images: total.images as f64 }
+        let images = total.images as f64;
+        Cost { device_hours: total.device_hours, flops: total.flops, images, hours: total.seconds / 3600.0 }
     }
 }
 
@@ -50,6 +54,7 @@ impl std::ops::Add for Cost {
             device_hours: self.device_hours + other.device_hours,
             flops: self.flops + other.flops,
             images: self.images + other.images,
+            hours: self.hours + other.hours,
         }
     }
 }
@@ -60,9 +65,10 @@ pub enum Measure {
     DeviceHours,
     Flops,
     Images,
+    Hours,
 }
 
-pub const MEASURES: [Measure; 3] = [Measure::DeviceHours, Measure::Flops, Measure::Images];
+pub const MEASURES: [Measure; 4] = [Measure::DeviceHours, Measure::Flops, Measure::Images, Measure::Hours];
 
 impl Measure {
     pub fn of(self, cost: &Cost) -> f64 {
@@ -70,6 +76,7 @@ impl Measure {
             Measure::DeviceHours => cost.device_hours,
             Measure::Flops => cost.flops,
             Measure::Images => cost.images,
+            Measure::Hours => cost.hours,
         }
     }
 
@@ -78,6 +85,7 @@ impl Measure {
             Measure::DeviceHours => "device-hours",
             Measure::Flops => "FLOPs",
             Measure::Images => "training images",
+            Measure::Hours => "elapsed time",
         }
     }
 
@@ -93,6 +101,7 @@ impl Measure {
             Measure::Images => {
                 &[("million training images", 1e6), ("thousand training images", 1e3), ("training images", 1.0)]
             }
+            Measure::Hours => &[("hours", 1.0), ("minutes", 1.0 / 60.0), ("seconds", 1.0 / 3600.0)],
         };
         *units.iter().find(|(_, size)| most >= 2.0 * size).unwrap_or(&units[units.len() - 1])
     }
@@ -121,6 +130,7 @@ impl Course {
     pub fn of(run: &Run, method: Method) -> Option<Course> {
         let key = format!("test/{}", run.task().headline().key);
         let (mut spent, mut points, mut is_finished) = (Cost::default(), Vec::new(), false);
+        let mut trained = Vec::new();
         for part in parts(method, run).filter(|part| part.has_begun()) {
             if part.is_imported {
                 return None;
@@ -132,6 +142,8 @@ impl Course {
                     .extend(before_end.map(|(step, score)| Point { cost: spent + cost_at(&part.starts, step), score }));
             }
             spent = spent + part.total.into();
+            trained.extend(part.starts.iter().filter_map(interval));
+            spent.hours = covered(trained.clone()) / 3600.0;
             if let (true, Some(score)) = (part.is_target(), part.score()) {
                 points.push(Point { cost: spent, score });
             }
@@ -147,6 +159,24 @@ impl Course {
     }
 }
 
+/// The seconds since 1970 at which a start began and ended; none if its record does not tell.
+fn interval(start: &Start) -> Option<(f64, f64)> {
+    let began = start.began.parse::<Timestamp>().ok()?.as_duration().as_secs_f64();
+    Some((began, began + start.seconds))
+}
+
+/// The length of the union of intervals.
+fn covered(mut intervals: Vec<(f64, f64)>) -> f64 {
+    intervals.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut until = f64::NEG_INFINITY;
+    let add = |sum: f64, (from, to): (f64, f64)| {
+        let new = (to - from.max(until)).max(0.0);
+        until = until.max(to);
+        sum + new
+    };
+    intervals.into_iter().fold(0.0, add)
+}
+
 /// The logged values of a key with their steps.
 pub fn evaluations<'a>(lines: &'a [Logged], key: &'a str) -> impl Iterator<Item = (u64, f64)> + 'a {
     lines.iter().filter_map(move |line| Some((line.get("step")?.as_u64()?, line.get(key)?.as_f64()?)))
@@ -158,9 +188,12 @@ fn cost_at(starts: &[Start], step: u64) -> Cost {
     starts.iter().take(own + 1).enumerate().fold(Cost::default(), |sum, (index, start)| {
         let steps = start.to.saturating_sub(start.from).max(1) as f64;
         let share = if index < own { 1.0 } else { (step.saturating_sub(start.from) as f64 / steps).min(1.0) };
-        let cost =
-            Cost { device_hours: start.device_seconds / 3600.0, flops: start.flops, images: start.images as f64 };
-        sum + Cost { device_hours: share * cost.device_hours, flops: share * cost.flops, images: share * cost.images }
+        sum + Cost {
+            device_hours: share * start.device_seconds / 3600.0,
+            flops: share * start.flops,
+            images: share * start.images as f64,
+            hours: share * start.seconds / 3600.0,
+        }
     })
 }
 
@@ -265,6 +298,12 @@ mod tests {
         let late = at(&[(1.0, 60.0), (4.0, 80.0)], &[(2.0, 85.0)]).unwrap();
         assert_eq!((late.multiple, late.bound), (0.5, Bound::AtMost));
         assert_eq!(at(&[(1.0, 80.0)], &[]), None);
+    }
+
+    #[test]
+    fn parts_that_train_at_the_same_time_share_the_elapsed_time() {
+        assert_eq!(covered(vec![(20.0, 30.0), (0.0, 10.0), (2.0, 5.0), (8.0, 12.0), (30.0, 31.0)]), 12.0 + 11.0);
+        assert_eq!(covered(Vec::new()), 0.0);
     }
 
     #[test]

@@ -126,8 +126,12 @@ impl Group {
         let scores: Vec<f64> = points.clone().map(|point| point.score).collect();
         let sum = points.fold(Cost::default(), |sum, point| sum + point.cost);
         let count = scores.len() as f64;
-        let cost =
-            Cost { device_hours: sum.device_hours / count, flops: sum.flops / count, images: sum.images / count };
+        let cost = Cost {
+            device_hours: sum.device_hours / count,
+            flops: sum.flops / count,
+            images: sum.images / count,
+            hours: sum.hours / count,
+        };
         let score = Mean::of(&scores).unwrap_or(self.score);
         Group { score, cost, ..self }
     }

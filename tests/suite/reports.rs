@@ -88,7 +88,14 @@ fn a_report_has_the_numbers_of_the_summary_and_of_the_status_and_needs_nothing_b
     }
     assert!(page.contains(&format!("top-1 {:.2} %", summary[6]["top1"].as_f64().unwrap())), "{lead}");
     assert!(page.contains("Test top-1 % against device-hours") && !page.contains("What this report lacks"));
-    for name in ["accuracy-by-device-hours", "accuracy-by-FLOPs", "meta-training-loss", "e2e-test-top-1", "time"] {
+    for name in [
+        "accuracy-by-device-hours",
+        "accuracy-by-FLOPs",
+        "accuracy-by-elapsed-time",
+        "meta-training-loss",
+        "e2e-test-top-1",
+        "time",
+    ] {
         let svg = text(&figures.join(name).with_extension("svg"));
         assert!(svg.starts_with("<svg") && page.contains(&svg), "{name}");
         assert!(fs::read(figures.join(name).with_extension("png")).unwrap().starts_with(b"\x89PNG"), "{name}");
