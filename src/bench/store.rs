@@ -29,7 +29,7 @@ pub struct StoreReport {
     pub every_steps: u64,
     /// The time of `every_steps` steps.
     pub block_s: f64,
-    /// The time of the same steps with one checkpoint, until its file is in place.
+    /// The time of as many steps with one checkpoint, until its file is in place.
     pub block_with_checkpoint_s: f64,
     pub overhead_percent: f64,
     pub written_mb: f64,
@@ -124,7 +124,8 @@ impl<'a> Blocks<'a> {
         Ok(Blocks { phase, steps, trainer, stepper, loader, checkpoints })
     }
 
-    /// The seconds of the next block, which include a checkpoint of its start if `with_checkpoint`.
+    /// Trains the next block and returns its seconds. If `with_checkpoint`, a checkpoint of the state before the block is written
+    /// meanwhile, and the seconds include the wait for it.
     fn time(&mut self, with_checkpoint: bool) -> Result<f64> {
         let began = Instant::now();
         if with_checkpoint {

@@ -123,7 +123,10 @@ fn try_to_write(folder: &Path, needed: u64) -> Result<String> {
     std::fs::remove_file(&probe)?;
     let system = durable::file_system(folder).unwrap_or_else(|| "an unknown file system".into());
     if second_creation.is_ok() {
-        return Err(anyhow!("{}: two processes can create one file; choose a --run-dir elsewhere", folder.display()));
+        return Err(anyhow!(
+            "{}: this file system lets two processes create the same file, so leases do not work; choose a --run-dir on another file system",
+            folder.display()
+        ));
     }
     let free = durable::free_space(folder)?;
     if free < needed {

@@ -74,7 +74,7 @@ pub struct PlannedJob {
     pub kind: JobKind,
     /// The positions in the graph of the nodes that the job executes.
     pub nodes: Vec<usize>,
-    /// The modules that an array trains; empty for another job.
+    /// The modules that the job trains, if it is an array; otherwise empty.
     pub modules: Vec<usize>,
     /// The module number of task 0: task i trains module `first_module` + i. The array need not contain task 0.
     pub first_module: usize,

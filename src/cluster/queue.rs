@@ -16,7 +16,7 @@ use std::process::Command;
 /// The submitted jobs of a run, and Slurm's reports about them.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// The newest come first.
+    /// The jobs of the newest submission come first; within a submission they are in the order in which they were submitted.
     pub jobs: Vec<Submitted>,
     /// Slurm's reports about the jobs and tasks that it still knows, including those that ended a short time ago.
     pub reports: Vec<Queued>,
@@ -27,7 +27,7 @@ pub struct Queue {
 #[serde(from = "Record", into = "Record")]
 pub struct Submitted {
     pub kind: JobKind,
-    /// The modules that an array trains; empty for another job.
+    /// The modules that the job trains, if it is an array; otherwise empty.
     pub modules: Vec<usize>,
     /// The module number of task 0: task i trains module `first_module` + i. The array need not contain task 0.
     pub first_module: usize,

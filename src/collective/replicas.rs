@@ -28,7 +28,7 @@ pub struct Replica<'a> {
 
 /// The state that the replicas of one rank share.
 struct Shared {
-    /// The number in the group of this rank's first replica.
+    /// The first replica of this rank has this number in the group.
     first: usize,
     /// The number of replicas in the whole group.
     size: usize,
@@ -42,10 +42,12 @@ struct Shared {
 }
 
 /// Runs `act` once for each replica of this rank; replica zero runs on the calling thread. `suit_nccl` says whether NCCL can join
-/// this rank's devices. Collective over the group. If `act` succeeds or is stopped by a signal, its end is collective too.
+/// this rank's devices. Collective over the group. If `act` succeeds or is stopped by a signal on one replica, it must end so
+/// on all replicas of the group, because they leave NCCL together.
 ///
 /// # Errors
-/// The error of the first replica that failed by itself. If all failures follow from failures of other ranks, the first of them.
+/// Of the replicas that failed by themselves, the one with the lowest number gives the error. If all failures follow from failures of
+/// other ranks, the replica with the lowest number gives it too.
 pub fn on_replicas(
     group: &dyn Collective,
     replicas: usize,

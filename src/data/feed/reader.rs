@@ -52,8 +52,9 @@ impl Reader {
     /// Writes an image (channel, row, column) or, if it is unreadable, the next readable one. Returns the label.
     ///
     /// # Errors
-    /// A usage error if more images are unreadable than the config allows, or if all are. Another error if the operating system
-    /// fails to read a file, which may be intact.
+    /// A usage error if more images are unreadable than the config allows, or if all are. If the image over the
+    /// limit lies in a damaged pack, the error is [`crate::error::Failure::Damaged`]. Another error if the operating system fails to
+    /// read a file, which may be intact.
     pub fn read(&mut self, index: usize, random: &Random, out: &mut [f32]) -> Result<u32> {
         let images = self.reading.split.len();
         for other in (index..images).chain(0..index) {
@@ -67,7 +68,7 @@ impl Reader {
     /// Writes an image (channel, row, column) and returns its label; none if it is unreadable.
     ///
     /// # Errors
-    /// As for [`Reader::read`], except that all images may be unreadable.
+    /// As for [`Reader::read`], but it is no error by itself that all images are unreadable.
     pub fn read_this(&mut self, index: usize, random: &Random, out: &mut [f32]) -> Result<Option<u32>> {
         let read = self.try_read(index, random.clone(), out)?;
         Ok(read.then(|| self.reading.split.label(index)))

@@ -54,7 +54,7 @@ fn in_hsv(pixels: &mut [Pixel], change: impl Fn([u8; 3]) -> [u8; 3]) {
     }
 }
 
-/// OpenCV's `COLOR_RGB2HSV` of bytes, in fixed-point numbers of 12 bits.
+/// OpenCV's `COLOR_RGB2HSV` of bytes, computed in fixed-point numbers with 12 fraction bits.
 fn to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
     const BITS: i32 = 12;
     let fixed = |numerator: i32, denominator: i32| {

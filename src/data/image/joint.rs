@@ -37,9 +37,9 @@ pub struct Crop<'a> {
     pub classes: &'a mut [u8],
 }
 
-/// How many times a crop is drawn whose largest class has too large a share.
+/// A crop whose largest class has too large a share is drawn again at most this many times.
 const DRAWS: usize = 10;
-/// The longer side of a resized image may have this many times the shorter side of the crop.
+/// At scale 1, the longer side of a resized image has at most this many times the side of the crop.
 const LONGEST: usize = 4;
 
 impl Joint {
@@ -61,7 +61,7 @@ impl Joint {
     /// The label map in these stored bytes.
     ///
     /// # Errors
-    /// It is damaged, or holds a label that is no class.
+    /// The map is damaged, or holds a label that the config does not know.
     pub fn map(&self, bytes: &[u8], stored: StoredMap) -> Result<LabelMap> {
         match stored {
             StoredMap::Png => LabelMap::decode(bytes, |label| self.keys.class_of(label)),
@@ -118,8 +118,9 @@ impl Joint {
         Ok((planes, [height, width]))
     }
 
-    /// Draws the part of the resized image. If one class has too large a share of its labelled pixels, or all of them, the part is
-    /// drawn again; the last draw stands, whatever it holds.
+    /// Draws the part of the resized image. If one class has too large a share of the part's labelled pixels, or if no pixel is
+    /// labelled, the part is drawn again, up to [`DRAWS`] times. The last draw stands, whatever it holds. With a limit of 1 nothing is
+    /// drawn again.
     fn draw_part(&self, map: &LabelMap, (height, width): (usize, usize), random: &mut Random) -> Region {
         let side = self.keys.crop;
         let mut draw = || Region {
@@ -148,7 +149,7 @@ impl Bench {
         self.decoder.open(bytes, stored)
     }
 
-    /// Decodes the opened image and interpolates a part of it as resized.
+    /// Decodes the opened image and computes one part of its resized form. `part` is in pixels of the resized image.
     fn interpolate(
         &mut self,
         bytes: &[u8],
