@@ -239,7 +239,7 @@ pub fn empty_pinned(sizes: &[i64]) -> Result<Tensor> {
     take(out).context("libtorch has written no tensor")
 }
 
-/// Returns the GPU memory that libtorch caches to the driver, where NCCL can take it. Does nothing on the CPU.
+/// Returns the GPU memory that libtorch caches to the driver, from which NCCL can take it. Does nothing on the CPU.
 pub fn empty_cache(device: Device) {
     if device.is_cuda() {
         // SAFETY: the call only frees memory that no tensor uses.

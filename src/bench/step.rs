@@ -189,7 +189,7 @@ fn row_of(method: Method) -> &'static Row {
 const WARM_UP: usize = 3;
 
 /// Trains, and returns the seconds of each timed step and the summed times of the steps' parts. On a GPU these are the parts of the
-/// steps one earlier, because a step returns the outcome of the step before it.
+/// steps before them, because a step returns the outcome of the step before it.
 fn time_steps(
     stepper: &mut Stepper,
     network: &mut Network,

@@ -1,4 +1,4 @@
-//! `incubate bench store`: how much checkpoints slow training, and how fast one is written compared with `dd … conv=fsync`.
+//! `incubate bench store`: how much checkpoints slow training, and how fast a checkpoint is written compared with `dd … conv=fsync`.
 
 use super::median;
 use crate::collective::Solo;

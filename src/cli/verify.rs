@@ -34,7 +34,7 @@ pub fn verify(path: &Path, json: bool) -> Result<()> {
     if json {
         print(&(serde_json::to_string_pretty(&results)? + "\n"))?;
     }
-    // All shards may be intact although the pack lacks one.
+    // All shards that are there may be intact although the pack lacks a shard.
     first = first.or_else(|| if is_pack { packed::open(path).err() } else { None });
     first.map_or(Ok(()), Err)
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 pub struct Finding {
     pub subject: &'static str,
     pub ok: bool,
-    /// What was found, with the cure if it is not ok.
+    /// The finding in words, with the cure if it is not ok.
     pub text: String,
 }
 

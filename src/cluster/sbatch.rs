@@ -29,7 +29,7 @@ pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<Str
     let mut command = sbatch();
     command.arg("--parsable");
     if !after.is_empty() {
-        // Without --kill-on-invalid-dep, a job that waits for a failed one would wait for ever.
+        // Without --kill-on-invalid-dep, a job that waits for a failed job would wait for ever.
         command.args([&format!("--dependency=afterok:{}", after.join(":")), "--kill-on-invalid-dep=yes"]);
     }
     let output = command.arg(script).args(arguments).output().map_err(|e| {

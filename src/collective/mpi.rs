@@ -41,7 +41,7 @@ impl World {
         Ok(World { universe: Some(universe), all_ranks: Box::new(Mpi::new(comm)) })
     }
 
-    /// Makes a world of one, without MPI.
+    /// Makes a world of one rank, without MPI.
     pub fn alone() -> World {
         World { universe: None, all_ranks: Box::new(Solo) }
     }

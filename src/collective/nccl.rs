@@ -213,7 +213,7 @@ impl Nccl {
         assert!(values.kind() == Kind::Float && values.is_contiguous(), "expected contiguous fp32, got {values:?}");
         let numbers = values.data_ptr();
         // SAFETY: the tensor holds `numel` fp32 numbers. libtorch reuses memory of the default stream only for later work on
-        // that stream, where the sum is, so the numbers stay until it is done. The null stream is the default stream.
+        // that stream. The sum is on that stream too, so the numbers stay until it is done. The null stream is the default stream.
         let status = unsafe {
             (self.api.all_reduce)(
                 numbers,

@@ -9,7 +9,7 @@ use toml::Value;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub enum MicroBatch {
-    /// Chosen at the start of a phase by what fits the memory; see `pipeline/micro_batch.rs`.
+    /// Chosen at the start of a phase so that it fits the memory; see `pipeline/micro_batch.rs`.
     Auto,
     Samples(usize),
 }

@@ -54,7 +54,7 @@ pub struct Config {
     pub task: TaskKind,
 }
 
-/// What a network learns.
+/// The kind of task that a network learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TaskKind {
     #[default]

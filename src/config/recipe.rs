@@ -44,7 +44,7 @@ const LATER_KEYS: [(&str, &str); 10] = [
     ("data.crop_border", "\"zeros\""),
 ];
 
-/// Whether a key counts as one that does not change the result of a phase. Such a key may change when a run is restarted.
+/// Whether a key is left out of recipes. Such a key may change when a run is restarted.
 fn changes_nothing(key: &str) -> bool {
     EXECUTION_KEYS.contains(&key) || key.starts_with("slurm.") || key.ends_with(".on")
 }

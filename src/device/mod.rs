@@ -161,8 +161,8 @@ impl Devices {
         self.are_gpus() && !self.shared
     }
 
-    /// How much slower a precision is on these GPUs than the fastest one, in words; none if it is the fastest or the speed of the
-    /// GPUs is not known.
+    /// How much slower a precision is on these GPUs than the fastest precision, in words; none for the fastest precision, or if the
+    /// speed of the GPUs is not known.
     pub fn price_of(&self, precision: Precision) -> Option<String> {
         let Device::Cuda(first) = self.list[0] else { return None };
         GpuModel::of_device(&cuda().ok()?.gpus()[first].name)?.price(precision)

@@ -33,7 +33,7 @@ pub struct Ade20kReport {
     pub mean_iou: f64,
     #[serde(rename = "mAcc")]
     pub mean_accuracy: f64,
-    /// This and `mean_accuracy_of_all` are means over all 150 classes, where a class without a figure counts as 0.
+    /// This and `mean_accuracy_of_all` are means over all 150 classes. A class without a figure counts as 0.
     #[serde(rename = "mIoU150")]
     pub mean_iou_of_all: f64,
     #[serde(rename = "mAcc150")]

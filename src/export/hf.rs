@@ -47,7 +47,7 @@ fn model_config(exported: &Exported) -> Value {
 ///
 /// `ViTImageProcessor` would squash the image to a square, and so does `ConvNextImageProcessor` for sizes from 384 on. If the
 /// margin is odd, torchvision, timm and the `ConvNextImageProcessorFast` of transformers 4 round half a pixel to even. Every
-/// other processor of transformers 4 and 5 rounds it down, so its crop may be one pixel off. `evaluate.py` crops as torchvision
+/// other processor of transformers 4 and 5 rounds half a pixel down, so its crop may be one pixel off. `evaluate.py` crops as torchvision
 /// does.
 fn preprocessor_config(exported: &Exported) -> Value {
     let (size, data) = (exported.model.image_size(), &exported.config.data);

@@ -91,7 +91,7 @@ struct Storages<'a> {
     zip: ZipArchive<&'a File>,
     /// The folder of the entries, with its slash.
     root: String,
-    /// The length of the file, to compare with what the zip's directory claims.
+    /// The length of the file, to compare with the sizes that the zip's directory claims.
     length: u64,
     /// How many tensors have been listed.
     tensors: usize,

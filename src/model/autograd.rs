@@ -9,7 +9,7 @@ pub type Function = Box<dyn Fn(&Tensor, &[Tensor], &Mode) -> Tensor>;
 
 /// The settings of a pass, on which a function depends beside its input and its parameters.
 pub struct Mode {
-    /// Whether the pass is one of training, in frozen stages too. Otherwise it is one of evaluation.
+    /// Whether the pass belongs to training, in frozen stages too, and not to evaluation.
     pub trains: bool,
     /// Whether the pass has been computed before, with the same input.
     pub again: bool,

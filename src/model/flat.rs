@@ -134,7 +134,7 @@ impl FlatParameters {
         }
         self.wait_for_loan();
         let is_finite = self.loss().isfinite();
-        // Neighbours of the same momentum move together, since a GPU takes as long for one as for all.
+        // Neighbours of the same momentum move together, since a GPU takes as long for one as for all of them.
         for neighbours in self.layout.entries.chunk_by(|a, b| a.role == b.role) {
             let (first, last) = (&neighbours[0], &neighbours[neighbours.len() - 1]);
             if let Role::Buffer { momentum } = first.role {

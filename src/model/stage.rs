@@ -69,8 +69,8 @@ impl DropPath {
 }
 
 impl Samples {
-    /// The indices of the samples that keep the branch, if at least a quarter of all samples drop it. If fewer drop it, copying
-    /// the others out and back costs more time than it saves.
+    /// The indices of the samples that keep the branch, if at least a quarter of all samples drop it. If fewer drop it, copying the
+    /// samples that keep it out and back takes more time than is saved.
     pub fn worth_taking(&self) -> Option<&Tensor> {
         let (kept, all) = (self.kept.size()[0], self.scale_b11.size()[0]);
         (4 * (all - kept) >= all).then_some(&self.kept)

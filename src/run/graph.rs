@@ -75,7 +75,7 @@ impl Graph {
         self.of(row).next().expect("every row but that of the scripts has a node")
     }
 
-    /// The nodes that this one needs.
+    /// The nodes that a node needs.
     pub fn needs<'a>(&'a self, node: &'a Node) -> impl Iterator<Item = &'a Node> {
         node.needs.iter().map(|&position| &self.nodes[position])
     }

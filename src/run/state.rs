@@ -47,7 +47,7 @@ pub enum Misfit {
     Recipe,
     /// It was trained on data that the run does not know.
     Data,
-    /// It derives from another model of this row than the one in the run directory.
+    /// It derives from another model of this row than the model in the run directory.
     Original(&'static str),
 }
 
@@ -66,7 +66,7 @@ impl Evidence {
     }
 }
 
-/// What was found of a node's results.
+/// The findings about a node's results.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Found {
     #[default]
@@ -101,7 +101,7 @@ pub struct Beat {
     pub age: f64,
 }
 
-/// What a process reports of the node that it works on.
+/// A process's report about the node that it works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activity {
@@ -111,7 +111,7 @@ pub enum Activity {
     Done,
 }
 
-/// What Slurm reports of the job, or the task of a job array, for a node.
+/// Slurm's report about the job, or the task of a job array, of a node.
 #[derive(Debug, Clone)]
 pub struct Queued {
     /// `17`, or `17_2` for a task.
@@ -268,7 +268,7 @@ impl State {
     }
 }
 
-/// What a user can do about an artefact that is not the node's own.
+/// The cure for an artefact that is not the node's own.
 fn cure(node: &Node, misfit: &Misfit) -> String {
     let retry = match node.index {
         Some(index) => format!("train module {index} again"),

@@ -24,7 +24,8 @@
 //! small datasets.
 //! ```text
 //!   /state/{name}            fp32: weights, the moments exp_avg and exp_avg_sq of AdamW or momentum of SGD, and with an EMA
-//!                            `ema`; all trained parameters one after the other, decayed ones first, each part in the order of the parameter table
+//!                            `ema`; all trained parameters one after the other, decayed ones first, each part in the
+//!                            order of the parameter table
 //!   /state/parameters        the names of the parameters in that order, as above: stage/{i}/{parameter}
 //!   /state/starts            the offset of each parameter, in numbers
 //! ```

@@ -1,4 +1,4 @@
-//! Where and when this process runs, and for which Slurm job.
+//! The time, and the node, the Slurm job and the age of this process.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};

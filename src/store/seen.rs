@@ -25,7 +25,7 @@ struct Cached {
 }
 
 impl Seen {
-    /// Finds out what is at the path of a node's file in the run directory.
+    /// Looks at the file of a node in the run directory.
     ///
     /// # Errors
     /// The file is an artefact that cannot be read or is damaged.

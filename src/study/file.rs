@@ -55,7 +55,7 @@ pub struct Combination {
     /// The text of its base config.
     pub base: String,
     pub sets: Vec<String>,
-    /// The combination whose cost this one should equal.
+    /// The combination whose cost this combination should equal.
     pub equal_to: Option<Box<Combination>>,
 }
 

@@ -178,7 +178,7 @@ impl Checkpoints {
         self.buffers = Some(written.buffers);
     }
 
-    /// Starts to write a checkpoint of the present step. The last one must be done.
+    /// Starts to write a checkpoint of the present step. The last checkpoint must be done.
     pub fn begin(&mut self, trainer: &mut Trainer) -> Result<()> {
         let mut buffers = self.buffers.take().expect("the writer has given them back");
         let loan = buffers.take_state(trainer);

@@ -204,7 +204,7 @@ impl Training<'_> {
         Err(Failure::Stopped { phase: self.phase.name.clone(), step: self.trainer.step }.into())
     }
 
-    /// Ends the phase because the loss of `step`, counted from 0, is not finite. All replicas have the same loss, and the first one
+    /// Ends the phase because the loss of `step`, counted from 0, is not finite. All replicas have the same loss, and the first replica
     /// reports the error.
     fn not_finite(&mut self, step: u64) -> Result<()> {
         let phase = self.phase;

@@ -19,7 +19,7 @@ fn ready(workers: usize, bytes: usize) -> usize {
     (MOST_BYTES / workers / bytes.max(1)).saturating_sub(1).min(MOST_READY)
 }
 
-/// The most items of `bytes` bytes that each of `workers` workers holds: the ready ones and the one that it is making.
+/// The most items of `bytes` bytes that each of `workers` workers holds: the ready items and the item that it is making.
 pub fn held_by_worker(workers: usize, bytes: usize) -> usize {
     ready(workers, bytes) + 1
 }

@@ -37,7 +37,7 @@ pub struct Loader {
     next: usize,
 }
 
-/// Where the images of a batch are mixed.
+/// The place at which the images of a batch are mixed.
 #[derive(Debug, Clone)]
 pub enum Mixing {
     /// On the host, by the loader's workers.

@@ -1,10 +1,10 @@
 //! Decides which image stands at each position of each step's global batch.
 //!
 //! Repeated augmentation follows DeiT's RASampler: it shuffles the images, repeats each several times in a row, and keeps as many
-//! samples as an epoch has. A step takes the next `global_batch` samples of the epoch. Its even positions get the first half of them,
-//! its odd positions the second half. So mixing partners (positions 2j and 2j + 1) are different images if `repeats` is at most half
-//! the batch. Ranks and micro-batches divide the batch at even positions, so partners stay together. No sample depends on the number
-//! of ranks or workers.
+//! samples as an epoch has. A step takes the next `global_batch` samples of the epoch. The even positions of the step's batch get the
+//! first half of these samples, the odd positions the second half. So mixing partners (positions 2j and 2j + 1) are different images if
+//! `repeats` is at most half the batch. Ranks and micro-batches divide the batch at even positions, so partners stay together. No sample
+//! depends on the number of ranks or workers.
 
 use crate::random::Random;
 

@@ -9,7 +9,7 @@ use std::path::Path;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Names {
     pub(super) text: Vec<u8>,
-    /// Where each name ends.
+    /// The offset in `text` at which each name ends.
     pub(super) ends: Vec<u32>,
 }
 

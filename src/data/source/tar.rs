@@ -28,7 +28,7 @@ pub struct TarShards {
 /// Opens the training and the evaluation split, and keeps their indexes in the folder `indexes`, if there is one.
 ///
 /// # Errors
-/// A usage error that names the tar and member if one is damaged, unsafe or has no label.
+/// A usage error that names the tar and member, if a tar is damaged or unsafe or an image has no label.
 pub fn open(root: &Path, indexes: Option<&IndexFolder>) -> Result<(TarShards, TarShards)> {
     let split = |name: &str| TarShards::open(root, name, indexes.map(|indexes| indexes.file(name)).as_ref());
     let training = split(TRAINING)?;
@@ -44,7 +44,7 @@ impl TarShards {
     /// Indexes the tars of a split, or reads the index from `kept` if no tar has changed since.
     ///
     /// # Errors
-    /// A usage error that names the tar and member if one is damaged, unsafe or has no label.
+    /// A usage error that names the tar and member, if a tar is damaged or unsafe or an image has no label.
     pub fn open(root: &Path, split: &str, kept: Option<&IndexFile>) -> Result<TarShards> {
         let tars = tars(root, split)?;
         let index = Index::cached(

@@ -44,8 +44,8 @@ pub fn thin_depths(resnet: &Resnet) -> Vec<usize> {
     of_target(resnet).into_iter().map(thin).collect()
 }
 
-/// The blocks of each stage if the stages have `depths` blocks. A stage that has fewer than in the target keeps those that change
-/// the shape, and the first of the others.
+/// The blocks of each stage if the stages have `depths` blocks. A stage with fewer blocks than in the target keeps the blocks that
+/// change the shape, and the first of its other blocks.
 pub fn blocks(resnet: &Resnet, depths: &[usize]) -> Vec<Vec<Block>> {
     let mut counts = vec![0; resnet.layers.len()];
     let mut kept = |(blocks, depth): (Vec<(usize, bool)>, &usize)| -> Vec<Block> {

@@ -24,7 +24,7 @@ fn output(resnet: &Resnet, block: &Block) -> usize {
 }
 
 /// The numbers that one sample's backward pass needs from the first trained stage on: the inputs of each block's two convolutions
-/// and two norms. Recomputed blocks keep their input alone, and one at a time the rest.
+/// and two norms. Recomputed blocks keep their input alone; the block that is being recomputed also keeps the rest.
 pub fn activations(resnet: &Resnet, training: &Memory) -> f64 {
     let Memory { depths, trained, checkpointing, .. } = training;
     const KEPT: usize = 4;

@@ -121,7 +121,7 @@ fn softmax_backward(mut gradient_xnn: Tensor, p_xnn: &Tensor, scale: f32) -> Ten
 /// differ from fp64 by 0.2 to 0.5 %.
 const BF16_ERROR: f64 = 1e-2;
 
-/// The norm of the difference of two tensors, relative to the norm of the expected one.
+/// The norm of the difference of two tensors, relative to the norm of the expected tensor.
 fn difference(found: &Tensor, expected: &Tensor) -> Result<f64> {
     let norm = |x: &Tensor| x.f_norm()?.f_double_value(&[]);
     Ok(norm(&(found.to_kind(Kind::Double) - expected))? / norm(expected)?)

@@ -203,8 +203,8 @@ struct Offsets {
     scan: usize,
 }
 
-/// Finds the offsets. Returns none if the file has no frame before its first scan, or no scan; then libjpeg's error says what is
-/// wrong.
+/// Finds the offsets. Returns none if the file has no frame before its first scan, or no scan; then libjpeg's error names the
+/// fault.
 fn find_offsets(bytes: &[u8]) -> Option<Offsets> {
     let (mut at, mut height) = (2, None);
     loop {

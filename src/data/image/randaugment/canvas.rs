@@ -78,7 +78,7 @@ impl Canvas {
         }
     }
 
-    /// Defers a table. If another is already deferred, the new one applies after it.
+    /// Defers a table. If another table is already deferred, the new table applies after it.
     fn add_table(&mut self, after: Table) {
         let mut spare_table = self.spare_table.take();
         let table = self.table.get_or_insert_with(|| {

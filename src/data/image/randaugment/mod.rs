@@ -26,7 +26,7 @@ impl Policy {
         }
     }
 
-    /// Draws one operation. With one minus the policy's probability, the result is none.
+    /// Draws an operation with the policy's probability; otherwise returns none.
     pub fn draw(&self, random: &mut Random) -> Option<Operation> {
         let kind = random.below(KINDS);
         if random.uniform() >= self.probability {

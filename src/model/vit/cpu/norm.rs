@@ -19,7 +19,7 @@ pub fn norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> (Tensor, St
 }
 
 /// Computes the gradient of x from the gradient of norm(x), and adds it to `residual`, the gradient that reaches x along the
-/// residual connection. Adds the gradients of weight and bias to `sums`, if those are given.
+/// residual connection. Adds the gradients of weight and bias to `sums`, if there are any.
 pub fn norm_backward(
     residual: &mut Tensor,
     gradient: &Tensor,
