@@ -13,8 +13,8 @@ pub fn cores_of_this_rank() -> usize {
     })
 }
 
-/// This rank's share of the `cores` that it sees. If the launcher has more cores, it has bound this rank, and all `cores` belong to
-/// the rank. The same holds if all ranks together see no more cores than Slurm has given the job on this node.
+/// This rank's share of the `cores` that it sees. If the launcher has more cores, the launcher has bound this rank, and all `cores`
+/// belong to the rank. The same holds if all ranks together see no more cores than Slurm has given the job on this node.
 fn share(cores: usize, ranks: usize, launchers: Option<usize>, on_node: Option<usize>) -> usize {
     let bound = launchers.is_some_and(|launchers| launchers > cores) || on_node.is_some_and(|all| cores * ranks <= all);
     if bound { cores } else { (cores / ranks.max(1)).max(1) }

@@ -20,7 +20,7 @@ pub struct World {
 }
 
 impl World {
-    /// Joins the world that mpirun or srun has started; without them it makes a world of one rank. It refuses a launch that would
+    /// Joins the world that mpirun or srun has started; without them, makes a world of one rank. Refuses a launch that would
     /// make N worlds of one rank, a common silent mistake on clusters (open-mpi/ompi#13523).
     pub fn join() -> Result<World> {
         let Some(launched) = launched_size()? else {
@@ -155,7 +155,7 @@ pub fn launch() -> Result<String> {
     })
 }
 
-/// The most numbers that one call sums. It limits the size of the copy and keeps within MPI's 32-bit counts.
+/// The most numbers that one call sums, so that the copy stays small and MPI's 32-bit counts suffice.
 const AT_ONCE: usize = 1 << 26;
 
 struct Mpi {

@@ -155,7 +155,7 @@ fn text(text: *const c_char) -> String {
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-/// The copy of a library that is loaded already, or else the copy that the system finds. It stays loaded for ever.
+/// The copy of a library that is loaded already, or else the copy that the system finds. The library stays loaded.
 fn load(name: &OsStr) -> Result<&'static Library> {
     // SAFETY: these libraries' initialisers only prepare themselves.
     let opened = unsafe {

@@ -55,8 +55,8 @@ fn prepare(config: &Config, epochs: usize) -> Result<()> {
     durable::replace_bytes(&run.file("config.toml"), longer.to_toml().as_bytes())
 }
 
-/// Keeps the curves of the epochs so far under another name. If they cannot be renamed, it only warns, because they are no part of
-/// the result.
+/// Keeps the curves of the epochs so far under another name. If the curves cannot be renamed, only warns, because they are no
+/// part of the result.
 fn keep_curves(run: &RunDir, epochs: usize) {
     let logs = run.logs(FINETUNE.name);
     let moved = std::fs::rename(&logs, run.logs(&format!("{}-{epochs}-epochs", FINETUNE.name)));

@@ -191,9 +191,9 @@ impl PhasePlan {
         plan.config.model.parameters(&self.depths)
     }
 
-    /// The factors of the learning rate by the phase's `layer_decay`, with the part of the flat buffer that has each. It is the buffer
-    /// of the trained stages and of these `auxiliary` parameters, whose factor is 1. The factor of a block is that of the next one
-    /// times the decay (BEiT, arXiv 2106.08254).
+    /// The factors of the learning rate by the phase's `layer_decay`, each with its part of the flat buffer, which holds the trained
+    /// stages and these `auxiliary` parameters. The factor of the auxiliary parameters is 1. The factor of a block is that of the next
+    /// block times the decay (BEiT, arXiv 2106.08254).
     pub fn rates(&self, plan: &Plan, auxiliary: &[Parameter]) -> Vec<(Range<usize>, f64)> {
         let model = &plan.config.model;
         let trained = self.parameters(plan).into_iter().filter(|parameter| self.trained.contains(&parameter.stage));

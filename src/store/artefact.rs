@@ -108,7 +108,7 @@ impl Artefact {
 /// Writes a finished artefact durably and returns its content hash.
 ///
 /// # Errors
-/// The disk has no room for it, it cannot be written, or the fence no longer holds at the end.
+/// The disk has no room for the file, the file cannot be written, or the fence no longer holds at the end.
 pub fn write(path: &Path, header: &Header, weights: &Weights, fence: Option<&Fence>) -> Result<String> {
     let tensors: Vec<(String, &Tensor)> =
         weights.iter().map(|((stage, name), tensor)| (path_of(*stage, name), tensor)).collect();

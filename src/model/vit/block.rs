@@ -197,7 +197,7 @@ impl Branch {
     }
 
     /// Computes the gradient of x from the gradient of the sum. `branch` takes the gradient of its output and the gradient of the
-    /// sum. It returns the second plus the gradient of its input.
+    /// sum. `branch` returns the gradient of the sum plus the gradient of its own input.
     fn backward<K>(
         &self,
         gradient_md: Tensor,
