@@ -2,8 +2,8 @@
 //! phase is a row of values, and no training code asks which phase it is in.
 //!
 //! A new phase needs only a new row: a run then trains it, a Slurm job executes it, and the status and the summary show it. The
-//! phase may use the config table of another row. A config table of its own must be a field of [`Config`] and be documented in
-//! `configs/default.toml`, and a command of its own must be documented in `cli/args.rs`.
+//! phase may use the config table of another row. A config table of its own must be a field of [`crate::config::Config`] and be
+//! documented in `configs/default.toml`, and a command of its own must be documented in `cli/args.rs`.
 
 use crate::config::{ObjectiveKind, TaskKind};
 
