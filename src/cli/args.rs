@@ -65,6 +65,8 @@ pub enum Command {
     SegmentE2e(TrainArgs),
     /// Evaluate an artefact on the test images (a module runs as its hybrid), or results on COCO or ADE20K
     Evaluate(EvaluateArgs),
+    /// Show what a model sees in images, as pictures: the likeliest classes, or a mask of classes
+    Predict(PredictArgs),
     /// Export a trained model for another framework
     Export {
         #[command(flatten)]
@@ -208,6 +210,24 @@ pub enum Command {
         /// The folder, which is created if it does not exist
         folder: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// JPEG or PNG images
+    #[arg(required = true)]
+    pub images: Vec<PathBuf>,
+    /// The model [default: segment.h5 of the run directory if it exists, else final.h5]
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+    /// The folder for the pictures [default: predictions in the run directory]
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
+    /// Print JSON: the pictures, and the classes of each image in percent
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

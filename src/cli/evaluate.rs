@@ -5,7 +5,8 @@ use super::load::devices;
 use super::{print, print_either, weights_or_final};
 use crate::downstream::{ade20k, coco};
 use crate::pipeline::evaluate;
-use crate::train::evaluate::IMAGES;
+use crate::task::ClassFigures;
+use crate::train::evaluate::{Evaluation, IMAGES};
 use crate::usage;
 use anyhow::{Context, Result};
 use std::path::PathBuf;
@@ -14,11 +15,27 @@ pub fn evaluate_artefact(args: &EvaluateArgs) -> Result<()> {
     let config = args.overrides.load(args.config.as_ref().context("clap requires the config")?)?;
     let weights = weights_or_final(&config, &args.weights);
     let device = devices(&config)?.device(0);
-    let (task, metrics) = evaluate::evaluate(&config, &weights, device, args.outputs.as_deref())?;
+    let (task, Evaluation { metrics, classes }) =
+        evaluate::evaluate(&config, &weights, device, args.outputs.as_deref())?;
     if args.json {
         return print(&(serde_json::to_string(&metrics)? + "\n"));
     }
-    print(&format!("{} on {} images\n", task.text(&metrics), metrics[IMAGES]))
+    let mut text = format!("{} on {} images\n", task.text(&metrics), metrics[IMAGES]);
+    if !classes.is_empty() {
+        text += &class_table(&classes);
+    }
+    print(&text)
+}
+
+/// The figures of each class as a table for people.
+fn class_table(classes: &[ClassFigures]) -> String {
+    let longest = classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0).max(5);
+    let mut text = format!("{:<longest$} {:>6} {:>6} {:>12}\n", "class", "IoU", "Acc", "pixels");
+    let percent = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
+    for ClassFigures { name, iou, accuracy, pixels, .. } in classes {
+        text += &format!("{name:<longest$} {:>6} {:>6} {pixels:>12}\n", percent(*iou), percent(*accuracy));
+    }
+    text
 }
 
 pub fn evaluate_downstream(results: &Downstream) -> Result<()> {

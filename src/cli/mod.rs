@@ -6,6 +6,7 @@ mod cluster;
 mod evaluate;
 mod load;
 mod overrides;
+mod predict;
 mod study;
 mod verify;
 
@@ -62,6 +63,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
             Some(downstream) => evaluate_downstream(downstream),
             None => evaluate_artefact(args),
         },
+        Command::Predict(args) => predict::predict(args),
         Command::Export { config, formats, weights, json } => {
             let config = config.load()?;
             let weights = weights_or_final(&config, weights);

@@ -5,7 +5,7 @@ use super::overlay::flatten;
 
 /// Keys that decide how, where or which phases run, but not their results, apart from rounding. Batch norm is an exception: its
 /// statistics depend on the micro-batch and the number of replicas.
-const EXECUTION_KEYS: [&str; 20] = [
+const EXECUTION_KEYS: [&str; 21] = [
     "run.name",
     "run.dir",
     "run.e2e",
@@ -24,6 +24,7 @@ const EXECUTION_KEYS: [&str; 20] = [
     "run.export",
     "data.path",
     "segmentation.path",
+    "segmentation.class_names",
     "data.pack_from",
     // The limit only decides when a run gives up.
     "data.bad_images",

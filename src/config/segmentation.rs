@@ -17,6 +17,7 @@ pub struct Segmentation {
     pub train_images: usize,
     pub test_images: usize,
     pub classes: usize,
+    pub class_names: Vec<String>,
     pub ignore: usize,
     pub reduce_zero_label: bool,
     pub crop: usize,
@@ -100,6 +101,12 @@ impl Segmentation {
         (usize::from(class) < self.classes).then_some(class)
     }
 
+    /// The name of a class, or if the config does not name it, its label in the label maps.
+    pub fn class_name(&self, class: usize) -> String {
+        let by_label = || format!("label {}", class + usize::from(self.reduce_zero_label));
+        self.class_names.get(class).cloned().unwrap_or_else(by_label)
+    }
+
     /// The pixels between two windows of a sliding evaluation. The default is mmsegmentation's 341 for crops of 512.
     pub fn window_stride(&self) -> usize {
         if self.stride > 0 { self.stride } else { (2 * self.crop / 3).max(1) }
@@ -126,6 +133,12 @@ impl Segmentation {
         require!(
             (2..=usize::from(IGNORED)).contains(&self.classes),
             "segmentation.classes = {}: give the number of classes, from 2 to 255",
+            self.classes
+        );
+        let named = self.class_names.len();
+        require!(
+            named == 0 || named == self.classes,
+            "segmentation.class_names holds {named} names, but segmentation.classes = {}; name all classes, or none",
             self.classes
         );
         self.validate_heads(model.stages())?;

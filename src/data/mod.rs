@@ -9,4 +9,5 @@ pub mod image;
 pub mod source;
 
 pub use source::bad_images::BadImages;
+pub use source::files;
 pub use source::{Source, data_set, format_of, open, open_read_only, open_unchecked, train_images};

@@ -84,7 +84,7 @@ fn modules(job: &Job, node: &Node, meta: Option<&str>) -> Result<Weights> {
 fn evaluated(job: &Job, node: &Node, weights: &Weights) -> Result<BTreeMap<String, f64>> {
     let (config, micro_batch) = (&job.plan.config, job.plan.config.run.micro_batch.samples());
     let network = Network::new(config, config.model.depths(), 0..0, &[], &on_device(weights, job.devices.device(0)))?;
-    let metrics = evaluate::evaluate(
+    let evaluation = evaluate::evaluate(
         &network,
         Feed::of_replica(config, &job.source, 1),
         config,
@@ -92,7 +92,7 @@ fn evaluated(job: &Job, node: &Node, weights: &Weights) -> Result<BTreeMap<Strin
         &Solo,
         &mut |_, _| (),
     )?;
-    metrics.ok_or_else(|| stopped(node))
+    evaluation.map(|evaluation| evaluation.metrics).ok_or_else(|| stopped(node))
 }
 
 fn stopped(node: &Node) -> anyhow::Error {

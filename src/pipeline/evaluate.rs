@@ -11,7 +11,7 @@ use crate::run::table::{META, TABLE};
 use crate::store::artefact::{self, Artefact, Header};
 use crate::store::durable;
 use crate::task::Task;
-use crate::train::evaluate;
+use crate::train::evaluate::{self, Evaluation};
 use crate::weights::on_device;
 use crate::{require, usage};
 use anyhow::Result;
@@ -25,15 +25,10 @@ const ALL_INPUTS_BYTES: usize = 256 << 20;
 const FEW_INPUTS: usize = 16;
 
 /// Evaluates the artefact `weights` on the config's test images for the task that it was trained for, and returns this task and the
-/// metrics. If `outputs` is given, also writes that safetensors file, for a comparison with another program: the network's outputs
+/// results. If `outputs` is given, also writes that safetensors file, for a comparison with another program: the network's outputs
 /// and the labels of all test images, under the task's names, and `inputs` (images, channels, rows, columns). If all inputs
 /// have more than 256 MiB, only the first 16 are written.
-pub fn evaluate(
-    config: &Config,
-    weights: &Path,
-    device: Device,
-    outputs: Option<&Path>,
-) -> Result<(Task, BTreeMap<String, f64>)> {
+pub fn evaluate(config: &Config, weights: &Path, device: Device, outputs: Option<&Path>) -> Result<(Task, Evaluation)> {
     if let Some(folder) = outputs.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty()) {
         require!(folder.is_dir(), "{}: no such folder; make it, or give --outputs another file", folder.display());
     }
@@ -52,9 +47,10 @@ pub fn evaluate(
         }
     };
     let batch = config.run.micro_batch.samples();
-    let metrics = evaluate::evaluate(&network, Feed::of_replica(config, &source, 1), config, batch, &Solo, &mut see)?;
+    let evaluation =
+        evaluate::evaluate(&network, Feed::of_replica(config, &source, 1), config, batch, &Solo, &mut see)?;
     outputs.map_or(Ok(()), |into| kept.write(into))?;
-    Ok((Task::of(config), metrics.expect("a signal ends this command at once")))
+    Ok((Task::of(config), evaluation.expect("a signal ends this command at once")))
 }
 
 /// Collects the tensors of an evaluation batch by batch, to write them at the end.
@@ -98,7 +94,7 @@ pub fn task_of(header: &Header) -> TaskKind {
 
 /// Builds the network of an artefact that was read from the file `weights`. Refuses it if its model differs from the config's, or
 /// its classes from those of the data.
-fn network(
+pub(super) fn network(
     config: &Config,
     artefact: Artefact,
     (weights, class_names): (&Path, &[String]),

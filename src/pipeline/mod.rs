@@ -7,6 +7,7 @@ pub mod extend;
 mod micro_batch;
 mod phase;
 pub mod plan_report;
+pub mod predict;
 pub mod preview;
 mod shares;
 mod statistics;
@@ -15,7 +16,7 @@ pub use shares::{check_jobs, check_shares};
 
 use crate::collective::mpi::World;
 use crate::collective::{Collective, Solo, agree, on_zero, zero_says};
-use crate::config::{Config, Ranks};
+use crate::config::{Config, Ranks, TaskKind};
 use crate::data::{self, Source};
 use crate::device::Devices;
 use crate::error::Failure;
@@ -77,7 +78,12 @@ impl<'a> Job<'a> {
     pub fn row(&self, row: &Row) -> Result<()> {
         match &row.kind {
             Kind::Train(phase) if phase.trains == Trains::Module => self.modules(row, None),
-            Kind::Train(_) => self.whole_network(self.graph.one(row)),
+            Kind::Train(_) => {
+                let node = self.graph.one(row);
+                self.whole_network(node)?;
+                self.keep_pictures(node);
+                Ok(())
+            }
             Kind::Assemble => self.assemble(self.graph.one(row)),
             // Packing has a command of its own, the command `run` exports and reports, and Slurm runs the user's scripts.
             Kind::Pack | Kind::Export | Kind::Report | Kind::Script => Ok(()),
@@ -127,6 +133,19 @@ impl<'a> Job<'a> {
         self.world.all_ranks().barrier()?;
         self.clock.skip();
         agree(self.world.all_ranks(), trained)
+    }
+
+    /// Writes pictures of test images of a segmentation that is done, if there are none. Without them the report is poorer, but
+    /// nothing else fails.
+    fn keep_pictures(&self, node: &Node) {
+        let (task, folder) = (node.row.task(), self.run.predictions(&node.name));
+        if task == TaskKind::Segmentation && self.world.all_ranks().is_zero() && !folder.exists() {
+            let kept = data::open(&self.plan.config.of_task(task)).and_then(|source| {
+                let weights = self.run.file(&node.file);
+                predict::compare(&self.plan.config, &weights, self.devices.device(0), &source, &folder)
+            });
+            kept.unwrap_or_else(|error| log::warn!("{}: no pictures of test images: {error:#}", node.name));
+        }
     }
 
     /// Assembles the target from the modules and evaluates it.

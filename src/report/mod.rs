@@ -9,6 +9,7 @@ mod figures;
 mod gather;
 mod groups;
 mod page;
+mod segmentation;
 pub mod summary;
 mod table;
 mod tables;

@@ -59,6 +59,7 @@ impl Content<'_> {
                     (self.missing())
                     (self.accuracy(&mut shown))
                     (self.models(&mut shown))
+                    (self.segmentation(&mut shown))
                     (self.preview(&mut shown))
                     (self.learning())
                     (self.time(&mut shown))
@@ -155,6 +156,26 @@ impl Content<'_> {
                     "model; a module far behind the others holds the assembled network back."
                 }
                 (keep(shown, previews))
+            }
+        }
+    }
+
+    /// The segmentations, with pictures if there is only one run.
+    fn segmentation(&self, shown: &mut Vec<Table>) -> Markup {
+        let (models, classes) = (tables::segmentations(self.runs), tables::classes(self.runs));
+        let pictures = |run: &Run| run.segmentations.iter().flat_map(|one| one.pictures.clone()).collect::<Vec<_>>();
+        let pictures = if let [run] = self.runs { pictures(run) } else { Vec::new() };
+        html! {
+            @if !models.rows.is_empty() {
+                h2 { "Segmentation" }
+                (table(&models, |_| ""))
+                @if !classes.rows.is_empty() { details { summary { "The figures of each class" } (table(&classes, |_| "")) } }
+                @if !pictures.is_empty() {
+                    div.figures { @for address in &pictures { figure { img src=(address) alt="prediction and labels" style="max-width:100%"; } } }
+                    p.note { "Test images: the prediction at the left, the labels at the right. Pixels without a label are bare." }
+                }
+                (keep(shown, models))
+                @if !classes.rows.is_empty() { (keep(shown, classes)) }
             }
         }
     }

@@ -90,6 +90,39 @@ pub fn previews(runs: &[Run]) -> Table {
     without_run(table, runs)
 }
 
+/// The figures of all segmentations.
+pub fn segmentations(runs: &[Run]) -> Table {
+    let mut table = Table::new("segmentations", &["run", "model"]);
+    let Some(first) = runs.iter().find_map(|run| run.segmentations.first()) else { return table };
+    table.head.extend(first.task.columns().map(Metric::title));
+    for run in runs {
+        for one in &run.segmentations {
+            let mut row = vec![Cell::text(&run.name), Cell::text(&one.label)];
+            row.extend(one.scores.0.iter().map(|score| {
+                score.value.map_or(Cell::none(), |value| Cell::number(score.metric.number(value), value))
+            }));
+            table.rows.push(row);
+        }
+    }
+    table
+}
+
+/// The figures of each class of all segmentations.
+pub fn classes(runs: &[Run]) -> Table {
+    let mut table = Table::new("classes", &["run", "model", "class", "IoU %", "Acc %", "pixels"]);
+    let percent = |value: Option<f64>| value.map_or(Cell::none(), |value| Cell::number(format!("{value:.2}"), value));
+    for run in runs {
+        for one in &run.segmentations {
+            table.rows.extend(one.classes.iter().map(|class| {
+                let pixels = Cell::number(grouped(class.pixels), class.pixels);
+                let (run, model, name) = (Cell::text(&run.name), Cell::text(&one.label), Cell::text(&class.name));
+                vec![run, model, name, percent(class.iou), percent(class.accuracy), pixels]
+            }));
+        }
+    }
+    table
+}
+
 /// The averages over seeds: each group of each setting.
 pub fn groups(metric: &Metric, runs: &[Run], settings: &[Setting]) -> Table {
     let head =

@@ -93,6 +93,16 @@ impl RunDir {
         self.path.join(name)
     }
 
+    /// The figures of each class of a segmentation phase, as JSON.
+    pub fn classes(&self, phase: &str) -> PathBuf {
+        self.logs(phase).join("classes.json")
+    }
+
+    /// The folder of a phase's pictures of test images.
+    pub fn predictions(&self, phase: &str) -> PathBuf {
+        self.path.join("predictions").join(phase)
+    }
+
     /// The folder of a phase's metrics.
     pub fn logs(&self, phase: &str) -> PathBuf {
         self.path.join("logs").join(phase)

@@ -24,6 +24,8 @@ pub enum Colour {
     Neutral,
     /// One of several, such as the curves of modules or of runs.
     Of(usize),
+    /// A colour that means something elsewhere, such as that of a class in a mask.
+    Own([u8; 3]),
     Ink,
     Faint,
     Grid,
@@ -35,6 +37,7 @@ impl Colour {
             Colour::Incubation => (0x1b, 0x6c, 0xb3),
             Colour::EndToEnd => (0xc9, 0x62, 0x15),
             Colour::Neutral => (0x7c, 0x84, 0x8d),
+            Colour::Own([r, g, b]) => (r, g, b),
             Colour::Of(index) => SEVERAL[index % SEVERAL.len()],
             Colour::Ink => (0x24, 0x29, 0x2f),
             Colour::Faint => (0x5c, 0x65, 0x6e),

@@ -1,10 +1,13 @@
 //! Pictures as SVG text. This file has two plain ones, legible on a light and on a dark background: curves, and a matrix of
-//! shares. The pictures of a report are in [`chart`] and [`bars`], and [`png()`] turns any of them into pixels.
+//! shares. The pictures of a report are in [`chart`] and [`bars`], and [`png()`] turns any of them into pixels. A [`Picture`] is of
+//! pixels: a photograph, with a mask of classes over it and a drawn picture below it.
 
 pub mod bars;
 pub mod chart;
+mod picture;
 mod png;
 
+pub use picture::{Picture, colour};
 pub use png::png;
 
 use plotters::coord::Shift;

@@ -1,6 +1,6 @@
 //! Metrics as data: how each is named, printed and compared.
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
 
 /// A kind of number that an evaluation gives.
@@ -44,6 +44,21 @@ impl Metric {
     pub fn text(&self, value: f64) -> String {
         [self.name, &self.number(value), self.unit].join(" ").trim_end().to_string()
     }
+}
+
+/// The figures of one class of a segmentation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClassFigures {
+    pub class: usize,
+    pub name: String,
+    /// Intersection over union in percent; none if the class has neither labels nor predictions.
+    #[serde(rename = "IoU")]
+    pub iou: Option<f64>,
+    /// The share of the labelled pixels that are right, in percent; none if no pixel has this label.
+    #[serde(rename = "Acc")]
+    pub accuracy: Option<f64>,
+    /// How many pixels have this label.
+    pub pixels: u64,
 }
 
 /// The value of a metric for a model; none before the first evaluation. It is serialised as a map with the metric's key.

@@ -11,7 +11,7 @@ mod metric;
 mod objective;
 mod segmentation;
 
-pub use metric::{Better, Metric, Score, Scores};
+pub use metric::{Better, ClassFigures, Metric, Score, Scores};
 pub use objective::{Given, Objective};
 
 use crate::collective::Collective;
@@ -157,6 +157,14 @@ impl Task {
         match self {
             Task::Classification { .. } => classification::values(sums, images),
             Task::Segmentation(task) => task.values(sums),
+        }
+    }
+
+    /// The figures of each class from the sums, if the task has such figures, with the names that the config gives the classes.
+    pub fn of_classes(self, sums: &[f64], config: &Config) -> Vec<ClassFigures> {
+        match self {
+            Task::Classification { .. } => Vec::new(),
+            Task::Segmentation(_) => segmentation::of_classes(sums, |class| config.segmentation.class_name(class)),
         }
     }
 

@@ -7,7 +7,7 @@ use crate::data::feed::test_batches::{TestBatch, test_batches};
 use crate::model::Network;
 use crate::require;
 use crate::stop::stop_requested;
-use crate::task::Task;
+use crate::task::{ClassFigures, Task};
 use crate::weights::{Staging, upload};
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -16,7 +16,15 @@ use tch::Tensor;
 /// The key of the number of evaluated images, which is returned with the task's metrics.
 pub const IMAGES: &str = "images";
 
-/// Returns the task's metrics and [`IMAGES`]. Batches have at most `batch` and at most 128 images; `see` is called with each batch
+/// The results of an evaluation.
+pub struct Evaluation {
+    /// The task's metrics and [`IMAGES`].
+    pub metrics: BTreeMap<String, f64>,
+    /// The figures of each class, if the task has such figures.
+    pub classes: Vec<ClassFigures>,
+}
+
+/// Evaluates a network. Batches have at most `batch` and at most 128 images; `see` is called with each batch
 /// and what the task infers of it, in host memory. Returns none if a signal asked one of the ranks to stop, because an evaluation can
 /// take longer than the time that is left. Collective over the group.
 pub fn evaluate(
@@ -26,7 +34,7 @@ pub fn evaluate(
     batch: usize,
     group: &dyn Collective,
     see: &mut dyn FnMut(&TestBatch, &[Tensor]),
-) -> Result<Option<BTreeMap<String, f64>>> {
+) -> Result<Option<Evaluation>> {
     let task = Task::of(config);
     let (images, device) = (feed.source.test.len(), network.options().1);
     let (rank, size) = (group.rank(), group.size());
@@ -60,5 +68,5 @@ pub fn evaluate(
     require!(*images > 0.0, "none of the test images can be read; see the warnings above");
     let mut metrics = task.values(sums, *images);
     metrics.insert(IMAGES.into(), *images);
-    Ok(Some(metrics))
+    Ok(Some(Evaluation { metrics, classes: task.of_classes(sums, config) }))
 }

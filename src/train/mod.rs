@@ -20,12 +20,12 @@ use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::run::data::TrainedOn;
 use crate::store::lease::Lease;
-use crate::store::{RunDir, artefact, full_disk};
+use crate::store::{RunDir, artefact, durable, full_disk};
 use crate::weights::{Staging, Weights};
 use anyhow::{Result, anyhow};
 use checkpoints::Checkpoints;
+use evaluate::Evaluation;
 use logging::Logging;
-use std::collections::BTreeMap;
 use step::Stepper;
 use tch::Device;
 use trainer::Trainer;
@@ -147,12 +147,12 @@ impl Training<'_> {
     }
 
     /// Evaluates and logs the metrics; none if a signal asked a rank to stop.
-    fn evaluate(&mut self) -> Result<Option<BTreeMap<String, f64>>> {
-        let metrics = self.trainer.evaluate(self.setting)?;
-        if let Some(metrics) = &metrics {
+    fn evaluate(&mut self) -> Result<Option<Evaluation>> {
+        let evaluation = self.trainer.evaluate(self.setting)?;
+        if let Some(Evaluation { metrics, .. }) = &evaluation {
             self.logging.evaluation(self.trainer.step, metrics);
         }
-        Ok(metrics)
+        Ok(evaluation)
     }
 
     fn checkpoint_if_due(&mut self, stepper: &Stepper) -> Result<()> {
@@ -173,7 +173,7 @@ impl Training<'_> {
             End::Stop => return self.stop(),
             End::Complete => {}
         }
-        let Some(metrics) = self.evaluate()? else { return self.stop() };
+        let Some(Evaluation { metrics, classes }) = self.evaluate()? else { return self.stop() };
         if !metrics.values().all(|value| value.is_finite()) {
             return self.not_finite(self.trainer.step - 1);
         }
@@ -185,6 +185,9 @@ impl Training<'_> {
             let (path, weights) = (setting.run.file(&phase.file), self.trainer.result(&header));
             let write = || artefact::write(&path, &header, &weights, fence);
             full_disk::insist(write, &mut |why| self.logging.trouble(why))?;
+            if !classes.is_empty() {
+                durable::replace_bytes(&setting.run.classes(&phase.name), &serde_json::to_vec_pretty(&classes)?)?;
+            }
             setting.run.prune_checkpoints(&phase.name, self.trainer.step, 0, fence);
         }
         setting.group.barrier()

@@ -1,6 +1,7 @@
 //! The network and the optimiser of a phase: starts or resumes them, evaluates the network, and prepares the contents of artefacts
 //! and checkpoints.
 
+use super::evaluate::Evaluation;
 use super::optimiser::Optimiser;
 use super::{Setting, evaluate};
 use crate::family::parameter::Parameter;
@@ -100,18 +101,18 @@ impl Trainer {
         weights
     }
 
-    /// The metrics of the weights of [`Trainer::result`]; none if a signal asked a rank to stop. Collective over the group.
-    pub(super) fn evaluate(&mut self, setting: &Setting) -> Result<Option<BTreeMap<String, f64>>> {
+    /// The evaluation of the weights of [`Trainer::result`]; none if a signal asked a rank to stop. Collective over the group.
+    pub(super) fn evaluate(&mut self, setting: &Setting) -> Result<Option<Evaluation>> {
         let Setting { plan, feed, group, micro_batch, .. } = *setting;
         let weights: Option<Tensor> = self.optimiser.average().map(|average| {
             let weights = self.network.flat().buffer().copy();
             self.network.flat_mut().set(average);
             weights
         });
-        let metrics = evaluate::evaluate(&self.network, feed, &plan.config, micro_batch, group, &mut |_, _| ());
+        let evaluation = evaluate::evaluate(&self.network, feed, &plan.config, micro_batch, group, &mut |_, _| ());
         if let Some(weights) = weights {
             self.network.flat_mut().set(&weights);
         }
-        metrics
+        evaluation
     }
 }

@@ -190,6 +190,55 @@ fn fine_tuned() -> Incubate {
 }
 
 #[test]
+fn predictions_are_shown_as_pictures_of_masks_and_of_likely_classes() {
+    let run = fine_tuned().set("segmentation.class_names=[\"ground\", \"red & round\", \"box\"]");
+    run.ok(&["segment"]);
+    let folder = run.folder.path();
+    let photo = folder.join("photo.png");
+    let pixels: Vec<u8> = (0..40 * 30 * 3).map(|i| (i * 7 % 256) as u8).collect();
+    png(&photo, png::ColorType::Rgb, [40, 30], &pixels);
+    let photo = photo.to_str().unwrap();
+    // Two images of one name have two pictures.
+    let seen = run.ok(&["predict", photo, photo, "--json"]).out;
+    let seen: Vec<serde_json::Value> = serde_json::from_str(&seen).unwrap();
+    let classes = seen[0]["classes"].as_array().unwrap();
+    let sum: f64 = classes.iter().map(|class| class["percent"].as_f64().unwrap()).sum();
+    assert!(
+        (sum - 100.0).abs() < 1e-9 && ["ground", "red & round", "box"].contains(&classes[0]["name"].as_str().unwrap())
+    );
+    for name in ["photo", "photo-2"] {
+        let [width, height, pixels] = read_png(&run.file(&format!("predictions/{name}.png")));
+        assert!(width == 480 && height > 360, "{width}×{height}: the photograph twelve times as large, above a key");
+        // The first pixel is between the photograph's and that of the colour of a class of PASCAL VOC.
+        assert!((0..3).all(|i| [0, 64].contains(&(pixels >> (8 * i) & 0xFF).wrapping_sub(7 * i / 2))), "{pixels:06x}");
+    }
+    let text = run.ok(&["predict", photo, "--weights", run.file("final.h5").to_str().unwrap(), "--into", "seen"]).out;
+    assert!(text.contains(" %  ") && text.contains("picture: seen/photo.png"), "{text}");
+    assert!(folder.join("seen/photo.png").exists());
+    let text = run.ok(&["evaluate", "--weights", run.file("segment.h5").to_str().unwrap()]).out;
+    assert!(text.lines().any(|line| line.starts_with("red & round ")) && text.contains("IoU"), "{text}");
+    // A report shows the figures of each class, and pictures of test images.
+    crate::incubate::plain(&["report", run.run_dir.to_str().unwrap()]).output().unwrap();
+    let page = String::from_utf8(run.bytes("report-so-far.html")).unwrap();
+    assert!(page.contains("red &amp; round") && page.contains("mIoU"), "the page names the classes");
+    assert_eq!(page.matches("<img src=\"data:image/png;base64,iVBOR").count(), 4);
+    let missing = folder.join("absent.jpg");
+    run.incubate(&["predict", missing.to_str().unwrap()]).fails(2, &["absent.jpg", "no such file", "JPEG or PNG"]);
+    std::fs::write(&missing, "no image").unwrap();
+    run.incubate(&["predict", missing.to_str().unwrap()]).fails(2, &["absent.jpg", "neither a JPEG nor a PNG"]);
+    run.set("segmentation.class_names=[\"one\"]").incubate(&["predict", photo]).fails(2, &["class_names", "1 names"]);
+}
+
+/// The width and the height of a PNG, and its first pixel: red in the lowest byte, then green and blue.
+fn read_png(path: &Path) -> [u32; 3] {
+    let mut reader =
+        png::Decoder::new(std::io::BufReader::new(std::fs::File::open(path).unwrap())).read_info().unwrap();
+    let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut bytes).unwrap();
+    [info.width, info.height, u32::from(bytes[0]) | u32::from(bytes[1]) << 8 | u32::from(bytes[2]) << 16]
+}
+
+#[test]
 fn a_segmentation_that_is_killed_and_resumed_has_the_bits_of_an_uninterrupted_one() {
     let run = fine_tuned();
     let interrupted = run.fork(&FILES);

@@ -5,7 +5,7 @@ mod ahead;
 pub mod batch;
 mod batch_memory;
 pub mod loader;
-mod pairs;
+pub mod pairs;
 pub mod reader;
 mod sampler;
 pub mod test_batches;

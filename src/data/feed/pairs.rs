@@ -68,8 +68,8 @@ impl PairReader {
             let map = self.map(other)?;
             let mut random = Random::new(key);
             let out = Crop { pixels: &mut *pixels, classes: &mut *classes };
-            let transformed =
-                self.image(other, &map, |joint, bench, bytes| joint.train(bench, bytes, &map, &mut random, out))?;
+            let transformed = self
+                .image(other, Some(&map), |joint, bench, bytes, _| joint.train(bench, bytes, &map, &mut random, out))?;
             if transformed.is_some() {
                 return Ok(());
             }
@@ -84,14 +84,32 @@ impl PairReader {
     /// If more images than the config allows are unreadable or differ in size from their label maps, or if a label map is unreadable.
     pub fn evaluate(&mut self, index: usize) -> Result<(Tensor, Tensor)> {
         let map = self.map(index)?;
-        let size = (map.height, map.width);
-        let transformed = self.image(index, &map, |joint, bench, bytes| joint.evaluate(bench, bytes, size))?;
-        let Some((pixels, [height, width])) = transformed else {
+        let Some((image_1chw, _)) = self.resized(index, Some(&map))? else {
             let none = |size: &[i64], kind: Kind| Tensor::empty(size, (kind, tch::Device::Cpu));
             return Ok((none(&[0, 3, 1, 1], Kind::Float), none(&[0, 1, 1], Kind::Uint8)));
         };
-        let image_1chw = Tensor::from_slice(&pixels).view([1, 3, height as i64, width as i64]);
         Ok((image_1chw, Tensor::from_slice(&map.classes).view([1, map.height as i64, map.width as i64])))
+    }
+
+    /// An image for evaluation (1, channel, row, column), resized, which needs no label map, and its own height and width.
+    ///
+    /// # Errors
+    /// If it is unreadable.
+    pub fn image_alone(&mut self, index: usize) -> Result<(Tensor, [usize; 2])> {
+        let image = self.resized(index, None)?;
+        image.ok_or_else(|| usage!("{}: it cannot be read; see the warning above", self.reading.split.name(index)))
+    }
+
+    /// An image for evaluation, resized, and its own height and width; none if it is unreadable.
+    fn resized(&mut self, index: usize, map: Option<&LabelMap>) -> Result<Option<(Tensor, [usize; 2])>> {
+        let evaluate = |joint: &Joint, bench: &mut Bench, bytes: &[u8], size: (usize, usize)| {
+            Ok((joint.evaluate(bench, bytes, size)?, [size.0, size.1]))
+        };
+        let transformed = self.image(index, map, evaluate)?;
+        let tensor = |((pixels, [height, width]), size): ((Vec<f32>, [usize; 2]), [usize; 2])| {
+            (Tensor::from_slice(&pixels).view([1, 3, height as i64, width as i64]), size)
+        };
+        Ok(transformed.map(tensor))
     }
 
     /// The label map of an image.
@@ -101,15 +119,15 @@ impl PairReader {
         map.map_err(|error| usage!("{}: {error:#}", split.map_name(index)))
     }
 
-    /// Opens an image and gives it to `transform`. Returns none if the image is unreadable or differs in size from its label map.
+    /// Opens an image and gives it with its (height, width) to `transform`. Returns none if the image is unreadable or differs in size from its label map, if it has one.
     ///
     /// # Errors
     /// If more images than the config allows are unreadable or differ in size from their label maps.
     fn image<T>(
         &mut self,
         index: usize,
-        map: &LabelMap,
-        transform: impl FnOnce(&Joint, &mut Bench, &[u8]) -> Result<T>,
+        map: Option<&LabelMap>,
+        transform: impl FnOnce(&Joint, &mut Bench, &[u8], (usize, usize)) -> Result<T>,
     ) -> Result<Option<T>> {
         let PairReading { split, joint, bad, .. } = self.reading.as_ref();
         let read = || -> Result<T> {
@@ -119,14 +137,16 @@ impl PairReader {
                 none => none.insert(joint.bench()?),
             };
             let (height, width) = bench.open(&self.bytes, stored)?;
-            ensure!(
-                (height, width) == (map.height, map.width),
-                "it has {width}×{height} pixels, but its label map {} has {}×{}; make them of one size",
-                split.map_name(index),
-                map.width,
-                map.height
-            );
-            transform(joint, bench, &self.bytes)
+            if let Some(map) = map {
+                ensure!(
+                    (height, width) == (map.height, map.width),
+                    "it has {width}×{height} pixels, but its label map {} has {}×{}; make them of one size",
+                    split.map_name(index),
+                    map.width,
+                    map.height
+                );
+            }
+            transform(joint, bench, &self.bytes, (height, width))
         };
         match read() {
             Ok(value) => Ok(Some(value)),

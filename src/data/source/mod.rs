@@ -4,6 +4,7 @@
 pub mod bad_images;
 mod cifar;
 mod drawn_maps;
+pub mod files;
 pub mod folder;
 mod idx;
 pub mod images;

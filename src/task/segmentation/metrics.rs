@@ -2,7 +2,7 @@
 //! a figure.
 
 use super::IGNORED;
-use crate::task::{Better, Metric};
+use crate::task::{Better, ClassFigures, Metric};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
@@ -60,6 +60,23 @@ pub fn values(sums: &[f64]) -> BTreeMap<String, f64> {
     METRICS.iter().map(|metric| metric.key.to_string()).zip(figures).collect()
 }
 
+/// The figures of each class, which `name` names.
+pub fn of_classes(sums: &[f64], name: impl Fn(usize) -> String) -> Vec<ClassFigures> {
+    let classes = sums.len() / 3;
+    let [right, predicted, labelled] = [0, 1, 2].map(|part| &sums[part * classes..(part + 1) * classes]);
+    let figures = |class: usize| {
+        let share = |whole: f64| (whole > 0.0).then(|| 100.0 * right[class] / whole);
+        ClassFigures {
+            class,
+            name: name(class),
+            iou: share(predicted[class] + labelled[class] - right[class]),
+            accuracy: share(labelled[class]),
+            pixels: labelled[class] as u64,
+        }
+    };
+    (0..classes).map(figures).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,5 +93,9 @@ mod tests {
         for (metric, expected) in METRICS.iter().zip(expected) {
             assert!((values[metric.key] - 100.0 * expected).abs() < 1e-12, "{}: {values:?}", metric.key);
         }
+        let figures = of_classes(&all, |class| format!("class {class}"));
+        let of = |class: usize| (figures[class].iou, figures[class].accuracy, figures[class].pixels);
+        assert_eq!([of(0), of(1)], [(Some(50.0), Some(100.0), 2), (Some(60.0), Some(60.0), 5)]);
+        assert_eq!([of(2), of(3)], [(None, None, 0); 2]);
     }
 }

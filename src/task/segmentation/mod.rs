@@ -10,7 +10,7 @@ mod loss;
 mod metrics;
 mod norm;
 
-pub use metrics::METRICS;
+pub use metrics::{METRICS, of_classes};
 
 use super::{Loss, Part};
 use crate::config::{Config, IGNORED, Inference, NormOver, PixelMean, TAPS};

@@ -1,0 +1,234 @@
+//! Shows people what a model sees in images: the likeliest classes of an image, or a class for each of its pixels.
+
+use super::evaluate::{network, task_of};
+use crate::config::{Config, IGNORED, TaskKind};
+use crate::data::feed::pairs::{PairReader, PairReading};
+use crate::data::feed::reader::{Reader, Reading};
+use crate::data::image::decode::Decoder;
+use crate::data::image::pixels::Region;
+use crate::data::source::samples::Split;
+use crate::data::{Source, files};
+use crate::model::Network;
+use crate::random::Random;
+use crate::store::artefact::{self, Header};
+use crate::store::durable;
+use crate::svg::bars::{Bar, Bars, Part};
+use crate::svg::chart::Colour;
+use crate::svg::{Picture, colour};
+use crate::task::Task;
+use crate::usage;
+use crate::weights::upload;
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// How many classes of an image are named.
+const BEST: usize = 5;
+/// How many classes of a mask are named.
+const NAMED: usize = 40;
+/// How many test images a run keeps pictures of, and the width in pixels of each half of such a picture.
+const KEPT: usize = 4;
+const HALF: usize = 480;
+
+/// What a model sees in an image.
+#[derive(Debug, Serialize)]
+pub struct Prediction {
+    pub image: PathBuf,
+    pub picture: PathBuf,
+    /// The largest first.
+    pub classes: Vec<Share>,
+}
+
+/// A class with its probability, or with its share of the pixels, in percent.
+#[derive(Debug, Clone, Serialize)]
+pub struct Share {
+    pub class: usize,
+    pub name: String,
+    pub percent: f64,
+}
+
+/// Predicts images, given as files, by the artefact `weights`, and writes a picture of each into the folder `into`.
+pub fn predict(
+    config: &Config,
+    weights: &Path,
+    device: Device,
+    images: &[PathBuf],
+    into: &Path,
+) -> Result<Vec<Prediction>> {
+    let source = files::open(images)?;
+    let seer = Seer::new(config, weights, device, &source)?;
+    std::fs::create_dir_all(into).map_err(|e| usage!("{}: {e}; give another folder by --into", into.display()))?;
+    let mut names = BTreeSet::new();
+    let mut all = Vec::new();
+    for (index, image) in images.iter().enumerate() {
+        let title = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (picture, classes) = seer.see(index, &title)?;
+        let stem = image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let mut name = stem.clone();
+        // Images of several folders may have one name.
+        for number in 2.. {
+            if names.insert(name.clone()) {
+                break;
+            }
+            name = format!("{stem}-{number}");
+        }
+        let file = into.join(format!("{name}.png"));
+        durable::replace_bytes(&file, &picture.png())?;
+        all.push(Prediction { image: image.clone(), picture: file, classes });
+    }
+    Ok(all)
+}
+
+/// Writes pictures of a few test images into a folder: the predictions of the segmentation `weights`, and the labels.
+pub fn compare(config: &Config, weights: &Path, device: Device, source: &Source, into: &Path) -> Result<()> {
+    let seer = Seer::new(config, weights, device, source)?;
+    std::fs::create_dir_all(into).with_context(|| into.display().to_string())?;
+    let (images, mut reader) = (source.test.len(), seer.pairs());
+    for number in 0..images.min(KEPT) {
+        let index = number * images / images.min(KEPT);
+        let (image_1chw, labels_1hw) = reader.evaluate(index)?;
+        if image_1chw.size()[0] == 0 {
+            continue;
+        }
+        let predicted = seer.map(&image_1chw, &labels_1hw)?;
+        let labels = bytes(&labels_1hw);
+        let photo = photo(&source.test, index)?;
+        // The predictions on pixels without a class count for nothing.
+        let bare: Vec<u8> = predicted.iter().zip(&labels).map(|(&p, &l)| if l == IGNORED { l } else { p }).collect();
+        let halves = [&bare, &labels].map(|classes| photo.painted(classes, |class| class == IGNORED).at_most(HALF));
+        let both = halves[0].beside(&halves[1]).legible();
+        let name = source.test.name(index);
+        let name = Path::new(&name).file_name().unwrap_or_default().to_string_lossy();
+        let key = seer.key(&format!("{name}: prediction, labels"), &seer.shares(&[bare, labels].concat()));
+        durable::replace_bytes(&into.join(format!("{number}.png")), &both.above(&key).png())?;
+    }
+    Ok(())
+}
+
+/// A model with the images that it sees.
+struct Seer<'a> {
+    config: Config,
+    header: Header,
+    network: Network,
+    source: &'a Source,
+}
+
+impl<'a> Seer<'a> {
+    fn new(config: &Config, weights: &Path, device: Device, source: &'a Source) -> Result<Seer<'a>> {
+        let artefact = artefact::read(weights)?;
+        let config = config.of_task(task_of(&artefact.header));
+        let header = artefact.header.clone();
+        let network = network(&config, artefact, (weights, &[]), device)?;
+        Ok(Seer { config, header, network, source })
+    }
+
+    /// The picture of an image under its title, and the classes that are seen in it.
+    fn see(&self, index: usize, title: &str) -> Result<(Picture, Vec<Share>)> {
+        let photo = photo(&self.source.test, index)?;
+        match self.config.task {
+            TaskKind::Classification => {
+                let classes = self.best(index)?;
+                Ok((photo.legible().above(&ranking(title, &classes)), classes))
+            }
+            TaskKind::Segmentation => {
+                let (image_1chw, [h, w]) = self.pairs().image_alone(index)?;
+                let size_1hw = Tensor::zeros([1, h as i64, w as i64], (Kind::Uint8, Device::Cpu));
+                let classes = self.map(&image_1chw, &size_1hw)?;
+                let shares = self.shares(&classes);
+                let picture = photo.painted(&classes, |_| false).legible();
+                Ok((picture.above(&self.key(title, &shares)), shares))
+            }
+        }
+    }
+
+    fn pairs(&self) -> PairReader {
+        PairReading::new(&self.config, &self.source.test, &self.source.bad).reader()
+    }
+
+    /// The likeliest classes of an image.
+    fn best(&self, index: usize) -> Result<Vec<Share>> {
+        let model = &self.config.model;
+        let [channels, side] = [model.channels(), model.image_size()];
+        let mut pixels = vec![0.0; channels * side * side];
+        let mut reader: Reader = Reading::evaluation(&self.config, &self.source.test, &self.source.bad).reader();
+        reader.read_this(index, &Random::new(&[]), &mut pixels)?;
+        let image_bchw = Tensor::from_slice(&pixels).view([1, channels as i64, side as i64, side as i64]);
+        let outputs = self.infer(&image_bchw, &Tensor::zeros([1], (Kind::Int64, Device::Cpu)))?;
+        let probabilities = outputs[0].to_kind(Kind::Float).softmax(1, Kind::Float).view(-1);
+        let (values, classes) = probabilities.topk(BEST.min(model.classes()) as i64, 0, true, true);
+        let both = Vec::<f32>::try_from(&values)?.into_iter().zip(Vec::<i64>::try_from(&classes)?);
+        let share = |(value, class): (f32, i64)| {
+            let class = class as usize;
+            let name = self.header.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"));
+            Share { class, name, percent: 100.0 * f64::from(value) }
+        };
+        Ok(both.map(share).collect())
+    }
+
+    /// The class of each pixel of an image (1, c, row, column), at the size of the labels (1, row, column).
+    fn map(&self, image_1chw: &Tensor, labels_1hw: &Tensor) -> Result<Vec<u8>> {
+        Ok(bytes(&self.infer(image_1chw, labels_1hw)?[0]))
+    }
+
+    fn infer(&self, image_bchw: &Tensor, labels: &Tensor) -> Result<Vec<Tensor>> {
+        let task = Task::of(&self.config);
+        tch::no_grad(|| task.infer(&self.network, &upload(image_bchw, self.network.options().1), labels))
+    }
+
+    /// The classes of pixels with their shares of the pixels that have a class.
+    fn shares(&self, classes: &[u8]) -> Vec<Share> {
+        let mut counts = [0usize; IGNORED as usize];
+        classes.iter().filter(|&&class| class != IGNORED).for_each(|&class| counts[usize::from(class)] += 1);
+        let all = counts.iter().sum::<usize>().max(1) as f64;
+        let mut there: Vec<(usize, usize)> = counts.into_iter().enumerate().filter(|(_, count)| *count > 0).collect();
+        there.sort_by_key(|(class, count)| (std::cmp::Reverse(*count), *class));
+        let name = |class| self.config.segmentation.class_name(class);
+        let share = |(class, count)| Share { class, name: name(class), percent: 100.0 * count as f64 / all };
+        there.into_iter().map(share).collect()
+    }
+
+    /// The key to the colours of a mask, as SVG.
+    fn key(&self, title: &str, shares: &[Share]) -> String {
+        let part = |share: &Share| Part {
+            name: format!("{} {:.1} %", share.name, share.percent),
+            colour: Colour::Own(colour(share.class as u8)),
+            // As strong as the mask over a white photograph.
+            strength: 0.75,
+        };
+        Bars { title: title.into(), parts: shares.iter().take(NAMED).map(part).collect(), bars: Vec::new() }.svg()
+    }
+}
+
+/// Bars of the probabilities of an image's likeliest classes, as SVG.
+fn ranking(title: &str, classes: &[Share]) -> String {
+    let bar = |share: &Share| Bar {
+        name: share.name.clone(),
+        // The rest to 100 makes the bars comparable between images.
+        parts: vec![share.percent, 100.0 - share.percent],
+        label: format!("{:.1} %", share.percent),
+    };
+    let part = |name: &str, strength| Part { name: name.into(), colour: Colour::Incubation, strength };
+    let parts = vec![part("probability", 1.0), part("rest", 0.12)];
+    Bars { title: title.into(), parts, bars: classes.iter().map(bar).collect() }.svg()
+}
+
+fn bytes(classes: &Tensor) -> Vec<u8> {
+    Vec::try_from(classes.to_device(Device::Cpu).contiguous().view(-1)).expect("a map of classes holds bytes")
+}
+
+/// The pixels of an image.
+fn photo(images: &Split, index: usize) -> Result<Picture> {
+    let mut bytes = Vec::new();
+    let mut read = || -> Result<Picture> {
+        let stored = images.read(index, &mut bytes)?;
+        let mut decoder = Decoder::new()?;
+        let (height, width) = decoder.open(&bytes, stored)?;
+        let view = decoder.view(&bytes, Region { left: 0, top: 0, width, height }, 1)?;
+        let rows = view.bytes.chunks_exact(view.channels * view.width).take(height);
+        let pixels = rows.flat_map(|row| row.chunks_exact(view.channels).take(width));
+        Ok(Picture { width, height, rgb: pixels.map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect() })
+    };
+    read().map_err(|fault| usage!("{}: {fault:#}; give JPEG or PNG images", images.name(index)))
+}
