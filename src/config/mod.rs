@@ -21,7 +21,7 @@ pub use interval::Interval;
 pub use micro_batch::MicroBatch;
 pub use objectives::{Dgl, InfoPro, LabelLoss, LocalHead, ObjectiveKind};
 use overlay::{check_keys, lay_over, parse_set, unreadable};
-pub use segmentation::{IGNORED, Inference, MapFormat, NormOver, PixelMean, Segmentation, TAPS};
+pub use segmentation::{IGNORED, Inference, MapFormat, Neck, NormOver, PixelMean, Segmentation, TAPS};
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

@@ -32,7 +32,7 @@ const EXECUTION_KEYS: [&str; 21] = [
 
 /// The ends of keys that a recipe names only if they differ from these defaults, so that the recipes of artefacts that were written
 /// before there were such keys stay what they were.
-const LATER_KEYS: [(&str, &str); 10] = [
+const LATER_KEYS: [(&str, &str); 13] = [
     (".epochs_before", "0"),
     ("module.start", "\"fresh\""),
     (".lr_drops", "[]"),
@@ -41,6 +41,9 @@ const LATER_KEYS: [(&str, &str); 10] = [
     (".layer_decay", "1.0"),
     (".momentum", "0.9"),
     (".nesterov", "true"),
+    ("segmentation.neck", "\"none\""),
+    ("segmentation.test_scales", "[1.0]"),
+    ("segmentation.test_flip", "false"),
     ("segmentation.norm_over", "\"micro_batch\""),
     ("data.crop_border", "\"zeros\""),
 ];

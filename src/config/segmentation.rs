@@ -25,6 +25,7 @@ pub struct Segmentation {
     pub category_limit: f64,
     pub distortion: bool,
     pub taps: Vec<usize>,
+    pub neck: Neck,
     pub width: usize,
     pub auxiliary_width: usize,
     pub auxiliary_weight: f64,
@@ -33,6 +34,8 @@ pub struct Segmentation {
     pub norm_over: NormOver,
     pub inference: Inference,
     pub stride: usize,
+    pub test_scales: Vec<f64>,
+    pub test_flip: bool,
 }
 
 /// The source of images with label maps.
@@ -41,6 +44,18 @@ pub struct Segmentation {
 pub enum MapFormat {
     Folder,
     Shapes,
+}
+
+/// The layers between the stages and the heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Neck {
+    /// The heads read maps of one size.
+    None,
+    /// `MultiLevelNeck` of mmsegmentation: convolutions and interpolation to four sizes.
+    Mln,
+    /// `Feature2Pyramid` of mmsegmentation, as in BEiT and MAE: transposed convolutions, and a maximum.
+    Pyramid,
 }
 
 /// The pixels by whose count the sum of the pixels' losses is divided.
@@ -141,6 +156,12 @@ impl Segmentation {
             "segmentation.class_names holds {named} names, but segmentation.classes = {}; name all classes, or none",
             self.classes
         );
+        require!(
+            self.neck == Neck::None || self.crop >= 2 * patch,
+            "segmentation.neck: a crop of {} pixels is one patch, which no neck can halve; set segmentation.crop to at least {}",
+            self.crop,
+            2 * patch
+        );
         self.validate_heads(model.stages())?;
         self.validate_images()
     }
@@ -188,6 +209,11 @@ impl Segmentation {
         require!(
             low > 0.0 && low <= high && high <= 16.0,
             "segmentation.resize = [{low}, {high}]: give a range of positive numbers up to 16, the smaller one first"
+        );
+        require!(
+            !self.test_scales.is_empty() && self.test_scales.iter().all(|&scale| (0.1..=8.0).contains(&scale)),
+            "segmentation.test_scales = {:?}: give numbers from 0.1 to 8, such as [1.0]",
+            self.test_scales
         );
         probability("segmentation.category_limit", self.category_limit)
     }

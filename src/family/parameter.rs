@@ -28,6 +28,10 @@ pub enum Start {
     FanOut {
         fan_out: usize,
     },
+    /// Uniform in ± this bound.
+    Uniform {
+        bound: f64,
+    },
     /// Normal with this standard deviation.
     Deviation {
         deviation: f64,

@@ -30,6 +30,7 @@ fn draw(parameter: &Parameter, seed: u64, numbers: &mut [f32]) {
             let bound = 1.0 / (fan_in as f64).sqrt();
             random.between(-bound, bound) as f32
         }
+        Start::Uniform { bound } => random.between(-bound, bound) as f32,
         Start::FanOut { fan_out } => ((2.0 / fan_out as f64).sqrt() * random.normal()) as f32,
         Start::Deviation { deviation } => (deviation * random.normal()) as f32,
         Start::Zeros => 0.0,

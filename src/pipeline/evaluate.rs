@@ -70,10 +70,11 @@ impl Outputs {
     }
 
     fn keep(&mut self, batch: &TestBatch, of_network: &[Tensor]) {
-        let taken = batch.images_bchw.size()[0].min(self.inputs_wanted as i64);
+        let images_bchw = &batch.images_bchw[0];
+        let taken = images_bchw.size()[0].min(self.inputs_wanted as i64);
         self.inputs_wanted -= taken as usize;
         // The inputs are copied, because the memory of the batch is reused.
-        let inputs = batch.images_bchw.narrow(0, 0, taken).copy();
+        let inputs = images_bchw.narrow(0, 0, taken).copy();
         let named = self.task.named_outputs(of_network, &batch.labels).into_iter();
         for (name, tensor) in named.chain([("inputs", &inputs)]) {
             self.kept.entry(name).or_default().push(tensor.shallow_clone());

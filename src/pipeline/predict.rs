@@ -88,11 +88,11 @@ pub fn compare(config: &Config, weights: &Path, device: Device, source: &Source,
     let (images, mut reader) = (source.test.len(), seer.pairs());
     for number in 0..images.min(KEPT) {
         let index = number * images / images.min(KEPT);
-        let (image_1chw, labels_1hw) = reader.evaluate(index)?;
-        if image_1chw.size()[0] == 0 {
+        let (images_1chw, labels_1hw) = reader.evaluate(index)?;
+        if images_1chw[0].size()[0] == 0 {
             continue;
         }
-        let predicted = seer.map(&image_1chw, &labels_1hw)?;
+        let predicted = seer.map(&images_1chw, &labels_1hw)?;
         let labels = bytes(&labels_1hw);
         let photo = photo(&source.test, index)?;
         // The predictions on pixels without a class count for nothing.
@@ -133,9 +133,9 @@ impl<'a> Seer<'a> {
                 Ok((photo.legible().above(&ranking(title, &classes)), classes))
             }
             TaskKind::Segmentation => {
-                let (image_1chw, [h, w]) = self.pairs().image_alone(index)?;
+                let (images_1chw, [h, w]) = self.pairs().image_alone(index)?;
                 let size_1hw = Tensor::zeros([1, h as i64, w as i64], (Kind::Uint8, Device::Cpu));
-                let classes = self.map(&image_1chw, &size_1hw)?;
+                let classes = self.map(&images_1chw, &size_1hw)?;
                 let shares = self.shares(&classes);
                 let picture = photo.painted(&classes, |_| false).legible();
                 Ok((picture.above(&self.key(title, &shares)), shares))
@@ -155,7 +155,7 @@ impl<'a> Seer<'a> {
         let mut reader: Reader = Reading::evaluation(&self.config, &self.source.test, &self.source.bad).reader();
         reader.read_this(index, &Random::new(&[]), &mut pixels)?;
         let image_bchw = Tensor::from_slice(&pixels).view([1, channels as i64, side as i64, side as i64]);
-        let outputs = self.infer(&image_bchw, &Tensor::zeros([1], (Kind::Int64, Device::Cpu)))?;
+        let outputs = self.infer(&[image_bchw], &Tensor::zeros([1], (Kind::Int64, Device::Cpu)))?;
         let probabilities = outputs[0].to_kind(Kind::Float).softmax(1, Kind::Float).view(-1);
         let (values, classes) = probabilities.topk(BEST.min(model.classes()) as i64, 0, true, true);
         let both = Vec::<f32>::try_from(&values)?.into_iter().zip(Vec::<i64>::try_from(&classes)?);
@@ -167,14 +167,15 @@ impl<'a> Seer<'a> {
         Ok(both.map(share).collect())
     }
 
-    /// The class of each pixel of an image (1, c, row, column), at the size of the labels (1, row, column).
-    fn map(&self, image_1chw: &Tensor, labels_1hw: &Tensor) -> Result<Vec<u8>> {
-        Ok(bytes(&self.infer(image_1chw, labels_1hw)?[0]))
+    /// The class of each pixel of an image, given at each scale (1, c, row, column), at the size of the labels (1, row, column).
+    fn map(&self, images_1chw: &[Tensor], labels_1hw: &Tensor) -> Result<Vec<u8>> {
+        Ok(bytes(&self.infer(images_1chw, labels_1hw)?[0]))
     }
 
-    fn infer(&self, image_bchw: &Tensor, labels: &Tensor) -> Result<Vec<Tensor>> {
+    fn infer(&self, images_bchw: &[Tensor], labels: &Tensor) -> Result<Vec<Tensor>> {
         let task = Task::of(&self.config);
-        tch::no_grad(|| task.infer(&self.network, &upload(image_bchw, self.network.options().1), labels))
+        let images: Vec<Tensor> = images_bchw.iter().map(|images| upload(images, self.network.options().1)).collect();
+        tch::no_grad(|| task.infer(&self.network, &images, labels))
     }
 
     /// The classes of pixels with their shares of the pixels that have a class.

@@ -30,10 +30,10 @@ pub fn estimated_anew(
         if stop_requested() {
             return Ok(None);
         }
-        let images_bchw = batch?.images_bchw;
+        let [images_bchw] = &batch?.images_bchw[..] else { unreachable!("images without label maps have one scale") };
         // The variance of a single image would not be defined.
         if images_bchw.size()[0] > 1 {
-            network.gather_statistics(&upload(&images_bchw, device));
+            network.gather_statistics(&upload(images_bchw, device));
             seen += images_bchw.size()[0];
         }
     }

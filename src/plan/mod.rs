@@ -5,6 +5,7 @@ pub mod cost;
 pub mod gpus;
 pub mod groups;
 pub mod head;
+pub mod heads;
 pub mod local;
 pub mod schedule;
 

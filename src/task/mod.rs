@@ -135,10 +135,10 @@ impl Task {
         }
     }
 
-    /// Evaluates a batch of images, whose labels are in host memory: the outputs at the taps or the predictions, in host memory.
-    pub fn infer(self, network: &Network, images_bchw: &Tensor, labels: &Tensor) -> Result<Vec<Tensor>> {
+    /// Evaluates a batch of images, or one image at several scales, whose labels are in host memory: the outputs at the taps or the predictions, in host memory.
+    pub fn infer(self, network: &Network, images_bchw: &[Tensor], labels: &Tensor) -> Result<Vec<Tensor>> {
         let outputs = match self {
-            Task::Classification { .. } => network.forward(images_bchw, &self.taps()),
+            Task::Classification { .. } => network.forward(&images_bchw[0], &self.taps()),
             Task::Segmentation(task) => vec![task.infer(network, images_bchw, labels)?],
         };
         Ok(outputs.iter().map(|output| output.to_device(Device::Cpu)).collect())

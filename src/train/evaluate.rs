@@ -48,9 +48,10 @@ pub fn evaluate(
                 break;
             }
             let batch = batch?;
-            let readable = batch.images_bchw.size()[0];
+            let readable = batch.images_bchw[0].size()[0];
             if readable > 0 {
-                let outputs = task.infer(network, &upload(&batch.images_bchw, device), &batch.labels)?;
+                let uploaded: Vec<Tensor> = batch.images_bchw.iter().map(|images| upload(images, device)).collect();
+                let outputs = task.infer(network, &uploaded, &batch.labels)?;
                 task.add(&mut sums, &outputs, &batch.labels);
                 images += readable as f64;
                 see(&batch, &outputs);

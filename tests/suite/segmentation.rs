@@ -24,11 +24,12 @@ fn wave(shape: &[i64], phase: f64) -> Tensor {
     (Tensor::arange(count, (Kind::Double, FP32_ON_HOST.1)) * 0.37 + phase).sin().to_kind(Kind::Float).view(shape)
 }
 
-fn config(mean: &str) -> Config {
+fn config(mean: &str, neck: &str) -> Config {
     let text = format!(
         "[model]\nimage_size = 16\npatch_size = 4\nwidth = {WIDTH}\nheads = 2\ndepths = [1, 1, 1, 1]\nclasses = 3\n\
          [segmentation]\nformat = \"shapes\"\ntrain_images = 2\ntest_images = 2\nclasses = 7\ncrop = {CROP}\nwidth = 8\n\
-         auxiliary_width = 6\nhead_dropout = 0.0\nreduce_zero_label = false\ninference = \"whole\"\nloss_mean = \"{mean}\""
+         auxiliary_width = 6\nhead_dropout = 0.0\nreduce_zero_label = false\ninference = \"whole\"\nloss_mean = \"{mean}\"\n\
+         neck = \"{neck}\""
     );
     Config::parse(&text, &[]).unwrap().of_task(TaskKind::Segmentation)
 }
@@ -40,7 +41,8 @@ fn weights(config: &Config, depths: &[usize]) -> Weights {
     for parameter in auxiliary {
         let phase = parameter.name.bytes().map(f64::from).sum();
         let numbers = wave(&parameter.shape, phase) * 0.1;
-        let is_near_one = ["bn.weight", "running_var"].iter().any(|end| parameter.name.ends_with(end));
+        let is_near_one =
+            ["bn.weight", "upsample_4x.1.weight", "running_var"].iter().any(|end| parameter.name.ends_with(end));
         weights.insert((parameter.stage, parameter.name), if is_near_one { numbers + 1.0 } else { numbers });
     }
     weights
@@ -67,22 +69,24 @@ fn assert_close(what: &str, ours: &Tensor, golden: &Tensor) {
 }
 
 #[test]
-fn loss_gradients_and_batch_norm_of_both_heads_are_mmsegmentations() {
+fn loss_gradients_and_batch_norm_of_necks_and_heads_are_mmsegmentations() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/segmentation.safetensors");
     let golden: BTreeMap<String, Tensor> = Tensor::read_safetensors(path).unwrap().into_iter().collect();
     let depths = [1, 1, 1, 1];
-    for mean in ["all", "labelled"] {
-        let config = config(mean);
+    for (case, mean, neck) in
+        [("all", "all", "none"), ("labelled", "labelled", "none"), ("mln", "all", "mln"), ("pyramid", "all", "pyramid")]
+    {
+        let config = config(mean, neck);
         let task = Task::of(&config);
         let auxiliary = task.parameters(depths.len());
         let network = Network::new(&config, &depths, 0..4, &auxiliary, &weights(&config, &depths)).unwrap();
         let outputs: Vec<Tensor> = (0..4).map(tokens).collect();
         let part = Part { group: &Solo, seed: 1, step: 0, positions: 0..BATCH as usize, global_batch: BATCH as f64 };
         let Loss { sum, gradients } = task.loss(&network, &outputs, &labels(), &part).unwrap();
-        assert_close("loss", &sum, &golden[&format!("{mean}.loss")]);
+        assert_close("loss", &sum, &golden[&format!("{case}.loss")]);
         for (tap, gradient) in gradients.iter().enumerate() {
             let of_map = gradient.narrow(1, 1, GRID * GRID).transpose(1, 2).contiguous();
-            assert_close(&format!("{mean}: gradient of map {tap}"), &of_map, &golden[&format!("{mean}.map.{tap}")]);
+            assert_close(&format!("{case}: gradient of map {tap}"), &of_map, &golden[&format!("{case}.map.{tap}")]);
             assert_eq!(gradient.narrow(1, 0, 1).abs().max().double_value(&[]), 0.0, "that of the class token");
         }
         let of_heads = network.flat().layout().named(network.flat().gradients());
@@ -90,19 +94,20 @@ fn loss_gradients_and_batch_norm_of_both_heads_are_mmsegmentations() {
             let name = &parameter.name;
             let ours = &of_heads[&(parameter.stage, name.clone())];
             if parameter.is_trainable() {
-                assert_close(&format!("{mean}: gradient of {name}"), ours, &golden[&format!("{mean}.{name}")]);
+                assert_close(&format!("{case}: gradient of {name}"), ours, &golden[&format!("{case}.{name}")]);
                 continue;
             }
             // What the flat buffer sums is the statistic of every sample.
             let before = network.flat().get(parameter.stage, name, true).unwrap().value;
-            assert_close(name, &(before * 0.9 + ours / BATCH as f64 * 0.1), &golden[name]);
+            let theirs = if neck == "none" { name.clone() } else { format!("{case}.{name}") };
+            assert_close(name, &(before * 0.9 + ours / BATCH as f64 * 0.1), &golden[&theirs]);
         }
     }
 }
 
 #[test]
 fn parts_of_a_batch_add_up_to_the_loss_of_the_batch_if_they_are_normalised_alike() {
-    let config = config("all");
+    let config = config("all", "none");
     let task = Task::of(&config);
     let depths = [1, 1, 1, 1];
     let auxiliary = task.parameters(depths.len());

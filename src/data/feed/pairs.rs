@@ -77,39 +77,39 @@ impl PairReader {
         Err(usage!("none of the {count} images can be read; see the warnings above"))
     }
 
-    /// An image for evaluation (1, channel, row, column), resized, and its label map (1, row, column) at its own size. If the image
-    /// is unreadable, the first dimension of both tensors is 0.
+    /// An image for evaluation at each scale (1, channel, row, column), and its label map (1, row, column) at its own size. If the image
+    /// is unreadable, the first dimension of all tensors is 0.
     ///
     /// # Errors
     /// If more images than the config allows are unreadable or differ in size from their label maps, or if a label map is unreadable.
-    pub fn evaluate(&mut self, index: usize) -> Result<(Tensor, Tensor)> {
+    pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
         let map = self.map(index)?;
-        let Some((image_1chw, _)) = self.resized(index, Some(&map))? else {
+        let Some((images_1chw, _)) = self.resized(index, Some(&map))? else {
             let none = |size: &[i64], kind: Kind| Tensor::empty(size, (kind, tch::Device::Cpu));
-            return Ok((none(&[0, 3, 1, 1], Kind::Float), none(&[0, 1, 1], Kind::Uint8)));
+            return Ok((vec![none(&[0, 3, 1, 1], Kind::Float)], none(&[0, 1, 1], Kind::Uint8)));
         };
-        Ok((image_1chw, Tensor::from_slice(&map.classes).view([1, map.height as i64, map.width as i64])))
+        Ok((images_1chw, Tensor::from_slice(&map.classes).view([1, map.height as i64, map.width as i64])))
     }
 
-    /// An image for evaluation (1, channel, row, column), resized, which needs no label map, and its own height and width.
+    /// An image for evaluation at each scale (1, channel, row, column), which needs no label map, and its own height and width.
     ///
     /// # Errors
     /// If it is unreadable.
-    pub fn image_alone(&mut self, index: usize) -> Result<(Tensor, [usize; 2])> {
+    pub fn image_alone(&mut self, index: usize) -> Result<(Vec<Tensor>, [usize; 2])> {
         let image = self.resized(index, None)?;
         image.ok_or_else(|| usage!("{}: it cannot be read; see the warning above", self.reading.split.name(index)))
     }
 
-    /// An image for evaluation, resized, and its own height and width; none if it is unreadable.
-    fn resized(&mut self, index: usize, map: Option<&LabelMap>) -> Result<Option<(Tensor, [usize; 2])>> {
+    /// An image for evaluation at each scale, and its own height and width; none if it is unreadable.
+    fn resized(&mut self, index: usize, map: Option<&LabelMap>) -> Result<Option<(Vec<Tensor>, [usize; 2])>> {
         let evaluate = |joint: &Joint, bench: &mut Bench, bytes: &[u8], size: (usize, usize)| {
-            Ok((joint.evaluate(bench, bytes, size)?, [size.0, size.1]))
+            let at_scale = |&scale: &f64| {
+                let (pixels, [height, width]) = joint.evaluate(bench, bytes, size, scale)?;
+                Ok(Tensor::from_slice(&pixels).view([1, 3, height as i64, width as i64]))
+            };
+            Ok((joint.scales().iter().map(at_scale).collect::<Result<Vec<_>>>()?, [size.0, size.1]))
         };
-        let transformed = self.image(index, map, evaluate)?;
-        let tensor = |((pixels, [height, width]), size): ((Vec<f32>, [usize; 2]), [usize; 2])| {
-            (Tensor::from_slice(&pixels).view([1, 3, height as i64, width as i64]), size)
-        };
-        Ok(transformed.map(tensor))
+        self.image(index, map, evaluate)
     }
 
     /// The label map of an image.

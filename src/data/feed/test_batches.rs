@@ -14,8 +14,8 @@ use tch::Tensor;
 
 /// Test images, transformed for evaluation. For a GPU, images of one size are in pinned memory.
 pub struct TestBatch {
-    /// (batch, channel, row, column), normalised.
-    pub images_bchw: Tensor,
+    /// (batch, channel, row, column), normalised: one tensor, or a tensor of the only image for each scale of the evaluation.
+    pub images_bchw: Vec<Tensor>,
     /// The class of each image (batch), or the label map of the only image (1, row, column) at its own size.
     pub labels: Tensor,
     /// The memory of the images, if it is reused.
@@ -107,5 +107,5 @@ fn test_batch(
         }
     }
     let images_bchw = images_bchw.narrow(0, 0, labels.len() as i64);
-    Ok(TestBatch { images_bchw, labels: Tensor::from_slice(&labels), _memory: memory })
+    Ok(TestBatch { images_bchw: vec![images_bchw], labels: Tensor::from_slice(&labels), _memory: memory })
 }

@@ -52,6 +52,11 @@ impl Joint {
         }
     }
 
+    /// The scales at which an image is evaluated.
+    pub fn scales(&self) -> &[f64] {
+        &self.keys.test_scales
+    }
+
     /// Memory for a worker.
     pub fn bench(&self) -> Result<Bench> {
         let (resample, pixels, planes) = (Resample::default(), Pixels::default(), Vec::new());
@@ -105,13 +110,19 @@ impl Joint {
         Ok(())
     }
 
-    /// An image for evaluation (channel, row, column), resized, with its height and width. It has been opened by [`Bench::open`],
+    /// An image for evaluation (channel, row, column), resized to `scale` times its usual size, with its height and width. It has been opened by [`Bench::open`],
     /// which gave its `size`.
     ///
     /// # Errors
     /// If the image cannot be decoded.
-    pub fn evaluate(&self, bench: &mut Bench, bytes: &[u8], size: (usize, usize)) -> Result<(Vec<f32>, [usize; 2])> {
-        let (height, width) = fitting(size, self.keys.crop, 1.0);
+    pub fn evaluate(
+        &self,
+        bench: &mut Bench,
+        bytes: &[u8],
+        size: (usize, usize),
+        scale: f64,
+    ) -> Result<(Vec<f32>, [usize; 2])> {
+        let (height, width) = fitting(size, self.keys.crop, scale);
         bench.interpolate(bytes, size, (height, width), Region { left: 0, top: 0, width, height })?;
         let mut planes = vec![0.0; 3 * height * width];
         self.normalise.apply(&bench.pixels, None, false, &mut planes);

@@ -1,87 +1,23 @@
-//! UPerNet and the auxiliary FCN: their parameters and their forward passes. mmsegmentation's `UPerHead` and `FCNHead`, with its
-//! names.
+//! The forward passes of UPerNet and the auxiliary FCN: mmsegmentation's `UPerHead` and `FCNHead`.
 
 use super::Segmentation;
 use super::norm::{BATCH_NORM_EPS, Cuts, Normed};
-use crate::family::parameter::{Parameter, Role, Start};
+use crate::family::parameter::Parameter;
 use crate::model::{Network, Weight};
+use crate::plan::heads::POOLED;
 use anyhow::Result;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
-/// The sizes to which the pyramid pooling module averages the coarsest map.
-const POOLED: [i64; 4] = [1, 2, 3, 6];
-const BATCH_NORM_MOMENTUM: f64 = 0.1;
-
-/// A convolution without bias, BatchNorm and ReLU.
-struct Unit {
-    name: String,
-    input: usize,
-    output: usize,
-    kernel: usize,
-}
-
-/// The units of both heads.
-fn units(task: Segmentation) -> Vec<Unit> {
-    let Segmentation { tokens, width, auxiliary_width, .. } = task;
-    let unit = |name: String, input, output, kernel| Unit { name, input, output, kernel };
-    let mut all = Vec::new();
-    for i in 0..POOLED.len() {
-        all.push(unit(format!("decode_head.psp_modules.{i}.1"), tokens.width, width, 1));
-    }
-    all.push(unit("decode_head.bottleneck".into(), tokens.width + POOLED.len() * width, width, 3));
-    for i in 0..task.tapped.len() - 1 {
-        all.push(unit(format!("decode_head.lateral_convs.{i}"), tokens.width, width, 1));
-    }
-    for i in 0..task.tapped.len() - 1 {
-        all.push(unit(format!("decode_head.fpn_convs.{i}"), width, width, 3));
-    }
-    all.push(unit("decode_head.fpn_bottleneck".into(), task.tapped.len() * width, width, 3));
-    if task.auxiliary_weight > 0.0 {
-        all.push(unit("auxiliary_head.convs.0".into(), tokens.width, auxiliary_width, 3));
-    }
-    all
-}
-
-/// Each head's name, with the channels that its classifier reads.
-fn heads(task: Segmentation) -> Vec<(&'static str, usize)> {
-    let auxiliary = (task.auxiliary_weight > 0.0).then_some(("auxiliary_head", task.auxiliary_width));
-    std::iter::once(("decode_head", task.width)).chain(auxiliary).collect()
-}
-
-/// The parameters and buffers of both heads, started as mmsegmentation starts them.
-pub fn parameters(task: Segmentation, stage: usize) -> Vec<Parameter> {
-    let mut all = Vec::new();
-    let mut add = |name: String, shape: &[usize], start: Start, role: Role| {
-        let shape = shape.iter().map(|&n| n as i64).collect();
-        all.push(Parameter { stage, name, shape, start, role });
-    };
-    for Unit { name, input, output, kernel } in units(task) {
-        let fan_out = Start::FanOut { fan_out: output * kernel * kernel };
-        let buffer = Role::Buffer { momentum: BATCH_NORM_MOMENTUM };
-        add(format!("{name}.conv.weight"), &[output, input, kernel, kernel], fan_out, Role::Decayed);
-        add(format!("{name}.bn.weight"), &[output], Start::Ones, Role::Plain);
-        add(format!("{name}.bn.bias"), &[output], Start::Zeros, Role::Plain);
-        add(format!("{name}.bn.running_mean"), &[output], Start::Zeros, buffer);
-        add(format!("{name}.bn.running_var"), &[output], Start::Ones, buffer);
-    }
-    for (head, width) in heads(task) {
-        let start = Start::Deviation { deviation: 0.01 };
-        add(format!("{head}.conv_seg.weight"), &[task.classes, width, 1, 1], start, Role::Decayed);
-        add(format!("{head}.conv_seg.bias"), &[task.classes], Start::Zeros, Role::Plain);
-    }
-    all
-}
-
-/// Both heads with their parameters.
+/// The neck and both heads with their parameters.
 pub struct Heads<'a> {
-    task: Segmentation,
+    pub(super) task: Segmentation,
     weights: BTreeMap<String, Weight>,
     /// The parameters as leaves of the graph in training, else as they are. BatchNorm's are fp32.
     values: BTreeMap<String, Tensor>,
     /// None in evaluation.
-    training: Option<Training<'a>>,
+    pub(super) training: Option<Training<'a>>,
     /// The means and variances that BatchNorm has computed in training, by the names of the buffers.
     statistics: RefCell<Vec<(String, Tensor)>>,
 }
@@ -98,12 +34,15 @@ impl<'a> Heads<'a> {
     /// The heads for a pass of training, or for evaluation.
     pub fn new(task: Segmentation, network: &Network, training: Option<Training<'a>>) -> Heads<'a> {
         let stage = network.stages();
+        let all = task.architecture.parameters(stage);
+        let norm_of = |parameter: &Parameter| parameter.name.strip_suffix("running_var").map(str::to_string);
+        let norms: Vec<String> = all.iter().filter_map(norm_of).collect();
         let weight = |parameter: Parameter| {
-            let exact = parameter.name.contains(".bn.");
+            let exact = norms.iter().any(|norm| parameter.name.starts_with(norm));
             let weight = network.flat().get(stage, &parameter.name, exact);
             (parameter.name, weight.expect("the network was built with the task's parameters"))
         };
-        let weights: BTreeMap<String, Weight> = parameters(task, stage).into_iter().map(weight).collect();
+        let weights: BTreeMap<String, Weight> = all.into_iter().map(weight).collect();
         let trains = |name: &str| training.is_some() && !is_buffer(name);
         let value =
             |(name, weight): (&String, &Weight)| (name.clone(), weight.value.detach().set_requires_grad(trains(name)));
@@ -139,7 +78,7 @@ impl<'a> Heads<'a> {
         let (coarsest, finer) = maps.split_last().expect("there are four maps");
         let mut pyramid = vec![coarsest.shallow_clone()];
         for (i, size) in POOLED.into_iter().enumerate() {
-            let pooled = unit(&format!("psp_modules.{i}.1"), &coarsest.adaptive_avg_pool2d([size, size]))?;
+            let pooled = unit(&format!("psp_modules.{i}.1"), &coarsest.adaptive_avg_pool2d([size as i64; 2]))?;
             pyramid.push(resized_like(&pooled, coarsest));
         }
         let lateral = |(i, map): (usize, &Tensor)| unit(&format!("lateral_convs.{i}"), map);
@@ -158,10 +97,14 @@ impl<'a> Heads<'a> {
         Ok(self.classify("decode_head", 0, unit("fpn_bottleneck", &Tensor::cat(&outputs, 1))?))
     }
 
-    /// The FCN's logits (b, c, row, column) in fp32, of the coarsest map; none without an FCN.
+    /// The FCN's logits (b, c, row, column) in fp32, of one of the maps; none without an FCN.
     pub fn fcn(&self, maps: &[Tensor]) -> Result<Option<Tensor>> {
-        let Some(coarsest) = maps.last().filter(|_| self.task.auxiliary_weight > 0.0) else { return Ok(None) };
-        Ok(Some(self.classify("auxiliary_head", 1, self.unit("auxiliary_head.convs.0", coarsest)?)))
+        let architecture = self.task.architecture;
+        if !architecture.has_auxiliary {
+            return Ok(None);
+        }
+        let map = &maps[architecture.auxiliary_level()];
+        Ok(Some(self.classify("auxiliary_head", 1, self.unit("auxiliary_head.convs.0", map)?)))
     }
 
     fn unit(&self, name: &str, x_bchw: &Tensor) -> Result<Tensor> {
@@ -171,7 +114,7 @@ impl<'a> Heads<'a> {
         Ok(self.norm(&format!("{name}.bn"), &x_bchw)?.relu())
     }
 
-    fn norm(&self, name: &str, x_bchw: &Tensor) -> Result<Tensor> {
+    pub(super) fn norm(&self, name: &str, x_bchw: &Tensor) -> Result<Tensor> {
         let value = |part: &str| &self.values[&format!("{name}.{part}")];
         let [gamma, beta, mean, variance] = ["weight", "bias", "running_mean", "running_var"].map(value);
         let (output, mean, variance) = match &self.training {
@@ -211,9 +154,19 @@ impl<'a> Heads<'a> {
         let masks = self.training.as_ref().map(|training| &training.masks);
         let mask = masks.map(|masks| masks[number].to_kind(x_bchw.kind()));
         let x_bchw = mask.map_or(x_bchw.shallow_clone(), |mask| &x_bchw * mask);
-        let value = |part: &str| &self.values[&format!("{head}.conv_seg.{part}")];
-        let logits = x_bchw.conv2d(value("weight"), Some(value("bias")), [1, 1], [0, 0], [1, 1], 1);
+        let logits = self.convolution(&format!("{head}.conv_seg"), &x_bchw);
         logits.to_kind(Kind::Float)
+    }
+
+    /// A convolution with a bias, which keeps the size.
+    pub(super) fn convolution(&self, name: &str, x_bchw: &Tensor) -> Tensor {
+        let [weight, bias] = self.weight_and_bias(name);
+        let padding = weight.size()[2] / 2;
+        x_bchw.conv2d(weight, Some(bias), [1, 1], [padding, padding], [1, 1], 1)
+    }
+
+    pub(super) fn weight_and_bias(&self, name: &str) -> [&Tensor; 2] {
+        ["weight", "bias"].map(|part| &self.values[&format!("{name}.{part}")])
     }
 }
 
@@ -225,24 +178,4 @@ fn is_buffer(name: &str) -> bool {
 fn resized_like(map: &Tensor, other: &Tensor) -> Tensor {
     let to = [other.size()[2], other.size()[3]];
     if map.size()[2..] == to { map.shallow_clone() } else { map.upsample_bilinear2d(to, false, None, None) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tests::task;
-    use super::*;
-
-    #[test]
-    fn the_heads_have_the_parameters_of_mmsegmentations() {
-        let count = |sets: &[&str], head: &str| -> usize {
-            let all = parameters(task(sets), 4);
-            all.iter().filter(|p| p.is_trainable() && p.name.starts_with(head)).map(Parameter::count).sum()
-        };
-        // UPerHead and FCNHead of mmsegmentation 1.2.2 for ViT-B and ViT-L.
-        let large = ["model.width=1024", "model.heads=16"];
-        assert_eq!([count(&[], "decode_head"), count(&[], "auxiliary_head")], [32_332_950, 1_808_534]);
-        assert_eq!([count(&large, "decode_head"), count(&large, "auxiliary_head")], [34_430_102, 2_398_358]);
-        assert_eq!(count(&["segmentation.width=768"], "decode_head"), 67_963_542);
-        assert_eq!(count(&["segmentation.auxiliary_weight=0.0"], "auxiliary_head"), 0);
-    }
 }

@@ -10,13 +10,38 @@ use tch::{Device, Kind, Tensor};
 /// The most logits of the size of a label map that exist at a time.
 const MOST_LOGITS: i64 = 1 << 26;
 
-pub fn infer(task: Segmentation, network: &Network, image_1chw: &Tensor, [h, w]: [i64; 2]) -> Result<Tensor> {
+pub fn infer(task: Segmentation, network: &Network, images_1chw: &[Tensor], [h, w]: [i64; 2]) -> Result<Tensor> {
     let heads = Heads::new(task, network, None);
-    let logits_1chw = match task.inference {
-        Inference::Whole => logits(task, network, &heads, image_1chw)?,
-        Inference::Slide => sliding(task, image_1chw, &|window| logits(task, network, &heads, window))?,
+    let at_scale = |image_1chw: &Tensor| match task.inference {
+        Inference::Whole => logits(task, network, &heads, image_1chw),
+        Inference::Slide => sliding(task, image_1chw, &|window| logits(task, network, &heads, window)),
     };
-    Ok(largest(&logits_1chw, [h, w]).to_device(Device::Cpu))
+    let classes_1hw = match images_1chw {
+        [image_1chw] if !task.flip => largest(&at_scale(image_1chw)?, [h, w]),
+        images_1chw => mean_probabilities(images_1chw, task.flip, [h, w], &at_scale)?.argmax(1, false),
+    };
+    Ok(classes_1hw.to_kind(Kind::Uint8).to_device(Device::Cpu))
+}
+
+/// The sum of the probabilities (1, c, h, w) of all classes over the scales of an image and, if `flip`, over their mirror images, as
+/// mmsegmentation's `SegTTAModel` adds them up.
+fn mean_probabilities(
+    images_1chw: &[Tensor],
+    flip: bool,
+    [h, w]: [i64; 2],
+    logits: &dyn Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let mirrored =
+        |tensor: &Tensor, is_mirrored: bool| if is_mirrored { tensor.flip([3]) } else { tensor.shallow_clone() };
+    let mut sum: Option<Tensor> = None;
+    for image_1chw in images_1chw {
+        for is_mirrored in [false, true].into_iter().take(1 + usize::from(flip)) {
+            let logits_1chw = mirrored(&logits(&mirrored(image_1chw, is_mirrored))?, is_mirrored);
+            let probabilities = logits_1chw.upsample_bilinear2d([h, w], false, None, None).softmax(1, Kind::Float);
+            sum = Some(sum.map_or_else(|| probabilities.shallow_clone(), |sum| sum + &probabilities));
+        }
+    }
+    Ok(sum.expect("an image has a scale"))
 }
 
 /// The logits (1, c, row, column) of an image at its size.
@@ -24,16 +49,16 @@ fn logits(task: Segmentation, network: &Network, heads: &Heads, image_1chw: &Ten
     let (_, _, h, w) = image_1chw.size4().expect("an image is (1, c, h, w)");
     let tokens = network.forward(image_1chw, &task.taps());
     let maps: Vec<Tensor> = tokens.iter().map(|tokens| task.map(tokens, [h, w])).collect();
-    Ok(heads.uper(&maps)?.upsample_bilinear2d([h, w], false, None, None))
+    Ok(heads.uper(&heads.neck(maps)?)?.upsample_bilinear2d([h, w], false, None, None))
 }
 
 /// The mean of the logits of all windows that hold a pixel.
 fn sliding(task: Segmentation, image_1chw: &Tensor, logits: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let (_, _, h, w) = image_1chw.size4().expect("an image is (1, c, h, w)");
     let options = (Kind::Float, image_1chw.device());
-    let sums = Tensor::zeros([1, task.classes as i64, h, w], options);
+    let sums = Tensor::zeros([1, task.architecture.classes as i64, h, w], options);
     let counts = Tensor::zeros([1, 1, h, w], options);
-    let along = |side: i64| windows(side as usize, task.crop, task.stride);
+    let along = |side: i64| windows(side as usize, task.architecture.crop, task.stride);
     for rows in along(h) {
         for columns in along(w) {
             let part = |tensor: &Tensor| {
@@ -72,7 +97,7 @@ fn largest(logits_1chw: &Tensor, [h, w]: [i64; 2]) -> Tensor {
         (others.where_self(&is_better, &values), theirs.where_self(&is_better, &best))
     };
     let all = (0..classes).step_by(each as usize).map(of_classes);
-    all.reduce(better).expect("there are classes").1.to_kind(Kind::Uint8)
+    all.reduce(better).expect("there are classes").1
 }
 
 #[cfg(test)]
@@ -87,6 +112,26 @@ mod tests {
         assert_eq!([starts(512), starts(683), starts(1024)], [vec![0], vec![0, 171], vec![0, 341, 512]]);
         assert_eq!(windows(300, 512, 341), vec![0..300]);
         assert_eq!(windows(854, 512, 341), vec![0..512, 341..853, 342..854]);
+    }
+
+    #[test]
+    fn scales_and_mirror_images_have_one_vote_each() {
+        let image = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([1, 1, 2, 3]);
+        // A function of the pixel alone is the same in the mirror.
+        let even = |image: &Tensor| Ok(Tensor::cat(&[image * 0.3, -image], 1));
+        let of = |flip, logits: &dyn Fn(&Tensor) -> Result<Tensor>| {
+            mean_probabilities(&[image.copy(), image.copy()], flip, [2, 3], logits).unwrap()
+        };
+        let (plain, flipped) = (of(false, &even), of(true, &even));
+        assert!((&plain * 2.0 - &flipped).abs().max().double_value(&[]) < 1e-6);
+        assert!((plain.sum(Kind::Float).double_value(&[]) - 12.0).abs() < 1e-5, "a sum over two scales of six pixels");
+        // A function of the column is averaged with its mirror image.
+        let ramp = |_: &Tensor| {
+            let ramp = Tensor::from_slice(&[0.0f32, 1.0, 2.0]).view([1, 1, 1, 3]).expand([1, 1, 2, 3], false);
+            Ok(Tensor::cat(&[&ramp, &ramp.zeros_like()], 1))
+        };
+        let columns = of(true, &ramp).select(1, 0).select(1, 0);
+        assert!((columns.double_value(&[0, 0]) - columns.double_value(&[0, 2])).abs() < 1e-6, "{columns}");
     }
 
     #[test]

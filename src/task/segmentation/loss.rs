@@ -18,9 +18,10 @@ pub fn loss(task: Segmentation, network: &Network, outputs: &[Tensor], targets: 
     let masks = masks(task, part, network.options().1);
     let heads = Heads::new(task, network, Some(Training { masks, cuts: is_cut.then(|| Cuts::new(part.group)) }));
     let taps: Vec<Tensor> = outputs.iter().map(|tokens| tokens.detach().set_requires_grad(true)).collect();
-    let side = task.crop as i64;
+    let side = task.architecture.crop as i64;
     let (logits, auxiliary) = tch::with_grad(|| {
         let maps: Vec<Tensor> = taps.iter().map(|tokens| task.map(tokens, [side, side])).collect();
+        let maps = heads.neck(maps)?;
         anyhow::Ok((heads.uper(&maps)?, heads.fcn(&maps)?))
     })?;
     let b = targets.size()[0];
@@ -48,7 +49,7 @@ pub fn loss(task: Segmentation, network: &Network, outputs: &[Tensor], targets: 
 pub(super) fn masks(task: Segmentation, part: &Part, device: Device) -> [Tensor; 2] {
     let keep = 1.0 - task.dropout;
     let mut number = 0;
-    [task.width, task.auxiliary_width].map(|channels| {
+    [task.architecture.width, task.architecture.auxiliary_width].map(|channels| {
         number += 1;
         let mut factors = Vec::with_capacity(part.positions.len() * channels);
         for position in part.positions.clone() {

@@ -8,6 +8,7 @@ mod heads;
 mod infer;
 mod loss;
 mod metrics;
+mod neck;
 mod norm;
 
 pub use metrics::{METRICS, of_classes};
@@ -17,6 +18,7 @@ use crate::config::{Config, IGNORED, Inference, NormOver, PixelMean, TAPS};
 use crate::family::Tokens;
 use crate::family::parameter::Parameter;
 use crate::model::{Network, Tap};
+use crate::plan::heads::Architecture;
 use anyhow::Result;
 use heads::Heads;
 use std::collections::BTreeMap;
@@ -25,15 +27,10 @@ use tch::{Device, Kind, Tensor};
 /// The task of a config, with all that its heads, loss and evaluation depend on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Segmentation {
-    classes: usize,
+    architecture: Architecture,
     /// The stages that the heads read.
     tapped: [usize; TAPS],
     tokens: Tokens,
-    /// Height = width of a training image.
-    crop: usize,
-    /// Channels of UPerNet and of the FCN.
-    width: usize,
-    auxiliary_width: usize,
     /// The weight of the FCN's loss; 0 for no FCN.
     auxiliary_weight: f64,
     dropout: f64,
@@ -42,6 +39,8 @@ pub struct Segmentation {
     inference: Inference,
     /// The pixels between two windows of a sliding evaluation.
     stride: usize,
+    /// Whether an evaluation also looks at the mirrored images.
+    flip: bool,
 }
 
 impl Segmentation {
@@ -49,18 +48,16 @@ impl Segmentation {
     pub fn of(config: &Config) -> Segmentation {
         let keys = &config.segmentation;
         Segmentation {
-            classes: keys.classes,
+            architecture: Architecture::of(config).expect("the config was validated"),
             tapped: keys.tapped_stages(config.model.stages()),
             tokens: config.model.tokens_given().expect("the config was validated"),
-            crop: keys.crop,
-            width: keys.width,
-            auxiliary_width: keys.auxiliary_width,
             auxiliary_weight: keys.auxiliary_weight,
             dropout: keys.head_dropout,
             mean: keys.loss_mean,
             norm_over: keys.norm_over,
             inference: keys.inference,
             stride: keys.window_stride(),
+            flip: keys.test_flip,
         }
     }
 
@@ -68,9 +65,9 @@ impl Segmentation {
         self.tapped.map(Tap::Stage).to_vec()
     }
 
-    /// The parameters and buffers of the heads, by mmsegmentation's names. Their stage is that after the network's `stages`.
+    /// The parameters and buffers of the neck and the heads, by mmsegmentation's names. Their stage is that after the network's `stages`.
     pub fn parameters(self, stages: usize) -> Vec<Parameter> {
-        heads::parameters(self, stages)
+        self.architecture.parameters(stages)
     }
 
     /// The contribution of a part of a batch to the mean loss, and the gradients at the taps. The gradients of the heads'
@@ -80,18 +77,19 @@ impl Segmentation {
     }
 
     pub fn random_targets(self, samples: usize) -> Tensor {
-        let [b, side] = [samples, self.crop].map(|n| n as i64);
-        Tensor::randint(self.classes as i64, [b, side, side], (Kind::Uint8, Device::Cpu))
+        let [b, side] = [samples, self.architecture.crop].map(|n| n as i64);
+        Tensor::randint(self.architecture.classes as i64, [b, side, side], (Kind::Uint8, Device::Cpu))
     }
 
-    /// The class of each pixel (1, row, column) of an image (1, c, row, column), at the size of its label map, in host memory.
-    pub fn infer(self, network: &Network, image_1chw: &Tensor, labels_1hw: &Tensor) -> Result<Tensor> {
+    /// The class of each pixel (1, row, column) of an image, given at several scales (1, c, row, column), at the size of its label map,
+    /// in host memory.
+    pub fn infer(self, network: &Network, images_1chw: &[Tensor], labels_1hw: &Tensor) -> Result<Tensor> {
         let (_, h, w) = labels_1hw.size3().expect("a label map is (1, row, column)");
-        infer::infer(self, network, image_1chw, [h, w])
+        infer::infer(self, network, images_1chw, [h, w])
     }
 
     pub fn sums(self) -> Vec<f64> {
-        metrics::sums(self.classes)
+        metrics::sums(self.architecture.classes)
     }
 
     pub fn add(self, sums: &mut [f64], predictions: &Tensor, labels: &Tensor) {

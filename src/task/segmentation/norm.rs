@@ -20,14 +20,20 @@ pub struct Cuts<'a> {
     all: RefCell<Vec<Cut>>,
 }
 
-/// A norm at which the graph is cut. All numbers of channels are (1, c, 1, 1), in fp32.
+/// A place at which the graph is cut.
 struct Cut {
-    /// The name of the norm, as in `decode_head.bottleneck.bn`.
-    name: String,
-    /// Its input (b, c, h, w), with the graph before it.
+    /// The tensor (b, c, h, w) before the cut, with its graph.
     input: Tensor,
-    /// Its output, a leaf of the graph behind it.
+    /// The tensor behind the cut, a leaf of the graph behind it.
     output: Tensor,
+    /// The norm between the two; none if they are equal.
+    norm: Option<Norm>,
+}
+
+/// What the backward pass of a norm needs. All numbers of channels are (1, c, 1, 1), in fp32.
+struct Norm {
+    /// Its name, as in `decode_head.bottleneck.bn`.
+    name: String,
     mean: Tensor,
     /// 1 / standard deviation.
     inverse: Tensor,
@@ -48,6 +54,17 @@ impl<'a> Cuts<'a> {
         Cuts { group, all: RefCell::default() }
     }
 
+    /// Cuts the graph of tensors that several layers read.
+    pub fn cut(&self, inputs: &[Tensor]) -> Vec<Tensor> {
+        let cut = |input: &Tensor| {
+            let output = input.detach().set_requires_grad(true);
+            let (before, behind) = (input.shallow_clone(), output.shallow_clone());
+            self.all.borrow_mut().push(Cut { input: before, output: behind, norm: None });
+            output
+        };
+        inputs.iter().map(cut).collect()
+    }
+
     /// Normalises x (b, c, h, w) over the samples of all replicas, and cuts its graph. Collective over the group.
     pub fn norm(&self, name: &str, x_bchw: &Tensor, [gamma, beta]: [&Tensor; 2]) -> Result<Normed> {
         tch::no_grad(|| {
@@ -61,15 +78,9 @@ impl<'a> Cuts<'a> {
             let (of_all, gamma, beta) = (of_channels(&mean), of_channels(gamma), of_channels(beta));
             let output = (x - &of_all) * (&gamma * &inverse) + beta;
             let output = output.to_kind(x_bchw.kind()).set_requires_grad(true);
-            self.all.borrow_mut().push(Cut {
-                name: name.to_string(),
-                input: x_bchw.shallow_clone(),
-                output: output.shallow_clone(),
-                mean: of_all,
-                inverse,
-                gamma,
-                count: count.to_kind(Kind::Float),
-            });
+            let norm = Norm { name: name.to_string(), mean: of_all, inverse, gamma, count: count.to_kind(Kind::Float) };
+            let (input, behind) = (x_bchw.shallow_clone(), output.shallow_clone());
+            self.all.borrow_mut().push(Cut { input, output: behind, norm: Some(norm) });
             let [mean, variance] = [mean, unbiased].map(|numbers| numbers.to_kind(Kind::Float));
             Ok(Normed { output, mean, variance })
         })
@@ -100,22 +111,40 @@ impl<'a> Cuts<'a> {
     /// norms' parameters to those of `weights`. Collective over the group.
     pub fn backward(&self, weights: &BTreeMap<String, Weight>) -> Result<()> {
         tch::no_grad(|| {
-            while let Some(cut) = self.all.borrow_mut().pop() {
-                let gradient = cut.output.grad().to_kind(Kind::Float);
-                let hat = (cut.input.to_kind(Kind::Float) - &cut.mean) * &cut.inverse;
-                let sum = |values: &Tensor| values.sum_dim_intlist(OTHERS.as_slice(), false, Kind::Float);
-                let own = Tensor::stack(&[sum(&gradient), sum(&(&gradient * &hat))], 0);
-                weights[&format!("{}.bias", cut.name)].accumulate(|| own.get(0));
-                weights[&format!("{}.weight", cut.name)].accumulate(|| own.get(1));
-                let mut sums = own.copy();
-                self.group.all_reduce(&mut sums)?;
-                let means = sums / &cut.count;
-                let [of_gradient, of_product] = [0, 1].map(|row| means.get(row).view_as(&cut.mean));
-                let gradient = (gradient - of_gradient - hat * of_product) * (cut.gamma * cut.inverse);
-                libtorch::backward(&cut.input, &gradient.to_kind(cut.input.kind()));
+            let cuts = self.all.take();
+            for Cut { input, output, norm } in cuts.into_iter().rev() {
+                let gradient = output.grad();
+                let gradient = match norm {
+                    Some(norm) => self.through(norm, &input, gradient, weights)?,
+                    None => gradient,
+                };
+                libtorch::backward(&input, &gradient);
             }
             Ok(())
         })
+    }
+
+    /// The gradient of a norm's input from that of its output, as the derivative of the mean and the variance over all replicas
+    /// demands. Adds the gradients of the norm's parameters to those of `weights`.
+    fn through(
+        &self,
+        norm: Norm,
+        input: &Tensor,
+        gradient: Tensor,
+        weights: &BTreeMap<String, Weight>,
+    ) -> Result<Tensor> {
+        let gradient = gradient.to_kind(Kind::Float);
+        let hat = (input.to_kind(Kind::Float) - &norm.mean) * &norm.inverse;
+        let sum = |values: &Tensor| values.sum_dim_intlist(OTHERS.as_slice(), false, Kind::Float);
+        let own = Tensor::stack(&[sum(&gradient), sum(&(&gradient * &hat))], 0);
+        weights[&format!("{}.bias", norm.name)].accumulate(|| own.get(0));
+        weights[&format!("{}.weight", norm.name)].accumulate(|| own.get(1));
+        let mut sums = own.copy();
+        self.group.all_reduce(&mut sums)?;
+        let means = sums / &norm.count;
+        let [of_gradient, of_product] = [0, 1].map(|row| means.get(row).view_as(&norm.mean));
+        let gradient = (gradient - of_gradient - hat * of_product) * (norm.gamma * norm.inverse);
+        Ok(gradient.to_kind(input.kind()))
     }
 }
 

@@ -21,23 +21,37 @@ fn an_evaluation_has_the_logits_of_mmsegmentation() {
         let count: i64 = shape.iter().product();
         (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 0.37 + phase).sin().to_kind(Kind::Float).view(shape)
     };
-    let sets = ["model.width=16", "model.heads=2", "segmentation.width=8", "segmentation.auxiliary_weight=0.0"];
-    let sets =
-        [&sets[..], &["segmentation.classes=7", "segmentation.crop=32", "model.patch_size=4", "model.depths=[1, 1]"]];
-    let config = config(&sets.concat());
-    let task = Segmentation::of(&config);
-    let mut weights = crate::model::fresh(config.model.parameters(&[1, 1]).iter(), 1);
-    for Parameter { stage, name, shape, .. } in task.parameters(2) {
-        let numbers = wave(&shape, name.bytes().map(f64::from).sum()) * 0.1;
-        let is_near_one = name.ends_with("bn.weight") || name.ends_with("running_var");
-        weights.insert((stage, name), if is_near_one { numbers + 1.0 } else { numbers });
-    }
-    let network = Network::new(&config, &[1, 1], 0..0, &task.parameters(2), &weights).unwrap();
-    let maps: Vec<Tensor> = (0..4).map(|tap| wave(&[2, 16, 8, 8], 100.0 * f64::from(tap))).collect();
-    let logits = Heads::new(task, &network, None).uper(&maps).unwrap();
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/segmentation.safetensors");
-    let (_, golden) = Tensor::read_safetensors(path).unwrap().into_iter().find(|(name, _)| name == "logits").unwrap();
-    assert!((&logits - &golden).abs().max().double_value(&[]) < 1e-5, "up to {}", golden.abs().max().double_value(&[]));
+    let golden: std::collections::BTreeMap<String, Tensor> =
+        Tensor::read_safetensors(path).unwrap().into_iter().collect();
+    for (neck, name) in [("none", "logits"), ("mln", "mln.logits"), ("pyramid", "pyramid.logits")] {
+        let neck = format!("segmentation.neck={neck}");
+        let config = config(&[
+            "model.width=16",
+            "model.heads=2",
+            "model.patch_size=4",
+            "model.depths=[1, 1]",
+            "segmentation.width=8",
+            "segmentation.auxiliary_weight=0.0",
+            "segmentation.classes=7",
+            "segmentation.crop=32",
+            &neck,
+        ]);
+        let task = Segmentation::of(&config);
+        let mut weights = crate::model::fresh(config.model.parameters(&[1, 1]).iter(), 1);
+        for Parameter { stage, name, shape, .. } in task.parameters(2) {
+            let numbers = wave(&shape, name.bytes().map(f64::from).sum()) * 0.1;
+            let is_near_one =
+                ["bn.weight", "upsample_4x.1.weight", "running_var"].iter().any(|end| name.ends_with(end));
+            weights.insert((stage, name), if is_near_one { numbers + 1.0 } else { numbers });
+        }
+        let network = Network::new(&config, &[1, 1], 0..0, &task.parameters(2), &weights).unwrap();
+        let maps: Vec<Tensor> = (0..4).map(|tap| wave(&[2, 16, 8, 8], 100.0 * f64::from(tap))).collect();
+        let heads = Heads::new(task, &network, None);
+        let logits = heads.uper(&heads.neck(maps).unwrap()).unwrap();
+        let difference = (&logits - &golden[name]).abs().max().double_value(&[]);
+        assert!(difference < 1e-4 * golden[name].abs().max().double_value(&[]), "{neck}: {difference}");
+    }
 }
 
 #[test]

@@ -1,0 +1,263 @@
+//! The neck and the heads of a segmentation as data: their layers with mmsegmentation 1.2.2's names, parameters, operations and
+//! memory. `task/segmentation` computes them.
+
+use crate::config::{Config, Neck, TAPS, TaskKind};
+use crate::family::parameter::{Parameter, Role, Start};
+
+/// The sizes to which the pyramid pooling module averages the coarsest map.
+pub const POOLED: [usize; 4] = [1, 2, 3, 6];
+/// The factors by which a neck changes the sizes of the maps, the finest first.
+pub const FACTORS: [f64; TAPS] = [4.0, 2.0, 1.0, 0.5];
+const BATCH_NORM_MOMENTUM: f64 = 0.1;
+
+/// All sizes on which the layers depend.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Architecture {
+    pub classes: usize,
+    pub neck: Neck,
+    /// Channels of the maps of tokens.
+    pub channels: usize,
+    /// Channels of UPerNet and of the FCN.
+    pub width: usize,
+    pub auxiliary_width: usize,
+    pub has_auxiliary: bool,
+    /// Rows, and columns, of the map of a training crop, and pixels of its crop.
+    pub grid: usize,
+    pub crop: usize,
+}
+
+/// A layer with parameters.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub name: String,
+    pub form: Form,
+    pub input: usize,
+    pub output: usize,
+    pub kernel: usize,
+    /// Rows, and columns, of the output for a training crop.
+    pub side: usize,
+}
+
+/// What a layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A convolution without bias, BatchNorm and ReLU.
+    Unit,
+    /// A convolution with a bias.
+    Convolution,
+    /// A transposed convolution of 2×2 with stride 2 and a bias, which doubles rows and columns.
+    Doubling,
+    /// BatchNorm alone.
+    Norm,
+    /// A convolution that gives a number for each class.
+    Classifier,
+}
+
+impl Architecture {
+    /// The sizes that a config of segmentation gives; none for another task.
+    pub fn of(config: &Config) -> Option<Architecture> {
+        let (keys, tokens) = (&config.segmentation, config.model.tokens_given()?);
+        (config.task == TaskKind::Segmentation).then(|| Architecture {
+            classes: keys.classes,
+            neck: keys.neck,
+            channels: tokens.width,
+            width: keys.width,
+            auxiliary_width: keys.auxiliary_width,
+            has_auxiliary: keys.auxiliary_weight > 0.0,
+            grid: keys.crop / tokens.patch,
+            crop: keys.crop,
+        })
+    }
+
+    /// The level whose map the FCN reads, counted from the finest: in mmsegmentation's configs the third of a pyramid (MAE, BEiT),
+    /// else the fourth (ViT, DeiT).
+    pub fn auxiliary_level(self) -> usize {
+        if self.neck == Neck::Pyramid { 2 } else { TAPS - 1 }
+    }
+
+    /// Rows, and columns, of the map of each level for a training crop.
+    fn sides(self) -> [usize; TAPS] {
+        match self.neck {
+            Neck::None => [self.grid; TAPS],
+            Neck::Mln | Neck::Pyramid => FACTORS.map(|factor| (self.grid as f64 * factor) as usize),
+        }
+    }
+
+    /// All layers.
+    pub fn layers(self) -> Vec<Layer> {
+        let Architecture { channels, width, auxiliary_width, classes, .. } = self;
+        let sides = self.sides();
+        let (finest, coarsest) = (sides[0], sides[TAPS - 1]);
+        let mut all = self.neck_layers();
+        let mut unit = |name: String, input, output, kernel, side| {
+            all.push(Layer { name, form: Form::Unit, input, output, kernel, side });
+        };
+        for (i, size) in POOLED.into_iter().enumerate() {
+            unit(format!("decode_head.psp_modules.{i}.1"), channels, width, 1, size);
+        }
+        unit("decode_head.bottleneck".into(), channels + POOLED.len() * width, width, 3, coarsest);
+        for (i, side) in sides.into_iter().enumerate().take(TAPS - 1) {
+            unit(format!("decode_head.lateral_convs.{i}"), channels, width, 1, side);
+        }
+        for (i, side) in sides.into_iter().enumerate().take(TAPS - 1) {
+            unit(format!("decode_head.fpn_convs.{i}"), width, width, 3, side);
+        }
+        unit("decode_head.fpn_bottleneck".into(), TAPS * width, width, 3, finest);
+        let of_auxiliary = sides[self.auxiliary_level()];
+        if self.has_auxiliary {
+            unit("auxiliary_head.convs.0".into(), channels, auxiliary_width, 3, of_auxiliary);
+        }
+        let heads = [("decode_head", width, finest), ("auxiliary_head", auxiliary_width, of_auxiliary)];
+        let heads = heads.into_iter().take(1 + usize::from(self.has_auxiliary));
+        all.extend(heads.map(|(head, input, side)| Layer {
+            name: format!("{head}.conv_seg"),
+            form: Form::Classifier,
+            input,
+            output: classes,
+            kernel: 1,
+            side,
+        }));
+        all
+    }
+
+    fn neck_layers(self) -> Vec<Layer> {
+        let (d, grid) = (self.channels, self.grid);
+        let layer = |name: String, form, kernel, side| Layer { name, form, input: d, output: d, kernel, side };
+        match self.neck {
+            Neck::None => Vec::new(),
+            Neck::Mln => {
+                let lateral = |i| layer(format!("neck.lateral_convs.{i}.conv"), Form::Convolution, 1, grid);
+                let resized = |(i, side)| layer(format!("neck.convs.{i}.conv"), Form::Convolution, 3, side);
+                (0..TAPS).map(lateral).chain(self.sides().into_iter().enumerate().map(resized)).collect()
+            }
+            Neck::Pyramid => vec![
+                layer("neck.upsample_4x.0".into(), Form::Doubling, 2, 2 * grid),
+                layer("neck.upsample_4x.1".into(), Form::Norm, 1, 2 * grid),
+                layer("neck.upsample_4x.3".into(), Form::Doubling, 2, 4 * grid),
+                layer("neck.upsample_2x.0".into(), Form::Doubling, 2, 2 * grid),
+            ],
+        }
+    }
+
+    /// All parameters and buffers, started as mmsegmentation starts them. Their stage is that after the network's stages.
+    pub fn parameters(self, stage: usize) -> Vec<Parameter> {
+        self.layers().into_iter().flat_map(|layer| layer.parameters(stage)).collect()
+    }
+
+    /// The operations of a forward pass on one training crop. A multiply-add counts as two.
+    pub fn flops(self) -> f64 {
+        self.layers().iter().map(Layer::flops).sum()
+    }
+
+    /// The numbers that training on one crop keeps in memory: each convolution's input and output, each norm's and each ReLU's
+    /// output, and the logits of the size of the crop with their gradient.
+    pub fn activations(self) -> f64 {
+        let of = |layer: &Layer| {
+            let plane = layer.side.pow(2) as f64;
+            let outputs = if layer.form == Form::Unit { 3.0 } else { 1.0 };
+            plane * (layer.input as f64 + outputs * layer.output as f64)
+        };
+        let logits = 3.0 * (self.classes * self.crop.pow(2)) as f64;
+        self.layers().iter().map(of).sum::<f64>() + logits
+    }
+}
+
+impl Layer {
+    fn parameters(self, stage: usize) -> Vec<Parameter> {
+        let Layer { name, form, input, output, kernel, .. } = self;
+        let parameter = |name: String, shape: &[usize], start: Start, role: Role| {
+            let shape = shape.iter().map(|&n| n as i64).collect();
+            Parameter { stage, name, shape, start, role }
+        };
+        let both = |shape: &[usize], weight: Start, bias: Start| {
+            let weight = parameter(format!("{name}.weight"), shape, weight, Role::Decayed);
+            vec![weight, parameter(format!("{name}.bias"), &[output], bias, Role::Plain)]
+        };
+        let norm = |name: &str| {
+            let buffer = Role::Buffer { momentum: BATCH_NORM_MOMENTUM };
+            let of = |part: &str, start, role| parameter(format!("{name}.{part}"), &[output], start, role);
+            vec![
+                of("weight", Start::Ones, Role::Plain),
+                of("bias", Start::Zeros, Role::Plain),
+                of("running_mean", Start::Zeros, buffer),
+                of("running_var", Start::Ones, buffer),
+            ]
+        };
+        let shape = [output, input, kernel, kernel];
+        match form {
+            Form::Unit => {
+                let start = Start::FanOut { fan_out: output * kernel * kernel };
+                let weight = parameter(format!("{name}.conv.weight"), &shape, start, Role::Decayed);
+                std::iter::once(weight).chain(norm(&format!("{name}.bn"))).collect()
+            }
+            // Xavier's uniform start.
+            Form::Convolution => {
+                let bound = (6.0 / ((input + output) * kernel * kernel) as f64).sqrt();
+                both(&shape, Start::Uniform { bound }, Start::Zeros)
+            }
+            // torch's own start, which takes the second dimension of a transposed kernel for its input.
+            Form::Doubling => {
+                let start = Start::FanIn { fan_in: output * kernel * kernel };
+                both(&[input, output, kernel, kernel], start, start)
+            }
+            Form::Norm => norm(&name),
+            Form::Classifier => both(&shape, Start::Deviation { deviation: 0.01 }, Start::Zeros),
+        }
+    }
+
+    fn flops(&self) -> f64 {
+        let per_output = match self.form {
+            Form::Unit | Form::Convolution | Form::Classifier => self.input * self.kernel * self.kernel,
+            // Each output pixel sees one input pixel.
+            Form::Doubling => self.input,
+            Form::Norm => 1,
+        };
+        2.0 * (per_output * self.output * self.side.pow(2)) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn architecture(sets: &[&str]) -> Architecture {
+        let shapes = ["segmentation.format=shapes", "segmentation.train_images=2", "segmentation.test_images=2"];
+        let sets: Vec<String> = shapes.iter().chain(sets).map(|set| set.to_string()).collect();
+        Architecture::of(&Config::parse("", &sets).unwrap().of_task(TaskKind::Segmentation)).unwrap()
+    }
+
+    #[test]
+    fn necks_and_heads_have_the_parameters_of_mmsegmentations() {
+        let count = |sets: &[&str], part: &str| -> usize {
+            let all = architecture(sets).parameters(4);
+            all.iter().filter(|p| p.is_trainable() && p.name.starts_with(part)).map(Parameter::count).sum()
+        };
+        let [base, large, huge] = [
+            ["model.width=768", "model.heads=12"],
+            ["model.width=1024", "model.heads=16"],
+            ["model.width=1280", "model.heads=16"],
+        ];
+        for (size, uper, wide, fcn, mln, pyramid) in [
+            (base, 32_332_950, 67_963_542, 1_808_534, 23_599_104, 7_081_728),
+            (large, 34_430_102, 120_764_566, 2_398_358, 41_951_232, 12_588_032),
+            (huge, 36_527_254, 188_638_870, 2_988_182, 65_546_240, 19_667_200),
+        ] {
+            let with = |set: String, part| count(&[size[0], size[1], &set], part);
+            assert_eq!(count(&size, "neck"), 0);
+            assert_eq!([count(&size, "decode_head"), count(&size, "auxiliary_head")], [uper, fcn]);
+            assert_eq!(with(size[0].replace("model", "segmentation"), "decode_head"), wide);
+            assert_eq!(with("segmentation.neck=mln".into(), "neck"), mln);
+            assert_eq!(with("segmentation.neck=pyramid".into(), "neck"), pyramid);
+        }
+        assert_eq!(count(&["segmentation.auxiliary_weight=0.0"], "auxiliary_head"), 0);
+    }
+
+    #[test]
+    fn a_crop_of_512_pixels_costs_the_known_operations() {
+        // Multiply-adds of mmsegmentation's ViT-B config, by hand: MLN 0.118 T, UPerNet 0.218 T, and the FCN on 16×16.
+        let with_neck = architecture(&["segmentation.neck=mln", "segmentation.auxiliary_weight=0.0"]).flops() / 2e12;
+        assert!((with_neck - 0.118 - 0.218).abs() < 0.002, "{with_neck}");
+        let neck: f64 = architecture(&["segmentation.neck=mln"]).neck_layers().iter().map(Layer::flops).sum();
+        assert!((neck / 2e12 - 0.118).abs() < 0.001, "{neck}");
+    }
+}
