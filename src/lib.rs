@@ -9,7 +9,7 @@
 //! # The map: a file imports only from lower floors
 //! ```text
 //! 6  main, cli          the door: commands, exit codes
-//! 5  pipeline           walks the graph of the run; assembly, evaluation, progress bars
+//! 5  pipeline           walks the graph of the run; assembly, evaluation, pictures of predictions, progress bars
 //! 5  report             the table at the end of a run, and the page about one run or several
 //! 5  study              a grid of configs: its cells, their cost, and shares of them
 //! 5  pack               writes any source as HDF5 shards
@@ -30,7 +30,7 @@
 //! 1  launcher           the rank and the cores of this process, according to mpirun or Slurm
 //! 1  driver, libtorch   the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind
 //! 1  seal               checksums that find damage before a byte of an HDF5 file is parsed
-//! 1  svg                pictures: curves, charts, bars, a confusion matrix
+//! 1  svg                pictures: curves, charts, bars, a confusion matrix, masks over photographs
 //! 0  family             per kind of network: config keys, table of parameters, cost, names in other programs
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
 //! 0  bounds             limits of the numbers in a config

@@ -6,7 +6,7 @@ use super::{print_either, print_unless_closed};
 use crate::bench::input;
 use crate::cluster::{doctor, queue, status, submit};
 use crate::collective::Solo;
-use crate::config::DeviceChoice;
+use crate::config::{DeviceChoice, TaskKind};
 use crate::pipeline::{check_jobs, extend, preview};
 use crate::plan::Plan;
 use crate::stop::stop_requested;
@@ -35,7 +35,7 @@ pub fn submit(args: &TrainArgs, dry_run: bool, json: bool) -> Result<()> {
 /// Refuses to submit a run if its data have changed since it was started. If the data cannot be listed here, only warns.
 fn check_data(plan: &Plan, accept_data: bool, dry_run: bool) -> Result<()> {
     let run = RunDir::open(&plan.config)?;
-    if run.data()?.is_none() {
+    if run.data(TaskKind::Classification)?.is_none() {
         return Ok(());
     }
     let now = match data::open_read_only(&plan.config) {
@@ -50,8 +50,8 @@ fn check_data(plan: &Plan, accept_data: bool, dry_run: bool) -> Result<()> {
     };
     match (accept_data, dry_run) {
         (true, true) => Ok(()),
-        (true, false) => run.accept_data(now, plan.graph().artefacts()).map(|_| ()),
-        (false, _) => run.check_data(now).map(|_| ()),
+        (true, false) => run.accept_data(TaskKind::Classification, now, plan.graph().artefacts()).map(|_| ()),
+        (false, _) => run.check_data(TaskKind::Classification, now).map(|_| ()),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::bench::input;
 use crate::cluster::doctor;
 use crate::collective::agree;
 use crate::collective::mpi::World;
-use crate::config::Config;
+use crate::config::{Config, TaskKind};
 use crate::data;
 use crate::data::image::shrink::Form;
 use crate::data::source::shard::Encoding;
@@ -27,10 +27,10 @@ use crate::pipeline::{Job, check_shares, extend};
 use crate::plan::Plan;
 use crate::plan::gpus::GpuModel;
 use crate::report::{self, summary};
-use crate::run::table::{ASSEMBLE, DGL, E2E, FINETUNE, INFOPRO, META, MODULE, SEGMENT, SEGMENT_E2E};
+use crate::run::table::{ASSEMBLE, DGL, E2E, FINETUNE, INFOPRO, META, MODULE, Row, SEGMENT, SEGMENT_E2E};
 use crate::store::Seen;
 use crate::task::Task;
-use crate::{export, import, model, pack, usage};
+use crate::{export, import, model, pack, require, usage};
 use anyhow::{Context, Result};
 use args::PackArgs;
 use clap::CommandFactory;
@@ -57,8 +57,8 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         Command::E2e(args) => train(world, args, |job| job.row(&E2E)),
         Command::Dgl(args) => train(world, &args.with("run.dgl=true"), |job| job.row(&DGL)),
         Command::Infopro(args) => train(world, &args.with("run.infopro=true"), |job| job.row(&INFOPRO)),
-        Command::Segment(args) => train(world, args, |job| job.row(&SEGMENT)),
-        Command::SegmentE2e(args) => train(world, args, |job| job.row(&SEGMENT_E2E)),
+        Command::Segment(args) => segment(world, args, &SEGMENT),
+        Command::SegmentE2e(args) => segment(world, args, &SEGMENT_E2E),
         Command::Evaluate(args) => match &args.downstream {
             Some(downstream) => evaluate_downstream(downstream),
             None => evaluate_artefact(args),
@@ -126,12 +126,23 @@ fn print_plan(
 ) -> Result<()> {
     let config = config.load()?;
     let images = data::train_images(&config)?;
+    let others = segmentation_plan(&config)?;
     let plan = Plan::new(config, images)?;
     check_shares(&plan, ranks, plan.replicas_per_rank())?;
     let speed = speed(rate, gpu);
     let input = input::of_plan(&plan, ranks, speed.rate(plan.config.run.precision));
-    let report = plan_report::report(&plan, ranks, speed, input);
+    let report = plan_report::report(&plan, others.as_slice(), ranks, speed, input);
     print_either(json, &report, || plan_report::text(&report, speed))
+}
+
+/// The plan of the segmentation of a run; none if the config names no images with label maps.
+fn segmentation_plan(config: &Config) -> Result<Option<Plan>> {
+    if !config.segmentation.has_images() {
+        return Ok(None);
+    }
+    let config = config.of_task(TaskKind::Segmentation);
+    let images = data::train_images(&config)?;
+    Plan::new(config, images).map(Some)
 }
 
 /// Packs images, with a progress bar if there is a terminal.
@@ -149,6 +160,20 @@ fn pack_images(args: &PackArgs) -> Result<()> {
     print_either(args.json, &report, || pack::text(&report, &into))
 }
 
+/// Trains a segmentation, for which only the images with label maps are opened.
+fn segment(world: &World, args: &TrainArgs, row: &'static Row) -> Result<()> {
+    let all_ranks = world.all_ranks();
+    agree(all_ranks, refuse_extension(args))?;
+    let config = agree(all_ranks, args.config.load())?;
+    agree(all_ranks, start_threads())?;
+    on_config(world, config, (args.accept_data, TaskKind::Segmentation), |job| job.row(row))
+}
+
+fn refuse_extension(args: &TrainArgs) -> Result<()> {
+    require!(args.extend.is_none(), "--extend: only fine-tuning can be extended; leave it out");
+    Ok(())
+}
+
 /// Opens the job and lets `act` train, with progress bars if there is a terminal.
 fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
     let all_ranks = world.all_ranks();
@@ -158,11 +183,16 @@ fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) 
         Some(epochs) => agree(all_ranks, extend::extend(all_ranks, config, epochs))?,
         None => config,
     };
-    on_config(world, config, args.accept_data, act)
+    on_config(world, config, (args.accept_data, TaskKind::Classification), act)
 }
 
-/// Opens the job of a config and lets `act` train it.
-fn on_config(world: &World, config: Config, accept_data: bool, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
+/// Opens the job of a config with the images of a task, changed or not if `accept_data`, and lets `act` train it.
+fn on_config(
+    world: &World,
+    config: Config,
+    (accept_data, task): (bool, TaskKind),
+    act: impl FnOnce(&Job) -> Result<()>,
+) -> Result<()> {
     let all_ranks = world.all_ranks();
     let devices = agree(all_ranks, devices(&config))?;
     if all_ranks.is_zero() || devices.are_gpus() {
@@ -171,7 +201,7 @@ fn on_config(world: &World, config: Config, accept_data: bool, act: impl FnOnce(
         devices.price_of(config.run.precision).iter().for_each(|price| log::warn!("{price}"));
     }
     doctor::warn_of_trouble(&config, threads(&config), all_ranks.is_zero());
-    let job = Job::open(config, world, devices, accept_data)?;
+    let job = Job::open(config, world, devices, accept_data, task)?;
     let bars = if all_ranks.is_zero() { Bars::start(&job.plan, &job.run)? } else { None };
     act(&job)?;
     drop(bars);

@@ -5,12 +5,13 @@ use super::load::{devices, start_libtorch, start_threads};
 use super::{finish, on_config, print_either};
 use crate::bench::step::{Work, measure};
 use crate::collective::mpi::World;
-use crate::config::Config;
+use crate::config::{Config, TaskKind};
 use crate::error::Failure;
 use crate::launcher::{launched_rank, launched_ranks};
 use crate::model::off::Off;
 use crate::plan::gpus::GpuModel;
 use crate::report;
+use crate::run::table::SEGMENT_E2E;
 use crate::stop::stop_requested;
 use crate::study::shares::Share;
 use crate::study::table::{Line, text};
@@ -62,12 +63,17 @@ fn train(study: &Study, cell: &Cell) -> Result<()> {
         log::info!("{}: done already", cell.name);
         return Ok(());
     }
-    on_config(&World::alone(), cell.plan.config.clone(), false, |job| {
+    on_config(&World::alone(), cell.plan.config.clone(), (false, TaskKind::Classification), |job| {
         // The time of the cells before is not this cell's.
         job.clock.skip();
         match cell.method {
             Method::Incubation => job.run()?,
-            baseline => job.row(last_row(baseline))?,
+            baseline => {
+                job.row(last_row(baseline))?;
+                if baseline == Method::E2e && cell.plan.config.segmentation.has_images() {
+                    job.row(&SEGMENT_E2E)?;
+                }
+            }
         }
         finish(job).map(|_| ())
     })

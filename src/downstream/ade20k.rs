@@ -5,10 +5,10 @@
 //! fewer bits is refused, because some programs scale its values and others do not. mmsegmentation leaves a class that has neither
 //! labels nor predictions out of the mean, and the CSAIL benchmark counts it as 0. Both means are given.
 
-use crate::data::image::decode::label_map::unpacked;
+use crate::data::image::decode::label_map::Labels;
 use crate::svg;
 use crate::{require, usage};
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 use std::fmt::Write;
 use std::fs::File;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 const CLASSES: usize = 150;
 /// Several times the largest photograph of the dataset.
-const MOST_PIXELS: u64 = 1 << 26;
+const MOST_PIXELS: usize = 1 << 26;
 
 /// All figures in percent.
 #[derive(Debug, Serialize)]
@@ -102,66 +102,47 @@ fn prediction_of(label_map: &Path, predictions: &Path) -> PathBuf {
 /// The class of each pixel of an image; 0 is «other».
 struct ClassMap {
     /// Width and height.
-    size: (u32, u32),
+    size: (usize, usize),
     classes: Vec<u8>,
 }
 
 impl ClassMap {
     /// Reads a map and adds `shift` to its values, so that the first class is 1. Checks its size before memory is allocated.
-    fn read(path: &Path, shift: u8, expected_size: Option<(u32, u32)>) -> Result<ClassMap> {
-        let refused = |what: String| usage!("{}: {what}", path.display());
-        let file = File::open(path).map_err(|e| refused(e.to_string()))?;
-        let mut decoder = png::Decoder::new(BufReader::new(file));
-        // Read the indices of a palette, not its colours.
-        decoder.set_transformations(png::Transformations::IDENTITY);
-        let mut reader = decoder.read_info().map_err(|e| refused(format!("not a readable PNG: {e}")))?;
-        let info = reader.info();
-        let size = info.size();
-        let pixels = u64::from(size.0) * u64::from(size.1);
-        require!(
-            pixels <= MOST_PIXELS,
-            "{}: it claims {}×{} pixels; a label map has at most {MOST_PIXELS}",
-            path.display(),
-            size.0,
-            size.1
-        );
-        if let Some((width, height)) = expected_size {
-            require!(
-                size == (width, height),
-                "{}: {}×{} pixels, but its labels have {width}×{height}; predictions are compared at the size of the labels",
-                path.display(),
-                size.0,
-                size.1
-            );
-        }
-        let (color, bits) = (info.color_type, info.bit_depth as usize);
-        let is_label_map = match color {
-            png::ColorType::Grayscale => bits == 8,
-            png::ColorType::Indexed => true,
-            _ => false,
-        };
-        require!(
-            is_label_map,
-            "{}: {color:?} of {bits} bits; a label map has one channel of 8 bits, or a palette",
-            path.display()
-        );
-        let bytes = reader.output_buffer_size().ok_or_else(|| refused("too large".into()))?;
-        let mut packed = vec![0; bytes];
-        let frame = reader.next_frame(&mut packed).map_err(|e| refused(format!("not a readable PNG: {e}")))?;
-        let mut classes = if bits == 8 { packed } else { unpacked(&packed, frame.line_size, size.0 as usize, bits) };
+    fn read(path: &Path, shift: u8, expected_size: Option<(usize, usize)>) -> Result<ClassMap> {
+        let file = File::open(path).map_err(|e| usage!("{}: {e}", path.display()))?;
+        let check = |height: usize, width: usize| check_size((width, height), expected_size);
+        let read = Labels::read(BufReader::new(file), check);
+        let Labels { height, width, labels: mut classes } =
+            read.map_err(|error| usage!("{}: {error}", path.display()))?;
         let largest = CLASSES as u8 - shift;
         if let Some(pixel) = classes.iter().position(|&class| class > largest) {
             return Err(usage!(
                 "{}: class {} at row {}, column {}; classes end at {largest}",
                 path.display(),
                 classes[pixel],
-                pixel / size.0 as usize,
-                pixel % size.0 as usize
+                pixel / width,
+                pixel % width
             ));
         }
         classes.iter_mut().for_each(|class| *class += shift);
-        Ok(ClassMap { size, classes })
+        Ok(ClassMap { size: (width, height), classes })
     }
+}
+
+/// Refuses a map with too many pixels, and a prediction whose size is not that of its labels.
+fn check_size((width, height): (usize, usize), expected_size: Option<(usize, usize)>) -> Result<()> {
+    ensure!(
+        width.saturating_mul(height) <= MOST_PIXELS,
+        "it claims {width}×{height} pixels; a label map has at most {MOST_PIXELS}"
+    );
+    if let Some(expected) = expected_size.filter(|&expected| expected != (width, height)) {
+        bail!(
+            "{width}×{height} pixels, but its labels have {}×{}; predictions are compared at the size of the labels",
+            expected.0,
+            expected.1
+        );
+    }
+    Ok(())
 }
 
 impl Confusion {

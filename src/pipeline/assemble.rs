@@ -6,6 +6,7 @@ use crate::collective::Solo;
 use crate::data::feed::Feed;
 use crate::error::Failure;
 use crate::model::Network;
+use crate::run::data::DataRecord;
 use crate::run::graph::Node;
 use crate::run::state::{Evidence, Found, state};
 use crate::stop::stop_requested;
@@ -56,7 +57,7 @@ pub fn assemble(job: &Job, node: &Node) -> Result<()> {
         auxiliary: Vec::new(),
         metrics,
         class_names: job.source.train.classes().to_vec(),
-        data: Some(job.data.trained_on()),
+        data: job.data.as_ref().map(DataRecord::trained_on),
     };
     full_disk::insist(|| artefact::write(&path, &header, &weights, Some(lease.fence())), &mut |_| ())?;
     Ok(())
@@ -72,7 +73,7 @@ fn modules(job: &Job, node: &Node, meta: Option<&str>) -> Result<Weights> {
         }
         if need.index.is_some() {
             let module = artefact::read(&path)?;
-            let evidence = Evidence::of_file(Found::Artefact(module.header.stamp(&module.hash, Some(&job.data))));
+            let evidence = Evidence::of_file(Found::Artefact(module.header.stamp(&module.hash, job.data.as_ref())));
             state(need, &evidence, meta).or_refusal(need, path)?;
             weights.extend(module.weights);
         }

@@ -18,7 +18,7 @@ use crate::collective::mpi::World;
 use crate::collective::{Collective, Solo, agree, on_zero, zero_says};
 use crate::config::{Config, Ranks, TaskKind};
 use crate::data::{self, Source};
-use crate::device::Devices;
+use crate::device::{Devices, memory};
 use crate::error::Failure;
 use crate::plan::Plan;
 use crate::plan::groups::assignment;
@@ -28,17 +28,40 @@ use crate::run::table::{Kind, Row, Trains};
 use crate::store::progress::Progress;
 use crate::store::{RunDir, Seen};
 use crate::train::Clock;
-use crate::usage;
-use anyhow::{Context, Result};
+use crate::{require, usage};
+use anyhow::Result;
+
+/// Records the images of a config's task, or compares them with the record of the run. Label maps are compared as soon as a
+/// segmentation has a checkpoint or an artefact; until then a user corrects them.
+fn record(run: &RunDir, config: &Config, source: &Source, (accept, graph): (bool, &Graph)) -> Result<()> {
+    let (task, data) = (config.task, data::data_set(config, source));
+    let is_segmentation = task == TaskKind::Segmentation;
+    let own = graph.nodes().iter().filter(|node| node.row.task() == task && node.row.phase().is_some());
+    let mut has_begun = !is_segmentation;
+    for node in own {
+        has_begun |= run.file(&node.file).exists() || !run.checkpoints(&node.name)?.is_empty();
+    }
+    match (has_begun, accept) {
+        (false, _) => run.record_data(task, data),
+        // The artefacts of a segmentation do not record the label maps that they were trained on.
+        (true, true) => run.accept_data(task, data, graph.artefacts().filter(|_| !is_segmentation)),
+        (true, false) => run.check_data(task, data),
+    }
+    .map(drop)
+}
 
 /// One config on one world of ranks.
 pub struct Job<'a> {
     pub plan: Plan,
     pub graph: Graph,
     pub run: RunDir,
+    /// The images of the job's task.
     pub source: Source,
-    /// The record of the run's data.
-    pub data: DataRecord,
+    /// The task whose images are open. The images of another task are opened when its phase begins.
+    pub task: TaskKind,
+    /// The record of the images with classes with which the run was started; none if it has only a segmentation of an imported model.
+    pub data: Option<DataRecord>,
+    accept_data: bool,
     pub world: &'a World,
     /// The devices of this rank.
     pub devices: Devices,
@@ -47,24 +70,37 @@ pub struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// Opens the data on every rank, and the run directory. If one rank fails, all ranks fail together. Refuses data that differ
-    /// from the data with which the run was started, unless `accept_data`.
-    pub fn open(config: Config, world: &'a World, devices: Devices, accept_data: bool) -> Result<Job<'a>> {
+    /// Opens the data of a task on every rank, and the run directory. If one rank fails, all ranks fail together. Refuses data that
+    /// differ from the data with which the run was started, unless `accept_data`.
+    pub fn open(
+        config: Config,
+        world: &'a World,
+        devices: Devices,
+        accept_data: bool,
+        task: TaskKind,
+    ) -> Result<Job<'a>> {
         let all_ranks = world.all_ranks();
+        let own = config.of_task(task);
         // The first rank lists a large source and keeps the list, which the others then read.
-        let first = on_zero(all_ranks, || data::open(&config))?;
-        let source = agree(all_ranks, first.map_or_else(|| data::open(&config), Ok))?;
-        let plan = agree(all_ranks, Plan::new(config, source.train.len()))?;
+        let first = on_zero(all_ranks, || data::open(&own))?;
+        let source = agree(all_ranks, first.map_or_else(|| data::open(&own), Ok))?;
+        let plan = match task {
+            TaskKind::Classification => agree(all_ranks, Plan::new(config, source.train.len()))?,
+            TaskKind::Segmentation => Plan::without_data(config),
+        };
         agree(all_ranks, check_shares(&plan, all_ranks.size(), devices.replicas()))?;
         let graph = plan.graph();
         on_zero(all_ranks, || {
-            let (run, data) = (RunDir::open(&plan.config)?, data::data_set(&plan.config, &source));
-            if accept_data { run.accept_data(data, graph.artefacts()) } else { run.check_data(data) }
+            let run = RunDir::open(&plan.config)?;
+            record(&run, &own, &source, (accept_data, &graph))
         })?;
         let run = RunDir { path: plan.config.run.dir.clone() };
-        let data = agree(all_ranks, run.data())?
-            .context("dataset.json, which rank zero has written, is not seen here; try again")?;
-        Ok(Job { graph, plan, run, source, data, world, devices, clock: Clock::of_process() })
+        let data = agree(all_ranks, run.data(TaskKind::Classification))?;
+        require!(
+            data.is_some() || task != TaskKind::Classification,
+            "dataset.json, which rank zero has written, is not seen here; try again"
+        );
+        Ok(Job { graph, plan, run, source, task, data, accept_data, world, devices, clock: Clock::of_process() })
     }
 
     /// Executes the rows that train or assemble and that the config asks for, in order. Finished nodes are verified and skipped. If a
@@ -142,7 +178,9 @@ impl<'a> Job<'a> {
         if task == TaskKind::Segmentation && self.world.all_ranks().is_zero() && !folder.exists() {
             let kept = data::open(&self.plan.config.of_task(task)).and_then(|source| {
                 let weights = self.run.file(&node.file);
-                predict::compare(&self.plan.config, &weights, self.devices.device(0), &source, &folder)
+                let compare =
+                    || predict::compare(&self.plan.config, &weights, self.devices.device(0), &source, &folder);
+                memory::catch(compare)
             });
             kept.unwrap_or_else(|error| log::warn!("{}: no pictures of test images: {error:#}", node.name));
         }

@@ -2,6 +2,7 @@
 
 use super::Job;
 use super::micro_batch::{self, with_what_fits};
+use super::record;
 use super::shares::{check_micro_batch, check_share};
 use crate::collective::replicas::on_replicas;
 use crate::collective::{Collective, agree, on_zero, zero_says};
@@ -16,6 +17,7 @@ use crate::libtorch::empty_cache;
 use crate::model::fresh;
 use crate::plan::groups::share;
 use crate::plan::{PhasePlan, Plan};
+use crate::run::data::DataRecord;
 use crate::run::graph::Node;
 use crate::run::state::{Evidence, Found, State, state};
 use crate::stop::stop_requested;
@@ -79,7 +81,11 @@ impl Job<'_> {
         if plan.config.task == self.plan.config.task {
             return Ok((plan, self.source.clone()));
         }
-        let source = agree(group, data::open(&plan.config))?;
+        let source = match self.task == plan.config.task {
+            true => self.source.clone(),
+            false => agree(group, data::open(&plan.config))?,
+        };
+        on_zero(group, || record(&self.run, &plan.config, &source, (self.accept_data, &self.graph)))?;
         Ok((agree(group, Plan::new(plan.config, source.train.len()))?, source))
     }
 
@@ -88,7 +94,8 @@ impl Job<'_> {
         let Job { run, devices, clock, .. } = self;
         let (plan, source) = &self.plan_and_source(node, group)?;
         // The record of the run's data does not know the images of another task.
-        let trained_on = (plan.config.task == self.plan.config.task).then(|| self.data.trained_on());
+        let trained_on =
+            self.data.as_ref().filter(|_| plan.config.task == self.plan.config.task).map(DataRecord::trained_on);
         let (data, ranks) = (trained_on.as_ref(), self.world.all_ranks().size());
         let feed = Feed::of_replica(&plan.config, source, devices.replicas());
         let phase = &plan.phase_of(node).expect("the node trains");
@@ -135,7 +142,7 @@ impl Job<'_> {
         }
         let Artefact { header, weights: mut stored, hash, .. } = artefact::read(&path)?;
         if phase.extends.is_none() {
-            let evidence = Evidence::of_file(Found::Artefact(header.stamp(&hash, Some(&self.data))));
+            let evidence = Evidence::of_file(Found::Artefact(header.stamp(&hash, self.data.as_ref())));
             state(from, &evidence, None).or_refusal(from, path)?;
         } else if header.phase != node.row.name || header.depths != phase.depths {
             let what = format!("is no artefact of {}; restore the one that was extended", node.name);

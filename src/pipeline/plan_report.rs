@@ -29,20 +29,22 @@ impl Speed {
     }
 }
 
-/// The report about a plan on a world of `ranks` ranks with devices of this speed, as JSON. `input` says whether the cores of a
-/// node read images as fast as its devices train on them.
-pub fn report(plan: &Plan, ranks: usize, speed: Speed, input: Value) -> Value {
+/// The report about a plan on a world of `ranks` ranks with devices of this speed, as JSON. `others` are the run's plans for other
+/// tasks. `input` says whether the cores of a node read images as fast as its devices train on them.
+pub fn report(plan: &Plan, others: &[Plan], ranks: usize, speed: Speed, input: Value) -> Value {
     let plan = &for_planned_device(plan, speed);
+    let others: Vec<Plan> = others.iter().map(|plan| for_planned_device(plan, speed)).collect();
     let precision = plan.config.run.precision;
     let rate = speed.rate(precision);
     let model = &plan.config.model;
     let stages = model.stages();
     let per_stage = model.counts(model.depths());
     let on_cpu = plan.is_for_cpu(cuda().is_ok());
-    let phases = plan.wanted_phases();
-    let phase_report =
-        |phase| phase_report(&with_fitting_micro_batch(plan, phase, ranks, speed), phase, ranks, rate, on_cpu);
-    let phases: Vec<Value> = phases.iter().map(phase_report).collect();
+    let phase_report = |plan: &Plan, phase: &PhasePlan| {
+        phase_report(&with_fitting_micro_batch(plan, phase, ranks, speed), phase, ranks, rate, on_cpu)
+    };
+    let of_plan = |plan: &Plan| plan.wanted_phases().iter().map(|phase| phase_report(plan, phase)).collect::<Vec<_>>();
+    let phases: Vec<Value> = std::iter::once(plan).chain(&others).flat_map(of_plan).collect();
     let parts: Vec<Value> = (0..ranks)
         .map(|rank| {
             let part = assignment(rank, ranks, stages);
@@ -191,7 +193,7 @@ fn origin(report: &Value, speed: Speed) -> String {
 /// The table with a line for each phase.
 fn table(phases: &Value) -> String {
     let mut out = format!(
-        "{:<10} {:>12} {:>12} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>12} {:>9}\n",
+        "{:<11} {:>12} {:>12} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>12} {:>9}\n",
         "phase",
         "parameters",
         "trained",
@@ -208,7 +210,7 @@ fn table(phases: &Value) -> String {
     for phase in phases.as_array().into_iter().flatten() {
         let _ = writeln!(
             out,
-            "{:<10} {:>12} {:>12} {:>8} {:>6} {:>9.2e} {:>9.2e} {:>9.2e} {:>9.2} {:>9.2e} {:>12.2} {:>9.2}",
+            "{:<11} {:>12} {:>12} {:>8} {:>6} {:>9.2e} {:>9.2e} {:>9.2e} {:>9.2} {:>9.2e} {:>12.2} {:>9.2}",
             phase["phase"].as_str().unwrap_or_default(),
             phase["parameters"].to_string(),
             phase["trained_parameters"].to_string(),

@@ -135,8 +135,8 @@ impl Previewer {
         let config = &self.config;
         let network = Network::new(config, depths, 0..0, &[], &on_device(weights, self.device))?;
         let (feed, batch) = (Feed::of_replica(config, &self.source, 1), config.run.micro_batch.samples());
-        let metrics = evaluate::evaluate(&network, feed, config, batch, &Solo, &mut |_, _| ())?;
-        Ok(metrics.ok_or_else(stopped)?[Task::of(config).headline().key])
+        let evaluation = evaluate::evaluate(&network, feed, config, batch, &Solo, &mut |_, _| ())?;
+        Ok(evaluation.ok_or_else(stopped)?.metrics[Task::of(config).headline().key])
     }
 }
 

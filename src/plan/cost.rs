@@ -1,6 +1,7 @@
 //! Estimates the cost of a phase by formulas: parameters, floating-point operations and memory. `plan` and the reports print the
 //! estimates.
 
+use super::heads::Architecture;
 use super::{PhasePlan, Plan};
 use crate::config::{Optimiser, Precision};
 use crate::family::{Memory, Model};
@@ -19,12 +20,12 @@ pub struct Cost {
 
 /// The cost of a phase.
 pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
-    let model = &plan.config.model;
-    let counts = model.counts(&phase.depths);
+    let counts = plan.config.model.counts(&phase.depths);
     let sum = |stages: &[usize]| stages.iter().sum::<usize>() as u64;
-    let (all, trained) = (sum(&counts), sum(&counts[phase.trained.clone()]));
+    let heads = Architecture::of(&plan.config).map_or(0, Architecture::count) as u64;
+    let (all, trained) = (sum(&counts) + heads, sum(&counts[phase.trained.clone()]) + heads);
     let images = phase.steps * phase.training.global_batch as u64;
-    Cost { parameters: all, trained_parameters: trained, images, flops: images as f64 * training_flops(model, phase) }
+    Cost { parameters: all, trained_parameters: trained, images, flops: images as f64 * sample_flops(plan, phase) }
 }
 
 /// The peak memory of one replica in bytes: weights, gradients, moments, and the activations of a micro-batch.
@@ -93,6 +94,12 @@ fn heads(phase: &PhasePlan) -> impl Iterator<Item = &Head> {
     phase.borders.iter().flat_map(|border| &border.losses).map(|loss| &loss.head)
 }
 
+/// The operations of training on one sample, with the neck and the heads of a segmentation.
+pub fn sample_flops(plan: &Plan, phase: &PhasePlan) -> f64 {
+    let heads = Architecture::of(&plan.config).map_or(0.0, Architecture::flops);
+    training_flops(&plan.config.model, phase) + 3.0 * heads
+}
+
 /// The bytes of the activations of one sample. Between borders they exist for one stage at a time.
 fn activation_bytes(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> f64 {
     let activations = |depths: &[usize], trained| {
@@ -105,7 +112,8 @@ fn activation_bytes(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> f64 {
         activations(&phase.depths[..=stage], stage..stage + 1) + own.map(|loss| loss.head.activations()).sum::<f64>()
     };
     let largest = || (0..phase.depths.len()).map(of_stage).fold(0.0, f64::max);
-    number_bytes(plan) * if phase.borders.is_empty() { whole() } else { largest() }
+    let heads = Architecture::of(&plan.config).map_or(0.0, Architecture::activations);
+    number_bytes(plan) * (heads + if phase.borders.is_empty() { whole() } else { largest() })
 }
 
 #[cfg(test)]

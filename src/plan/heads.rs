@@ -144,6 +144,11 @@ impl Architecture {
         self.layers().into_iter().flat_map(|layer| layer.parameters(stage)).collect()
     }
 
+    /// How many numbers the parameters hold.
+    pub fn count(self) -> usize {
+        self.parameters(0).iter().filter(|parameter| parameter.is_trainable()).map(Parameter::count).sum()
+    }
+
     /// The operations of a forward pass on one training crop. A multiply-add counts as two.
     pub fn flops(self) -> f64 {
         self.layers().iter().map(Layer::flops).sum()

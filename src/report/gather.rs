@@ -151,7 +151,7 @@ fn run(path: &Path, seen: &mut Seen) -> Result<Run> {
     let config = RunDir::config_of(path)?;
     let dir = RunDir { path: path.into() };
     let mut missing = Vec::new();
-    let data = dir.data().unwrap_or_else(|error| {
+    let data = dir.data(TaskKind::Classification).unwrap_or_else(|error| {
         missing.push(format!("{error:#}"));
         None
     });

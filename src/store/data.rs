@@ -1,23 +1,30 @@
-//! `dataset.json`: the record of the run's data. Data that differ from the record are refused until the user accepts them.
+//! `dataset.json`: the record of the run's data, and `dataset-segmentation.json`, that of its images with label maps. Data that differ from the record are refused until the user accepts them.
 
 use super::artefact;
 use super::durable;
 use super::run_dir::RunDir;
+use crate::config::TaskKind;
 use crate::error::Failure;
 use crate::run::data::{DataRecord, DataSet, Earlier};
 use crate::usage;
 use anyhow::{Context, Result};
 use std::io::ErrorKind;
 
-const FILE: &str = "dataset.json";
+/// The file of the record of a task's data.
+fn file(task: TaskKind) -> &'static str {
+    match task {
+        TaskKind::Classification => "dataset.json",
+        TaskKind::Segmentation => "dataset-segmentation.json",
+    }
+}
 
 impl RunDir {
-    /// The record of the run's data; none before the run has begun, or if it was started by a version that kept no record.
+    /// The record of a task's data; none before the run has begun, or if it was started by a version that kept no record.
     ///
     /// # Errors
     /// [`Failure::Damaged`] if the file does not hold such a record.
-    pub fn data(&self) -> Result<Option<DataRecord>> {
-        let path = self.file(FILE);
+    pub fn data(&self, task: TaskKind) -> Result<Option<DataRecord>> {
+        let path = self.file(file(task));
         let bytes = match std::fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             read => read.with_context(|| format!("{}: cannot be read just now; try again", path.display()))?,
@@ -33,8 +40,8 @@ impl RunDir {
     ///
     /// # Errors
     /// A usage error that says how the data differ from the record.
-    pub fn check_data(&self, now: DataSet) -> Result<DataRecord> {
-        let Some(record) = self.data()? else { return self.store(DataRecord { present: now, earlier: Vec::new() }) };
+    pub fn check_data(&self, task: TaskKind, now: DataSet) -> Result<DataRecord> {
+        let Some(record) = self.data(task)? else { return self.record_data(task, now) };
         match record.present.differences(&now) {
             None => Ok(record),
             Some(differences) => Err(usage!(
@@ -45,9 +52,19 @@ impl RunDir {
         }
     }
 
+    /// Records the data of a run that begins.
+    pub fn record_data(&self, task: TaskKind, now: DataSet) -> Result<DataRecord> {
+        self.store(task, DataRecord { present: now, earlier: Vec::new() })
+    }
+
     /// Records that the run continues with the data of `now`, and with the artefacts in `files` on whatever data they were trained.
-    pub fn accept_data<'a>(&self, now: DataSet, files: impl Iterator<Item = &'a str>) -> Result<DataRecord> {
-        let before = self.data()?;
+    pub fn accept_data<'a>(
+        &self,
+        task: TaskKind,
+        now: DataSet,
+        files: impl Iterator<Item = &'a str>,
+    ) -> Result<DataRecord> {
+        let before = self.data(task)?;
         let mut record = before.clone().unwrap_or_else(|| DataRecord { present: now.clone(), earlier: Vec::new() });
         if let Some(differences) = record.present.differences(&now) {
             log::warn!("{}: going on with other data: {differences}", self.path.display());
@@ -62,11 +79,11 @@ impl RunDir {
                 record.earlier.push(Earlier { fingerprint: data.fingerprint, accepted });
             }
         }
-        if before.as_ref() == Some(&record) { Ok(record) } else { self.store(record) }
+        if before.as_ref() == Some(&record) { Ok(record) } else { self.store(task, record) }
     }
 
-    fn store(&self, record: DataRecord) -> Result<DataRecord> {
-        durable::replace_bytes(&self.file(FILE), &serde_json::to_vec_pretty(&record)?)?;
+    fn store(&self, task: TaskKind, record: DataRecord) -> Result<DataRecord> {
+        durable::replace_bytes(&self.file(file(task)), &serde_json::to_vec_pretty(&record)?)?;
         Ok(record)
     }
 }

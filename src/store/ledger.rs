@@ -5,7 +5,7 @@
 
 use super::progress::Progress;
 use super::run_dir::RunDir;
-use crate::plan::cost::training_flops;
+use crate::plan::cost::sample_flops;
 use crate::plan::{PhasePlan, Plan};
 use crate::run::start::Start;
 use crate::run::state::Activity;
@@ -45,7 +45,7 @@ fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> St
         spent: Default::default(),
         peak: Default::default(),
     };
-    let flops_per_image = training_flops(&plan.config.model, phase);
+    let flops_per_image = sample_flops(plan, phase);
     start.count(progress.step, phase.training.global_batch, flops_per_image, progress.seconds);
     start
 }

@@ -37,7 +37,7 @@ impl Seen {
         if node.expected.is_none() {
             return Ok(Found::Exists);
         }
-        let data = run.data()?;
+        let data = run.data(node.row.task())?;
         let cached = self.read(&path)?;
         Ok(Found::Artefact(cached.header.stamp(&cached.hash, data.as_ref())))
     }

@@ -60,13 +60,13 @@ impl Picture {
 
     /// The picture with a drawn one below it.
     pub fn above(&self, svg: &str) -> Picture {
-        let below = png::pixels(svg, self.width);
-        Picture { width: self.width, height: self.height + below.height, rgb: [&self.rgb[..], &below.rgb].concat() }
+        let rgb = [&self.rgb[..], &png::pixels(svg, self.width)].concat();
+        Picture { width: self.width, height: rgb.len() / self.width, rgb }
     }
 
     /// The PNG of the picture.
     pub fn png(&self) -> Vec<u8> {
-        png::encoded(self)
+        png::encoded(&self.rgb, self.width)
     }
 }
 

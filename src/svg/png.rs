@@ -1,7 +1,6 @@
 //! Turns drawn pictures into pixels, and pixels into PNGs.
 
-use super::picture::Picture;
-use resvg::tiny_skia::{Color, IntSize, Pixmap, Transform};
+use resvg::tiny_skia::{Color, IntSize, Pixmap, PremultipliedColorU8, Transform};
 use resvg::usvg::{Options, Tree, fontdb::Database};
 use std::sync::Arc;
 
@@ -13,18 +12,22 @@ pub fn png(svg: &str) -> Vec<u8> {
     drawn(svg, |_| SCALE).encode_png().expect("memory takes whatever is written")
 }
 
-/// The pixels of a drawn picture on white, so many of them wide.
-pub fn pixels(svg: &str, width: usize) -> Picture {
+/// The rows of pixels of a drawn picture on white, each of `width` pixels.
+pub fn pixels(svg: &str, width: usize) -> Vec<[u8; 3]> {
     let drawn = drawn(svg, |units| width as f32 / units);
-    let (width, height) = (drawn.width() as usize, drawn.height() as usize);
-    let rgb = drawn.pixels().iter().map(|pixel| [pixel.red(), pixel.green(), pixel.blue()]).collect();
-    Picture { width, height, rgb }
+    let rows = drawn.pixels().chunks_exact(drawn.width() as usize);
+    // Rounding may make the picture one pixel wider or narrower.
+    let row = |row: &[PremultipliedColorU8]| -> Vec<[u8; 3]> {
+        let pixels = row.iter().map(|pixel| [pixel.red(), pixel.green(), pixel.blue()]);
+        pixels.chain(std::iter::repeat([u8::MAX; 3])).take(width).collect()
+    };
+    rows.flat_map(row).collect()
 }
 
-/// The PNG of a picture of pixels.
-pub fn encoded(picture: &Picture) -> Vec<u8> {
-    let bytes = picture.rgb.iter().flat_map(|&[r, g, b]| [r, g, b, u8::MAX]).collect();
-    let size = IntSize::from_wh(picture.width as u32, picture.height as u32).expect("a picture has a size");
+/// The PNG of rows of `width` pixels.
+pub fn encoded(rgb: &[[u8; 3]], width: usize) -> Vec<u8> {
+    let bytes = rgb.iter().flat_map(|&[r, g, b]| [r, g, b, u8::MAX]).collect();
+    let size = IntSize::from_wh(width as u32, (rgb.len() / width) as u32).expect("a picture has a size");
     let pixels = Pixmap::from_vec(bytes, size).expect("there are four bytes for each pixel");
     pixels.encode_png().expect("memory takes whatever is written")
 }

@@ -5,7 +5,7 @@ use super::{Clock, Setting, evaluate};
 use crate::config::Precision;
 use crate::device::memory;
 use crate::plan::PhasePlan;
-use crate::plan::cost::training_flops;
+use crate::plan::cost::sample_flops;
 use crate::run::start::{Peak, Start};
 use crate::run::state::Activity;
 use crate::store::RunDir;
@@ -154,7 +154,7 @@ impl<'a> Logs<'a> {
         let seconds_before = earlier.as_ref().map_or(0.0, |p| p.seconds);
         // The steps after the checkpoint are repeated, so their time was not useful.
         let kept = |p: &Progress| p.useful_s * (step as f64 / p.step.max(1) as f64).min(1.0);
-        let flops_per_image = training_flops(&plan.config.model, phase);
+        let flops_per_image = sample_flops(plan, phase);
         if let Some(mut last) = run.starts(plan, phase).pop() {
             if last.to < step {
                 // The last start was killed after it had written this checkpoint, and before its next heartbeat.

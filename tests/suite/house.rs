@@ -91,6 +91,7 @@ fn heavy_dependencies_have_one_room_each() {
         ("plotters::", &["svg/mod.rs", "svg/chart.rs", "svg/bars.rs"]),
         ("resvg::", &["svg/png.rs"]),
         ("maud::", &["report/page.rs"]),
+        ("base64::", &["report/segmentation.rs"]),
         ("csv::", &["report/table.rs"]),
     ] {
         for path in sources(&root) {

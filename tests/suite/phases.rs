@@ -61,7 +61,7 @@ fn a_new_phase_is_one_row() {
     tch::set_num_threads(1);
     let world = World::alone();
     let devices = Devices::of_rank(DeviceChoice::Cpu, 1, OnNode { rank: 0, ranks: 1 }).unwrap();
-    let mut job = Job::open(config, &world, devices, false).unwrap();
+    let mut job = Job::open(config, &world, devices, false, TaskKind::Classification).unwrap();
     job.graph = graph.clone();
     job.run().unwrap();
     let header = |file: &str| artefact::read_header(&job.run.file(file)).unwrap().0;

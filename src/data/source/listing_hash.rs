@@ -1,14 +1,18 @@
-//! The facts about a source's images that a run records: counts, class names, and hashes of the names and labels.
+//! The facts about a source's images that a run records: counts, class names, and hashes of the names and labels, and of the lengths
+//! of the files of label maps.
 
 use super::Source;
 use super::samples::Split;
-use crate::config::Config;
+use crate::config::{Config, TaskKind};
 use crate::run::data::{DataSet, Listing};
 
 /// The facts about the images that a run of this config trains and evaluates on. Names are hashed without the source's folder,
 /// so that data may move.
 pub fn data_set(config: &Config, source: &Source) -> DataSet {
-    let root = config.data.path.display().to_string();
+    let root = match config.task {
+        TaskKind::Classification => config.data.path.display().to_string(),
+        TaskKind::Segmentation => config.segmentation.path.display().to_string(),
+    };
     DataSet {
         train: listing(&source.train, &root),
         evaluation: listing(&source.test, &root),
@@ -23,7 +27,11 @@ fn listing(split: &Split, root: &str) -> Listing {
     for index in 0..split.len() {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&split.label(index).to_le_bytes());
-        let hash = *hasher.update(split.listed_name(index, root).as_bytes()).finalize().as_bytes();
+        hasher.update(split.listed_name(index, root).as_bytes());
+        if let Some(length) = split.map_length(index) {
+            hasher.update(&length.to_le_bytes());
+        }
+        let hash = *hasher.finalize().as_bytes();
         in_order.update(&hash);
         for (sum, word) in sums.iter_mut().zip(hash.as_chunks().0) {
             *sum = sum.wrapping_add(u64::from_le_bytes(*word));

@@ -172,6 +172,12 @@ fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
 /// The number of training images that a run uses. The source is opened only if the config does not say the number.
 pub fn train_images(config: &Config) -> Result<usize> {
     let data = &config.data;
+    if config.task == TaskKind::Segmentation {
+        return match config.segmentation.format {
+            MapFormat::Shapes => Ok(config.segmentation.train_images),
+            MapFormat::Folder => Ok(open_read_only(config)?.train.len()),
+        };
+    }
     if data.train_images > 0 {
         return Ok(subset_size(data.train_images, data.train_fraction));
     }

@@ -99,6 +99,10 @@ impl Samples for Pairs {
         self.map(index).display().to_string()
     }
 
+    fn map_length(&self, index: usize) -> Option<u64> {
+        std::fs::metadata(self.map(index)).ok().map(|metadata| metadata.len())
+    }
+
     fn read_map(&self, index: usize, bytes: &mut Vec<u8>) -> Result<StoredMap> {
         read_file(&self.map(index), bytes).context("it cannot be read")?;
         Ok(StoredMap::Png)

@@ -47,6 +47,11 @@ pub trait Samples: Send + Sync {
         self.name(index)
     }
 
+    /// The length in bytes of the file of an image's label map, by which a change of the map is noticed; none if it has no file.
+    fn map_length(&self, _index: usize) -> Option<u64> {
+        None
+    }
+
     /// Replaces the content of `bytes` by the stored bytes of an image's label map.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 use crate::data::image::pixels::check_size;
 use anyhow::{Context, Result, anyhow, ensure};
 use png::{ColorType, Transformations};
-use std::io::Cursor;
+use std::io::{BufRead, Cursor, Seek};
 
 /// The class of each pixel of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,23 +22,7 @@ impl LabelMap {
     /// # Errors
     /// The PNG is damaged or of another kind, or holds a label that the config does not know.
     pub fn decode(png: &[u8], class_of: impl Fn(u8) -> Option<u8>) -> Result<LabelMap> {
-        let broken = |e: png::DecodingError| anyhow!("not a whole PNG: {e}");
-        let mut decoder = png::Decoder::new(Cursor::new(png));
-        // The indices of a palette are read, not its colours.
-        decoder.set_transformations(Transformations::IDENTITY);
-        let mut reader = decoder.read_info().map_err(broken)?;
-        let info = reader.info();
-        let (width, height) = (info.width as usize, info.height as usize);
-        check_size(height, width)?;
-        let (color, bits) = (info.color_type, info.bit_depth as usize);
-        ensure!(
-            color == ColorType::Indexed || (color == ColorType::Grayscale && bits == 8),
-            "it is {color:?} of {bits} bits; a label map has one channel of 8 bits, or a palette: store one label for each \
-             pixel"
-        );
-        let mut packed = vec![0; reader.output_buffer_size().context("it does not fit into memory")?];
-        let line_size = reader.next_frame(&mut packed).map_err(broken)?.line_size;
-        let labels = if bits == 8 { packed } else { unpacked(&packed, line_size, width, bits) };
+        let Labels { height, width, labels } = Labels::read(Cursor::new(png), check_size)?;
         let table: Vec<Option<u8>> = (0..=u8::MAX).map(class_of).collect();
         let class_at = |(pixel, &label): (usize, &u8)| {
             table[usize::from(label)].ok_or_else(|| {
@@ -55,9 +39,43 @@ impl LabelMap {
     }
 }
 
+/// The labels of a PNG, row after row, as they are stored.
+pub struct Labels {
+    pub height: usize,
+    pub width: usize,
+    pub labels: Vec<u8>,
+}
+
+impl Labels {
+    /// Reads a PNG, after `check` has agreed to its height and width.
+    ///
+    /// # Errors
+    /// The PNG is damaged, is no label map, or has a size that `check` refuses.
+    pub fn read(png: impl BufRead + Seek, check: impl FnOnce(usize, usize) -> Result<()>) -> Result<Labels> {
+        let broken = |e: png::DecodingError| anyhow!("not a readable PNG: {e}");
+        let mut decoder = png::Decoder::new(png);
+        // The indices of a palette are read, not its colours.
+        decoder.set_transformations(Transformations::IDENTITY);
+        let mut reader = decoder.read_info().map_err(broken)?;
+        let info = reader.info();
+        let (width, height) = (info.width as usize, info.height as usize);
+        check(height, width)?;
+        let (color, bits) = (info.color_type, info.bit_depth as usize);
+        ensure!(
+            color == ColorType::Indexed || (color == ColorType::Grayscale && bits == 8),
+            "it is {color:?} of {bits} bits; a label map has one channel of 8 bits, or a palette: store one label for each \
+             pixel"
+        );
+        let mut packed = vec![0; reader.output_buffer_size().context("it does not fit into memory")?];
+        let line_size = reader.next_frame(&mut packed).map_err(broken)?.line_size;
+        let labels = if bits == 8 { packed } else { unpacked(&packed, line_size, width, bits) };
+        Ok(Labels { height, width, labels })
+    }
+}
+
 /// Unpacks numbers of `bits` bits each. Every line of `line_size` bytes begins with `width` of them, the first in the highest
 /// bits.
-pub fn unpacked(packed: &[u8], line_size: usize, width: usize, bits: usize) -> Vec<u8> {
+fn unpacked(packed: &[u8], line_size: usize, width: usize, bits: usize) -> Vec<u8> {
     let per_byte = 8 / bits;
     let number = |line: &[u8], x: usize| {
         let shift = 8 - bits * (x % per_byte + 1);
