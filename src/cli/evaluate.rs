@@ -4,19 +4,27 @@ use super::args::{Downstream, EvaluateArgs};
 use super::load::devices;
 use super::{print, print_either, weights_or_final};
 use crate::downstream::{ade20k, coco};
-use crate::pipeline::evaluate;
+use crate::pipeline;
 use crate::task::ClassFigures;
 use crate::train::evaluate::{Evaluation, IMAGES};
 use crate::usage;
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 
-pub fn evaluate_artefact(args: &EvaluateArgs) -> Result<()> {
+/// Executes the command.
+pub fn evaluate(args: &EvaluateArgs) -> Result<()> {
+    match &args.downstream {
+        Some(downstream) => evaluate_downstream(downstream),
+        None => evaluate_artefact(args),
+    }
+}
+
+fn evaluate_artefact(args: &EvaluateArgs) -> Result<()> {
     let config = args.overrides.load(args.config.as_ref().context("clap requires the config")?)?;
     let weights = weights_or_final(&config, &args.weights);
     let device = devices(&config)?.device(0);
     let (task, Evaluation { metrics, classes }) =
-        evaluate::evaluate(&config, &weights, device, args.outputs.as_deref())?;
+        pipeline::evaluate::evaluate(&config, &weights, device, args.outputs.as_deref())?;
     if args.json {
         return print(&(serde_json::to_string(&metrics)? + "\n"));
     }
@@ -38,7 +46,7 @@ fn class_table(classes: &[ClassFigures]) -> String {
     text
 }
 
-pub fn evaluate_downstream(results: &Downstream) -> Result<()> {
+fn evaluate_downstream(results: &Downstream) -> Result<()> {
     let draw = |file: &Option<PathBuf>, picture: &dyn Fn() -> String| match file {
         Some(file) => std::fs::write(file, picture()).map_err(|e| usage!("{}: {e}", file.display())),
         None => Ok(()),

@@ -34,7 +34,6 @@ use crate::{export, import, model, pack, require, usage};
 use anyhow::{Context, Result};
 use args::PackArgs;
 use clap::CommandFactory;
-use evaluate::{evaluate_artefact, evaluate_downstream};
 use load::{devices, start_threads, threads};
 use overrides::{ConfigArgs, TrainArgs};
 use serde::Serialize;
@@ -59,10 +58,7 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         Command::Infopro(args) => train(world, &args.with("run.infopro=true"), |job| job.row(&INFOPRO)),
         Command::Segment(args) => segment(world, args, &SEGMENT),
         Command::SegmentE2e(args) => segment(world, args, &SEGMENT_E2E),
-        Command::Evaluate(args) => match &args.downstream {
-            Some(downstream) => evaluate_downstream(downstream),
-            None => evaluate_artefact(args),
-        },
+        Command::Evaluate(args) => evaluate::evaluate(args),
         Command::Predict(args) => predict::predict(args),
         Command::Export { config, formats, weights, json } => {
             let config = config.load()?;
@@ -96,16 +92,18 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         Command::Verify { path, json } => verify(path, *json),
         Command::Doctor { config, overrides, json } => cluster::doctor(config.as_deref(), overrides, *json),
         Command::Bench { bench } => bench.measure(),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "incubate", &mut script);
-            print(&String::from_utf8(script)?)
-        }
+        Command::Completions { shell } => print_completions(*shell),
         Command::Man { folder } => {
             std::fs::create_dir_all(folder).map_err(|e| usage!("{}: {e}", folder.display()))?;
             clap_mangen::generate_to(Cli::command(), folder).with_context(|| format!("{}", folder.display()))
         }
     }
+}
+
+fn print_completions(shell: clap_complete::Shell) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "incubate", &mut script);
+    print(&String::from_utf8(script)?)
 }
 
 /// The speed of the named GPU, or the given speed in TFLOP/s, or else the speed of this machine's matrix product.

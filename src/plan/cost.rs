@@ -1,7 +1,7 @@
 //! Estimates the cost of a phase by formulas: parameters, floating-point operations and memory. `plan` and the reports print the
 //! estimates.
 
-use super::heads::Architecture;
+use super::segmentation::Architecture;
 use super::{PhasePlan, Plan};
 use crate::config::{Optimiser, Precision};
 use crate::family::{Memory, Model};

@@ -5,9 +5,9 @@ pub mod cost;
 pub mod gpus;
 pub mod groups;
 pub mod head;
-pub mod heads;
 pub mod local;
 pub mod schedule;
+pub mod segmentation;
 
 use crate::config::{Config, DeviceChoice, Ranks, TaskKind, Training};
 use crate::family::parameter::{Parameter, flat_order};

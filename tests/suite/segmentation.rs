@@ -64,11 +64,12 @@ fn labels() -> Tensor {
 }
 
 #[track_caller]
-fn assert_close(what: &str, ours: &Tensor, golden: &Tensor) {
+fn assert_close(what: &str, ours: &Tensor, golden: &Tensor, tolerance: f64) {
+    let largest = golden.abs().max().double_value(&[]);
     // The gradient of a bias before a norm is zero but for rounding.
-    let largest = golden.abs().max().double_value(&[]).max(1e-3);
-    let difference = (ours.view_as(golden) - golden).abs().max().double_value(&[]) / largest;
-    assert!(difference < 1e-4, "{what} differs by {difference:e}");
+    let scale = if largest < 1e-6 { 1e-2 } else { largest };
+    let difference = (ours.view_as(golden) - golden).abs().max().double_value(&[]) / scale;
+    assert!(difference < tolerance, "{what} differs by {difference:e}");
 }
 
 #[test]
@@ -79,6 +80,8 @@ fn loss_gradients_and_batch_norm_of_necks_and_heads_are_mmsegmentations() {
     for (case, mean, neck) in
         [("all", "all", "none"), ("labelled", "labelled", "none"), ("mln", "all", "mln"), ("pyramid", "all", "pyramid")]
     {
+        // The larger maps of a neck round more.
+        let tolerance = if neck == "none" { 1e-4 } else { 1e-3 };
         let config = config(mean, neck);
         let task = Task::of(&config);
         let auxiliary = task.parameters(depths.len());
@@ -86,10 +89,15 @@ fn loss_gradients_and_batch_norm_of_necks_and_heads_are_mmsegmentations() {
         let outputs: Vec<Tensor> = (0..4).map(tokens).collect();
         let part = Part { group: &Solo, seed: 1, step: 0, positions: 0..BATCH as usize, global_batch: BATCH as f64 };
         let Loss { sum, gradients } = task.loss(&network, &outputs, &labels(), &part).unwrap();
-        assert_close("loss", &sum, &golden[&format!("{case}.loss")]);
+        assert_close("loss", &sum, &golden[&format!("{case}.loss")], tolerance);
         for (tap, gradient) in gradients.iter().enumerate() {
             let of_map = gradient.narrow(1, 1, GRID * GRID).transpose(1, 2).contiguous();
-            assert_close(&format!("{case}: gradient of map {tap}"), &of_map, &golden[&format!("{case}.map.{tap}")]);
+            assert_close(
+                &format!("{case}: gradient of map {tap}"),
+                &of_map,
+                &golden[&format!("{case}.map.{tap}")],
+                tolerance,
+            );
             assert_eq!(gradient.narrow(1, 0, 1).abs().max().double_value(&[]), 0.0, "that of the class token");
         }
         let of_heads = network.flat().layout().named(network.flat().gradients());
@@ -97,13 +105,18 @@ fn loss_gradients_and_batch_norm_of_necks_and_heads_are_mmsegmentations() {
             let name = &parameter.name;
             let ours = &of_heads[&(parameter.stage, name.clone())];
             if parameter.is_trainable() {
-                assert_close(&format!("{case}: gradient of {name}"), ours, &golden[&format!("{case}.{name}")]);
+                assert_close(
+                    &format!("{case}: gradient of {name}"),
+                    ours,
+                    &golden[&format!("{case}.{name}")],
+                    tolerance,
+                );
                 continue;
             }
             // What the flat buffer sums is the statistic of every sample.
             let before = network.flat().get(parameter.stage, name, true).unwrap().value;
             let theirs = if neck == "none" { name.clone() } else { format!("{case}.{name}") };
-            assert_close(name, &(before * 0.9 + ours / BATCH as f64 * 0.1), &golden[&theirs]);
+            assert_close(name, &(before * 0.9 + ours / BATCH as f64 * 0.1), &golden[&theirs], tolerance);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Segmentation;
 use super::norm::{BATCH_NORM_EPS, Cuts, Normed};
 use crate::family::parameter::Parameter;
 use crate::model::{Network, Weight};
-use crate::plan::heads::POOLED;
+use crate::plan::segmentation::POOLED;
 use anyhow::Result;
 use std::cell::RefCell;
 use std::collections::BTreeMap;

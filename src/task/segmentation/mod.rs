@@ -18,7 +18,7 @@ use crate::config::{Config, IGNORED, Inference, NormOver, PixelMean, TAPS};
 use crate::family::Tokens;
 use crate::family::parameter::Parameter;
 use crate::model::{Network, Tap};
-use crate::plan::heads::Architecture;
+use crate::plan::segmentation::Architecture;
 use anyhow::Result;
 use heads::Heads;
 use std::collections::BTreeMap;

@@ -2,7 +2,7 @@
 
 use super::heads::Heads;
 use crate::config::Neck;
-use crate::plan::heads::FACTORS;
+use crate::plan::segmentation::FACTORS;
 use anyhow::Result;
 use tch::Tensor;
 
