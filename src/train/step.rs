@@ -8,6 +8,7 @@ use super::optimiser::Optimiser;
 use crate::collective::Collective;
 use crate::data::feed::batch::Batch;
 use crate::device::later::Later;
+use crate::device::memory;
 use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
@@ -16,7 +17,7 @@ use crate::task::{Given, Loss, Objective, Part};
 use crate::weights::Staging;
 use anyhow::Result;
 use std::time::{Duration, Instant};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// The result of a step.
 #[derive(Debug, Clone, Copy)]
@@ -193,6 +194,10 @@ impl<'a> Stepper<'a> {
                 anyhow::Ok((gradients, tape))
             })?;
             timed(&mut times.backward, || network.backward(tape, gradients));
+            if input.is_some() && device == Device::Cpu {
+                // The tensors of the next segment have other sizes and would not reuse all of this memory.
+                memory::give_back();
+            }
         }
         Ok(())
     }
