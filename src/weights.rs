@@ -4,7 +4,7 @@ use crate::driver::cuda;
 use crate::libtorch;
 use anyhow::Result;
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tch::{Device, Kind, Tensor};
 
 /// Parameters by (stage, `model_stages[stage]` name).
@@ -24,6 +24,11 @@ impl Pinning {
     /// while the work of other GPUs waits for that thread.
     pub fn forbid(&self) -> RwLockWriteGuard<'_, ()> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no thread forbids pinning. The calling thread may pin memory until the guard is dropped.
+    pub fn allow(&self) -> RwLockReadGuard<'_, ()> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -61,7 +66,7 @@ impl Staging {
         let Device::Cuda(number) = self.device else { return Ok(None) };
         // libtorch checks here which copies of this thread's current GPU are done.
         cuda()?.make_current(number)?;
-        let _guard = self.pinning.0.read().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.pinning.allow();
         libtorch::empty_pinned(sizes).map(Some)
     }
 

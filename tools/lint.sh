@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 tools/setup.sh --tests
 PATH=$HOME/.cargo/bin:$PATH
 
-shellcheck tools/*.sh slurm/*.sbatch slurm/downstream/*.sbatch .ci/run
+shellcheck tools/*.sh tests/fake/*.sh slurm/*.sbatch slurm/downstream/*.sbatch .ci/run
 # The template becomes a script when its {fields} are filled in.
 sed -E -e 's/^\{(options|setup)\}$/:/' -e "s/^\{steps\}$/step \"\$config\"/" -e 's/\{[a-z_]+\}/word/g' \
   slurm/templates/job.sh | shellcheck -

@@ -27,6 +27,7 @@ pub struct UniqueId {
 pub struct Nccl {
     api: &'static Api,
     communicator: Communicator,
+    patience: Duration,
 }
 
 type Communicator = *mut c_void;
@@ -204,7 +205,7 @@ impl Nccl {
         // SAFETY: the output is one pointer, and the numbers belong to this communicator.
         let status = unsafe { (api.init_rank)(&mut communicator, size as c_int, id, rank as c_int) };
         api.check("ncclCommInitRank", status)?;
-        Ok(Nccl { api, communicator })
+        Ok(Nccl { api, communicator, patience: PATIENCE })
     }
 
     /// Begins to sum fp32 numbers on this member's GPU over all members, in place. Work that is given to the default stream
@@ -246,10 +247,10 @@ impl Nccl {
             }
             let waited = began.elapsed();
             ensure!(
-                waited < PATIENCE,
+                waited < self.patience,
                 "a peer did not begin the sum of gradients within {} s, so it is dead or stuck; start the same command \
                  again to resume",
-                PATIENCE.as_secs()
+                self.patience.as_secs()
             );
             // Most sums take less time than falling asleep.
             if waited > Duration::from_millis(5) {
@@ -276,19 +277,41 @@ impl Nccl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::Driver;
     use std::path::Path;
     use std::process::Command;
     use std::thread;
     use tch::Device;
 
-    /// The functions of tests/fake/cuda.c. Each test builds its own library of them.
-    fn fake() -> &'static Api {
+    /// The functions of the fake driver and the fake NCCL in tests/fake. Each test builds its own libraries of them.
+    fn fake() -> (&'static Api, &'static Driver) {
         let folder = tempfile::tempdir().unwrap();
-        let library = folder.path().join("libfake.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/cuda.c");
-        let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).status().unwrap();
-        assert!(built.success());
-        Box::leak(Box::new(Api::open(library.as_os_str(), library.as_os_str()).unwrap()))
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/build.sh");
+        assert!(Command::new(script).arg(folder.path()).status().unwrap().success());
+        let [nccl, driver] = ["libnccl.so.2", "libcuda.so.1"].map(|name| folder.path().join(name));
+        let api = Api::open(nccl.as_os_str(), driver.as_os_str()).unwrap();
+        // The loader finds the fake by its name, because it is loaded already.
+        (Box::leak(Box::new(api)), Box::leak(Box::new(Driver::open().unwrap())))
+    }
+
+    /// Runs two members of a communicator, each with a thread and a GPU. They have made the first sum, which connects them.
+    fn on_two(first: impl FnOnce(Nccl) + Send, second: impl FnOnce(Nccl) + Send) {
+        let (api, driver) = fake();
+        let mut id = UniqueId::default();
+        // SAFETY: the fake writes 128 bytes.
+        assert_eq!(unsafe { (api.get_unique_id)(&mut id) }, SUCCESS);
+        // The identity travels between ranks as bytes.
+        let id = UniqueId::from(<[u8; 128]>::from(id));
+        let join = move |rank: usize| {
+            driver.make_current(rank).unwrap();
+            let mut nccl = Nccl::join_by(api, id, rank, 2).unwrap();
+            nccl.sum_and_wait(&mut ones(3), &|| false).unwrap();
+            nccl
+        };
+        thread::scope(|scope| {
+            scope.spawn(move || second(join(1)));
+            first(join(0));
+        });
     }
 
     fn ones(numbers: i64) -> Tensor {
@@ -297,50 +320,43 @@ mod tests {
 
     #[test]
     fn members_sum_in_place_over_and_over() {
-        let api = fake();
-        assert_eq!(api.version, 22_707);
-        let mut id = UniqueId::default();
-        // SAFETY: the fake writes 128 bytes.
-        assert_eq!(unsafe { (api.get_unique_id)(&mut id) }, SUCCESS);
-        // The identity travels between ranks as bytes.
-        let id = UniqueId::from(<[u8; 128]>::from(id));
-        thread::scope(|scope| {
-            for rank in 0..3 {
-                scope.spawn(move || {
-                    let mut nccl = Nccl::join_by(api, id, rank, 3).unwrap();
-                    for round in 0..50 {
-                        let mut values = ones(7) * (rank + round) as f64;
-                        nccl.sum_and_wait(&mut values, &|| false).unwrap();
-                        assert_eq!(values, ones(7) * (3 + 3 * round) as f64);
-                    }
-                });
+        let member = |rank: usize| {
+            move |mut nccl: Nccl| {
+                assert_eq!(nccl.api.version, 22_707);
+                for round in 0..50 {
+                    let mut values = ones(7) * (rank + round) as f64;
+                    nccl.sum_and_wait(&mut values, &|| false).unwrap();
+                    assert_eq!(values, ones(7) * (1 + 2 * round) as f64);
+                }
             }
-        });
+        };
+        on_two(member(0), member(1));
     }
 
     #[test]
     fn a_peer_that_is_gone_is_an_error_and_not_a_hang() {
-        let api = fake();
-        let id = UniqueId::from([42; 128]);
-        thread::scope(|scope| {
-            scope.spawn(|| Nccl::join_by(api, id, 1, 2).unwrap().leave().unwrap());
-            let mut nccl = Nccl::join_by(api, id, 0, 2).unwrap();
-            let error = nccl.sum_and_wait(&mut ones(3), &|| false).unwrap_err().to_string();
-            assert!(error.contains("a peer failed while gradients were summed: remote process exited"), "{error}");
-            assert!(error.contains("a fake's last words"), "{error}");
-        });
+        on_two(
+            |mut nccl| {
+                let error = nccl.sum_and_wait(&mut ones(3), &|| false).unwrap_err().to_string();
+                assert!(error.contains("a peer failed while gradients were summed: remote process exited"), "{error}");
+                assert!(error.contains("a fake's last words"), "{error}");
+            },
+            |nccl| nccl.leave().unwrap(),
+        );
     }
 
     #[test]
-    fn if_another_replica_of_the_rank_has_failed_its_error_is_the_one_to_report() {
-        let api = fake();
-        let id = UniqueId::from([42; 128]);
-        thread::scope(|scope| {
-            scope.spawn(|| Nccl::join_by(api, id, 1, 2).map(|_| ()).unwrap());
-            let mut nccl = Nccl::join_by(api, id, 0, 2).unwrap();
-            let error = nccl.sum_and_wait(&mut ones(3), &|| true).unwrap_err();
-            assert!(matches!(error.downcast_ref(), Some(crate::error::Failure::Elsewhere { .. })), "{error}");
-        });
+    fn a_peer_that_never_begins_a_sum_is_an_error_after_the_longest_wait() {
+        let (done, waits) = std::sync::mpsc::channel::<()>();
+        on_two(
+            |mut nccl| {
+                nccl.patience = Duration::from_millis(50);
+                let error = nccl.sum_and_wait(&mut ones(3), &|| false).unwrap_err().to_string();
+                assert!(error.contains("a peer did not begin the sum of gradients"), "{error}");
+                drop(done);
+            },
+            move |_nccl| assert!(waits.recv().is_err()),
+        );
     }
 
     #[test]

@@ -1,105 +1,147 @@
-// Stands in for the NVIDIA driver (libcuda.so.1) and NCCL (libnccl.so.2) where there is no GPU: the functions that
-// incubate binds, with the signatures of cuda.h and nccl.h. "GPUs" are host memory, the members of a communicator are
-// threads of one process, and a sum runs beside its callers as on a stream: it is done when the last member has come.
+// Stands in for the NVIDIA driver (libcuda.so.1) on a machine without a GPU: the functions that incubate binds, with the
+// signatures of cuda.h. A "GPU" is host memory with a default stream, on which only the sums of nccl.c run. A call that
+// could make real GPUs wait for ever ends the process with a message.
+#include "fake.h"
 #include <pthread.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
+#include <unistd.h>
 
-typedef struct { char internal[128]; } ncclUniqueId;
-typedef struct { int rank, size; } Member;
-enum { LARGEST = 16 };
+enum { INVALID_VALUE = 1, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_READY = 600 };
+
+// The work of a device's default stream: how many sums it was given, and how many are done.
+typedef struct { long given, done; } Device;
+// A place in the work of a device's default stream.
+typedef struct { int device; long place; } Event;
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t joined = PTHREAD_COND_INITIALIZER;
-static int members, arrived, aborted;
-static long sums;
-static float *brought[LARGEST];
-static __thread long awaited;
+static Device devices[FAKE_LARGEST];
+// One more than the sums that each device of this process has begun; 0 for a device that is in no communicator.
+static long begun[FAKE_LARGEST];
+static __thread int current = -1;
+
+void fake_dies(const char *why) {
+    fprintf(stderr, "the fake GPU: %s\n", why);
+    abort();
+}
+
+int fake_device(void) { return current; }
+
+void fake_joins(int device) {
+    pthread_mutex_lock(&lock);
+    begun[device] = 1;
+    pthread_mutex_unlock(&lock);
+}
+
+void fake_begins(int device) {
+    pthread_mutex_lock(&lock);
+    begun[device]++;
+    devices[device].given++;
+    pthread_mutex_unlock(&lock);
+}
+
+void fake_ends(int device) {
+    pthread_mutex_lock(&lock);
+    devices[device].done++;
+    pthread_mutex_unlock(&lock);
+}
+
+void fake_leaves(int device) {
+    pthread_mutex_lock(&lock);
+    begun[device] = 0;
+    devices[device].done = devices[device].given;
+    pthread_mutex_unlock(&lock);
+}
+
+// Whether some of this process's devices have begun a sum that others have not.
+static int is_between_begins(void) {
+    long least = 0, most = 0;
+    pthread_mutex_lock(&lock);
+    for (int device = 0; device < FAKE_LARGEST; device++) {
+        if (begun[device] == 0) continue;
+        if (least == 0 || begun[device] < least) least = begun[device];
+        if (begun[device] > most) most = begun[device];
+    }
+    pthread_mutex_unlock(&lock);
+    return least != most;
+}
 
 int cuInit(unsigned flags) { return flags; }
 int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
-int cuDeviceGetCount(int *count) { *count = 2; return 0; }
+
+int cuDeviceGetCount(int *count) {
+    const char *gpus = getenv("FAKE_GPUS");
+    *count = gpus ? atoi(gpus) : 2;
+    return *count > FAKE_LARGEST;
+}
+
 int cuDeviceGetName(char *name, int length, int device) { snprintf(name, length, "Fake GPU %d", device); return 0; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)80 << 30; return device < 0; }
 int cuDeviceGetPCIBusId(char *id, int length, int device) { snprintf(id, length, "0000:0%d:00.0", device); return 0; }
-int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &members; return device < 0; }
-int cuCtxSetCurrent(void *context) { return context != &members; }
 
-int cuMemGetInfo_v2(size_t *free, size_t *total) { *total = (size_t)80 << 30; *free = *total / 4; return 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+    int count;
+    if (cuDeviceGetCount(&count) || device < 0 || device >= count) return INVALID_VALUE;
+    *context = &devices[device];
+    return 0;
+}
 
-int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) { *start = malloc(bytes); return flags != 1; }
+int cuCtxSetCurrent(void *context) {
+    current = (Device *)context - devices;
+    return 0;
+}
+
+int cuMemGetInfo_v2(size_t *free, size_t *total) {
+    *total = (size_t)80 << 30;
+    *free = *total / 4;
+    return current < 0 ? INVALID_CONTEXT : 0;
+}
+
+// Pinning memory may wait for the work of all devices, so no device may stand between the begins of a sum meanwhile.
+int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
+    if (current < 0) return INVALID_CONTEXT;
+    for (int part = 0; part < 5; part++) {
+        if (is_between_begins()) fake_dies("memory is pinned while only a part of the devices has begun a sum");
+        usleep(50);
+    }
+    *start = malloc(bytes);
+    return flags == 1 ? 0 : INVALID_VALUE;
+}
+
 int cuMemFreeHost(void *start) { free(start); return 0; }
 
-// An event has passed when its thread's sum is done: a stand-in for its place behind that sum on the stream.
-int cuEventCreate(void **event, unsigned flags) { *event = malloc(sizeof(long)); return flags != 2; }
-int cuEventRecord(void *event, void *stream) { *(long *)event = awaited; return stream != NULL; }
-int cuEventDestroy_v2(void *event) { free(event); return 0; }
+int cuEventCreate(void **event, unsigned flags) {
+    if (current < 0) return INVALID_CONTEXT;
+    Event *made = malloc(sizeof *made);
+    *made = (Event){current, 0};
+    *event = made;
+    return flags == 2 ? 0 : INVALID_VALUE;
+}
+
+// An event belongs to the stream of the device that was current when the event was made.
+int cuEventRecord(void *event, void *stream) {
+    Event *own = event;
+    if (stream != NULL || own->device != current) return INVALID_HANDLE;
+    pthread_mutex_lock(&lock);
+    own->place = devices[current].given;
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
 
 int cuEventQuery(void *event) {
+    Event *own = event;
     pthread_mutex_lock(&lock);
-    int passed = sums >= *(long *)event;
+    int passed = devices[own->device].done >= own->place;
     pthread_mutex_unlock(&lock);
-    return passed ? 0 : 600;
+    return passed ? 0 : NOT_READY;
 }
+
+int cuEventDestroy_v2(void *event) { free(event); return 0; }
 
 int cuStreamQuery(void *stream) {
+    if (stream != NULL || current < 0) return INVALID_HANDLE;
     pthread_mutex_lock(&lock);
-    int ready = stream == NULL && sums >= awaited;
+    int ready = devices[current].done >= devices[current].given;
     pthread_mutex_unlock(&lock);
-    return ready ? 0 : 600;
+    return ready ? 0 : NOT_READY;
 }
-
-int ncclGetVersion(int *version) { *version = 22707; return 0; }
-int ncclGetUniqueId(ncclUniqueId *id) { memset(id->internal, 42, sizeof id->internal); return 0; }
-
-int ncclCommInitRank(void **communicator, int size, ncclUniqueId id, int rank) {
-    for (size_t i = 0; i < sizeof id.internal; i++) if (id.internal[i] != 42) return 4;
-    if (rank < 0 || rank >= size || size > LARGEST) return 4;
-    Member *member = malloc(sizeof *member);
-    *member = (Member){rank, size};
-    *communicator = member;
-    pthread_mutex_lock(&lock);
-    members++;
-    pthread_cond_broadcast(&joined);
-    while (members < size) pthread_cond_wait(&joined, &lock);
-    pthread_mutex_unlock(&lock);
-    return 0;
-}
-
-int ncclAllReduce(const void *from, void *to, size_t count, int type, int operation, void *communicator, void *stream) {
-    Member *member = communicator;
-    if (from != to || type != 7 || operation != 0 || stream != NULL) return 4;
-    pthread_mutex_lock(&lock);
-    brought[member->rank] = to;
-    awaited = sums + 1;
-    if (++arrived == member->size) {
-        for (size_t i = 0; i < count; i++) {
-            float sum = 0;
-            for (int rank = 0; rank < member->size; rank++) sum += brought[rank][i];
-            for (int rank = 0; rank < member->size; rank++) brought[rank][i] = sum;
-        }
-        arrived = 0;
-        sums++;
-    }
-    pthread_mutex_unlock(&lock);
-    return 0;
-}
-
-int ncclCommGetAsyncError(void *communicator, int *state) {
-    pthread_mutex_lock(&lock);
-    *state = communicator && aborted ? 6 : 7;
-    pthread_mutex_unlock(&lock);
-    return 0;
-}
-
-int ncclCommAbort(void *communicator) {
-    pthread_mutex_lock(&lock);
-    aborted++;
-    pthread_mutex_unlock(&lock);
-    free(communicator);
-    return 0;
-}
-
-const char *ncclGetErrorString(int status) { return status == 6 ? "remote process exited" : "invalid argument"; }
-const char *ncclGetLastError(void *communicator) { return communicator ? "" : "a fake's last words"; }

@@ -8,17 +8,10 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// A folder with a fake driver and a fake NCCL, which report two GPUs that libtorch's CUDA cannot use.
-fn fake_driver() -> TempDir {
+pub fn fake_driver() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/cuda.c");
-    for library in ["libcuda.so.1", "libnccl.so.2"] {
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", &format!("-Wl,-soname,{library}"), "-o"])
-            .arg(folder.path().join(library))
-            .arg(&source)
-            .status();
-        assert!(built.unwrap().success());
-    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/build.sh");
+    assert!(Command::new(script).arg(folder.path()).status().unwrap().success());
     folder
 }
 

@@ -10,6 +10,7 @@ mod drawn;
 mod draws;
 mod exports;
 mod extend;
+mod fake_gpus;
 mod full_disk;
 mod fuzz;
 mod golden;
