@@ -14,9 +14,11 @@
 #include <ATen/ops/_scaled_dot_product_flash_attention_backward.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/native_layer_norm_backward.h>
 #include <ATen/ops/stack.h>
+#include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <cstring>
 
@@ -88,6 +90,11 @@ char *incubate_layer_norm_backward(at::Tensor **out, const at::Tensor *gradient,
 // may share a part.
 char *incubate_backward(const at::Tensor *tensor, const at::Tensor *gradient) {
   return error_of([&] { tensor->backward(*gradient, /*retain_graph=*/true); });
+}
+
+// Adds the product of two bf16 matrices to an fp32 matrix without rounding the product to bf16. Only GPUs have this operator.
+char *incubate_add_product(at::Tensor *sum, const at::Tensor *a, const at::Tensor *b) {
+  return error_of([&] { at::addmm_outf(*sum, *a, *b, at::kFloat, /*beta=*/1, /*alpha=*/1, *sum); });
 }
 
 // Updates weights and moments in place. The gradients are divided by `divisor` first. Nothing is updated if `skip` is 1.
@@ -185,6 +192,24 @@ char *incubate_empty_pinned(at::Tensor **out, const int64_t *sizes, size_t dimen
     auto options = at::TensorOptions(at::kFloat).pinned_memory(true);
     *out = new at::Tensor(at::empty(at::IntArrayRef(sizes, dimensions), options));
   });
+}
+
+// Begins to record libtorch's functions on the calling thread and, with `gpus`, the kernels of all GPUs.
+char *incubate_trace_start(bool gpus) {
+  return error_of([&] {
+    using namespace torch::autograd::profiler;
+    std::set<ActivityType> activities{ActivityType::CPU};
+    if (gpus)
+      activities.insert(ActivityType::CUDA);
+    ProfilerConfig config(ProfilerState::KINETO);
+    prepareProfiler(config, activities);
+    enableProfiler(config, activities);
+  });
+}
+
+// Ends the recording and writes it to a file in Chrome's trace format.
+char *incubate_trace_write(const char *path) {
+  return error_of([&] { torch::autograd::profiler::disableProfiler()->save(path); });
 }
 
 // Returns the GPU memory that libtorch caches to the driver.

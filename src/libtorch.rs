@@ -1,7 +1,9 @@
 //! Calls functions of libtorch that tch does not bind, through `libtorch.cpp`.
 
 use anyhow::{Context, Result, anyhow};
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use tch::{Device, Tensor};
 
 type Raw = *mut c_void;
@@ -18,6 +20,9 @@ unsafe extern "C" {
         trained: bool,
     ) -> *mut c_char;
     fn incubate_backward(tensor: Raw, gradient: Raw) -> *mut c_char;
+    fn incubate_add_product(sum: Raw, a: Raw, b: Raw) -> *mut c_char;
+    fn incubate_trace_start(gpus: bool) -> *mut c_char;
+    fn incubate_trace_write(path: *const c_char) -> *mut c_char;
     fn incubate_fused_adamw(
         weights: Raw,
         gradients: Raw,
@@ -105,6 +110,15 @@ pub fn layer_norm_backward(
 pub fn backward(tensor: &Tensor, gradient: &Tensor) {
     // SAFETY: both are live tensors; libtorch checks their shapes.
     check(unsafe { incubate_backward(raw(tensor), raw(gradient)) });
+}
+
+/// Adds the product a · b of two bf16 matrices to the fp32 matrix `sum`, in place and without rounding the product to bf16 first.
+///
+/// # Errors
+/// The tensors are not on a GPU, or libtorch refuses them. Then `sum` has not changed.
+pub fn add_product(sum: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+    // SAFETY: all are live tensors; libtorch checks shapes, kinds and devices.
+    try_check(unsafe { incubate_add_product(raw(sum), raw(a), raw(b)) })
 }
 
 /// The settings of one AdamW update.
@@ -237,6 +251,27 @@ pub fn empty_pinned(sizes: &[i64]) -> Result<Tensor> {
     // SAFETY: the output is one pointer, and the length is the number of sizes.
     try_check(unsafe { incubate_empty_pinned(&mut out, sizes.as_ptr(), sizes.len()) })?;
     take(out).context("libtorch has written no tensor")
+}
+
+/// A recording of libtorch's functions on the calling thread, and of a GPU's kernels.
+pub struct Trace(Device);
+
+impl Trace {
+    /// Begins to record.
+    pub fn start(device: Device) -> Result<Trace> {
+        // SAFETY: the call only starts libtorch's profiler.
+        try_check(unsafe { incubate_trace_start(device.is_cuda()) }).map(|()| Trace(device))
+    }
+
+    /// Waits until the GPU has done its work, ends the recording, and writes it to a file in Chrome's trace format.
+    pub fn write(self, path: &Path) -> Result<()> {
+        if let Device::Cuda(number) = self.0 {
+            tch::Cuda::synchronize(number as i64);
+        }
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        // SAFETY: the text is alive, and the profiler was started on this thread.
+        try_check(unsafe { incubate_trace_write(path.as_ptr()) })
+    }
 }
 
 /// Returns the GPU memory that libtorch caches to the driver, from which NCCL can take it. Does nothing on the CPU.

@@ -7,6 +7,7 @@ use crate::config::{Config, Precision};
 use crate::data::feed::batch::Batch;
 use crate::device;
 use crate::family::parameter::Parameter;
+use crate::libtorch::Trace;
 use crate::model::off::{Off, Part};
 use crate::model::{self, Network, fresh};
 use crate::plan::Plan;
@@ -16,12 +17,14 @@ use crate::require;
 use crate::run::table::{DGL, E2E, INFOPRO, MODULE, Method, Row};
 use crate::task::{Objective, Task};
 use crate::train::optimiser::Optimiser;
-use crate::train::step::{Stepper, Times};
+use crate::train::step::{Outcome, Stepper, Times};
+use crate::usage;
 use crate::weights::{Pinning, Staging, on_device};
 use anyhow::Result;
 use serde::Serialize;
+use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
@@ -113,11 +116,13 @@ pub struct Work {
     pub device: Device,
     /// The parts that `--without` switches off.
     pub off: Off,
+    /// The file for a recording of the timed steps, if there is to be one.
+    pub trace: Option<PathBuf>,
 }
 
 /// Trains on one device and measures the time.
 pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport> {
-    let Work { stage, method, batch, steps, device, off } = work;
+    let Work { stage, method, batch, steps, device, off, trace } = work;
     let stages = config.model.stages();
     require!(stage.is_none_or(|s| s < stages), "--stage {}: stages are 0 to {}", stage.unwrap_or(0), stages - 1);
     require!(batch >= 2 && batch.is_multiple_of(2), "--batch {batch}: it must be even and at least 2");
@@ -147,7 +152,8 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
     let mut stepper = Stepper::new(&plan, &phase, &Solo, micro_batches.len());
     let mut batches = random_batches(&plan, micro_batches, device);
-    let (seconds, times) = time_steps(&mut stepper, &mut network, &mut optimiser, &mut batches, steps)?;
+    let mut step = |number: u64| stepper.step(&mut network, &mut optimiser, &mut batches, number, 1e-3);
+    let (seconds, times) = time_steps(&mut step, steps, trace.as_deref(), device)?;
     // Read the peak before the matrix products, which take more memory.
     let peak_mib = peak_mib(device)?;
     let step_s = median(seconds);
@@ -186,28 +192,37 @@ fn row_of(method: Method) -> &'static Row {
 }
 
 /// Steps that run before the timed ones.
-const WARM_UP: usize = 3;
+const WARM_UP: u64 = 3;
 
-/// Trains, and returns the seconds of each timed step and the summed times of the steps' parts. On a GPU these are the parts of the
-/// steps before them, because a step returns the outcome of the step before it.
+/// Warms up, makes `steps` steps, and writes their recording to `trace`. Returns the seconds of each step, and the summed times of the
+/// steps' parts. On a GPU these are the parts of the steps before them, because a step returns the outcome of the step before it.
 fn time_steps(
-    stepper: &mut Stepper,
-    network: &mut Network,
-    optimiser: &mut Optimiser,
-    batches: &mut dyn Iterator<Item = Result<Batch>>,
+    step: &mut dyn FnMut(u64) -> Result<Option<Outcome>>,
     steps: usize,
+    trace: Option<&Path>,
+    device: Device,
 ) -> Result<(Vec<f64>, Times)> {
+    (0..WARM_UP).try_for_each(|number| step(number).map(|_| ()))?;
+    let recording = trace.map(|path| start_trace(path, device)).transpose()?;
     let mut seconds = Vec::new();
     let mut times = Times::default();
-    for step in 0..(WARM_UP + steps) as u64 {
+    for number in WARM_UP..WARM_UP + steps as u64 {
         let began = Instant::now();
-        let outcome = stepper.step(network, optimiser, batches, step, 1e-3)?;
-        if step >= WARM_UP as u64 {
-            seconds.push(began.elapsed().as_secs_f64());
-            times += outcome.map_or(Times::default(), |outcome| outcome.times);
-        }
+        let outcome = step(number)?;
+        seconds.push(began.elapsed().as_secs_f64());
+        times += outcome.map_or(Times::default(), |outcome| outcome.times);
+    }
+    if let (Some(recording), Some(path)) = (recording, trace) {
+        recording.write(path)?;
     }
     Ok((seconds, times))
+}
+
+/// Begins the recording for the file `path`.
+fn start_trace(path: &Path, device: Device) -> Result<Trace> {
+    // libtorch says nothing later if it cannot write the file.
+    File::create(path).map_err(|error| usage!("--trace {}: {error}", path.display()))?;
+    Trace::start(device)
 }
 
 impl Shares {

@@ -89,12 +89,15 @@ pub struct StepArgs {
     #[arg(long)]
     precision: Option<String>,
     /// Switch off a part that makes a step fast, to see how much time it saves: kernels, attention, optimiser, suffix, memory,
-    /// kept-samples; may be given more than once
+    /// kept-samples, fp32-sums; may be given more than once
     #[arg(long, value_name = "PART")]
     without: Vec<Part>,
     /// The kernel of attention on a GPU [default: flash, or efficient in fp32]
     #[arg(long)]
     attention: Option<Attention>,
+    /// Record the timed steps, which takes time itself, into a file in Chrome's trace format: libtorch's functions and a GPU's kernels
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Override a config key, such as --set run.micro_batch=16; may be given more than once
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -164,7 +167,8 @@ impl StepArgs {
             _ => Method::E2e,
         };
         let (stage, batch, steps, device) = (self.stage, self.batch, self.steps as usize, devices.device(0));
-        let work = bench::step::Work { stage, method, batch, steps, device, off };
+        let trace = self.trace.clone();
+        let work = bench::step::Work { stage, method, batch, steps, device, off, trace };
         let report = bench::step::measure(config, &self.model, work)?;
         print_either(self.json, &report, || bench::step::text(&report))
     }

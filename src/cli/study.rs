@@ -105,8 +105,9 @@ fn speed(config: Config) -> Result<f64> {
     let device = devices(&config)?.device(0);
     let batch = config.run.micro_batch.samples().min(config.e2e.global_batch) / 2 * 2;
     let name = config.run.name.clone();
-    let work =
-        Work { stage: None, method: Method::E2e, batch: batch.max(2), steps: STEPS, device, off: Off::default() };
+    let off = Off::default();
+    let batch = batch.max(2);
+    let work = Work { stage: None, method: Method::E2e, batch, steps: STEPS, device, off, trace: None };
     let report = measure(config, &name, work).with_context(|| format!("measuring the speed of cell {name}"))?;
     let rate = report.gflops * 1e9;
     (rate > 0.0).then_some(rate).ok_or_else(|| anyhow!("{name}: a step took no time"))

@@ -17,15 +17,19 @@ pub enum Part {
     Memory,
     /// Computing a residual branch only for the samples that keep it in stochastic depth.
     KeptSamples,
+    /// On a GPU in bf16, adding weight gradients to their fp32 sums within the matrix product, instead of rounding each product
+    /// to bf16 and adding it afterwards.
+    FloatSums,
 }
 
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("kernels", Part::Kernels),
     ("attention", Part::Attention),
     ("optimiser", Part::Optimiser),
     ("suffix", Part::Suffix),
     ("memory", Part::Memory),
     ("kept-samples", Part::KeptSamples),
+    ("fp32-sums", Part::FloatSums),
 ];
 
 /// The parts that are switched off: none, except in a benchmark.

@@ -3,6 +3,7 @@
 use crate::incubate::{Incubate, plain};
 use crate::runs::stop_after_a_checkpoint;
 use serde_json::Value;
+use std::path::Path;
 
 fn meta_losses(sets: &[&str]) -> Vec<f64> {
     // Without mixing of images the loss falls within these few epochs.
@@ -68,6 +69,25 @@ fn bench_step_reports_the_speed_and_the_share_of_each_part() {
         assert!((total - 1.0).abs() < 1e-6, "{report}");
         assert_eq!((&report["precision"], &report["threads"]), (&"bf16".into(), &1.into()));
     }
+}
+
+#[test]
+fn bench_step_records_the_functions_of_the_timed_steps_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = |steps: &str, path: &Path| {
+        let mut command = plain(&["bench", "step", "--model=tiny-28", "--batch=4", "--threads=1"]);
+        crate::incubate::ended(command.args(["--steps", steps, "--trace"]).arg(path).output().unwrap())
+    };
+    let products = |steps: &str| {
+        let path = folder.path().join(steps);
+        trace(steps, &path).ok();
+        let recorded: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let names = recorded["traceEvents"].as_array().unwrap().iter().filter_map(|event| event["name"].as_str());
+        names.filter(|name| *name == "aten::addmm").count()
+    };
+    let of_one_step = products("1");
+    assert!(of_one_step > 0 && products("3") == 3 * of_one_step, "the steps that warm up are left out");
+    trace("1", &folder.path().join("none/trace.json")).fails(2, &["--trace", "none/trace.json", "No such file"]);
 }
 
 #[test]

@@ -74,7 +74,7 @@ impl Block {
         let kernels = !off.has(Part::Kernels);
         let linear = |name: &str, bias: bool| -> Result<Linear> {
             let bias = if bias { Some(get(&format!("{name}.bias"), false)?) } else { None };
-            Ok(Linear { weight: get(&format!("{name}.weight"), false)?, bias })
+            Ok(Linear { weight: get(&format!("{name}.weight"), false)?, bias, float_sums: !off.has(Part::FloatSums) })
         };
         let norm = |name: &str| -> Result<Norm> {
             let (weight, bias) = (get(&format!("{name}.weight"), true)?, get(&format!("{name}.bias"), true)?);

@@ -1,6 +1,7 @@
 //! Turns images into tokens: the embedding of patches, the class token and the position embeddings.
 
 use super::super::Weight;
+use super::super::off::{Off, Part};
 use super::layers::Linear;
 use crate::family::vit::Vit;
 use crate::family::vit::resample;
@@ -22,8 +23,9 @@ pub struct Kept {
 
 impl Embed {
     /// `get` returns a parameter by its name.
-    pub fn new(vit: &Vit, get: &dyn Fn(&str) -> Result<Weight>) -> Result<Embed> {
-        let proj = Linear { weight: get("patch_embed.proj.weight")?, bias: Some(get("patch_embed.proj.bias")?) };
+    pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str) -> Result<Weight>) -> Result<Embed> {
+        let (weight, bias) = (get("patch_embed.proj.weight")?, Some(get("patch_embed.proj.bias")?));
+        let proj = Linear { weight, bias, float_sums: !off.has(Part::FloatSums) };
         Ok(Embed { patch: vit.patch_size as i64, cls_token: get("cls_token")?, pos_embed: get("pos_embed")?, proj })
     }
 

@@ -18,7 +18,8 @@ impl Head {
     pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Head> {
         let (weight, bias) = (get("norm.weight", true)?, get("norm.bias", true)?);
         let norm = Norm { weight, bias, eps: vit.layer_norm_eps, kernels: !off.has(Part::Kernels) };
-        let linear = Linear { weight: get("head.weight", false)?, bias: Some(get("head.bias", false)?) };
+        let (weight, bias) = (get("head.weight", false)?, Some(get("head.bias", false)?));
+        let linear = Linear { weight, bias, float_sums: !off.has(Part::FloatSums) };
         Ok(Head { norm, linear })
     }
 }

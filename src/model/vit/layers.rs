@@ -3,11 +3,14 @@
 use super::super::Weight;
 use super::cpu;
 use crate::libtorch;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tch::{Kind, Tensor};
 
 pub struct Linear {
     pub weight: Weight,
     pub bias: Option<Weight>,
+    /// Whether a GPU adds products of bf16 matrices to fp32 sums in one call.
+    pub float_sums: bool,
 }
 
 impl Linear {
@@ -31,15 +34,35 @@ impl Linear {
     pub fn backward_parameters(&self, gradient: &Tensor, x: &Option<Tensor>) {
         if let (Some(sum), Some(x)) = (&self.weight.gradient, x) {
             let mut sum = sum.view([-1, x.size()[1]]);
-            let _ = match gradient.kind() {
-                Kind::Float => sum.addmm_(&gradient.tr(), x),
-                _ => sum.g_add_(&gradient.tr().mm(x)),
-            };
+            let transposed = gradient.tr();
+            if gradient.kind() == Kind::Float {
+                let _ = sum.addmm_(&transposed, x);
+            } else if !(self.float_sums && add_on_gpu(&sum, &transposed, x)) {
+                let _ = sum.g_add_(&transposed.mm(x));
+            }
         }
         if let Some(bias) = &self.bias {
             bias.accumulate(|| gradient.sum_dim_intlist([0i64].as_slice(), false, Kind::Float));
         }
     }
+}
+
+/// Adds the product a · b of bf16 matrices to an fp32 sum in one call. Returns false, and changes nothing, on a CPU, or if libtorch
+/// refuses the call. Sums of a single row are left out, because libtorch may take a single row for a bias.
+fn add_on_gpu(sum: &Tensor, a: &Tensor, b: &Tensor) -> bool {
+    static IS_REFUSED: AtomicBool = AtomicBool::new(false);
+    if !sum.device().is_cuda() || sum.size()[0] == 1 || IS_REFUSED.load(Ordering::Relaxed) {
+        return false;
+    }
+    let added = libtorch::add_product(sum, a, b);
+    if let Err(error) = &added
+        && !IS_REFUSED.swap(true, Ordering::Relaxed)
+    {
+        log::warn!(
+            "weight gradients are rounded to bf16 before they are added, because libtorch refuses fp32: {error}"
+        );
+    }
+    added.is_ok()
 }
 
 /// LayerNorm over the last dimension, with fp32 parameters and statistics.
@@ -120,6 +143,20 @@ mod tests {
             gradient: Some(sum.shallow_clone()),
         };
         (Norm { weight: weight(1.5, &sums[0]), bias: weight(0.5, &sums[1]), eps: 1e-6, kernels: true }, sums)
+    }
+
+    #[test]
+    fn a_cpu_has_no_bf16_product_with_an_fp32_sum_and_a_linear_layer_adds_its_gradients_without_it() {
+        let (x, dy) = (wave(&[40, 24], 3.0, Kind::BFloat16), wave(&[40, 16], 1.0, Kind::BFloat16));
+        let sum = wave(&[16, 24], 5.0, Kind::Float);
+        let refused = libtorch::add_product(&sum, &dy.tr(), &x).unwrap_err().to_string();
+        assert!(refused.contains("aten::addmm.dtype_out") && refused.contains("CPU"), "{refused}");
+        assert_eq!(sum, wave(&[16, 24], 5.0, Kind::Float));
+        let expected = &sum + dy.to_kind(Kind::Double).tr().mm(&x.to_kind(Kind::Double));
+        let value = wave(&[16, 24], 1.0, Kind::BFloat16);
+        let weight = Weight { value, gradient: Some(sum.shallow_clone()) };
+        Linear { weight, bias: None, float_sums: true }.backward_parameters(&dy, &Some(x));
+        assert_close(&sum, &expected, Kind::BFloat16);
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub fn parts(vit: &Vit, blueprint: &Blueprint) -> Result<Parts> {
     let mut stages: Vec<Box<dyn Stage>> = Vec::new();
     let mut blocks_before = 0;
     for (stage, &depth) in depths.iter().enumerate() {
-        let embed = if stage == 0 { Some(Embed::new(vit, &|name| get(0, name, false))?) } else { None };
+        let embed = if stage == 0 { Some(Embed::new(vit, off, &|name| get(0, name, false))?) } else { None };
         let block = |block| Block::new(vit, off, &|name, exact| get(stage, &format!("blocks.{block}.{name}"), exact));
         let blocks = (0..depth).map(block).collect::<Result<_>>()?;
         stages.push(Box::new(Blocks { embed, blocks, blocks_before, checkpointing }));
