@@ -7,7 +7,7 @@
 
 It ends after --seconds at the latest: its parts are done in the order of their value, each within its own time limit, and
 OUT/gpu_check.json holds each result as soon as it is there. Ends with 1 if a part failed or had no time left. Needs the
-libtorch of a torch 2.11.0 for CUDA (that of this Python, or LIBTORCH); the benchmark's peer needs torch and timm.
+libtorch of a torch 2.11.0 for CUDA (that of this Python, or LIBTORCH); the benchmark's peer needs torch.
 --device cpu tries the script itself where there is no GPU.
 """
 
@@ -37,6 +37,9 @@ from gpu_program import (
 )
 
 HERE = Path(__file__).resolve().parent
+STEPS_TRACED = 4
+
+
 def compared(program):
     """The config whose phases are compared; a CPU alone tries the script, and so with the small model."""
     return DEIT_TI if program.on_gpu else SMALL.replace("epochs = 8", "epochs = 1")
@@ -77,6 +80,9 @@ def doctor(program):
 
 
 def bench(program, arguments, sets=()):
+    # Threads that share the cores of a busy CPU wait for each other at every small operation.
+    if not program.on_gpu:
+        arguments = [*arguments, "--threads", 1]
     return json.loads(program.run(["bench", "step", *arguments, "--json"], sets).stdout)
 
 
@@ -204,14 +210,14 @@ def automatic_micro_batch(program):
 
 def module_step(program, stage):
     def act(note):
-        """One module of ViT-L in bf16 beside the official rule in PyTorch and timm: under autocast, and compiled as well."""
+        """One module of ViT-L in bf16 beside the official rule in PyTorch: under autocast, and compiled as well."""
         model, batch, steps = ("vit-l", 128, 10) if program.on_gpu else ("tiny-28", 8, 2)
         work = ["--model", model, "--batch", str(batch), "--steps", str(steps), "--stage", str(stage)]
         ours = bench(program, work, [*program.devices(program.fast), f"run.micro_batch={batch}"])
         found = {"ours": ours}
         note(found)
-        if not all(map(importlib.util.find_spec, ("torch", "timm"))):
-            raise Skipped(f"no torch and timm for the peer; ours: {json.dumps(ours)}")
+        if importlib.util.find_spec("torch") is None:
+            raise Skipped(f"no torch for the peer; ours: {json.dumps(ours)}")
         peer = [sys.executable, str(HERE / "peer_step.py"), *work, "--mode", "official", "--dtype", "bfloat16" if program.on_gpu else "float32",
                 "--device", program.device]
         for name, options in (("autocast", []), ("compiled", ["--compile"])):
@@ -228,17 +234,53 @@ def module_step(program, stage):
 def kernel_table(program):
     def act(_):
         """Which kernels take the time of a module's step."""
-        nsys = shutil.which("nsys")
-        if not (program.on_gpu and nsys):
-            raise Skipped("there is no nsys here")
-        report = program.scratch / "profile"
-        work = program.command(["bench", "step", "--model", "vit-l", "--batch", 128, "--steps", 4, "--stage", 0, "--json"],
-                               [*program.devices(program.fast), "run.micro_batch=128"])
-        profile = [nsys, "profile", "--trace=cuda", "--output", str(report), *work]
-        subprocess.run(profile, env=program.environment, check=True, capture_output=True)
-        stats = [nsys, "stats", "--report", "cuda_gpu_kern_sum", "--format", "csv", f"{report}.nsys-rep"]
-        done = subprocess.run(stats, text=True, capture_output=True, check=True)
-        return done.stdout.splitlines()[:40]
+        model, batch = ("vit-l", 128) if program.on_gpu else ("tiny-28", 8)
+        trace = program.scratch / "trace.json"
+        work = ["--model", model, "--batch", batch, "--steps", STEPS_TRACED, "--stage", 0, "--trace", trace]
+        bench(program, work, [*program.devices(program.fast), f"run.micro_batch={batch}"])
+        return table_of(json.loads(trace.read_text())["traceEvents"], program.on_gpu)
+
+    return act
+
+
+def table_of(events, on_gpu):
+    """The kernels of a trace that take the most time, or the functions of a CPU: calls and milliseconds per step, and the share
+    of all. A function's time includes the functions that it calls."""
+    kinds = {"kernel", "gpu_memcpy", "gpu_memset"} if on_gpu else {"cpu_op"}
+    micros = {}
+    for event in events:
+        if event.get("cat") in kinds:
+            micros.setdefault(event["name"][:120], []).append(event["dur"])
+    whole = sum(map(sum, micros.values()))
+    assert whole > 0, "the trace holds no kernels"
+    rows = [
+        {
+            "name": name,
+            "calls": len(all_of) / STEPS_TRACED,
+            "ms": round(sum(all_of) / 1000 / STEPS_TRACED, 4),
+            "share": round(sum(all_of) / whole, 4),
+        }
+        for name, all_of in micros.items()
+    ]
+    return sorted(rows, key=lambda row: -row["ms"])[:40]
+
+
+def parts_switched_off(program):
+    def act(note):
+        """How many times as long a step takes without a part that was never measured on a GPU."""
+        deep, wide, batch = ("vit-l", "vit-b", 128) if program.on_gpu else ("tiny-28", "tiny-28", 8)
+        works = {
+            "fp32-sums": ["--model", deep, "--stage", 0],
+            "kept-samples": ["--model", wide, "--e2e", "--set", "e2e.drop_path=0.5"],
+        }
+        found = {}
+        for part, work in works.items():
+            sets = [*program.devices(program.fast), f"run.micro_batch={batch}"]
+            work = [*work, "--batch", batch, "--steps", 10 if program.on_gpu else 2]
+            whole, without = (bench(program, [*work, *off], sets) for off in ([], ["--without", part]))
+            found[part] = without["step_s"] / whole["step_s"]
+            note(found)
+        return found
 
     return act
 
@@ -266,6 +308,7 @@ def all_parts(program):
         Part("automatic micro-batch", automatic_micro_batch(program)),
         Part("two replicas", same_meta(program, "two-replicas", two)),
         Part("two replicas on one device", same_meta(program, "crowded", two, INCUBATE_TEST_SHARED_GPU="1")),
+        Part("parts switched off", parts_switched_off(program), 90),
     ]
     return parts
 

@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """Deep Incubation beside end-to-end training at equal cost: DeiT-T-32 on real images, in a few minutes on one GPU.
 
-  incubate pack CONFIG PACK --size 32               # elsewhere: CONFIG names CIFAR-10; the shards travel along
-  python3 tools/gpu_study.py OUT --data PACK        # on the GPU machine
+  incubate pack IMAGES pack --size 32                  # elsewhere: IMAGES holds CIFAR-10 as train/CLASS/*.jpg and test/CLASS/*.jpg
+  tar -cJf pack.tar.xz pack                            # 60 MB of shards become 19 MB, which travel along
+  python3 tools/gpu_study.py OUT --data pack.tar.xz    # on the GPU machine
 
-It trains the meta model and the target for one epoch each, and sets the epochs from their times so that both ways take the
-same time on this device and all ends within --seconds. OUT/gpu_study.json holds what is known so far. A study that had no
-time left goes on with the same --run-dir: its epochs are kept there.
+It trains the meta model and the target for one epoch each, and sets the epochs from their speed, so that both ways have the
+same number of operations and all ends within --seconds. It prints a table, and OUT/gpu_study.json holds what is known so far.
+A study that had no time left goes on with the same --run-dir: its epochs are kept there.
 """
 
 import argparse
 import json
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -45,8 +48,6 @@ schedule = "cosine"
 warmup_epochs = 0
 eval_epochs = 0
 """
-# A part of the time is left to evaluations, artefacts and the program's starts.
-SHARE = 0.8
 # A signalled program writes a checkpoint in this time.
 GRACE_SECONDS = 25
 
@@ -55,9 +56,10 @@ class Study:
     def __init__(self, a, scratch):
         self.program = Program(a.incubate.resolve(), scratch, a.device)
         self.config = self.program.config("gpu-study", CONFIG)
+        self.share = a.share
         self.deadline = time.monotonic() + a.seconds
         self.run_dir = a.run_dir.resolve()
-        self.sets = [f'data.path="{a.data.resolve()}"', *self.program.devices(a.precision), *a.sets]
+        self.sets = [f'data.path="{shards(a.data.resolve(), scratch)}"', *self.program.devices(a.precision), *a.sets]
         self.file = a.out / "gpu_study.json"
         self.report = {"device": a.device, "precision": a.precision, "complete": False}
 
@@ -93,21 +95,26 @@ class Study:
             sys.exit(f"{command}: exit code {child.returncode}: {last}")
         return out if child.returncode == 0 else None
 
-    def seconds_of_an_epoch(self, phase):
-        """Trains a phase for one epoch elsewhere: the seconds of its steps."""
+    def speed_of(self, phase):
+        """Trains a phase for one epoch elsewhere: its images per second, without the first steps, which are slow."""
         trial = self.program.scratch / f"trial-{phase}"
-        if self.run(phase, trial, [f"{phase}.epochs=1"]) is None:
+        if self.run(phase, trial, [f"{phase}.epochs=1", "run.log_steps=1"]) is None:
             sys.exit("no time is left after the first epochs: give more --seconds")
-        return json.loads((trial / "progress" / f"{phase}.json").read_text())["useful_s"]
+        lines = (trial / "logs" / phase / "metrics.jsonl").read_text().splitlines()
+        speeds = [line["images_per_s"] for line in map(json.loads, lines) if "images_per_s" in line]
+        return statistics.median(speeds[len(speeds) // 2 :])
 
     def epochs(self):
         """The epochs of each phase: those of an earlier start, or as many as the time allows."""
         kept = self.run_dir / "study-epochs.json"
         if kept.exists():
             return json.loads(kept.read_text())
-        meta, target = self.seconds_of_an_epoch("meta"), self.seconds_of_an_epoch("e2e")
-        self.note(seconds_of_an_epoch={"meta": meta, "e2e": target})
-        epochs = chosen_epochs(meta, target, SHARE * self.left())
+        plan = json.loads(self.program.run(["plan", self.config, "--rate", 1, "--json"], self.sets).stdout)
+        flops = {phase["phase"]: phase["flops"] / phase["epochs"] for phase in plan["phases"] if phase["epochs"]}
+        images = {phase["phase"]: phase["images"] / phase["epochs"] for phase in plan["phases"] if phase["epochs"]}
+        seconds = {phase: images[phase] / self.speed_of(phase) for phase in ("meta", "e2e")}
+        self.note(seconds_of_an_epoch=seconds)
+        epochs = chosen_epochs(flops, seconds, self.share * self.left())
         self.run_dir.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(epochs))
         return epochs
@@ -120,29 +127,56 @@ class Study:
         if out is None:
             self.note(why=f"stopped at the deadline; goes on with --run-dir {self.run_dir}")
             return False
-        models = json.loads(out)["models"]
-        self.note(complete=True, why=None, models=[{key: row[key] for key in ("model", "top1", "seconds")} for row in models])
+        models = [{key: row[key] for key in ("model", "top1", "seconds", "flops")} for row in json.loads(out)["models"]]
+        self.note(complete=True, why=None, models=models)
+        print(table(epochs, models))
         return True
 
 
-def chosen_epochs(meta, target, seconds):
-    """The epochs of both ways, which take half of the seconds each, from the seconds of an epoch of the meta model and of
-    the target. A module's hybrid has 11 of the target's 32 blocks, the meta model 4."""
-    module = meta + (target - meta) * 7 / 28
+def shards(data, scratch):
+    """The folder of the shards: `data` itself, or the folder in this archive."""
+    folder = data
+    if not data.is_dir():
+        folder = scratch / "data"
+        try:
+            shutil.unpack_archive(data, folder)
+        except (OSError, shutil.ReadError) as error:
+            sys.exit(f"--data {data}: {error}; give a folder that incubate pack has written, or a .tar.xz of it")
+    first = next(folder.rglob("train-00000.h5"), None)
+    if first is None:
+        sys.exit(f"--data {data}: it holds no train-00000.h5; give a folder that incubate pack has written, or a .tar.xz of it")
+    return first.parent
+
+
+def chosen_epochs(flops, seconds, available):
+    """The epochs of both ways, which take half of the available seconds each. `flops` are the operations of an epoch of each
+    phase, `seconds` the time of an epoch of the meta model and of the target."""
+    # Seconds per operation. The hybrids are between the meta model and the target.
+    slowness = {phase: seconds[phase] / flops[phase] for phase in seconds}
+    modules = sum(count for phase, count in flops.items() if phase.startswith("module"))
     # Three epochs of the meta model and of each module for one of fine-tuning, as in the paper.
-    unit = 3 * (meta + 4 * module) + target
-    units = max(seconds / 2 / unit, 1 / 3)
+    unit = 3 * (flops["meta"] + modules) * max(slowness.values()) + seconds["e2e"]
+    units = max(available / 2 / unit, 1 / 3)
     stages, finetune = max(round(3 * units), 1), max(round(units), 1)
-    cost = stages * (meta + 4 * module) + finetune * target
-    return {"meta": stages, "module": stages, "finetune": finetune, "e2e": max(round(cost / target), 1)}
+    cost = stages * (flops["meta"] + modules) + finetune * flops["finetune"]
+    return {"meta": stages, "module": stages, "finetune": finetune, "e2e": max(round(cost / flops["e2e"]), 1)}
+
+
+def table(epochs, models):
+    """The models in words: epochs, operations, time and accuracy."""
+    lines = ["epochs: " + ", ".join(f"{phase} {count}" for phase, count in epochs.items())]
+    lines.append(f"{'model':20} {'TFLOP':>9} {'seconds':>9} {'top-1 %':>9}")
+    lines += [f"{row['model']:20} {row['flops'] / 1e12:9.2f} {row['seconds']:9.1f} {row['top1']:9.2f}" for row in models]
+    return "\n".join(lines)
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="where the report goes")
-    parser.add_argument("--data", type=Path, required=True, help="the folder of the packed images")
+    parser.add_argument("--data", type=Path, required=True, help="the packed images: a folder, or an archive of it (.tar.xz)")
     parser.add_argument("--run-dir", type=Path, default=Path("/tmp/incubate-gpu-study"))
     parser.add_argument("--seconds", type=float, default=400, help="the most that it may take [default: 400]")
+    parser.add_argument("--share", type=float, default=0.8, help="of the time, for training; the rest is for evaluations, artefacts and the program's starts [default: 0.8]")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--incubate", type=Path, default=Path(__file__).resolve().parent.parent / "incubate")

@@ -6,7 +6,7 @@
 --mode e2e trains the whole target. In the other modes only --stage is deep and trains, and the other stages have one block each:
 frozen computes no gradients of their weights; official, like the official code, computes (and discards) those of the later
 stages. --dtype bfloat16 uses autocast. On a GPU the optimiser is the fused one, and each step uploads its images from pinned
-memory. Prints one JSON line. Needs torch and timm.
+memory. Prints one JSON line. Needs torch. Without timm it measures the same network in PyTorch alone.
 """
 
 import argparse
@@ -16,7 +16,15 @@ import statistics
 import time
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
+
+try:
+    from timm.models.vision_transformer import VisionTransformer
+
+    NETWORK = "timm"
+except ImportError:
+    from peer_vit import VisionTransformer
+
+    NETWORK = "peer_vit"
 
 MODELS = {  # image side, patch side, width, depth, heads, channels, classes: as in src/bench/step.rs
     "tiny-28": (28, 7, 48, 16, 4, 1, 10),
@@ -107,7 +115,7 @@ def main():
     print(json.dumps({
         "model": options.model, "mode": options.mode, "stage": options.stage, "batch": options.batch,
         "dtype": options.dtype, "device": options.device, "threads": options.threads, "compiled": options.compile,
-        "torch": torch.__version__,
+        "torch": torch.__version__, "network": NETWORK,
         "images_per_s": options.batch / statistics.median(times[WARM_UP:]), "peak_mib": peak / 2**20,
     }))
 

@@ -127,7 +127,20 @@ fn the_gpu_check_runs_whole_on_a_cpu_and_a_part_that_hangs_does_not_stop_the_oth
     assert_eq!((done.code, &report["passed"]), (Some(1), &Value::Bool(false)));
     let figures = &others.iter().find(|part| part["part"] == "attention kernels").unwrap()["found"];
     assert!(figures["flash"].as_f64().unwrap() > 0.0, "{text}");
+    let kernels = &others.iter().find(|part| part["part"] == "kernel table").unwrap()["found"];
+    let names: Vec<&str> = kernels.as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"aten::addmm") && names.contains(&"aten::linear"), "{text}");
 }
+
+/// What makes the study's model and batch tiny.
+const TINY_STUDY: [&str; 6] = [
+    "model.depths=[2,2,2,2]",
+    "model.width=16",
+    "model.heads=2",
+    "model.classes=3",
+    "train.global_batch=32",
+    "run.threads=1",
+];
 
 #[test]
 fn the_gpu_study_trains_both_ways_at_equal_cost_and_goes_on_if_it_had_no_time_left() {
@@ -135,11 +148,11 @@ fn the_gpu_study_trains_both_ways_at_equal_cost_and_goes_on_if_it_had_no_time_le
     let path = |name: &str| folder.path().join(name).display().to_string();
     drawn::folder(&folder.path().join("images"), 3, 64, 16);
     ended(plain(&["pack", &path("images"), &path("pack"), "--size", "32"]).output().unwrap()).ok();
-    let sets =
-        ["model.depths=[2,2,2,2]", "model.width=16", "model.heads=2", "model.classes=3", "train.global_batch=32"];
-    let (data, run_dir) = (path("pack"), path("run"));
+    let archived = Command::new("tar").args(["-cJf", &path("pack.tar.xz"), "-C", &path(""), "pack"]).status();
+    assert!(archived.unwrap().success());
+    let (data, run_dir) = (path("pack.tar.xz"), path("run"));
     let mut arguments = vec!["--data", data.as_str(), "--run-dir", run_dir.as_str(), "--precision", "fp32"];
-    arguments.extend(sets.iter().chain(&["run.threads=1"]).flat_map(|set| ["--set", set]));
+    arguments.extend(TINY_STUDY.iter().flat_map(|set| ["--set", set]));
     let study =
         |seconds: &str| script("gpu_study.py", folder.path(), &[&arguments[..], &["--seconds", seconds]].concat());
     std::fs::create_dir(&run_dir).unwrap();
@@ -154,4 +167,33 @@ fn the_gpu_study_trains_both_ways_at_equal_cost_and_goes_on_if_it_had_no_time_le
     assert_eq!((&found["complete"], &found["epochs"]), (&Value::Bool(true), &epochs), "{}", done.err);
     let models = found["models"].as_array().unwrap();
     assert!(models.iter().any(|model| model["model"] == "end to end" && model["top1"].is_number()), "{found}");
+    assert!(done.out.contains("end to end") && done.out.contains("top-1 %"), "{}", done.out);
+}
+
+#[test]
+fn the_gpu_study_chooses_epochs_for_the_time_so_that_both_ways_have_the_same_number_of_operations() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, run_dir) = (folder.path().join("pack").display().to_string(), folder.path().join("run"));
+    let images = folder.path().join("images");
+    drawn::folder(&images, 3, 64, 16);
+    ended(plain(&["pack", &images.display().to_string(), &data, "--size", "32"]).output().unwrap()).ok();
+    // Of 600 seconds, training gets 6.
+    let mut arguments =
+        vec!["--data", &data, "--precision", "fp32", "--seconds", "600", "--share", "0.01", "--run-dir"];
+    let run_dir = run_dir.display().to_string();
+    arguments.push(&run_dir);
+    arguments.extend(TINY_STUDY.iter().flat_map(|set| ["--set", set]));
+    script("gpu_study.py", folder.path(), &arguments).ok();
+    let found = report(folder.path(), "gpu_study.json");
+    let epochs = |phase: &str| found["epochs"][phase].as_u64().unwrap();
+    assert!(epochs("meta") == epochs("module") && epochs("meta") > epochs("finetune"), "{found}");
+    let flops = |name: &str| -> f64 {
+        let models = found["models"].as_array().unwrap().iter();
+        models
+            .filter(|model| (model["model"] == "end to end") == (name == "e2e"))
+            .map(|m| m["flops"].as_f64().unwrap())
+            .sum()
+    };
+    let one_epoch = flops("e2e") / epochs("e2e") as f64;
+    assert!((flops("e2e") - flops("others")).abs() <= one_epoch, "{found}");
 }
