@@ -126,7 +126,7 @@ def evaluate(model, config, sets):
             views = [logits(model, config, image, scale, flip) for scale in scales for flip in flips]
             mean = views[0] if len(views) == 1 else sum(view.softmax(1) for view in views)
             areas.append(IoUMetric.intersect_and_union(mean.argmax(1)[0], torch.from_numpy(label), classes, IGNORED))
-    sums = [sum(parts) for parts in zip(*areas)]
+    sums = [sum(parts) for parts in zip(*areas, strict=False)]
     figures = IoUMetric.total_area_to_metrics(*sums, metrics=["mIoU"])
     return {"mIoU": 100 * np.nanmean(figures["IoU"]), "mAcc": 100 * np.nanmean(figures["Acc"]), "aAcc": 100 * float(figures["aAcc"])}
 

@@ -131,7 +131,7 @@ def cross_entropy(logits, targets):
 def dgl(stages, heads, optimizers, images, targets):
     """A step of each stage's own optimiser; the sum of all losses."""
     x, total = images, 0.0
-    for stage, (function, optimizer) in enumerate(zip(stages.functions, optimizers)):
+    for stage, (function, optimizer) in enumerate(zip(stages.functions, optimizers, strict=False)):
         output = function(x)
         loss = cross_entropy(heads[stage](output) if stage < len(heads) else output, targets)
         optimizer.zero_grad()
@@ -185,8 +185,8 @@ def infopro(stages, decoders, heads, loss, images, targets):
         found[f"loss.{stage}"] = total.detach().reshape(1)
         x = output.detach()
     named = [pair for own in stages.parameters for pair in own]
-    for stage, pair in enumerate(zip(decoders, heads)):
-        for head, word in zip(pair, ("decoder", "classes")):
+    for stage, pair in enumerate(zip(decoders, heads, strict=False)):
+        for head, word in zip(pair, ("decoder", "classes"), strict=False):
             named += [(f"local.{stage}.{word}.{name}", p) for name, p in head.named_parameters()]
     return {**found, **{f"grad.{name}": p.grad for name, p in named}}
 
