@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::plan::cost::training_flops;
 use crate::plan::groups::micro_batches;
 use crate::require;
-use crate::run::table::{DGL, E2E, INFOPRO, MODULE, Method, Row};
+use crate::run::table::{MODULE, Method};
 use crate::task::{Objective, Task};
 use crate::train::optimiser::Optimiser;
 use crate::train::step::{Outcome, Stepper, Times};
@@ -132,7 +132,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     let plan = Plan { config, train_images: 256 * batch };
     let mut phase = match stage {
         Some(index) => plan.phase(&MODULE, Some(index)),
-        None => plan.phase(row_of(method), None),
+        None => plan.phase(method.last_row(), None),
     };
     // Count before `--without` changes the phase: extra work that it causes is no progress.
     let flops = training_flops(&plan.config.model, &phase) * batch as f64;
@@ -180,15 +180,6 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
         peak_mib,
         share: Shares::of(&times),
     })
-}
-
-/// The row in which a method trains the target from scratch; Deep Incubation fine-tunes it end to end.
-fn row_of(method: Method) -> &'static Row {
-    match method {
-        Method::Incubation | Method::E2e => &E2E,
-        Method::Dgl => &DGL,
-        Method::InfoPro => &INFOPRO,
-    }
 }
 
 /// Steps that run before the timed ones.

@@ -15,7 +15,7 @@ use crate::run::table::SEGMENT_E2E;
 use crate::stop::stop_requested;
 use crate::study::shares::Share;
 use crate::study::table::{Line, text};
-use crate::study::{Cell, Method, Study, last_row, only};
+use crate::study::{Cell, Method, Study, only};
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeMap;
 
@@ -69,7 +69,7 @@ fn train(study: &Study, cell: &Cell) -> Result<()> {
         match cell.method {
             Method::Incubation => job.run()?,
             baseline => {
-                job.row(last_row(baseline))?;
+                job.row(baseline.last_row())?;
                 if baseline == Method::E2e && cell.plan.config.segmentation.has_images() {
                     job.row(&SEGMENT_E2E)?;
                 }

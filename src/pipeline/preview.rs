@@ -2,7 +2,7 @@
 
 use super::statistics;
 use crate::collective::Solo;
-use crate::config::Config;
+use crate::config::{Config, TaskKind};
 use crate::data::feed::Feed;
 use crate::data::source::samples::sample;
 use crate::data::{self, Source};
@@ -14,7 +14,7 @@ use crate::run::state::{Evidence, Found, State, state};
 use crate::run::table::{META, MODULE};
 use crate::store::previews::{Preview, Previewed};
 use crate::store::process::unix_time;
-use crate::store::{RunDir, Seen, artefact};
+use crate::store::{RunDir, artefact};
 use crate::task::Task;
 use crate::train::evaluate;
 use crate::usage;
@@ -86,10 +86,12 @@ fn newest(plan: &Plan, run: &RunDir, node: &Node, meta: &str) -> Result<Option<M
     };
     let module =
         |step: u64, weights: Weights| Module { stage, name: node.name.clone(), steps: (step, phase.steps), weights };
-    let found = Seen::default().find(run, node).unwrap_or(Found::Nothing);
-    if state(node, &Evidence::of_file(found), Some(meta)) == State::Done {
-        let done = artefact::read(&run.file(&node.file))?;
-        return Ok(Some(module(phase.steps, done.weights)));
+    // A module without a file, or whose file is damaged, may have a checkpoint.
+    if let Ok(done) = artefact::read(&run.file(&node.file)) {
+        let stamp = done.header.stamp(&done.hash, run.data(TaskKind::Classification)?.as_ref());
+        if state(node, &Evidence::of_file(Found::Artefact(stamp)), Some(meta)) == State::Done {
+            return Ok(Some(module(phase.steps, done.weights)));
+        }
     }
     let read = || run.newest_checkpoint(&node.name, &expected.recipe, Some(meta));
     // The training may remove a checkpoint while it is read here, but then there is a newer one.

@@ -146,18 +146,11 @@ impl Content<'_> {
     }
 
     fn preview(&self, shown: &mut Vec<Table>) -> Markup {
-        let previews = tables::previews(self.runs);
-        html! {
-            @if !previews.rows.is_empty() {
-                h2 { "Preview of the assembly" }
-                (folded(&previews, self.runs.len()))
-                p.note {
-                    "What the modules have learnt so far, from the newest " code { "incubate status --preview" } ". Each module is in the meta "
-                    "model; a module far behind the others holds the assembled network back."
-                }
-                (keep(shown, previews))
-            }
-        }
+        let note = html! {
+            "What the modules have learnt so far, from the newest " code { "incubate status --preview" } ". Each module is in the meta "
+            "model; a module far behind the others holds the assembled network back."
+        };
+        self.section("Preview of the assembly", tables::previews(self.runs), Some(note), shown)
     }
 
     /// The segmentations, with pictures if there is only one run.
@@ -208,18 +201,11 @@ impl Content<'_> {
     }
 
     fn memory(&self, shown: &mut Vec<Table>) -> Markup {
-        let memory = tables::memories(self.runs);
-        html! {
-            @if !memory.rows.is_empty() {
-                h2 { "Memory" }
-                (folded(&memory, self.runs.len()))
-                p.note {
-                    "The estimate is that of " code { "incubate plan" } " for the micro-batch that was used. The host's peak is the resident memory of "
-                    "the first rank's process, the GPU's peak the memory in use on its first GPU."
-                }
-                (keep(shown, memory))
-            }
-        }
+        let note = html! {
+            "The estimate is that of " code { "incubate plan" } " for the micro-batch that was used. The host's peak is the resident memory of "
+            "the first rank's process, the GPU's peak the memory in use on its first GPU."
+        };
+        self.section("Memory", tables::memories(self.runs), Some(note), shown)
     }
 
     fn configs(&self, shown: &mut Vec<Table>) -> Markup {
@@ -241,12 +227,17 @@ impl Content<'_> {
     }
 
     fn machines(&self, shown: &mut Vec<Table>) -> Markup {
-        let machines = tables::machines(self.runs);
+        self.section("Software and hardware", tables::machines(self.runs), None, shown)
+    }
+
+    /// A heading with a table and perhaps a note; nothing if the table is empty.
+    fn section(&self, title: &str, table: Table, note: Option<Markup>, shown: &mut Vec<Table>) -> Markup {
         html! {
-            @if !machines.rows.is_empty() {
-                h2 { "Software and hardware" }
-                (folded(&machines, self.runs.len()))
-                (keep(shown, machines))
+            @if !table.rows.is_empty() {
+                h2 { (title) }
+                (folded(&table, self.runs.len()))
+                @if let Some(note) = note { p.note { (note) } }
+                (keep(shown, table))
             }
         }
     }

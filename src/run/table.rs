@@ -294,3 +294,11 @@ pub static TABLE: [&Row; 13] = [
     &REPORT,
     &DOWNSTREAM,
 ];
+
+impl Method {
+    /// The row that trains the target last.
+    pub fn last_row(self) -> &'static Row {
+        let of_baseline = TABLE.into_iter().find(|row| row.name == self.key());
+        of_baseline.unwrap_or(&FINETUNE)
+    }
+}

@@ -23,18 +23,12 @@ use crate::plan::Plan;
 use crate::plan::cost::cost;
 use crate::run::state::{Evidence, Found, State, states};
 pub use crate::run::table::Method;
-use crate::run::table::{FINETUNE, METHODS, REPORT, Row, TABLE};
+use crate::run::table::{METHODS, REPORT};
 use crate::store::{RunDir, Seen};
 use crate::{require, usage};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// The row of the run's table that ends a cell of this method.
-pub fn last_row(method: Method) -> &'static Row {
-    let of_baseline = TABLE.into_iter().find(|row| row.name == method.key());
-    of_baseline.unwrap_or(&FINETUNE)
-}
 
 /// A study, ready to be trained.
 #[derive(Debug)]
@@ -93,7 +87,7 @@ impl Study {
             evidence.push(Evidence::of_file(found));
         }
         let states = states(&graph, &evidence);
-        let last = last_row(cell.method).name;
+        let last = cell.method.last_row().name;
         Ok(graph.nodes().iter().zip(states).any(|(node, state)| node.row.name == last && state == State::Done))
     }
 }

@@ -135,7 +135,8 @@ impl Task {
         }
     }
 
-    /// Evaluates a batch of images, or one image at several scales, whose labels are in host memory: the outputs at the taps or the predictions, in host memory.
+    /// Evaluates a batch of images, or one image at several scales, whose labels are in host memory. Returns the outputs at the taps or
+    /// the predictions, in host memory.
     pub fn infer(self, network: &Network, images_bchw: &[Tensor], labels: &Tensor) -> Result<Vec<Tensor>> {
         let outputs = match self {
             Task::Classification { .. } => network.forward(&images_bchw[0], &self.taps()),
