@@ -69,6 +69,7 @@ pub mod bench;
 pub mod bounds;
 pub mod cli;
 pub mod cluster;
+pub mod coco;
 pub mod collective;
 pub mod config;
 pub mod data;

@@ -5,6 +5,7 @@
 //! not have is a mistake and is refused by name. Phase tables inherit `[train]`.
 
 mod auto_augment;
+mod detection;
 mod interval;
 mod micro_batch;
 mod objectives;
@@ -17,6 +18,7 @@ use crate::family::{self, Model};
 use crate::{require, usage};
 use anyhow::{Context, Result};
 pub use auto_augment::Policy;
+pub use detection::{Detection, ObjectFormat};
 pub use interval::Interval;
 pub use micro_batch::MicroBatch;
 pub use objectives::{Dgl, InfoPro, LabelLoss, LocalHead, ObjectiveKind};
@@ -30,7 +32,7 @@ use toml::{Table, Value};
 /// Every key with its default and a comment, as TOML. The keys of `[model]` are those of a ViT.
 pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 /// The tables that inherit every key of `[train]`.
-pub const PHASE_TABLES: [&str; 7] = ["meta", "module", "finetune", "e2e", "dgl", "infopro", "segment"];
+pub const PHASE_TABLES: [&str; 8] = ["meta", "module", "finetune", "e2e", "dgl", "infopro", "segment", "detect"];
 
 /// One validated config file. The keys are documented in `configs/default.toml`, those of another family in its `defaults.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,6 +49,8 @@ pub struct Config {
     pub infopro: InfoPro,
     pub segment: Training,
     pub segmentation: Segmentation,
+    pub detect: Training,
+    pub detection: Detection,
     pub slurm: Slurm,
     /// The task of the phases that train with this config. A file describes classification; [`Config::of_task`] gives the config
     /// of another task.
@@ -60,6 +64,7 @@ pub enum TaskKind {
     #[default]
     Classification,
     Segmentation,
+    Detection,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -333,10 +338,26 @@ impl Config {
         Ok(self)
     }
 
+    /// The config with which a phase of this task trains. For segmentation and detection it is that of a network without a head, whose
+    /// images have the size of the crop.
+    pub fn of_task(&self, task: TaskKind) -> Config {
+        let mut config = Config { task, ..self.clone() };
+        let crop = match task {
+            TaskKind::Classification => return config,
+            TaskKind::Segmentation => self.segmentation.crop,
+            TaskKind::Detection => self.detection.crop,
+        };
+        config.model = self.model.without_head(crop);
+        config.data.repeats = 1;
+        config
+    }
+
     /// The tables of the phases of the config's task, with their names. That of a local objective counts if the run has the phase.
     pub fn phases(&self) -> Vec<(&'static str, &Training)> {
-        if self.task == TaskKind::Segmentation {
-            return vec![("segment", &self.segment)];
+        match self.task {
+            TaskKind::Segmentation => return vec![("segment", &self.segment)],
+            TaskKind::Detection => return vec![("detect", &self.detect)],
+            TaskKind::Classification => {}
         }
         let mut phases = vec![
             ("meta", &self.meta),

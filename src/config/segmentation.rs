@@ -1,6 +1,5 @@
 //! The keys of `[segmentation]`: images with label maps, the heads of the network, and the evaluation.
 
-use super::{Config, TaskKind};
 use crate::bounds::{at_most, probability};
 use crate::family::{Model, Tokens};
 use crate::{require, usage};
@@ -219,22 +218,10 @@ impl Segmentation {
     }
 }
 
-impl Config {
-    /// The config with which a phase of this task trains. For segmentation it is that of a network without a head, whose images
-    /// have the size of the crop.
-    pub fn of_task(&self, task: TaskKind) -> Config {
-        let mut config = Config { task, ..self.clone() };
-        if task == TaskKind::Segmentation {
-            config.model = self.model.without_head(self.segmentation.crop);
-            config.data.repeats = 1;
-        }
-        config
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn keys(sets: &[&str]) -> Result<Segmentation> {
         let sets: Vec<String> =

@@ -54,7 +54,11 @@ impl Config {
         if self.segmentation.has_images() {
             self.segment.validate("segment")?;
         }
-        self.segmentation.validate(&self.model)
+        self.segmentation.validate(&self.model)?;
+        if self.detection.has_images() {
+            self.detect.validate("detect")?;
+        }
+        self.detection.validate(&self.model)
     }
 }
 

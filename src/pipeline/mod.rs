@@ -86,7 +86,7 @@ impl<'a> Job<'a> {
         let source = agree(all_ranks, first.map_or_else(|| data::open(&own), Ok))?;
         let plan = match task {
             TaskKind::Classification => agree(all_ranks, Plan::new(config, source.train.len()))?,
-            TaskKind::Segmentation => Plan::without_data(config),
+            TaskKind::Segmentation | TaskKind::Detection => Plan::without_data(config),
         };
         agree(all_ranks, check_shares(&plan, all_ranks.size(), devices.replicas()))?;
         let graph = plan.graph();

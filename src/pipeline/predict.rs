@@ -132,6 +132,7 @@ impl<'a> Seer<'a> {
                 let classes = self.best(index)?;
                 Ok((photo.legible().above(&ranking(title, &classes)), classes))
             }
+            TaskKind::Detection => unimplemented!(),
             TaskKind::Segmentation => {
                 let (images_1chw, [h, w]) = self.pairs().image_alone(index)?;
                 let size_1hw = Tensor::zeros([1, h as i64, w as i64], (Kind::Uint8, Device::Cpu));

@@ -15,6 +15,7 @@ fn file(task: TaskKind) -> &'static str {
     match task {
         TaskKind::Classification => "dataset.json",
         TaskKind::Segmentation => "dataset-segmentation.json",
+        TaskKind::Detection => "dataset-detection.json",
     }
 }
 

@@ -69,6 +69,7 @@ impl Task {
         match config.task {
             TaskKind::Classification => Task::Classification { classes: config.model.classes() },
             TaskKind::Segmentation => Task::Segmentation(Segmentation::of(config)),
+            TaskKind::Detection => unimplemented!(),
         }
     }
 

@@ -11,7 +11,7 @@ fn floor_of(module: &str) -> u32 {
         "train" => 4,
         "task" => 3,
         "data" | "model" | "collective" | "device" | "store" => 2,
-        "plan" | "driver" | "launcher" | "libtorch" | "random" | "run" | "seal" | "svg" | "weights" => 1,
+        "plan" | "coco" | "driver" | "launcher" | "libtorch" | "random" | "run" | "seal" | "svg" | "weights" => 1,
         "bounds" | "config" | "error" | "family" | "stop" | "thread" => 0,
         other => panic!("which floor is {other} on? Add it here and to the documentation of lib.rs"),
     }

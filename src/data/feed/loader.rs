@@ -111,6 +111,7 @@ impl Loader {
             images: match config.task {
                 TaskKind::Classification => Images::OfClasses(Reading::training(config, &source.train, &source.bad)),
                 TaskKind::Segmentation => Images::WithMaps(PairReading::new(config, &source.train, &source.bad)),
+                TaskKind::Detection => unimplemented!(),
             },
             sampler: Sampler {
                 images: source.train.len(),

@@ -37,6 +37,7 @@ pub fn test_batches(
     match config.task {
         TaskKind::Classification => Ok(Box::new(of_one_size(config, feed, range, size, staging)?)),
         TaskKind::Segmentation => Ok(Box::new(with_maps(config, feed, range)?)),
+        TaskKind::Detection => unimplemented!(),
     }
 }
 

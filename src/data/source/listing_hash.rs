@@ -12,6 +12,7 @@ pub fn data_set(config: &Config, source: &Source) -> DataSet {
     let root = match config.task {
         TaskKind::Classification => config.data.path.display().to_string(),
         TaskKind::Segmentation => config.segmentation.path.display().to_string(),
+        TaskKind::Detection => config.detection.path.display().to_string(),
     };
     DataSet {
         train: listing(&source.train, &root),

@@ -1,0 +1,3 @@
+//! COCO's objects: how they travel between rooms.
+
+pub mod objects;
