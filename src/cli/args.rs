@@ -63,9 +63,14 @@ pub enum Command {
     /// Fine-tune the baseline on images with label maps in the same way, to compare
     #[command(name = "segment-e2e")]
     SegmentE2e(TrainArgs),
+    /// Fine-tune the final model on the images and annotated objects of detection.path, and evaluate it
+    Detect(TrainArgs),
+    /// Fine-tune the baseline on images with annotated objects in the same way, to compare
+    #[command(name = "detect-e2e")]
+    DetectE2e(TrainArgs),
     /// Evaluate an artefact on the test images (a module runs as its hybrid), or results on COCO or ADE20K
     Evaluate(EvaluateArgs),
-    /// Show what a model sees in images, as pictures: the likeliest classes, or a mask of classes
+    /// Show what a model sees in images, as pictures: the likeliest classes, a mask of classes, or objects
     Predict(PredictArgs),
     /// Export a trained model for another framework
     Export {
@@ -219,7 +224,7 @@ pub struct PredictArgs {
     /// JPEG or PNG images
     #[arg(required = true)]
     pub images: Vec<PathBuf>,
-    /// The model [default: segment.h5 of the run directory if it exists, else final.h5]
+    /// The model [default: the first of segment.h5, detect.h5 and final.h5 that the run directory has]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// The folder for the pictures [default: predictions in the run directory]
@@ -285,7 +290,7 @@ pub struct EvaluateArgs {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub overrides: Overrides,
-    /// The artefact, such as meta.h5, module-0.h5, e2e.h5 or segment.h5 [default: final.h5 of the run directory]
+    /// The artefact, such as meta.h5, module-0.h5, e2e.h5, segment.h5 or detect.h5 [default: final.h5 of the run directory]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Also write logits, labels and inputs (only the first 16 if all exceed 256 MiB) as safetensors, for a comparison with other
@@ -357,6 +362,8 @@ impl Command {
                 | Command::Infopro(_)
                 | Command::Segment(_)
                 | Command::SegmentE2e(_)
+                | Command::Detect(_)
+                | Command::DetectE2e(_)
         )
     }
 }

@@ -27,7 +27,9 @@ use crate::pipeline::{Job, check_shares, extend};
 use crate::plan::Plan;
 use crate::plan::gpus::GpuModel;
 use crate::report::{self, summary};
-use crate::run::table::{ASSEMBLE, DGL, E2E, FINETUNE, INFOPRO, META, MODULE, Row, SEGMENT, SEGMENT_E2E};
+use crate::run::table::{
+    ASSEMBLE, DETECT, DETECT_E2E, DGL, E2E, FINETUNE, INFOPRO, META, MODULE, Row, SEGMENT, SEGMENT_E2E,
+};
 use crate::store::Seen;
 use crate::task::Task;
 use crate::{export, import, model, pack, require, usage};
@@ -56,8 +58,10 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         Command::E2e(args) => train(world, args, |job| job.row(&E2E)),
         Command::Dgl(args) => train(world, &args.with("run.dgl=true"), |job| job.row(&DGL)),
         Command::Infopro(args) => train(world, &args.with("run.infopro=true"), |job| job.row(&INFOPRO)),
-        Command::Segment(args) => segment(world, args, &SEGMENT),
-        Command::SegmentE2e(args) => segment(world, args, &SEGMENT_E2E),
+        Command::Segment(args) => downstream(world, args, &SEGMENT),
+        Command::SegmentE2e(args) => downstream(world, args, &SEGMENT_E2E),
+        Command::Detect(args) => downstream(world, args, &DETECT),
+        Command::DetectE2e(args) => downstream(world, args, &DETECT_E2E),
         Command::Evaluate(args) => evaluate::evaluate(args),
         Command::Predict(args) => predict::predict(args),
         Command::Export { config, formats, weights, json } => {
@@ -124,23 +128,20 @@ fn print_plan(
 ) -> Result<()> {
     let config = config.load()?;
     let images = data::train_images(&config)?;
-    let others = segmentation_plan(&config)?;
+    let others: Vec<Plan> = config.downstream().map(|task| plan_of(&config, task)).collect::<Result<_>>()?;
     let plan = Plan::new(config, images)?;
     check_shares(&plan, ranks, plan.replicas_per_rank())?;
     let speed = speed(rate, gpu);
     let input = input::of_plan(&plan, ranks, speed.rate(plan.config.run.precision));
-    let report = plan_report::report(&plan, others.as_slice(), ranks, speed, input);
+    let report = plan_report::report(&plan, &others, ranks, speed, input);
     print_either(json, &report, || plan_report::text(&report, speed))
 }
 
-/// The plan of the segmentation of a run; none if the config names no images with label maps.
-fn segmentation_plan(config: &Config) -> Result<Option<Plan>> {
-    if !config.segmentation.has_images() {
-        return Ok(None);
-    }
-    let config = config.of_task(TaskKind::Segmentation);
+/// The plan of a run's phases of this task, whose images are counted.
+fn plan_of(config: &Config, task: TaskKind) -> Result<Plan> {
+    let config = config.of_task(task);
     let images = data::train_images(&config)?;
-    Plan::new(config, images).map(Some)
+    Plan::new(config, images)
 }
 
 /// Packs images, with a progress bar if there is a terminal.
@@ -158,13 +159,13 @@ fn pack_images(args: &PackArgs) -> Result<()> {
     print_either(args.json, &report, || pack::text(&report, &into))
 }
 
-/// Trains a segmentation, for which only the images with label maps are opened.
-fn segment(world: &World, args: &TrainArgs, row: &'static Row) -> Result<()> {
+/// Fine-tunes for a task downstream, for which only the images of that task are opened.
+fn downstream(world: &World, args: &TrainArgs, row: &'static Row) -> Result<()> {
     let all_ranks = world.all_ranks();
     agree(all_ranks, refuse_extension(args))?;
     let config = agree(all_ranks, args.config.load())?;
     agree(all_ranks, start_threads())?;
-    on_config(world, config, (args.accept_data, TaskKind::Segmentation), |job| job.row(row))
+    on_config(world, config, (args.accept_data, row.task()), |job| job.row(row))
 }
 
 fn refuse_extension(args: &TrainArgs) -> Result<()> {

@@ -4,7 +4,7 @@ use super::args::PredictArgs;
 use super::load::devices;
 use super::print_either;
 use crate::pipeline::predict::{self, Prediction};
-use crate::run::table::{FINETUNE, SEGMENT};
+use crate::run::table::{DETECT, FINETUNE, Row, SEGMENT};
 use anyhow::Result;
 use std::fmt::Write;
 
@@ -13,11 +13,9 @@ const NAMED: usize = 5;
 
 pub fn predict(args: &PredictArgs) -> Result<()> {
     let config = args.config.load()?;
-    let segmented = config.run.dir.join(SEGMENT.writes);
-    let weights = args.weights.clone().unwrap_or_else(|| match segmented.exists() {
-        true => segmented,
-        false => config.run.dir.join(FINETUNE.writes),
-    });
+    let file = |row: &Row| config.run.dir.join(row.writes);
+    let written = || [&SEGMENT, &DETECT].map(|row| file(row)).into_iter().find(|file| file.exists());
+    let weights = args.weights.clone().or_else(written).unwrap_or_else(|| file(&FINETUNE));
     let into = args.into.clone().unwrap_or_else(|| config.run.dir.join("predictions"));
     let device = devices(&config)?.device(0);
     let predictions = predict::predict(&config, &weights, device, &args.images, &into)?;

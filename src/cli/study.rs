@@ -11,7 +11,7 @@ use crate::launcher::{launched_rank, launched_ranks};
 use crate::model::off::Off;
 use crate::plan::gpus::GpuModel;
 use crate::report;
-use crate::run::table::SEGMENT_E2E;
+use crate::run::table::{DETECT_E2E, SEGMENT_E2E};
 use crate::stop::stop_requested;
 use crate::study::shares::Share;
 use crate::study::table::{Line, text};
@@ -70,9 +70,8 @@ fn train(study: &Study, cell: &Cell) -> Result<()> {
             Method::Incubation => job.run()?,
             baseline => {
                 job.row(baseline.last_row())?;
-                if baseline == Method::E2e && cell.plan.config.segmentation.has_images() {
-                    job.row(&SEGMENT_E2E)?;
-                }
+                let downstream = [&SEGMENT_E2E, &DETECT_E2E].into_iter().filter(|_| baseline == Method::E2e);
+                downstream.filter(|row| (row.is_wanted)(&job.plan.config)).try_for_each(|row| job.row(row))?;
             }
         }
         finish(job).map(|_| ())

@@ -136,7 +136,8 @@ impl<'a> Script<'a> {
             return quoted(&self.paths.binary.to_string_lossy());
         }
         let mut words = vec!["apptainer".to_string(), "exec".into()];
-        for folder in [self.paths.run_dir, &config.data.path, &config.data.pack_from, &config.segmentation.path]
+        let (data, segmentation, detection) = (&config.data, &config.segmentation, &config.detection);
+        for folder in [self.paths.run_dir, &data.path, &data.pack_from, &segmentation.path, &detection.path]
             .into_iter()
             .filter(|f| !f.as_os_str().is_empty())
         {

@@ -67,6 +67,11 @@ pub enum TaskKind {
     Detection,
 }
 
+impl TaskKind {
+    /// The tasks for which a trained target is fine-tuned, each on images of its own.
+    pub const DOWNSTREAM: [TaskKind; 2] = [TaskKind::Segmentation, TaskKind::Detection];
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
@@ -336,6 +341,24 @@ impl Config {
         (self.finetune.epochs, self.finetune.epochs_before) = (epochs, before);
         self.validate()?;
         Ok(self)
+    }
+
+    /// The tasks downstream of classification for which the config names images.
+    pub fn downstream(&self) -> impl Iterator<Item = TaskKind> {
+        TaskKind::DOWNSTREAM.into_iter().filter(|task| match task {
+            TaskKind::Classification => false,
+            TaskKind::Segmentation => self.segmentation.has_images(),
+            TaskKind::Detection => self.detection.has_images(),
+        })
+    }
+
+    /// The number of training images that the config gives for a task; 0 if only the data says it.
+    pub fn given_train_images(&self, task: TaskKind) -> usize {
+        match task {
+            TaskKind::Classification => self.data.train_images,
+            TaskKind::Segmentation => self.segmentation.train_images,
+            TaskKind::Detection => self.detection.train_images,
+        }
     }
 
     /// The config with which a phase of this task trains. For segmentation and detection it is that of a network without a head, whose

@@ -5,7 +5,7 @@ use super::overlay::flatten;
 
 /// Keys that decide how, where or which phases run, but not their results, apart from rounding. Batch norm is an exception: its
 /// statistics depend on the micro-batch and the number of replicas.
-const EXECUTION_KEYS: [&str; 21] = [
+const EXECUTION_KEYS: [&str; 22] = [
     "run.name",
     "run.dir",
     "run.e2e",
@@ -25,6 +25,7 @@ const EXECUTION_KEYS: [&str; 21] = [
     "data.path",
     "segmentation.path",
     "segmentation.class_names",
+    "detection.path",
     "data.pack_from",
     // The limit only decides when a run gives up.
     "data.bad_images",

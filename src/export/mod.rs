@@ -79,7 +79,7 @@ pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &
     );
     require!(
         artefact.header.auxiliary.is_empty(),
-        "{}: no format takes the heads of segmentation yet; export the model that was fine-tuned, such as final.h5",
+        "{}: no format takes the heads of segmentation or detection yet; export the model that was fine-tuned, such as final.h5",
         weights.display()
     );
     if artefact.header.model != config.model {

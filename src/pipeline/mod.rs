@@ -31,20 +31,20 @@ use crate::train::Clock;
 use crate::{require, usage};
 use anyhow::Result;
 
-/// Records the images of a config's task, or compares them with the record of the run. Label maps are compared as soon as a
-/// segmentation has a checkpoint or an artefact; until then a user corrects them.
+/// Records the images of a config's task, or compares them with the record of the run. The images of a task downstream are compared as
+/// soon as one of its phases has a checkpoint or an artefact; until then a user corrects them.
 fn record(run: &RunDir, config: &Config, source: &Source, (accept, graph): (bool, &Graph)) -> Result<()> {
     let (task, data) = (config.task, data::data_set(config, source));
-    let is_segmentation = task == TaskKind::Segmentation;
+    let is_downstream = TaskKind::DOWNSTREAM.contains(&task);
     let own = graph.nodes().iter().filter(|node| node.row.task() == task && node.row.phase().is_some());
-    let mut has_begun = !is_segmentation;
+    let mut has_begun = !is_downstream;
     for node in own {
         has_begun |= run.file(&node.file).exists() || !run.checkpoints(&node.name)?.is_empty();
     }
     match (has_begun, accept) {
         (false, _) => run.record_data(task, data),
-        // The artefacts of a segmentation do not record the label maps that they were trained on.
-        (true, true) => run.accept_data(task, data, graph.artefacts().filter(|_| !is_segmentation)),
+        // The artefacts of a task downstream do not record the data that they were trained on.
+        (true, true) => run.accept_data(task, data, graph.artefacts().filter(|_| !is_downstream)),
         (true, false) => run.check_data(task, data),
     }
     .map(drop)
@@ -59,7 +59,7 @@ pub struct Job<'a> {
     pub source: Source,
     /// The task whose images are open. The images of another task are opened when its phase begins.
     pub task: TaskKind,
-    /// The record of the images with classes with which the run was started; none if it has only a segmentation of an imported model.
+    /// The record of the images with classes with which the run was started; none if it only fine-tunes an imported model for another task.
     pub data: Option<DataRecord>,
     accept_data: bool,
     pub world: &'a World,
@@ -171,11 +171,11 @@ impl<'a> Job<'a> {
         agree(self.world.all_ranks(), trained)
     }
 
-    /// Writes pictures of test images of a segmentation that is done, if there are none. Without them the report is poorer, but
+    /// Writes pictures of test images for a task downstream that is done, if there are none. Without them the report is poorer, but
     /// nothing else fails.
     fn keep_pictures(&self, node: &Node) {
         let (task, folder) = (node.row.task(), self.run.predictions(&node.name));
-        if task == TaskKind::Segmentation && self.world.all_ranks().is_zero() && !folder.exists() {
+        if TaskKind::DOWNSTREAM.contains(&task) && self.world.all_ranks().is_zero() && !folder.exists() {
             let kept = data::open(&self.plan.config.of_task(task)).and_then(|source| {
                 let weights = self.run.file(&node.file);
                 let compare =

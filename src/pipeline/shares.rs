@@ -10,8 +10,8 @@ use anyhow::Result;
 
 /// Refuses at the start of a run any phase that `ranks` ranks with `in_rank` replicas each cannot train.
 pub fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
-    let other = plan.config.segmentation.has_images().then(|| plan.of_task(TaskKind::Segmentation));
-    for plan in std::iter::once(plan).chain(&other) {
+    let others: Vec<Plan> = plan.config.downstream().map(|task| plan.of_task(task)).collect();
+    for plan in std::iter::once(plan).chain(&others) {
         for phase in &plan.wanted_phases() {
             check_share(plan, phase, in_rank, plan.ranks_on(phase.training.on, phase.index, ranks) * in_rank)?;
         }

@@ -85,7 +85,7 @@ impl Plan {
         if task == self.config.task {
             return self.clone();
         }
-        Plan { config: self.config.of_task(task), train_images: self.config.segmentation.train_images }
+        Plan { config: self.config.of_task(task), train_images: self.config.given_train_images(task) }
     }
 
     /// The nodes of the whole table.

@@ -240,6 +240,56 @@ pub static SEGMENT_E2E: Row = Row {
     is_wanted: |config| config.segmentation.has_images() && config.run.e2e,
 };
 
+pub static DETECT: Row = Row {
+    name: "detect",
+    kind: Kind::Train(Phase {
+        start: Start::From("finetune"),
+        trains: Trains::Everything,
+        task: TaskKind::Detection,
+        objective: ObjectiveKind::EndToEnd,
+        training: |config| &config.detect,
+    }),
+    needs: &["pack", "finetune"],
+    writes: "detect.h5",
+    model: Some(ModelSpec {
+        depths: Depths::Deep,
+        recipe: &["model", "data", "meta", "module", "finetune", "detect", "detection"],
+        derives_from: Some("finetune"),
+        may_be_imported: false,
+        label: "detection",
+        method: Method::Incubation,
+    }),
+    until_assembled: false,
+    job: SlurmJob::Last,
+    time: |slurm| &slurm.time_finalize,
+    is_wanted: |config| config.detection.has_images(),
+};
+
+pub static DETECT_E2E: Row = Row {
+    name: "detect-e2e",
+    kind: Kind::Train(Phase {
+        start: Start::From("e2e"),
+        trains: Trains::Everything,
+        task: TaskKind::Detection,
+        objective: ObjectiveKind::EndToEnd,
+        training: |config| &config.detect,
+    }),
+    needs: &["pack", "e2e"],
+    writes: "detect-e2e.h5",
+    model: Some(ModelSpec {
+        depths: Depths::Deep,
+        recipe: &["model", "data", "e2e", "detect", "detection"],
+        derives_from: Some("e2e"),
+        may_be_imported: false,
+        label: "detection end to end",
+        method: Method::E2e,
+    }),
+    until_assembled: false,
+    job: SlurmJob::Last,
+    time: |slurm| &slurm.time_finalize,
+    is_wanted: |config| config.detection.has_images() && config.run.e2e,
+};
+
 pub static EXPORT: Row = Row {
     name: "export",
     kind: Kind::Export,
@@ -257,7 +307,7 @@ pub static EXPORT: Row = Row {
 pub static REPORT: Row = Row {
     name: "report",
     kind: Kind::Report,
-    needs: &["pack", "finetune", "e2e", "dgl", "infopro", "segment", "segment-e2e", "export"],
+    needs: &["pack", "finetune", "e2e", "dgl", "infopro", "segment", "segment-e2e", "detect", "detect-e2e", "export"],
     writes: "report.html",
     model: None,
     until_assembled: false,
@@ -279,7 +329,7 @@ pub static DOWNSTREAM: Row = Row {
 };
 
 /// Every row, in the order of a run.
-pub static TABLE: [&Row; 13] = [
+pub static TABLE: [&Row; 15] = [
     &PACK,
     &META,
     &MODULE,
@@ -290,6 +340,8 @@ pub static TABLE: [&Row; 13] = [
     &INFOPRO,
     &SEGMENT,
     &SEGMENT_E2E,
+    &DETECT,
+    &DETECT_E2E,
     &EXPORT,
     &REPORT,
     &DOWNSTREAM,

@@ -136,6 +136,11 @@ impl Task {
         }
     }
 
+    /// Whether the sums of several ranks are joined into one list instead of added up.
+    pub fn joins_sums(self) -> bool {
+        false
+    }
+
     /// Evaluates a batch of images, or one image at several scales, whose labels are in host memory. Returns the outputs at the taps or
     /// the predictions, in host memory.
     pub fn infer(self, network: &Network, images_bchw: &[Tensor], labels: &Tensor) -> Result<Vec<Tensor>> {

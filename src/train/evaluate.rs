@@ -59,15 +59,51 @@ pub fn evaluate(
         }
         Ok(())
     })?;
-    let mut all = [sums.as_slice(), &[images, ranks_that_stop]].concat();
-    group.all_reduce_f64(&mut all)?;
-    let [sums @ .., images, ranks_that_stop] = all.as_slice() else { unreachable!("both were added above") };
-    if *ranks_that_stop > 0.0 {
+    let mut counts = [images, ranks_that_stop];
+    group.all_reduce_f64(&mut counts)?;
+    let [images, ranks_that_stop] = counts;
+    if ranks_that_stop > 0.0 {
         return Ok(None);
     }
     // `images` counts the readable images only.
-    require!(*images > 0.0, "none of the test images can be read; see the warnings above");
-    let mut metrics = task.values(sums, *images);
-    metrics.insert(IMAGES.into(), *images);
-    Ok(Some(Evaluation { metrics, classes: task.of_classes(sums, config) }))
+    require!(images > 0.0, "none of the test images can be read; see the warnings above");
+    let sums = if task.joins_sums() { joined(sums, group)? } else { added(sums, group)? };
+    let mut metrics = task.values(&sums, images);
+    metrics.insert(IMAGES.into(), images);
+    Ok(Some(Evaluation { metrics, classes: task.of_classes(&sums, config) }))
+}
+
+/// The sums of all members.
+fn added(mut sums: Vec<f64>, group: &dyn Collective) -> Result<Vec<f64>> {
+    group.all_reduce_f64(&mut sums)?;
+    Ok(sums)
+}
+
+/// The numbers of all members, one member after another.
+fn joined(own: Vec<f64>, group: &dyn Collective) -> Result<Vec<f64>> {
+    let mut lengths = vec![0.0; group.size()];
+    lengths[group.rank()] = own.len() as f64;
+    group.all_reduce_f64(&mut lengths)?;
+    let start: f64 = lengths[..group.rank()].iter().sum();
+    let mut all = vec![0.0; lengths.iter().sum::<f64>() as usize];
+    all[start as usize..][..own.len()].copy_from_slice(&own);
+    added(all, group)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::Solo;
+    use crate::collective::replicas::on_replicas;
+
+    #[test]
+    fn lists_of_any_lengths_are_joined_in_the_order_of_the_members() {
+        let own = |rank: usize| (0..[2, 0, 3][rank]).map(|number| (10 * rank + number) as f64).collect::<Vec<_>>();
+        on_replicas(&Solo, 3, false, &|replica| {
+            assert_eq!(joined(own(replica.local), replica)?, [0.0, 1.0, 20.0, 21.0, 22.0]);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(joined(own(2), &Solo).unwrap(), own(2));
+    }
 }
