@@ -1,6 +1,6 @@
 //! Reads all that a report tells of a run from its run directory. A run may still be going; what is missing is noted in words.
 
-use super::segmentation::Segmentation;
+use super::downstream::Downstream;
 use crate::config::TaskKind;
 use crate::data::source::bad_images::BadImages;
 use crate::plan::{PhasePlan, Plan};
@@ -30,8 +30,8 @@ pub struct Run {
     pub dir: RunDir,
     pub plan: Plan,
     pub parts: Vec<Part>,
-    /// The finished segmentations, whose figures are of another kind than those of the parts.
-    pub segmentations: Vec<Segmentation>,
+    /// The finished models of tasks downstream, whose figures are of another kind than those of the parts.
+    pub downstream: Vec<Downstream>,
     pub data: Option<DataRecord>,
     /// The newest preview of the assembly, until the assembly itself is done.
     pub preview: Option<Preview>,
@@ -162,11 +162,11 @@ fn run(path: &Path, seen: &mut Seen) -> Result<Run> {
     let plan = Plan { config, train_images };
     let graph = plan.graph();
     let parts = parts(&plan, &graph, &dir, seen, &mut missing);
-    let segmentations = segmentations(&plan, &graph, &dir, seen);
+    let downstream = downstream(&plan, &graph, &dir, seen);
     let unreadable = BadImages::of_run(0, path).count();
     let is_assembled = parts.iter().any(|part| part.node.row.name == ASSEMBLE.name && part.is_done());
     let preview = dir.newest_preview().filter(|_| !is_assembled);
-    Ok(Run { name: plan.config.run.name.clone(), dir, plan, parts, segmentations, data, preview, unreadable, missing })
+    Ok(Run { name: plan.config.run.name.clone(), dir, plan, parts, downstream, data, preview, unreadable, missing })
 }
 
 /// The nodes that write a model of the run's own task and that the run needs or has. A page compares models of one task.
@@ -196,14 +196,15 @@ fn parts(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &mut Seen, missing: &mu
     parts
 }
 
-/// The segmentations whose artefacts are there. [`parts`] has found all artefacts before.
-fn segmentations(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &Seen) -> Vec<Segmentation> {
+/// The models of tasks downstream whose artefacts are there. [`parts`] has found all artefacts before.
+fn downstream(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &Seen) -> Vec<Downstream> {
     let of_node = |node: &Node| {
         let (label, header) = (node.label()?, seen.header(dir, node)?);
         let task = Task::of(&plan.config.of_task(node.row.task()));
-        Some(Segmentation::read(dir, &node.name, (label, task, task.scores(&header.metrics))))
+        Some(Downstream::read(dir, node, (label, task, task.scores(&header.metrics))))
     };
-    graph.nodes().iter().filter(|node| node.row.task() == TaskKind::Segmentation).filter_map(of_node).collect()
+    let is_downstream = |node: &&Node| TaskKind::DOWNSTREAM.contains(&node.row.task());
+    graph.nodes().iter().filter(is_downstream).filter_map(of_node).collect()
 }
 
 /// A part, and the number of its torn lines or the error of reading them.

@@ -5,11 +5,11 @@
 //! `page` puts it together.
 
 mod course;
+mod downstream;
 mod figures;
 mod gather;
 mod groups;
 mod page;
-mod segmentation;
 pub mod summary;
 mod table;
 mod tables;

@@ -1,6 +1,7 @@
 //! The page: one HTML file that needs no network and no script.
 
 use super::course::{METHODS, Method};
+use super::downstream::{SECTIONS, Section};
 use super::figures::{self, Figure, MOST_CURVES};
 use super::gather::Run;
 use super::groups::Setting;
@@ -59,7 +60,7 @@ impl Content<'_> {
                     (self.missing())
                     (self.accuracy(&mut shown))
                     (self.models(&mut shown))
-                    (self.segmentation(&mut shown))
+                    @for section in &SECTIONS { (self.downstream(section, &mut shown)) }
                     (self.preview(&mut shown))
                     (self.learning())
                     (self.time(&mut shown))
@@ -153,19 +154,22 @@ impl Content<'_> {
         self.section("Preview of the assembly", tables::previews(self.runs), Some(note), shown)
     }
 
-    /// The segmentations, with pictures if there is only one run.
-    fn segmentation(&self, shown: &mut Vec<Table>) -> Markup {
-        let (models, classes) = (tables::segmentations(self.runs), tables::classes(self.runs));
-        let pictures = |run: &Run| run.segmentations.iter().flat_map(|one| one.pictures.clone()).collect::<Vec<_>>();
-        let pictures = if let [run] = self.runs { pictures(run) } else { Vec::new() };
+    /// The models of a task downstream, with pictures if there is only one run.
+    fn downstream(&self, section: &Section, shown: &mut Vec<Table>) -> Markup {
+        let (models, classes) = (tables::downstream(self.runs, section), tables::classes(self.runs, section));
+        let own = |run: &Run| {
+            let own = run.downstream.iter().filter(|one| one.kind == section.kind);
+            own.flat_map(|one| one.pictures.clone()).collect::<Vec<_>>()
+        };
+        let pictures = if let [run] = self.runs { own(run) } else { Vec::new() };
         html! {
             @if !models.rows.is_empty() {
-                h2 { "Segmentation" }
+                h2 { (section.title) }
                 (table(&models, |_| ""))
                 @if !classes.rows.is_empty() { details { summary { "The figures of each class" } (table(&classes, |_| "")) } }
                 @if !pictures.is_empty() {
-                    div.figures { @for address in &pictures { figure { img src=(address) alt="prediction and labels" style="max-width:100%"; } } }
-                    p.note { "Test images: the prediction at the left, the labels at the right. Pixels without a label are bare." }
+                    div.figures { @for address in &pictures { figure { img src=(address) alt="predictions and annotations" style="max-width:100%"; } } }
+                    p.note { (section.pictures) }
                 }
                 (keep(shown, models))
                 @if !classes.rows.is_empty() { (keep(shown, classes)) }

@@ -1,6 +1,7 @@
 //! The tables of a report.
 
 use super::course::{MEASURES, METHODS, Measure, Method, parts};
+use super::downstream::Section;
 use super::gather::{Part, Run};
 use super::groups::{Mean, Setting, mean_multiple};
 use super::table::{Cell, Table, grouped, multiple, plus_minus, scientific, signed};
@@ -90,13 +91,14 @@ pub fn previews(runs: &[Run]) -> Table {
     without_run(table, runs)
 }
 
-/// The figures of all segmentations.
-pub fn segmentations(runs: &[Run]) -> Table {
-    let mut table = Table::new("segmentations", &["run", "model"]);
-    let Some(first) = runs.iter().find_map(|run| run.segmentations.first()) else { return table };
-    table.head.extend(first.task.columns().map(Metric::title));
+/// The figures of all models of a task downstream.
+pub fn downstream(runs: &[Run], section: &Section) -> Table {
+    let mut table = Table::new(section.models, &["run", "model"]);
+    let own = |run: &Run| run.downstream.iter().find(|one| one.kind == section.kind).map(|one| one.task);
+    let Some(task) = runs.iter().find_map(own) else { return table };
+    table.head.extend(task.columns().map(Metric::title));
     for run in runs {
-        for one in &run.segmentations {
+        for one in run.downstream.iter().filter(|one| one.kind == section.kind) {
             let mut row = vec![Cell::text(&run.name), Cell::text(&one.label)];
             row.extend(one.scores.0.iter().map(|score| {
                 score.value.map_or(Cell::none(), |value| Cell::number(score.metric.number(value), value))
@@ -107,12 +109,12 @@ pub fn segmentations(runs: &[Run]) -> Table {
     table
 }
 
-/// The figures of each class of all segmentations.
-pub fn classes(runs: &[Run]) -> Table {
-    let mut table = Table::new("classes", &["run", "model", "class", "IoU %", "Acc %", "pixels"]);
+/// The figures of each class of all models of a task downstream.
+pub fn classes(runs: &[Run], section: &Section) -> Table {
+    let mut table = Table::new(section.classes, &["run", "model", "class", "IoU %", "Acc %", "pixels"]);
     let percent = |value: Option<f64>| value.map_or(Cell::none(), |value| Cell::number(format!("{value:.2}"), value));
     for run in runs {
-        for one in &run.segmentations {
+        for one in run.downstream.iter().filter(|one| one.kind == section.kind) {
             table.rows.extend(one.classes.iter().map(|class| {
                 let pixels = Cell::number(grouped(class.pixels), class.pixels);
                 let (run, model, name) = (Cell::text(&run.name), Cell::text(&one.label), Cell::text(&class.name));

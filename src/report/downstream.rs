@@ -1,0 +1,68 @@
+//! The models of a run that were fine-tuned for segmentation or detection: their figures, those of each class, and pictures of test
+//! images.
+
+use crate::config::TaskKind;
+use crate::run::graph::Node;
+use crate::store::RunDir;
+use crate::task::{ClassFigures, Scores, Task};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+/// How a page shows the models of a task.
+pub struct Section {
+    pub kind: TaskKind,
+    pub title: &'static str,
+    /// The names of the tables of models and of classes.
+    pub models: &'static str,
+    pub classes: &'static str,
+    /// What the pictures show.
+    pub pictures: &'static str,
+}
+
+pub static SECTIONS: [Section; 2] = [
+    Section {
+        kind: TaskKind::Segmentation,
+        title: "Segmentation",
+        models: "segmentations",
+        classes: "classes",
+        pictures: "Test images: the prediction at the left, the labels at the right. Pixels without a label are bare.",
+    },
+    Section {
+        kind: TaskKind::Detection,
+        title: "Detection",
+        models: "detections",
+        classes: "detected-classes",
+        pictures: "Test images: the detected objects with a score of at least 0.5 at the left, the annotated ones at the right.",
+    },
+];
+
+/// A finished model of a task downstream of classification.
+pub struct Downstream {
+    pub kind: TaskKind,
+    pub label: String,
+    pub task: Task,
+    pub scores: Scores,
+    /// Empty if the run has not recorded them.
+    pub classes: Vec<ClassFigures>,
+    /// The addresses of the pictures, which hold them.
+    pub pictures: Vec<String>,
+}
+
+impl Downstream {
+    /// Reads the figures of the classes and the pictures of a node.
+    pub fn read(run: &RunDir, node: &Node, (label, task, scores): (String, Task, Scores)) -> Downstream {
+        let figures = std::fs::read(run.classes(&node.name)).ok();
+        let classes = figures.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let mut files: Vec<_> = std::fs::read_dir(run.predictions(&node.name))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "png"));
+        files.sort();
+        let address = |bytes: Vec<u8>| format!("data:image/png;base64,{}", BASE64_STANDARD.encode(bytes));
+        let pictures = files.iter().filter_map(|file| std::fs::read(file).ok()).map(address).collect();
+        Downstream { kind: node.row.task(), label, task, scores, classes, pictures }
+    }
+}
