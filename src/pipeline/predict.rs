@@ -41,12 +41,15 @@ pub struct Prediction {
     pub classes: Vec<Share>,
 }
 
-/// A class with its probability, or with its share of the pixels, in percent.
+/// A class with its probability, its share of the pixels, or the score of an object of this class, in percent.
 #[derive(Debug, Clone, Serialize)]
 pub struct Share {
     pub class: usize,
     pub name: String,
     pub percent: f64,
+    /// Left, top, width and height in pixels, if the share is the score of an object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bbox: Option<[f64; 4]>,
 }
 
 /// Predicts images, given as files, by the artefact `weights`, and writes a picture of each into the folder `into`.
@@ -163,7 +166,7 @@ impl<'a> Seer<'a> {
         let share = |(value, class): (f32, i64)| {
             let class = class as usize;
             let name = self.header.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"));
-            Share { class, name, percent: 100.0 * f64::from(value) }
+            Share { class, name, percent: 100.0 * f64::from(value), bbox: None }
         };
         Ok(both.map(share).collect())
     }
@@ -187,7 +190,7 @@ impl<'a> Seer<'a> {
         let mut there: Vec<(usize, usize)> = counts.into_iter().enumerate().filter(|(_, count)| *count > 0).collect();
         there.sort_by_key(|(class, count)| (std::cmp::Reverse(*count), *class));
         let name = |class| self.config.segmentation.class_name(class);
-        let share = |(class, count)| Share { class, name: name(class), percent: 100.0 * count as f64 / all };
+        let share = |(class, count)| Share { class, name: name(class), percent: 100.0 * count as f64 / all, bbox: None };
         there.into_iter().map(share).collect()
     }
 

@@ -10,6 +10,18 @@ pub struct Picture {
     pub rgb: Vec<[u8; 3]>,
 }
 
+/// An object to mark in a picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Marked<'a> {
+    /// Left, top, width, height in pixels.
+    pub bbox: [f64; 4],
+    /// The run lengths of its pixels, column after column, beginning with the pixels outside; empty if only the box is marked.
+    pub runs: &'a [u32],
+    pub colour: [u8; 3],
+}
+
+/// The thickness of the border of a marked box, in pixels.
+const BORDER: usize = 2;
 /// The width in pixels from which a drawn picture below is legible.
 const LEGIBLE: usize = 480;
 
@@ -49,6 +61,42 @@ impl Picture {
             false => std::array::from_fn(|i| pixel[i].midpoint(colour(class)[i])),
         };
         Picture { rgb: self.rgb.iter().zip(classes).map(mix).collect(), ..*self }
+    }
+
+    /// The picture with each object half covered by its colour and its box drawn in it. Later objects lie over earlier ones.
+    pub fn marked(&self, objects: &[Marked]) -> Picture {
+        let mut picture = self.clone();
+        for object in objects {
+            picture.cover(object);
+            picture.outline(object);
+        }
+        picture
+    }
+
+    fn cover(&mut self, object: &Marked) {
+        let mut start = 0;
+        for (number, &run) in object.runs.iter().enumerate() {
+            let end = start + run as usize;
+            if number % 2 == 1 {
+                for pixel in start..end.min(self.width * self.height) {
+                    let own = &mut self.rgb[pixel % self.height * self.width + pixel / self.height];
+                    *own = std::array::from_fn(|i| own[i].midpoint(object.colour[i]));
+                }
+            }
+            start = end;
+        }
+    }
+
+    fn outline(&mut self, object: &Marked) {
+        let [left, top, width, height] = object.bbox;
+        let within = |at: f64, length: usize| (at.max(0.0).round() as usize).min(length);
+        let (left, right) = (within(left, self.width), within(left + width, self.width));
+        let (top, bottom) = (within(top, self.height), within(top + height, self.height));
+        for row in top..bottom {
+            let is_edge = row < top + BORDER || row + BORDER >= bottom;
+            let at_sides = (left..right).filter(|&column| is_edge || column < left + BORDER || column + BORDER >= right);
+            at_sides.for_each(|column| self.rgb[row * self.width + column] = object.colour);
+        }
     }
 
     /// The picture with another one of the same height to its right.
@@ -110,6 +158,21 @@ mod tests {
         assert_eq!((large.width, large.height, large.rgb[159], large.rgb[160]), (480, 320, [0, 0, 3], [1, 2, 3]));
         let small = picture(4, 2).at_most(2);
         assert_eq!((small.width, small.height, small.rgb), (2, 1, vec![[2, 5, 3], [4, 9, 3]]));
+    }
+
+    #[test]
+    fn a_marked_object_covers_its_pixels_by_columns_and_its_box_has_a_border() {
+        let photo = Picture { width: 8, height: 7, rgb: vec![[0; 3]; 56] };
+        let red = [200, 0, 0];
+        // Three pixels of the fourth column.
+        let object = Marked { bbox: [1.0, 0.0, 6.2, 6.0], runs: &[23, 3, 30], colour: red };
+        let marked = photo.marked(std::slice::from_ref(&object));
+        let at = |row: usize, column: usize| marked.rgb[row * 8 + column][0];
+        assert_eq!([at(2, 3), at(3, 3), at(4, 3), at(3, 4)], [100, 100, 200, 0], "the border lies over the mask");
+        assert_eq!([at(0, 1), at(5, 6), at(3, 1), at(3, 6)], [200; 4]);
+        assert_eq!([at(6, 3), at(3, 0), at(3, 7)], [0; 3], "outside of the box");
+        let beyond = Marked { bbox: [-5.0, -5.0, 100.0, 100.0], runs: &[0, 1000], colour: red };
+        assert!(photo.marked(&[beyond]).rgb.iter().all(|pixel| pixel[0] >= 100));
     }
 
     #[test]
