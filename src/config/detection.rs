@@ -17,6 +17,9 @@ pub struct Detection {
     pub test_images: usize,
     pub classes: usize,
     pub masks: bool,
+    pub width: usize,
+    pub hidden: usize,
+    pub regions: usize,
     pub crop: usize,
     pub resize: [f64; 2],
 }
@@ -62,6 +65,10 @@ impl Detection {
         at_most("detection.crop", self.crop, 1 << 14)?;
         require!(self.classes >= 1, "detection.classes = 0: give the number of categories");
         at_most("detection.classes", self.classes, MOST_CLASSES)?;
+        for (key, value) in [("width", self.width), ("hidden", self.hidden), ("regions", self.regions)] {
+            require!(value >= 1, "detection.{key} = 0: it must be at least 1");
+            at_most(&format!("detection.{key}"), value, 1 << 16)?;
+        }
         for (key, value) in [("train_images", self.train_images), ("test_images", self.test_images)] {
             require!(
                 self.format != ObjectFormat::Shapes || value > 0,

@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""Detects objects by detectron2's own model, transforms and inference with the weights of incubate, and compares the detections.
+
+  incubate detect CONFIG
+  tools/check_detection.py INCUBATE RUN_DIR DETECTRON2      (needs torch, torchvision, timm, h5py, pillow, pycocotools, fvcore, iopath,
+                                                             omegaconf, hydra-core; DETECTRON2 is a clone)
+
+RUN_DIR holds detect.h5 and the config, whose detection.path must be a folder of COCO's layout. Both programs write results of the test
+images. pycocotools evaluates both, and the figures that incubate prints must be those of its own results file. Any figure of the two
+programs may differ by 0.2 points, since scores that are nearly equal may change places. A larger difference gives exit code 1.
+"""
+import contextlib
+import functools
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+import types
+
+import h5py
+import numpy as np
+import timm
+import torch
+from PIL import Image, ImageOps
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+TOLERANCE = 0.2
+NAMES = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"]
+
+
+def detectron2_model(clone, config):
+    """`configs/common/models/mask_rcnn_vitdet.py` with a backbone whose blocks are timm's: global attention and a class token."""
+    sys.path.insert(0, clone)
+    # The model uses none of the compiled operators.
+    sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
+    from detectron2.config import LazyCall as L
+    from detectron2.config import LazyConfig, instantiate
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.backbone import Backbone
+    from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+
+    keys, net = config["detection"], config["model"]
+    patch = net["patch_size"]
+
+    class Tokens(Backbone):
+        """The map of the tokens after the last block."""
+
+        def __init__(self):
+            super().__init__()
+            self.vit = timm.models.VisionTransformer(
+                img_size=keys["crop"], patch_size=patch, embed_dim=net["width"], depth=sum(net["depths"]), num_heads=net["heads"],
+                mlp_ratio=net["mlp_ratio"], qkv_bias=net["qkv_bias"], num_classes=0,
+                norm_layer=functools.partial(torch.nn.LayerNorm, eps=net["layer_norm_eps"]))
+            self.vit.norm = torch.nn.Identity()
+
+        def forward(self, images):
+            tokens = self.vit.forward_features(images)[:, 1:]
+            side = keys["crop"] // patch
+            return {"last_feat": tokens.transpose(1, 2).reshape(len(images), -1, side, side)}
+
+        def output_shape(self):
+            return {"last_feat": ShapeSpec(channels=net["width"], stride=patch)}
+
+    class LastLevel(LastLevelMaxPool):
+        def __init__(self, level):
+            super().__init__()
+            self.in_feature = level
+
+    model = LazyConfig.load(os.path.join(clone, "configs/common/models/mask_rcnn_vitdet.py")).model
+    model.backbone.in_feature = "last_feat"
+    model.backbone.net = L(Tokens)()
+    model.backbone.square_pad = keys["crop"]
+    model.roi_heads.num_classes = keys["classes"]
+    model.pixel_mean, model.pixel_std = ([255 * value for value in config["data"][key]] for key in ("mean", "std"))
+    strides = [patch / 4 * 2**level for level in range(5)]
+    # detectron2 names a level after the logarithm of its stride.
+    levels = [f"p{int(math.log2(stride))}" for stride in strides]
+    model.backbone.top_block = L(LastLevel)(level=levels[3])
+    model.proposal_generator.in_features = levels
+    model.roi_heads.box_in_features = model.roi_heads.mask_in_features = levels[:4]
+    model.proposal_generator.anchor_generator.strides = strides
+    model.proposal_generator.anchor_generator.sizes = [[8 * stride] for stride in strides]
+    for pooler in (model.roi_heads.box_pooler, model.roi_heads.mask_pooler):
+        pooler.scales = [1 / stride for stride in strides[:4]]
+        # A box of 14 patches is pooled from the map of the tokens.
+        pooler.canonical_box_size, pooler.canonical_level = 14 * patch, int(math.log2(patch))
+    if not keys["masks"]:
+        for part in ("mask_in_features", "mask_pooler", "mask_head"):
+            model.roi_heads[part] = None
+    return instantiate(model)
+
+
+def weights(path, depths):
+    """The parameters of detect.h5 by detectron2's names, and those of the blocks by timm's."""
+    state = {}
+    with h5py.File(path) as file:
+        for stage, group in file["stage"].items():
+            for name, value in group.items():
+                tensor = torch.from_numpy(np.asarray(value))
+                if int(stage) < len(depths):
+                    if name.startswith("blocks."):
+                        number, rest = name.removeprefix("blocks.").split(".", 1)
+                        name = f"blocks.{int(number) + sum(depths[:int(stage)])}.{rest}"
+                    name = f"backbone.net.vit.{name}"
+                state[name] = tensor
+    return state
+
+
+def results(model, config, coco):
+    """The detections of all test images by detectron2."""
+    from detectron2.data.transforms import ResizeShortestEdge
+    from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+
+    keys, ids = config["detection"], sorted(coco.getCatIds())
+    resize = ResizeShortestEdge(keys["crop"], keys["crop"])
+    found = []
+    for image_id in sorted(coco.getImgIds()):
+        file = os.path.join(keys["path"], "val2017", coco.loadImgs(image_id)[0]["file_name"])
+        pixels = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
+        resized = resize.get_transform(pixels).apply_image(pixels)
+        image = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1).float()
+        with torch.no_grad():
+            output = model([{"image": image, "height": pixels.shape[0], "width": pixels.shape[1]}])[0]["instances"]
+        for one in instances_to_coco_json(output, image_id):
+            found.append({**one, "category_id": ids[one["category_id"]]})
+    return found
+
+
+def figures(coco, found, kind):
+    """COCO's first six figures in percent, by pycocotools."""
+    if kind == "segm":
+        found = [{key: value for key, value in one.items() if key != "bbox"} for one in found]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(coco, coco.loadRes(json.loads(json.dumps(found))), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(NAMES, 100 * evaluation.stats[:6], strict=True))
+
+
+def main(incubate, run, clone):
+    with open(os.path.join(run, "config.toml"), "rb") as file:
+        config = tomllib.load(file)
+    path, model = os.path.join(run, "detect.h5"), detectron2_model(clone, config).eval()
+    missing, unknown = model.load_state_dict(weights(path, config["model"]["depths"]), strict=False)
+    missing = [name for name in missing if name not in ("pixel_mean", "pixel_std")]
+    assert not missing and not unknown, (missing, unknown)
+    heads = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("backbone.net."))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(os.path.join(config["detection"]["path"], "annotations/instances_val2017.json"))
+    print(f"all tensors of detect.h5 are detectron2's; pyramid and heads: {heads} parameters; {len(coco.getImgIds())} images")
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "results.json")
+        output = subprocess.run([incubate, "-qq", "evaluate", os.path.join(run, "config.toml"), "--run-dir", run, "--weights", path,
+                                 "--json", "--outputs", file], check=True, capture_output=True, text=True).stdout
+        printed = json.loads(output)
+        with open(file) as text:
+            ours = json.load(text)
+    theirs = results(model, config, coco)
+    print(f"detections: incubate {len(ours)}, detectron2 {len(theirs)}")
+    is_bad = False
+    for kind, word in [("bbox", "box"), ("segm", "mask")][: 1 + config["detection"]["masks"]]:
+        a, b = figures(coco, ours, kind), figures(coco, theirs, kind)
+        for name in NAMES:
+            # Without an object of this size both are −1.
+            shown = printed.get(f"{word}_{name}", -100.0)
+            differs = abs(a[name] - b[name]) > TOLERANCE or abs(a[name] - shown) > 1e-6
+            is_bad |= differs
+            print(f"{word}_{name:<9} incubate {shown:7.3f}, its results file {a[name]:7.3f}, detectron2 {b[name]:7.3f}{'  DIFFERS' * differs}")
+    sys.exit(int(is_bad))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
