@@ -1,5 +1,6 @@
 //! Segmentation: the heads against mmsegmentation's, and `incubate segment` as a user runs it, on drawn images with label maps.
 
+use crate::images::png;
 use crate::incubate::{Incubate, TINY};
 use crate::wait::wait_until;
 use incubate::collective::Solo;
@@ -298,14 +299,6 @@ fn norms_over_the_step_give_ranks_and_replicas_the_losses_of_one_replica() {
     assert!(alone.iter().zip(&together).all(|(a, b)| (a - b).abs() < 1e-3 * a), "{alone:?} and {together:?}");
     let refused = one.fork(&FILES).set("run.micro_batch=4");
     refused.incubate(&["segment"]).fails(2, &["segmentation.norm_over", "8 samples", "run.micro_batch = 8"]);
-}
-
-fn png(path: &Path, color: png::ColorType, [width, height]: [u32; 2], data: &[u8]) {
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let mut encoder = png::Encoder::new(std::fs::File::create(path).unwrap(), width, height);
-    encoder.set_color(color);
-    encoder.set_depth(png::BitDepth::Eight);
-    encoder.write_header().unwrap().write_image_data(data).unwrap();
 }
 
 /// A folder of images of 40×32 pixels with label maps, in ADE20K's layout: the left half is of label 1, the right half of label 2.
