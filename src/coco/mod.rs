@@ -1,3 +1,6 @@
-//! COCO's objects: how they travel between rooms.
+//! COCO's objects: how their annotations are read, and how they travel between rooms.
 
+pub mod annotations;
+pub mod json;
 pub mod objects;
+pub mod polygons;

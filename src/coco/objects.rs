@@ -112,6 +112,12 @@ impl Object {
     }
 }
 
+/// Height and width of an image of this size when its longer side is resized to `side` pixels, as detectron2's `ResizeShortestEdge` rounds.
+pub fn fitted(size: [usize; 2], side: usize) -> [usize; 2] {
+    let scale = side as f64 / size[0].max(size[1]) as f64;
+    size.map(|length| ((length as f64 * scale + 0.5) as usize).clamp(1, side))
+}
+
 /// Detected objects as a row of numbers, whose first number is its length.
 pub fn detected_to_row(detected: &[Detected]) -> Vec<f64> {
     let mut row = vec![0.0, detected.len() as f64];

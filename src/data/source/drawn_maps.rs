@@ -2,6 +2,7 @@
 //! number of an image determine its pixels. Class 0 is the background; every other class is a colour, in discs and boxes that may
 //! overlap.
 
+use super::drawn_shapes::{self, Shape};
 use super::samples::{Samples, Stored, StoredMap};
 use crate::config::Config;
 use crate::random::Random;
@@ -31,52 +32,17 @@ pub fn draw(config: &Config) -> (DrawnMaps, DrawnMaps) {
     (split(1, keys.train_images), split(2, keys.test_images))
 }
 
-/// A disc or a box.
-struct Shape {
-    class: u8,
-    is_disc: bool,
-    centre: [f64; 2],
-    radii: [f64; 2],
-}
-
-impl Shape {
-    fn draw(random: &mut Random, [height, width]: [usize; 2], classes: usize) -> Shape {
-        let smaller = height.min(width) as f64;
-        Shape {
-            class: 1 + random.below(classes - 1) as u8,
-            is_disc: random.uniform() < 0.5,
-            centre: [random.between(0.0, height as f64), random.between(0.0, width as f64)],
-            radii: [random.between(0.15, 0.4) * smaller, random.between(0.15, 0.4) * smaller],
-        }
-    }
-
-    fn covers(&self, row: usize, column: usize) -> bool {
-        let away = |at: usize, axis: usize| (at as f64 + 0.5 - self.centre[axis]).abs() / self.radii[axis];
-        let (y, x) = (away(row, 0), away(column, 1));
-        if self.is_disc { x * x + y * y < 1.0 } else { x.max(y) < 1.0 }
-    }
-}
-
-/// The colour of a class. Classes with neighbouring numbers differ clearly.
-fn colour(class: u8) -> [f64; 3] {
-    let hue = f64::from(class) * 0.618_034 % 1.0 * std::f64::consts::TAU;
-    let channel = |shift: f64| 128.0 + 90.0 * (hue + shift).cos();
-    if class == 0 { [60.0; 3] } else { [channel(0.0), channel(2.1), channel(4.2)] }
-}
-
 impl DrawnMaps {
     /// The stream of an image's random numbers, and its height and width.
     fn begin(&self, index: usize) -> (Random, [usize; 2]) {
-        let mut random = Random::new(&[self.seed, DRAWN, self.split, index as u64]);
-        let mut side = || self.side + random.below(self.side / 2 + 1);
-        let size = [side(), side()];
-        (random, size)
+        drawn_shapes::begin([self.seed, DRAWN, self.split, index as u64], self.side)
     }
 
     /// The class of each pixel, row after row.
     fn classes_of(&self, random: &mut Random, [height, width]: [usize; 2]) -> Vec<u8> {
         let shapes: Vec<Shape> = (0..5).map(|_| Shape::draw(random, [height, width], self.classes)).collect();
-        let class = |row, column| shapes.iter().rev().find(|shape| shape.covers(row, column)).map_or(0, |s| s.class);
+        let class =
+            |row, column| shapes.iter().rev().find(|shape| shape.covers(row, column)).map_or(0, |s| s.class as u8);
         (0..height).flat_map(|row| (0..width).map(move |column| (row, column))).map(|(r, c)| class(r, c)).collect()
     }
 }
@@ -97,11 +63,7 @@ impl Samples for DrawnMaps {
     fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
         let (mut random, [height, width]) = self.begin(index);
         let classes = self.classes_of(&mut random, [height, width]);
-        bytes.clear();
-        for class in classes {
-            let noise = 12.0 * random.normal();
-            bytes.extend(colour(class).map(|level| (level + noise).clamp(0.0, 255.0) as u8));
-        }
+        drawn_shapes::paint(classes, &mut random, bytes);
         Ok(Stored::Raw { height, width })
     }
 
@@ -121,6 +83,7 @@ const DRAWN: u64 = 0xD4A3;
 
 #[cfg(test)]
 mod tests {
+    use super::drawn_shapes::colour;
     use super::*;
 
     #[test]

@@ -1,8 +1,9 @@
-//! The facts about a source's images that a run records: counts, class names, and hashes of the names and labels, and of the lengths
-//! of the files of label maps.
+//! The facts about a source's images that a run records: counts, class names, and hashes of the names, labels and objects, and of the
+//! lengths of the files of label maps.
 
 use super::Source;
 use super::samples::Split;
+use crate::coco::objects::Scene;
 use crate::config::{Config, TaskKind};
 use crate::run::data::{DataSet, Listing};
 
@@ -15,13 +16,13 @@ pub fn data_set(config: &Config, source: &Source) -> DataSet {
         TaskKind::Detection => config.detection.path.display().to_string(),
     };
     DataSet {
-        train: listing(&source.train, &root),
-        evaluation: listing(&source.test, &root),
+        train: listing(&source.train, &root, config.task),
+        evaluation: listing(&source.test, &root, config.task),
         classes: source.train.classes().to_vec(),
     }
 }
 
-fn listing(split: &Split, root: &str) -> Listing {
+fn listing(split: &Split, root: &str, task: TaskKind) -> Listing {
     let mut in_order = blake3::Hasher::new();
     // A sum does not depend on the order.
     let mut sums = [0u64; 4];
@@ -31,6 +32,13 @@ fn listing(split: &Split, root: &str) -> Listing {
         hasher.update(split.listed_name(index, root).as_bytes());
         if let Some(length) = split.map_length(index) {
             hasher.update(&length.to_le_bytes());
+        }
+        if task == TaskKind::Detection
+            && let Ok(scene) = split.scene(index)
+        {
+            // The number of an image is no fact about the image.
+            let row = Scene { image: 0, ..scene }.to_row();
+            row.iter().for_each(|number| _ = hasher.update(&number.to_le_bytes()));
         }
         let hash = *hasher.finalize().as_bytes();
         in_order.update(&hash);
@@ -75,7 +83,7 @@ mod tests {
 
     #[test]
     fn names_labels_and_order_count_and_the_folder_of_the_source_does_not() {
-        let hashed = |samples, root| listing(&(Arc::new(Named(samples)) as Split), root);
+        let hashed = |samples, root| listing(&(Arc::new(Named(samples)) as Split), root, TaskKind::Classification);
         let one = hashed(&[("x/train/1.jpg", 0), ("x/train/2.jpg", 1)], "x");
         assert_eq!(one, hashed(&[("/data/y/train/1.jpg", 0), ("/data/y/train/2.jpg", 1)], "/data/y/"));
         let reversed = hashed(&[("x/train/2.jpg", 1), ("x/train/1.jpg", 0)], "x");

@@ -3,12 +3,16 @@
 
 pub mod bad_images;
 mod cifar;
+mod coco;
 mod drawn_maps;
+mod drawn_objects;
+mod drawn_shapes;
 pub mod files;
 pub mod folder;
 mod idx;
 pub mod images;
 pub mod index;
+mod listed;
 mod listing_hash;
 pub mod names;
 mod open_files;
@@ -21,7 +25,7 @@ mod splits;
 mod tar;
 mod tar_scan;
 
-use crate::config::{Config, Format, MapFormat, TaskKind};
+use crate::config::{Config, Format, MapFormat, ObjectFormat, TaskKind};
 use crate::launcher::launched_rank;
 use crate::{require, usage};
 use anyhow::Result;
@@ -59,7 +63,7 @@ pub fn open_read_only(config: &Config) -> Result<Source> {
 }
 
 fn checked(source: Source, config: &Config) -> Result<Source> {
-    if config.task == TaskKind::Segmentation {
+    if config.task != TaskKind::Classification {
         return Ok(source);
     }
     check(&source.train, "train", config)?;
@@ -73,8 +77,10 @@ pub fn open_unchecked(config: &Config) -> Result<Source> {
 }
 
 fn open_with(config: &Config, may_write: bool) -> Result<Source> {
-    if config.task == TaskKind::Segmentation {
-        return open_maps(config);
+    match config.task {
+        TaskKind::Classification => {}
+        TaskKind::Segmentation => return open_maps(config),
+        TaskKind::Detection => return open_objects(config),
     }
     let data = &config.data;
     require!(
@@ -110,6 +116,21 @@ fn open_maps(config: &Config) -> Result<Source> {
     let (train, test) = match keys.format {
         MapFormat::Folder => shared(pairs::open(&keys.path)?),
         MapFormat::Shapes => shared(drawn_maps::draw(config)),
+    };
+    Ok(Source { train, test, bad: Arc::new(BadImages::new(config.data.bad_images)) })
+}
+
+/// Opens the images with annotated objects of `[detection]`.
+fn open_objects(config: &Config) -> Result<Source> {
+    let keys = &config.detection;
+    require!(
+        keys.has_images(),
+        "detection.path is empty: name the folder of the images and annotations, or set detection.format = \"shapes\" for drawn \
+         ones"
+    );
+    let (train, test) = match keys.format {
+        ObjectFormat::Coco => shared(coco::open(keys)?),
+        ObjectFormat::Shapes => shared(drawn_objects::draw(config)),
     };
     Ok(Source { train, test, bad: Arc::new(BadImages::new(config.data.bad_images)) })
 }
@@ -172,11 +193,16 @@ fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
 /// The number of training images that a run uses. The source is opened only if the config does not say the number.
 pub fn train_images(config: &Config) -> Result<usize> {
     let data = &config.data;
-    if config.task == TaskKind::Segmentation {
-        return match config.segmentation.format {
-            MapFormat::Shapes => Ok(config.segmentation.train_images),
-            MapFormat::Folder => Ok(open_read_only(config)?.train.len()),
-        };
+    let of_task = match config.task {
+        TaskKind::Classification => None,
+        TaskKind::Segmentation if config.segmentation.format == MapFormat::Shapes => {
+            Some(config.segmentation.train_images)
+        }
+        TaskKind::Detection if config.detection.format == ObjectFormat::Shapes => Some(config.detection.train_images),
+        TaskKind::Segmentation | TaskKind::Detection => Some(open_read_only(config)?.train.len()),
+    };
+    if let Some(images) = of_task {
+        return Ok(images);
     }
     if data.train_images > 0 {
         return Ok(subset_size(data.train_images, data.train_fraction));

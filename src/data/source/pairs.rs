@@ -3,12 +3,11 @@
 //! `validation`, `val` or `test`. Images are numbered in the order of their paths.
 
 use super::folder::{Folder, read_file};
+use super::listed::Listed;
 use super::samples::{Samples, Stored, StoredMap};
 use super::splits::{TRAINING, evaluation_split};
 use crate::{require, usage};
 use anyhow::{Context, Result};
-use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 const IMAGES: &str = "images";
@@ -48,21 +47,17 @@ impl Pairs {
         Ok(pairs)
     }
 
-    /// Refuses an image without a label map. Each folder of label maps is listed once.
+    /// Refuses an image without a label map.
     fn require_maps(&self) -> Result<()> {
-        let mut listed: BTreeMap<PathBuf, HashSet<OsString>> = BTreeMap::new();
+        let mut listed = Listed::default();
         for index in 0..self.len() {
             let map = self.map(index);
-            let (folder, name) = (map.parent().unwrap_or(Path::new("")), map.file_name().unwrap_or_default());
-            if !listed.contains_key(folder) {
-                let entries = std::fs::read_dir(folder).and_then(|entries| {
-                    entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<HashSet<OsString>>>()
-                });
-                let entries = entries.map_err(|e| usage!("{}: {e}; it must hold the label maps", folder.display()))?;
-                listed.insert(folder.into(), entries);
-            }
+            let is_there = listed.holds(&map).map_err(|e| {
+                let folder = map.parent().unwrap_or(Path::new(""));
+                usage!("{}: {e}; it must hold the label maps", folder.display())
+            })?;
             require!(
-                listed[folder].contains(name),
+                is_there,
                 "{}: its label map {} is missing; add it, or remove the image",
                 self.name(index),
                 map.display()

@@ -1,5 +1,6 @@
 //! The interface of every source's splits: [`Samples`].
 
+use crate::coco::objects::Scene;
 use crate::random::Random;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ pub trait Samples: Send + Sync {
         self.len() == 0
     }
 
-    /// The class of an image, from 0; 0 if the images have label maps.
+    /// The class of an image, from 0; 0 if the images have label maps or objects.
     fn label(&self, index: usize) -> u32;
 
     /// The image's name in messages, such as a path, or a shard and the name of a member.
@@ -58,6 +59,14 @@ pub trait Samples: Send + Sync {
     /// If the label map cannot be read, or if the source has none.
     fn read_map(&self, _index: usize, _bytes: &mut Vec<u8>) -> Result<StoredMap> {
         bail!("the images of this source have no label maps")
+    }
+
+    /// The objects of an image, whose size is that of the image.
+    ///
+    /// # Errors
+    /// If the source has no objects.
+    fn scene(&self, _index: usize) -> Result<Scene> {
+        bail!("the images of this source have no objects")
     }
 }
 

@@ -1,0 +1,25 @@
+//! Whether files are there, by listing each of their folders once: on a parallel file system, asking for many files one by one is slow.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The names in the folders that were listed.
+#[derive(Default)]
+pub struct Listed(BTreeMap<PathBuf, HashSet<OsString>>);
+
+impl Listed {
+    /// Whether a folder holds a file of this name.
+    ///
+    /// # Errors
+    /// If the folder of the file cannot be listed.
+    pub fn holds(&mut self, file: &Path) -> io::Result<bool> {
+        let (folder, name) = (file.parent().unwrap_or(Path::new("")), file.file_name().unwrap_or_default());
+        if !self.0.contains_key(folder) {
+            let names = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
+            self.0.insert(folder.into(), names);
+        }
+        Ok(self.0[folder].contains(name))
+    }
+}
