@@ -205,3 +205,6 @@ impl ObjectReader<'_> {
         Ok(Outline::Runs(runs.counts))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,7 +86,15 @@ fn heavy_dependencies_have_one_room_each() {
         ("use mpi::", &["collective/mpi.rs"][..]),
         ("hdf5::", &["store/artefact.rs", "data/source/shard.rs", "main.rs", "cluster/doctor.rs"]),
         ("clap::", &["cli/args.rs", "cli/bench.rs", "cli/mod.rs", "cli/overrides.rs", "main.rs"]),
-        ("hotcoco::", &["coco/annotations.rs", "downstream/coco.rs", "downstream/coco_files.rs"]),
+        (
+            "hotcoco::",
+            &[
+                "coco/annotations.rs",
+                "data/image/scale_jitter/tests.rs",
+                "downstream/coco.rs",
+                "downstream/coco_files.rs",
+            ],
+        ),
         ("indicatif::", &["pipeline/bars.rs"]),
         ("plotters::", &["svg/mod.rs", "svg/chart.rs", "svg/bars.rs"]),
         ("resvg::", &["svg/png.rs"]),

@@ -4,7 +4,7 @@ use super::batch_memory::Borrowed;
 use crate::data::image::mix::Mix;
 use crate::weights::upload;
 use std::ops::Range;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// One micro-batch of training images.
 #[derive(Debug)]
@@ -19,8 +19,8 @@ pub struct Batch {
 pub(super) struct Piece {
     /// (batch, channel, row, column), normalised.
     pub images_bchw: Tensor,
-    /// The task's targets, whose first dimension counts samples: distributions over the classes (batch, class), or label maps
-    /// (batch, row, column).
+    /// The task's targets, whose first dimension counts samples: distributions over the classes (batch, class), label maps (batch,
+    /// row, column), or rows of objects in fp64 (batch, number), which are not in pinned memory.
     pub targets: Tensor,
     /// The mixing of the images, if the device has still to do it.
     pub mix: Option<Mix>,
@@ -35,12 +35,14 @@ impl Batch {
     }
 
     /// Copies the batch to a device and mixes its images there if that is not done yet. Returns the images (batch, channel, row,
-    /// column), the targets and, if it is reused, the memory of the images, which must be dropped after them.
+    /// column), the targets and, if it is reused, the memory of the images, which must be dropped after them. Rows of objects stay on
+    /// the host, which reads them.
     pub fn on(self, device: Device) -> (Tensor, Tensor, Option<Borrowed>) {
         let on_device = |Piece { images_bchw, targets, mix, memory }: Piece| {
             let images_bchw = upload(&images_bchw, device);
             mix.iter().for_each(|mix| mix.tensor(&images_bchw));
-            (images_bchw, upload(&targets, device), memory)
+            let targets = if is_rows(&targets) { targets } else { upload(&targets, device) };
+            (images_bchw, targets, memory)
         };
         let mut pieces: Vec<_> = self.pieces.into_iter().map(on_device).collect();
         if pieces.len() == 1 {
@@ -48,6 +50,22 @@ impl Batch {
         }
         let images: Vec<&Tensor> = pieces.iter().map(|(images_bchw, ..)| images_bchw).collect();
         let targets: Vec<&Tensor> = pieces.iter().map(|(_, targets, _)| targets).collect();
-        (Tensor::cat(&images, 0), Tensor::cat(&targets, 0), None)
+        (Tensor::cat(&images, 0), joined(&targets), None)
     }
+}
+
+/// Whether targets are rows of objects, the only targets in fp64.
+pub(super) fn is_rows(targets: &Tensor) -> bool {
+    targets.kind() == Kind::Double
+}
+
+/// The targets of all pieces. Rows of objects have the length of the longest row of their piece, and get zeros up to the longest row
+/// of all pieces.
+fn joined(targets: &[&Tensor]) -> Tensor {
+    let longest = targets.iter().map(|targets| targets.size()[1]).max().unwrap_or(0);
+    let padded = |targets: &&Tensor| match longest - targets.size()[1] {
+        0 => targets.shallow_clone(),
+        missing => targets.constant_pad_nd([0, missing]),
+    };
+    Tensor::cat(&targets.iter().map(padded).collect::<Vec<_>>(), 0)
 }

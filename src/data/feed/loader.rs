@@ -2,8 +2,9 @@
 
 use super::Feed;
 use super::ahead::Ahead;
-use super::batch::{Batch, Piece};
+use super::batch::{Batch, Piece, is_rows};
 use super::batch_memory::{BatchMemory, allocate, batch_bytes, shape};
+use super::objects::{ObjectReader, ObjectReading};
 use super::pairs::{PairReader, PairReading};
 use super::reader::{Reader, Reading};
 use super::sampler::{Epoch, Sampler};
@@ -66,16 +67,18 @@ struct Shared {
     epoch: Mutex<Option<(u64, Arc<Epoch>)>>,
 }
 
-/// The images that the workers read: with classes or with label maps as their targets.
+/// The images that the workers read: with classes, label maps or objects as their targets.
 enum Images {
     OfClasses(Arc<Reading>),
     WithMaps(Arc<PairReading>),
+    WithObjects(Arc<ObjectReading>),
 }
 
 /// The reader of one worker.
 enum AnyReader {
     OfClasses(Reader),
     WithMaps(PairReader),
+    WithObjects(ObjectReader),
 }
 
 /// A worker, with the order of the epoch that it is in.
@@ -111,7 +114,7 @@ impl Loader {
             images: match config.task {
                 TaskKind::Classification => Images::OfClasses(Reading::training(config, &source.train, &source.bad)),
                 TaskKind::Segmentation => Images::WithMaps(PairReading::new(config, &source.train, &source.bad)),
-                TaskKind::Detection => unimplemented!(),
+                TaskKind::Detection => Images::WithObjects(ObjectReading::new(config, &source.train, &source.bad)),
             },
             sampler: Sampler {
                 images: source.train.len(),
@@ -161,6 +164,7 @@ impl Images {
         match self {
             Images::OfClasses(reading) => AnyReader::OfClasses(reading.reader()),
             Images::WithMaps(reading) => AnyReader::WithMaps(reading.reader()),
+            Images::WithObjects(reading) => AnyReader::WithObjects(reading.reader()),
         }
     }
 }
@@ -226,8 +230,10 @@ impl Worker {
                 shared.with_classes(reader, &samples, mix, pixels)?
             }
             AnyReader::WithMaps(reader) => (reader.train(&samples, shared.size, pixels)?, None),
+            AnyReader::WithObjects(reader) => (reader.train(&samples, pixels)?, None),
         };
-        Ok(Piece { images_bchw, targets: shared.staging.staged(targets), mix, memory })
+        let targets = if is_rows(&targets) { targets } else { shared.staging.staged(targets) };
+        Ok(Piece { images_bchw, targets, mix, memory })
     }
 }
 

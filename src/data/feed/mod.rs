@@ -5,6 +5,7 @@ mod ahead;
 pub mod batch;
 mod batch_memory;
 pub mod loader;
+pub mod objects;
 pub mod pairs;
 pub mod reader;
 mod sampler;

@@ -3,6 +3,7 @@
 use super::Feed;
 use super::ahead::Ahead;
 use super::batch_memory::{BatchMemory, Borrowed, allocate, batch_bytes, shape};
+use super::objects::ObjectReading;
 use super::pairs::PairReading;
 use super::reader::{Reader, Reading};
 use crate::config::{Config, TaskKind};
@@ -16,7 +17,8 @@ use tch::Tensor;
 pub struct TestBatch {
     /// (batch, channel, row, column), normalised: one tensor, or a tensor of the only image for each scale of the evaluation.
     pub images_bchw: Vec<Tensor>,
-    /// The class of each image (batch), or the label map of the only image (1, row, column) at its own size.
+    /// The class of each image (batch), the label map of the only image (1, row, column) at its own size, or the objects of the only
+    /// image (1, number) in its own pixels.
     pub labels: Tensor,
     /// The memory of the images, if it is reused.
     _memory: Option<Borrowed>,
@@ -26,7 +28,7 @@ pub struct TestBatch {
 pub type TestBatches = Box<dyn Iterator<Item = Result<TestBatch>>>;
 
 /// Streams the test images of `range` in order. Leaves out unreadable images. Images of one size come in batches of at most `size` and at
-/// most 128, images with label maps one by one.
+/// most 128, images with label maps or objects one by one.
 pub fn test_batches(
     config: &Config,
     feed: Feed,
@@ -37,23 +39,52 @@ pub fn test_batches(
     match config.task {
         TaskKind::Classification => Ok(Box::new(of_one_size(config, feed, range, size, staging)?)),
         TaskKind::Segmentation => Ok(Box::new(with_maps(config, feed, range)?)),
-        TaskKind::Detection => unimplemented!(),
+        TaskKind::Detection => Ok(Box::new(with_objects(config, feed, range)?)),
     }
 }
 
-/// Images with label maps, one by one. Their sizes differ, so no memory is reused.
+/// Images with label maps, one by one.
 fn with_maps(
     config: &Config,
     feed: Feed,
     range: Range<usize>,
 ) -> Result<impl Iterator<Item = Result<TestBatch>> + use<>> {
     let reading = PairReading::new(config, &feed.source.test, &feed.source.bad);
-    Ahead::start(feed.workers, reading.largest_bytes(), move || {
-        let (mut reader, range) = (reading.reader(), range.clone());
+    one_by_one(feed.workers, reading.largest_bytes(), range, move || {
+        let mut reader = reading.reader();
+        move |index| reader.evaluate(index)
+    })
+}
+
+/// Images with objects, one by one.
+fn with_objects(
+    config: &Config,
+    feed: Feed,
+    range: Range<usize>,
+) -> Result<impl Iterator<Item = Result<TestBatch>> + use<>> {
+    let reading = ObjectReading::new(config, &feed.source.test, &feed.source.bad);
+    one_by_one(feed.workers, reading.image_bytes(), range, move || {
+        let mut reader = reading.reader();
+        move |index| reader.evaluate(index)
+    })
+}
+
+/// Batches of one image each. Their sizes may differ, so no memory is reused. `reader` makes the reader of a worker.
+fn one_by_one<R>(
+    workers: usize,
+    bytes: usize,
+    range: Range<usize>,
+    reader: impl Fn() -> R,
+) -> Result<impl Iterator<Item = Result<TestBatch>>>
+where
+    R: FnMut(usize) -> Result<(Vec<Tensor>, Tensor)> + Send + 'static,
+{
+    Ahead::start(workers, bytes, move || {
+        let (mut read, range) = (reader(), range.clone());
         move |number| {
             let index = range.start + number;
             let make = || {
-                let (images_bchw, labels) = reader.evaluate(index)?;
+                let (images_bchw, labels) = read(index)?;
                 Ok(TestBatch { images_bchw, labels, _memory: None })
             };
             range.contains(&index).then(make)

@@ -53,16 +53,23 @@ pub fn random_padded_start(
 /// is the part plus the reach of the bicubic kernel.
 pub fn centre(height: usize, width: usize, size: usize, share: f64) -> (Area, Region) {
     let (resized_h, resized_w) = resized(height, width, (size as f64 / share).floor() as usize);
-    let offset = |resized: usize| ((resized - size) as f64 / 2.0).round_ties_even();
-    let (per_row, per_column) = (height as f64 / resized_h as f64, width as f64 / resized_w as f64);
+    let offset = |resized: usize| ((resized - size) as f64 / 2.0).round_ties_even() as usize;
+    let part = Region { left: offset(resized_w), top: offset(resized_h), width: size, height: size };
+    source([height, width], [resized_h, resized_w], part)
+}
+
+/// The part of a stored image that becomes a part of the resized image, and the region that its resampling reads, both in pixels of
+/// the stored image. Sizes are height and width.
+pub fn source([height, width]: [usize; 2], resized: [usize; 2], part: Region) -> (Area, Region) {
+    let (per_row, per_column) = (height as f64 / resized[0] as f64, width as f64 / resized[1] as f64);
     let area = Area {
-        left: offset(resized_w) * per_column,
-        top: offset(resized_h) * per_row,
-        width: size as f64 * per_column,
-        height: size as f64 * per_row,
+        left: part.left as f64 * per_column,
+        top: part.top as f64 * per_row,
+        width: part.width as f64 * per_column,
+        height: part.height as f64 * per_row,
     };
     let span = |start: f64, length: f64, per: f64, most: usize| {
-        // A bicubic kernel reaches two output pixels, and at least two input pixels, to each side.
+        // A bicubic kernel reaches two output pixels, and at least two input pixels, to each side; a bilinear kernel half as far.
         let reach = 2.0 * per.max(1.0) + 1.0;
         let first = (start - reach).floor().max(0.0) as usize;
         let last = ((start + length + reach).ceil() as usize).min(most);

@@ -90,15 +90,7 @@ impl Joint {
             distort(&mut bench.pixels.rgbx, random);
         }
         let side = self.keys.crop;
-        let (planes, plane) = (&mut bench.planes, part.width * part.height);
-        planes.resize(3 * plane, 0.0);
-        self.normalise.apply(&bench.pixels, None, flipped, planes);
-        out.pixels.fill(0.0);
-        for (of_crop, of_part) in out.pixels.chunks_exact_mut(side * side).zip(planes.chunks_exact(plane)) {
-            for (row, own) in of_crop.chunks_exact_mut(side).zip(of_part.chunks_exact(part.width)) {
-                row[..part.width].copy_from_slice(own);
-            }
-        }
+        self.normalise.apply_padded(&bench.pixels, flipped, side, &mut bench.planes, out.pixels);
         out.classes.fill(IGNORED);
         let nearest = Nearest { map, resized };
         for (row, own) in out.classes.chunks_exact_mut(side).take(part.height).enumerate() {

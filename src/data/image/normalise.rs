@@ -54,6 +54,20 @@ impl Normalise {
             mirror(out, pixels.width);
         }
     }
+
+    /// Writes an image's planes (channel, row, column) of `side` rows and columns, which are 0 below and to the right of the image.
+    /// `flipped` mirrors the image's rows, and `planes` is memory.
+    pub fn apply_padded(&self, pixels: &Pixels, flipped: bool, side: usize, planes: &mut Vec<f32>, out: &mut [f32]) {
+        let plane = pixels.width * pixels.height;
+        planes.resize(3 * plane, 0.0);
+        self.apply(pixels, None, flipped, planes);
+        out.fill(0.0);
+        for (padded, own) in out.chunks_exact_mut(side * side).zip(planes.chunks_exact(plane)) {
+            for (row, own) in padded.chunks_exact_mut(side).zip(own.chunks_exact(pixels.width)) {
+                row[..pixels.width].copy_from_slice(own);
+            }
+        }
+    }
 }
 
 /// For each channel, the normalised value of each byte if `table` is applied first.

@@ -1,5 +1,5 @@
-//! Bicubic resampling like Pillow's `Image.resize(…, BICUBIC)`: antialiased, a = −0.5, with bytes between its two passes. Bilinear
-//! interpolation like OpenCV's `resize(…, INTER_LINEAR)`, which is not antialiased.
+//! Bicubic and bilinear resampling like Pillow's `Image.resize(…, BICUBIC)` and `BILINEAR`: antialiased, a = −0.5, with bytes between
+//! the two passes. Bilinear interpolation like OpenCV's `resize(…, INTER_LINEAR)`, which is not antialiased.
 
 use super::pixels::{Area, Pixels, Region, View};
 use anyhow::Result;
@@ -17,8 +17,9 @@ pub enum Order {
 }
 
 /// A resampler and its memory.
-#[derive(Default)]
 pub struct Resample {
+    /// The kernel of [`Resample::resample`].
+    kernel: FilterType,
     resizer: Resizer,
     /// The image after the first pass.
     between: Vec<u8>,
@@ -26,7 +27,19 @@ pub struct Resample {
     rgb: Vec<u8>,
 }
 
+impl Default for Resample {
+    /// A resampler with a bicubic kernel.
+    fn default() -> Resample {
+        Resample { kernel: FilterType::CatmullRom, resizer: Resizer::default(), between: Vec::new(), rgb: Vec::new() }
+    }
+}
+
 impl Resample {
+    /// A resampler with a bilinear kernel.
+    pub fn bilinear() -> Resample {
+        Resample { kernel: FilterType::Bilinear, ..Resample::default() }
+    }
+
     /// Resamples `area` of the stored image to the size of `out`. Pixels outside of `within` are not read, as if the image were
     /// first cropped to it.
     pub fn resample(&mut self, view: &View, area: Area, within: Region, order: Order, out: &mut Pixels) -> Result<()> {
@@ -47,13 +60,14 @@ impl Resample {
         self.rgb.resize(if is_rgb { size } else { 0 }, 0);
         let bytes = if is_rgb { &mut self.rgb[..] } else { out.rgbx.as_flattened_mut() };
         let mut to = Image::from_slice_u8(out_width, out_height, bytes, kind)?;
+        let kernel = self.kernel;
         match order {
-            Order::ColumnsFirst => self.resizer.resize(&part, &mut to, &bicubic(x, y, w, h))?,
+            Order::ColumnsFirst => self.resizer.resize(&part, &mut to, &convolution(kernel, [x, y, w, h]))?,
             Order::RowsFirst => {
                 self.between.resize(view.channels * out.width * height, 0);
                 let mut between = Image::from_slice_u8(out_width, height as u32, &mut self.between, kind)?;
-                self.resizer.resize(&part, &mut between, &bicubic(x, 0.0, w, height as f64))?;
-                self.resizer.resize(&between, &mut to, &bicubic(0.0, y, out_width.into(), h))?;
+                self.resizer.resize(&part, &mut between, &convolution(kernel, [x, 0.0, w, height as f64]))?;
+                self.resizer.resize(&between, &mut to, &convolution(kernel, [0.0, y, out_width.into(), h]))?;
             }
         }
         if is_rgb {
@@ -88,7 +102,7 @@ fn spread(rgb: &[u8], out: &mut Pixels) {
     out.rgbx.iter_mut().zip(pixels).for_each(|(out, &[r, g, b])| *out = [r, g, b, 255]);
 }
 
-fn bicubic(x: f64, y: f64, width: f64, height: f64) -> ResizeOptions {
-    let algorithm = ResizeAlg::Convolution(FilterType::CatmullRom);
+fn convolution(kernel: FilterType, [x, y, width, height]: [f64; 4]) -> ResizeOptions {
+    let algorithm = ResizeAlg::Convolution(kernel);
     ResizeOptions::new().resize_alg(algorithm).use_alpha(false).crop(x, y, width, height)
 }

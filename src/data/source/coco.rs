@@ -142,3 +142,96 @@ impl Samples for Coco {
         Ok(self.images[index].scene.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::folder::tests::folder;
+    use super::*;
+    use crate::config::Config;
+    use serde_json::{Value, json};
+
+    /// Three training images, of which one has a crowd alone and one has no object, and an evaluation image without objects.
+    fn source(edit: impl Fn(&mut Value, &mut Value)) -> tempfile::TempDir {
+        let folder = folder(&["train2017/sub/3.jpg", "train2017/1.jpg", "train2017/2.jpg", "val2017/9.jpg"]);
+        let image = |id: u32, file_name: &str| json!({"id": id, "file_name": file_name, "width": 8, "height": 6});
+        let object = |image_id: u32, iscrowd: u32| {
+            json!({"image_id": image_id, "category_id": 3, "bbox": [0, 0, 2, 2], "area": 2, "iscrowd": iscrowd,
+                   "segmentation": [[0, 0, 2, 0, 2, 2]]})
+        };
+        let categories = json!([{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}]);
+        let mut training = json!({
+            "images": [image(3, "sub/3.jpg"), image(2, "2.jpg"), image(1, "1.jpg")],
+            "annotations": [object(3, 0), object(2, 1)], "categories": categories});
+        let mut evaluation = json!({"images": [image(9, "9.jpg")], "annotations": [], "categories": categories});
+        edit(&mut training, &mut evaluation);
+        std::fs::create_dir(folder.path().join("annotations")).unwrap();
+        for (split, dataset) in [("train2017", training), ("val2017", evaluation)] {
+            let file = folder.path().join(format!("annotations/instances_{split}.json"));
+            std::fs::write(file, dataset.to_string()).unwrap();
+        }
+        folder
+    }
+
+    fn keys(folder: &Path) -> Detection {
+        let path = format!("detection.path={:?}", folder.display().to_string());
+        Config::parse("", &[path, "detection.classes=2".into()]).unwrap().detection
+    }
+
+    #[test]
+    fn training_leaves_out_images_without_objects_to_learn_from_and_evaluation_keeps_all() {
+        let folder = source(|_, _| {});
+        let (training, evaluation) = open(&keys(folder.path())).unwrap();
+        assert_eq!((training.len(), evaluation.len()), (1, 1));
+        assert_eq!(training.name(0), folder.path().join("train2017/sub/3.jpg").display().to_string());
+        assert_eq!(
+            (training.classes(), evaluation.scene(0).unwrap().objects.len()),
+            (&["cat".into(), "dog".into()][..], 0)
+        );
+        let mut bytes = Vec::new();
+        assert_eq!(training.read(0, &mut bytes).unwrap(), Stored::Encoded);
+        assert_eq!(bytes, b"train2017/sub/3.jpg");
+        let more = source(|training, _| training["annotations"][1]["iscrowd"] = json!(0));
+        let (training, _) = open(&keys(more.path())).unwrap();
+        assert_eq!([0, 1].map(|index| training.scene(index).unwrap().image), [0, 1]);
+        assert!(training.name(0).ends_with("2.jpg") && training.name(1).ends_with("3.jpg"), "in the order of ids");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_the_cure() {
+        let error = |edit: &dyn Fn(&mut Value, &mut Value)| open(&keys(source(edit).path())).unwrap_err().to_string();
+        let missing = |path: &str| {
+            let folder = source(|_, _| {});
+            let path = folder.path().join(path);
+            if path.is_dir() {
+                std::fs::remove_dir_all(path).unwrap()
+            } else {
+                std::fs::remove_file(path).unwrap()
+            }
+            open(&keys(folder.path())).unwrap_err().to_string()
+        };
+        let third = json!([{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}, {"id": 6}]);
+        for (error, words) in [
+            (
+                error(&|training, _| training["categories"] = third.clone()),
+                &["instances_train2017.json", "3 `categories`", "set detection.classes = 3"][..],
+            ),
+            (
+                error(&|_, other| other["categories"][1]["name"] = json!("cow")),
+                &["different `categories`", "val2017.json"],
+            ),
+            (
+                error(&|training, _| training["annotations"] = json!([])),
+                &["train2017: no image has", "detection.masks = false"],
+            ),
+            (
+                error(&|_, other| other["images"][0]["file_name"] = json!("../val2017/9.jpg")),
+                &["instances_val2017.json", "\"../val2017/9.jpg\"", "below"],
+            ),
+            (missing("val2017/9.jpg"), &["val2017/9.jpg: it is missing", "instances_val2017.json", "add the image"]),
+            (missing("train2017"), &["train2017: it is missing", "detection.path must hold"]),
+            (missing("annotations/instances_val2017.json"), &["instances_val2017.json: it is missing", "must hold"]),
+        ] {
+            assert!(words.iter().all(|word| error.contains(word)), "{words:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Reads and transforms images with annotated objects. Each worker has a reader of its own.
+
+use crate::coco::objects::Scene;
+use crate::config::Config;
+use crate::data::image::scale_jitter::{Bench, ScaleJitter};
+use crate::data::source::bad_images::BadImages;
+use crate::data::source::samples::Split;
+use crate::random::Random;
+use crate::usage;
+use anyhow::{Result, ensure};
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor};
+
+/// The state that all readers of a split share.
+pub struct ObjectReading {
+    split: Split,
+    jitter: ScaleJitter,
+    bad: Arc<BadImages>,
+    /// Height = width of the images.
+    side: usize,
+}
+
+/// A reader and its memory.
+pub struct ObjectReader {
+    reading: Arc<ObjectReading>,
+    bytes: Vec<u8>,
+    bench: Option<Bench>,
+}
+
+impl ObjectReading {
+    pub fn new(config: &Config, split: &Split, bad: &Arc<BadImages>) -> Arc<ObjectReading> {
+        let (split, bad) = (split.clone(), bad.clone());
+        Arc::new(ObjectReading { split, jitter: ScaleJitter::new(config), bad, side: config.detection.crop })
+    }
+
+    /// A reader for one thread.
+    pub fn reader(self: &Arc<Self>) -> ObjectReader {
+        ObjectReader { reading: self.clone(), bytes: Vec::new(), bench: None }
+    }
+
+    /// The bytes of an image for evaluation: three fp32 planes.
+    pub fn image_bytes(&self) -> usize {
+        4 * 3 * self.side * self.side
+    }
+}
+
+impl ObjectReader {
+    /// Writes training images (channel, row, column), one after another, and returns their objects in fp64 (batch, number): each row
+    /// is [`Scene::to_row`] with zeros up to the length of the longest row. A sample is the index of an image and the key of the
+    /// random numbers of its transform.
+    ///
+    /// # Errors
+    /// If more images than the config allows are unreadable, or differ in size from their annotations.
+    pub fn train(&mut self, samples: &[(usize, [u64; 4])], pixels: &mut [f32]) -> Result<Tensor> {
+        let side = self.reading.side;
+        let outs = pixels.chunks_exact_mut(3 * side * side);
+        let scenes = samples.iter().zip(outs).map(|((index, key), out)| self.train_one(*index, key, out));
+        let mut rows = scenes.map(|scene| Ok(scene?.to_row())).collect::<Result<Vec<Vec<f64>>>>()?;
+        let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+        rows.iter_mut().for_each(|row| row.resize(longest, 0.0));
+        Ok(Tensor::from_slice(&rows.concat()).view([samples.len() as i64, longest as i64]))
+    }
+
+    /// Writes a training image or, if it is unreadable, the next readable one. Returns its objects.
+    fn train_one(&mut self, index: usize, key: &[u64], out: &mut [f32]) -> Result<Scene> {
+        let count = self.reading.split.len();
+        for other in (index..count).chain(0..index) {
+            let scene = self.reading.split.scene(other)?;
+            let mut random = Random::new(key);
+            let transformed = self.image(other, Some(&scene), |jitter, bench, bytes, _| {
+                jitter.train(bench, bytes, &scene, &mut random, &mut *out)
+            })?;
+            if let Some(scene) = transformed {
+                return Ok(scene);
+            }
+        }
+        Err(usage!("none of the {count} images can be read; see the warnings above"))
+    }
+
+    /// An image for evaluation (1, channel, row, column), and its objects in pixels of the stored image, in fp64 (1, number) as
+    /// [`Scene::to_row`] writes them. If the image is unreadable, the first dimension of both is 0.
+    ///
+    /// # Errors
+    /// If more images than the config allows are unreadable, or differ in size from their annotations.
+    pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
+        let scene = self.reading.split.scene(index)?;
+        let Some((images_1chw, _)) = self.fitted(index, Some(&scene))? else {
+            let none = |size: &[i64], kind: Kind| Tensor::empty(size, (kind, Device::Cpu));
+            return Ok((vec![none(&[0, 3, 1, 1], Kind::Float)], none(&[0, 1], Kind::Double)));
+        };
+        Ok((images_1chw, Tensor::from_slice(&scene.to_row()).unsqueeze(0)))
+    }
+
+    /// An image for evaluation (1, channel, row, column), whose objects need not be known, and its own height and width.
+    ///
+    /// # Errors
+    /// If it is unreadable.
+    pub fn image_alone(&mut self, index: usize) -> Result<(Vec<Tensor>, [usize; 2])> {
+        let image = self.fitted(index, None)?;
+        image.ok_or_else(|| usage!("{}: it cannot be read; see the warning above", self.reading.split.name(index)))
+    }
+
+    /// An image for evaluation, and its own height and width; none if it is unreadable.
+    fn fitted(&mut self, index: usize, scene: Option<&Scene>) -> Result<Option<(Vec<Tensor>, [usize; 2])>> {
+        let side = self.reading.side;
+        self.image(index, scene, |jitter, bench, bytes, size| {
+            let mut pixels = vec![0.0; 3 * side * side];
+            jitter.evaluate(bench, bytes, size, &mut pixels)?;
+            Ok((vec![Tensor::from_slice(&pixels).view([1, 3, side as i64, side as i64])], size))
+        })
+    }
+
+    /// Opens an image and gives it with its height and width to `transform`. Returns none if the image is unreadable, or differs in
+    /// size from its annotations, if it has any.
+    ///
+    /// # Errors
+    /// If more images than the config allows are unreadable, or differ in size from their annotations.
+    fn image<T>(
+        &mut self,
+        index: usize,
+        scene: Option<&Scene>,
+        transform: impl FnOnce(&ScaleJitter, &mut Bench, &[u8], [usize; 2]) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let ObjectReading { split, jitter, bad, .. } = self.reading.as_ref();
+        let read = || -> Result<T> {
+            let stored = split.read(index, &mut self.bytes)?;
+            let bench = match &mut self.bench {
+                Some(bench) => bench,
+                none => none.insert(jitter.bench()?),
+            };
+            let size = bench.open(&self.bytes, stored)?;
+            if let Some(scene) = scene {
+                let [height, width] = scene.size;
+                ensure!(
+                    size == scene.size,
+                    "it has {}×{} pixels, but its annotations say {width}×{height}; make them of one size",
+                    size[1],
+                    size[0]
+                );
+            }
+            transform(jitter, bench, &self.bytes, size)
+        };
+        match read() {
+            Ok(value) => Ok(Some(value)),
+            Err(fault) => bad.skip(split.name(index), fault).map(|()| None),
+        }
+    }
+}

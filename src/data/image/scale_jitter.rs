@@ -1,0 +1,179 @@
+//! Transforms images with annotated objects as detectron2 does for ViTDet (`projects/ViTDet/configs/common/coco_loader_lsj.py`).
+//! Training, the «large-scale jitter»: flip, resize to a random size, random crop, normalisation, padding below and to the right.
+//! Evaluation: resize, normalisation, padding. Images are resampled as by Pillow.
+
+use super::crop;
+use super::decode::Decoder;
+use super::normalise::Normalise;
+use super::pixels::{Pixels, Region};
+use super::resize::{Order, Resample};
+use crate::coco::objects::{Object, Outline, Scene, fitted};
+use crate::coco::polygons;
+use crate::config::Config;
+use crate::data::source::samples::Stored;
+use crate::random::Random;
+use anyhow::Result;
+
+/// The transforms of a config, which all workers share.
+#[derive(Debug, Clone)]
+pub struct ScaleJitter {
+    /// Height = width of the network's input.
+    side: usize,
+    resize: [f64; 2],
+    flip: f64,
+    normalise: Normalise,
+}
+
+/// The memory of one worker.
+pub struct Bench {
+    decoder: Decoder,
+    resample: Resample,
+    pixels: Pixels,
+    planes: Vec<f32>,
+}
+
+/// How an image becomes a training sample.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Placement {
+    flipped: bool,
+    /// Height and width of the stored image.
+    size: [usize; 2],
+    /// Height and width of the resized image.
+    resized: [usize; 2],
+    /// The part of the flipped and resized image.
+    part: Region,
+}
+
+/// An object whose box is not wider and higher than this many pixels is no target.
+const SMALLEST: f64 = 1e-5;
+
+impl ScaleJitter {
+    /// The transforms of a config of detection that passed validation.
+    pub fn new(config: &Config) -> ScaleJitter {
+        ScaleJitter {
+            side: config.detection.crop,
+            resize: config.detection.resize,
+            flip: config.data.flip,
+            normalise: Normalise::new(&config.data.mean, &config.data.std),
+        }
+    }
+
+    /// Memory for a worker.
+    pub fn bench(&self) -> Result<Bench> {
+        let (resample, pixels, planes) = (Resample::bilinear(), Pixels::default(), Vec::new());
+        Ok(Bench { decoder: Decoder::new()?, resample, pixels, planes })
+    }
+
+    /// Writes a training image (channel, row, column), and returns its objects. All its randomness comes from `random`. The image has
+    /// been opened by [`Bench::open`], and the scene has its size.
+    ///
+    /// # Errors
+    /// If the image cannot be decoded.
+    pub fn train(
+        &self,
+        bench: &mut Bench,
+        bytes: &[u8],
+        scene: &Scene,
+        random: &mut Random,
+        out: &mut [f32],
+    ) -> Result<Scene> {
+        let flipped = random.uniform() < self.flip;
+        let [low, high] = self.resize;
+        let scale = random.between(low, high);
+        let placement = Placement::new(scene.size, self.side, flipped, scale, random.uniform());
+        self.image(bench, bytes, placement, out)?;
+        Ok(placement.scene(scene))
+    }
+
+    /// Writes an image for evaluation (channel, row, column). It has been opened by [`Bench::open`], which gave its `size`.
+    ///
+    /// # Errors
+    /// If the image cannot be decoded.
+    pub fn evaluate(&self, bench: &mut Bench, bytes: &[u8], size: [usize; 2], out: &mut [f32]) -> Result<()> {
+        let resized = fitted(size, self.side);
+        let part = Region { left: 0, top: 0, width: resized[1], height: resized[0] };
+        self.image(bench, bytes, Placement { flipped: false, size, resized, part }, out)
+    }
+
+    /// Decodes, resamples and normalises the placed part of an image.
+    fn image(&self, bench: &mut Bench, bytes: &[u8], placement: Placement, out: &mut [f32]) -> Result<()> {
+        let Placement { flipped, size, resized, mut part } = placement;
+        if flipped {
+            part.left = resized[1] - part.left - part.width;
+        }
+        let (area, within) = crop::source(size, resized, part);
+        let view = bench.decoder.view(bytes, within, 1)?;
+        bench.pixels.free_if_huge();
+        bench.pixels.resize(part.height, part.width);
+        bench.resample.resample(&view, area, within, Order::RowsFirst, &mut bench.pixels)?;
+        self.normalise.apply_padded(&bench.pixels, flipped, self.side, &mut bench.planes, out);
+        Ok(())
+    }
+}
+
+impl Bench {
+    /// Reads an image's height and width. The transforms must then be given the same bytes.
+    ///
+    /// # Errors
+    /// If the bytes are no image.
+    pub fn open(&mut self, bytes: &[u8], stored: Stored) -> Result<[usize; 2]> {
+        let (height, width) = self.decoder.open(bytes, stored)?;
+        Ok([height, width])
+    }
+}
+
+impl Placement {
+    /// An image of this size (height, width) is resized to fit `scale` times the square of this side, keeps its ratio, and is cropped
+    /// to the square. The crop begins at the same share of the rows and of the columns that are left over.
+    fn new(size: [usize; 2], side: usize, flipped: bool, scale: f64, share: f64) -> Placement {
+        let target = side as f64 * scale;
+        let factor = (target / size[0] as f64).min(target / size[1] as f64);
+        let resized = size.map(|length| ((length as f64 * factor).round_ties_even() as usize).max(1));
+        let begin = |length: usize| (length.saturating_sub(side) as f64 * share).round_ties_even() as usize;
+        let part = Region {
+            left: begin(resized[1]),
+            top: begin(resized[0]),
+            width: resized[1].min(side),
+            height: resized[0].min(side),
+        };
+        Placement { flipped, size, resized, part }
+    }
+
+    /// The objects of the image as they are in the part. Objects outside of the part are left out. The boxes of objects with polygons
+    /// are drawn anew around the parts of the polygons.
+    fn scene(&self, scene: &Scene) -> Scene {
+        let objects = scene.objects.iter().filter_map(|object| self.object(object)).collect();
+        Scene { image: scene.image, size: [self.part.height, self.part.width], objects }
+    }
+
+    fn object(&self, object: &Object) -> Option<Object> {
+        let within = [0.0, 0.0, self.part.width as f64, self.part.height as f64];
+        let (outline, [left, top, right, bottom]) = match &object.outline {
+            Outline::Polygons(corners) => {
+                let placed: Vec<Vec<f64>> = corners.iter().map(|corners| self.polygon(corners)).collect();
+                polygons::part(&placed, within)?
+            }
+            Outline::None | Outline::Runs(_) => {
+                let [x, y, width, height] = object.bbox;
+                let corners = self.polygon(&[x, y, x + width, y, x + width, y + height, x, y + height]);
+                (Outline::None, polygons::bounds(&corners, within)?)
+            }
+        };
+        let bbox = [left, top, right - left, bottom - top];
+        let area = if outline == Outline::None { bbox[2] * bbox[3] } else { polygons::area_of(&outline) };
+        (bbox[2] > SMALLEST && bbox[3] > SMALLEST).then_some(Object { bbox, area, outline, ..*object })
+    }
+
+    /// A polygon of the stored image in pixels of the part.
+    fn polygon(&self, corners: &[f64]) -> Vec<f64> {
+        let [y_factor, x_factor] = [0, 1].map(|axis| self.resized[axis] as f64 / self.size[axis] as f64);
+        let placed = |&[x, y]: &[f64; 2]| {
+            let x = if self.flipped { self.size[1] as f64 - x } else { x };
+            [x * x_factor - self.part.left as f64, y * y_factor - self.part.top as f64]
+        };
+        corners.as_chunks().0.iter().flat_map(placed).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;
