@@ -294,7 +294,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Also write logits, labels and inputs (only the first 16 if all exceed 256 MiB) as safetensors, for a comparison with other
-    /// programs
+    /// programs; of a detector its detections, as a results file of COCO's format
     #[arg(long, value_name = "FILE")]
     pub outputs: Option<PathBuf>,
     /// Print JSON: the metrics by name, and how many images were evaluated

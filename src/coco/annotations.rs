@@ -35,6 +35,7 @@ pub struct Annotations {
 /// An image that the file lists.
 #[derive(Debug)]
 pub struct AnnotatedImage {
+    pub id: Id,
     /// Its path below the folder of the split.
     pub file_name: String,
     /// Its objects. The scene's size is the size that the file says.
@@ -118,7 +119,7 @@ fn images(entries: Vec<StoredImage>) -> Result<BTreeMap<Id, AnnotatedImage>, Str
         let height = needed(image.height, "height", "a whole number").map_err(named)? as usize;
         let width = needed(image.width, "width", "a whole number").map_err(named)? as usize;
         let scene = Scene { image: 0, size: [height, width], objects: Vec::new() };
-        images.insert(id, AnnotatedImage { file_name, scene });
+        images.insert(id.clone(), AnnotatedImage { id, file_name, scene });
     }
     check_ids("images", images.keys())?;
     Ok(images)

@@ -2,5 +2,7 @@
 
 pub mod annotations;
 pub mod json;
+pub mod masks;
 pub mod objects;
 pub mod polygons;
+pub mod results;

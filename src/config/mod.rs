@@ -352,6 +352,15 @@ impl Config {
         })
     }
 
+    /// The path of the images of the config's task.
+    pub fn images_path(&self) -> &Path {
+        match self.task {
+            TaskKind::Classification => &self.data.path,
+            TaskKind::Segmentation => &self.segmentation.path,
+            TaskKind::Detection => &self.detection.path,
+        }
+    }
+
     /// The number of training images that the config gives for a task; 0 if only the data says it.
     pub fn given_train_images(&self, task: TaskKind) -> usize {
         match task {

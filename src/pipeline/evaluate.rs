@@ -1,5 +1,6 @@
 //! Evaluates any artefact on the config's test images. A module runs inside its hybrid.
 
+use super::objects::Results;
 use crate::collective::Solo;
 use crate::config::{Config, TaskKind};
 use crate::data;
@@ -25,9 +26,9 @@ const ALL_INPUTS_BYTES: usize = 256 << 20;
 const FEW_INPUTS: usize = 16;
 
 /// Evaluates the artefact `weights` on the config's test images for the task that it was trained for, and returns this task and the
-/// results. If `outputs` is given, also writes that safetensors file, for a comparison with another program: the network's outputs
-/// and the labels of all test images, under the task's names, and `inputs` (images, channels, rows, columns). If all inputs
-/// have more than 256 MiB, only the first 16 are written.
+/// results. If `outputs` is given, also writes that file. Of a detector it is a results file of COCO's format. Of a classifier it is a
+/// safetensors file, for a comparison with another program: the network's outputs and the labels of all test images, under the task's
+/// names, and `inputs` (images, channels, rows, columns). If all inputs have more than 256 MiB, only the first 16 are written.
 pub fn evaluate(config: &Config, weights: &Path, device: Device, outputs: Option<&Path>) -> Result<(Task, Evaluation)> {
     if let Some(folder) = outputs.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty()) {
         require!(folder.is_dir(), "{}: no such folder; make it, or give --outputs another file", folder.display());
@@ -35,22 +36,37 @@ pub fn evaluate(config: &Config, weights: &Path, device: Device, outputs: Option
     let artefact = artefact::read(weights)?;
     let config = &config.of_task(task_of(&artefact.header));
     require!(
-        outputs.is_none() || config.task == TaskKind::Classification,
+        outputs.is_none() || config.task != TaskKind::Segmentation,
         "--outputs: label maps differ in size, so they do not fit into one file; leave it out"
     );
     let source = data::open(config)?;
     let network = network(config, artefact, (weights, source.test.classes()), device)?;
-    let mut kept = Outputs::new(config, source.test.len());
-    let mut see = |batch: &TestBatch, of_network: &[Tensor]| {
-        if outputs.is_some() {
-            kept.keep(batch, of_network);
-        }
+    let mut kept = match (outputs, config.task) {
+        (None, _) => Kept::Nothing,
+        (Some(_), TaskKind::Detection) => Kept::Results(Results::new(config, &source.test)),
+        (Some(_), _) => Kept::Outputs(Outputs::new(config, source.test.len())),
+    };
+    let mut see = |batch: &TestBatch, of_network: &[Tensor]| match &mut kept {
+        Kept::Nothing => {}
+        Kept::Outputs(kept) => kept.keep(batch, of_network),
+        Kept::Results(kept) => kept.keep(&batch.labels, &of_network[0]),
     };
     let batch = config.run.micro_batch.samples();
     let evaluation =
         evaluate::evaluate(&network, Feed::of_replica(config, &source, 1), config, batch, &Solo, &mut see)?;
-    outputs.map_or(Ok(()), |into| kept.write(into))?;
+    match (&kept, outputs) {
+        (Kept::Outputs(kept), Some(into)) => kept.write(into)?,
+        (Kept::Results(kept), Some(into)) => kept.write(into)?,
+        _ => {}
+    }
     Ok((Task::of(config), evaluation.expect("a signal ends this command at once")))
+}
+
+/// The parts of an evaluation that are written at its end.
+enum Kept {
+    Nothing,
+    Outputs(Outputs),
+    Results(Results),
 }
 
 /// Collects the tensors of an evaluation batch by batch, to write them at the end.
@@ -106,7 +122,7 @@ pub(super) fn network(
             "its model differs from the config's [model]; evaluate it with the config it was trained with".into();
         return Err(Failure::Damaged { path: weights.into(), what }.into());
     }
-    check_class_names(&artefact.header.class_names, class_names, weights, &config.data.path)?;
+    check_class_names(&artefact.header.class_names, class_names, weights, config.images_path())?;
     let artefact = completed(artefact, weights, &config.run.dir)?;
     let weights = on_device(&artefact.weights, device);
     Network::new(config, &artefact.header.depths, 0..0, &artefact.header.auxiliary, &weights)

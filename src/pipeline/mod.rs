@@ -5,6 +5,7 @@ pub mod bars;
 pub mod evaluate;
 pub mod extend;
 mod micro_batch;
+mod objects;
 mod phase;
 pub mod plan_report;
 pub mod predict;

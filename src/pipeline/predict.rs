@@ -1,7 +1,10 @@
-//! Shows people what a model sees in images: the likeliest classes of an image, or a class for each of its pixels.
+//! Shows people what a model sees in images: the likeliest classes of an image, a class for each of its pixels, or objects.
 
 use super::evaluate::{network, task_of};
+use super::objects;
+use crate::coco::objects::Scene;
 use crate::config::{Config, IGNORED, TaskKind};
+use crate::data::feed::objects::{ObjectReader, ObjectReading};
 use crate::data::feed::pairs::{PairReader, PairReading};
 use crate::data::feed::reader::{Reader, Reading};
 use crate::data::image::decode::Decoder;
@@ -84,31 +87,30 @@ pub fn predict(
     Ok(all)
 }
 
-/// Writes pictures of a few test images into a folder: the predictions of the segmentation `weights`, and the labels.
+/// Writes pictures of a few test images into a folder: what the model `weights` predicts, and the annotations.
 pub fn compare(config: &Config, weights: &Path, device: Device, source: &Source, into: &Path) -> Result<()> {
     let seer = Seer::new(config, weights, device, source)?;
     std::fs::create_dir_all(into).with_context(|| into.display().to_string())?;
-    let (images, mut reader) = (source.test.len(), seer.pairs());
+    let images = source.test.len();
     for number in 0..images.min(KEPT) {
         let index = number * images / images.min(KEPT);
-        let (images_1chw, labels_1hw) = reader.evaluate(index)?;
-        if images_1chw[0].size()[0] == 0 {
-            continue;
-        }
-        let predicted = seer.map(&images_1chw, &labels_1hw)?;
-        let labels = bytes(&labels_1hw);
-        let photo = photo(&source.test, index)?;
-        // The predictions on pixels without a class count for nothing.
-        let bare: Vec<u8> = predicted.iter().zip(&labels).map(|(&p, &l)| if l == IGNORED { l } else { p }).collect();
-        let halves = [&bare, &labels].map(|classes| photo.painted(classes, |class| class == IGNORED).at_most(HALF));
+        let compared = match seer.config.task {
+            TaskKind::Detection => seer.compare_objects(index)?,
+            _ => seer.compare_maps(index)?,
+        };
+        let Some((halves, shares, words)) = compared else { continue };
+        let halves = halves.map(|half| half.at_most(HALF));
         let both = halves[0].beside(&halves[1]).legible();
         let name = source.test.name(index);
         let name = Path::new(&name).file_name().unwrap_or_default().to_string_lossy();
-        let key = seer.key(&format!("{name}: prediction, labels"), &seer.shares(&[bare, labels].concat()));
+        let key = seer.key(&format!("{name}: {words}"), &shares);
         durable::replace_bytes(&into.join(format!("{number}.png")), &both.above(&key).png())?;
     }
     Ok(())
 }
+
+/// A picture of the predictions and a picture of the annotations, the classes in their key, and what the two show.
+type Compared = ([Picture; 2], Vec<Share>, &'static str);
 
 /// A model with the images that it sees.
 struct Seer<'a> {
@@ -127,6 +129,33 @@ impl<'a> Seer<'a> {
         Ok(Seer { config, header, network, source })
     }
 
+    /// Compares the predicted classes of an image's pixels with its labels; none if the image is unreadable.
+    fn compare_maps(&self, index: usize) -> Result<Option<Compared>> {
+        let (images_1chw, labels_1hw) = self.pairs().evaluate(index)?;
+        if images_1chw[0].size()[0] == 0 {
+            return Ok(None);
+        }
+        let (predicted, labels) = (self.map(&images_1chw, &labels_1hw)?, bytes(&labels_1hw));
+        let photo = photo(&self.source.test, index)?;
+        // The predictions on pixels without a class count for nothing.
+        let bare: Vec<u8> = predicted.iter().zip(&labels).map(|(&p, &l)| if l == IGNORED { l } else { p }).collect();
+        let halves = [&bare, &labels].map(|classes| photo.painted(classes, |class| class == IGNORED));
+        Ok(Some((halves, self.shares(&[bare, labels].concat()), "prediction, labels")))
+    }
+
+    /// Compares the detected objects of an image with the annotated ones; none if the image is unreadable.
+    fn compare_objects(&self, index: usize) -> Result<Option<Compared>> {
+        let (images_1chw, labels) = self.objects().evaluate(index)?;
+        if images_1chw[0].size()[0] == 0 {
+            return Ok(None);
+        }
+        let seen = objects::shown(&self.infer(&images_1chw, &labels)?[0]);
+        let photo = photo(&self.source.test, index)?;
+        let annotated = objects::mark_annotated(&photo, &objects::scene(&labels))?;
+        let shares = objects::shares(&seen, |class| self.class_name(class));
+        Ok(Some(([objects::mark_detected(&photo, &seen), annotated], shares, "detected objects, annotated objects")))
+    }
+
     /// The picture of an image under its title, and the classes that are seen in it.
     fn see(&self, index: usize, title: &str) -> Result<(Picture, Vec<Share>)> {
         let photo = photo(&self.source.test, index)?;
@@ -135,7 +164,6 @@ impl<'a> Seer<'a> {
                 let classes = self.best(index)?;
                 Ok((photo.legible().above(&ranking(title, &classes)), classes))
             }
-            TaskKind::Detection => unimplemented!(),
             TaskKind::Segmentation => {
                 let (images_1chw, [h, w]) = self.pairs().image_alone(index)?;
                 let size_1hw = Tensor::zeros([1, h as i64, w as i64], (Kind::Uint8, Device::Cpu));
@@ -144,7 +172,25 @@ impl<'a> Seer<'a> {
                 let picture = photo.painted(&classes, |_| false).legible();
                 Ok((picture.above(&self.key(title, &shares)), shares))
             }
+            TaskKind::Detection => {
+                let (images_1chw, size) = self.objects().image_alone(index)?;
+                let scene = Scene { image: index, size, objects: Vec::new() };
+                let labels = Tensor::from_slice(&scene.to_row()).unsqueeze(0);
+                let seen = objects::shown(&self.infer(&images_1chw, &labels)?[0]);
+                let shares = objects::shares(&seen, |class| self.class_name(class));
+                let picture = objects::mark_detected(&photo, &seen).legible();
+                Ok((picture.above(&self.key(title, &shares)), shares))
+            }
         }
+    }
+
+    /// The name of a class by the artefact.
+    fn class_name(&self, class: usize) -> String {
+        self.header.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"))
+    }
+
+    fn objects(&self) -> ObjectReader {
+        ObjectReading::new(&self.config, &self.source.test, &self.source.bad).reader()
     }
 
     fn pairs(&self) -> PairReader {
@@ -165,8 +211,7 @@ impl<'a> Seer<'a> {
         let both = Vec::<f32>::try_from(&values)?.into_iter().zip(Vec::<i64>::try_from(&classes)?);
         let share = |(value, class): (f32, i64)| {
             let class = class as usize;
-            let name = self.header.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"));
-            Share { class, name, percent: 100.0 * f64::from(value), bbox: None }
+            Share { class, name: self.class_name(class), percent: 100.0 * f64::from(value), bbox: None }
         };
         Ok(both.map(share).collect())
     }
@@ -190,7 +235,8 @@ impl<'a> Seer<'a> {
         let mut there: Vec<(usize, usize)> = counts.into_iter().enumerate().filter(|(_, count)| *count > 0).collect();
         there.sort_by_key(|(class, count)| (std::cmp::Reverse(*count), *class));
         let name = |class| self.config.segmentation.class_name(class);
-        let share = |(class, count)| Share { class, name: name(class), percent: 100.0 * count as f64 / all, bbox: None };
+        let share =
+            |(class, count)| Share { class, name: name(class), percent: 100.0 * count as f64 / all, bbox: None };
         there.into_iter().map(share).collect()
     }
 

@@ -7,7 +7,7 @@ pub mod chart;
 mod picture;
 mod png;
 
-pub use picture::{Picture, colour};
+pub use picture::{Marked, Picture, colour};
 pub use png::png;
 
 use plotters::coord::Shift;

@@ -94,7 +94,8 @@ impl Picture {
         let (top, bottom) = (within(top, self.height), within(top + height, self.height));
         for row in top..bottom {
             let is_edge = row < top + BORDER || row + BORDER >= bottom;
-            let at_sides = (left..right).filter(|&column| is_edge || column < left + BORDER || column + BORDER >= right);
+            let at_sides =
+                (left..right).filter(|&column| is_edge || column < left + BORDER || column + BORDER >= right);
             at_sides.for_each(|column| self.rgb[row * self.width + column] = object.colour);
         }
     }

@@ -67,7 +67,8 @@ fn a_run_with_annotated_objects_ends_with_a_detection_that_status_summary_and_re
     let page = String::from_utf8(run.bytes("report.html")).unwrap();
     assert!(page.contains("<h2>Detection</h2>") && page.contains("annotated ones at the right"));
     assert_eq!(page.matches("<img src=\"data:image/png;base64,iVBOR").count(), 3, "a picture of each test image");
-    run.incubate(&["export", "--weights", run.file("detect.h5").to_str().unwrap()]).fails(2, &["detect.h5", "final.h5"]);
+    run.incubate(&["export", "--weights", run.file("detect.h5").to_str().unwrap()])
+        .fails(2, &["detect.h5", "final.h5"]);
     run.incubate(&["detect", "--set", "detection.width=4"]).fails(2, &["detection.width (8 there, 4 here)"]);
 }
 
@@ -124,7 +125,8 @@ fn coco(folder: &Path) {
                     "bbox": [0, 0, 1, 5], "segmentation": {"size": [40, 60], "counts": [0, 5, 2395]}}));
             }
         }
-        let categories = json!([{"id": 90, "name": "far"}, {"id": 3, "name": "near"}, {"id": 17, "name": "red & square"}]);
+        let categories =
+            json!([{"id": 90, "name": "far"}, {"id": 3, "name": "near"}, {"id": 17, "name": "red & square"}]);
         let all = json!({"images": images, "annotations": objects, "categories": categories});
         std::fs::create_dir_all(folder.join("annotations")).unwrap();
         std::fs::write(folder.join(format!("annotations/instances_{split}.json")), all.to_string()).unwrap();
@@ -147,7 +149,8 @@ fn a_detector_of_cocos_layout_writes_results_with_cocos_ids_and_marks_objects_in
     let results = run.folder.path().join("results.json");
     let detector = run.file("detect.h5");
     let weights = ["--weights", detector.to_str().unwrap()];
-    let evaluated = run.ok(&[&["evaluate", "--json", "--outputs", results.to_str().unwrap()][..], &weights].concat()).out;
+    let evaluated =
+        run.ok(&[&["evaluate", "--json", "--outputs", results.to_str().unwrap()][..], &weights].concat()).out;
     let evaluated: BTreeMap<String, f64> = serde_json::from_str(&evaluated).unwrap();
     let entries: Vec<Value> = serde_json::from_slice(&std::fs::read(&results).unwrap()).unwrap();
     assert!(!entries.is_empty(), "it has learned nothing");
@@ -160,7 +163,9 @@ fn a_detector_of_cocos_layout_writes_results_with_cocos_ids_and_marks_objects_in
     let annotations = run.folder.path().join("coco/annotations/instances_val2017.json");
     for (iou, key) in [("bbox", "box_ap"), ("segm", "mask_ap")] {
         let files = ["--annotations", annotations.to_str().unwrap(), "--results", results.to_str().unwrap()];
-        let out = crate::incubate::plain(&[&["evaluate", "coco", "--json", "--iou", iou][..], &files].concat()).output().unwrap();
+        let out = crate::incubate::plain(&[&["evaluate", "coco", "--json", "--iou", iou][..], &files].concat())
+            .output()
+            .unwrap();
         let report: Value = serde_json::from_slice(&out.stdout).unwrap();
         let ap = 100.0 * report["figures"]["AP"].as_f64().unwrap();
         assert!((ap - evaluated[key]).abs() < 1e-9, "{iou}: {ap} and {}", evaluated[key]);

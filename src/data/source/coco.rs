@@ -6,7 +6,9 @@ use super::folder::read_file;
 use super::listed::Listed;
 use super::samples::{Samples, Stored};
 use crate::coco::annotations::{self, AnnotatedImage, Annotations, Purpose};
+use crate::coco::json::Id;
 use crate::coco::objects::Scene;
+use crate::coco::results::Ids;
 use crate::config::Detection;
 use crate::{require, usage};
 use anyhow::Result;
@@ -17,7 +19,8 @@ use std::path::{Component, Path, PathBuf};
 pub struct Coco {
     /// The folder of the images.
     folder: PathBuf,
-    /// The names of the classes.
+    /// The ids and the names of the classes.
+    category_ids: Vec<Id>,
     classes: Vec<String>,
     images: Vec<AnnotatedImage>,
 }
@@ -106,7 +109,8 @@ impl Coco {
                 file.display()
             );
         }
-        Ok(Coco { folder, classes: categories.into_iter().map(|(_, name)| name).collect(), images })
+        let (category_ids, classes) = categories.into_iter().unzip();
+        Ok(Coco { folder, category_ids, classes, images })
     }
 
     /// Numbers the images.
@@ -140,6 +144,11 @@ impl Samples for Coco {
 
     fn scene(&self, index: usize) -> Result<Scene> {
         Ok(self.images[index].scene.clone())
+    }
+
+    fn ids(&self) -> Option<Ids> {
+        let images = self.images.iter().map(|image| image.id.clone()).collect();
+        Some(Ids { images, categories: self.category_ids.clone() })
     }
 }
 

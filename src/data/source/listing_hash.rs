@@ -10,11 +10,7 @@ use crate::run::data::{DataSet, Listing};
 /// The facts about the images that a run of this config trains and evaluates on. Names are hashed without the source's folder,
 /// so that data may move.
 pub fn data_set(config: &Config, source: &Source) -> DataSet {
-    let root = match config.task {
-        TaskKind::Classification => config.data.path.display().to_string(),
-        TaskKind::Segmentation => config.segmentation.path.display().to_string(),
-        TaskKind::Detection => config.detection.path.display().to_string(),
-    };
+    let root = config.images_path().display().to_string();
     DataSet {
         train: listing(&source.train, &root, config.task),
         evaluation: listing(&source.test, &root, config.task),

@@ -1,6 +1,7 @@
 //! The interface of every source's splits: [`Samples`].
 
 use crate::coco::objects::Scene;
+use crate::coco::results::Ids;
 use crate::random::Random;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -67,6 +68,11 @@ pub trait Samples: Send + Sync {
     /// If the source has no objects.
     fn scene(&self, _index: usize) -> Result<Scene> {
         bail!("the images of this source have no objects")
+    }
+
+    /// The ids of images and classes in the source's annotations, if it has any.
+    fn ids(&self) -> Option<Ids> {
+        None
     }
 }
 
