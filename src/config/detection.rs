@@ -21,6 +21,7 @@ pub struct Detection {
     pub hidden: usize,
     pub regions: usize,
     pub crop: usize,
+    pub window: usize,
     pub resize: [f64; 2],
 }
 
@@ -63,6 +64,7 @@ impl Detection {
             self.crop.div_ceil(multiple).max(1) * multiple
         );
         at_most("detection.crop", self.crop, 1 << 14)?;
+        at_most("detection.window", self.window, self.crop / patch)?;
         require!(self.classes >= 1, "detection.classes = 0: give the number of categories");
         at_most("detection.classes", self.classes, MOST_CLASSES)?;
         for (key, value) in [("width", self.width), ("hidden", self.hidden), ("regions", self.regions)] {

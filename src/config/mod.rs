@@ -374,12 +374,11 @@ impl Config {
     /// images have the size of the crop.
     pub fn of_task(&self, task: TaskKind) -> Config {
         let mut config = Config { task, ..self.clone() };
-        let crop = match task {
+        config.model = match task {
             TaskKind::Classification => return config,
-            TaskKind::Segmentation => self.segmentation.crop,
-            TaskKind::Detection => self.detection.crop,
+            TaskKind::Segmentation => self.model.without_head(self.segmentation.crop, 0),
+            TaskKind::Detection => self.model.without_head(self.detection.crop, self.detection.window),
         };
-        config.model = self.model.without_head(crop);
         config.data.repeats = 1;
         config
     }

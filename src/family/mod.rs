@@ -58,12 +58,13 @@ impl Model {
         model
     }
 
-    /// The same network without a head, for images of another size. Heads of other tasks read the outputs of its stages.
-    pub fn without_head(&self, image_size: usize) -> Model {
+    /// The same network without a head, for images of another size, and with windows of so many rows of tokens, if not 0. Heads of
+    /// other tasks read the outputs of its stages.
+    pub fn without_head(&self, image_size: usize, window: usize) -> Model {
         let mut model = self.with_classes(0);
         match &mut model {
-            Model::Vit(vit) => vit.image_size = image_size,
-            _ => unreachable!("the config of a segmentation was validated"),
+            Model::Vit(vit) => (vit.image_size, vit.window) = (image_size, window),
+            _ => unreachable!("the config of a task downstream was validated"),
         }
         model
     }

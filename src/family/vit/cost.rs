@@ -6,13 +6,40 @@ use std::ops::Range;
 
 /// The operations of one stage's forward pass on one sample.
 pub fn stage_flops(vit: &Vit, depths: &[usize], stage: usize) -> f64 {
-    depths[stage] as f64 * block_flops(vit) + end_flops(vit, stage, depths.len())
+    let whole = depths[stage] as f64 * block_flops(vit);
+    whole + end_flops(vit, stage, depths.len())
+        - windows_of(vit, depths, stage) * (attention_flops(vit) - window_flops(vit))
 }
 
 /// The operations of one block: per token, four products of width² and two of width·hidden, and attention.
 fn block_flops(vit: &Vit) -> f64 {
     let (n, d, h) = (vit.tokens() as f64, vit.width as f64, vit.hidden() as f64);
-    2.0 * n * (4.0 * d * d + 2.0 * d * h) + 4.0 * n * n * d
+    2.0 * n * (4.0 * d * d + 2.0 * d * h) + attention_flops(vit)
+}
+
+/// The operations of attention of all tokens to each other.
+fn attention_flops(vit: &Vit) -> f64 {
+    4.0 * (vit.tokens() as f64).powi(2) * vit.width as f64
+}
+
+/// The operations of attention within windows.
+fn window_flops(vit: &Vit) -> f64 {
+    4.0 * (pairs(vit) * vit.width) as f64
+}
+
+/// The pairs of tokens that attend to each other within windows, which cover the map.
+fn pairs(vit: &Vit) -> usize {
+    let along = vit.grid().div_ceil(vit.window.max(1));
+    along.pow(2) * vit.window.pow(4)
+}
+
+/// How many blocks of a stage have windows.
+fn windows_of(vit: &Vit, depths: &[usize], stage: usize) -> f64 {
+    if vit.window == 0 {
+        return 0.0;
+    }
+    let (before, blocks) = (depths[..stage].iter().sum::<usize>(), depths.iter().sum());
+    (before..before + depths[stage]).filter(|&number| vit.has_windows(number, blocks)).count() as f64
 }
 
 /// The operations of the patch projection if this is the first stage, and of the head if it is the last.
@@ -34,10 +61,14 @@ pub fn activations(vit: &Vit, training: &Memory) -> f64 {
     // On a CPU, attention also keeps its probabilities.
     let probabilities = if *on_cpu { vit.heads as f64 * n * n } else { 0.0 };
     let (trained_block, frozen_block) = (n * (9.0 * d + 2.0 * h) + probabilities, n * (6.0 * d + h) + probabilities);
+    // Blocks with windows keep fewer probabilities, if all blocks keep them.
+    let in_windows = (0..depths.len()).map(|stage| windows_of(vit, depths, stage)).sum::<f64>();
+    let share = if vit.window == 0 { 0.0 } else { 1.0 - pairs(vit) as f64 / (n * n) };
+    let fewer = if *checkpointing { 0.0 } else { in_windows * share * probabilities };
     let kept = if *checkpointing {
         (trained + suffix) * n * d + trained_block
     } else {
         trained * trained_block + suffix * frozen_block
     };
-    kept + n * (6.0 * d + 2.0 * h)
+    kept - fewer + n * (6.0 * d + 2.0 * h)
 }

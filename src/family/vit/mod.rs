@@ -31,12 +31,27 @@ pub struct Vit {
     pub qkv_bias: bool,
     pub layer_norm_eps: f64,
     pub dropout: f64,
+    /// Rows, and columns, of the windows of tokens within which most blocks attend; 0 if all blocks attend to the whole image. Only the
+    /// network of a detector has windows.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub window: usize,
+}
+
+fn is_zero(window: &usize) -> bool {
+    *window == 0
 }
 
 impl Vit {
     /// Hidden units of the MLP.
     pub fn hidden(&self) -> usize {
         (self.width as f64 * self.mlp_ratio) as usize
+    }
+
+    /// Whether the block of this number, of so many, attends within windows. The last block of each quarter attends to the whole
+    /// image, as in ViTDet.
+    pub fn has_windows(&self, number: usize, blocks: usize) -> bool {
+        let ends_quarter = (1..=4).any(|quarter| (quarter * blocks).div_ceil(4) == number + 1);
+        self.window > 0 && !ends_quarter
     }
 
     /// Patches along one side of an image.
@@ -162,9 +177,9 @@ impl Family for Vit {
     }
 
     fn is_like(&self, other: &Model) -> bool {
-        let Vit { image_size, depths, meta_depth, .. } = self.clone();
+        let Vit { image_size, depths, meta_depth, window, .. } = self.clone();
         match other {
-            Model::Vit(other) => Vit { image_size, depths, meta_depth, ..other.clone() } == *self,
+            Model::Vit(other) => Vit { image_size, depths, meta_depth, window, ..other.clone() } == *self,
             _ => false,
         }
     }

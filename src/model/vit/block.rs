@@ -5,6 +5,7 @@ use super::super::off::{Off, Part};
 use super::super::stage::{Pass, Samples};
 use super::attention;
 use super::layers::{Linear, Norm, Statistics, gelu, gelu_backward};
+use super::windows::{self, Gradients, Windows};
 use crate::family::vit::Vit;
 use anyhow::Result;
 use tch::{Kind, Tensor};
@@ -37,6 +38,8 @@ pub struct Block {
     fc1: Linear,
     fc2: Linear,
     heads: i64,
+    /// None if all tokens of an image attend to each other.
+    windows: Option<Windows>,
     /// Whether the CPU kernels are used for tensors that they take.
     kernels: bool,
     /// Whether attention on a CPU is computed with matrix products.
@@ -56,8 +59,13 @@ struct KeptAttention {
     x_rd: Tensor,
     statistics: Statistics,
     normed_rd: Option<Tensor>,
-    attention: attention::Kept,
+    attention: KeptMixing,
     mixed_rd: Option<Tensor>,
+}
+
+enum KeptMixing {
+    Whole(attention::Kept),
+    Windows(windows::Kept),
 }
 
 struct KeptMlp {
@@ -69,8 +77,13 @@ struct KeptMlp {
 }
 
 impl Block {
-    /// `get` returns a parameter by its name, in fp32 if its second argument is true.
-    pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Block> {
+    /// `get` returns a parameter by its name, in fp32 if its second argument is true. `has_windows` says whether tokens attend to
+    /// each other within windows alone.
+    pub fn new(
+        vit: &Vit,
+        (off, has_windows): (Off, bool),
+        get: &dyn Fn(&str, bool) -> Result<Weight>,
+    ) -> Result<Block> {
         let kernels = !off.has(Part::Kernels);
         let linear = |name: &str, bias: bool| -> Result<Linear> {
             let bias = if bias { Some(get(&format!("{name}.bias"), false)?) } else { None };
@@ -88,6 +101,7 @@ impl Block {
             fc1: linear("mlp.fc1", true)?,
             fc2: linear("mlp.fc2", true)?,
             heads: vit.heads as i64,
+            windows: has_windows.then_some(Windows { side: vit.window as i64 }),
             kernels,
             prefers_products: kernels && !off.has(Part::Attention),
             skips_dropped: !off.has(Part::KeptSamples),
@@ -126,10 +140,40 @@ impl Block {
     fn attention(&self, x_rd: Tensor, masks: &Masks) -> (Tensor, KeptAttention) {
         let (normed_rd, statistics) = self.norm1.forward(&x_rd);
         let qkv_r3d = self.qkv.forward(&normed_rd);
-        let (mixed_rd, attention) = attention::forward(&qkv_r3d, masks.n, self.heads, self.prefers_products);
+        let (mixed_rd, attention) = self.mix(&qkv_r3d, masks.n);
         let out_rd = masks.dropped(self.proj.forward(&mixed_rd), 0);
         let (normed_rd, mixed_rd) = (self.qkv.keep(normed_rd), self.proj.keep(mixed_rd));
         (out_rd, KeptAttention { x_rd, statistics, normed_rd, attention, mixed_rd })
+    }
+
+    /// Attention of q, k and v (r, 3·d) of n tokens of each sample, as (r, d).
+    fn mix(&self, qkv_r3d: &Tensor, n: i64) -> (Tensor, KeptMixing) {
+        match self.windows {
+            None => {
+                let (mixed_rd, kept) = attention::forward(qkv_r3d, n, self.heads, self.prefers_products);
+                (mixed_rd, KeptMixing::Whole(kept))
+            }
+            Some(windows) => {
+                let bias = self.qkv.bias.as_ref().map(|bias| &bias.value);
+                let (mixed_rd, kept) = windows.forward(qkv_r3d, bias, (n, self.heads), self.prefers_products);
+                (mixed_rd, KeptMixing::Windows(kept))
+            }
+        }
+    }
+
+    /// Computes the gradient of q, k and v (r, 3·d).
+    fn mix_backward(&self, gradient_rd: &Tensor, kept: KeptMixing, n: i64) -> Tensor {
+        match (kept, self.windows) {
+            (KeptMixing::Windows(kept), Some(windows)) => {
+                let Gradients { qkv_m3d, bias: through_filling } = windows.backward(gradient_rd, kept, self.heads);
+                if let (Some(bias), Some(gradient)) = (&self.qkv.bias, through_filling) {
+                    bias.accumulate(|| gradient);
+                }
+                qkv_m3d
+            }
+            (KeptMixing::Whole(kept), _) => attention::backward(gradient_rd, kept, n, self.heads),
+            (KeptMixing::Windows(_), None) => unreachable!("only a block with windows keeps them"),
+        }
     }
 
     fn mlp(&self, x_rd: Tensor, masks: &Masks) -> (Tensor, KeptMlp) {
@@ -153,7 +197,7 @@ impl Block {
         });
         first.backward(gradient_md, kept.attention, |branch_rd, residual_rd, kept| {
             let mixed_rd = self.proj.backward(&masks.dropped(branch_rd, 0), &kept.mixed_rd);
-            let qkv_r3d = attention::backward(&mixed_rd, kept.attention, masks.n, self.heads);
+            let qkv_r3d = self.mix_backward(&mixed_rd, kept.attention, masks.n);
             let normed_rd = self.qkv.backward(&qkv_r3d, &kept.normed_rd);
             self.norm1.backward(residual_rd, &normed_rd, &kept.x_rd, &kept.statistics)
         })

@@ -12,6 +12,7 @@ mod cpu;
 mod embed;
 mod head;
 mod layers;
+mod windows;
 
 pub use attention::prove as prove_attention;
 
@@ -52,10 +53,13 @@ pub fn parts(vit: &Vit, blueprint: &Blueprint) -> Result<Parts> {
     // On a GPU, layer norms take weights in the type of their input. They compute their statistics in fp32 in any case.
     let get = |stage: usize, name: &str, exact: bool| get(stage, name, exact && device == Device::Cpu);
     let mut stages: Vec<Box<dyn Stage>> = Vec::new();
-    let mut blocks_before = 0;
+    let (mut blocks_before, total) = (0, depths.iter().sum());
     for (stage, &depth) in depths.iter().enumerate() {
         let embed = if stage == 0 { Some(Embed::new(vit, off, &|name| get(0, name, false))?) } else { None };
-        let block = |block| Block::new(vit, off, &|name, exact| get(stage, &format!("blocks.{block}.{name}"), exact));
+        let block = |block| {
+            let has_windows = vit.has_windows(blocks_before + block, total);
+            Block::new(vit, (off, has_windows), &|name, exact| get(stage, &format!("blocks.{block}.{name}"), exact))
+        };
         let blocks = (0..depth).map(block).collect::<Result<_>>()?;
         stages.push(Box::new(Blocks { embed, blocks, blocks_before, checkpointing }));
         blocks_before += depth;
