@@ -34,7 +34,7 @@ NAMES = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"]
 
 
 def detectron2_model(clone, config):
-    """`configs/common/models/mask_rcnn_vitdet.py` with a backbone whose blocks are timm's: global attention and a class token."""
+    """`configs/common/models/mask_rcnn_vitdet.py` with a backbone whose blocks are timm's, with a class token."""
     sys.path.insert(0, clone)
     # The model uses none of the compiled operators.
     sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
@@ -43,9 +43,24 @@ def detectron2_model(clone, config):
     from detectron2.layers import ShapeSpec
     from detectron2.modeling.backbone import Backbone
     from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+    from detectron2.modeling.backbone.utils import window_partition, window_unpartition
 
     keys, net = config["detection"], config["model"]
     patch = net["patch_size"]
+
+    class Windowed(torch.nn.Module):
+        """Attention within windows, as in detectron2's `Block`; the class token attends to itself."""
+
+        def __init__(self, attention):
+            super().__init__()
+            self.qkv, self.proj, self.attention = attention.qkv, attention.proj, [attention]
+
+        def forward(self, tokens, **_):
+            side, size = keys["crop"] // patch, keys["window"]
+            windows, padded = window_partition(tokens[:, 1:].unflatten(1, (side, side)), size)
+            mixed = self.attention[0](windows.flatten(1, 2)).unflatten(1, (size, size))
+            mixed = window_unpartition(mixed, size, padded, (side, side)).flatten(1, 2)
+            return torch.cat([self.attention[0](tokens[:, :1]), mixed], 1)
 
     class Tokens(Backbone):
         """The map of the tokens after the last block."""
@@ -57,6 +72,11 @@ def detectron2_model(clone, config):
                 mlp_ratio=net["mlp_ratio"], qkv_bias=net["qkv_bias"], num_classes=0,
                 norm_layer=functools.partial(torch.nn.LayerNorm, eps=net["layer_norm_eps"]))
             self.vit.norm = torch.nn.Identity()
+            blocks = len(self.vit.blocks)
+            whole = [-(-quarter * blocks // 4) - 1 for quarter in range(1, 5)]
+            for number, block in enumerate(self.vit.blocks):
+                if keys["window"] and number not in whole:
+                    block.attn = Windowed(block.attn)
 
         def forward(self, images):
             tokens = self.vit.forward_features(images)[:, 1:]
