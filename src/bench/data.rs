@@ -127,7 +127,7 @@ impl Packs {
         let folder = std::env::temp_dir().join(format!("incubate-bench-data-{}", std::process::id()));
         let packed = |encoding: Encoding| {
             let folder = folder.join(encoding.name());
-            std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+            std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
             pack(files, encoding, &folder)?;
             Packed::open(&folder, "train")
         };

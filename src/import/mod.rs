@@ -126,7 +126,7 @@ struct Imported {
     class_names: Vec<String>,
 }
 
-/// Whether the file is an artefact of incubate, by its first bytes (see `seal.rs`).
+/// Whether the file is an artefact of incubate. Its first bytes tell (see `seal.rs`).
 fn is_artefact(file: &mut File) -> Result<bool> {
     let mut first = Vec::new();
     file.take(SEALED.len() as u64).read_to_end(&mut first)?;

@@ -31,8 +31,8 @@ use crate::train::Clock;
 use crate::{require, usage};
 use anyhow::Result;
 
-/// Records the images of a config's task, or compares them with the record of the run. Label maps are compared as soon as a
-/// segmentation has a checkpoint or an artefact; until then a user corrects them.
+/// Records the images of a config's task, or compares them with the record of the run. Label maps are compared only if a segmentation
+/// has a checkpoint or an artefact, so that a user can correct them before.
 fn record(run: &RunDir, config: &Config, source: &Source, (accept, graph): (bool, &Graph)) -> Result<()> {
     let (task, data) = (config.task, data::data_set(config, source));
     let is_segmentation = task == TaskKind::Segmentation;

@@ -96,7 +96,7 @@ impl Header {
 }
 
 impl Artefact {
-    /// The weights to evaluate: of a checkpoint whose phase keeps an exponential moving average of them, that average.
+    /// The weights to evaluate: their exponential moving average if this is a checkpoint that has one, else the weights themselves.
     pub fn averaged(self) -> Weights {
         match self.state.get("ema") {
             Some(average) => views(average, flat_order(self.header.parameters())),

@@ -72,7 +72,8 @@ pub fn free_space(folder: &Path) -> Result<u64> {
     let stat = unsafe {
         let mut stat: libc::statvfs = std::mem::zeroed();
         if libc::statvfs(name.as_ptr(), &mut stat) != 0 {
-            return Err(std::io::Error::last_os_error()).with_context(|| format!("{}", folder.display()));
+            return Err(std::io::Error::last_os_error())
+                .with_context(|| format!("{}: cannot ask for its free space", folder.display()));
         }
         stat
     };

@@ -1,27 +1,32 @@
-//! Counts the time of a rank. Every second counts for one of its phases, or for none if the rank was waiting for others.
+//! Counts the time of a rank. Every second counts for one of its phases, or for none if the rank waited for others or worked on another
+//! run of a study.
 
 use crate::store::process::process_age;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// The time up to which a rank's time is counted. The time since then belongs to the next phase that begins.
-pub struct Clock(Mutex<Instant>);
+/// Counts a rank's time.
+pub struct Clock {
+    /// The moment up to which the time is counted. The time since then belongs to the next phase that begins.
+    counted_until: Mutex<Instant>,
+}
 
 impl Clock {
     /// Starts at the start of this process, so that the first phase gets the time of loading.
     pub fn of_process() -> Clock {
         let now = Instant::now();
-        Clock(Mutex::new(now.checked_sub(Duration::from_secs_f64(process_age())).unwrap_or(now)))
+        let start = now.checked_sub(Duration::from_secs_f64(process_age())).unwrap_or(now);
+        Clock { counted_until: Mutex::new(start) }
     }
 
-    /// Counts the time up to now for no phase, because the rank has waited for others.
+    /// Counts the time up to now for no phase: the rank has waited for others, or worked on another run.
     pub fn skip(&self) {
         self.count_up_to(Instant::now());
     }
 
-    /// Begins a phase and returns the time from which the phase counts.
+    /// Begins a phase and returns the moment from which time counts for the phase.
     pub(super) fn begin(&self, now: Instant) -> Instant {
-        std::mem::replace(&mut *self.0.lock().expect("no holder panics"), now)
+        std::mem::replace(&mut *self.counted_until.lock().expect("no holder panics"), now)
     }
 
     pub(super) fn count_up_to(&self, time: Instant) {
