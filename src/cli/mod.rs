@@ -264,6 +264,6 @@ fn print_unless_closed(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        printed => printed.map(|()| true).context("standard output"),
+        printed => printed.map(|()| true).context("standard output cannot be written"),
     }
 }
