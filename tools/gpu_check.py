@@ -12,7 +12,7 @@ The parts of the check run in the order of their value, each within its own time
 latest, not counting the build in a checkout. OUT/gpu_check.json holds the result of each part as soon as the part has ended. The
 exit code is 1 if a part failed or had no time left. The check needs the libtorch of a torch 2.11.0 for CUDA, from LIBTORCH or from
 this Python's torch. Only the comparison with PyTorch needs torch itself. --device cpu tries the script on a machine without a GPU,
-with smaller models and in fp32.
+with smaller models; speed is then measured in fp32.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def attention_kernels(program):
 
 def reference(program):
     def act(_):
-        """Trains a whole run on the CPU in fp32, with which the parts «same results …» compare theirs."""
+        """Trains a whole run on the CPU in fp32. The parts «same results …» compare their losses with its losses."""
         program.train("run", "cpu", text=compared_config(program))
         return {"losses": {phase: program.losses("cpu", phase)[-1] for phase in ("meta", "module-1", "finetune")}}
 

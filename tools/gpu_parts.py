@@ -31,7 +31,7 @@ class Skipped(Exception):
 
 
 def do_part(part, found_file):
-    """Does a part in this process, and returns the exit code of the process. The part keeps by `note` what it has found so far."""
+    """Does a part in this process, and returns the exit code of the process. The part calls `note` to store its findings so far."""
 
     def note(found):
         temporary = found_file.with_suffix(".new")

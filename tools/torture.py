@@ -118,7 +118,7 @@ class Torture:
 
     @contextlib.contextmanager
     def tracked(self, run):
-        """Keeps the run in `running`, so that `end` can kill its processes, and kills what is left of them afterwards."""
+        """Keeps the run in `running`, so that `end` can kill its processes. Afterwards kills those that are left."""
         self.running.add(run)
         try:
             yield
@@ -127,7 +127,7 @@ class Torture:
             self.running.remove(run)
 
     def round(self, folder, rng):
-        """Disturbs one run, either all times on Slurm or all times without it, and compares its files with those of the reference."""
+        """Disturbs one run, either only on Slurm or only without it, and compares its files with those of an undisturbed run."""
         local, on_slurm = ([kind for kind in self.kinds if (kind in SLURM_KINDS) == slurm] for slurm in (False, True))
         ranks, replicas = rng.choice(WORLDS)
         expected, lines = self.reference(ranks, replicas)

@@ -129,7 +129,7 @@ def free_ports(count):
 
 
 def until(what, holds):
-    """Waits until `holds()` is true. `what` names in the error what was waited for."""
+    """Waits until `holds()` is true. After too long a wait, the error names `what`."""
     end = time.monotonic() + PATIENCE
     while not holds():
         if time.monotonic() > end:

@@ -16,7 +16,7 @@ struct Head {
     count: c_uint,
 }
 
-/// `Dl_serpath`.
+/// `Dl_serpath` of `dlfcn.h`: one folder of the search path.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct SearchPath {

@@ -27,7 +27,7 @@ pub fn replace_if(
         Ok(())
     });
     if done.is_err() {
-        // The first error is the one to report. A file that cannot be removed now is removed by a later write.
+        // Only the first error is reported. A file that cannot be removed now is removed by a later write.
         let _ = fs::remove_file(&beside);
     }
     done.with_context(|| format!("cannot write {}", path.display()))

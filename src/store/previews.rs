@@ -23,7 +23,7 @@ pub struct Preview {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Previewed {
     pub name: String,
-    /// The optimiser steps of its weights, and of the whole phase; none for the assembled network.
+    /// The optimiser steps that the model's weights have taken, and those of the whole phase; none for the assembled network.
     pub steps: Option<(u64, u64)>,
     pub value: f64,
 }

@@ -1,4 +1,4 @@
-//! A finished fine-tuning goes on for more epochs, and nothing before it is done again.
+//! A finished fine-tuning continues for more epochs, and no earlier phase is trained again.
 
 use crate::incubate::{Incubate, plain};
 use crate::runs::stop_after_a_checkpoint;

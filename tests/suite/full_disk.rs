@@ -1,4 +1,4 @@
-//! A disk that is full for a while costs time, and nothing of what was trained.
+//! A disk that is full for a while costs time, but no trained step.
 
 use crate::incubate::{Incubate, plain};
 use crate::wait::wait_until;

@@ -40,7 +40,7 @@ fn imports(text: &str) -> Vec<String> {
                 found.extend(list.split(',').map(|item| word(item.trim())));
             }
             None if after[word(after).len()..].starts_with("::") || before.ends_with("use ") => found.push(word(after)),
-            // A macro of the crate.
+            // The word names a macro of the crate.
             None => {}
         }
     }

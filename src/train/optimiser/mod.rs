@@ -139,8 +139,8 @@ impl Optimiser {
     }
 
     /// Updates the weights once, with the gradients' global norm limited to `clip`; 0 means no limit. If the loss or the norm is
-    /// not finite, weights, moments and average stay as they are, but the update is counted. The norm is left behind the gradients
-    /// ([`FlatParameters::set_norm`]).
+    /// not finite, weights, moments and average stay as they are, but the update is counted. The norm is stored behind the gradients in
+    /// their buffer ([`FlatParameters::set_norm`]).
     pub fn step(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         self.steps += 1;
         flat.wait_for_loan();
