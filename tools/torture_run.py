@@ -94,7 +94,7 @@ class Run:
         self.started.append(started)
         if self.is_cleared:
             self.clear()
-            raise Different("it was killed")
+            raise Different("the run was killed")
         return started
 
     def pids(self, started):
@@ -127,7 +127,7 @@ class Run:
         if sizes != self.sizes:
             self.sizes, self.seen, self.since = sizes, self.log().count(b"\n"), time.monotonic()
         if time.monotonic() > self.since + PATIENCE:
-            raise Different(f"it hangs: {self.news()[-3000:]}")
+            raise Different(f"the run hangs: {self.news()[-3000:]}")
         return self.seen
 
     def news(self):
@@ -168,7 +168,7 @@ class Run:
             self.end((self.start(), []))
             if self.is_done:
                 return starts
-        raise Different("it refuses more files than were damaged")
+        raise Different("the run refuses more files than were damaged")
 
     def disturb(self, kind, rng, lines):
         """Starts the run and disturbs it after up to `lines` more lines of its log. Returns whether the disturbance happened; it does

@@ -159,7 +159,7 @@ class SubmittedRun(Run):
     def submit(self):
         """Submits the parts of the run that are not done. Returns whether there were any."""
         if self.is_cleared:
-            raise Different("it was cancelled")
+            raise Different("the run was cancelled")
         words = self.arguments("submit") + ["--json"]
         answer = subprocess.run(words, cwd=self.folder, capture_output=True, text=True)
         if answer.returncode != 0:
@@ -190,7 +190,7 @@ class SubmittedRun(Run):
             self.wait_for_queue()
             if not self.submit():
                 return submissions
-        raise Different(f"it does not end: {self.news()[-3000:]}")
+        raise Different(f"the run does not end: {self.news()[-3000:]}")
 
     def disturb(self, kind, rng, lines):
         """Disturbs a running job of the run after up to `lines` more lines of the logs. If no job is left, it first submits the run.
