@@ -130,7 +130,7 @@ class Torture:
         """Disturbs one run, either only on Slurm or only without it, and compares its files with those of an undisturbed run."""
         local, on_slurm = ([kind for kind in self.kinds if (kind in SLURM_KINDS) == slurm] for slurm in (False, True))
         ranks, replicas = rng.choice(WORLDS)
-        expected, lines = self.reference(ranks, replicas)
+        expected_hashes, lines = self.reference(ranks, replicas)
         # There is only one Slurm, which one round uses at a time.
         with_slurm = rng.choice(self.kinds) in SLURM_KINDS and self.slurm_lock.acquire(blocking=not local)
         chosen = [rng.choice(on_slurm if with_slurm else local) for _ in range(rng.randint(1, 8))]
@@ -148,8 +148,8 @@ class Torture:
         finally:
             if with_slurm:
                 self.slurm_lock.release()
-        if found != expected:
-            names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        if found != expected_hashes:
+            names = sorted(name for name in found.keys() | expected_hashes.keys() if found.get(name) != expected_hashes.get(name))
             raise Different(f"{ranks} ranks × {replicas} replicas after {happened}: {', '.join(names)} differ")
         with self.lock:
             self.tally.update(f"{run.mode} {kind}".strip() for kind in happened)

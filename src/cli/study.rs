@@ -65,7 +65,7 @@ fn train(study: &Study, cell: &Cell) -> Result<()> {
     }
     on_config(&World::alone(), cell.plan.config.clone(), (false, TaskKind::Classification), |job| {
         // The time that earlier cells took does not count for this cell.
-        job.clock.skip();
+        job.clock.leave_uncounted();
         match cell.method {
             Method::Incubation => job.run()?,
             baseline => {

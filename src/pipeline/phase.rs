@@ -42,7 +42,7 @@ impl Job<'_> {
         }
         let lease = on_zero(group, || Lease::take(&self.run, &node.name, stop_requested))?;
         if lease.as_ref().is_some_and(|lease| lease.has_waited) {
-            self.clock.skip();
+            self.clock.leave_uncounted();
         }
         // While this rank waited for the lease, its holder may have finished the phase.
         if zero_says(group, || self.is_done(node))? {

@@ -20,17 +20,17 @@ impl Clock {
     }
 
     /// Counts the time up to now for no phase: the rank has waited for others, or worked on another run.
-    pub fn skip(&self) {
+    pub fn leave_uncounted(&self) {
         self.count_up_to(Instant::now());
     }
 
     /// Begins a phase and returns the moment from which time counts for the phase.
-    pub(super) fn begin(&self, now: Instant) -> Instant {
+    pub(super) fn begin_phase(&self, now: Instant) -> Instant {
         std::mem::replace(&mut *self.counted_until.lock().expect("no holder panics"), now)
     }
 
     pub(super) fn count_up_to(&self, time: Instant) {
-        self.begin(time);
+        self.begin_phase(time);
     }
 }
 
@@ -42,11 +42,11 @@ mod tests {
     fn a_phase_has_the_time_since_the_phase_before_it_without_the_time_of_waiting() {
         let clock = Clock::of_process();
         let first = Instant::now();
-        assert!(clock.begin(first) <= first, "the first phase has the start of the process");
+        assert!(clock.begin_phase(first) <= first, "the first phase has the start of the process");
         let end = first + Duration::from_secs(5);
         clock.count_up_to(end);
-        assert_eq!(clock.begin(end + Duration::from_secs(2)), end);
-        clock.skip();
-        assert!(clock.begin(Instant::now()) < end, "the time of waiting is nobody's");
+        assert_eq!(clock.begin_phase(end + Duration::from_secs(2)), end);
+        clock.leave_uncounted();
+        assert!(clock.begin_phase(Instant::now()) < end, "the time of waiting is nobody's");
     }
 }
