@@ -6,9 +6,9 @@ and, unless --without is given, one JSON line.
   tools/bench_step.py --incubate target/release/incubate --without [--pairs 5]
 
 --python is an interpreter with torch and timm. The ratio is the median of the pairs' ratios, so that a machine which slows down
-for a while affects both programs. A row of several stages shows the mean over them. In a row with «official rule», PyTorch
-computes what the official code of Deep Incubation computes for a module: also the weight gradients of the frozen stages after
-it. --without compares incubate with itself instead, with one optimisation switched off at a time.
+for a while affects both programs. A row of several stages shows the mean over them. For a module, PyTorch computes by the «official
+rule»: like the code of Deep Incubation's authors, it also computes the weight gradients of the frozen stages after the module.
+--without compares incubate with itself instead, with one optimisation switched off at a time.
 """
 import argparse
 import json

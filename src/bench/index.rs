@@ -42,7 +42,7 @@ pub struct IndexReport {
 }
 
 const CLASSES: usize = 1000;
-/// The loader's worker threads: about as many as a GPU gets on a machine with eight GPUs.
+/// The loader's worker threads: about as many as each GPU gets on a machine with 64 cores and eight GPUs.
 const WORKERS: usize = 8;
 /// The batches that the loader makes: enough for every worker to fill its share of the queue.
 const BATCHES: usize = 48;
