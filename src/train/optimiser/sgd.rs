@@ -62,7 +62,7 @@ impl Rule for Sgd {
         let descent = libtorch::Sgd {
             divisor,
             skip,
-            lr: *lr,
+            lr: lr * group.rate,
             momentum: self.momentum,
             nesterov: self.nesterov,
             weight_decay: group.weight_decay,
