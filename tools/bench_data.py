@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compares `incubate bench data` with `peer_data.py`, timm's DeiT transforms, in interleaved pairs over the same folder.
-Prints one table and one JSON line.
+"""Compares `incubate bench data` with `peer_data.py`, which measures timm's DeiT transforms. Both programs take the images of the
+same folder and run in turn. Prints one table and one JSON line.
 
   tools/bench_data.py --incubate target/release/incubate --python python3 [--pairs 5] [--folder DIR]
 
 --python is an interpreter with torch, torchvision and timm. Without --folder, 200 JPEGs are drawn into a temporary folder.
-Each ratio compares with timm on the files, even for packed forms. The table gives the median of the pairs' ratios, the lowest
-and the highest.
+Each ratio is incubate's rate divided by timm's rate on the files, even if incubate reads packed images. The table gives the
+median of the pairs' ratios, the lowest and the highest.
 """
 import argparse
 import json
@@ -18,7 +18,7 @@ import tempfile
 
 from bench_step import HERE, answer
 
-# Each row: its name, incubate's figure, and timm's figure to compare with.
+# Each row: its name, and the JSON keys of incubate's rate and of the rate of timm to compare with.
 ROWS = [
     ("decode", "decode_per_s_core", "decode"),
     ("training transform from JPEG files", "train_per_s_core", "train"),
@@ -34,9 +34,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--incubate", default=os.path.join(HERE, "..", "target", "release", "incubate"))
     parser.add_argument("--python", default="python3", help="an interpreter with torch, torchvision and timm")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--passes", type=int, default=2)
-    parser.add_argument("--folder", help="images to measure on instead of drawn ones")
+    parser.add_argument("--pairs", type=int, default=5, help="how often each program runs")
+    parser.add_argument("--passes", type=int, default=2, help="how often a run reads each image")
+    parser.add_argument("--folder", help="the images to read instead of drawn ones")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as drawn:
         folder = a.folder or drawn

@@ -22,12 +22,12 @@ SETS = ["run.device=cpu", "run.precision=fp32", f"run.micro_batch={BATCH}", "run
 
 
 def peak_mib(command):
-    """The peak memory of a command."""
+    """Runs a command and returns its peak resident memory in MiB."""
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    words = child.stderr.read()
+    errors = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)
     if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{words}")
+        raise SystemExit(f"{' '.join(command)} failed:\n{errors}")
     return usage.ru_maxrss / 1024
 
 

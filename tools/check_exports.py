@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Loads every exported folder with the programs that read it, and compares what they compute with what incubate computed.
+"""Loads every exported folder with the programs that read it, and compares the outputs of these programs with incubate's.
 
   incubate export CONFIG --format all
   incubate evaluate CONFIG --outputs OUTPUTS
   tools/check_exports.py RUN_DIR/export OUTPUTS [--images DATA/val] [--detectron2 CLONE] [--mmdetection CLONE]
-  tools/check_exports.py --large FILE     checks the .pth of more than 4 GiB that the ignored test of export/torch_file.rs writes
+  tools/check_exports.py --large FILE     checks the .pth of more than 4 GiB that an ignored test of src/export/torch_file.rs writes
   tools/check_exports.py --keys CLONE     prints src/export/templates/keys.json, the names of the tensors in the readers' own
                                           classes (CLONE of detectron2)
 
@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from reader_classes import (
     detectron2_backbone,
-    detectron2_norm,
+    detectron2_norm_options,
     load_source,
     mmdet_backbone,
-    mmdet_norm,
+    mmdet_norm_options,
     mmseg_backbone,
     print_keys,
 )
@@ -55,7 +55,7 @@ def require(what, holds, detail=""):
 
 
 def difference(a, b):
-    """The largest absolute difference; if b has numbers above 10, in proportion to a tenth of its largest."""
+    """The largest absolute difference. If a number of b exceeds 10, the difference is divided by a tenth of b's largest number."""
     return ((a - b).abs().max() / (b.abs().max() / 10).clamp(min=1)).item()
 
 
@@ -69,7 +69,7 @@ def load(folder, wrapper=None):
 
 
 def settings(path):
-    """The numbers at the beginning of the config file of a framework."""
+    """The values of the lines `name = VALUE` in a framework's config file, if VALUE is JSON."""
     found = {}
     for line in open(path):
         name, _, value = line.partition(" = ")
@@ -94,8 +94,8 @@ def check_timm(folder, inputs, logits):
 
 
 def unscaled_model(folder, scaled):
-    """timm's model with the weights as they were trained and the epsilon of that training. `scaled` is the exported timm model, in
-    which the tensors that feed the residual stream are scaled for timm's epsilon: its tensors are checked."""
+    """Returns timm's model with the weights as they were trained and with the epsilon of that training. Also checks the tensors of
+    `scaled`, the exported timm model, in which the tensors that feed the residual stream are scaled for timm's epsilon."""
     weights = load_file(f"{folder}/safetensors/model.safetensors")
     eps = epsilon(folder)
     scale = (1e-6 / eps) ** 0.5
@@ -159,8 +159,8 @@ def check_preprocessing(folder, inputs, images):
     check_pixels("timm preprocessing", torch.stack([transform(image) for image in opened]), inputs, std)
     transform = load_source("hf_evaluate", f"{folder}/hf/evaluate.py").transform(f"{folder}/hf")
     check_pixels("evaluate.py's preprocessing", torch.stack([transform(image) for image in opened]), inputs, std)
-    # transformers' processors are compared on the images for which rounding half a margin down, as most of them do, gives the
-    # same margin as torchvision's rounding to even.
+    # A centre crop halves the margins. torchvision rounds half a pixel to the even number, most processors of transformers round it
+    # down. So the processors are compared on the images for which both give the same margin.
     size = inputs.shape[-1]
     short = int(size / config["crop_pct"])
     margins = [(int(short * max(i.size) / min(i.size)) - size, short - size) for i in opened]
@@ -174,7 +174,7 @@ def check_preprocessing(folder, inputs, images):
 
 
 def check_files(folder, reference):
-    """Checks alignment, names and bits of the .pth and .safetensors files, without their readers."""
+    """Checks alignment, names and bits of the .pth and .safetensors files without the programs that read them."""
     for name, wrapper, prefix in [("pth", None, ""), ("mmdet", "model", ""), ("detectron2", "model", "backbone.net.")]:
         weights = load(f"{folder}/{name}", wrapper)
         require(f"{name} aligned", all(t.data_ptr() % 64 == 0 for t in weights.values()))
@@ -243,14 +243,14 @@ def check_mmseg(folder, inputs, model):
                 report(f"mmseg positions plus bias at {img_size}, patch_bias={patch_bias}", difference(got, resized + bias))
 
 
-def check_vitdet(name, ViT, weights, norm, folder, inputs, model):
+def check_vitdet(name, ViT, weights, norm_options, folder, inputs, model):
     c = settings(f"{folder}/{name}/mask_rcnn_1x.py")
     grid = c["pretrain_img_size"] // c["patch_size"]
     size = grid * c["patch_size"]
     # With windows as large as the image, windowed attention equals the attention that the model was trained with.
     net = ViT(img_size=size, patch_size=c["patch_size"], in_chans=c["in_chans"], embed_dim=c["embed_dim"], depth=c["depth"],
               num_heads=c["num_heads"], mlp_ratio=c["mlp_ratio"], use_rel_pos=True, window_size=grid,
-              window_block_indexes=c["windowed_blocks"], pretrain_img_size=c["pretrain_img_size"], **norm(c["layer_norm_eps"]))
+              window_block_indexes=c["windowed_blocks"], pretrain_img_size=c["pretrain_img_size"], **norm_options(c["layer_norm_eps"]))
     keys = net.load_state_dict(weights, strict=False)
     missing = [k for k in keys.missing_keys if "rel_pos" not in k]
     require(f"{name} keys", not missing and not keys.unexpected_keys, f"{missing} {keys.unexpected_keys}" if missing else "")
@@ -271,12 +271,12 @@ def check_detectors(folder, inputs, model, detectron2, mmdetection):
     if detectron2:
         weights = {k.removeprefix("backbone.net."): v for k, v in load(f"{folder}/detectron2", "model").items()}
         backbone = detectron2_backbone(detectron2)
-        check_vitdet("detectron2", backbone, weights, detectron2_norm, folder, inputs, model)
+        check_vitdet("detectron2", backbone, weights, detectron2_norm_options, folder, inputs, model)
     else:
         print("--  detectron2 skipped: no clone given")
     if mmdetection:
         backbone, weights = mmdet_backbone(mmdetection), load(f"{folder}/mmdet", "model")
-        check_vitdet("mmdet", backbone, weights, mmdet_norm, folder, inputs, model)
+        check_vitdet("mmdet", backbone, weights, mmdet_norm_options, folder, inputs, model)
     else:
         print("--  mmdetection skipped: no clone given")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes checkpoints in the layouts of the official code (`model`, `model_stages` and an optimiser), of DeiT and of timm, lets
 incubate import and export each, and compares the tensors bit for bit. Then `check_exports.py` compares logits, and the pixels of
-JPEG and PNG files of odd sizes.
+JPEG and PNG files of several sizes. «The official code» is that of Deep Incubation's authors.
 
   tools/check_imports.py INCUBATE [SIZE…] [-- ARGUMENTS OF check_exports.py]        (SIZE: small, b, l, h)
 
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "configs")
 SMALL = "image_size=28 patch_size=14 classes=5 width=32 heads=2 depths=[2,1,3]".split() + ["qkv_bias=false"]
-# config, image, patch, classes, width, depths, qkv bias
+# config, image side, patch side, classes, width, depths of the stages, qkv bias
 SIZES = {
     "small": ("imagenet-vit-h", 28, 14, 5, 32, [2, 1, 3], False),
     "b": ("imagenet-vit-b", 224, 16, 1000, 768, [3] * 4, True),
@@ -29,7 +29,7 @@ SIZES = {
 
 
 def stages(size):
-    """`[module.state_dict() for module in model.stages]`, with random weights whose spread is that of trained weights."""
+    """The list of the stages' state dicts, as the official code saves it, with random weights spread like trained weights."""
     _, image, patch, classes, width, depths, qkv_bias = SIZES[size]
     generator = torch.Generator().manual_seed(1)
 
@@ -57,7 +57,7 @@ def stages(size):
 
 
 def flat(stage_weights):
-    """The weights of all stages under the names of the whole network."""
+    """The weights of all stages by the names that they have in the whole network."""
     whole, before = {}, 0
     for stage in stage_weights:
         blocks = 0
@@ -71,13 +71,13 @@ def flat(stage_weights):
     return whole
 
 
-# Widths and heights. Some give even margins and some odd, some are smaller than the input, some large enough to be decoded at a
-# reduced size.
+# Widths and heights. Some give even margins at the centre crop and some odd. Some images are smaller than the network's input, and
+# some are so large that they are decoded at a reduced size.
 IMAGES = [(640, 427), (1024, 683), (427, 640), (500, 375), (333, 500), (225, 226), (97, 131), (2049, 1365)]
 
 
 def photographs(folder):
-    """Writes train/ and val/ of two classes: JPEG and PNG files of smooth shapes and noise, some grey and some with a palette."""
+    """Writes train/ and val/ of two classes: colour JPEG and PNG files and grey JPEG files of smooth shapes and noise."""
     generator = torch.Generator().manual_seed(2)
     for i, (width, height) in enumerate(IMAGES):
         coarse = torch.rand(1, 3, 9, 9, generator=generator)

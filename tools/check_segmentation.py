@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Evaluates a segmentation of incubate by mmsegmentation's own model, transforms, inference and metric, and compares the figures.
+"""Evaluates a model that incubate has trained for segmentation by mmsegmentation's own model, transforms, inference and metric, and
+compares the figures with incubate's.
 
   incubate segment CONFIG
   tools/check_segmentation.py INCUBATE RUN_DIR      (needs torch, h5py, opencv-python, mmsegmentation 1.2.2, mmcv-lite 2.1.0, mmengine)
 
-RUN_DIR holds segment.h5 and the config, whose segmentation.path must be a folder. The parameters of the neck and the heads are
-counted; then the test images are evaluated whole, in windows, and at several scales with mirror images, by both programs. mIoU, mAcc
-and aAcc may differ by 0.05 points, since a resized photograph may differ by one grey value. Any larger difference gives exit code 1.
+RUN_DIR holds segment.h5 and the config, whose segmentation.path must be a folder. The script prints the number of parameters of the
+neck and the heads. Then both programs evaluate the test images whole, in windows, and at several scales with mirror images. mIoU,
+mAcc and aAcc may differ by 0.05 points, since a resized photograph may differ by one grey value. Any larger difference gives exit
+code 1.
 """
 import json
 import os
@@ -59,7 +61,7 @@ def build(config):
         qkv_bias=net["qkv_bias"], norm_cfg=dict(type="LN", eps=net["layer_norm_eps"]), patch_bias=True, final_norm=False)
     stride = keys["stride"] or max(2 * keys["crop"] // 3, 1)
     test = ConfigDict(mode="whole", crop_size=(keys["crop"],) * 2, stride=(stride,) * 2)
-    # This backbone gives the output of a block once.
+    # mmsegmentation's backbone gives the output of a block only once, even if two taps name it.
     assert len(set(stages)) == 4, "two taps are equal"
     parts = dict(backbone=backbone, neck=necks[keys.get("neck", "none")], decode_head=uper, auxiliary_head=fcn, test_cfg=test)
     return EncoderDecoder(**{name: part for name, part in parts.items() if part})
@@ -89,6 +91,7 @@ def weights(path, depths):
 
 
 def pairs(config):
+    """The test images in BGR with their label maps."""
     keys = config["segmentation"]
     images = next(p for p in (os.path.join(keys["path"], "images", s) for s in ("validation", "val", "test")) if os.path.isdir(p))
     for folder, _, files in sorted(os.walk(images, followlinks=True)):
@@ -104,7 +107,7 @@ def pairs(config):
 
 
 def logits(model, config, image, scale, is_mirrored):
-    """The logits of an image that is resized as mmsegmentation 0.x resizes it at a ratio."""
+    """The logits of an image at its own size. For the model it is resized as mmsegmentation 0.x resizes at a ratio."""
     crop, data = config["segmentation"]["crop"], config["data"]
     resized = mmcv.imrescale(image, (int(4 * crop * scale), int(crop * scale)))
     mean, std = (255 * np.array(data[key], dtype=np.float32) for key in ("mean", "std"))

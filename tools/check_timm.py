@@ -4,7 +4,7 @@ of its config.
 
   tools/check_timm.py RUN_DIR/export/timm IMAGE_FOLDER        (needs torch, timm)
 
-Prints one JSON line: top1 and loss, to compare with `incubate evaluate --json`.
+Prints one JSON line with top1, loss and the number of images, to compare with `incubate evaluate --json`.
 """
 import gzip
 import json

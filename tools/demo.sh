@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the main job on real images: installs what is missing, builds, and incubates a Vision Transformer on Fashion-MNIST
+# Runs `incubate run` on real images: installs what is missing, builds the program, and trains a Vision Transformer on Fashion-MNIST
 # with two MPI ranks. A second start resumes the run; `rm -r runs/fashion-mnist` removes it.
 #   tools/demo.sh [CONFIG] [--set KEY=VALUE]…        default: configs/fashion-mnist.toml
 set -euo pipefail

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/coco and tests/golden/ade20k: generated annotations, results and label maps, and their figures by
-pycocotools and by a plain numpy computation.
+"""Writes tests/golden/coco and tests/golden/ade20k: generated annotations, results and label maps, and their figures. pycocotools
+computes the figures of COCO; those of ADE20K are computed here in plain numpy.
 
   tools/downstream_golden.py [FOLDER [SEED IMAGES]]      (needs numpy, pycocotools, Pillow; by default FOLDER is tests/golden)
 
 The annotations have crowds, ignored objects, images without objects, polygons, and compressed and uncompressed run-length
-masks. The results have equal scores.
+masks. Some results have equal scores.
 """
 import contextlib
 import io
@@ -62,11 +62,11 @@ def coco(folder, rng, images):
             poly, crowd = polygon(rng, box), int(rng.random() < 0.12)
             segmentation = uncompressed(poly) if crowd else ([poly] if rng.random() < 0.7 else compressed(poly))
             area = float(masks.area(masks.merge(masks.frPyObjects([poly], HEIGHT, WIDTH))))
-            one = {"id": len(truth["annotations"]) + 1, "image_id": image["id"], "category_id": category, "bbox": box,
+            annotation = {"id": len(truth["annotations"]) + 1, "image_id": image["id"], "category_id": category, "bbox": box,
                    "area": area, "iscrowd": crowd, "segmentation": segmentation}
             if rng.random() < 0.1:
-                one["ignore"] = 1
-            truth["annotations"].append(one)
+                annotation["ignore"] = 1
+            truth["annotations"].append(annotation)
             for _ in range(rng.integers(0, 4)):
                 near = moved(rng, box, rng.choice([0.02, 0.1, 0.3]))
                 score = float(round(rng.random(), 1))

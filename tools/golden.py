@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/*: results of the real timm and torch, with which the parity tests compare incubate's results.
+"""Writes the results of the real timm and torch with which tests/suite/parity.rs compares incubate's results.
 
   tools/golden.py [FOLDER]      (needs torch, timm, safetensors; by default FOLDER is tests/golden)
 
-Weights, images and targets come from the formulas `wave` and `target` below. tests/suite/parity.rs computes them too, so
-that only results are stored. Each file holds the logits, the loss and the gradients of one network, by timm's names. In a
-hybrid only the stage that trains has gradients.
+Weights, images and targets come from the formulas in `wave`, `network` and `batch` below. The tests compute them too, so that only
+results are stored. Each .safetensors file holds the logits, the loss and the gradients of one network, by timm's names. In a hybrid
+only the stage that trains has gradients. curves.json holds the losses and learning rates of 20 steps of each network, and the
+learning rates of DeiT's schedule.
 """
 import json
 import os
@@ -83,7 +84,8 @@ def main(folder):
             grads = {n: p.grad for n, p in model.named_parameters() if index is None or stage_of(n, depths) == index}
             save_file({"logits": logits.detach(), "loss": loss.detach().reshape(1), **{f"grad.{n}": g for n, g in grads.items()}},
                       os.path.join(folder, f"{shape}-{case}.safetensors"))
-            # 20 steps as in the official code: AdamW, and timm's scheduler stepped after each epoch, which is one step here.
+            # 20 steps as in the code of Deep Incubation's authors: AdamW, and timm's scheduler stepped after each epoch, which is one
+            # step here.
             model = network(shape, depths)
             trained = [(n, p) for n, p in model.named_parameters() if index is None or stage_of(n, depths) == index]
             optimizer = torch.optim.AdamW([{"params": [p for n, p in trained if no_decay(n, p)], "weight_decay": 0.0},

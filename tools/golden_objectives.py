@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes tests/golden/objective-curves.json and infopro-*: losses and gradients of networks whose stages learn from losses of their
-own, with which tests/suite/objectives.rs compares ours.
+own, with which tests/suite/objectives.rs compares incubate's.
 
   tools/golden_objectives.py [FOLDER]      (needs torch, timm and safetensors; by default FOLDER is tests/golden)
 
@@ -76,7 +76,7 @@ def contrast(vectors, classes):
 
 
 def filled(head, name):
-    """The head with weights by the formula of the other golden files."""
+    """Gives the head weights by the formula of golden.py, and returns it in fp64."""
     with torch.no_grad():
         for own, parameter in head.named_parameters():
             values = 0.1 * golden.wave(parameter.numel(), sum(f"{name}.{own}".encode()))
@@ -87,7 +87,8 @@ def filled(head, name):
 
 
 class Stages:
-    """The stages of a network with their parameters, each a function, and its own head at the end."""
+    """The stages of a network: a function of each, the last of which includes the network's own head, and the named parameters of
+    each."""
 
     def __init__(self, functions, parameters):
         self.functions, self.parameters = functions, parameters
@@ -129,7 +130,7 @@ def cross_entropy(logits, targets):
 
 
 def dgl(stages, heads, optimizers, images, targets):
-    """A step of each stage's own optimiser; the sum of all losses."""
+    """Takes one step of DGL, by each stage's own optimiser. Returns the sum of the stages' losses."""
     x, total = images, 0.0
     for stage, (function, optimizer) in enumerate(zip(stages.functions, optimizers, strict=False)):
         output = function(x)
@@ -142,7 +143,8 @@ def dgl(stages, heads, optimizers, images, targets):
 
 
 def resnet_curve(shape, depths, head, steps):
-    """The norms of MLP-SR amplify errors of rounding, so that only the first steps can be compared."""
+    """The sums of the losses of `steps` steps. The norms of the head `mlp_sr` amplify errors of rounding, so that only its first steps
+    can be compared."""
     stages = resnet(shape, depths)
     image, _, classes, width, *_ = golden_resnet.SHAPES[shape]
     heads = [filled(head(width << layer, -(-image // (1 << layer)), classes), f"local.{layer}.classes") for layer in (0, 1)]
@@ -168,7 +170,8 @@ def vit_curve(shape):
 
 
 def infopro(stages, decoders, heads, loss, images, targets):
-    """The losses and gradients of one batch. The weights go from 1 to 0.5 for the decoders and from 0.5 to 1 for the others."""
+    """InfoPro's losses and gradients of one batch. From the first stage to the last one with a head, the weight of the decoder's loss
+    falls from 1 to 0.5, and the weight of the classifier's loss rises from 0.5 to 1."""
     pixels, classes = (images * 0.5 + 0.5).clamp(0, 1), targets.argmax(1)
     x, found = images, {}
     for stage, function in enumerate(stages.functions):

@@ -5,8 +5,9 @@ results.
   tools/golden_resnet.py [FOLDER]      (needs torch and safetensors; by default FOLDER is tests/golden)
 
 Weights, buffers, images and targets come from the formulas below, which tests/suite/resnet.rs computes too. torch computes in
-fp64. Each file holds the logits, the loss, the gradients and the statistics of one network after a step of training. In a
-hybrid only the stage that trains has gradients.
+fp64. Each .safetensors file holds the results of one network: its logits in evaluation, and the logits, the loss, the gradients and
+BatchNorm's statistics of one forward and backward pass in training. In a hybrid only the stage that trains has gradients and
+statistics. resnet-curve.json holds the losses of 20 optimiser steps.
 """
 import json
 import math
@@ -19,7 +20,8 @@ import torch.nn.functional as F
 from resnet_reference import ResNet
 from safetensors.torch import save_file
 
-# image, channels, classes, width, layers, shortcut, and per hybrid: the layers, and the blocks that train
+# image side, channels, classes, width, blocks of each layer, shortcut, and per hybrid: the blocks of each layer, and the range of
+# blocks that train
 SHAPES = {
     # depths = [2, 2, 2]
     "even": (12, 3, 5, 4, [2, 2, 2], "A", [([2, 1, 1], (0, 2)), ([1, 2, 1], (1, 3)), ([1, 1, 2], (2, 4))]),
@@ -66,7 +68,7 @@ def blocks(model):
 
 
 def trained_parts(model, span):
-    """The parts of a hybrid that train: these blocks, and with the first or the last the stem or the head."""
+    """The parts of a hybrid that train: the blocks of `span`, with the first block also the stem, and with the last also the head."""
     parts = blocks(model)[span[0] : span[1]]
     parts += [model.conv1, model.bn1] if span[0] == 0 else []
     return parts + ([model.fc] if span[1] == len(blocks(model)) else [])
@@ -89,13 +91,13 @@ def results(shape, layers, span, frozen_norm):
 
 
 def isda(lr, epoch, epochs, ramp, start):
-    """The learning rate of an epoch, counted from 1 (InfoPro's train.py:404-421; ISDA's is the same)."""
+    """The learning rate of ISDA's schedule in an epoch, counted from 1 (InfoPro's train.py:404-421 computes the same)."""
     cosine = 0.5 * lr * (1 + math.cos(math.pi * epoch / epochs))
     return cosine * (epoch - 1) / ramp + start * (ramp + 1 - epoch) / ramp if epoch <= ramp else cosine
 
 
 def curve(shape):
-    """Steps with InfoPro's optimiser, one step in an epoch."""
+    """The losses and learning rates of steps with InfoPro's optimiser, one step in an epoch, and a variance after the last step."""
     model = network(shape, SHAPES[shape][4]).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1, momentum=0.9, nesterov=True, weight_decay=1e-2)
     losses = []

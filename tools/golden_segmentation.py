@@ -4,9 +4,10 @@ incubate's results.
 
   tools/golden_segmentation.py [FOLDER]      (needs torch, safetensors, mmsegmentation 1.2.2, mmcv-lite 2.1.0, mmengine 0.10.7)
 
-Weights, maps and labels come from the formulas below, which the test computes too, so that only results are stored: for both
-conventions of the mean without a neck, and for each neck, the loss, the gradients of the maps and of every parameter, and BatchNorm's
-buffers after one step; then UPerHead's logits in an evaluation.
+Weights, maps and labels come from the formulas below, which the test computes too, so that only results are stored: the loss, the
+gradients of the maps and of every parameter, BatchNorm's buffers after one step, and UPerHead's logits in an evaluation. There are
+results for each neck. Without a neck, the loss and the gradients are stored twice: with a mean over all pixels ("all"), and with a
+mean over the labelled pixels ("labelled").
 """
 import os
 import sys
@@ -70,7 +71,7 @@ def model(avg_non_ignore, neck):
 
 
 def trained(avg_non_ignore, neck, samples):
-    """The results of one step, and the maps."""
+    """The loss and the gradients of one step, BatchNorm's buffers after it, and UPerHead's logits in an evaluation."""
     parts = model(avg_non_ignore, neck).train()
     maps = [tensor((BATCH, WIDTH, GRID, GRID), 100.0 * tap).requires_grad_() for tap in range(4)]
     levels = parts["neck"](maps)
@@ -96,7 +97,7 @@ def main(folder):
                                        ("pyramid", False, "pyramid")]:
         results, buffers, logits = trained(avg_non_ignore, neck, samples)
         all_results |= {f"{case}.{name}": value for name, value in results.items()}
-        # Buffers and logits do not depend on the mean.
+        # Buffers and logits do not depend on the loss's mean, so without a neck they are stored once.
         prefix = "" if neck == "none" else f"{case}."
         all_results |= {prefix + name: value for name, value in buffers.items()} | {f"{prefix}logits": logits}
         print(case, "loss", float(results["loss"]), "logits up to", float(logits.abs().max()))

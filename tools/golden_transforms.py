@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/transforms.safetensors and transforms.json with the real timm, torchvision and Pillow: the result of each
-operation on one small image, and histograms of 100,000 draws of every random parameter.
+"""Writes tests/golden/transforms.safetensors and transforms.json with the real timm, torchvision and Pillow: the results of decoding,
+of each operation and of whole transforms on a few images, and histograms of 100,000 draws of every random parameter.
     python tools/golden_transforms.py [FOLDER]"""
 import io
 import json
@@ -47,7 +47,7 @@ def encoded(image, **options):
 
 
 def png(pixels, colour, interlaced=False):
-    """A PNG that Pillow cannot write: with 16 bits per channel, or interlaced."""
+    """A PNG, also of the kinds that Pillow cannot write: colours with 16 bits per channel, or interlaced."""
     depth = pixels.dtype.itemsize * 8
     height, width = pixels.shape[:2]
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
@@ -106,7 +106,7 @@ def pictures():
             op.aug_fn(image, *arguments, **dict(op.kwargs)))
     large = picture(90, 121)
     result["large"] = np.asarray(large)
-    # left, top, width and height of a crop that is resized to SIZE × SIZE: smaller, larger, anisotropic.
+    # The left edge, top edge, width and height of a crop that is resized to SIZE × SIZE: shrunk, enlarged, stretched.
     for left, top, width, height in [(0, 0, 121, 90), (7, 11, 80, 60), (30, 20, 25, 33), (100, 3, 21, 80)]:
         crop = large.crop((left, top, left + width, top + height))
         result[f"crop.{left} {top} {width} {height}"] = np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
@@ -115,8 +115,8 @@ def pictures():
         if size > 32:
             transform = create_transform(size, is_training=False, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
         else:
-            # DeiT resizes nothing here, since it expects images of the input's size. We resize the shorter side of any other image
-            # and crop nothing off it.
+            # DeiT resizes no image for inputs of at most 32 pixels, since it expects images of that size. incubate resizes the shorter
+            # side to the input's size, and crops only the longer side.
             resize = transforms.Resize(size, transforms.InterpolationMode.BICUBIC)
             transform = transforms.Compose([resize, transforms.CenterCrop(size), transforms.ToTensor()])
         key = f"evaluation.{size} {image.width} {image.height}"
@@ -143,8 +143,8 @@ def pictures():
 
 
 def small():
-    """A colour and a gray image of at most 32 pixels after the training transform of DeiT's build_transform. Each key holds the
-    padded crop's position in the image, whether the image is flipped, and RandAugment's operation."""
+    """A colour and a gray image of 20 pixels, and each after the training transform of DeiT's build_transform for at most 32 pixels,
+    once with each operation. A key holds the padded crop's position in the image, whether the image is flipped, and the operation."""
     result = {}
     for mode in ("RGB", "L"):
         image = picture(SMALL, SMALL).convert(mode)
@@ -172,7 +172,7 @@ def small():
 
 
 def erased(image):
-    """An image with one erased rectangle, and the rectangle's position."""
+    """An image with one erased rectangle. The key holds the rectangle's position and size."""
     planes = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
     erasing = RandomErasing(probability=1.0, mode="pixel", device="cpu")
     after = planes.clone()

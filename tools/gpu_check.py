@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Checks on a machine with a GPU that incubate computes there what it computes on a CPU, and how fast.
+"""Checks on a machine with a GPU that incubate computes there what it computes on a CPU, and measures how fast.
 
-  tools/gpu_check.py OUT                              # in a checkout on a GPU machine: builds the bundle and checks it
-  tools/bundle.sh                                     # where the GPU machine has no Rust: build elsewhere; the tarball
-  python3 incubate-*/tools/gpu_check.py OUT           # holds this script; unpacked, it needs no network either
+  tools/gpu_check.py OUT                          # in a checkout on the GPU machine: builds a bundle and checks it
 
-It ends after --seconds at the latest: its parts are done in the order of their value, each within its own time limit, and
-OUT/gpu_check.json holds each result as soon as it is there. Ends with 1 if a part failed or had no time left. Needs the
-libtorch of a torch 2.11.0 for CUDA (that of this Python, or LIBTORCH); the benchmark's peer needs torch.
---device cpu tries the script itself where there is no GPU.
+If the GPU machine has no Rust, build the bundle on another machine. Its tarball holds this script:
+
+  tools/bundle.sh                                 # on the other machine
+  python3 incubate-*/tools/gpu_check.py OUT       # on the GPU machine, in the unpacked tarball; needs no network
+
+The parts of the check run in the order of their value, each within its own time limit. All of them end after --seconds at the
+latest, not counting the build in a checkout. OUT/gpu_check.json holds the result of each part as soon as the part has ended. The
+exit code is 1 if a part failed or had no time left. The check needs the libtorch of a torch 2.11.0 for CUDA, from LIBTORCH or from
+this Python's torch. Only the comparison with PyTorch needs torch itself. --device cpu tries the script on a machine without a GPU,
+with smaller models; speed is then measured in fp32.
 """
 
 import argparse
@@ -40,8 +44,8 @@ HERE = Path(__file__).resolve().parent
 STEPS_TRACED = 4
 
 
-def compared(program):
-    """The config whose phases are compared; a CPU alone tries the script, and so with the small model."""
+def compared_config(program):
+    """The config that the parts «reference» and «same results …» train; with --device cpu a smaller one."""
     return DEIT_TI if program.on_gpu else SMALL.replace("epochs = 8", "epochs = 1")
 
 
@@ -64,7 +68,7 @@ def environment():
 
 def doctor(program):
     def act(note):
-        """Driver, CUDA, attention against fp64, and NCCL with a sum of a world of one, as the program sees them."""
+        """Runs `incubate doctor`, which tries the driver, CUDA, attention compared with fp64, and a sum by NCCL over one GPU."""
         config = program.config("doctor", SMALL)
         command = ["doctor", config, "--run-dir", program.scratch / "doctor", "--json"]
         done = subprocess.run(program.command(command, program.devices()), env=program.environment, text=True,
@@ -88,7 +92,7 @@ def bench(program, arguments, sets=()):
 
 def attention_kernels(program):
     def act(note):
-        """Four steps of DeiT-Ti in bf16 with each kernel of attention."""
+        """Measures four steps of DeiT-Ti in bf16 with each kernel of attention. Only the kernel that training uses must work."""
         model, batch = ("deit-ti", 128) if program.on_gpu else ("tiny-28", 8)
         found = {}
         for kernel in ("flash", "efficient", "cudnn", "products"):
@@ -106,8 +110,8 @@ def attention_kernels(program):
 
 def reference(program):
     def act(_):
-        """The run on the CPU in fp32 that everything else is compared with."""
-        program.train("run", "cpu", text=compared(program))
+        """Trains a whole run on the CPU in fp32. The parts «same results …» compare their losses with its losses."""
+        program.train("run", "cpu", text=compared_config(program))
         return {"losses": {phase: program.losses("cpu", phase)[-1] for phase in ("meta", "module-1", "finetune")}}
 
     return act
@@ -115,15 +119,16 @@ def reference(program):
 
 def same_results(program, precision, recomputed=False):
     def act(note):
-        """Each phase from the CPU's weights, so that differences do not add up."""
+        """Trains three phases on the device and compares their losses with the CPU's. Module 1 and the fine-tuning start from the
+        CPU's artefacts, so that the differences of earlier phases do not add up."""
         run = f"device-{precision}" + ("-recomputed" if recomputed else "")
         sets = program.devices(precision) + (["run.activation_checkpointing=true"] if recomputed else [])
-        program.train("meta", run, sets, compared(program))
+        program.train("meta", run, sets, compared_config(program))
         found = {"meta": difference(program.losses(run, "meta"), program.losses("cpu", "meta"))}
         note(found)
         program.copy(["meta.h5", *(f"module-{i}.h5" for i in (0, 2, 3)), "assembled.h5"], "cpu", run)
         for command, phase in (("module --index 1", "module-1"), ("finetune", "finetune")):
-            program.train(command, run, sets, compared(program))
+            program.train(command, run, sets, compared_config(program))
             found[phase] = difference(program.losses(run, phase), program.losses("cpu", phase))
             note(found)
         return within(found, TOLERANCES[precision])
@@ -132,14 +137,14 @@ def same_results(program, precision, recomputed=False):
 
 
 def small_meta(program):
-    """The losses of the small meta model on the CPU."""
+    """The losses of the small meta model on the CPU, which is trained if it has not been yet."""
     if not (program.scratch / "small" / "meta.h5").exists():
         program.train("meta", "small")
     return program.losses("small", "meta")
 
 
 def same_meta(program, run, sets, **variables):
-    """Trains the small meta model in another way to the same losses."""
+    """The small meta model has the CPU's losses if it trains with these settings and environment variables."""
 
     def act(_):
         if run == "two-replicas" and program.on_gpu and number_of_gpus() < 2:
@@ -155,7 +160,7 @@ def same_meta(program, run, sets, **variables):
 
 def resumed(program, first, then):
     def act(_):
-        """A checkpoint of one device goes on on another."""
+        """A phase that is stopped on one device resumes from its checkpoint on the other."""
         expected = small_meta(program)
         run = f"from-{first}-to-{then}"
         sets = {"cpu": [], "device": program.devices()}
@@ -167,7 +172,7 @@ def resumed(program, first, then):
             time.sleep(0.002)
         child.send_signal(signal.SIGTERM)
         code = child.wait()
-        assert code == 75, f"exit code {code}: it was over before it could be stopped"
+        assert code == 75, f"exit code {code} instead of 75{': training ended before the signal' if code == 0 else ''}"
         done = program.train("meta", run, sets[then])
         assert "resuming at step" in done.stderr, done.stderr
         return within({"meta": difference(program.losses(run, "meta"), expected)}, TOLERANCES["fp32"])
@@ -177,7 +182,7 @@ def resumed(program, first, then):
 
 def out_of_memory(program):
     def act(_):
-        """One error that names a micro-batch, which then fits."""
+        """A phase that runs out of memory ends with one error, which names a micro-batch. On a GPU, this micro-batch must fit."""
         width, side, patch, batch = (1024, 224, 16, 1024) if program.on_gpu else (512, 16, 1, 512)
         depths = [6, 6, 6, 6] if program.on_gpu else [1, 1, 1, 1]
         sets = [f"model.width={width}", f"model.image_size={side}", f"model.patch_size={patch}", f"model.depths={depths}",
@@ -198,7 +203,7 @@ def out_of_memory(program):
 
 def automatic_micro_batch(program):
     def act(_):
-        """What the memory holds is chosen, recorded, and trains to the end."""
+        """`run.micro_batch = "auto"` chooses a micro-batch that fits, records it, and trains to the CPU's losses."""
         expected = small_meta(program)
         done = program.train("meta", "auto", [*program.devices(), "run.micro_batch=auto"])
         progress = json.loads((program.scratch / "auto" / "progress" / "meta.json").read_text())
@@ -210,19 +215,20 @@ def automatic_micro_batch(program):
 
 def module_step(program, stage):
     def act(note):
-        """One module of ViT-L in bf16 beside the official rule in PyTorch: under autocast, and compiled as well."""
+        """Measures a step of one module of ViT-L in bf16, and the same step by peer_step.py in PyTorch, under autocast and then also
+        compiled. Like Deep Incubation's official code, peer_step.py also computes the weight gradients of the later stages."""
         model, batch, steps = ("vit-l", 128, 10) if program.on_gpu else ("tiny-28", 8, 2)
         work = ["--model", model, "--batch", str(batch), "--steps", str(steps), "--stage", str(stage)]
         ours = bench(program, work, [*program.devices(program.fast), f"run.micro_batch={batch}"])
         found = {"ours": ours}
         note(found)
         if importlib.util.find_spec("torch") is None:
-            raise Skipped(f"no torch for the peer; ours: {json.dumps(ours)}")
+            raise Skipped(f"no torch for peer_step.py; incubate: {json.dumps(ours)}")
         peer = [sys.executable, str(HERE / "peer_step.py"), *work, "--mode", "official", "--dtype", "bfloat16" if program.on_gpu else "float32",
                 "--device", program.device]
         for name, options in (("autocast", []), ("compiled", ["--compile"])):
             done = subprocess.run([*peer, *options], text=True, capture_output=True)
-            assert done.returncode == 0, f"the peer failed: {done.stderr[-2000:]}"
+            assert done.returncode == 0, f"peer_step.py failed: {done.stderr[-2000:]}"
             found[name] = json.loads(done.stdout)
             found[f"ratio_to_{name}"] = ours["images_per_s"] / found[name]["images_per_s"]
             note(found)
@@ -233,7 +239,7 @@ def module_step(program, stage):
 
 def kernel_table(program):
     def act(_):
-        """Which kernels take the time of a module's step."""
+        """Lists the kernels that take the most time in a module's step."""
         model, batch = ("vit-l", 128) if program.on_gpu else ("tiny-28", 8)
         trace = program.scratch / "trace.json"
         work = ["--model", model, "--batch", batch, "--steps", STEPS_TRACED, "--stage", 0, "--trace", trace]
@@ -244,41 +250,42 @@ def kernel_table(program):
 
 
 def table_of(events, on_gpu):
-    """The kernels of a trace that take the most time, or the functions of a CPU: calls and milliseconds per step, and the share
-    of all. A function's time includes the functions that it calls."""
+    """The 40 kernels of a trace (on a CPU: libtorch's functions) that take the most time: their calls and milliseconds per step, and
+    their share in the sum of all times. A function's time includes the functions that it calls."""
     kinds = {"kernel", "gpu_memcpy", "gpu_memset"} if on_gpu else {"cpu_op"}
-    micros = {}
+    microseconds = {}
     for event in events:
         if event.get("cat") in kinds:
-            micros.setdefault(event["name"][:120], []).append(event["dur"])
-    whole = sum(map(sum, micros.values()))
+            microseconds.setdefault(event["name"][:120], []).append(event["dur"])
+    whole = sum(map(sum, microseconds.values()))
     assert whole > 0, "the trace holds no kernels"
     rows = [
         {
             "name": name,
-            "calls": len(all_of) / STEPS_TRACED,
-            "ms": round(sum(all_of) / 1000 / STEPS_TRACED, 4),
-            "share": round(sum(all_of) / whole, 4),
+            "calls": len(durations) / STEPS_TRACED,
+            "ms": round(sum(durations) / 1000 / STEPS_TRACED, 4),
+            "share": round(sum(durations) / whole, 4),
         }
-        for name, all_of in micros.items()
+        for name, durations in microseconds.items()
     ]
     return sorted(rows, key=lambda row: -row["ms"])[:40]
 
 
 def parts_switched_off(program):
     def act(note):
-        """How many times as long a step takes without a part that was never measured on a GPU."""
+        """Measures how many times as long a step takes if an optimisation is switched off. The two optimisations are those of
+        `bench step --without` that need a GPU or stochastic depth."""
         deep, wide, batch = ("vit-l", "vit-b", 128) if program.on_gpu else ("tiny-28", "tiny-28", 8)
         works = {
             "fp32-sums": ["--model", deep, "--stage", 0],
             "kept-samples": ["--model", wide, "--e2e", "--set", "e2e.drop_path=0.5"],
         }
         found = {}
-        for part, work in works.items():
+        for optimisation, work in works.items():
             sets = [*program.devices(program.fast), f"run.micro_batch={batch}"]
             work = [*work, "--batch", batch, "--steps", 10 if program.on_gpu else 2]
-            whole, without = (bench(program, [*work, *off], sets) for off in ([], ["--without", part]))
-            found[part] = without["step_s"] / whole["step_s"]
+            whole, without = (bench(program, [*work, *off], sets) for off in ([], ["--without", optimisation]))
+            found[optimisation] = without["step_s"] / whole["step_s"]
             note(found)
         return found
 
@@ -290,7 +297,7 @@ def hang(_):
 
 
 def all_parts(program):
-    """In the order of their value."""
+    """The parts of the check, the most valuable first."""
     two = [f'run.device="{program.device}"', "run.replicas=2"]
     parts = [
         Part("doctor", doctor(program)),
@@ -313,8 +320,8 @@ def all_parts(program):
     return parts
 
 
-def built(scratch):
-    """The launcher of a bundle made from this checkout."""
+def build_bundle(scratch):
+    """Builds a bundle from this checkout and unpacks it. Returns its launcher."""
     tarball = scratch / "bundle.tar.gz"
     subprocess.run([HERE / "bundle.sh", tarball], check=True)
     shutil.unpack_archive(tarball, scratch)
@@ -323,14 +330,14 @@ def built(scratch):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="OUT", help="where the report goes")
-    parser.add_argument("--seconds", type=float, default=300, help="the most that all parts may take [default: 300]")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder for the report")
+    parser.add_argument("--seconds", type=float, default=300, help="the time that all parts together may take [default: 300]")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--incubate", type=Path, help="a program [default: the bundle's that holds this script, else a new one's]")
-    parser.add_argument("--only", action="append", help="a part; may be given more than once, and needs what it rests on")
-    # For the script's own test: a part that hangs, and its time limit.
+    parser.add_argument("--incubate", type=Path, help="the program to check [default: that of the bundle with this script; in a checkout, that of a new bundle]")
+    parser.add_argument("--only", action="append", metavar="PART", help="run only this part; may be given more than once. The parts «same results …» need the part reference")
+    # For the script's own test: adds a part that hangs, and gives it this time limit.
     parser.add_argument("--hang", type=float, help=argparse.SUPPRESS)
-    # For the process of one part.
+    # For the process of one part: the part's name, and the scratch folder of all parts.
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -341,7 +348,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         scratch = a.scratch or Path(folder)
         launcher = HERE.parent / "incubate"
-        path = a.incubate or (launcher if launcher.exists() else built(scratch))
+        path = a.incubate or (launcher if launcher.exists() else build_bundle(scratch))
         parts = all_parts(Program(path.resolve(), scratch, a.device))
         if a.hang:
             parts.insert(1, Part("hang", hang, a.hang))
@@ -352,8 +359,8 @@ def main():
         a.out.mkdir(parents=True, exist_ok=True)
         this = [sys.executable, str(Path(__file__).resolve()), str(a.out), "--device", a.device, "--incubate", str(path),
                 "--scratch", str(scratch), *(["--hang", str(a.hang)] if a.hang else []), "--part"]
-        head = {"device": a.device, "environment": environment()}
-        passed = run_parts(parts, lambda part: [*this, part.name], a.seconds, scratch, a.out / "gpu_check.json", head)
+        context = {"device": a.device, "environment": environment()}
+        passed = run_parts(parts, lambda part: [*this, part.name], a.seconds, scratch, a.out / "gpu_check.json", context)
     return 0 if passed else 1
 
 

@@ -1,4 +1,4 @@
-"""The program under test for gpu_check.py and gpu_study.py: how it is started, on which configs, and what it has learned."""
+"""Starts incubate for gpu_check.py and gpu_study.py, and reads the losses of its runs."""
 
 import importlib.util
 import json
@@ -51,7 +51,7 @@ epochs = 8
 clip_grad = 0.5
 ema = 0.9
 """
-# As large as DeiT-Ti: the shapes that matter on a GPU, in steps that a CPU can do as well.
+# A network as large as DeiT-Ti, whose shapes matter on a GPU, with steps so few and small that a CPU can do them as well.
 DEIT_TI = """
 [run]
 device = "cpu"
@@ -82,12 +82,12 @@ eval_epochs = 0
 drop_path = 0.5
 clip_grad = 0.5
 """
-# Largest relative difference of a loss: rounding, not a mistake, which shows at once.
+# The largest relative difference of a loss that counts as rounding.
 TOLERANCES = {"fp32": 2e-3, "bf16": 3e-2, "tf32": 1e-2}
 
 
 class Program:
-    """Runs the program on one run directory after another."""
+    """The program to check. Its configs and run directories lie in a scratch folder."""
 
     def __init__(self, path, scratch, device):
         self.path, self.scratch, self.device = path, scratch, device
@@ -127,7 +127,7 @@ class Program:
             shutil.copy(self.scratch / source / file, self.scratch / target / file)
 
     def devices(self, precision=None):
-        """What to set to compute on the device under test."""
+        """The settings of the config (for --set) with which the program computes on the device to check."""
         sets = [f'run.device="{self.device}"', "run.replicas=1"]
         return sets + ([f'run.precision="{precision}"'] if precision else [])
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Deep Incubation beside end-to-end training at equal cost: DeiT-T-32 on real images, in a few minutes on one GPU.
+"""Compares Deep Incubation with end-to-end training at equal cost: DeiT-T-32 on real images, in a few minutes on one GPU.
 
-  incubate pack IMAGES pack --size 32                  # elsewhere: IMAGES holds CIFAR-10 as train/CLASS/*.jpg and test/CLASS/*.jpg
-  tar -cJf pack.tar.xz pack                            # 60 MB of shards become 19 MB, which travel along
+  incubate pack IMAGES pack --size 32                  # on any machine: IMAGES holds CIFAR-10 as train/CLASS/*.jpg and test/CLASS/*.jpg
+  tar -cJf pack.tar.xz pack                            # makes 19 MB of 60 MB of shards, to copy to the GPU machine
   python3 tools/gpu_study.py OUT --data pack.tar.xz    # on the GPU machine
 
-It trains the meta model and the target for one epoch each, and sets the epochs from their speed, so that both ways have the
-same number of operations and all ends within --seconds. It prints a table, and OUT/gpu_study.json holds what is known so far.
-A study that had no time left goes on with the same --run-dir: its epochs are kept there.
+The study first trains the meta model and the target for one epoch each. From their speed it chooses the numbers of epochs, so that
+both methods have the same number of operations and the study ends within --seconds. It prints a table. OUT/gpu_study.json holds the
+results so far. A study that ran out of time ends with exit code 75. If it is started again with the same --run-dir, it resumes with
+the same numbers of epochs.
 """
 
 import argparse
@@ -27,7 +28,7 @@ CONFIG = """
 [run]
 name = "gpu-study"
 e2e = true
-checkpoint_every = "never"           # but when it is stopped
+checkpoint_every = "never"           # a checkpoint is written only if a signal stops the run
 export = []
 [model]
 image_size = 32
@@ -48,7 +49,7 @@ schedule = "cosine"
 warmup_epochs = 0
 eval_epochs = 0
 """
-# A signalled program writes a checkpoint in this time.
+# The time that the program gets to write a checkpoint after a signal.
 GRACE_SECONDS = 25
 
 
@@ -65,15 +66,15 @@ class Study:
 
     def note(self, **found):
         self.report.update(found)
-        beside = self.file.with_suffix(".new")
-        beside.write_text(json.dumps(self.report, indent=1))
-        beside.rename(self.file)
+        temporary = self.file.with_suffix(".new")
+        temporary.write_text(json.dumps(self.report, indent=1))
+        temporary.rename(self.file)
 
     def left(self):
         return self.deadline - time.monotonic()
 
     def run(self, command, run_dir, sets):
-        """Runs a phase or all; what it prints, or none if it was stopped at the deadline with a checkpoint."""
+        """Runs the command of one phase, or `run`. Returns its standard output, or None if it was stopped at the deadline."""
         words = self.program.command([command, self.config, "--run-dir", run_dir], [*self.sets, *sets])
         errors = self.program.scratch / "stderr"
         with open(errors, "w") as sink:
@@ -96,7 +97,8 @@ class Study:
         return out if child.returncode == 0 else None
 
     def speed_of(self, phase):
-        """Trains a phase for one epoch elsewhere: its images per second, without the first steps, which are slow."""
+        """Trains a phase for one epoch in the scratch folder. Returns the images per second of the second half of its steps, because
+        the first steps are slow."""
         trial = self.program.scratch / f"trial-{phase}"
         if self.run(phase, trial, [f"{phase}.epochs=1", "run.log_steps=1"]) is None:
             sys.exit("no time is left after the first epochs: give more --seconds")
@@ -149,12 +151,12 @@ def shards(data, scratch):
 
 
 def chosen_epochs(flops, seconds, available):
-    """The epochs of both ways, which take half of the available seconds each. `flops` are the operations of an epoch of each
-    phase, `seconds` the time of an epoch of the meta model and of the target."""
-    # Seconds per operation. The hybrids are between the meta model and the target.
+    """The epochs of each phase, chosen so that each of the two methods takes about half of the available seconds. `flops` are the
+    operations of an epoch of each phase, `seconds` the time of an epoch of the meta model and of the target."""
+    # Seconds per operation. The speed of a hybrid lies between those of the meta model and the target, so the slower one is assumed.
     slowness = {phase: seconds[phase] / flops[phase] for phase in seconds}
     modules = sum(count for phase, count in flops.items() if phase.startswith("module"))
-    # Three epochs of the meta model and of each module for one of fine-tuning, as in the paper.
+    # One unit is three epochs of the meta model and of each module, and one epoch of fine-tuning, the paper's proportion.
     unit = 3 * (flops["meta"] + modules) * max(slowness.values()) + seconds["e2e"]
     units = max(available / 2 / unit, 1 / 3)
     stages, finetune = max(round(3 * units), 1), max(round(units), 1)
@@ -163,7 +165,7 @@ def chosen_epochs(flops, seconds, available):
 
 
 def table(epochs, models):
-    """The models in words: epochs, operations, time and accuracy."""
+    """The table for people: the epochs of each phase, and the operations, time and accuracy of each model."""
     lines = ["epochs: " + ", ".join(f"{phase} {count}" for phase, count in epochs.items())]
     lines.append(f"{'model':20} {'TFLOP':>9} {'seconds':>9} {'top-1 %':>9}")
     lines += [f"{row['model']:20} {row['flops'] / 1e12:9.2f} {row['seconds']:9.1f} {row['top1']:9.2f}" for row in models]
@@ -172,15 +174,15 @@ def table(epochs, models):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="OUT", help="where the report goes")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder for the report")
     parser.add_argument("--data", type=Path, required=True, help="the packed images: a folder, or an archive of it (.tar.xz)")
     parser.add_argument("--run-dir", type=Path, default=Path("/tmp/incubate-gpu-study"))
-    parser.add_argument("--seconds", type=float, default=400, help="the most that it may take [default: 400]")
-    parser.add_argument("--share", type=float, default=0.8, help="of the time, for training; the rest is for evaluations, artefacts and the program's starts [default: 0.8]")
+    parser.add_argument("--seconds", type=float, default=400, help="the time that the study may take [default: 400]")
+    parser.add_argument("--share", type=float, default=0.8, help="the share of the time for training; the rest is for evaluations, artefacts and the program's starts [default: 0.8]")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--incubate", type=Path, default=Path(__file__).resolve().parent.parent / "incubate")
-    parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="of the config")
+    parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config; may be given more than once")
     return parser.parse_args()
 
 

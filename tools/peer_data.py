@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measures timm's DeiT transforms (Pillow, torchvision) on one core: the peer of `incubate bench data`.
+"""Measures timm's DeiT transforms (Pillow, torchvision) on one core. tools/bench_data.py compares `incubate bench data` with it.
 
   python tools/peer_data.py FOLDER [--make 200] [--passes 2]
 
 Prints one JSON line with the images per second of decoding, of the training transform and of the evaluation transform, over all
-JPEG and PNG files below the folder. --make N instead draws N JPEGs into the folder, as large as photographs (400-560 x 333-500,
-quality 92, about 80 kB). Needs torch, torchvision and timm.
+JPEG and PNG files below the folder. --make N instead draws N JPEGs into the folder, as large as small photographs (400-559 x
+333-499, quality 92, about 80 kB). Needs torch, torchvision and timm.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def draw(folder, count):
 
 
 def rates(folder, passes):
-    """Images per second on one thread, including reading."""
-    # timm may ask for 0 bits, which newer versions of Pillow refuse. 1 bit takes the same time.
+    """Measures the images per second on one thread, including the time to read the files."""
+    # timm's RandAugment may posterize to 0 bits, which newer versions of Pillow refuse. 1 bit takes the same time.
     posterize = ImageOps.posterize
     ImageOps.posterize = lambda image, bits: posterize(image, max(bits, 1))
     torch.set_num_threads(1)
@@ -60,8 +60,8 @@ def rates(folder, passes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
-    parser.add_argument("--make", type=int, default=0, help="draw so many images instead of measuring")
-    parser.add_argument("--passes", type=int, default=2, help="how often each image is taken")
+    parser.add_argument("--make", type=int, default=0, help="draw this number of images instead of measuring")
+    parser.add_argument("--passes", type=int, default=2, help="how often each image is read")
     a = parser.parse_args()
     if a.make:
         draw(a.folder, a.make)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Measures a training step of PyTorch on timm's model: the peer of `incubate bench step`.
+"""Measures a training step of PyTorch on timm's model. tools/bench_step.py compares `incubate bench step` with it.
 
   python tools/peer_step.py --model deit-ti --mode official --stage 0 --batch 32 --dtype float32
 
---mode e2e trains the whole target. In the other modes only --stage is deep and trains, and the other stages have one block each:
-frozen computes no gradients of their weights; official, like the official code, computes (and discards) those of the later
-stages. --dtype bfloat16 uses autocast. On a GPU the optimiser is the fused one, and each step uploads its images from pinned
-memory. Prints one JSON line. Needs torch. Without timm it measures the same network in PyTorch alone.
+--mode e2e trains the whole target. In the other modes only --stage is deep and trains, and the other stages have one block each.
+--mode frozen computes no weight gradients of the other stages. --mode official computes (and discards) the weight gradients of the
+stages after --stage, as the code of Deep Incubation's authors does. --dtype bfloat16 uses autocast. On a GPU the optimiser is
+PyTorch's fused AdamW, and each step uploads its images from pinned memory. Prints one JSON line. Needs torch. Without timm the
+script measures the same network from peer_vit.py.
 """
 
 import argparse
@@ -44,18 +45,18 @@ def arguments():
     parser.add_argument("--mode", choices=["e2e", "official", "frozen"], default="e2e")
     parser.add_argument("--stage", type=int, default=0, choices=range(STAGES))
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=8, help="timed, after three to warm up")
+    parser.add_argument("--steps", type=int, default=8, help="the timed steps, after three steps to warm up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     return parser.parse_args()
 
 
 def network(options):
     """Returns the model, the trained parameters, and (channels, image side, classes).
 
-    All parameters get weight decay, in one optimiser group: a second group without it would only add kernel launches.
+    The caller gives weight decay to all parameters, because a second optimiser group without it would only add kernel launches.
     """
     side, patch, width, depth, heads, channels, classes = MODELS[options.model]
     deep_blocks = depth // STAGES
@@ -109,7 +110,7 @@ def main():
         step()
         times.append(time.perf_counter() - began)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    # On a GPU this is the memory in use, including context and cache, as `incubate bench step` reports it.
+    # On a GPU the reported peak is all memory in use, including CUDA's context and PyTorch's cache, as in `incubate bench step`.
     free, total = torch.cuda.mem_get_info() if cuda else (0, 0)
     peak = total - free if cuda else resident
     print(json.dumps({

@@ -53,7 +53,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Takes timm's arguments."""
+    """Takes those arguments of timm's class that peer_step.py gives."""
 
     def __init__(self, img_size, patch_size, in_chans, num_classes, embed_dim, depth, num_heads):
         super().__init__()

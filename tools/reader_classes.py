@@ -1,4 +1,5 @@
-"""Loads the backbone classes of other programs without their packages, which need compiled operators."""
+"""Loads the backbone classes of mmsegmentation, detectron2 and mmdetection without the parts of their packages that need compiled
+operators, and prints the names that the readers of exports give to their tensors."""
 import functools
 import importlib.util
 import json
@@ -12,7 +13,7 @@ import torch
 
 
 def stand_in(name, **contents):
-    """Registers an empty module under this name, unless the real one is imported."""
+    """Registers a module with only these contents under this name, unless a module of this name has been imported already."""
     module = types.ModuleType(name)
     module.__path__ = []
     vars(module).update(contents)
@@ -61,16 +62,16 @@ def mmdet_backbone(clone):
     return load_source("mmdet_vit", f"{clone}/projects/ViTDet/vitdet/vit.py").ViT
 
 
-def detectron2_norm(eps):
+def detectron2_norm_options(eps):
     return {"norm_layer": functools.partial(torch.nn.LayerNorm, eps=eps)}
 
 
-def mmdet_norm(eps):
+def mmdet_norm_options(eps):
     return {"norm_cfg": {"type": "LN", "eps": eps}}
 
 
-def grouped(state):
-    """Names and shapes, where one name with `{n}` stands for the tensors of n blocks."""
+def shapes_by_pattern(state):
+    """The shapes of the tensors by name. One name with `{n}` stands for the tensors of n blocks, which have the same shape."""
     found = {}
     for name, tensor in state.items():
         parts = name.split(".")
@@ -84,20 +85,21 @@ def grouped(state):
 
 
 def print_keys(detectron2_clone):
-    """Prints the names and shapes of the tensors of ViT-B, L and H in each reader's own class, as JSON."""
+    """Prints as JSON the names and shapes of the tensors of ViT-B, L and H in the classes of timm, transformers, mmsegmentation and
+    detectron2."""
     from transformers import ViTConfig, ViTForImageClassification
     Mmseg, Detectron2 = mmseg_backbone(), detectron2_backbone(detectron2_clone)
     keys = {"timm": {}, "hf": {}, "mmseg": {}, "detectron2": {}}
     for size, width, depth, heads, patch in [("b", 768, 12, 12, 16), ("l", 1024, 24, 16, 16), ("h", 1280, 32, 16, 14)]:
         net = timm.create_model(f"vit_{dict(b='base', l='large', h='huge')[size]}_patch{patch}_224", num_classes=1000)
-        keys["timm"][size] = grouped(net.state_dict())
+        keys["timm"][size] = shapes_by_pattern(net.state_dict())
         config = ViTConfig(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width,
                            patch_size=patch, num_labels=1000)
-        keys["hf"][size] = grouped(ViTForImageClassification(config).state_dict())
+        keys["hf"][size] = shapes_by_pattern(ViTForImageClassification(config).state_dict())
         net = Mmseg(img_size=224, patch_size=patch, patch_bias=True, embed_dims=width, num_layers=depth, num_heads=heads,
                     out_indices=(depth - 1,))
-        keys["mmseg"][size] = grouped(net.state_dict())
+        keys["mmseg"][size] = shapes_by_pattern(net.state_dict())
         net = Detectron2(embed_dim=width, depth=depth, num_heads=heads, patch_size=16, window_size=14)
-        keys["detectron2"][size] = grouped({k: t for k, t in net.state_dict().items() if "rel_pos" not in k})
+        keys["detectron2"][size] = shapes_by_pattern({k: t for k, t in net.state_dict().items() if "rel_pos" not in k})
     lines = json.dumps(keys, indent=1).replace(",\n    ", ", ")
     print(re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", lines))

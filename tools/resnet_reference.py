@@ -1,4 +1,4 @@
-"""The ResNet for small images of `model.family = "resnet"` in plain PyTorch. Exports load into it strictly:
+"""The ResNet for small images that incubate trains with `model.family = "resnet"`, in plain PyTorch. Exports load into it strictly:
 
   ResNet([18, 18, 18], classes=100).load_state_dict(torch.load("export/pth/model.pth"))
 """

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs everything that building and running incubate needs. It is quick if nothing is missing, and safe to run again.
-#   tools/setup.sh [--tests] [--print]     --tests adds what only the tests and the linters need: a Slurm,
-#                                          cargo-nextest, shellcheck, ruff
-#                                          --print shows every command without running it
-# If you have libtorch, MPI or HDF5, from Spack or modules, set their paths, and they are not installed:
+#   tools/setup.sh [--tests] [--print]     --tests also installs what only the tests and the linters need: Slurm, munge, python3,
+#                                          pgrep, cargo-nextest, shellcheck, ruff
+#                                          --print shows every command that would install something, without running it
+# If you already have libtorch, MPI or HDF5, for example from Spack or modules, set their paths. Then they are not installed:
 #   LIBTORCH=/path/to/libtorch-2.11.0   MPICC=/path/to/mpicc   HDF5_DIR=/path/to/hdf5
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,7 +30,7 @@ run() { if $print; then printf '%q ' "$@"; echo; else "$@"; fi; }
 there() { local glob; for glob in "$@"; do compgen -G "$glob" >/dev/null && return; done; false; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Rust must be there already.
+# This script does not install Rust.
 have cargo || [ ! -x "$HOME/.cargo/bin/cargo" ] || PATH=$HOME/.cargo/bin:$PATH
 have cargo || fail "Rust is missing. Install it with rustup (https://rustup.rs), at least $RUST, and start again."
 rust=$(rustc --version | cut -d' ' -f2)
@@ -56,7 +56,7 @@ root() { [ "$(id -u)" = 0 ]; }
 can_install() { have apt-get && { root || have sudo || $print; }; }
 pointed_at_all() { [ -n "${LIBTORCH:-}" ] && [ -n "${MPICC:-}" ] && [ -n "${HDF5_DIR:-}" ]; }
 if [ ! -d /usr/share/datasets/fashion-mnist ]; then
-  # The images may be anywhere, and only the demo needs them.
+  # Only the demo needs the images, and they may lie in another folder.
   if ! can_install || { pointed_at_all && ! root; }; then
     say "warning: no Fashion-MNIST images in /usr/share/datasets/fashion-mnist; the demo needs their four files (such as
 train-images-idx3-ubyte.gz) in any folder: tools/demo.sh configs/fashion-mnist.toml --set data.path=DIR"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Disturbs tiny runs in the ways of a cluster, and compares their files with those of undisturbed runs. Installs what is
-# missing and builds, unless a binary is given.
+# Disturbs tiny runs as a cluster does (kills, full disks, torn files …), and compares their files with those of undisturbed runs.
+# Installs what is missing and builds the program, unless --binary names one.
 #   tools/torture.sh [HOURS] [--binary FILE] [--seed N] [--count N] [--only KIND,…] [--jobs N]        default: one hour
 set -euo pipefail
 root=$(dirname "$0")/..

@@ -48,19 +48,19 @@ epochs = 4
 """
 
 STOPPED, DAMAGED = 75, 3
-# How a start may end whose ranks were killed: mpirun reports the signal, or another rank's failure.
+# The exit codes of a start whose ranks were killed: mpirun reports the signal, or the failure of another rank.
 KILLED = [-signal.SIGKILL, 128 + signal.SIGKILL, 1]
-# A busy machine may take long, but a run without a new line in its log for so many seconds hangs.
+# A busy machine may take long, but a run whose log has no new line for this number of seconds hangs.
 PATIENCE = 3600
 DAY = 86_400
 
 
 class Different(Exception):
-    """A run that does not end as it should."""
+    """Says how a run did not end as it should."""
 
 
 class Run:
-    """A run directory on `ranks` ranks with `replicas` each, and the log of all its starts."""
+    """A run on `ranks` ranks with `replicas` replicas each: its run directory, and the log of all its starts."""
 
     mode = ""
 
@@ -68,7 +68,7 @@ class Run:
         """`clock_library` is preloaded if the run's clock is to be stepped."""
         self.binary, self.folder, self.ranks, self.replicas = binary, folder, ranks, replicas
         self.clock_library = clock_library
-        # Small disks are mounted on this folder.
+        # The small disk of the kind `full` is mounted on this folder.
         self.disk = folder / "disk"
         self.disk.mkdir(parents=True)
         self.dir, self.step_file = self.disk / "run", folder / "step"
@@ -94,7 +94,7 @@ class Run:
         self.started.append(started)
         if self.is_cleared:
             self.clear()
-            raise Different("it was killed")
+            raise Different("the run was killed")
         return started
 
     def pids(self, started):
@@ -103,7 +103,7 @@ class Run:
         return [int(pid) for pid in found.stdout.split() if self.ranks == 1 or int(pid) != started.pid]
 
     def clear(self):
-        """Kills what still runs of all starts, and lets nothing start any more."""
+        """Kills the processes of all starts, and refuses further starts."""
         self.is_cleared = True
         for started in self.started:
             for pid in self.pids(started) + ([started.pid] if started.poll() is None else []):
@@ -127,7 +127,7 @@ class Run:
         if sizes != self.sizes:
             self.sizes, self.seen, self.since = sizes, self.log().count(b"\n"), time.monotonic()
         if time.monotonic() > self.since + PATIENCE:
-            raise Different(f"it hangs: {self.news()[-3000:]}")
+            raise Different(f"the run hangs: {self.news()[-3000:]}")
         return self.seen
 
     def news(self):
@@ -136,8 +136,8 @@ class Run:
         news, self.said = log[self.said :].decode(errors="replace"), len(log)
         return news
 
-    def artefacts(self):
-        """The hash of every artefact and of every file of the exports, but for source.json, which names the run's folder."""
+    def hashes(self):
+        """The hash of every artefact and of every exported file, except source.json, which names the run's folder."""
         files = [*self.dir.glob("*.h5"), *self.dir.glob("export/**/*")]
         files = [path for path in files if path.is_file() and path.name != "source.json"]
         return {str(path.relative_to(self.dir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -150,8 +150,8 @@ class Run:
             self.lines()
 
     def end(self, *starts):
-        """Waits until these starts have ended, each with 0 or one of its own exit codes. Deletes the damaged files that they refuse,
-        as a user would. Two starts at the same time may refuse the same file."""
+        """Waits until these starts have ended. Each is given with the exit codes that are allowed besides 0. Deletes the damaged files
+        that the starts refuse with exit code 3, as a user would. Two starts at the same time may refuse the same file."""
         ended, said = [(self.wait(started), codes) for started, codes in starts], self.news()
         self.is_done = any(code == 0 for code, _ in ended)
         refused = re.findall(r"ERROR (?:\[\d+\] )?(.*?\.h5)", said) if self.may_be_damaged else []
@@ -168,10 +168,11 @@ class Run:
             self.end((self.start(), []))
             if self.is_done:
                 return starts
-        raise Different("it refuses more files than were damaged")
+        raise Different("the run refuses more files than were damaged")
 
     def disturb(self, kind, rng, lines):
-        """Starts the run and disturbs it after about so many lines of its log. Returns whether it was still running."""
+        """Starts the run and disturbs it after up to `lines` more lines of its log. Returns whether the disturbance happened; it does
+        not if the run has ended before."""
         if kind in ("torn", "flipped"):
             return self.damage(kind, rng, lines)
         if self.is_done:
@@ -184,8 +185,8 @@ class Run:
         return happened
 
     def waited(self, started, rng, lines):
-        """Waits for so many more lines of the log and a moment. Every fifth moment is in the start itself. Returns whether the run
-        still runs."""
+        """Waits for up to `lines` more lines of the log and a moment; one time in five only for a moment of at most 0.6 seconds, in
+        which the run may still be starting. Returns whether the run still runs."""
         if rng.random() < 0.2:
             time.sleep(rng.uniform(0.0, 0.6))
             return started.poll() is None
@@ -249,11 +250,12 @@ class Run:
         return happened and bool(folders)
 
     def pause_for_trouble(self, started, rng):
+        """Waits up to two seconds, or until the start has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             started.wait(rng.uniform(0.2, 2))
 
     def clock(self, started, rng):
-        """Steps the clock, sometimes twice, and checks that the log shows a step of many days."""
+        """Lets the run's clock jump, sometimes twice. Checks that the times in the log show a jump of many days."""
         for _ in range(rng.randint(1, 2)):
             step = rng.choice([-1, 1]) * rng.choice([2, 70, 4000, 40 * DAY])
             self.step_file.write_text(str(step))
@@ -264,12 +266,12 @@ class Run:
         if len(stamps) > self.ranks and abs(step) > DAY:
             shown = datetime.fromisoformat(f"{stamps[-1]}+00:00").timestamp() - time.time()
             if abs(shown - step) > DAY:
-                raise Different(f"a step of the clock by {step} s does not reach the ranks, which are at {shown:.0f} s")
+                raise Different(f"the ranks do not see that the clock jumped by {step} s; their clock is {shown:.0f} s ahead")
         return True
 
     def second(self, started, rng):
-        """Starts the same run a second time on the same run directory. Half of the times it kills the first, which may also lose a
-        phase to the second if it was too slow to renew its lease."""
+        """Starts the same run a second time on the same run directory, and in half of the cases kills the first start. The first start
+        may also lose a phase to the second if it was too slow to renew its lease."""
         self.start()
         if rng.random() < 0.5:
             self.waited(started, random.Random(rng.random()), 60)
@@ -277,8 +279,9 @@ class Run:
         return True
 
     def damage(self, kind, rng, lines):
-        """Kills the run and cuts a random file of it, or flips a bit of it; every second time an artefact or checkpoint. Returns
-        whether there was a file. The two records that only a person can mend stay whole."""
+        """Kills the run if it is not done, and cuts a random file of it or flips a bit of the file. In half of the cases the file is an
+        artefact or checkpoint. Returns whether there was a file. config.toml and dataset.json, which only a person can mend, stay
+        whole."""
         if not self.is_done:
             started = self.start()
             if self.waited(started, rng, lines):
@@ -302,7 +305,8 @@ class Run:
 
 
 def read_only(folder, wanted):
-    """Makes a folder read-only or writable again. Permissions do not bind root, but the attribute `immutable` does."""
+    """Makes a folder read-only or writable again, and returns whether that worked. Permissions do not bind root, but the file system's
+    attribute `immutable` does."""
     if os.geteuid() != 0:
         folder.chmod(0o555 if wanted else 0o755)
         return True
@@ -310,11 +314,11 @@ def read_only(folder, wanted):
 
 
 def stopped_by(number):
-    """How a start may end that got a signal: stopped, or ended by the signal before there was a handler."""
+    """The exit codes of a start that got a signal: stopped, or ended by the signal before the program had a handler for it."""
     return [STOPPED, -number, 128 + number]
 
 
-# Every kind: what it does to a start, and how that start may end beside exit code 0.
+# Every kind: the function that disturbs a start, and the exit codes besides 0 with which that start may end.
 KINDS = {
     "kill": (Run.kill_ranks, KILLED),
     "peer": (Run.peer, KILLED),

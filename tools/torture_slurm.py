@@ -19,7 +19,7 @@ CONFIGURATION = Path(__file__).parents[1] / "tests/fake/slurm.conf"
 
 
 class Cluster:
-    """A Slurm of three virtual nodes on this machine. The daemons and commands are real, all files are in one folder."""
+    """A Slurm of three virtual nodes on this machine. The daemons and commands are real. All files lie in one folder."""
 
     def __init__(self):
         # The path must be short, since PMIx puts its sockets below it, and munged requires that everybody can enter the folder.
@@ -91,7 +91,7 @@ class Cluster:
             self.output("scontrol", "release", job)
 
     def processes(self, name=None):
-        """The processes that jobs have started, of one name or all of them, found by the environment that they inherit."""
+        """The processes that jobs have started, all or those of one name. They have inherited the variable SLURM_CONF."""
         mine, others = f"SLURM_CONF={self.folder}/slurm.conf".encode(), [os.getpid(), *(daemon.pid for daemon in self.daemons)]
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
@@ -129,6 +129,7 @@ def free_ports(count):
 
 
 def until(what, holds):
+    """Waits until `holds()` is true. After too long a wait, the error names `what`."""
     end = time.monotonic() + PATIENCE
     while not holds():
         if time.monotonic() > end:
@@ -137,7 +138,7 @@ def until(what, holds):
 
 
 class SubmittedRun(Run):
-    """A run that is submitted as an array or as one allocation."""
+    """A run that is submitted to Slurm: with one rank as several jobs (mode `array`), else as one job (mode `allocation`)."""
 
     def __init__(self, binary, folder, ranks, replicas, cluster):
         super().__init__(binary, folder, ranks, replicas)
@@ -156,9 +157,9 @@ class SubmittedRun(Run):
         until("an empty queue", lambda: self.cluster.queue() == [])
 
     def submit(self):
-        """Submits what is not done. Returns whether there was anything to submit."""
+        """Submits the parts of the run that are not done. Returns whether there were any."""
         if self.is_cleared:
-            raise Different("it was cancelled")
+            raise Different("the run was cancelled")
         words = self.arguments("submit") + ["--json"]
         answer = subprocess.run(words, cwd=self.folder, capture_output=True, text=True)
         if answer.returncode != 0:
@@ -167,7 +168,7 @@ class SubmittedRun(Run):
         return not self.is_done
 
     def wait_for_queue(self, lines=None):
-        """Waits until no job is left, or until the logs have so many lines. Returns the jobs that run then."""
+        """Waits until no job is left, or until the logs have `lines` lines. Returns the jobs that run then."""
         seen, since, looked, queue = None, time.monotonic(), 0.0, None
         while True:
             if lines is not None and self.lines() >= lines:
@@ -189,10 +190,11 @@ class SubmittedRun(Run):
             self.wait_for_queue()
             if not self.submit():
                 return submissions
-        raise Different(f"it does not end: {self.news()[-3000:]}")
+        raise Different(f"the run does not end: {self.news()[-3000:]}")
 
     def disturb(self, kind, rng, lines):
-        """Disturbs the run's jobs after so many more lines of their logs; submits it if no job is left."""
+        """Disturbs a running job of the run after up to `lines` more lines of the logs. If no job is left, it first submits the run.
+        Returns whether a job was disturbed."""
         if self.is_done or (self.cluster.queue() == [] and not self.submit()):
             return False
         running = self.wait_for_queue(self.lines() + rng.randrange(lines))
@@ -216,7 +218,7 @@ class SubmittedRun(Run):
         return bool(ranks) and self.send([rng.choice(ranks)], signal.SIGKILL)
 
     def node_down(self, job, rng):
-        """Sets a node of the job down, kills what runs on it half of the times, and takes it back after a moment."""
+        """Sets the first node of the job down, so that Slurm ends the job on it, and resumes the node after a moment."""
         node = self.cluster.output("scontrol", "show", "hostnames", job[2]).split()
         if not node or not self.scontrol("update", f"NodeName={node[0]}", "State=DOWN", "Reason=torture"):
             return False

@@ -3,23 +3,23 @@
 # Written by `incubate submit`; edit [slurm] in the config rather than this file.
 {options}
 
-# From here on the early signal and TERM are noted and passed on to the child as USR2. The program then writes a checkpoint
-# and ends with 75. They are not passed on as TERM, at which srun would kill the ranks at once.
+# From here on the script records the early signal, TERM and INT, and passes them on to the child as USR2. The program then writes a
+# checkpoint and ends with 75. The child does not get TERM, at which srun would kill the ranks at once.
 child='' stop_requested='' ended_by_slurm=''
 pass_on() { [ -z "$child" ] || kill -s USR2 "$child" 2>/dev/null; }
 trap 'stop_requested=1; pass_on' {signal}
 # scancel, preemption and requeueing send TERM. Slurm then decides whether the job comes back, so this script does not.
 trap 'ended_by_slurm=1; pass_on' TERM INT
 
-# If the job was submitted from within a step, these variables would make it a part of that step. Your OMPI_MCA_* stay.
-for name in ${!PMI_@} ${!PMIX_@} ${!OMPI_COMM_@} ${!SLURM_STEP_@} ${!SLURM_STEPID@} ${!SLURM_CPU_BIND@} {foreign}; do
+# If the job was submitted from within a step, these variables would make it a part of that step. Your PMIX_MCA_* and OMPI_MCA_* stay.
+for name in ${!PMI_@} ${!PMIX_@} ${!OMPI_COMM_@} ${!SLURM_STEP_@} ${!SLURM_STEPID@} ${!SLURM_CPU_BIND@} {array_variables}; do
   case $name in PMIX_MCA_*) ;; *) unset "$name" ;; esac
 done
 
-# Where sbatch is told to export nothing, srun would do the same, and the ranks would miss what the setup below sets.
+# If sbatch was told to export no variables, srun would export none either, and the ranks would lack those that the setup below sets.
 unset SLURM_EXPORT_ENV
 
-# `set -u` comes after the setup, since modules and environments read variables that are not set.
+# `set -u` comes after the setup, since `module load` and conda read variables that are not set.
 {setup}
 set -u
 
@@ -29,8 +29,9 @@ run_dir={run_dir}
 max_requeues={max_requeues}
 job={job}
 
+# Starts the program with a command and its arguments, waits until it has ended, and returns its exit code.
 step() {
-  local again
+  local code_of_last_wait
   [ -z "$stop_requested$ended_by_slurm" ] || return 75
   {launch} "${program[@]}" "$@" --run-dir "$run_dir" &
   child=$!
@@ -43,18 +44,18 @@ step() {
     [ "$code" -gt 128 ] || break
     kill -0 "$child" 2>/dev/null && continue
     wait "$child"
-    again=$?
-    [ "$again" = 127 ] || code=$again
+    code_of_last_wait=$?
+    [ "$code_of_last_wait" = 127 ] || code=$code_of_last_wait
     break
   done
   child=
-  # If the signal came before the program had a handler, the signal ended it. No work is lost, so it counts as a stop.
+  # A signal that comes before the program has a handler ends the program. No work is lost, so this counts as a stop.
   [ -z "$stop_requested$ended_by_slurm" ] || [ "$code" != $((128 + $(kill -l USR2))) ] || code=75
   return "$code"
 }
 
-# Prints how many steps this job's phases have saved, to notice a restart that gained nothing. A phase whose heartbeat still
-# says «running» was lost with its node, so its steps do not count.
+# Prints how many steps this job's phases have saved, by which the script notices a start that gained none. A phase whose heartbeat
+# still says «running» was lost with its node, so its steps do not count.
 steps_saved() {
   local total=0 number
   for number in $(cd "$run_dir/progress" 2>/dev/null && grep -Ls '"state":"running"' {watched} |
@@ -63,7 +64,7 @@ steps_saved() {
   done
   echo "$total"
 }
-before=$(steps_saved)
+steps_before=$(steps_saved)
 
 code=0
 {steps}
@@ -74,7 +75,7 @@ if [ "$code" = 75 ] && [ -z "$ended_by_slurm" ]; then
     echo "incubate: stopped, and requeued $count times already: giving up" >&2
     exit 1
   fi
-  if [ "$count" -gt 0 ] && [ "$(steps_saved)" -le "$before" ]; then
+  if [ "$count" -gt 0 ] && [ "$(steps_saved)" -le "$steps_before" ]; then
     echo "incubate: stopped without a step gained since the last start: not requeued" >&2
     exit 1
   fi

@@ -1,5 +1,6 @@
-//! `incubate bench data`: how many images per second one core reads, decodes and transforms, from files and from packs; the
-//! time of each part; and the rate of the whole loader. `tools/bench_data.py` compares with timm's transform on the same folder.
+//! `incubate bench data`: measures how many images per second one core reads, decodes and transforms, from files and from packs, the
+//! time of each part of a transform, and the rate of the whole loader. `tools/bench_data.py` compares the rates with those of timm's
+//! transforms on the same folder.
 
 use crate::config::Config;
 use crate::data::feed::Feed;
@@ -27,23 +28,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Images per second, including reading the file or the pack; on one thread unless stated otherwise.
+/// The result. Fields that end in `per_s_core` are images per second on one thread, including the time to read the file or the pack.
 #[derive(Debug, Serialize)]
 pub struct DataReport {
     pub images: usize,
+    /// The mean size of a file.
     pub mean_bytes: usize,
     pub decode_per_s_core: f64,
     pub train_per_s_core: f64,
-    /// The rates from shards that `incubate pack` and `incubate pack --raw` write.
+    /// The rates with images from shards as `incubate pack` and `incubate pack --raw` write them.
     pub train_packed_jpeg_per_s_core: f64,
     pub train_packed_raw_per_s_core: f64,
     pub eval_per_s_core: f64,
     pub eval_packed_jpeg_per_s_core: f64,
     pub eval_packed_raw_per_s_core: f64,
-    /// The rates of the whole loader, from files to mixed batches, with one and with two worker threads.
+    /// The images per second of the whole loader, from files to mixed batches, with one and with two worker threads.
     pub loader_1_per_s: f64,
     pub loader_2_per_s: f64,
-    /// The milliseconds of each part of the training transform of one image.
+    /// The milliseconds of each part of a transform of one image.
     pub train_ms: Parts,
     pub train_packed_jpeg_ms: Parts,
     pub train_packed_raw_ms: Parts,
@@ -52,6 +54,7 @@ pub struct DataReport {
     pub operations_ms: BTreeMap<&'static str, f64>,
 }
 
+/// The milliseconds of each part of a transform.
 #[derive(Debug, Serialize)]
 pub struct Parts {
     pub read: f64,
@@ -124,7 +127,7 @@ impl Packs {
         let folder = std::env::temp_dir().join(format!("incubate-bench-data-{}", std::process::id()));
         let packed = |encoding: Encoding| {
             let folder = folder.join(encoding.name());
-            std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+            std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
             pack(files, encoding, &folder)?;
             Packed::open(&folder, "train")
         };
@@ -139,7 +142,7 @@ impl Packs {
     }
 }
 
-/// One shard of all images, made as `incubate pack` makes it.
+/// Writes all images into one shard, as `incubate pack` does.
 fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
     let (mut shrink, mut samples, mut all) = (Shrink::new()?, Table::default(), Vec::new());
     for index in 0..files.len() {
@@ -159,49 +162,49 @@ fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
     shard::write(&folder.join(packed::file_name("train", 0)), &shard, &all)
 }
 
-/// Images per second of the training or evaluation transform.
+/// The images per second of the training or evaluation transform, and the milliseconds of its parts.
 fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bool) -> Result<(f64, Parts)> {
     let recipe = Recipe::new(config);
-    let mut bench = recipe.workbench()?;
+    let mut workbench = recipe.workbench()?;
     let mut out = vec![0.0; 3 * config.model.image_size().pow(2)];
-    let (rate, reading) = rate(passes, samples, |key, bytes, stored| {
-        if key == 0 {
-            bench.spent = Spent::default();
+    let (rate, reading) = rate(passes, samples, |number, bytes, stored| {
+        if number == 0 {
+            workbench.spent = Spent::default();
         }
         match training {
-            true => recipe.train(&mut bench, bytes, stored, &mut Random::new(&[key]), &mut out),
-            false => recipe.evaluate(&mut bench, bytes, stored, &mut out),
+            true => recipe.train(&mut workbench, bytes, stored, &mut Random::new(&[number]), &mut out),
+            false => recipe.evaluate(&mut workbench, bytes, stored, &mut out),
         }
     })?;
-    Ok((rate, Parts::of(reading, &bench.spent, passes * samples.len())))
+    Ok((rate, Parts::of(reading, &workbench.spent, passes * samples.len())))
 }
 
-/// The images per second of some work, and the time that reading them took. The work gets the number of the image. The first few
-/// images, which all get the number 0, are not counted.
+/// The images per second of `work`, and the time that reading took. Reads all images in each pass and gives `work` a running number
+/// over all passes, from 0. Up to 20 images before them, which warm up and are not timed, all get the number 0.
 fn rate(
     passes: usize,
     samples: &dyn Samples,
     mut work: impl FnMut(u64, &[u8], Stored) -> Result<()>,
 ) -> Result<(f64, Duration)> {
     let (mut bytes, mut reading) = (Vec::new(), Duration::ZERO);
-    let mut one = |number: u64, index: usize| -> Result<Duration> {
+    let mut process = |number: u64, index: usize| -> Result<Duration> {
         let began = Instant::now();
         let stored = samples.read(index, &mut bytes).with_context(|| samples.name(index))?;
         let read = began.elapsed();
         work(number, &bytes, stored).with_context(|| samples.name(index))?;
         Ok(read)
     };
-    (0..samples.len().min(20)).try_for_each(|index| one(0, index).map(drop))?;
+    (0..samples.len().min(20)).try_for_each(|index| process(0, index).map(drop))?;
     let began = Instant::now();
     for pass in 0..passes {
         for index in 0..samples.len() {
-            reading += one((pass * samples.len() + index) as u64, index)?;
+            reading += process((pass * samples.len() + index) as u64, index)?;
         }
     }
     Ok(((passes * samples.len()) as f64 / began.elapsed().as_secs_f64(), reading))
 }
 
-/// Images per second of the whole loader.
+/// The images per second of the whole loader.
 fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     const BATCH: usize = 32;
     let count = files.len();
@@ -214,7 +217,7 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
     let mut loader = Loader::start(&plan, &phase, Feed { source: &source, workers }, micro_batches, 0, Mixing::Host)?;
     let batches = (passes * count).div_ceil(batch);
-    // Take the batches that were made before the clock starts, since they must not count.
+    // Batches that were made before the clock starts must not count.
     for batch in loader.by_ref().take(4 * workers) {
         batch?;
     }
@@ -226,7 +229,7 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
 }
 
 /// The milliseconds that each operation adds to the time of an image's normalisation. Normalisation is timed with each operation,
-/// because it applies the operations that are tables.
+/// because it applies those operations that map each byte by a table.
 fn operations(config: &Config, files: &dyn Samples) -> Result<BTreeMap<&'static str, f64>> {
     const ALL: [(&str, Operation); 15] = [
         ("auto_contrast", Operation::AutoContrast),

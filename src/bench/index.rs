@@ -1,5 +1,5 @@
-//! `incubate bench index`: the time and memory that the index of a large source takes, and the memory of a loader that uses
-//! it. The entries are generated.
+//! `incubate bench index`: measures the time and memory that the index of a large image source takes, and the memory of a loader that
+//! uses the index. The entries of the index are generated.
 
 use crate::config::Config;
 use crate::data::feed::Feed;
@@ -26,7 +26,7 @@ pub struct IndexReport {
     pub classes: usize,
     /// The time to generate the entries and write the index file.
     pub build_s: f64,
-    /// The time to open the index file: compare the fingerprint of the folders, read and verify.
+    /// The time to open the index file: to compare the fingerprint of the folders, and to read and verify the file.
     pub open_s: f64,
     /// The size of the index file.
     pub file_mib: f64,
@@ -42,64 +42,64 @@ pub struct IndexReport {
 }
 
 const CLASSES: usize = 1000;
-/// As many workers as a GPU may have on a node with eight GPUs.
+/// The loader's worker threads: about as many as each GPU gets on a machine with 64 cores and eight GPUs.
 const WORKERS: usize = 8;
-/// Enough for every worker to fill its share of the queue.
+/// The batches that the loader makes: enough for every worker to fill its share of the queue.
 const BATCHES: usize = 48;
 
-/// Measures with temporary files in `folder`.
+/// Measures an index of this number of entries, with temporary files in `folder`.
 pub fn measure(entries: usize, folder: &Path) -> Result<IndexReport> {
     let root = folder.join(format!("bench-index-{}", std::process::id()));
-    let kept = IndexFile { path: root.with_extension("index"), may_write: true };
+    let index_file = IndexFile { path: root.with_extension("index"), may_write: true };
     (0..CLASSES).try_for_each(|class| fs::create_dir_all(root.join(name_of(class))))?;
-    let measured = measure_in(entries, &root, &kept);
-    let _ = (fs::remove_dir_all(&root), fs::remove_file(&kept.path));
+    let measured = measure_in(entries, &root, &index_file);
+    let _ = (fs::remove_dir_all(&root), fs::remove_file(&index_file.path));
     measured
 }
 
-fn measure_in(entries: usize, root: &Path, kept: &IndexFile) -> Result<IndexReport> {
+fn measure_in(entries: usize, root: &Path, index_file: &IndexFile) -> Result<IndexReport> {
     let build = || {
         let index = generate(entries)?;
         let fingerprint = fingerprint(root, &index.groups)?;
         Ok((index, fingerprint))
     };
-    let open = || Index::cached(Some(kept), |groups| fingerprint(root, groups), build);
+    let open = || Index::cached(Some(index_file), |groups| fingerprint(root, groups), build);
     let began = Instant::now();
     drop(open()?);
     let build_s = began.elapsed().as_secs_f64();
-    let built_mib = resident_mib("VmHWM")?;
-    let before = resident_mib("VmRSS")?;
+    let build_peak_mib = status_mib("VmHWM")?;
+    let before_mib = status_mib("VmRSS")?;
     forget_peak()?;
     let began = Instant::now();
     let index = open()?;
     let open_s = began.elapsed().as_secs_f64();
-    let index_mib = resident_mib("VmRSS")? - before;
+    let index_mib = status_mib("VmRSS")? - before_mib;
     load(index)?;
-    let peak = resident_mib("VmHWM")?;
+    let loading_peak_mib = status_mib("VmHWM")?;
     Ok(IndexReport {
         entries,
         classes: CLASSES,
         build_s,
         open_s,
-        file_mib: fs::metadata(&kept.path)?.len() as f64 / MIB,
+        file_mib: fs::metadata(&index_file.path)?.len() as f64 / MIB,
         index_mib,
         workers: WORKERS,
-        loader_mib: peak - before,
+        loader_mib: loading_peak_mib - before_mib,
         batches: BATCHES,
-        peak_mib: peak.max(built_mib),
+        peak_mib: loading_peak_mib.max(build_peak_mib),
     })
 }
 
-/// Makes batches of the images in the index, which all have the same bytes.
+/// Makes batches by the loader. All images of the index have the same bytes.
 fn load(index: Index) -> Result<()> {
     let mut random = Random::new(&[1]);
     let (height, width) = (375, 500);
     let rgb: Vec<u8> = (0..3 * height * width).map(|i| (i / 600 % 200 + random.below(40)) as u8).collect();
-    let file = jpeg::encode(&rgb, height, width, 90)?;
+    let jpeg = jpeg::encode(&rgb, height, width, 90)?;
     drop(rgb);
     let sets = ["run.micro_batch=64".into(), format!("model.classes={CLASSES}")];
     let plan = Plan::new(Config::parse("", &sets)?, index.len())?;
-    let split: Split = Arc::new(Generated { index, file });
+    let split: Split = Arc::new(Generated { index, jpeg });
     let source = Source { train: split.clone(), test: split, bad: Arc::new(BadImages::new(0)) };
     let phase = plan.phase(&META, None);
     let micro_batches = micro_batches(0..phase.training.global_batch, plan.config.run.micro_batch.samples());
@@ -108,9 +108,11 @@ fn load(index: Index) -> Result<()> {
     loader.take(BATCHES).try_for_each(|batch| batch.map(drop))
 }
 
+/// The images of the generated index.
 struct Generated {
     index: Index,
-    file: Vec<u8>,
+    /// The bytes of every image.
+    jpeg: Vec<u8>,
 }
 
 impl Samples for Generated {
@@ -128,7 +130,7 @@ impl Samples for Generated {
 
     fn read(&self, _index: usize, bytes: &mut Vec<u8>) -> Result<Stored> {
         bytes.clear();
-        bytes.extend_from_slice(&self.file);
+        bytes.extend_from_slice(&self.jpeg);
         Ok(Stored::Encoded)
     }
 }
@@ -154,21 +156,22 @@ fn generate(entries: usize) -> Result<Index> {
 
 /// Resets the kernel's record of this process's peak memory.
 fn forget_peak() -> Result<()> {
-    fs::write("/proc/self/clear_refs", "5").context("/proc/self/clear_refs")
+    fs::write("/proc/self/clear_refs", "5").context("/proc/self/clear_refs cannot be written")
 }
 
-fn resident_mib(field: &str) -> Result<f64> {
-    let status = fs::read_to_string("/proc/self/status")?;
+/// A field of /proc/self/status that the kernel gives in kB, such as `VmRSS`.
+fn status_mib(field: &str) -> Result<f64> {
+    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status cannot be read")?;
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let kib: f64 = line.and_then(|l| l.trim().strip_suffix(" kB")?.parse().ok()).context("/proc/self/status")?;
-    Ok(kib / 1024.0)
+    let kib: Option<f64> = line.and_then(|l| l.trim().strip_suffix(" kB")?.parse().ok());
+    Ok(kib.with_context(|| format!("/proc/self/status has no {field} in kB"))? / 1024.0)
 }
 
 /// The report for people.
 pub fn text(r: &IndexReport) -> String {
     format!(
-        "{} entries in {} classes: built and kept in {:.2} s ({:.0} MiB), opened in {:.2} s ({:.0} MiB in memory)\n\
-         the loader, index included, with {} workers: at most {:.0} MiB over {} batches of 64; the whole process {:.0} MiB\n",
+        "{} entries in {} classes: built and written in {:.2} s (a file of {:.0} MiB), opened in {:.2} s ({:.0} MiB in memory)\n\
+         the loader with {} workers: at most {:.0} MiB over {} batches of 64, index included; the whole process: at most {:.0} MiB\n",
         r.entries,
         r.classes,
         r.build_s,

@@ -67,7 +67,7 @@ pub fn input(config: &Config, rate: f64, devices: usize) -> Result<Input> {
     Ok(compare(config, rates, rate, cores, devices))
 }
 
-/// The finding of `doctor` about this node.
+/// The finding of `doctor`: whether the cores of this node read images as fast as its devices train on them.
 ///
 /// # Errors
 /// The images cannot be opened, or the cores read fewer images than the devices demand. The error names the cure.
@@ -79,8 +79,8 @@ pub fn finding(config: &Config) -> Result<String> {
     if input.feeds { Ok(input.text()) } else { Err(usage!("{}", input.text())) }
 }
 
-/// The input of a node that trains `plan` on a world of `ranks` ranks, as the JSON of [`Input`] and its `text`. If the images cannot
-/// be opened, there is only the text, which says why.
+/// Estimates the input of a node that trains `plan` on a world of `ranks` ranks. Returns the JSON of [`Input`] and its `text`. If the
+/// images cannot be opened, there is only the text, which says why.
 pub fn of_plan(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let slurm = &plan.config.slurm;
     let devices = plan.replicas_per_rank() * ranks.min(slurm.ranks.div_ceil(slurm.nodes));
@@ -182,7 +182,8 @@ pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
     Ok(Rates { now, packed: of(&packed)?, packed_raw: of(&raw)? })
 }
 
-/// Images per second of some work on `count` images, which is repeated for at least 0.1 s.
+/// The images per second of `work` on `count` images. The work gets the position of an image and a running number, and is repeated for
+/// at least 0.1 s.
 fn rate(count: usize, mut work: impl FnMut(usize, u64) -> Result<()>) -> Result<f64> {
     const ENOUGH: Duration = Duration::from_millis(100);
     (0..count.min(4)).try_for_each(|i| work(i, 0))?;

@@ -185,8 +185,9 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
 /// Steps that run before the timed ones.
 const WARM_UP: u64 = 3;
 
-/// Warms up, makes `steps` steps, and writes their recording to `trace`. Returns the seconds of each step, and the summed times of the
-/// steps' parts. On a GPU these are the parts of the steps before them, because a step returns the outcome of the step before it.
+/// Warms up, makes `steps` steps, and writes their recording to `trace`. Returns the seconds of each step, and the times of the steps'
+/// parts, summed over the steps. On a GPU, each of the summed steps is one step earlier, because a step returns the outcome of the step
+/// before it.
 fn time_steps(
     step: &mut dyn FnMut(u64) -> Result<Option<Outcome>>,
     steps: usize,

@@ -95,7 +95,8 @@ pub enum Command {
         file: PathBuf,
         #[command(flatten)]
         config: ConfigArgs,
-        /// meta, assembled or final [default, by depth: meta, else final, or assembled with --new-head]
+        /// The part that the model plays in the run: meta, assembled or final [default: meta for a model as deep as the meta model, else
+        /// final, or assembled with --new-head]
         #[arg(long = "as", value_name = "ROLE")]
         role: Option<Role>,
         /// Take the moving averages of the weights (model_ema, state_dict_ema or ema_state_dict)
@@ -159,7 +160,7 @@ pub enum Command {
         /// Run directories, finished or not, or folders of run directories
         #[arg(required = true)]
         run_dirs: Vec<PathBuf>,
-        /// The HTML file [default: report.html in the only folder given, or report-so-far.html while its run goes on]
+        /// The HTML file [default for a single folder: report.html in it, or report-so-far.html while its run goes on]
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
         /// Also write each picture as SVG and PNG, and each table as CSV, into this folder

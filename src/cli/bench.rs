@@ -64,7 +64,7 @@ pub struct StepArgs {
     /// The module to train in its hybrid
     #[arg(long, value_name = "I")]
     stage: Option<usize>,
-    /// The target end to end [default without --stage]
+    /// The target end to end [default unless --stage, --dgl or --infopro is given]
     #[arg(long, conflicts_with = "stage")]
     e2e: bool,
     /// The target with a loss for each stage (DGL)
@@ -92,7 +92,7 @@ pub struct StepArgs {
     /// kept-samples, fp32-sums; may be given more than once
     #[arg(long, value_name = "PART")]
     without: Vec<Part>,
-    /// The kernel of attention on a GPU [default: flash, or efficient in fp32]
+    /// The kernel of attention on a GPU [default: flash in bf16, else efficient]
     #[arg(long)]
     attention: Option<Attention>,
     /// Record the timed steps, which takes time itself, into a file in Chrome's trace format: libtorch's functions and a GPU's kernels

@@ -24,7 +24,7 @@ pub fn submit(args: &TrainArgs, dry_run: bool, json: bool) -> Result<()> {
         config = extend::extend(&Solo, config, epochs)?;
     }
     let images = data::train_images(&config)?;
-    let binary = std::env::current_exe().context("this program's own path")?;
+    let binary = std::env::current_exe().context("this program's own path cannot be found")?;
     let plan = Plan::new(config, images)?;
     check_jobs(&plan)?;
     check_data(&plan, args.accept_data, dry_run)?;

@@ -99,7 +99,8 @@ pub fn dispatch(command: &Command, world: &World) -> Result<()> {
         Command::Completions { shell } => print_completions(*shell),
         Command::Man { folder } => {
             std::fs::create_dir_all(folder).map_err(|e| usage!("{}: {e}", folder.display()))?;
-            clap_mangen::generate_to(Cli::command(), folder).with_context(|| format!("{}", folder.display()))
+            clap_mangen::generate_to(Cli::command(), folder)
+                .with_context(|| format!("{}: cannot write the man pages", folder.display()))
         }
     }
 }
@@ -185,7 +186,8 @@ fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) 
     on_config(world, config, (args.accept_data, TaskKind::Classification), act)
 }
 
-/// Opens the job of a config with the images of a task, changed or not if `accept_data`, and lets `act` train it.
+/// Opens the job of a config with the images of a task, and lets `act` train it. Refuses images that have changed since the run was
+/// started, unless `accept_data`.
 fn on_config(
     world: &World,
     config: Config,
@@ -263,6 +265,6 @@ fn print_unless_closed(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        printed => printed.map(|()| true).context("standard output"),
+        printed => printed.map(|()| true).context("standard output cannot be written"),
     }
 }

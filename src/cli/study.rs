@@ -64,8 +64,8 @@ fn train(study: &Study, cell: &Cell) -> Result<()> {
         return Ok(());
     }
     on_config(&World::alone(), cell.plan.config.clone(), (false, TaskKind::Classification), |job| {
-        // The time of the cells before is not this cell's.
-        job.clock.skip();
+        // The time that earlier cells took does not count for this cell.
+        job.clock.leave_uncounted();
         match cell.method {
             Method::Incubation => job.run()?,
             baseline => {
@@ -99,7 +99,7 @@ fn lines(study: &Study, cells: &[&Cell], gpu: Option<GpuModel>) -> Result<Vec<Li
 /// The steps that are timed for each kind of network.
 const STEPS: usize = 3;
 
-/// Operations per second of end-to-end steps on this machine.
+/// The operations per second of end-to-end steps on this machine, measured.
 fn speed(config: Config) -> Result<f64> {
     let device = devices(&config)?.device(0);
     let batch = config.run.micro_batch.samples().min(config.e2e.global_batch) / 2 * 2;

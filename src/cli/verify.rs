@@ -18,25 +18,25 @@ pub fn verify(path: &Path, json: bool) -> Result<()> {
         true => artefacts_in(path)?,
         false => vec![path.to_path_buf()],
     };
-    let mut first = None;
+    let mut first_error = None;
     let mut results = Vec::new();
     for file in files {
-        let read = verify_file(&file);
-        let ok = read.is_ok();
-        let verdict = read.as_ref().map_or_else(|error| format!("{error:#}"), |text| format!("ok, {text}"));
+        let verified = verify_file(&file);
+        let ok = verified.is_ok();
+        let verdict = verified.as_ref().map_or_else(|error| format!("{error:#}"), |text| format!("ok, {text}"));
         results.push(serde_json::json!({"file": file, "ok": ok, "text": verdict}));
         if !json {
             // The text of an error already names the file.
             print(&if ok { format!("{}: {verdict}\n", file.display()) } else { verdict + "\n" })?;
         }
-        first = first.or(read.err());
+        first_error = first_error.or(verified.err());
     }
     if json {
         print(&(serde_json::to_string_pretty(&results)? + "\n"))?;
     }
-    // All shards that are there may be intact although the pack lacks a shard.
-    first = first.or_else(|| if is_pack { packed::open(path).err() } else { None });
-    first.map_or(Ok(()), Err)
+    // Every shard in the folder may be intact although the pack lacks a shard.
+    first_error = first_error.or_else(|| if is_pack { packed::open(path).err() } else { None });
+    first_error.map_or(Ok(()), Err)
 }
 
 /// Verifies a file and describes its content.
@@ -46,7 +46,7 @@ fn verify_file(file: &Path) -> Result<String> {
         return Ok(format!("{} {} samples, {}", shard.samples.len(), shard.split, shard.encoding.name()));
     }
     let artefact = artefact::read(file)?;
-    Ok(format!("{} parameters, blake3 {}", artefact.weights.len(), artefact.hash))
+    Ok(format!("{} tensors, blake3 {}", artefact.weights.len(), artefact.hash))
 }
 
 fn artefacts_in(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -55,7 +55,7 @@ fn artefacts_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in [folder, &run.file("checkpoints")] {
         let entries = match std::fs::read_dir(path).and_then(|entries| entries.collect::<Result<Vec<_>, _>>()) {
-            // A copy of the artefacts alone has no folder of checkpoints.
+            // A copy of a run directory may leave out the folder of checkpoints.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             entries => entries.with_context(|| format!("{}: cannot be listed", path.display()))?,
         };

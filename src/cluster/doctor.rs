@@ -39,7 +39,7 @@ pub fn examine(config: Option<&Config>, threads: usize, input: impl Fn(&Config) 
     findings
 }
 
-/// Warns in the first seconds of a job of troubles that would slow it down or stop it later. Every rank checks its cores and the
+/// Warns, in the first seconds of a job, of problems that would slow the job down or stop it later. Every rank checks its cores and the
 /// precision, the first rank of each node also checks the GPUs, and the first rank of all also checks how the ranks were started
 /// and the run directory. The job continues in any case, because ending it would waste its allocation.
 pub fn warn_of_trouble(config: &Config, threads: usize, is_zero: bool) {

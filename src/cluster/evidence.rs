@@ -1,4 +1,4 @@
-//! Gathers the evidence about the states of a run's nodes: their files, and Slurm's reports about their jobs.
+//! Gathers the evidence about the states of the nodes of a run's graph: their files, and Slurm's reports about their jobs.
 
 use super::queue::Queue;
 use crate::config::Config;

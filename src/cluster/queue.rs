@@ -213,7 +213,7 @@ pub fn cancel(run: &RunDir) -> Result<Vec<String>> {
 /// Cancels jobs, if there are any.
 pub fn scancel(ids: &[String]) -> Result<()> {
     if !ids.is_empty() {
-        let output = Command::new("scancel").args(ids).output().context("scancel")?;
+        let output = Command::new("scancel").args(ids).output().context("scancel cannot be started")?;
         let refused = String::from_utf8_lossy(&output.stderr).trim().to_string();
         require!(output.status.success(), "scancel refuses to cancel {}: {refused}", ids.join(", "));
     }

@@ -65,7 +65,7 @@ fn job_number(text: &str) -> Option<String> {
 pub fn test_only(script: &Path) -> Option<Result<String, String>> {
     let output = sbatch().arg("--test-only").arg(script).output().ok()?;
     let stderr = String::from_utf8_lossy(&output.stderr).trim().to_string();
-    // Slurm is installed on this machine, but the machine belongs to no cluster.
+    // These errors mean that Slurm is installed on this machine, but that the machine belongs to no cluster.
     if ["configuration source", "Unable to contact"].iter().any(|unreached| stderr.contains(unreached)) {
         return None;
     }

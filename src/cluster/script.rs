@@ -1,5 +1,5 @@
-//! Writes Slurm job scripts as pure functions of the plan, the paths, the time to save and the job: the same input gives the same
-//! text.
+//! Writes Slurm job scripts as pure functions of the plan, the graph of the run, the paths, the seconds that a checkpoint takes, and the
+//! job: the same input gives the same text.
 
 use super::job::{JobKind, PlannedJob};
 use crate::config::Slurm;
@@ -22,12 +22,13 @@ pub struct Paths<'a> {
     pub run_dir: &'a Path,
 }
 
-/// The resources of a job: nodes, ranks, cores of each rank, GPUs of each node.
-struct Size {
+/// The resources of a job.
+struct Resources {
+    /// The machines.
     nodes: usize,
     ranks: usize,
-    cpus: usize,
-    gpus: usize,
+    cpus_per_rank: usize,
+    gpus_per_node: usize,
 }
 
 /// Writes the scripts of one submission.
@@ -36,7 +37,7 @@ pub struct Script<'a> {
     graph: &'a Graph,
     paths: Paths<'a>,
     /// Seconds from the early signal to the time limit.
-    lead: u64,
+    signal_lead_s: u64,
 }
 
 impl<'a> Script<'a> {
@@ -46,7 +47,7 @@ impl<'a> Script<'a> {
     /// A usage error for a text that cannot be written into a script.
     pub fn new(plan: &'a Plan, graph: &'a Graph, paths: Paths<'a>, save_s: f64) -> Result<Script<'a>> {
         require_plain_text(plan, paths)?;
-        Ok(Script { plan, graph, paths, lead: lead(&plan.config.slurm, save_s) })
+        Ok(Script { plan, graph, paths, signal_lead_s: signal_lead_s(&plan.config.slurm, save_s) })
     }
 
     /// The script of one job.
@@ -57,7 +58,7 @@ impl<'a> Script<'a> {
             self.options(job).iter().map(|option| format!("#SBATCH {}", quoted(option))).collect();
         // A task is requeued by the array's number and the task's number, since the job number of the last task also names the whole
         // array.
-        let (own_id, foreign) = match job.kind {
+        let (own_id, array_variables) = match job.kind {
             JobKind::Array { .. } => ("${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}", ""),
             _ => ("$SLURM_JOB_ID", "${!SLURM_ARRAY_@}"),
         };
@@ -65,7 +66,7 @@ impl<'a> Script<'a> {
             ("title", format!("{} of {}", job.kind, config.run.name)),
             ("options", options.join("\n")),
             ("signal", slurm.signal.clone()),
-            ("foreign", foreign.into()),
+            ("array_variables", array_variables.into()),
             ("setup", slurm.setup.join("\n")),
             ("program", self.program()),
             ("config", path(self.paths.config)),
@@ -74,19 +75,21 @@ impl<'a> Script<'a> {
             ("job", own_id.into()),
             ("launch", self.launch(job)),
             ("watched", self.watched(job)),
-            ("steps", step(job)),
+            ("steps", start_line(job)),
         ];
         fill(TEMPLATE, &texts.each_ref().map(|(name, text)| (*name, text.as_str())))
     }
 
     /// The command that starts the ranks; empty for one rank. Several ranks are started through PMIx, which Open MPI supports.
     fn launch(&self, job: &PlannedJob) -> String {
-        match self.size(job) {
-            Size { ranks: 1, .. } => String::new(),
+        match self.resources(job) {
+            Resources { ranks: 1, .. } => String::new(),
             // If a rank dies, the others wait for it in a collective call until --wait ends them. --kill-on-bad-exit would take
             // the exit code 75 for a failure.
-            Size { ranks, cpus, .. } => {
-                format!("srun --mpi=pmix --wait=\"${{SLURM_WAIT:-20}}\" --ntasks={ranks} --cpus-per-task={cpus}")
+            Resources { ranks, cpus_per_rank, .. } => {
+                format!(
+                    "srun --mpi=pmix --wait=\"${{SLURM_WAIT:-20}}\" --ntasks={ranks} --cpus-per-task={cpus_per_rank}"
+                )
             }
         }
     }
@@ -109,27 +112,30 @@ impl<'a> Script<'a> {
     }
 
     /// The resources of a job.
-    fn size(&self, job: &PlannedJob) -> Size {
+    fn resources(&self, job: &PlannedJob) -> Resources {
         let slurm = &self.plan.config.slurm;
-        let (nodes, ranks, cpus) = (slurm.nodes, slurm.ranks, slurm.cpus_per_rank);
+        let (nodes, ranks, cpus_per_rank) = (slurm.nodes, slurm.ranks, slurm.cpus_per_rank);
         match self.graph.nodes()[job.nodes[0]].row.job {
-            // One process with the cores that the ranks of a node have together.
-            SlurmJob::Alone => Size { nodes: 1, ranks: 1, cpus: ranks.div_ceil(nodes) * cpus, gpus: 0 },
-            _ => Size { nodes, ranks, cpus, gpus: slurm.gpus_per_node },
+            // One process with the cores that the ranks of a machine have together.
+            SlurmJob::Alone => {
+                let cpus_per_rank = ranks.div_ceil(nodes) * cpus_per_rank;
+                Resources { nodes: 1, ranks: 1, cpus_per_rank, gpus_per_node: 0 }
+            }
+            _ => Resources { nodes, ranks, cpus_per_rank, gpus_per_node: slurm.gpus_per_node },
         }
     }
 
     /// The time limit of a job.
     fn time(&self, job: &PlannedJob) -> &str {
         let slurm = &self.plan.config.slurm;
-        let own = match job.kind {
+        let row_limit = match job.kind {
             JobKind::Run => "",
             _ => (self.graph.nodes()[job.nodes[0]].row.time)(slurm),
         };
-        if own.is_empty() { &slurm.time } else { own }
+        if row_limit.is_empty() { &slurm.time } else { row_limit }
     }
 
-    /// The command that starts this program, in the container if there is one.
+    /// The command that starts this program, in the container if the config names one.
     fn program(&self) -> String {
         let (config, slurm) = (&self.plan.config, &self.plan.config.slurm);
         if slurm.container.is_empty() {
@@ -153,7 +159,7 @@ impl<'a> Script<'a> {
     /// The options of sbatch.
     fn options(&self, job: &PlannedJob) -> Vec<String> {
         let slurm: &Slurm = &self.plan.config.slurm;
-        let size = self.size(job);
+        let resources = self.resources(job);
         let is_array = !job.modules.is_empty();
         let pattern = if is_array { "%A_%a" } else { "%j" };
         // Slurm expands % in file names, so a literal % is doubled.
@@ -163,20 +169,20 @@ impl<'a> Script<'a> {
             format!("--output={logs}/{}-{pattern}.log", job.kind),
             "--open-mode=append".into(),
             "--requeue".into(),
-            format!("--signal=B:{}@{}", slurm.signal, self.lead),
-            format!("--nodes={}", size.nodes),
-            format!("--ntasks={}", size.ranks),
-            format!("--ntasks-per-node={}", size.ranks / size.nodes),
-            format!("--cpus-per-task={}", size.cpus),
+            format!("--signal=B:{}@{}", slurm.signal, self.signal_lead_s),
+            format!("--nodes={}", resources.nodes),
+            format!("--ntasks={}", resources.ranks),
+            format!("--ntasks-per-node={}", resources.ranks / resources.nodes),
+            format!("--cpus-per-task={}", resources.cpus_per_rank),
         ];
         if is_array {
             let limit = if slurm.array_limit > 0 { format!("%{}", slurm.array_limit) } else { String::new() };
             let tasks: Vec<usize> = job.modules.iter().map(|module| module - job.first_module).collect();
             options.push(format!("--array={}{limit}", ranges(&tasks)));
         }
-        if size.gpus > 0 {
-            // All ranks of a node see all of its GPUs, because binding a GPU to each task breaks peer-to-peer copies.
-            options.push(format!("--gres=gpu:{}", size.gpus));
+        if resources.gpus_per_node > 0 {
+            // All ranks of a machine see all of its GPUs, because binding a GPU to each task breaks peer-to-peer copies.
+            options.push(format!("--gres=gpu:{}", resources.gpus_per_node));
         }
         for (key, value) in [
             ("time", self.time(job)),
@@ -194,20 +200,21 @@ impl<'a> Script<'a> {
     }
 }
 
-/// The line of the script that starts the program.
-fn step(job: &PlannedJob) -> String {
+/// The line of the script that starts the program. The script's function `step` runs it.
+fn start_line(job: &PlannedJob) -> String {
     let command = match &job.kind {
         JobKind::Row(row_name) => format!("{row_name} \"$config\""),
         JobKind::Array { row_name, .. } => {
             format!("{row_name} \"$config\" --index \"$(({} + SLURM_ARRAY_TASK_ID))\"", job.first_module)
         }
-        // `run` verifies and skips the nodes that the jobs before it have executed.
+        // `run` verifies and skips the nodes of the run's graph that earlier jobs have executed.
         JobKind::Finalize | JobKind::Run | JobKind::Script(_) => "run \"$config\"".into(),
     };
     format!("step {command} || code=$?")
 }
 
-/// Refuses texts that could end an #SBATCH line early and begin another, and run directories that Slurm cannot name.
+/// Refuses texts that could end an #SBATCH line early and begin another, and run directories with a backslash, in whose log paths Slurm
+/// would not put the job number.
 fn require_plain_text(plan: &Plan, paths: Paths) -> Result<()> {
     let (config, slurm) = (&plan.config, &plan.config.slurm);
     let path = |path: &Path| path.to_string_lossy().into_owned();
@@ -261,7 +268,7 @@ pub(super) fn fill(template: &str, texts: &[(&str, &str)]) -> String {
 }
 
 /// The seconds from the early signal to the time limit. By its manual, Slurm may send the signal up to a minute earlier.
-fn lead(slurm: &Slurm, save_s: f64) -> u64 {
+fn signal_lead_s(slurm: &Slurm, save_s: f64) -> u64 {
     match slurm.signal_lead {
         0 => 60.max((30.0 + 4.0 * save_s).ceil() as u64),
         seconds => seconds,

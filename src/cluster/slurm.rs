@@ -27,7 +27,7 @@ pub struct Situation {
 /// The open jobs of earlier submissions, by their job IDs, such as `17` or `17_2`.
 #[derive(Debug, Clone, Default)]
 pub struct OpenJobs {
-    /// The open job or array task of each node, by the node's position; without `last`.
+    /// The open job or array task of each node, by the node's position in the graph. The job `last` is not among them.
     pub of_nodes: BTreeMap<usize, String>,
     /// The job `finalize` or `run`.
     pub last: Option<String>,

@@ -1,5 +1,5 @@
-//! `incubate status RUN_DIR`: the state of each node that packs, trains or assembles, by heartbeats, artefacts and Slurm's queue,
-//! if there is one.
+//! `incubate status RUN_DIR`: the state of each node of the run's graph that packs, trains or assembles. It follows from heartbeats,
+//! artefacts and, if there is a Slurm, its queue.
 
 use super::evidence::{gather, is_imported};
 use super::queue::Queue;

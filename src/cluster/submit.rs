@@ -57,7 +57,7 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
         run.path.display(),
         open.join(", ")
     );
-    std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+    std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
     // The jobs read this config. Keys that change no result, such as run.threads, get the values of this submission.
     if !dry_run || queue.jobs.is_empty() {
         durable::replace_bytes(&config, plan.config.to_toml().as_bytes())?;

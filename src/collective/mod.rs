@@ -24,8 +24,8 @@ pub trait Collective {
     fn all_reduce(&self, values: &mut Tensor) -> Result<()>;
     /// Sums numbers in double precision, such as the counts of an evaluation, over all members, in place.
     fn all_reduce_f64(&self, values: &mut [f64]) -> Result<()>;
-    /// Waits until all members have called it. The thread sleeps while it waits, because another member may be computing on the same
-    /// core.
+    /// Waits until all members have called this method. The thread sleeps while it waits, because another member may be computing on the
+    /// same core.
     fn barrier(&self) -> Result<()>;
 
     /// Waits until `is_done` returns true for work that follows an all-reduce on this member's device.

@@ -32,8 +32,8 @@ impl World {
         let size = comm.size() as usize;
         require!(
             size == launched.size,
-            "{} says {} ranks, but MPI sees a world of {size}: the launcher belongs to another MPI than this binary. Start it \
-             with the mpirun of the MPI it was built with ({}), or with `srun --mpi=pmix`",
+            "{} says {} ranks, but MPI sees a world of {size}: the launcher belongs to another MPI than this binary. Start \
+             the program with the mpirun of the MPI it was built with ({}), or with `srun --mpi=pmix`",
             launched.variable,
             launched.size,
             library_version()

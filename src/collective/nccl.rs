@@ -2,11 +2,11 @@
 //!
 //! Signatures and numbers are those of `nccl.h` 2.18–2.32. The library is called `libnccl.so.2` in NVIDIA's packages;
 //! if libtorch's CUDA part has loaded a copy, that copy is used. Every sum runs on the device's default stream, on which libtorch
-//! computes too. So a sum follows the kernels that compute the gradients and precedes the kernels that use it, without any
+//! computes too. So a sum follows the kernels that compute the gradients and precedes the kernels that use the sum, without any
 //! synchronisation.
 //!
-//! The host begins a sum and continues. If a peer dies, the sum may never end. Therefore, a thread that waits for a sum keeps asking
-//! NCCL and the other replicas of its rank whether the sum can still end, and returns an error if it cannot.
+//! The host begins a sum and continues. If another member dies, the sum may never end. Therefore, a thread that waits for a sum keeps
+//! asking NCCL and the other replicas of its rank whether the sum can still end, and returns an error if it cannot.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libloading::os::unix::{Library, RTLD_NOW};
@@ -140,7 +140,8 @@ impl Api {
     }
 }
 
-/// The cure if the network interface `lo` is down: even the GPUs of one node meet there. `flags` are the kernel's.
+/// The cure if the network interface `lo` is down, through which even the GPUs of one node find each other. `flags` is the kernel's
+/// text of the interface's flags.
 fn cure_of_loopback(flags: &str) -> &'static str {
     match u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16) {
         Ok(flags) if flags & libc::IFF_UP as u32 == 0 => "; the network interface lo is down: ip link set lo up",

@@ -28,8 +28,8 @@ pub struct Replica<'a> {
 
 /// The state that the replicas of one rank share.
 struct Shared {
-    /// The first replica of this rank has this number in the group.
-    first: usize,
+    /// The number of this rank's first replica in the group.
+    first_replica: usize,
     /// The number of replicas in the whole group.
     size: usize,
     /// The identity of the group's NCCL communicator, if NCCL joins the group.
@@ -41,22 +41,22 @@ struct Shared {
     pinning: Pinning,
 }
 
-/// Runs `act` once for each replica of this rank; replica zero runs on the calling thread. `suit_nccl` says whether NCCL can join
-/// this rank's devices. Collective over the group. If `act` succeeds or is stopped by a signal on one replica, it must end so
-/// on all replicas of the group, because they leave NCCL together.
+/// Runs `act` once for each replica of this rank; replica zero runs on the calling thread. `devices_suit_nccl` says whether NCCL can
+/// join this rank's devices. Collective over the group. If `act` succeeds on one replica, or is stopped by a signal there, it must end
+/// in the same way on all replicas of the group, because they leave NCCL together.
 ///
 /// # Errors
-/// Of the replicas that failed by themselves, the one with the lowest number gives the error. If all failures follow from failures of
-/// other ranks, the replica with the lowest number gives it too.
+/// The error of the first replica of this rank that failed by itself. If every failure was caused by another replica or rank, the
+/// [`Failure::Elsewhere`] of the first replica that failed.
 pub fn on_replicas(
     group: &dyn Collective,
     replicas: usize,
-    suit_nccl: bool,
+    devices_suit_nccl: bool,
     act: &(dyn Fn(&Replica) -> Result<()> + Sync),
 ) -> Result<()> {
-    let shared = Shared::new(group, replicas, suit_nccl)?;
+    let shared = Shared::new(group, replicas, devices_suit_nccl)?;
     let run = |local: usize, ranks: Option<&dyn Collective>| {
-        let _released = Released(&shared.meeting);
+        let _close = CloseOnDrop(&shared.meeting);
         let replica = Replica { shared: &shared, local, ranks, nccl: RefCell::default() };
         let result = act(&replica);
         // After a success or a stop, all replicas come here, so that they can leave NCCL together.
@@ -80,24 +80,25 @@ pub fn on_replicas(
         results
     });
     let elsewhere = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(Failure::Elsewhere { .. }));
-    let (own, echoes): (Vec<_>, Vec<_>) = results.into_iter().filter_map(Result::err).partition(|e| !elsewhere(e));
-    own.into_iter().chain(echoes).next().map_or(Ok(()), Err)
+    let (own, caused_elsewhere): (Vec<_>, Vec<_>) =
+        results.into_iter().filter_map(Result::err).partition(|e| !elsewhere(e));
+    own.into_iter().chain(caused_elsewhere).next().map_or(Ok(()), Err)
 }
 
 /// Closes the meeting when a replica ends, because after an error or a panic another replica may be waiting for it.
-struct Released<'a>(&'a Meeting);
+struct CloseOnDrop<'a>(&'a Meeting);
 
-impl Drop for Released<'_> {
+impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
 impl Shared {
-    fn new(group: &dyn Collective, replicas: usize, suit_nccl: bool) -> Result<Shared> {
+    fn new(group: &dyn Collective, replicas: usize, devices_suit_nccl: bool) -> Result<Shared> {
         let mut counts = vec![0.0; group.size() + 1];
         counts[group.rank()] = replicas as f64;
-        counts[group.size()] = f64::from(u8::from(suit_nccl && nccl::version().is_ok()));
+        counts[group.size()] = f64::from(u8::from(devices_suit_nccl && nccl::version().is_ok()));
         group.all_reduce_f64(&mut counts)?;
         let all_have_nccl = counts.pop() == Some(group.size() as f64);
         let counts: Vec<usize> = counts.into_iter().map(|count| count as usize).collect();
@@ -108,12 +109,13 @@ impl Shared {
         } else {
             None
         };
-        if suit_nccl && id.is_none() && size > 1 {
-            let why = nccl::version().err().map_or("another rank lacks it".into(), |error| format!("{error:#}"));
+        if devices_suit_nccl && id.is_none() && size > 1 {
+            let elsewhere = || "another rank cannot load NCCL, or NCCL cannot join its devices".into();
+            let why = nccl::version().err().map_or_else(elsewhere, |error| format!("{error:#}"));
             log::warn!("gradients travel through host memory, because NCCL does not join the GPUs: {why}");
         }
         Ok(Shared {
-            first: counts[..group.rank()].iter().sum(),
+            first_replica: counts[..group.rank()].iter().sum(),
             size,
             id,
             summands: (0..replicas).map(|_| Mutex::default()).collect(),
@@ -179,7 +181,7 @@ impl Collective for Replica<'_> {
     }
 
     fn rank(&self) -> usize {
-        self.shared.first + self.local
+        self.shared.first_replica + self.local
     }
 
     fn size(&self) -> usize {
@@ -192,8 +194,8 @@ impl Collective for Replica<'_> {
         }
         if let Some(nccl) = self.nccl.borrow_mut().as_mut() {
             // All replicas begin a sum together and do nothing else until all have begun it. NCCL's first sum connects the
-            // members in calls that cannot be cancelled. And if a thread of this process allocates CUDA memory after one
-            // GPU has begun the sum and before another has, the other GPU may wait for ever.
+            // members in calls that cannot be cancelled. And if a thread of this process allocates memory of a GPU or pinned host
+            // memory after one GPU has begun the sum and before another has, the other GPU may wait for ever.
             let meeting = &self.shared.meeting;
             meeting.wait()?;
             let _no_pinning = (self.local == 0).then(|| self.shared.pinning.forbid());
@@ -243,7 +245,7 @@ struct Meeting {
 struct State {
     /// How often all members have met.
     round: u64,
-    /// The members that wait for the next meeting.
+    /// The number of members that wait for the next meeting.
     waiting: usize,
     closed: bool,
 }

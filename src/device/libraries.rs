@@ -16,7 +16,7 @@ struct Head {
     count: c_uint,
 }
 
-/// `Dl_serpath`.
+/// `Dl_serpath` of `dlfcn.h`: one folder of the search path.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct SearchPath {
@@ -49,7 +49,7 @@ pub fn searched_by(library: &str) -> Result<Vec<PathBuf>> {
     Ok(paths.iter().map(|path| PathBuf::from(text(path))).collect())
 }
 
-/// The first file in these folders whose name has this start.
+/// The first file in these folders whose name begins with `name_start`.
 pub fn find(folders: &[PathBuf], name_start: &str) -> Option<PathBuf> {
     folders.iter().find_map(|folder| {
         let entries = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());

@@ -1,5 +1,5 @@
-//! Turns the panic with which libtorch reports exhausted memory into an ordinary error, measures the host's free memory, and
-//! decides whether the allocator keeps freed memory.
+//! Turns the panic with which libtorch reports exhausted memory into an ordinary error, measures free and used memory, and decides
+//! whether the allocator keeps freed memory.
 
 use crate::driver::cuda;
 use anyhow::Result;
@@ -75,7 +75,7 @@ fn free_in_groups(proc_cgroup: &str, root: &Path) -> Option<u64> {
     proc_cgroup.lines().filter_map(free_for_line).min()
 }
 
-/// Lets [`peak_on_host`] count from now on.
+/// Begins a new measurement of [`peak_on_host`].
 pub fn begin_peak() {
     // If the kernel refuses, the peak counts from the start of the process.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
@@ -88,8 +88,8 @@ pub fn peak_on_host() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().map_or(0, |kib| kib * 1024)
 }
 
-/// The memory in use on the calling thread's GPU, in bytes; 0 if `device` is none. libtorch keeps the memory that it has taken, so
-/// at the end of a phase this is the most that the phase needed.
+/// The memory that all processes use on the calling thread's GPU, in bytes; 0 if `device` is the CPU. libtorch keeps the memory that it
+/// has taken, so if no other process uses the GPU, this is the most that the phase has needed so far.
 pub fn peak_on_gpu(device: Device) -> u64 {
     if device == Device::Cpu {
         return 0;

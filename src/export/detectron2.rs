@@ -24,5 +24,6 @@ A backbone for detectron2's ViTDet and its configs for Mask R-CNN on COCO: `mask
 tools/lazyconfig_train_net.py --config-file THIS_FOLDER/mask_rcnn_1x.py --num-gpus 8     # in a clone of detectron2
 ```
 
-Images in `$DETECTRON2_DATASETS/coco`. Add `--eval-only train.init_checkpoint=MODEL` to evaluate a trained model.
+The images and annotations of COCO must be in `$DETECTRON2_DATASETS/coco`. To evaluate a trained model, add
+`--eval-only train.init_checkpoint=MODEL`.
 ";

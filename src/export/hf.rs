@@ -92,6 +92,6 @@ model = ViTForImageClassification.from_pretrained(\".\")
 processor = AutoImageProcessor.from_pretrained(\".\")
 ```
 
-transformers 5, and transformers 4 from 384 pixels on, round half a pixel down when they crop an odd margin, where torchvision,
-timm and incubate round to even: the crop may be one pixel off. `evaluate.py` crops as these do.
+If the margin of the centre crop is odd, torchvision, timm and incubate round half a pixel to the even number. transformers 5, and
+transformers 4 from 384 pixels on, round it down, so their crop may be one pixel off. `evaluate.py` crops as torchvision does.
 ";

@@ -18,9 +18,10 @@ A backbone for mmdetection's ViTDet project and its configs for Mask R-CNN on CO
 PYTHONPATH=. tools/dist_train.sh THIS_FOLDER/mask_rcnn_1x.py 8     # in a clone of mmdetection
 ```
 
-The config begins from mmdetection's own, which it finds through the installed package (`mmdet::`): a clone that is only on the
-path is not enough, and a package without the clone lacks the ViTDet project. In a clone of v3.3.0, with torch and mmcv 2.1
-(`mim install mmcv==2.1.0`): `pip install -e . --no-build-isolation`.
+Both configs inherit (`_base_`) from mmdetection's own configs, which they find through the installed package (`mmdet::`), and import
+the ViTDet project from the clone. So both are needed: install the package from the clone, for example of v3.3.0, with torch and
+mmcv 2.1 (`mim install mmcv==2.1.0`): `pip install -e . --no-build-isolation`.
 
-Images in `data/coco`. `tools/dist_test.sh` with the same config and a trained model evaluates it.
+The images and annotations of COCO must be in `data/coco` of the clone. `tools/dist_test.sh` with the same config evaluates a trained
+model.
 ";

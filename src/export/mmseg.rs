@@ -66,11 +66,11 @@ A backbone for mmsegmentation and its config for UPerNet on ADE20K in 80,000 ste
 tools/dist_train.sh THIS_FOLDER/upernet_80k.py 8     # in a clone of mmsegmentation
 ```
 
-The config begins from mmsegmentation's own, which it finds through the installed package (`mmseg::`): a clone that is only on
-the path is not enough. In a clone of v1.2.2, with torch and mmcv 2.1 (`mim install mmcv==2.1.0`):
+The config inherits (`_base_`) from mmsegmentation's own configs, which it finds only through the installed package (`mmseg::`). So
+install the package from the clone, for example of v1.2.2, with torch and mmcv 2.1 (`mim install mmcv==2.1.0`):
 `pip install -e . --no-build-isolation` and `pip install ftfy`.
 
-Images in `data/ade/ADEChallengeData2016`. `tools/dist_test.sh` with the same config and a trained model evaluates it, with
-`--tta` at several scales and flipped. The file is right under both settings of `patch_bias`: the bias of the patch
-projection is part of the position embeddings.
+The images and label maps of ADE20K must be in `data/ade/ADEChallengeData2016` of the clone. `tools/dist_test.sh` with the same config
+evaluates a trained model; with `--tta` it evaluates at several scales and with mirror images. `model.pth` is right for both settings
+of `patch_bias`, because the bias of the patch projection is part of the position embeddings.
 ";

@@ -97,8 +97,8 @@ fn model_config(exported: &Exported) -> serde_json::Value {
 fn readme(eps: f64, scale: Option<f64>, has_class_map: bool) -> String {
     let note = scale.map_or(String::new(), |scale| {
         format!(
-            "\nThe model was trained with a layer norm epsilon of {eps:e}, and timm's is {TIMM_EPS:e}: what is added to the residual \
-             stream was multiplied by {scale:.6} in this folder alone, so that every norm gives what it gave.\n"
+            "\nThe model was trained with a layer norm epsilon of {eps:e}, but timm's is {TIMM_EPS:e}. In this folder alone, the tensors \
+             that add to the residual stream are multiplied by {scale:.6}, so that every norm has the same result as in training.\n"
         )
     });
     let class_map = if has_class_map { " --class-map THIS_FOLDER/class_map.txt" } else { "" };

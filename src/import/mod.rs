@@ -55,8 +55,8 @@ impl FromStr for Role {
 /// The options of an import.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Choice {
-    /// If none, the depth of the file's model decides. A model as deep as the config's meta model becomes the meta model, any other the
-    /// final model or, with a new head, the assembled model.
+    /// If none, the depth of the file's model decides. A model as deep as the config's meta model becomes the meta model. Any other model
+    /// becomes the final model, or the assembled model if it gets a new head.
     pub role: Option<Role>,
     /// Take the moving averages of the weights instead of the weights.
     pub ema: bool,
@@ -126,7 +126,7 @@ struct Imported {
     class_names: Vec<String>,
 }
 
-/// Whether the file is an artefact of incubate, by its first bytes (see `seal.rs`).
+/// Whether the file is an artefact of incubate. Its first bytes tell (see `seal.rs`).
 fn is_artefact(file: &mut File) -> Result<bool> {
     let mut first = Vec::new();
     file.take(SEALED.len() as u64).read_to_end(&mut first)?;

@@ -61,7 +61,8 @@ impl Stored {
         Ok(Stored { number, sizes, start })
     }
 
-    /// A tensor that begins at the number `offset` of a storage, which is the `size` bytes from `start` on.
+    /// A tensor in a storage, which occupies `size` bytes of the file from the byte `start` on. The tensor begins at the storage's number
+    /// `offset`.
     pub fn from_storage(number: Number, sizes: Vec<i64>, offset: i64, start: u64, size: u64) -> Result<Stored> {
         let skipped =
             u64::try_from(offset).ok().and_then(|n| n.checked_mul(number.size())).filter(|&bytes| bytes <= size);

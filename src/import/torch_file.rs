@@ -80,7 +80,7 @@ fn weights(pickle: &Pickle, ema: bool) -> Result<&Value> {
 
 fn small_entry(zip: &mut ZipArchive<&File>, name: &str) -> Result<Vec<u8>> {
     let entry = zip.by_name(name)?;
-    ensure!(entry.size() <= LARGEST_PICKLE, "{name} claims {} bytes", entry.size());
+    ensure!(entry.size() <= LARGEST_PICKLE, "{name} claims {} bytes; {LARGEST_PICKLE} is the most", entry.size());
     let mut bytes = Vec::new();
     entry.take(LARGEST_PICKLE).read_to_end(&mut bytes).with_context(|| format!("{name} cannot be read"))?;
     Ok(bytes)

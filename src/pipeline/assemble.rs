@@ -19,7 +19,7 @@ use crate::weights::{Weights, on_device};
 use anyhow::Result;
 use std::collections::BTreeMap;
 
-/// At most so many training images, whose mean statistics the buffers of the target take.
+/// The most training images from which the statistics in the buffers of the target are estimated.
 const STATISTICS_IMAGES: usize = 20 * 1024;
 
 /// Writes the assembled target with its evaluation, unless that is done.

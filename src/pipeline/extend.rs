@@ -1,4 +1,4 @@
-//! `--extend finetune.epochs=N`: a finished fine-tuning goes on for more epochs.
+//! `--extend finetune.epochs=N` continues a finished fine-tuning for more epochs.
 //!
 //! The final model is kept as `final-E-epochs.h5`, where E is the number of epochs so far. Its weights (the moving average, if
 //! the phase keeps one) are the start of a new schedule of N − E epochs, with its own warm-up and decay and with fresh moments. The

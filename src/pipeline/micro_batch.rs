@@ -1,5 +1,5 @@
-//! Chooses the micro-batch if `run.micro_batch = "auto"`: a formula estimates what fits the memory of a replica, and one trial step
-//! checks it.
+//! Chooses the micro-batch if `run.micro_batch = "auto"`: a formula estimates the largest that fits the memory of a replica, and a trial
+//! step checks it. If the memory does not suffice, a smaller micro-batch is tried.
 
 use crate::collective::replicas::Replica;
 use crate::collective::{Collective, Solo};

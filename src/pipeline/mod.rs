@@ -32,8 +32,8 @@ use crate::train::Clock;
 use crate::{require, usage};
 use anyhow::Result;
 
-/// Records the images of a config's task, or compares them with the record of the run. The images of a task downstream are compared as
-/// soon as one of its phases has a checkpoint or an artefact; until then a user corrects them.
+/// Records the images of a config's task, or compares them with the record of the run. The images of a task downstream are compared
+/// only if one of its phases has a checkpoint or an artefact, so that a user can correct them before.
 fn record(run: &RunDir, config: &Config, source: &Source, (accept, graph): (bool, &Graph)) -> Result<()> {
     let (task, data) = (config.task, data::data_set(config, source));
     let is_downstream = TaskKind::DOWNSTREAM.contains(&task);
@@ -168,7 +168,7 @@ impl<'a> Job<'a> {
             return trained;
         }
         self.world.all_ranks().barrier()?;
-        self.clock.skip();
+        self.clock.leave_uncounted();
         agree(self.world.all_ranks(), trained)
     }
 

@@ -42,7 +42,7 @@ impl Job<'_> {
         }
         let lease = on_zero(group, || Lease::take(&self.run, &node.name, stop_requested))?;
         if lease.as_ref().is_some_and(|lease| lease.has_waited) {
-            self.clock.skip();
+            self.clock.leave_uncounted();
         }
         // While this rank waited for the lease, its holder may have finished the phase.
         if zero_says(group, || self.is_done(node))? {
@@ -68,7 +68,8 @@ impl Job<'_> {
         Ok(state.or_refusal(node, self.run.file(&node.file))? == State::Done)
     }
 
-    /// The hash of the artefact from which a node's artefact must derive; none if it derives from none or that artefact is missing.
+    /// The hash of the artefact from which a node's artefact must derive; none if the node's artefact derives from no other, or if that
+    /// other artefact is missing.
     pub(super) fn original(&self, node: &Node) -> Result<Option<String>> {
         let Some(position) = self.graph.original(node) else { return Ok(None) };
         let found = Seen::default().find(&self.run, &self.graph.nodes()[position])?;

@@ -23,7 +23,7 @@ use anyhow::Result;
 use std::fmt::Write;
 use tch::Device;
 
-/// At most so many training images, whose mean statistics the buffers of the assembled network take.
+/// The most training images from which the statistics in the buffers of the assembled network are estimated.
 const STATISTICS_IMAGES: usize = 1024;
 
 /// The newest weights of a module.
@@ -163,10 +163,6 @@ pub fn table(config: &Config, preview: &Preview) -> String {
             headline.number(model.value)
         );
     }
-    let _ = writeln!(
-        out,
-        "on {} test images; each module is in the meta model, whose stages the others keep",
-        preview.images
-    );
+    let _ = writeln!(out, "on {} test images; each module is evaluated inside the meta model", preview.images);
     out
 }

@@ -1,4 +1,5 @@
-//! Refuses phases whose global batch is too small for the ranks or replicas of a run.
+//! Refuses phases that the ranks and replicas of a run cannot train: if the global batch is too small for them, or if replicas or
+//! micro-batches would divide samples that must be computed together.
 
 use crate::config::{MicroBatch, NormOver, SlurmMode, TaskKind};
 use crate::plan::groups::{micro_batches, share};

@@ -12,9 +12,9 @@ use crate::weights::{Staging, Weights, on_device, upload};
 use anyhow::Result;
 use tch::Device;
 
-/// The weights of a network, with the mean statistics of batches of at most `images` training images in its buffers. The images have
-/// no random transform. Each batch goes through the network as in training. The batches are the same in every run of a config.
-/// Returns none if a signal asked this process to stop.
+/// Returns the weights of a network with new statistics in its buffers: the means over batches of training images, of which there are at
+/// most `images`. Each batch goes through the network as in training, but the images have no random transform. The batches are the same
+/// in every run of a config. Returns none if a signal asked this process to stop.
 pub fn estimated_anew(
     (config, source, device): (&Config, &Source, Device),
     depths: &[usize],

@@ -96,7 +96,7 @@ impl Header {
 }
 
 impl Artefact {
-    /// The weights to evaluate: of a checkpoint whose phase keeps an exponential moving average of them, that average.
+    /// The weights to evaluate: their exponential moving average if this is a checkpoint that has one, else the weights themselves.
     pub fn averaged(self) -> Weights {
         match self.state.get("ema") {
             Some(average) => views(average, flat_order(self.header.parameters())),
@@ -279,7 +279,7 @@ fn parse_weights(file: &File, header: &Header, length: u64) -> Result<Weights> {
     let stored: usize = file.group("stage")?.groups()?.iter().map(|g| g.len() as usize).sum();
     anyhow::ensure!(
         stored == weights.len(),
-        "{stored} parameters are stored, but its depths promise {}",
+        "{stored} tensors are stored, but its attributes promise {}",
         weights.len()
     );
     Ok(weights)
@@ -341,9 +341,21 @@ fn parse_header(file: &File) -> Result<Header> {
         data: if has_attribute(file, "data") { Some(serde_json::from_str(&read_text(file, "data")?)?) } else { None },
     };
     let stages = header.model.stages();
-    anyhow::ensure!(header.depths.len() == stages, "{} depths for {stages} stages", header.depths.len());
-    anyhow::ensure!(header.depths.iter().all(|&d| (1..=10_000).contains(&d)), "depths {:?}", header.depths);
-    anyhow::ensure!(header.index.is_none_or(|i| i < stages), "module {:?} of {stages} stages", header.index);
+    anyhow::ensure!(
+        header.depths.len() == stages,
+        "its model has {stages} stages, but it has {} depths",
+        header.depths.len()
+    );
+    anyhow::ensure!(
+        header.depths.iter().all(|&d| (1..=10_000).contains(&d)),
+        "its depths {:?} must lie between 1 and 10000",
+        header.depths
+    );
+    anyhow::ensure!(
+        header.index.is_none_or(|i| i < stages),
+        "it is module {} of {stages} stages",
+        header.index.unwrap_or(0)
+    );
     Ok(header)
 }
 
@@ -352,11 +364,12 @@ fn has_attribute(file: &File, name: &str) -> bool {
 }
 
 fn read_text(object: &hdf5::Location, name: &str) -> Result<String> {
-    let text: VarLenUnicode = object.attr(name)?.read_scalar().with_context(|| format!("attribute {name}"))?;
+    let text: VarLenUnicode =
+        object.attr(name)?.read_scalar().with_context(|| format!("its attribute {name} cannot be read"))?;
     Ok(text.to_string())
 }
 
-/// Checks shape and size before it allocates memory, and the content after reading.
+/// Reads a dataset of fp32. Checks its shape and size before it allocates memory, and its content by the checksum.
 fn read_dataset(file: &File, name: &str, shape: &[i64], length: u64) -> Result<Tensor> {
     let dataset = file.dataset(name).map_err(|_| anyhow::anyhow!("{name} is missing"))?;
     let stored: Vec<i64> = dataset.shape().iter().map(|&n| n as i64).collect();

@@ -79,7 +79,7 @@ impl RunDir {
                 Err(error) if matches!(error.downcast_ref(), Some(Failure::Damaged { .. })) => format!("{error:#}"),
                 Err(error) => {
                     return Err(error.context(
-                        "resuming; if the error persists, delete this checkpoint to resume from the one before it",
+                        "cannot resume; if the error persists, delete this checkpoint to resume from the one before it",
                     ));
                 }
             };

@@ -1,4 +1,5 @@
-//! `dataset.json`: the record of the run's data, and `dataset-segmentation.json`, that of its images with label maps. Data that differ from the record are refused until the user accepts them.
+//! `dataset.json` records the data of a run, and `dataset-segmentation.json` its images with label maps. Data that differ from the
+//! record are refused until the user accepts them.
 
 use super::artefact;
 use super::durable;

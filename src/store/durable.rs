@@ -27,7 +27,7 @@ pub fn replace_if(
         Ok(())
     });
     if done.is_err() {
-        // The first error is the one to report. A file that cannot be removed now is removed by a later write.
+        // Only the first error is reported. A file that cannot be removed now is removed by a later write.
         let _ = fs::remove_file(&beside);
     }
     done.with_context(|| format!("cannot write {}", path.display()))
@@ -72,7 +72,8 @@ pub fn free_space(folder: &Path) -> Result<u64> {
     let stat = unsafe {
         let mut stat: libc::statvfs = std::mem::zeroed();
         if libc::statvfs(name.as_ptr(), &mut stat) != 0 {
-            return Err(std::io::Error::last_os_error()).with_context(|| format!("{}", folder.display()));
+            return Err(std::io::Error::last_os_error())
+                .with_context(|| format!("{}: cannot ask for its free space", folder.display()));
         }
         stat
     };

@@ -145,7 +145,7 @@ impl Lease {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// The check that comes right before a file is moved into place.
+    /// The check to make right before a file is renamed to its final name.
     pub fn fence(&self) -> &Fence {
         &self.fence
     }
@@ -188,7 +188,8 @@ impl Fence {
     fn create(&self, holder: &Holder) -> Result<bool> {
         match File::options().write(true).create_new(true).open(self.path()) {
             Ok(mut file) => {
-                file.write_all(&serde_json::to_vec(holder)?).with_context(|| format!("{}", self.path().display()))?;
+                file.write_all(&serde_json::to_vec(holder)?)
+                    .with_context(|| format!("cannot write {}", self.path().display()))?;
                 Ok(true)
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),

@@ -92,7 +92,7 @@ impl RunDir {
         fs::create_dir_all(self.file(FOLDER))
             .and_then(|()| OpenOptions::new().append(true).create(true).open(&path))
             .and_then(|mut file| file.write_all(&line).and_then(|()| file.sync_all()))
-            .with_context(|| format!("{}: the start is not entered", path.display()))
+            .with_context(|| format!("{}: a start cannot be recorded", path.display()))
     }
 
     /// The lines that were added, without incomplete ones.

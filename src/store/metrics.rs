@@ -20,7 +20,7 @@ pub struct Metrics {
 impl Metrics {
     /// Opens the logs of a phase that continues after `step`.
     pub fn open(folder: &Path, step: u64) -> Result<Metrics> {
-        std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
         let path = folder.join("metrics.jsonl");
         let kept: Vec<Map<String, Value>> = read(folder)?
             .into_iter()
@@ -34,7 +34,8 @@ impl Metrics {
             events.write(line)?;
         }
         super::durable::replace_bytes(&path, &text)?;
-        let lines = OpenOptions::new().append(true).open(&path).with_context(|| format!("{}", path.display()))?;
+        let lines = OpenOptions::new().append(true).open(&path);
+        let lines = lines.with_context(|| format!("{}: cannot be opened", path.display()))?;
         Ok(Metrics { lines, events })
     }
 
@@ -44,7 +45,7 @@ impl Metrics {
         line.extend(values.iter().map(|(name, value)| (name.to_string(), Value::from(*value))));
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
-        self.lines.write_all(&text).context("metrics.jsonl")?;
+        self.lines.write_all(&text).context("metrics.jsonl cannot be written")?;
         self.events.write(&line)
     }
 }

@@ -1,4 +1,5 @@
-//! The files that outlive a process: the run directory, HDF5 artefacts and checkpoints, leases, metrics, heartbeats, ledgers.
+//! The files that outlive a process: the run directory, HDF5 artefacts and checkpoints, the record of the data, leases, metrics,
+//! heartbeats, ledgers and previews.
 
 pub mod artefact;
 mod checkpoints;

@@ -13,7 +13,7 @@ pub struct Preview {
     pub time: f64,
     /// How many test images were evaluated.
     pub images: usize,
-    /// The key of the metric of all values.
+    /// The key of the metric in which all models are measured.
     pub metric: String,
     /// The meta model, then the hybrid of each module that has weights, then the assembled network.
     pub models: Vec<Previewed>,
@@ -23,7 +23,7 @@ pub struct Preview {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Previewed {
     pub name: String,
-    /// The optimiser steps of its weights, and of the whole phase; none for the assembled network.
+    /// The optimiser steps that the model's weights have taken, and those of the whole phase; none for the assembled network.
     pub steps: Option<(u64, u64)>,
     pub value: f64,
 }
@@ -49,7 +49,8 @@ impl RunDir {
         let mut line = serde_json::to_vec(preview)?;
         line.push(b'\n');
         let file = OpenOptions::new().append(true).create(true).open(&path);
-        file.and_then(|mut file| file.write_all(&line)).with_context(|| format!("{}", path.display()))
+        file.and_then(|mut file| file.write_all(&line))
+            .with_context(|| format!("{}: cannot be written", path.display()))
     }
 
     /// The newest preview that was written whole, if there is one.

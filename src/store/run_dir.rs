@@ -2,6 +2,7 @@
 //! ```text
 //! config.toml                     the resolved config; a different config is refused
 //! dataset.json                    the record of the data; other data are refused
+//! dataset-segmentation.json       the record of the images with label maps
 //! meta.h5 module-{i}.h5 assembled.h5 final.h5 e2e.h5 …   artefacts
 //! checkpoints/{phase}-{step}.h5   the newest checkpoints of a phase that is not done
 //! leases/{phase}.{generation}.json  which process may write a phase
@@ -11,9 +12,11 @@
 //! unreadable/{host}-{pid}.txt     names of images that could not be read
 //! previews.jsonl                  the previews of the assembly
 //! logs/{phase}/                   metrics.jsonl and TensorBoard events
+//! predictions/                    pictures of images with what a model sees in them
 //! export/{format}/                exported models
 //! slurm/                          the config, scripts and logs of submitted jobs, and their record jobs.json
-//! summary.json  report.html
+//! summary.json                    the scores and costs of the run's models
+//! report.html                     the page about the run; report-so-far.html while the run goes on
 //! ```
 
 use super::durable;

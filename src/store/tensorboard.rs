@@ -17,7 +17,8 @@ impl EventFile {
     pub fn create(folder: &Path) -> Result<EventFile> {
         // TensorBoard reads files whose name contains «tfevents».
         let path = folder.join("events.out.tfevents.incubate");
-        let mut events = EventFile { file: File::create(&path).with_context(|| format!("{}", path.display()))? };
+        let file = File::create(&path).with_context(|| format!("{}: cannot be made", path.display()))?;
+        let mut events = EventFile { file };
         let mut event = Vec::new();
         double(&mut event, 1, super::process::unix_time());
         bytes(&mut event, 3, b"brain.Event:2");
@@ -53,7 +54,7 @@ impl EventFile {
         record.extend(masked_crc(&length));
         record.extend(payload);
         record.extend(masked_crc(payload));
-        self.file.write_all(&record).context("TensorBoard events")
+        self.file.write_all(&record).context("the TensorBoard events cannot be written")
     }
 }
 

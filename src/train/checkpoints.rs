@@ -59,7 +59,7 @@ struct Snapshot {
 /// The writer's answer about one checkpoint.
 struct Written {
     buffers: Buffers,
-    /// The time that the write took; none if no file was written because the weights are not finite.
+    /// The time that the write took; none if no file was written, because the weights are not finite or the disk is full.
     took: Option<Duration>,
     /// The error of a full disk.
     full: Option<anyhow::Error>,

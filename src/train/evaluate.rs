@@ -24,9 +24,9 @@ pub struct Evaluation {
     pub classes: Vec<ClassFigures>,
 }
 
-/// Evaluates a network. Batches have at most `batch` and at most 128 images; `see` is called with each batch
-/// and what the task infers of it, in host memory. Returns none if a signal asked one of the ranks to stop, because an evaluation can
-/// take longer than the time that is left. Collective over the group.
+/// Evaluates a network. Batches have at most `batch` and at most 128 images. `see` is called with each batch in host memory and with the
+/// task's outputs for it. Returns none if a signal asked one of the ranks to stop, because an evaluation can take longer than the time
+/// that is left. Collective over the group.
 pub fn evaluate(
     network: &Network,
     feed: Feed,

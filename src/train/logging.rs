@@ -165,7 +165,7 @@ impl<'a> Logs<'a> {
         }
         memory::begin_peak();
         let now = Instant::now();
-        let started = clock.begin(now);
+        let started = clock.begin_phase(now);
         let progress = Progress {
             step,
             steps: phase.steps,

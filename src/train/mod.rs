@@ -212,7 +212,7 @@ impl Training<'_> {
     fn not_finite(&mut self, step: u64) -> Result<()> {
         let phase = self.phase;
         self.checkpoints.as_mut().map_or(Ok(()), Checkpoints::finish)?;
-        // The other replicas would end the world before this one has finished the checkpoint that is being written.
+        // Without the barrier, the other replicas would end the world before the first replica has finished writing its checkpoint.
         self.setting.group.barrier()?;
         if self.checkpoints.is_none() {
             return Err(Failure::Elsewhere { code: 1 }.into());

@@ -203,7 +203,7 @@ impl<'a> Stepper<'a> {
     }
 }
 
-/// The part of random keys for the seeds of dropout.
+/// The number in random keys that belongs to the seeds of dropout.
 const DROPOUT: u64 = 5;
 
 /// Draws the samples that stochastic depth drops.
@@ -234,7 +234,7 @@ impl DropPathRule {
     }
 }
 
-/// The part of random keys for stochastic depth.
+/// The number in random keys that belongs to stochastic depth.
 const DROP_PATH: u64 = 6;
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ fn train(plan: &Plan, row: &'static Row, group: &dyn Collective) -> Result<Artef
         ranks: 1,
         data: None,
     };
-    // The same weights for each row.
+    // Each row starts from the same weights.
     super::run(&setting, &phase, fresh(phase.parameters(plan).iter(), 7), None)?;
     artefact::read(&run.file(&phase.file))
 }

@@ -1,5 +1,5 @@
 //! A private, temporary Slurm of three virtual nodes on this machine. The daemons and commands are real. All files are in one
-//! temporary folder, and the daemons end when the value is dropped.
+//! temporary folder, and the daemons end when the [`Cluster`] is dropped.
 
 use crate::wait::{LIMIT, holds_within};
 use std::fs;
@@ -20,7 +20,7 @@ impl Cluster {
     pub fn start() -> Cluster {
         // The path must be short, since PMIx puts its sockets below it. munged requires that everybody can enter the folder.
         let folder = tempfile::Builder::new().prefix("slurm-").tempdir_in("/tmp").unwrap();
-        open_to_all(folder.path(), 0o755);
+        set_mode(folder.path(), 0o755);
         let mut cluster = Cluster { folder, daemons: Vec::new() };
         let d = cluster.folder.path().to_path_buf();
         for name in ["munge", "state", "log", "run", "fakegpu"] {
@@ -29,7 +29,7 @@ impl Cluster {
         for i in 1..=NODES {
             fs::create_dir_all(d.join(format!("spool/n{i}"))).unwrap();
             fs::create_dir_all(d.join(format!("tmp/n{i}"))).unwrap();
-            open_to_all(&d.join(format!("tmp/n{i}")), 0o1777);
+            set_mode(&d.join(format!("tmp/n{i}")), 0o1777);
         }
         let base = free_ports();
         fs::write(d.join("slurm.conf"), configuration(&d, base)).unwrap();
@@ -45,12 +45,12 @@ impl Cluster {
             format!("#!/bin/sh\necho export OMPI_MCA_btl_vader_backing_directory={d_text}/tmp/$SLURMD_NODENAME\n"),
         )
         .unwrap();
-        open_to_all(&prolog, 0o755);
+        set_mode(&prolog, 0o755);
 
         let munge = |name: &str| d.join("munge").join(name).display().to_string();
         fs::write(munge("key"), [7u8; 1024]).unwrap();
-        open_to_all(Path::new(&munge("key")), 0o600);
-        open_to_all(&d.join("munge"), 0o755);
+        set_mode(Path::new(&munge("key")), 0o600);
+        set_mode(&d.join("munge"), 0o755);
         let file = |option: &str, name: &str| format!("--{option}={}", munge(name));
         cluster.daemon(
             "munged",
@@ -100,7 +100,7 @@ impl Cluster {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// As [`wait_until`](crate::wait::wait_until); panics with the daemons' logs too.
+    /// Like [`wait_until`](crate::wait::wait_until), but the panic also shows the daemons' logs.
     pub fn until(&self, what: &str, holds: impl FnMut() -> bool) {
         assert!(holds_within(LIMIT, holds), "waited in vain for {what}:\n{}", self.logs());
     }
@@ -142,7 +142,7 @@ impl Cluster {
         self.output("scontrol", &["update", &name, "State=DOWN", "Reason=test"]);
     }
 
-    /// Process numbers and commands of all processes that jobs have started, found by the environment that they inherit.
+    /// The process numbers and commands of all processes that jobs have started. They have inherited the variable SLURM_CONF.
     pub fn processes(&self) -> Vec<(i32, String)> {
         let mine = format!("SLURM_CONF={}", self.folder.path().join("slurm.conf").display());
         let of = |entry: fs::DirEntry| -> Option<(i32, String)> {
@@ -191,7 +191,7 @@ impl Drop for Cluster {
     }
 }
 
-fn open_to_all(path: &Path, mode: u32) {
+fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 

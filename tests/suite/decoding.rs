@@ -1,4 +1,4 @@
-//! Decodes files to the pixels that Pillow decodes, which `tools/golden_transforms.py` wrote.
+//! Compares decoded files with the pixels that Pillow decodes, which `tools/golden_transforms.py` wrote, and decodes damaged files.
 
 use crate::golden::{SAME, difference, golden};
 use incubate::data::image::crop;
@@ -131,7 +131,7 @@ fn damaged_empty_and_monstrous_files_are_refused() {
     assert!(fault(b"GIF89a").contains("neither a JPEG nor a PNG"));
     assert!(fault(&jpeg[..jpeg.len() / 2]).contains("not a whole JPEG"), "{}", fault(&jpeg[..jpeg.len() / 2]));
     assert!(fault(&png[..png.len() / 2]).contains("not a whole PNG"), "{}", fault(&png[..png.len() / 2]));
-    // Small files that claim 60,000 × 60,000 pixels. The size is at a fixed offset, and in a PNG it has a checksum.
+    // These small files claim 60,000 × 60,000 pixels. The size is at a fixed offset, and in a PNG it has a checksum.
     let frame = jpeg.windows(2).position(|w| w == [0xFF, 0xC0]).unwrap();
     let mut bomb = jpeg.clone();
     bomb[frame + 5..frame + 9].copy_from_slice(&[0xEA, 0x60, 0xEA, 0x60]);
@@ -190,7 +190,7 @@ fn the_tables_of_one_jpeg_do_not_reach_the_next() {
     }
 }
 
-/// A JPEG without its segments of a marker.
+/// The JPEG without the segments that have this marker.
 fn without_segments(jpeg: &[u8], marker: u8) -> Vec<u8> {
     let (mut out, mut at) = (jpeg[..2].to_vec(), 2);
     while jpeg[at + 1] != 0xDA {

@@ -244,7 +244,7 @@ fn ade20ks_figures_are_those_of_a_plain_numpy_computation() {
     }
 }
 
-/// Writes a grey PNG whose pixels all have this value.
+/// Writes a PNG in which every channel of every pixel has this value.
 fn flat_png(path: &Path, width: u32, height: u32, color: png::ColorType, value: u8) {
     let mut encoder = png::Encoder::new(std::fs::File::create(path).unwrap(), width, height);
     encoder.set_color(color);
@@ -316,7 +316,7 @@ fn label_maps_that_are_malformed_of_another_size_or_hold_an_unknown_class_are_na
         std::fs::write(&prediction, &intact[..length]).unwrap();
         refused(&["predictions/a.png", "not a readable PNG"]);
     }
-    // No memory is allocated for a size that the header only claims, such as 1000 × 2³¹ − 1 pixels. The header has a checksum.
+    // No memory is allocated for a size that the header only claims, such as 1000 × (2³¹ − 1) pixels. The header has a checksum.
     for (claimed, words) in [([1000, 3], "1000×3 pixels"), ([1000, 0x7fff_ffff], "at most 67108864")] {
         let mut bomb = intact.clone();
         bomb[16..24].copy_from_slice(&claimed.map(u32::to_be_bytes).concat());

@@ -24,7 +24,7 @@ fn export(run: &Incubate, format: &str) {
     run.ok(&["export", "--format", format, "--weights", weights.to_str().unwrap()]);
 }
 
-/// The bytes of each tensor in a .pth, in the file's order. The layout of the zip is checked.
+/// The bytes of each tensor in a .pth, in the file's order. Also checks the layout of the zip.
 fn payloads(path: &Path) -> Vec<Vec<u8>> {
     let mut zip = ZipArchive::new(File::open(path).unwrap()).unwrap();
     let mut found = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! A disk that is full for a while costs time, and nothing of what was trained.
+//! A disk that is full for a while costs time, but no trained step.
 
 use crate::incubate::{Incubate, plain};
 use crate::wait::wait_until;
@@ -18,7 +18,7 @@ fn start_on_full_disk(run: &Incubate) -> (Child, PathBuf) {
     (command.spawn().unwrap(), marker)
 }
 
-/// Waits until the heartbeat tells of the full disk at `step`, and returns the step.
+/// Waits for a heartbeat that tells of the full disk and is wanted, and returns its step.
 fn wait_for_trouble(run: &Incubate, is_wanted: impl Fn(&Progress) -> bool) -> u64 {
     let beat = || Progress::read(&run.run_dir, "meta").filter(|beat| beat.trouble.is_some() && is_wanted(beat));
     wait_until("a full disk", || beat().is_some());

@@ -1,4 +1,5 @@
-//! Messages about GPUs that cannot be used. tools/gpu_check.py has the tests that need a GPU.
+//! Messages about GPUs that cannot be used, plans for GPUs, and the scripts for GPU machines, which run on a CPU here.
+//! tools/gpu_check.py has the tests that need a GPU.
 
 use crate::drawn;
 use crate::incubate::{Ended, Incubate, ended, plain};
@@ -132,7 +133,7 @@ fn the_gpu_check_runs_whole_on_a_cpu_and_a_part_that_hangs_does_not_stop_the_oth
     assert!(names.contains(&"aten::addmm") && names.contains(&"aten::linear"), "{text}");
 }
 
-/// What makes the study's model and batch tiny.
+/// The settings that make the study's model and batch tiny.
 const TINY_STUDY: [&str; 6] = [
     "model.depths=[2,2,2,2]",
     "model.width=16",
@@ -177,7 +178,7 @@ fn the_gpu_study_chooses_epochs_for_the_time_so_that_both_ways_have_the_same_num
     let images = folder.path().join("images");
     drawn::folder(&images, 3, 64, 16);
     ended(plain(&["pack", &images.display().to_string(), &data, "--size", "32"]).output().unwrap()).ok();
-    // Of 600 seconds, training gets 6.
+    // Training gets 6 of the 600 seconds.
     let mut arguments =
         vec!["--data", &data, "--precision", "fp32", "--seconds", "600", "--share", "0.01", "--run-dir"];
     let run_dir = run_dir.display().to_string();

@@ -1,5 +1,5 @@
-//! Checks the floors: a file imports only from lower floors, and rooms of one floor do not import each other. No imports form a
-//! circle.
+//! Checks the layout of `src`: a file imports only from lower floors, rooms of one floor from 2 on do not import each other, no imports
+//! form a circle, each heavy dependency stays in its own files, and no file is longer than 400 lines.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ fn imports(text: &str) -> Vec<String> {
                 found.extend(list.split(',').map(|item| word(item.trim())));
             }
             None if after[word(after).len()..].starts_with("::") || before.ends_with("use ") => found.push(word(after)),
-            // A macro of the crate.
+            // The word names a macro of the crate.
             None => {}
         }
     }
@@ -199,7 +199,7 @@ fn no_rooms_import_each_other_in_a_circle_nor_do_subjects_of_one_room() {
     let files: Vec<&PathBuf> =
         files.iter().filter(|p| p.extension().is_some_and(|e| e == "rs") && !p.ends_with("lib.rs")).collect();
     let modules: BTreeSet<Vec<String>> = files.iter().map(|file| module_path(file, &root)).collect();
-    // Each folder is checked on its own. Its files and folders are the nodes of its graph, except its mod.rs, which all may use.
+    // Each folder is checked on its own. Its files and folders are the nodes of its graph, except its mod.rs, which all of them may use.
     let folders: BTreeSet<Vec<String>> = modules.iter().map(|module| module[..module.len() - 1].to_vec()).collect();
     let mut edges = 0;
     for folder in folders {

@@ -30,7 +30,7 @@ fn other_images_or_class_names_are_refused_until_they_are_accepted() {
     fs::rename(&one, &moved).unwrap();
     run.incubate(&["module"]).fails(2, &["names or labels of the 12 evaluation images have changed"]);
     fs::rename(&moved, &one).unwrap();
-    // The folder may move.
+    // The images may have another path.
     let elsewhere = run.folder.path().join("elsewhere");
     fs::rename(&images, &elsewhere).unwrap();
     run.ok(&["module", "--index", "0", "--set", "data.path=elsewhere/"]);
@@ -53,7 +53,7 @@ fn a_module_of_other_data_is_stale_and_a_run_without_a_record_goes_on() {
     let run = trained(&["cat", "dog", "eel"]);
     let other = run.fork(&["config.toml", "meta.h5"]);
     draw(&other.folder.path().join("images"), &["cat", "cow", "eel"]);
-    // It has no record yet, and takes the data that are there for its own.
+    // The fork has no record of its data yet, so it records the data that it finds.
     fs::remove_file(other.file("meta.h5")).unwrap();
     other.ok(&["meta"]);
     fs::copy(run.file("meta.h5"), other.file("meta.h5")).unwrap();

@@ -1,4 +1,4 @@
-//! What a run has cost is what its starts have computed, whatever their worlds, and however they ended.
+//! The costs of a run are the sums over all its starts, on any number of ranks and however they ended.
 
 use crate::incubate::{Incubate, plain};
 use crate::wait::wait_until;

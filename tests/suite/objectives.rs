@@ -52,7 +52,7 @@ fn vit_weights(plan: &Plan) -> Weights {
     parity::weights(plan, plan.config.model.depths())
 }
 
-/// The loss of each segment and the gradients after one batch, whose targets each segment gets from `targets_of` by its number.
+/// The loss of each segment and the gradients after one batch. `targets_of` gives the targets of a segment by the segment's number.
 fn trained(
     plan: &Plan,
     row: &'static Row,
@@ -95,7 +95,7 @@ fn assert_isolated(plan: &Plan, row: &'static Row, weights: fn(&Plan) -> Weights
             |number: usize, targets: &Tensor| if number == own { targets.shallow_clone() } else { targets.flip([1]) };
         for (key, gradient) in trained(plan, row, weights(plan), &noise).1 {
             let (is_same, is_own) = (bytes(&gradient) == bytes(&plain[&key]), segment_of(&key) == own);
-            // Statistics of norms and decoders depend on no target, and the bias of the keys on nothing at all.
+            // The statistics of norms and the gradients of decoders depend on no target. The gradient of the keys' bias is always zero.
             let may_be_same = [".decoder.", "running_", "qkv.bias"].iter().any(|word| key.1.contains(word));
             assert!(is_same == is_own || may_be_same, "{key:?} with the targets of segment {own} alone");
         }
@@ -172,7 +172,7 @@ fn losses_and_gradients_of_infopro_are_pytorchs() {
     }
 }
 
-/// Steps of DGL with one optimiser, compared with the losses of PyTorch.
+/// Takes steps of DGL with one optimiser, and compares the losses with PyTorch's.
 fn assert_curve(name: &str, plan: &Plan, weights: Weights, micro_batches: usize) {
     let curves: BTreeMap<String, Vec<f64>> =
         serde_json::from_slice(&std::fs::read(golden("objective-curves.json")).unwrap()).unwrap();

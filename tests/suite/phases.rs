@@ -93,7 +93,7 @@ fn a_new_phase_is_one_row() {
 fn every_phase_of_the_table_has_a_config_table_and_a_command() {
     let commands = Cli::command();
     for row in TABLE.iter().filter(|row| row.phase().is_some()) {
-        // The comparison of a later phase with the baseline has the table of that phase.
+        // A row such as `segment-e2e`, which does the same for the baseline, has the table of `segment`.
         let table = row.name.strip_suffix("-e2e").unwrap_or(row.name);
         assert!(PHASE_TABLES.contains(&table), "configs/default.toml and Config: [{}]", row.name);
         assert!(commands.find_subcommand(row.name).is_some(), "cli/args.rs: incubate {}", row.name);

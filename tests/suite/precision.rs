@@ -1,4 +1,5 @@
-//! Precision and activation checkpointing change the speed and memory of a step, but not what is learned.
+//! Precision and activation checkpointing change the speed and memory of a step. In bf16 the losses stay near those of fp32, and
+//! activation checkpointing changes no bit. `bench step` measures both.
 
 use crate::incubate::{Incubate, plain};
 use crate::runs::stop_after_a_checkpoint;
@@ -6,7 +7,7 @@ use serde_json::Value;
 use std::path::Path;
 
 fn meta_losses(sets: &[&str]) -> Vec<f64> {
-    // Without mixing of images the loss falls within these few epochs.
+    // If images are not mixed, the loss falls within these few epochs.
     let run = Incubate::new().set("meta.epochs=12").set("data.mixup=0").set("data.cutmix=0").set("data.erase=0");
     let run = sets.iter().fold(run.set("data.crop_padding=1"), |run, set| run.set(set));
     run.ok(&["meta"]);

@@ -30,7 +30,7 @@ fn config() -> Incubate {
         .set("finetune.clip_grad=0.5")
 }
 
-/// Runs of the same config on 2 ranks × 2 replicas, 4 × 1 and 1 × 4.
+/// Runs of the same config on 2 ranks × 2 replicas, 4 × 1 and 1 × 4, each with its number of ranks.
 fn forks(one: &Incubate) -> [(usize, Incubate); 3] {
     [(2, 2), (4, 1), (1, 4)].map(|(ranks, replicas)| (ranks, one.fork(&[]).set(&format!("run.replicas={replicas}"))))
 }
@@ -204,7 +204,8 @@ fn an_automatic_micro_batch_is_halved_until_a_step_fits_and_is_reused() {
     let Progress { micro_batch, .. } = Progress::read(&small.run_dir, "meta").unwrap();
     let chosen = micro_batch.unwrap();
     assert!((2..64).contains(&chosen) && end.err.contains(&format!("micro-batches of {chosen} samples fit cpu")));
-    // The same number set by hand, and the recorded number although there is room for more, give the same bits.
+    // The config may set the same number, and a later start reuses the recorded number although there is room for more. Both give the
+    // same bits.
     let by_hand = small.fork(&[]).set(&format!("run.micro_batch={chosen}"));
     by_hand.ok(&["meta"]);
     std::fs::remove_file(small.file("meta.h5")).unwrap();

@@ -83,7 +83,7 @@ fn largest_difference(ours: &Tensor, golden: &Tensor) -> f64 {
     (ours - golden).abs().max().double_value(&[])
 }
 
-/// The name of PyTorch for a tensor of a stage.
+/// PyTorch's name for a tensor of a stage.
 fn torch_name(plan: &Plan, phase: &PhasePlan, stage: usize, name: &str) -> String {
     let table = plan.config.model.parameters(&phase.depths);
     let parameter = table.iter().find(|p| p.stage == stage && p.name == name).unwrap();
@@ -111,8 +111,8 @@ fn logits_gradients_and_statistics_equal_pytorchs_under_both_norms_of_frozen_sta
         let _ = network.flat().loss().fill_(1.0);
         network.flat_mut().move_buffers(BATCH as f64);
         let after = network.flat().layout().named(network.flat().buffer());
-        // PyTorch's gradients are this large, so that an error of rounding in one of them is judged by all.
-        // Through 110 layers the errors of rounding grow.
+        // An error of rounding in a gradient is judged by the largest of PyTorch's gradients, `scale`. Through 110 layers such errors
+        // grow.
         let rounding = if case.contains("deep") { 1e-3 } else { 1e-4 };
         let gradients = golden.iter().filter(|(name, _)| name.starts_with("grad."));
         let scale = gradients.map(|(_, t)| t.abs().max().double_value(&[])).fold(0.0, f64::max);
@@ -175,7 +175,7 @@ fn bf16_follows_fp32() {
 #[test]
 fn twenty_steps_of_sgd_with_the_schedule_of_isda_give_torchs_loss_curve_and_statistics() {
     let golden: Value = serde_json::from_slice(&std::fs::read(golden("resnet-curve.json")).unwrap()).unwrap();
-    // The losses of the other networks depend on the rounding.
+    // The losses of the other networks depend too much on rounding.
     let shape = "even";
     let sets = [
         "optimiser=\"sgd\"",

@@ -40,7 +40,7 @@ fn varint(bytes: &mut &[u8]) -> u64 {
     }
 }
 
-/// The fields of a protocol buffers message: number and bytes. The bytes of a varint are those of its value.
+/// The number and the bytes of each field of a message in protocol buffers. A varint is given by the eight bytes of its value.
 fn fields(mut bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let mut fields = Vec::new();
     while !bytes.is_empty() {

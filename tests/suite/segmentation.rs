@@ -19,7 +19,7 @@ const WIDTH: i64 = 16;
 const GRID: i64 = 8;
 const CROP: i64 = 32;
 
-/// As in `tools/golden_segmentation.py`.
+/// The numbers of `tensor` in `tools/golden_segmentation.py`.
 fn wave(shape: &[i64], phase: f64) -> Tensor {
     let count: i64 = shape.iter().product();
     (Tensor::arange(count, (Kind::Double, FP32_ON_HOST.1)) * 0.37 + phase).sin().to_kind(Kind::Float).view(shape)
@@ -35,7 +35,7 @@ fn config(mean: &str, neck: &str) -> Config {
     Config::parse(&text, &[]).unwrap().of_task(TaskKind::Segmentation)
 }
 
-/// The heads' weights of the golden file.
+/// The weights with which `tools/golden_segmentation.py` computed, behind a network with fresh weights.
 fn weights(config: &Config, depths: &[usize]) -> Weights {
     let auxiliary = Task::of(config).parameters(depths.len());
     let mut weights = fresh(config.model.parameters(depths).iter(), 1);
@@ -51,7 +51,7 @@ fn weights(config: &Config, depths: &[usize]) -> Weights {
     weights
 }
 
-/// Tokens whose map is the golden one, behind a class token that must not matter.
+/// The tokens at a tap: a class token, which must not matter, and the map of `tools/golden_segmentation.py`.
 fn tokens(tap: usize) -> Tensor {
     let map_bdhw = wave(&[BATCH, WIDTH, GRID, GRID], 100.0 * tap as f64);
     let tokens_bnd = map_bdhw.flatten(2, 3).transpose(1, 2);
@@ -114,7 +114,7 @@ fn loss_gradients_and_batch_norm_of_necks_and_heads_are_mmsegmentations() {
                 );
                 continue;
             }
-            // What the flat buffer sums is the statistic of every sample.
+            // The flat buffer holds the sum of the statistics over all samples.
             let before = network.flat().get(parameter.stage, name, true).unwrap().value;
             let theirs = if neck == "none" { name.clone() } else { format!("{case}.{name}") };
             assert_close(name, &(before * 0.9 + ours / BATCH as f64 * 0.1), &golden[&theirs], tolerance);
@@ -199,7 +199,7 @@ fn a_run_with_label_maps_ends_with_a_segmentation_that_status_summary_and_evalua
     run.incubate(&["segment", "--set", "segmentation.width=4"]).fails(2, &["segmentation.width (8 there, 4 here)"]);
 }
 
-/// The files of a run that a segmentation of its final model needs.
+/// The files of a run from which a segmentation of its final model can start.
 const FILES: [&str; 2] = ["meta.h5", "final.h5"];
 
 /// A run directory in which everything before the segmentation is done.

@@ -30,7 +30,8 @@ impl Commands {
     }
 }
 
-/// Jobs 1, 2, 3, … with a banner around their numbers; the arguments and the environment are kept.
+/// The script for sbatch: it numbers the jobs 1, 2, 3, …, prints lines of a site around the number, and keeps its arguments and its
+/// environment in files.
 const SBATCH: &str = r#"echo x >> count; n=$(wc -l < count); echo "$@" >> arguments; env > environment
 echo '----- 3 nodes are down -----'; echo "$n;gpu"; echo; echo 'Your budget: 40 h'"#;
 const SQUEUE: &str = "echo 'Notice|of the|site'; n=1; while [ $n -le $(wc -l < count) ]; do \

@@ -56,7 +56,7 @@ pub fn until_checkpoint(cluster: &Cluster, run: &Incubate, phase: &str) {
     cluster.until("a checkpoint", || run_dir.checkpoints(phase).is_ok_and(|found| !found.is_empty()));
 }
 
-/// A smaller demo on real images.
+/// The demo on Fashion-MNIST with 2 % of the training images and one epoch in each phase.
 fn fashion_mnist() -> Incubate {
     let mut run = Incubate::with(include_str!("../../configs/fashion-mnist.toml"));
     for set in ["data.train_fraction=0.02", "meta.epochs=1", "module.epochs=1", "finetune.epochs=1", "run.e2e=false"] {

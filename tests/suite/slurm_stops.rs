@@ -152,7 +152,7 @@ fn a_ghost_on_a_node_that_slurm_gave_up_stops_without_writing() {
 #[test]
 fn a_job_that_is_stopped_over_and_over_gives_up_at_the_cap_or_without_a_step_gained() {
     let cluster = Cluster::start();
-    // Slurm sends a signal that the program does not handle.
+    // The early signal of this run is one that the program itself does not handle.
     let run = Incubate::new().set("meta.epochs=2000").set("slurm.max_requeues=1").set("slurm.signal=\"USR1\"");
     // The other run is stopped before its second start has done anything: the start waits in its setup.
     let idle = Incubate::new().set("meta.epochs=2000");

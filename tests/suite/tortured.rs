@@ -1,10 +1,11 @@
-//! A short part of the torture that `tools/torture.sh` goes on with for hours.
+//! Runs `tools/torture.sh`, which otherwise disturbs runs for hours, for a few disturbances.
 
 use crate::incubate::ended;
 use std::path::Path;
 use std::process::Command;
 
-/// Tortures tiny runs with so many disturbances of these kinds. No limit of the script depends on the speed of the machine.
+/// Runs the script until `count` disturbances of these kinds have happened. The time limits are so long that the speed of the machine
+/// does not matter.
 fn torture(count: u32, kinds: &str) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/torture.sh");
     let mut command = Command::new(script);
@@ -12,8 +13,8 @@ fn torture(count: u32, kinds: &str) {
     command.args(["--count", &count.to_string(), "--only", kinds]);
     let end = ended(command.output().unwrap());
     assert_eq!(end.code, Some(0), "{}{}", end.out, end.err);
-    let told = end.out.lines().rev().find_map(|line| line.split_once(" rounds, ")?.1.split(' ').next());
-    let happened: u32 = told.unwrap().parse().unwrap();
+    let printed = end.out.lines().rev().find_map(|line| line.split_once(" rounds, ")?.1.split(' ').next());
+    let happened: u32 = printed.unwrap().parse().unwrap();
     assert!(happened >= count, "{}", end.out);
 }
 

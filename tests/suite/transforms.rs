@@ -149,7 +149,7 @@ fn a_crop_is_resized_as_pillow_does_and_the_evaluation_is_timms() {
             let is_rotated = numbers[1] == height;
             let rotated: Vec<u8>;
             let (image, stored) = if is_rotated {
-                // A quarter turn counter-clockwise.
+                // Turn the image a quarter counter-clockwise.
                 let pixel = |row: usize, column: usize| &large.data()[3 * (column * width + width - 1 - row)..][..3];
                 rotated = (0..width).flat_map(|r| (0..height).flat_map(move |c| pixel(r, c))).copied().collect();
                 (&rotated[..], Stored::Raw { height: width, width: height })
@@ -183,7 +183,7 @@ fn an_erased_rectangle_and_jittered_colours_are_timms() {
             let mut ours: Vec<f32> = (0..3 * SIZE * SIZE)
                 .map(|i| f32::from(image[i % (SIZE * SIZE) * 3 + i / (SIZE * SIZE)]) / 255.0)
                 .collect();
-            // The noise of the reference, plane by plane and row by row.
+            // The positions of the reference's noise, plane by plane and row by row.
             let mut noise = (0..3).flat_map(|plane| {
                 let rows = region.top..region.top + region.height;
                 rows.flat_map(move |row| {

@@ -1,5 +1,5 @@
-//! Waits for other processes. The limit is generous because everything takes longer on a busy machine; it only ends a test that
-//! waits in vain.
+//! Waits for other processes. The limit is long, because everything takes longer on a busy machine. It only ends a test that waits in
+//! vain.
 
 use std::time::{Duration, Instant};
 

@@ -226,7 +226,7 @@ impl Staged {
     fn signalled(&self, command: &mut std::process::Command, signal: i32) -> (Option<i32>, String) {
         let child = command.spawn().unwrap();
         wait::wait_until("the file `ready`", || self.folder.path().join("ready").exists());
-        // SAFETY: our child, which has not been waited for.
+        // SAFETY: the process is our child and has not been waited for.
         unsafe { libc::kill(child.id() as i32, signal) };
         code_and_output(child.wait_with_output().unwrap())
     }

@@ -1,5 +1,5 @@
-# Mask R-CNN with a plain ViT backbone (ViTDet) on COCO, 16 images per step. AdamW with 1e-4 and weight decay 0.05 as
-# plain ViTs are trained at this batch size elsewhere, layer decay and drop path as ViTDet: the paper's own recipe for
+# Mask R-CNN with a plain ViT backbone (ViTDet) on COCO, 16 images per step. AdamW has a learning rate of 1e-4 and a weight decay of
+# 0.05, with which others train plain ViTs at this batch size. Layer decay and drop path are ViTDet's. Deep Incubation's own recipe for
 # Mask R-CNN is not published.
 import os
 from functools import partial

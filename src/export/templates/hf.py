@@ -9,7 +9,7 @@ from torchvision.datasets import ImageFolder
 
 
 def transform(folder):
-    """What preprocessor_config.json says, as torchvision does it: transformers itself rounds odd margins otherwise."""
+    """The transform of preprocessor_config.json by torchvision, because most processors of transformers round odd margins differently."""
     c = json.load(open(os.path.join(folder, 'preprocessor_config.json')))
     short = c['size']['shortest_edge']
     size = c['crop_size']['height'] if 'crop_size' in c else short

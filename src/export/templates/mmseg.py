@@ -1,5 +1,5 @@
 # UPerNet with a plain ViT backbone on ADE20K: 80,000 steps of 16 images, by mmsegmentation's own recipe for ViT and DeiT.
-# The paper's own recipe is not published.
+# Deep Incubation's own recipe is not published.
 _base_ = [
     'mmseg::_base_/models/upernet_vit-b16_ln_mln.py', 'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_80k.py'

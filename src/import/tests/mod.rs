@@ -158,7 +158,7 @@ fn values_stages_tensors_and_dimensions_have_limits() {
     assert!(refusal(&[&b"\x80\x02"[..], &[b']'; 2 << 20], b"."].concat()).contains("more than 1048576 values"));
     let folder = tempfile::tempdir().unwrap();
     let refused = |pickle: &[u8]| format!("{:#}", listed(&zip_of(&folder, pickle)).unwrap_err());
-    // One dictionary of the memo is every stage.
+    // Every stage is the same dictionary, fetched from the memo.
     let stage = |count: usize| -> Vec<(String, Vec<i64>)> { (0..count).map(|i| (i.to_string(), vec![1])).collect() };
     let repeated = |count: usize, times: usize| {
         let mut pickle = stages_pickle(&[stage(count)]);

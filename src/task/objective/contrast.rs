@@ -8,9 +8,9 @@ const TEMPERATURE: f64 = 0.07;
 /// Stands for minus infinity.
 const NEVER: f64 = -1e9;
 
-/// The sum of the losses of all samples, whose vectors (b, d) and class numbers (b) are given. The samples form whole blocks, of
-/// which the last one of a global batch may be shorter; pairs are formed within a block. A sample without another of its class has
-/// the loss 0.
+/// The sum of the losses of all samples, given their vectors (b, d) and class numbers (b). Samples are compared only within blocks of
+/// [`CONTRAST_BLOCK`] neighbours of the global batch. So the caller must give whole blocks; only the last block of the global batch may be
+/// shorter.
 pub fn loss(vectors_bd: &Tensor, classes_b: &Tensor) -> Tensor {
     let b = vectors_bd.size()[0];
     // A square root has no gradient at 0.
@@ -23,16 +23,18 @@ pub fn loss(vectors_bd: &Tensor, classes_b: &Tensor) -> Tensor {
     blocks.reduce(|sum, block| sum + block).expect("a part of a batch has samples")
 }
 
-/// For each sample, minus the mean over the others p of its class of log (exp(z·z_p / τ) / Σ_a exp(z·z_a / τ)), a being all others.
+/// The sum of the losses of a block's samples, with unit vectors z and the temperature τ. The loss of a sample is minus the mean, over the
+/// other samples p of its class, of log (exp(z·z_p / τ) / Σ_a exp(z·z_a / τ)), where a runs over all other samples of the block. It is 0
+/// if no other sample has this class.
 fn of_block(unit_md: &Tensor, classes_m: &Tensor) -> Tensor {
     let m = unit_md.size()[0];
-    let itself_mm = Tensor::eye(m, (Kind::Bool, Device::Cpu)).to_device(unit_md.device());
+    let is_itself_mm = Tensor::eye(m, (Kind::Bool, Device::Cpu)).to_device(unit_md.device());
     let similarity_mm = unit_md.mm(&unit_md.tr()) / TEMPERATURE;
-    let log_share_mm = similarity_mm.masked_fill(&itself_mm, NEVER).log_softmax(-1, Kind::Float);
-    let is_pair_mm = classes_m.unsqueeze(1).eq_tensor(classes_m).logical_and(&itself_mm.logical_not());
-    let pairs_m = is_pair_mm.sum_dim_intlist([1i64].as_slice(), false, Kind::Float).clamp_min(1.0);
-    let of_pairs_mm = log_share_mm.masked_fill(&is_pair_mm.logical_not(), 0.0);
-    -(of_pairs_mm.sum_dim_intlist([1i64].as_slice(), false, Kind::Float) / pairs_m).sum(Kind::Float)
+    let log_share_mm = similarity_mm.masked_fill(&is_itself_mm, NEVER).log_softmax(-1, Kind::Float);
+    let is_pair_mm = classes_m.unsqueeze(1).eq_tensor(classes_m).logical_and(&is_itself_mm.logical_not());
+    let pair_count_m = is_pair_mm.sum_dim_intlist([1i64].as_slice(), false, Kind::Float).clamp_min(1.0);
+    let log_share_of_pairs_mm = log_share_mm.masked_fill(&is_pair_mm.logical_not(), 0.0);
+    -(log_share_of_pairs_mm.sum_dim_intlist([1i64].as_slice(), false, Kind::Float) / pair_count_m).sum(Kind::Float)
 }
 
 #[cfg(test)]
@@ -64,8 +66,8 @@ mod tests {
         let vectors = (Tensor::arange(b * d, (Kind::Double, Device::Cpu)) * 0.61).sin().view([b, d]);
         let rows: Vec<Vec<f64>> = Vec::try_from(&vectors).unwrap();
         let vectors = vectors.to_kind(Kind::Float);
-        for number in [1, 7, 1000] {
-            let classes: Vec<i64> = (0..b).map(|i| i * i % number).collect();
+        for class_count in [1, 7, 1000] {
+            let classes: Vec<i64> = (0..b).map(|i| i * i % class_count).collect();
             let expected = by_loops(&rows, &classes);
             let classes = Tensor::from_slice(&classes);
             let gradient = |cut: &[i64]| {
@@ -77,7 +79,10 @@ mod tests {
                 };
                 let sum = cut.iter().map(part).reduce(|a, b| a + b).unwrap();
                 let found = sum.double_value(&[]);
-                assert!((found / expected - 1.0).abs() < 1e-5, "{number} classes, cut {cut:?}: {found}, {expected}");
+                assert!(
+                    (found / expected - 1.0).abs() < 1e-5,
+                    "{class_count} classes, cut {cut:?}: {found}, {expected}"
+                );
                 Tensor::run_backward(&[&sum], &[&leaf], false, false).swap_remove(0)
             };
             let whole = gradient(&[300]);

@@ -19,7 +19,7 @@ use tch::{Kind, Tensor};
 pub struct Optimiser {
     rule: Box<dyn Rule>,
     weight_decay: f64,
-    /// Whether the parameters without weight decay have it too.
+    /// Whether weight decay also acts on the parameters that usually have none, such as biases.
     decays_all: bool,
     ema_decay: f64,
     ema: Option<Tensor>,
@@ -68,9 +68,9 @@ struct Update {
 struct DeviceUpdate {
     steps: u64,
     lr: f64,
-    /// The gradients are divided by it.
+    /// The divisor of the gradients, which clips them.
     divisor: Tensor,
-    /// If it is 1, nothing changes.
+    /// 1 if the update must change nothing, else 0.
     skip: Tensor,
 }
 
@@ -93,8 +93,8 @@ impl Optimiser {
         }
     }
 
-    /// The same optimiser, but the learning rate of each of these parts of the flat buffer is multiplied by the part's factor. The
-    /// parts are all trainable numbers.
+    /// The same optimiser, but the learning rate of each of these parts of the flat buffer is multiplied by the part's factor. Together
+    /// the parts are all trainable numbers.
     pub fn with_rates(self, rates: Vec<(Range<usize>, f64)>) -> Optimiser {
         Optimiser { rates, ..self }
     }
@@ -139,8 +139,8 @@ impl Optimiser {
     }
 
     /// Updates the weights once, with the gradients' global norm limited to `clip`; 0 means no limit. If the loss or the norm is
-    /// not finite, weights, moments and average stay as they are, but the update is counted. The norm is left behind the gradients
-    /// ([`FlatParameters::set_norm`]).
+    /// not finite, weights, moments and average stay as they are, but the update is counted. The norm is stored behind the gradients in
+    /// their buffer ([`FlatParameters::set_norm`]).
     pub fn step(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         self.steps += 1;
         flat.wait_for_loan();
@@ -151,7 +151,7 @@ impl Optimiser {
         }
     }
 
-    /// The parameters with weight decay, and those without unless all have it, divided by the factors of the learning rate.
+    /// Divides the trainable numbers into groups of equal weight decay and equal factor of the learning rate.
     fn groups(&self, flat: &FlatParameters) -> Vec<Group> {
         let plain = if self.decays_all { self.weight_decay } else { 0.0 };
         let both = [(0..flat.decayed(), self.weight_decay), (flat.decayed()..flat.trainable(), plain)];
@@ -223,7 +223,7 @@ fn norm(gradients: &[f32]) -> f64 {
     sums.iter().sum::<f64>().sqrt()
 }
 
-/// The sum of the squares, in lanes, so that the compiler vectorises the loop.
+/// The sum of the squares. It is added in 16 lanes, so that the compiler vectorises the loop.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn squares(chunk: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 16];

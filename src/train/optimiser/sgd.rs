@@ -13,7 +13,7 @@ use tch::Tensor;
 pub struct Sgd {
     momentum: f64,
     nesterov: bool,
-    /// The sum of the gradients, of which the older ones fade.
+    /// The sum of the gradients so far. Each step multiplies it by `momentum` before the new gradient is added.
     moment: Tensor,
 }
 
@@ -24,7 +24,7 @@ struct Pass {
     momentum: f32,
     weight_decay: f32,
     lr: f32,
-    /// Whether the update takes the moment after the next step's fading (Nesterov's rule as torch has it).
+    /// Whether the weights move by the gradient plus momentum · moment (Nesterov's rule as torch has it) instead of by the moment.
     nesterov: bool,
 }
 
@@ -62,7 +62,7 @@ impl Rule for Sgd {
         let descent = libtorch::Sgd {
             divisor,
             skip,
-            lr: *lr,
+            lr: lr * group.rate,
             momentum: self.momentum,
             nesterov: self.nesterov,
             weight_decay: group.weight_decay,
