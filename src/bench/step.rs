@@ -8,7 +8,7 @@ use crate::data::feed::batch::Batch;
 use crate::device;
 use crate::family::parameter::Parameter;
 use crate::libtorch::Trace;
-use crate::model::off::{Off, Part};
+use crate::model::off::{Off, Optimisation};
 use crate::model::{self, Network, fresh};
 use crate::plan::Plan;
 use crate::plan::cost::training_flops;
@@ -136,7 +136,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     };
     // Count before `--without` changes the phase: extra work that it causes is no progress.
     let flops = training_flops(&plan.config.model, &phase) * batch as f64;
-    if off.has(Part::Suffix) {
+    if off.has(Optimisation::Suffix) {
         // The stages after the module count as trained, so their weight gradients are computed.
         phase.trained.end = stages;
     }
@@ -146,7 +146,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     let mut network = Network::without(off, &plan.config, &phase.depths, phase.trained.clone(), &auxiliary, &start)?;
     drop(start);
     let mut optimiser = Optimiser::new(&phase.training, network.flat());
-    if off.has(Part::Optimiser) {
+    if off.has(Optimisation::Optimiser) {
         optimiser = optimiser.by_libtorch();
     }
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());

@@ -6,7 +6,7 @@ use super::print_either;
 use crate::bench;
 use crate::device::memory;
 use crate::libtorch::{Kernel, allow_attention};
-use crate::model::off::{Off, Part};
+use crate::model::off::{Off, Optimisation};
 use crate::run::table::Method;
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -88,10 +88,10 @@ pub struct StepArgs {
     /// fp32, bf16 or tf32 [default: the config's]
     #[arg(long)]
     precision: Option<String>,
-    /// Switch off a part that makes a step fast, to see how much time it saves: kernels, attention, optimiser, suffix, memory,
+    /// Switch off an optimisation of the step, to see how much time it saves: kernels, attention, optimiser, suffix, memory,
     /// kept-samples, fp32-sums; may be given more than once
-    #[arg(long, value_name = "PART")]
-    without: Vec<Part>,
+    #[arg(long, value_name = "NAME")]
+    without: Vec<Optimisation>,
     /// The kernel of attention on a GPU [default: flash in bf16, else efficient]
     #[arg(long)]
     attention: Option<Attention>,
@@ -154,7 +154,7 @@ impl StepArgs {
         sets.extend_from_slice(&self.sets);
         let config = bench::step::config(&self.model, self.batch, &sets)?;
         let off: Off = self.without.iter().copied().collect();
-        memory::keep_freed(!off.has(Part::Memory));
+        memory::keep_freed(!off.has(Optimisation::Memory));
         start_libtorch(&config);
         let devices = devices(&config)?;
         devices.take_up(0)?;

@@ -233,7 +233,7 @@ pub const FP32_ON_HOST: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 #[cfg(test)]
 mod tests {
-    use super::off::Part;
+    use super::off::Optimisation;
     use super::*;
     use crate::weights::Staging;
 
@@ -282,7 +282,7 @@ mod tests {
                 network.backward(tape, outputs.iter().map(|output| output.cos()).collect());
                 [outputs[0].copy(), outputs[1].copy(), network.flat().gradients().copy()]
             };
-            let (ours, expected) = (pass(Off::default()), pass(Off::from_iter([Part::KeptSamples])));
+            let (ours, expected) = (pass(Off::default()), pass(Off::from_iter([Optimisation::KeptSamples])));
             for (ours, expected) in ours.iter().zip(&expected) {
                 let difference = (ours - expected).abs().max().double_value(&[]);
                 assert!(difference < 1e-5 * expected.abs().max().double_value(&[]), "{sets:?}: {difference:e}");

@@ -1,10 +1,10 @@
-//! The parts that make a step fast. `incubate bench step --without` switches them off, which shows how much time each part saves.
+//! The optimisations of a step. `incubate bench step --without` switches them off, which shows how much time each one saves.
 
 use crate::usage;
 
-/// A part that makes a step fast.
+/// An optimisation of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum Optimisation {
     /// The CPU kernels for norm, GELU and softmax.
     Kernels,
     /// Attention on a CPU with matrix products instead of libtorch's fused kernel. It is off too if the CPU kernels are off.
@@ -22,39 +22,39 @@ pub enum Part {
     FloatSums,
 }
 
-const PARTS: [(&str, Part); 7] = [
-    ("kernels", Part::Kernels),
-    ("attention", Part::Attention),
-    ("optimiser", Part::Optimiser),
-    ("suffix", Part::Suffix),
-    ("memory", Part::Memory),
-    ("kept-samples", Part::KeptSamples),
-    ("fp32-sums", Part::FloatSums),
+const OPTIMISATIONS: [(&str, Optimisation); 7] = [
+    ("kernels", Optimisation::Kernels),
+    ("attention", Optimisation::Attention),
+    ("optimiser", Optimisation::Optimiser),
+    ("suffix", Optimisation::Suffix),
+    ("memory", Optimisation::Memory),
+    ("kept-samples", Optimisation::KeptSamples),
+    ("fp32-sums", Optimisation::FloatSums),
 ];
 
-/// The parts that are switched off: none, except in a benchmark.
+/// The optimisations that are switched off: none, except in a benchmark.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Off(u8);
 
 impl Off {
-    pub fn has(self, part: Part) -> bool {
+    pub fn has(self, part: Optimisation) -> bool {
         self.0 & 1 << part as u8 != 0
     }
 }
 
-impl FromIterator<Part> for Off {
-    fn from_iter<I: IntoIterator<Item = Part>>(parts: I) -> Off {
+impl FromIterator<Optimisation> for Off {
+    fn from_iter<I: IntoIterator<Item = Optimisation>>(parts: I) -> Off {
         Off(parts.into_iter().fold(0, |bits, part| bits | 1 << part as u8))
     }
 }
 
-impl std::str::FromStr for Part {
+impl std::str::FromStr for Optimisation {
     type Err = anyhow::Error;
 
-    fn from_str(text: &str) -> Result<Part, anyhow::Error> {
-        let found = PARTS.iter().find(|(name, _)| *name == text);
+    fn from_str(text: &str) -> Result<Optimisation, anyhow::Error> {
+        let found = OPTIMISATIONS.iter().find(|(name, _)| *name == text);
         found
             .map(|(_, part)| *part)
-            .ok_or_else(|| usage!("{text:?}: give one of {}", PARTS.map(|(name, _)| name).join(", ")))
+            .ok_or_else(|| usage!("{text:?}: give one of {}", OPTIMISATIONS.map(|(name, _)| name).join(", ")))
     }
 }

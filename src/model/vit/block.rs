@@ -1,7 +1,7 @@
 //! One transformer block, as timm's `Block`: x + drop(attn(norm1(x))), then x + drop(mlp(norm2(x))).
 
 use super::super::Weight;
-use super::super::off::{Off, Part};
+use super::super::off::{Off, Optimisation};
 use super::super::stage::{Pass, Samples};
 use super::attention;
 use super::layers::{Linear, Norm, Statistics, gelu, gelu_backward};
@@ -84,10 +84,14 @@ impl Block {
         (off, has_windows): (Off, bool),
         get: &dyn Fn(&str, bool) -> Result<Weight>,
     ) -> Result<Block> {
-        let kernels = !off.has(Part::Kernels);
+        let kernels = !off.has(Optimisation::Kernels);
         let linear = |name: &str, bias: bool| -> Result<Linear> {
             let bias = if bias { Some(get(&format!("{name}.bias"), false)?) } else { None };
-            Ok(Linear { weight: get(&format!("{name}.weight"), false)?, bias, float_sums: !off.has(Part::FloatSums) })
+            Ok(Linear {
+                weight: get(&format!("{name}.weight"), false)?,
+                bias,
+                float_sums: !off.has(Optimisation::FloatSums),
+            })
         };
         let norm = |name: &str| -> Result<Norm> {
             let (weight, bias) = (get(&format!("{name}.weight"), true)?, get(&format!("{name}.bias"), true)?);
@@ -103,8 +107,8 @@ impl Block {
             heads: vit.heads as i64,
             windows: has_windows.then_some(Windows { side: vit.window as i64 }),
             kernels,
-            prefers_products: kernels && !off.has(Part::Attention),
-            skips_dropped: !off.has(Part::KeptSamples),
+            prefers_products: kernels && !off.has(Optimisation::Attention),
+            skips_dropped: !off.has(Optimisation::KeptSamples),
         })
     }
 

@@ -1,7 +1,7 @@
 //! Turns images into tokens: the embedding of patches, the class token and the position embeddings.
 
 use super::super::Weight;
-use super::super::off::{Off, Part};
+use super::super::off::{Off, Optimisation};
 use super::layers::Linear;
 use crate::family::vit::Vit;
 use crate::family::vit::resample;
@@ -25,7 +25,7 @@ impl Embed {
     /// `get` returns a parameter by its name.
     pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str) -> Result<Weight>) -> Result<Embed> {
         let (weight, bias) = (get("patch_embed.proj.weight")?, Some(get("patch_embed.proj.bias")?));
-        let proj = Linear { weight, bias, float_sums: !off.has(Part::FloatSums) };
+        let proj = Linear { weight, bias, float_sums: !off.has(Optimisation::FloatSums) };
         Ok(Embed { patch: vit.patch_size as i64, cls_token: get("cls_token")?, pos_embed: get("pos_embed")?, proj })
     }
 

@@ -1,7 +1,7 @@
 //! Turns tokens into logits: the final norm and the linear head, on the class token.
 
 use super::super::Weight;
-use super::super::off::{Off, Part};
+use super::super::off::{Off, Optimisation};
 use super::super::stage::{Backward, Pass, Stage};
 use super::layers::{Linear, Norm};
 use crate::family::vit::Vit;
@@ -17,9 +17,9 @@ impl Head {
     /// `get` returns a parameter by its name, in fp32 if its second argument is true.
     pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Head> {
         let (weight, bias) = (get("norm.weight", true)?, get("norm.bias", true)?);
-        let norm = Norm { weight, bias, eps: vit.layer_norm_eps, kernels: !off.has(Part::Kernels) };
+        let norm = Norm { weight, bias, eps: vit.layer_norm_eps, kernels: !off.has(Optimisation::Kernels) };
         let (weight, bias) = (get("head.weight", false)?, Some(get("head.bias", false)?));
-        let linear = Linear { weight, bias, float_sums: !off.has(Part::FloatSums) };
+        let linear = Linear { weight, bias, float_sums: !off.has(Optimisation::FloatSums) };
         Ok(Head { norm, linear })
     }
 }
