@@ -18,7 +18,7 @@
 //! 5  downstream         the official figures of results on COCO and ADE20K
 //! 5  cluster            Slurm scripts and submission, status, doctor
 //! 4  train              THE LOOP (read this first), one optimiser step, AdamW and SGD, evaluation
-//! 3  task               losses with their gradients, and metrics as data; classification, segmentation with its heads; objectives
+//! 3  task               losses with their gradients, and metrics as data; classification, segmentation and detection with their heads; objectives
 //! 2  data               source: image folders, tars, packs, IDX, CIFAR, drawn images; image: decoding, augmentation; feed: loader
 //! 2  model              staged networks of each family, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl
@@ -30,7 +30,8 @@
 //! 1  launcher           the rank and the cores of this process, according to mpirun or Slurm
 //! 1  driver, libtorch   the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind
 //! 1  seal               checksums that find damage before a byte of an HDF5 file is parsed
-//! 1  svg                pictures: curves, charts, bars, a confusion matrix, masks over photographs
+//! 1  svg                pictures: curves, charts, bars, a confusion matrix, masks and objects over photographs
+//! 1  coco               objects in images: annotations, outlines, the numbers in which they travel, figures, results files
 //! 0  family             per kind of network: config keys, table of parameters, cost, names in other programs
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
 //! 0  bounds             limits of the numbers in a config
