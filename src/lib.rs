@@ -54,8 +54,8 @@
 //!   save. On a CPU, a resumed run has the same bits as an uninterrupted run. The samples of each step are the same for any number
 //!   of ranks and workers.
 //! - The backward pass of a ViT is written out ([`model`]), not left to autograd. A test compares every gradient with timm's.
-//! - Unless gradients of several GPUs are summed in host memory, the host does not wait for a GPU within a step. It reads the loss of a
-//!   step while the GPU computes the next step ([`train::step`]).
+//! - Unless gradients of several GPUs are summed in host memory, the host does not wait for a GPU within a step, but for a detection,
+//!   whose boxes it selects. It reads the loss of a step while the GPU computes the next step ([`train::step`]).
 //! - The trained parameters of a phase, their gradients and their moments are flat buffers ([`model::FlatParameters`]), so a step
 //!   sums its gradients in one all-reduce. Nothing is kept for the frozen stages before the trained ones. The frozen stages
 //!   after them have no weight gradients.

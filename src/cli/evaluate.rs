@@ -5,7 +5,7 @@ use super::load::devices;
 use super::{print, print_either, weights_or_final};
 use crate::downstream::{ade20k, coco};
 use crate::pipeline;
-use crate::task::ClassFigures;
+use crate::task::{ClassFigures, Figure};
 use crate::train::evaluate::{Evaluation, IMAGES};
 use crate::usage;
 use anyhow::{Context, Result};
@@ -38,12 +38,28 @@ fn evaluate_artefact(args: &EvaluateArgs) -> Result<()> {
 /// The figures of each class as a table for people.
 fn class_table(classes: &[ClassFigures]) -> String {
     let longest = classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0).max(5);
-    let mut text = format!("{:<longest$} {:>6} {:>6} {:>12}\n", "class", "IoU", "Acc", "pixels");
-    let percent = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
-    for ClassFigures { name, iou, accuracy, pixels, .. } in classes {
-        text += &format!("{name:<longest$} {:>6} {:>6} {pixels:>12}\n", percent(*iou), percent(*accuracy));
+    let names = classes.iter().take(1).flat_map(|class| class.figures.named());
+    let head = names.map(|(name, figure)| format!(" {name:>0$}", width(name, figure)));
+    let mut text = format!("{:<longest$}{}\n", "class", head.collect::<String>());
+    for ClassFigures { name, figures, .. } in classes {
+        let cells = figures.named().map(|(name, figure)| {
+            let value = match figure {
+                Figure::Percent(value) => value.map_or("-".into(), |value| format!("{value:.2}")),
+                Figure::Count(count) => count.to_string(),
+            };
+            format!(" {value:>0$}", width(name, figure))
+        });
+        text += &format!("{name:<longest$}{}\n", cells.concat());
     }
     text
+}
+
+/// The characters of a column.
+fn width(name: &str, figure: Figure) -> usize {
+    match figure {
+        Figure::Percent(_) => name.len().max(6),
+        Figure::Count(_) => 12,
+    }
 }
 
 fn evaluate_downstream(results: &Downstream) -> Result<()> {

@@ -1,11 +1,9 @@
-//! Computes COCO's twelve figures as pycocotools does.
+//! COCO's twelve figures of a results file.
 
 use super::coco_files::{self, Files, Id};
+use crate::coco::figures::{Curve, Figures, figures};
 use crate::{svg, usage};
-use anyhow::{Context, Result};
-use hotcoco::COCOeval;
-use hotcoco::detection::AccumulatedEval;
-use hotcoco::params::IouType;
+use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fmt::Write;
@@ -41,47 +39,22 @@ pub struct Category {
 /// A usage error that names the file if a file cannot be read or is malformed, or if the two files do not belong together.
 pub fn evaluate(annotations: &Path, results: &Path, segm: bool) -> Result<CocoReport> {
     let Files { annotations, detections, categories } = coco_files::read(annotations, results, segm)?;
-    let (iou, kind) = if segm { ("segm", IouType::Segm) } else { ("bbox", IouType::Bbox) };
-    let mut evaluation = COCOeval::new(annotations, detections, kind);
-    evaluation.evaluate().map_err(|e| usage!("{}: {e}", results.display()))?;
-    evaluation.accumulate();
-    evaluation.summarize_lines();
-    let names = evaluation.metric_keys();
-    let stats = evaluation.stats().context("the evaluation gave no figures")?;
-    let figures = names.into_iter().map(String::from).zip(stats.iter().map(|&value| value.into())).collect();
-    let accumulated = evaluation.accumulated().context("the evaluation gave no curves")?;
-    let category = |(k, &position): (usize, &u64)| {
-        let (id, name) = categories[position as usize].clone();
-        Category { id, name, ap: category_ap(accumulated, k) }
+    let Figures { all, of_categories, curves } =
+        figures(annotations, detections, segm).map_err(|e| usage!("{}: {e}", results.display()))?;
+    let category = |(position, ap): (usize, f64)| {
+        let (id, name) = categories[position].clone();
+        Category { id, name, ap }
     };
-    let categories = accumulated.cat_ids.iter().enumerate().map(category).collect();
-    Ok(CocoReport { iou, figures, categories, curves: curves(accumulated, &evaluation.params.iou_thrs) })
+    Ok(CocoReport {
+        iou: if segm { "segm" } else { "bbox" },
+        figures: all.into_iter().map(|(name, value)| (name.to_string(), value.into())).collect(),
+        categories: of_categories.into_iter().map(category).collect(),
+        curves: curves.into_iter().map(curve).collect(),
+    })
 }
 
-/// The mean precision of a category over all thresholds and recalls, for objects of all areas and the highest limit of
-/// detections.
-fn category_ap(accumulated: &AccumulatedEval, category: usize) -> f64 {
-    let shape = &accumulated.shape;
-    let precision = |t: usize, r: usize| accumulated.precision[shape.precision_idx(t, r, category, 0, shape.m - 1)];
-    mean((0..shape.t).flat_map(|t| (0..shape.r).map(move |r| (t, r))).map(|(t, r)| precision(t, r)))
-}
-
-fn curves(accumulated: &AccumulatedEval, thresholds: &[f64]) -> Vec<svg::Curve> {
-    let shape = &accumulated.shape;
-    let precision = |t, r, k| accumulated.precision[shape.precision_idx(t, r, k, 0, shape.m - 1)];
-    let curve = |(t, threshold): (usize, &f64)| svg::Curve {
-        name: format!("IoU {threshold:.2}"),
-        points: (0..shape.r)
-            .map(|r| (r as f64 / (shape.r - 1).max(1) as f64, mean((0..shape.k).map(|k| precision(t, r, k))).max(0.0)))
-            .collect(),
-    };
-    thresholds.iter().enumerate().map(curve).collect()
-}
-
-/// The mean of the values except −1, which marks a missing value; −1 if all are missing.
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (sum, count) = values.filter(|&v| v > -1.0).fold((0.0, 0), |(sum, count), v| (sum + v, count + 1));
-    if count == 0 { -1.0 } else { sum / f64::from(count) }
+fn curve(Curve { threshold, points }: Curve) -> svg::Curve {
+    svg::Curve { name: format!("IoU {threshold:.2}"), points }
 }
 
 impl CocoReport {

@@ -1,8 +1,7 @@
 //! Estimates the cost of a phase by formulas: parameters, floating-point operations and memory. `plan` and the reports print the
 //! estimates.
 
-use super::segmentation::Architecture;
-use super::{PhasePlan, Plan};
+use super::{PhasePlan, Plan, detection, segmentation};
 use crate::config::{Optimiser, Precision};
 use crate::family::{Memory, Model};
 use crate::plan::head::Head;
@@ -22,7 +21,7 @@ pub struct Cost {
 pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
     let counts = plan.config.model.counts(&phase.depths);
     let sum = |stages: &[usize]| stages.iter().sum::<usize>() as u64;
-    let heads = Architecture::of(&plan.config).map_or(0, Architecture::count) as u64;
+    let heads = of_heads(plan).parameters;
     let (all, trained) = (sum(&counts) + heads, sum(&counts[phase.trained.clone()]) + heads);
     let images = phase.steps * phase.training.global_batch as u64;
     Cost { parameters: all, trained_parameters: trained, images, flops: images as f64 * sample_flops(plan, phase) }
@@ -94,10 +93,24 @@ fn heads(phase: &PhasePlan) -> impl Iterator<Item = &Head> {
     phase.borders.iter().flat_map(|border| &border.losses).map(|loss| &loss.head)
 }
 
-/// The operations of training on one sample, with the neck and the heads of a segmentation.
+/// The operations of training on one sample, with the heads of the config's task.
 pub fn sample_flops(plan: &Plan, phase: &PhasePlan) -> f64 {
-    let heads = Architecture::of(&plan.config).map_or(0.0, Architecture::flops);
-    training_flops(&plan.config.model, phase) + 3.0 * heads
+    training_flops(&plan.config.model, phase) + 3.0 * of_heads(plan).flops
+}
+
+/// The parameters that the config's task has beside the network's, and the operations and the numbers that a training sample needs
+/// there.
+struct OfHeads {
+    parameters: u64,
+    flops: f64,
+    activations: f64,
+}
+
+fn of_heads(plan: &Plan) -> OfHeads {
+    let segmentation = segmentation::Architecture::of(&plan.config).map(|a| (a.count(), a.flops(), a.activations()));
+    let detection = detection::Architecture::of(&plan.config).map(|a| (a.count(), a.flops(), a.activations()));
+    let (parameters, flops, activations) = segmentation.or(detection).unwrap_or_default();
+    OfHeads { parameters: parameters as u64, flops, activations }
 }
 
 /// The bytes of the activations of one sample. Between borders they exist for one stage at a time.
@@ -112,8 +125,7 @@ fn activation_bytes(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> f64 {
         activations(&phase.depths[..=stage], stage..stage + 1) + own.map(|loss| loss.head.activations()).sum::<f64>()
     };
     let largest = || (0..phase.depths.len()).map(of_stage).fold(0.0, f64::max);
-    let heads = Architecture::of(&plan.config).map_or(0.0, Architecture::activations);
-    number_bytes(plan) * (heads + if phase.borders.is_empty() { whole() } else { largest() })
+    number_bytes(plan) * (of_heads(plan).activations + if phase.borders.is_empty() { whole() } else { largest() })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! these values from the plan.
 
 pub mod cost;
+pub mod detection;
 pub mod gpus;
 pub mod groups;
 pub mod head;

@@ -11,7 +11,7 @@ use crate::plan::cost::{cost, memory};
 use crate::run::start::Peak;
 use crate::store::artefact;
 use crate::store::progress::duration;
-use crate::task::{Better, Metric};
+use crate::task::{Better, Figure, Metric};
 use std::collections::BTreeSet;
 
 /// All models of the runs, with their scores and costs.
@@ -111,14 +111,24 @@ pub fn downstream(runs: &[Run], section: &Section) -> Table {
 
 /// The figures of each class of all models of a task downstream.
 pub fn classes(runs: &[Run], section: &Section) -> Table {
-    let mut table = Table::new(section.classes, &["run", "model", "class", "IoU %", "Acc %", "pixels"]);
-    let percent = |value: Option<f64>| value.map_or(Cell::none(), |value| Cell::number(format!("{value:.2}"), value));
+    let mut table = Table::new(section.classes, &["run", "model", "class"]);
+    let own = |run: &Run| {
+        run.downstream.iter().find(|one| one.kind == section.kind).and_then(|one| one.classes.first().cloned())
+    };
+    let Some(first) = runs.iter().find_map(own) else { return table };
+    table.head.extend(first.figures.named().map(|(name, figure)| match figure {
+        Figure::Percent(_) => format!("{name} %"),
+        Figure::Count(_) => name.to_string(),
+    }));
+    let cell = |(_, figure): (&str, Figure)| match figure {
+        Figure::Percent(value) => value.map_or(Cell::none(), |value| Cell::number(format!("{value:.2}"), value)),
+        Figure::Count(count) => Cell::number(grouped(count), count),
+    };
     for run in runs {
         for one in run.downstream.iter().filter(|one| one.kind == section.kind) {
             table.rows.extend(one.classes.iter().map(|class| {
-                let pixels = Cell::number(grouped(class.pixels), class.pixels);
-                let (run, model, name) = (Cell::text(&run.name), Cell::text(&one.label), Cell::text(&class.name));
-                vec![run, model, name, percent(class.iou), percent(class.accuracy), pixels]
+                let names = [&run.name, &one.label, &class.name].map(Cell::text);
+                names.into_iter().chain(class.figures.named().map(cell)).collect()
             }));
         }
     }

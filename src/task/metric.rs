@@ -46,19 +46,58 @@ impl Metric {
     }
 }
 
-/// The figures of one class of a segmentation.
+/// The figures of one class of a segmentation or a detection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassFigures {
     pub class: usize,
     pub name: String,
-    /// Intersection over union in percent; none if the class has neither labels nor predictions.
-    #[serde(rename = "IoU")]
-    pub iou: Option<f64>,
-    /// The share of the labelled pixels that are right, in percent; none if no pixel has this label.
-    #[serde(rename = "Acc")]
-    pub accuracy: Option<f64>,
-    /// How many pixels have this label.
-    pub pixels: u64,
+    #[serde(flatten)]
+    pub figures: OfClass,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OfClass {
+    Pixels {
+        /// Intersection over union in percent; none if the class has neither labels nor predictions.
+        #[serde(rename = "IoU")]
+        iou: Option<f64>,
+        /// The share of the labelled pixels that are right, in percent; none if no pixel has this label.
+        #[serde(rename = "Acc")]
+        accuracy: Option<f64>,
+        /// How many pixels have this label.
+        pixels: u64,
+    },
+    Objects {
+        /// Average precision in percent; none if no object has this class, and for masks if there are none.
+        box_ap: Option<f64>,
+        mask_ap: Option<f64>,
+        /// How many annotated objects have this class, crowds excepted.
+        objects: u64,
+    },
+}
+
+/// A figure of a class for a table.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Figure {
+    Percent(Option<f64>),
+    Count(u64),
+}
+
+impl OfClass {
+    /// The figures with their names.
+    pub fn named(&self) -> [(&'static str, Figure); 3] {
+        match *self {
+            OfClass::Pixels { iou, accuracy, pixels } => {
+                [("IoU", Figure::Percent(iou)), ("Acc", Figure::Percent(accuracy)), ("pixels", Figure::Count(pixels))]
+            }
+            OfClass::Objects { box_ap, mask_ap, objects } => [
+                ("box AP", Figure::Percent(box_ap)),
+                ("mask AP", Figure::Percent(mask_ap)),
+                ("objects", Figure::Count(objects)),
+            ],
+        }
+    }
 }
 
 /// The value of a metric for a model; none before the first evaluation. It is serialised as a map with the metric's key.

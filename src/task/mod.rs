@@ -7,11 +7,12 @@
 //! Shape suffixes: b = batch, c = classes, k = the best guesses.
 
 mod classification;
+mod detection;
 mod metric;
 mod objective;
 mod segmentation;
 
-pub use metric::{Better, ClassFigures, Metric, Score, Scores};
+pub use metric::{Better, ClassFigures, Figure, Metric, OfClass, Score, Scores};
 pub use objective::{Given, Objective};
 
 use crate::collective::Collective;
@@ -19,6 +20,7 @@ use crate::config::{Config, TaskKind};
 use crate::family::parameter::Parameter;
 use crate::model::{Network, Tap};
 use anyhow::Result;
+use detection::Detection;
 use segmentation::Segmentation;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,6 +33,8 @@ pub enum Task {
     Classification { classes: usize },
     /// One class for each pixel.
     Segmentation(Segmentation),
+    /// The boxes, classes and masks of objects.
+    Detection(Detection),
 }
 
 /// The part of a step's batch that a loss is computed of.
@@ -69,7 +73,7 @@ impl Task {
         match config.task {
             TaskKind::Classification => Task::Classification { classes: config.model.classes() },
             TaskKind::Segmentation => Task::Segmentation(Segmentation::of(config)),
-            TaskKind::Detection => unimplemented!(),
+            TaskKind::Detection => Task::Detection(Detection::of(config)),
         }
     }
 
@@ -78,6 +82,7 @@ impl Task {
         match self {
             Task::Classification { .. } => vec![Tap::Head],
             Task::Segmentation(task) => task.taps(),
+            Task::Detection(task) => task.taps(),
         }
     }
 
@@ -87,6 +92,7 @@ impl Task {
         match self {
             Task::Classification { .. } => Vec::new(),
             Task::Segmentation(task) => task.parameters(stages),
+            Task::Detection(task) => task.parameters(stages),
         }
     }
 
@@ -96,6 +102,7 @@ impl Task {
         match self {
             Task::Classification { .. } => Ok(classification::loss(outputs, targets).divided(part.global_batch)),
             Task::Segmentation(task) => task.loss(network, outputs, targets, part),
+            Task::Detection(task) => task.loss(network, outputs, targets, part),
         }
     }
 
@@ -104,6 +111,7 @@ impl Task {
         match self {
             Task::Classification { classes } => classification::random_targets(samples, classes),
             Task::Segmentation(task) => task.random_targets(samples),
+            Task::Detection(task) => task.random_targets(samples),
         }
     }
 
@@ -112,6 +120,7 @@ impl Task {
         match self {
             Task::Classification { .. } => &classification::METRICS,
             Task::Segmentation(_) => &segmentation::METRICS,
+            Task::Detection(task) => task.metrics(),
         }
     }
 
@@ -124,21 +133,22 @@ impl Task {
     pub fn headline_error(self, value: f64, images: usize) -> Option<f64> {
         match self {
             Task::Classification { .. } => classification::headline_error(value, images),
-            Task::Segmentation(_) => None,
+            Task::Segmentation(_) | Task::Detection(_) => None,
         }
     }
 
-    /// The sums of an evaluation before its first batch. They add up over batches and over ranks.
+    /// The sums of an evaluation before its first batch. They add up over batches and over ranks, or grow into a list of all images.
     pub fn sums(self) -> Vec<f64> {
         match self {
             Task::Classification { .. } => vec![0.0; self.metrics().len()],
             Task::Segmentation(task) => task.sums(),
+            Task::Detection(_) => Vec::new(),
         }
     }
 
     /// Whether the sums of several ranks are joined into one list instead of added up.
     pub fn joins_sums(self) -> bool {
-        false
+        matches!(self, Task::Detection(_))
     }
 
     /// Evaluates a batch of images, or one image at several scales, whose labels are in host memory. Returns the outputs at the taps or
@@ -147,15 +157,17 @@ impl Task {
         let outputs = match self {
             Task::Classification { .. } => network.forward(&images_bchw[0], &self.taps()),
             Task::Segmentation(task) => vec![task.infer(network, images_bchw, labels)?],
+            Task::Detection(task) => vec![task.infer(network, &images_bchw[0], labels)?],
         };
         Ok(outputs.iter().map(|output| output.to_device(Device::Cpu)).collect())
     }
 
     /// Adds a batch of evaluated images to the sums: what [`Task::infer`] gave, and the labels, all in host memory.
-    pub fn add(self, sums: &mut [f64], outputs: &[Tensor], labels: &Tensor) {
+    pub fn add(self, sums: &mut Vec<f64>, outputs: &[Tensor], labels: &Tensor) {
         match self {
             Task::Classification { .. } => classification::add(sums, outputs, labels),
             Task::Segmentation(task) => task.add(sums, &outputs[0], labels),
+            Task::Detection(task) => task.add(sums, &outputs[0], labels),
         }
     }
 
@@ -164,6 +176,7 @@ impl Task {
         match self {
             Task::Classification { .. } => classification::values(sums, images),
             Task::Segmentation(task) => task.values(sums),
+            Task::Detection(task) => task.values(sums),
         }
     }
 
@@ -172,6 +185,7 @@ impl Task {
         match self {
             Task::Classification { .. } => Vec::new(),
             Task::Segmentation(_) => segmentation::of_classes(sums, |class| config.segmentation.class_name(class)),
+            Task::Detection(task) => task.of_classes(sums),
         }
     }
 
@@ -181,6 +195,7 @@ impl Task {
         match self {
             Task::Classification { .. } => vec![("logits", &outputs[0]), ("labels", labels)],
             Task::Segmentation(_) => vec![("predictions", &outputs[0]), ("labels", labels)],
+            Task::Detection(_) => vec![("detections", &outputs[0]), ("labels", labels)],
         }
     }
 

@@ -2,7 +2,7 @@
 //! a figure.
 
 use super::IGNORED;
-use crate::task::{Better, ClassFigures, Metric};
+use crate::task::{Better, ClassFigures, Metric, OfClass};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
@@ -69,9 +69,11 @@ pub fn of_classes(sums: &[f64], name: impl Fn(usize) -> String) -> Vec<ClassFigu
         ClassFigures {
             class,
             name: name(class),
-            iou: share(predicted[class] + labelled[class] - right[class]),
-            accuracy: share(labelled[class]),
-            pixels: labelled[class] as u64,
+            figures: OfClass::Pixels {
+                iou: share(predicted[class] + labelled[class] - right[class]),
+                accuracy: share(labelled[class]),
+                pixels: labelled[class] as u64,
+            },
         }
     };
     (0..classes).map(figures).collect()
@@ -94,8 +96,10 @@ mod tests {
             assert!((values[metric.key] - 100.0 * expected).abs() < 1e-12, "{}: {values:?}", metric.key);
         }
         let figures = of_classes(&all, |class| format!("class {class}"));
-        let of = |class: usize| (figures[class].iou, figures[class].accuracy, figures[class].pixels);
-        assert_eq!([of(0), of(1)], [(Some(50.0), Some(100.0), 2), (Some(60.0), Some(60.0), 5)]);
-        assert_eq!([of(2), of(3)], [(None, None, 0); 2]);
+        let of = |class: usize| figures[class].figures.clone();
+        let pixels = |iou, accuracy, pixels| OfClass::Pixels { iou, accuracy, pixels };
+        assert_eq!(of(0), pixels(Some(50.0), Some(100.0), 2));
+        assert_eq!(of(1), pixels(Some(60.0), Some(60.0), 5));
+        assert_eq!([of(2), of(3)], [(); 2].map(|()| pixels(None, None, 0)));
     }
 }

@@ -1,0 +1,72 @@
+//! The pixels of an object: polygons drawn in a box, and run lengths of a mask.
+
+use super::objects::Outline;
+use hotcoco::mask::{decode, fr_polys};
+
+/// The part of an object in a box (left, top, right, bottom), drawn on `side` × `side` pixels, row after row: 1 inside, 0 outside.
+/// detectron2's `rasterize_polygons_within_box`, which takes a box to have sides of at least 0.1. An outline without polygons is empty.
+pub fn rasterised(outline: &Outline, [left, top, right, bottom]: [f32; 4], side: usize) -> Vec<u8> {
+    let Outline::Polygons(polygons) = outline else { return vec![0; side * side] };
+    let scale = |length: f32| f64::from(side as f32 / length.max(0.1));
+    let (across, down) = (scale(right - left), scale(bottom - top));
+    let moved = |polygon: &Vec<f64>| -> Vec<f64> {
+        let moved = polygon.chunks_exact(2);
+        moved.flat_map(|point| [(point[0] - f64::from(left)) * across, (point[1] - f64::from(top)) * down]).collect()
+    };
+    let moved: Vec<Vec<f64>> = polygons.iter().map(moved).collect();
+    let drawn = decode(&fr_polys(&moved, side as u32, side as u32).expect("the mask is small"));
+    (0..side * side).map(|i| drawn[i % side * side + i / side]).collect()
+}
+
+/// COCO's run lengths of a mask of which only a part, rows × columns, may be inside: pixels column after column, beginning with those
+/// outside.
+pub fn run_lengths(
+    [height, width]: [usize; 2],
+    [rows, columns]: [std::ops::Range<usize>; 2],
+    is_inside: impl Fn(usize, usize) -> bool,
+) -> Vec<u32> {
+    let (mut runs, mut start, mut inside) = (Vec::new(), 0, false);
+    let mut see = |at: usize, now: bool| {
+        if now != inside {
+            runs.push((at - start) as u32);
+            (start, inside) = (at, now);
+        }
+    };
+    for column in columns.clone() {
+        for row in rows.clone() {
+            see(column * height + row, is_inside(row, column));
+        }
+        if rows.len() < height {
+            see(column * height + rows.end, false);
+        }
+    }
+    if columns.end < width {
+        see(columns.end * height, false);
+    }
+    runs.push((height * width - start) as u32);
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hotcoco::mask::encode;
+
+    #[test]
+    fn run_lengths_are_those_of_the_whole_mask() {
+        let (height, width) = (5, 7);
+        for [rows, columns] in [[1..4, 2..6], [0..5, 0..7], [0..2, 5..7], [3..5, 0..1], [0..0, 0..0], [0..5, 3..4]] {
+            for pattern in 1..5 {
+                let is_inside = |row: usize, column: usize| (row * 3 + column * 5) % pattern != 1;
+                let mask: Vec<u8> = (0..height * width)
+                    .map(|i| (i % height, i / height))
+                    .map(|(row, column)| {
+                        u8::from(rows.contains(&row) && columns.contains(&column) && is_inside(row, column))
+                    })
+                    .collect();
+                let expected = encode(&mask, height as u32, width as u32).unwrap().counts;
+                assert_eq!(run_lengths([height, width], [rows.clone(), columns.clone()], is_inside), expected);
+            }
+        }
+    }
+}

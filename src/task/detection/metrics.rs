@@ -1,0 +1,100 @@
+//! COCO's average precision of boxes and of masks in percent, as pycocotools computes it. The sums of an evaluation are a list: for
+//! each image the row of its label and the row of what was detected.
+
+use crate::coco::figures::{Figures, figures_of_scenes};
+use crate::coco::objects::{Detected, Scene, detected_from_row};
+use crate::task::{Better, ClassFigures, Metric, OfClass};
+use std::collections::BTreeMap;
+use tch::Tensor;
+
+const BOX_AP: Metric = Metric {
+    key: "box_ap",
+    name: "box AP",
+    unit: "%",
+    decimals: 2,
+    better: Better::Higher { perfect: 100.0 },
+    has_column: true,
+};
+
+const fn other(key: &'static str, name: &'static str, has_column: bool) -> Metric {
+    Metric { key, name, has_column, ..BOX_AP }
+}
+
+/// How many of COCO's figures are average precisions.
+const PRECISIONS: usize = 6;
+
+/// Those of boxes, then those of masks, each in the order of COCO's figures.
+static METRICS: [Metric; 2 * PRECISIONS] = [
+    BOX_AP,
+    other("box_ap50", "box AP50", true),
+    other("box_ap75", "box AP75", true),
+    other("box_ap_small", "box AP small", false),
+    other("box_ap_medium", "box AP medium", false),
+    other("box_ap_large", "box AP large", false),
+    other("mask_ap", "mask AP", true),
+    other("mask_ap50", "mask AP50", true),
+    other("mask_ap75", "mask AP75", true),
+    other("mask_ap_small", "mask AP small", false),
+    other("mask_ap_medium", "mask AP medium", false),
+    other("mask_ap_large", "mask AP large", false),
+];
+
+pub fn metrics(masks: bool) -> &'static [Metric] {
+    if masks { &METRICS } else { &METRICS[..PRECISIONS] }
+}
+
+/// Adds an image: the rows of what was detected and of its label.
+pub fn add(sums: &mut Vec<f64>, detected: &Tensor, label: &Tensor) {
+    for row in [label, detected] {
+        sums.extend(Vec::<f64>::try_from(row.get(0)).expect("a row holds f64"));
+    }
+}
+
+/// The images of a list of sums.
+fn images(mut sums: &[f64]) -> Vec<(Scene, Vec<Detected>)> {
+    let mut images = Vec::new();
+    while !sums.is_empty() {
+        let (scene, rest) = Scene::from_row(sums).expect("the row was written as one of a scene");
+        let (detected, rest) = detected_from_row(rest).expect("the row was written as one of detections");
+        images.push((scene, detected));
+        sums = rest;
+    }
+    images
+}
+
+/// The figures of boxes and, if there are masks, of masks.
+fn figures(images: &[(Scene, Vec<Detected>)], classes: usize, masks: bool) -> Vec<Figures> {
+    let of = |of_masks| figures_of_scenes(images, classes, of_masks).expect("detections belong to their images");
+    [false, true].into_iter().take(1 + usize::from(masks)).map(of).collect()
+}
+
+/// The metrics in percent. One without an object to find is left out, but for the headline, which is then 0.
+pub fn values(sums: &[f64], classes: usize, masks: bool) -> BTreeMap<String, f64> {
+    let figures = figures(&images(sums), classes, masks);
+    let precisions = figures.iter().flat_map(|figures| &figures.all[..PRECISIONS]).map(|&(_, value)| value);
+    let known = METRICS.iter().zip(precisions).filter(|(_, value)| *value >= 0.0);
+    let mut values: BTreeMap<String, f64> =
+        known.map(|(metric, value)| (metric.key.to_string(), 100.0 * value)).collect();
+    values.entry(BOX_AP.key.into()).or_insert(0.0);
+    values
+}
+
+/// The average precision of each class.
+pub fn of_classes(sums: &[f64], classes: usize, masks: bool) -> Vec<ClassFigures> {
+    let images = images(sums);
+    let figures = figures(&images, classes, masks);
+    let mut objects = vec![0u64; classes];
+    let all = images.iter().flat_map(|(scene, _)| &scene.objects).filter(|object| !object.is_crowd);
+    all.for_each(|object| objects[object.class] += 1);
+    let precision = |number: usize, class: usize| {
+        let of_categories = &figures.get(number)?.of_categories;
+        let (_, precision) = of_categories.iter().find(|(category, _)| *category == class)?;
+        (*precision >= 0.0).then_some(100.0 * precision)
+    };
+    let of_class = |(class, &objects): (usize, &u64)| ClassFigures {
+        class,
+        name: format!("class {class}"),
+        figures: OfClass::Objects { box_ap: precision(0, class), mask_ap: precision(1, class), objects },
+    };
+    objects.iter().enumerate().map(of_class).collect()
+}
