@@ -60,6 +60,7 @@ struct StoredImage {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with the fields of an annotation")]
 struct StoredObject<'a> {
     image_id: Field<Id>,
     category_id: Field<Id>,
@@ -145,8 +146,7 @@ struct ObjectReader<'a> {
 
 impl ObjectReader<'_> {
     fn read(&self, text: &str) -> Result<Entry, String> {
-        let stored: StoredObject =
-            serde_json::from_str(text).map_err(|e| format!("is no annotation that can be read: {e}"))?;
+        let stored: StoredObject = serde_json::from_str(text).map_err(|e| format!("is not an annotation: {e}"))?;
         let image = needed(stored.image_id, "image_id", NUMBER_OR_TEXT)?;
         let category = needed(stored.category_id, "category_id", NUMBER_OR_TEXT)?;
         let Some(&image) = self.images.get(&image) else { return Ok(Entry::OfUnlistedImage) };

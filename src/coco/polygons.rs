@@ -104,12 +104,14 @@ fn area(polygon: &[f64]) -> f64 {
     (corners.iter().enumerate().map(twice).sum::<f64>() / 2.0).abs()
 }
 
-/// The parts of polygons within a rectangle, and the smallest rectangle around these parts. None if no part is within.
+/// The parts of polygons within a rectangle, and the smallest rectangle around these parts. None if no part with an area is within.
 pub fn part(polygons: &[Vec<f64>], within: Sides) -> Option<(Outline, Sides)> {
     let parts = polygons.iter().filter_map(|polygon| {
         let sides = bounds(polygon, within)?;
         let part = clipped(polygon, within);
-        is_polygon(&part).then_some((part, sides))
+        // A polygon that only touches the rectangle has a part without an area.
+        let has_area = sides[2] > sides[0] && sides[3] > sides[1];
+        (has_area && is_polygon(&part)).then_some((part, sides))
     });
     let (parts, sides): (Vec<_>, Vec<_>) = parts.unzip();
     Some((Outline::Polygons(parts), union(sides.into_iter())?))

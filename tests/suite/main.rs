@@ -23,6 +23,7 @@ mod kills;
 mod known_data;
 mod leases;
 mod ledger;
+mod object_data;
 mod objectives;
 mod pack;
 mod parity;

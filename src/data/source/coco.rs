@@ -10,6 +10,7 @@ use crate::coco::json::Id;
 use crate::coco::objects::Scene;
 use crate::coco::results::Ids;
 use crate::config::Detection;
+use crate::launcher::launched_rank;
 use crate::{require, usage};
 use anyhow::Result;
 use std::path::{Component, Path, PathBuf};
@@ -50,7 +51,7 @@ pub fn open(keys: &Detection) -> Result<(Coco, Coco)> {
         training.folder.display(),
         if keys.masks { ", which needs a polygon; set detection.masks = false to train on boxes alone" } else { "" }
     );
-    if kept < listed {
+    if kept < listed && launched_rank() == 0 {
         log::info!(
             "{}: {} of {listed} images have no object to learn from and are left out",
             training.folder.display(),

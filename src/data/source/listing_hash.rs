@@ -34,7 +34,7 @@ fn listing(split: &Split, root: &str, task: TaskKind) -> Listing {
         {
             // The number of an image is no fact about the image.
             let row = Scene { image: 0, ..scene }.to_row();
-            row.iter().for_each(|number| _ = hasher.update(&number.to_le_bytes()));
+            hasher.update(&row.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>());
         }
         let hash = *hasher.finalize().as_bytes();
         in_order.update(&hash);

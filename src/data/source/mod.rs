@@ -193,19 +193,12 @@ fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
 /// The number of training images that a run uses. The source is opened only if the config does not say the number.
 pub fn train_images(config: &Config) -> Result<usize> {
     let data = &config.data;
-    let of_task = match config.task {
-        TaskKind::Classification => None,
+    match config.task {
+        TaskKind::Classification if data.train_images > 0 => Ok(subset_size(data.train_images, data.train_fraction)),
         TaskKind::Segmentation if config.segmentation.format == MapFormat::Shapes => {
-            Some(config.segmentation.train_images)
+            Ok(config.segmentation.train_images)
         }
-        TaskKind::Detection if config.detection.format == ObjectFormat::Shapes => Some(config.detection.train_images),
-        TaskKind::Segmentation | TaskKind::Detection => Some(open_read_only(config)?.train.len()),
-    };
-    if let Some(images) = of_task {
-        return Ok(images);
+        TaskKind::Detection if config.detection.format == ObjectFormat::Shapes => Ok(config.detection.train_images),
+        _ => Ok(open_read_only(config)?.train.len()),
     }
-    if data.train_images > 0 {
-        return Ok(subset_size(data.train_images, data.train_fraction));
-    }
-    Ok(open_read_only(config)?.train.len())
 }
