@@ -3,7 +3,6 @@
 pub mod annotations;
 pub mod figures;
 pub mod json;
-pub mod masks;
 pub mod objects;
 pub mod outlines;
 pub mod polygons;

@@ -1,6 +1,7 @@
 //! The pixels of an object: polygons drawn in a box, and run lengths of a mask.
 
 use super::objects::Outline;
+use anyhow::{Result, anyhow};
 use hotcoco::mask::{decode, fr_polys};
 
 /// The part of an object in a box (left, top, right, bottom), drawn on `side` × `side` pixels, row after row: 1 inside, 0 outside.
@@ -16,6 +17,22 @@ pub fn rasterised(outline: &Outline, [left, top, right, bottom]: [f32; 4], side:
     let moved: Vec<Vec<f64>> = polygons.iter().map(moved).collect();
     let drawn = decode(&fr_polys(&moved, side as u32, side as u32).expect("the mask is small"));
     (0..side * side).map(|i| drawn[i % side * side + i / side]).collect()
+}
+
+/// COCO's run lengths of an outline in an image of this height and width, as pycocotools draws polygons; empty if the outline is not
+/// known.
+///
+/// # Errors
+/// If the image is too large.
+pub fn runs_of(outline: &Outline, [height, width]: [usize; 2]) -> Result<Vec<u32>> {
+    match outline {
+        Outline::None => Ok(Vec::new()),
+        Outline::Polygons(polygons) => {
+            let code = fr_polys(polygons, height as u32, width as u32);
+            Ok(code.map_err(|error| anyhow!("a polygon cannot be drawn: {error}"))?.counts)
+        }
+        Outline::Runs(runs) => Ok(runs.clone()),
+    }
 }
 
 /// COCO's run lengths of a mask of which only a part, rows × columns, may be inside: pixels column after column, beginning with those

@@ -1,8 +1,8 @@
 //! Detected objects for people, as marked photographs, and for other programs, as a results file of COCO's format.
 
 use super::predict::Share;
-use crate::coco::masks::runs_of;
 use crate::coco::objects::{Detected, Object, Scene, detected_from_row};
+use crate::coco::outlines::runs_of;
 use crate::coco::results::Ids;
 use crate::config::Config;
 use crate::data::source::samples::Split;
