@@ -92,6 +92,7 @@ fn heavy_dependencies_have_one_room_each() {
                 "coco/annotations.rs",
                 "coco/figures.rs",
                 "coco/outlines.rs",
+                "coco/results.rs",
                 "data/image/scale_jitter/tests.rs",
                 "downstream/coco_files.rs",
             ],
@@ -100,7 +101,7 @@ fn heavy_dependencies_have_one_room_each() {
         ("plotters::", &["svg/mod.rs", "svg/chart.rs", "svg/bars.rs"]),
         ("resvg::", &["svg/png.rs"]),
         ("maud::", &["report/page.rs"]),
-        ("base64::", &["report/segmentation.rs"]),
+        ("base64::", &["report/downstream.rs"]),
         ("csv::", &["report/table.rs"]),
     ] {
         for path in sources(&root) {
