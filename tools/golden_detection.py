@@ -111,7 +111,7 @@ def some_boxes(count, side):
 def anchors_of(sides, patch):
     strides = [patch * 2.0 ** (level - 2) for level in range(5)]
     all_anchors = []
-    for side, stride in zip(sides, strides):
+    for side, stride in zip(sides, strides, strict=True):
         cell = anchor_generator.DefaultAnchorGenerator.generate_cell_anchors(None, (8 * stride,), (0.5, 1.0, 2.0))
         x, y = anchor_generator._create_grid_offsets([side, side], stride, 0.0, cell)
         shifts = torch.stack((x, y, x, y), dim=1)
@@ -277,7 +277,7 @@ class Model:
 def proposals_of(logits, deltas, sizes, training):
     coder = Box2BoxTransform(OF_ANCHORS)
     anchors = anchors_of(SIDES, PATCH)
-    boxes = [coder.apply_deltas(d.reshape(-1, 4), a.repeat(len(d), 1)).view(len(d), -1, 4) for d, a in zip(deltas, anchors)]
+    boxes = [coder.apply_deltas(d.reshape(-1, 4), a.repeat(len(d), 1)).view(len(d), -1, 4) for d, a in zip(deltas, anchors, strict=True)]
     return proposal_utils.find_top_rpn_proposals(boxes, logits, sizes, 0.7, PER_LEVEL, PROPOSALS, 0.0, training)
 
 
@@ -300,7 +300,7 @@ def proposal_losses(logits, deltas, targets, everything):
 def labelled(proposals, targets):
     """`ROIHeads.label_and_sample_proposals`, where all are drawn."""
     proposals = proposal_utils.add_ground_truth_to_proposals([target.gt_boxes for target in targets], proposals)
-    for each, target in zip(proposals, targets):
+    for each, target in zip(proposals, targets, strict=True):
         matches, labels = matchers["proposals"](structures.pairwise_iou(target.gt_boxes, each.proposal_boxes))
         if len(target):
             classes = target.gt_classes[matches]
@@ -326,7 +326,7 @@ def whole():
         targets.append(target)
     maps = model.pyramid(tokens)
     logits, deltas = model.proposal_head(maps)
-    losses = dict(zip(["objectness", "anchor_boxes"], proposal_losses(logits, deltas, targets, everything)))
+    losses = dict(zip(["objectness", "anchor_boxes"], proposal_losses(logits, deltas, targets, everything), strict=True))
     with torch.no_grad():
         proposals = labelled(proposals_of(logits, deltas, [size for size, _ in SCENES], True), targets)
     images = torch.cat([torch.full((len(p),), i) for i, p in enumerate(proposals)])
