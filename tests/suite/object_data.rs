@@ -20,7 +20,7 @@ const SIDE: usize = 64;
 fn config(sets: &[String]) -> Config {
     let text = format!(
         "[model]\nimage_size = 16\nwidth = 16\nheads = 2\ndepths = [1, 1]\nclasses = 3\n[detect]\nglobal_batch = 160\n\
-         [detection]\ncrop = {SIDE}\nclasses = 2\n"
+         [detection]\ncrop = {SIDE}\nwindow = 0\nclasses = 2\n"
     );
     Config::parse(&text, sets).unwrap().of_task(TaskKind::Detection)
 }

@@ -134,7 +134,7 @@ mod tests {
     fn objects_have_the_colour_of_their_class_inside_their_boxes_and_half_of_each_is_seen() {
         let config = ["detection.format=shapes", "detection.train_images=20", "detection.test_images=1"]
             .into_iter()
-            .chain(["detection.classes=3", "detection.crop=64"])
+            .chain(["detection.classes=3", "detection.crop=64", "detection.window=0"])
             .map(str::to_string)
             .collect::<Vec<_>>();
         let (split, _) = draw(&Config::parse("", &config).unwrap());

@@ -38,8 +38,9 @@ fn golden() -> Golden {
 }
 
 fn jitter(sets: &[&str]) -> ScaleJitter {
-    let own = ["detection.format=shapes", "detection.train_images=1", "detection.test_images=1", "detection.crop=64"];
-    let sets: Vec<String> = own.iter().chain(sets).map(|set| set.to_string()).collect();
+    let own = ["detection.format=shapes", "detection.train_images=1", "detection.test_images=1"];
+    let own = own.iter().chain(&["detection.crop=64", "detection.window=0"]);
+    let sets: Vec<String> = own.chain(sets).map(|set| set.to_string()).collect();
     ScaleJitter::new(&Config::parse("", &sets).unwrap())
 }
 
