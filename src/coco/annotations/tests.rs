@@ -126,7 +126,7 @@ fn a_malformed_entry_is_named_with_the_cure() {
     let file = folder.path().join("torn.json");
     std::fs::write(&file, &dataset().to_string()[..200]).unwrap();
     let error = read(&file, Purpose::Training, true).unwrap_err().to_string();
-    assert!(error.contains("torn.json") && error.contains("EOF"), "{error}");
+    assert!(error.contains("torn.json: ") && error.contains("at line 1 column 200"), "{error}");
 }
 
 #[test]
