@@ -14,7 +14,7 @@ const NAMED: usize = 5;
 pub fn predict(args: &PredictArgs) -> Result<()> {
     let config = args.config.load()?;
     let file = |row: &Row| config.run.dir.join(row.writes);
-    let written = || [&SEGMENT, &DETECT].map(|row| file(row)).into_iter().find(|file| file.exists());
+    let written = || [&SEGMENT, &DETECT].map(file).into_iter().find(|file| file.exists());
     let weights = args.weights.clone().or_else(written).unwrap_or_else(|| file(&FINETUNE));
     let into = args.into.clone().unwrap_or_else(|| config.run.dir.join("predictions"));
     let device = devices(&config)?.device(0);

@@ -1,6 +1,6 @@
 //! Evaluates any artefact on the config's test images. A module runs inside its hybrid.
 
-use super::objects::Results;
+use super::results::Results;
 use crate::collective::Solo;
 use crate::config::{Config, TaskKind};
 use crate::data;

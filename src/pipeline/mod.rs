@@ -10,6 +10,7 @@ mod phase;
 pub mod plan_report;
 pub mod predict;
 pub mod preview;
+mod results;
 mod shares;
 mod statistics;
 

@@ -1,7 +1,7 @@
 //! Shows people what a model sees in images: the likeliest classes of an image, a class for each of its pixels, or objects.
 
 use super::evaluate::{network, task_of};
-use super::objects;
+use super::{objects, results};
 use crate::coco::objects::Scene;
 use crate::config::{Config, IGNORED, TaskKind};
 use crate::data::feed::objects::{ObjectReader, ObjectReading};
@@ -151,7 +151,7 @@ impl<'a> Seer<'a> {
         }
         let seen = objects::shown(&self.infer(&images_1chw, &labels)?[0]);
         let photo = photo(&self.source.test, index)?;
-        let annotated = objects::mark_annotated(&photo, &objects::scene(&labels))?;
+        let annotated = objects::mark_annotated(&photo, &results::scene(&labels))?;
         let shares = objects::shares(&seen, |class| self.class_name(class));
         Ok(Some(([objects::mark_detected(&photo, &seen), annotated], shares, "detected objects, annotated objects")))
     }

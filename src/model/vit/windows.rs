@@ -105,60 +105,56 @@ mod tests {
     use super::*;
     use tch::Device;
 
+    const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
+    const HEADS: i64 = 2;
+    const WIDTH: i64 = 8;
+
+    fn wave(shape: &[i64], phase: f64) -> Tensor {
+        let count: i64 = shape.iter().product();
+        (Tensor::arange(count, OPTIONS) * 0.37 + phase).sin().view(shape)
+    }
+
+    /// Attention of an image's q, k and v (n, 3·d) by a mask over all cells that the windows cover, as (n, d). Cells beyond the map
+    /// have the bias (1, 3·d).
+    fn masked(qkv_n3d: &Tensor, bias: &Tensor, side: i64, window: i64) -> Tensor {
+        let covered = (side + window - 1) / window * window;
+        let cells: Vec<[i64; 2]> = (0..covered).flat_map(|row| (0..covered).map(move |column| [row, column])).collect();
+        let is_within = |cell: &[i64; 2]| cell[0] < side && cell[1] < side;
+        let token = |cell: &[i64; 2]| match is_within(cell) {
+            true => qkv_n3d.narrow(0, 1 + cell[0] * side + cell[1], 1),
+            false => bias.shallow_clone(),
+        };
+        let all = Tensor::cat(&cells.iter().map(token).collect::<Vec<_>>(), 0);
+        let e = WIDTH / HEADS;
+        let part = |part| all.narrow(1, part * WIDTH, WIDTH).view([-1, HEADS, e]).transpose(0, 1);
+        let [q, k, v] = [0, 1, 2].map(part);
+        let is_same = |a: &[i64; 2], b: &[i64; 2]| a.map(|at| at / window) == b.map(|at| at / window);
+        let mask = |a: &[i64; 2], b: &[i64; 2]| if is_same(a, b) { 0.0 } else { f32::NEG_INFINITY };
+        let mask: Vec<f32> = cells.iter().flat_map(|a| cells.iter().map(move |b| mask(a, b))).collect();
+        let mask = Tensor::from_slice(&mask).view([cells.len() as i64; 2]);
+        let scores = q.bmm(&k.transpose(1, 2)) / (e as f64).sqrt() + mask;
+        let mixed = scores.softmax(-1, Kind::Float).bmm(&v).transpose(0, 1).reshape([-1, WIDTH]);
+        let within: Vec<i64> = cells.iter().zip(0..).filter(|(cell, _)| is_within(cell)).map(|(_, i)| i).collect();
+        let class = qkv_n3d.narrow(0, 0, 1).narrow(1, 2 * WIDTH, WIDTH);
+        Tensor::cat(&[class, mixed.index_select(0, &Tensor::from_slice(&within))], 0)
+    }
+
     #[test]
     fn windows_and_their_gradients_are_those_of_attention_within_them() {
-        let options = (Kind::Float, Device::Cpu);
-        let wave = |shape: &[i64], phase: f64| {
-            let count: i64 = shape.iter().product();
-            (Tensor::arange(count, options) * 0.37 + phase).sin().view(shape)
-        };
-        let (b, d, heads) = (2, 8, 2);
+        let b = 2;
         // Windows that divide the map, and windows that reach beyond it.
         for (side, window) in [(4, 2), (5, 3), (3, 4)] {
             let n = side * side + 1;
-            let [qkv, bias, gradient] = [(b * n, 3 * d, 0.0), (1, 3 * d, 1.0), (b * n, d, 2.0)]
-                .map(|(rows, columns, phase)| wave(&[rows, columns], phase));
-            let [qkv, bias] = [qkv, bias].map(|tensor| tensor.set_requires_grad(true));
-            let bias_row = bias.view([-1]);
+            let gradient = wave(&[b * n, WIDTH], 2.0);
+            let [qkv, bias] =
+                [(b * n, 0.0), (1, 1.0)].map(|(rows, phase)| wave(&[rows, 3 * WIDTH], phase).set_requires_grad(true));
             let windows = Windows { side: window };
-            let (ours, kept) =
-                tch::no_grad(|| windows.forward(&qkv.detach(), Some(&bias_row.detach()), (n, heads), true));
-            // The same by a mask over all tokens, with a token for each cell that the windows cover.
-            let covered = (side + window - 1) / window * window;
-            let cell = |row: i64, column: i64| (row < side && column < side).then(|| 1 + row * side + column);
-            let cells: Vec<(i64, i64)> =
-                (0..covered).flat_map(|row| (0..covered).map(move |column| (row, column))).collect();
-            let mut outputs = Vec::new();
-            for image in 0..b {
-                let rows = qkv.narrow(0, image * n, n);
-                let token = |&(row, column): &(i64, i64)| match cell(row, column) {
-                    Some(number) => rows.narrow(0, number, 1),
-                    None => bias.shallow_clone(),
-                };
-                let all = Tensor::cat(&cells.iter().map(token).collect::<Vec<_>>(), 0);
-                let [q, k, v] =
-                    [0, 1, 2].map(|part| all.narrow(1, part * d, d).view([-1, heads, d / heads]).transpose(0, 1));
-                let same =
-                    |a: &(i64, i64), b: &(i64, i64)| (a.0 / window, a.1 / window) == (b.0 / window, b.1 / window);
-                let mask: Vec<f32> = cells
-                    .iter()
-                    .flat_map(|a| cells.iter().map(move |b| if same(a, b) { 0.0 } else { f32::NEG_INFINITY }))
-                    .collect();
-                let mask = Tensor::from_slice(&mask).view([cells.len() as i64, cells.len() as i64]);
-                let scores = q.bmm(&k.transpose(1, 2)) / ((d / heads) as f64).sqrt() + mask;
-                let mixed = scores.softmax(-1, Kind::Float).bmm(&v).transpose(0, 1).reshape([-1, d]);
-                let kept: Vec<i64> = cells
-                    .iter()
-                    .zip(0..)
-                    .filter(|((row, column), _)| cell(*row, *column).is_some())
-                    .map(|(_, i)| i)
-                    .collect();
-                let class = rows.narrow(0, 0, 1).narrow(1, 2 * d, d);
-                outputs.push(Tensor::cat(&[class, mixed.index_select(0, &Tensor::from_slice(&kept))], 0));
-            }
-            let theirs = Tensor::cat(&outputs, 0);
+            let beyond = bias.detach().view([-1]);
+            let (ours, kept) = tch::no_grad(|| windows.forward(&qkv.detach(), Some(&beyond), (n, HEADS), true));
+            let of_image = |image: i64| masked(&qkv.narrow(0, image * n, n), &bias, side, window);
+            let theirs = Tensor::cat(&(0..b).map(of_image).collect::<Vec<_>>(), 0);
             (&theirs * &gradient).sum(Kind::Float).backward();
-            let Gradients { qkv_m3d, bias: of_bias } = tch::no_grad(|| windows.backward(&gradient, kept, heads));
+            let Gradients { qkv_m3d, bias: of_bias } = tch::no_grad(|| windows.backward(&gradient, kept, HEADS));
             let close = |what: &str, a: &Tensor, b: &Tensor| {
                 let difference = (a - b).abs().max().double_value(&[]);
                 assert!(difference < 2e-6, "{what} for windows of {window} on {side}: {difference}");
