@@ -34,6 +34,7 @@ fn config(sets: &[&str]) -> Config {
         "detection.classes=5",
         "detection.width=8",
         "detection.hidden=24",
+        "detection.window=0",
         "model.width=16",
         "model.heads=2",
         "model.patch_size=4",
