@@ -75,7 +75,7 @@ fn a_run_with_annotated_objects_ends_with_a_detection_that_status_summary_and_re
 #[test]
 fn a_detection_that_is_killed_and_resumed_has_the_bits_of_an_uninterrupted_one() {
     let run = fine_tuned().set("detect.epochs=8").set("detect.eval_epochs=0").set("run.checkpoint_every=2 steps");
-    let interrupted = run.fork(&FILES);
+    let (run, interrupted) = (run.fork(&FILES), run.fork(&FILES));
     run.ok(&["detect"]);
     for _ in 0..2 {
         let before = interrupted.losses("detect").len();
@@ -91,8 +91,8 @@ fn a_detection_that_is_killed_and_resumed_has_the_bits_of_an_uninterrupted_one()
 
 #[test]
 fn ranks_and_replicas_give_the_losses_and_the_figures_of_one_replica_at_the_same_micro_batch() {
-    let run = fine_tuned().set("run.micro_batch=1").set("detect.epochs=2");
-    let (one, four) = (run.fork(&FILES), run.set("run.replicas=2").set("detect.on=world").fork(&FILES));
+    let run = fine_tuned().set("run.micro_batch=2").set("detect.global_batch=8");
+    let (one, four) = (run.fork(&FILES), run.set("run.replicas=2").fork(&FILES));
     one.ok(&["detect"]);
     four.mpirun(2, &["detect"]).ok();
     let (alone, together) = (one.losses("detect"), four.losses("detect"));
@@ -136,9 +136,10 @@ fn coco(folder: &Path) {
 /// A fine-tuned run with the folder `coco` beside its config.
 fn with_coco() -> Incubate {
     let run = fine_tuned();
-    coco(&run.folder.path().join("coco"));
     let sets = ["detection.format=coco", "detection.path=coco", "detect.epochs=12", "detect.eval_epochs=0"];
-    sets.into_iter().fold(run, |run, set| run.set(set)).fork(&FILES)
+    let run = sets.into_iter().fold(run, |run, set| run.set(set)).fork(&FILES);
+    coco(&run.folder.path().join("coco"));
+    run
 }
 
 #[test]

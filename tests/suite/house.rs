@@ -95,6 +95,7 @@ fn heavy_dependencies_have_one_room_each() {
                 "coco/results.rs",
                 "data/image/scale_jitter/tests.rs",
                 "downstream/coco_files.rs",
+                "task/detection/paste.rs",
             ],
         ),
         ("indicatif::", &["pipeline/bars.rs"]),
