@@ -3,7 +3,8 @@
 use super::args::PredictArgs;
 use super::load::devices;
 use super::print_either;
-use crate::pipeline::predict::{self, Prediction};
+use crate::pipeline::predict;
+use crate::pipeline::seen::Prediction;
 use crate::run::table::{DETECT, FINETUNE, Row, SEGMENT};
 use anyhow::Result;
 use std::fmt::Write;

@@ -11,6 +11,7 @@ pub mod plan_report;
 pub mod predict;
 pub mod preview;
 mod results;
+pub mod seen;
 mod shares;
 mod statistics;
 

@@ -1,7 +1,7 @@
 //! Detected objects for people: photographs with marked objects.
 
-use super::predict::Share;
 use super::results::detected;
+use super::seen::Share;
 use crate::coco::objects::{Detected, Object, Scene};
 use crate::coco::outlines::runs_of;
 use crate::svg::{Marked, Picture, colour};

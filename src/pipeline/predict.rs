@@ -1,6 +1,7 @@
 //! Shows people what a model sees in images: the likeliest classes of an image, a class for each of its pixels, or objects.
 
 use super::evaluate::{network, task_of};
+use super::seen::{Prediction, Share};
 use super::{objects, results};
 use crate::coco::objects::Scene;
 use crate::config::{Config, IGNORED, TaskKind};
@@ -22,7 +23,6 @@ use crate::task::Task;
 use crate::usage;
 use crate::weights::upload;
 use anyhow::{Context, Result};
-use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -34,26 +34,6 @@ const NAMED: usize = 40;
 /// How many test images a run keeps pictures of, and the width in pixels of each half of such a picture.
 const KEPT: usize = 4;
 const HALF: usize = 480;
-
-/// What a model sees in an image.
-#[derive(Debug, Serialize)]
-pub struct Prediction {
-    pub image: PathBuf,
-    pub picture: PathBuf,
-    /// The largest first.
-    pub classes: Vec<Share>,
-}
-
-/// A class with its probability, its share of the pixels, or the score of an object of this class, in percent.
-#[derive(Debug, Clone, Serialize)]
-pub struct Share {
-    pub class: usize,
-    pub name: String,
-    pub percent: f64,
-    /// Left, top, width and height in pixels, if the share is the score of an object.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bbox: Option<[f64; 4]>,
-}
 
 /// Predicts images, given as files, by the artefact `weights`, and writes a picture of each into the folder `into`.
 pub fn predict(

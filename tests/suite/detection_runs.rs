@@ -190,8 +190,10 @@ fn bad_annotations_end_in_one_error_with_the_file_and_the_cure() {
         run.incubate(&[&["detect"][..], &sets.collect::<Vec<_>>()].concat())
     };
     detect(&["detection.classes=80"]).fails(2, &["detection.classes = 80", "3"]);
-    detect(&["detection.path=nowhere"]).fails(2, &["nowhere", "annotations"]);
     detect(&["detection.crop=40"]).fails(2, &["detection.crop = 40", "try 48"]);
+    std::fs::rename(folder.join("annotations"), folder.join("away")).unwrap();
+    detect(&[]).fails(2, &["annotations/instances_train2017.json", "is missing"]);
+    std::fs::rename(folder.join("away"), folder.join("annotations")).unwrap();
     let file = folder.join("annotations/instances_train2017.json");
     let good = std::fs::read_to_string(&file).unwrap();
     for (from, to, words) in [
