@@ -149,12 +149,13 @@ fn the_studies_of_fashion_mnist_and_of_the_page_are_ones_that_the_program_takes(
         fs::copy(root().join("configs").join(name), folder.path().join(name)).unwrap();
     }
     let mut texts: Vec<String> = blocks(&page, &["toml study"]).into_iter().map(str::to_string).collect();
-    let files = ["fashion-mnist-depth.toml", "table-2.toml"].map(|name| root().join("configs/studies").join(name));
+    let files = ["fashion-mnist-depth.toml", "table-2.toml", "fashion-mnist-depth-rates.toml"]
+        .map(|name| root().join("configs/studies").join(name));
     // The study at the paper's size has a test of its own.
     let count = fs::read_dir(root().join("configs/studies")).unwrap().count();
     assert_eq!((texts.len(), count), (1, files.len() + 1));
     texts.extend(files.iter().map(|file| fs::read_to_string(file).unwrap()));
-    for (text, cells) in texts.iter().zip([8, 72, 36]) {
+    for (text, cells) in texts.iter().zip([8, 108, 36, 12]) {
         let file = folder.path().join("studies/study.toml");
         fs::write(&file, text).unwrap();
         let study = Study::load(&file).unwrap();

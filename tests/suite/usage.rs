@@ -156,7 +156,7 @@ fn every_shipped_config_is_planned_and_opens_with_the_command_that_runs_it_and_i
         let text = std::fs::read_to_string(&path).unwrap();
         let head: String = text.lines().take_while(|line| line.starts_with('#')).collect();
         assert!(head.contains("incubate ") || head.contains("tools/"), "{name}: the command that runs it");
-        let has_result = [" % top-1", "top-1 ", " % mIoU"].iter().any(|words| head.contains(words));
+        let has_result = [" % top-1", "top-1 ", " % mIoU", " % AP"].iter().any(|words| head.contains(words));
         assert!(has_result || name.to_string().contains("default"), "{name}");
         let config = Config::load(&path, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
         let images = if config.data.train_images > 0 { config.data.train_images } else { FASHION };
