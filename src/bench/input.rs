@@ -116,8 +116,9 @@ impl Input {
     pub fn text(&self) -> String {
         let Input { images_per_s_core: rates, cores, devices, demanded_images_per_s: demanded, .. } = self;
         let found = format!(
-            "{:.0} images/s and core, {:.0} on {} of {cores} core(s); {devices} device(s) at full rate ask for {demanded:.0} ({})",
-            rates.now, self.given_images_per_s, self.cores_at_work, self.phase
+            "a core reads {:.0} images/s, and {} of {cores} core(s) read {:.0}; {devices} device(s) at full speed train on {demanded:.0} \
+             in phase {}",
+            rates.now, self.cores_at_work, self.given_images_per_s, self.phase
         );
         if self.feeds {
             return format!("{found}: this node feeds them");
@@ -125,28 +126,27 @@ impl Input {
         let needs = |rate: f64| (demanded / rate).ceil();
         let mut cures = Vec::new();
         if self.cores_at_work + devices <= *cores && rates.now * *cores as f64 >= *demanded {
-            cures.push("run.workers = 0 or a larger number".into());
+            cures.push("run.workers = 0 (as many as the cores allow) or more workers than now".into());
         }
         cures.push(format!("{:.0} cores for data", needs(rates.now)));
         for (name, rate) in [("`incubate pack`", rates.packed), ("`incubate pack --raw`", rates.packed_raw)] {
-            cures
-                .extend(rate.map(|rate| format!("{name} with {:.0} cores ({rate:.0} images/s and core)", needs(rate))));
+            cures.extend(rate.map(|rate| format!("{name} with {:.0} cores ({rate:.0} images/s each)", needs(rate))));
         }
         let share = 100.0 * self.given_images_per_s / demanded;
         format!("{found}: this node feeds {share:.0} % of that; it would take {}", cures.join(", or "))
     }
 }
 
-/// Times the reading of images, which are evenly spread over a split, for training on the calling thread.
+/// On the calling thread, reads and transforms images as training does, and times this. The images are evenly spread over the split.
 ///
 /// # Errors
-/// The images cannot be read.
+/// The operating system fails to read an image. Damaged images are no error.
 pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
     let images = split.len();
     let count = SAMPLE.min(images);
     let sample: Vec<usize> = (0..count).map(|i| i * images / count).collect();
     let mut out = vec![0.0; config.model.channels() * config.model.image_size().pow(2)];
-    // Unreadable images are named in warnings and not timed.
+    // Damaged images are named in warnings. They count in the rate of the present form, and are left out of the packed ones.
     let mut reader = Reading::training(config, split, &Arc::new(BadImages::new(count))).reader();
     let now = rate(count, |i, key| reader.read_this(sample[i], &Random::new(&[key]), &mut out).map(drop))?;
     if split.planes().is_some() {
@@ -238,7 +238,7 @@ mod tests {
             let file = jpeg::encode(&rgb, 300, 400, 90).unwrap();
             std::fs::write(folder.path().join(format!("{number}.jpg")), file).unwrap();
         }
-        // An unreadable image is left out.
+        // A damaged image does not make the measurement fail.
         std::fs::write(folder.path().join("2.jpg"), b"").unwrap();
         let split: Split = Arc::new(Folder::flat(folder.path()).unwrap());
         let rates = measure(&config(&[]), &split).unwrap();

@@ -78,7 +78,8 @@ fn train(study: &Study, cell: &Cell) -> Result<()> {
     })
 }
 
-/// The lines of the dry run: for one GPU of the given kind, else for this machine, whose speed is measured once for each kind of network.
+/// The lines of the dry run. If a GPU is named, the times are for one such GPU. Otherwise they are for this machine, whose speed is
+/// measured once for each combination of model, precision and micro-batch.
 fn lines(study: &Study, cells: &[&Cell], gpu: Option<GpuModel>) -> Result<Vec<Line>> {
     let mut rates: BTreeMap<String, f64> = BTreeMap::new();
     let mut line = |cell: &&Cell| {
@@ -90,16 +91,16 @@ fn lines(study: &Study, cells: &[&Cell], gpu: Option<GpuModel>) -> Result<Vec<Li
             (None, None) => speed(config.clone())?,
         };
         rates.insert(key, rate);
-        // A cell whose files cannot be used is not finished; the start that trains it says why.
+        // Damaged files count as not finished here; without --dry-run the study reports the damage.
         Ok(Line::new(cell, study.is_done(cell).unwrap_or(false), rate))
     };
     cells.iter().map(&mut line).collect()
 }
 
-/// The steps that are timed for each kind of network.
+/// How many steps are timed for each combination of model, precision and micro-batch.
 const STEPS: usize = 3;
 
-/// The operations per second of end-to-end steps on this machine, measured.
+/// Measures the floating-point operations per second of end-to-end training steps on the first device of this machine.
 fn speed(config: Config) -> Result<f64> {
     let device = devices(&config)?.device(0);
     let batch = config.run.micro_batch.samples().min(config.e2e.global_batch) / 2 * 2;

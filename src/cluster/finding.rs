@@ -8,7 +8,7 @@ use serde::Serialize;
 pub struct Finding {
     pub subject: &'static str,
     pub ok: bool,
-    /// The finding in words, with the cure if it is not ok.
+    /// The finding in words. If it is not ok, the error of the check.
     pub text: String,
 }
 

@@ -13,7 +13,8 @@ pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<(
     replace_if(path, write, || Ok(()))
 }
 
-/// Replaces a file as [`replace`] does, unless `check` fails when the temporary file is on the disk.
+/// Replaces a file as [`replace`] does, but calls `check` after the temporary file is synced and before it is renamed. If `check`
+/// fails, the old file stays.
 pub fn replace_if(
     path: &Path,
     write: impl FnOnce(&Path) -> Result<()>,

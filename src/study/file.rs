@@ -59,7 +59,7 @@ pub struct Combination {
     pub equal_to: Option<Box<Combination>>,
 }
 
-/// Reads a study file and its base.
+/// Reads a study file, its base config, and the base configs of its values.
 pub fn read(path: &Path) -> Result<File> {
     let text = std::fs::read_to_string(path).map_err(|e| usage!("{}: cannot read the study: {e}", path.display()))?;
     let written: Written = toml::from_str(&text).map_err(|e| usage!("{}", e.to_string().trim().replace('\n', " ")))?;
@@ -70,12 +70,12 @@ pub fn read(path: &Path) -> Result<File> {
     let has_own = |axis: &Axis| axis.values.iter().all(|value| value.base.is_some());
     require!(
         base.is_some() || axes.iter().any(has_own),
-        "base: name the config of every cell, or let each value of an axis have a base"
+        "base: name one config on which all cells are based, or give every value of one axis a base of its own"
     );
     Ok(File { name: written.name, dir: written.dir, base, set: sets("set", &written.set)?, axes })
 }
 
-/// The text of a base config, whose path is relative to the study's folder.
+/// The text of a base config, whose path is relative to the folder of the study file.
 fn text_of(folder: &Path, key: &str, base: &Path) -> Result<String> {
     let path = folder.join(base);
     std::fs::read_to_string(&path).map_err(|e| usage!("{key} = {base:?}: {}: {e}", path.display()))
@@ -89,7 +89,8 @@ fn axis(folder: &Path, name: &str, values: &Value) -> Result<Axis> {
         let is_name = |c: char| c.is_ascii_alphanumeric() || ['_', '.', '+'].contains(&c);
         require!(
             value.chars().all(is_name) && value.starts_with(|c: char| c.is_ascii_alphanumeric()),
-            "{at}: a value names run directories, so give it letters, digits, _ and . alone"
+            "{at}: the name of a value is part of a folder name; begin it with a letter or digit, and use only ASCII letters, digits, \
+             _, . and +"
         );
         let mut keys = keys.as_table().ok_or_else(|| usage!("{at}: give config keys, such as run.seed = 0"))?.clone();
         let word = |value: Option<Value>, key: &str| match value {
@@ -116,9 +117,9 @@ fn axis(folder: &Path, name: &str, values: &Value) -> Result<Axis> {
 fn sets(at: &str, tables: &Table) -> Result<Vec<String>> {
     let mut sets = Vec::new();
     for (table, keys) in tables {
-        let keys = keys.as_table().ok_or_else(|| {
-            usage!("{at}.{table}: not a table of the config; write its keys in full, such as model.width = 64")
-        })?;
+        let keys = keys
+            .as_table()
+            .ok_or_else(|| usage!("{at}.{table}: a config key needs its table before it, such as model.width = 64"))?;
         sets.extend(keys.iter().map(|(key, value)| format!("{table}.{key}={value}")));
     }
     Ok(sets)
@@ -154,7 +155,7 @@ impl File {
         Ok(combination)
     }
 
-    /// The combination without its twin.
+    /// The combination of these values, with `equal_to` still empty.
     fn plain(&self, values: &[&AxisValue]) -> Combination {
         let names: Vec<&str> = values.iter().map(|value| value.name.as_str()).collect();
         let method = values.iter().rev().find_map(|value| value.method).unwrap_or(Method::Incubation);

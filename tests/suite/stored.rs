@@ -1,4 +1,4 @@
-//! Training on folders of images, as a user does.
+//! Folders of images: runs as a user starts them, and the stream of batches, which must not depend on workers, ranks or micro-batches.
 
 use crate::incubate::Incubate;
 use incubate::config::Config;
@@ -13,7 +13,7 @@ use incubate::weights::{Staging, floats};
 use std::path::Path;
 use tch::Device;
 
-/// Draws a folder of JPEGs. Each class has its own colour and direction of stripes.
+/// Draws a folder of JPEGs. Each class has its own colour; the direction of the stripes repeats after 12 classes.
 fn draw(folder: &Path, split: &str, classes: usize, per_class: usize) {
     for class in 0..classes {
         let folder = folder.join(split).join(format!("class-{class:02}"));
@@ -85,7 +85,8 @@ fn an_unreadable_image_is_named_and_stops_the_run_or_is_skipped_and_counted() {
     std::fs::write(&truncated, &bytes[..bytes.len() / 2]).unwrap();
     incubate.incubate(&["meta"]).fails(2, &["class-01/003.jpg", "empty", "data.bad_images"]);
     let lenient = incubate.set("data.bad_images=2");
-    // Two ranks and a second start all meet both images, which still count as two.
+    // Two ranks may meet the same images, which still count as two. The second run reads no image, and takes the count from the notes
+    // in the run directory.
     let run = lenient.mpirun(2, &["run"]).ok();
     assert!(run.err.contains("skipped, 1 of at most 2") && run.err.contains("class-02/001.jpg"), "{}", run.err);
     for run in [run, lenient.ok(&["run"])] {
@@ -95,7 +96,7 @@ fn an_unreadable_image_is_named_and_stops_the_run_or_is_skipped_and_counted() {
         assert!(String::from_utf8(lenient.bytes("report.html")).unwrap().contains("2 image(s) could not be read"));
     }
     assert!(lenient.ok(&["evaluate"]).out.contains("on 11 images"));
-    // A third unreadable image is one too many, although this process has not met the other two.
+    // A third unreadable image is one too many, although this process meets only one of the other two: the other is in the training images.
     std::fs::write(images.join("val/class-03/001.jpg"), b"GIF89a").unwrap();
     lenient.incubate(&["evaluate"]).fails(2, &["class-03/001.jpg", "data.bad_images = 2 are skipped already"]);
 }
@@ -104,7 +105,7 @@ fn an_unreadable_image_is_named_and_stops_the_run_or_is_skipped_and_counted() {
 fn plan_writes_nothing_and_a_run_keeps_the_index_of_its_folder() {
     let incubate = small_imagenet(3).set("e2e.global_batch=32");
     let plan = incubate.ok(&["plan", "--rate", "0.00001"]);
-    assert!(plan.out.contains("images/s and core") && plan.out.contains("this node feeds them"), "{}", plan.out);
+    assert!(plan.out.contains(" images/s, and ") && plan.out.contains("this node feeds them"), "{}", plan.out);
     assert!(!incubate.run_dir.exists());
     let json = incubate.ok(&["plan", "--rate", "1000000", "--json"]).out;
     let input = &serde_json::from_str::<serde_json::Value>(&json).unwrap()["input"];
@@ -197,7 +198,7 @@ fn a_global_batch_is_the_same_however_it_is_divided_and_is_mixed_in_blocks_of_12
     for (micro, ranks) in [(4, 1), (96, 1), (320, 3), (64, 3)] {
         assert!(stream(micro, ranks) == reference, "micro-batches of {micro} on {ranks} rank(s)");
     }
-    // A pair of two classes shows the λ of its block, or 1 − λ.
+    // If two mixed images have different classes, the largest entry of the target of each is λ or 1 − λ, where λ is that of its block.
     let rows: Vec<&[f32]> = reference[1].chunks(4).collect();
     let lambda = |block: std::ops::Range<usize>| {
         let largest = rows[block].iter().map(|row| row.iter().copied().fold(0.0, f32::max));
