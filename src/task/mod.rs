@@ -180,12 +180,12 @@ impl Task {
         }
     }
 
-    /// The figures of each class from the sums, if the task has such figures, with the names that the config gives the classes.
-    pub fn of_classes(self, sums: &[f64], config: &Config) -> Vec<ClassFigures> {
+    /// The figures of each class from the sums, if the task has such figures, with the names that the config or the data give the classes.
+    pub fn of_classes(self, sums: &[f64], config: &Config, of_data: &[String]) -> Vec<ClassFigures> {
         match self {
             Task::Classification { .. } => Vec::new(),
             Task::Segmentation(_) => segmentation::of_classes(sums, |class| config.segmentation.class_name(class)),
-            Task::Detection(task) => task.of_classes(sums),
+            Task::Detection(task) => task.of_classes(sums, of_data),
         }
     }
 

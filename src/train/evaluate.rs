@@ -38,6 +38,7 @@ pub fn evaluate(
     let task = Task::of(config);
     let (images, device) = (feed.source.test.len(), network.options().1);
     let (rank, size) = (group.rank(), group.size());
+    let names = feed.source.test.classes().to_vec();
     let share = images * rank / size..images * (rank + 1) / size;
     let mut sums = task.sums();
     let (mut images, mut ranks_that_stop) = (0.0, 0.0);
@@ -70,7 +71,7 @@ pub fn evaluate(
     let sums = if task.joins_sums() { joined(sums, group)? } else { added(sums, group)? };
     let mut metrics = task.values(&sums, images);
     metrics.insert(IMAGES.into(), images);
-    Ok(Some(Evaluation { metrics, classes: task.of_classes(&sums, config) }))
+    Ok(Some(Evaluation { metrics, classes: task.of_classes(&sums, config, &names) }))
 }
 
 /// The sums of all members.

@@ -171,6 +171,8 @@ fn a_detector_of_cocos_layout_writes_results_with_cocos_ids_and_marks_objects_in
         let ap = 100.0 * report["figures"]["AP"].as_f64().unwrap();
         assert!((ap - evaluated[key]).abs() < 1e-9, "{iou}: {ap} and {}", evaluated[key]);
     }
+    let table = run.ok(&[&["evaluate"][..], &weights].concat()).out;
+    assert!(table.lines().any(|line| line.starts_with("red & square ")), "{table}");
     let photo = run.folder.path().join("coco/val2017/100.png");
     let seen = run.ok(&[&["predict", photo.to_str().unwrap(), "--json"][..], &weights].concat()).out;
     let seen: Vec<Value> = serde_json::from_str(&seen).unwrap();

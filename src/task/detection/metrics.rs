@@ -80,7 +80,7 @@ pub fn values(sums: &[f64], classes: usize, masks: bool) -> BTreeMap<String, f64
 }
 
 /// The average precision of each class.
-pub fn of_classes(sums: &[f64], classes: usize, masks: bool) -> Vec<ClassFigures> {
+pub fn of_classes(sums: &[f64], (classes, names): (usize, &[String]), masks: bool) -> Vec<ClassFigures> {
     let images = images(sums);
     let figures = figures(&images, classes, masks);
     let mut objects = vec![0u64; classes];
@@ -93,7 +93,7 @@ pub fn of_classes(sums: &[f64], classes: usize, masks: bool) -> Vec<ClassFigures
     };
     let of_class = |(class, &objects): (usize, &u64)| ClassFigures {
         class,
-        name: format!("class {class}"),
+        name: names.get(class).cloned().unwrap_or_else(|| format!("class {class}")),
         figures: OfClass::Objects { box_ap: precision(0, class), mask_ap: precision(1, class), objects },
     };
     objects.iter().enumerate().map(of_class).collect()

@@ -108,8 +108,9 @@ impl Detection {
         metrics::values(sums, self.architecture.classes, self.architecture.masks)
     }
 
-    pub fn of_classes(self, sums: &[f64]) -> Vec<ClassFigures> {
-        metrics::of_classes(sums, self.architecture.classes, self.architecture.masks)
+    /// The figures of each class. A class that has none of these `names` is called by its number.
+    pub fn of_classes(self, sums: &[f64], names: &[String]) -> Vec<ClassFigures> {
+        metrics::of_classes(sums, (self.architecture.classes, names), self.architecture.masks)
     }
 
     /// The map (b, d, row, column) of the tokens (b, 1 + n, d), without the class token.

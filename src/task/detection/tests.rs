@@ -282,7 +282,7 @@ fn a_small_network_trains_and_is_evaluated() {
         }
         let values = task.values(&sums, 2.0);
         assert!(values["box_ap"] >= 0.0 && values.contains_key("mask_ap") == masks, "{values:?}");
-        assert_eq!(task.of_classes(&sums, &config).len(), 5);
+        assert_eq!(task.of_classes(&sums, &config, &[]).len(), 5);
         assert!(values.keys().all(|key| task.metrics().iter().any(|metric| metric.key == key)));
     }
 }
