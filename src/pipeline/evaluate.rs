@@ -41,32 +41,41 @@ pub fn evaluate(config: &Config, weights: &Path, device: Device, outputs: Option
     );
     let source = data::open(config)?;
     let network = network(config, artefact, (weights, source.test.classes()), device)?;
-    let mut kept = match (outputs, config.task) {
-        (None, _) => Kept::Nothing,
-        (Some(_), TaskKind::Detection) => Kept::Results(Results::new(config, &source.test)),
-        (Some(_), _) => Kept::Outputs(Outputs::new(config, source.test.len())),
-    };
-    let mut see = |batch: &TestBatch, of_network: &[Tensor]| match &mut kept {
-        Kept::Nothing => {}
-        Kept::Outputs(kept) => kept.keep(batch, of_network),
-        Kept::Results(kept) => kept.keep(&batch.labels, &of_network[0]),
-    };
+    let mut kept = outputs.map(|_| match config.task {
+        TaskKind::Detection => Kept::Results(Results::new(config, &source.test)),
+        _ => Kept::Outputs(Outputs::new(config, source.test.len())),
+    });
+    let mut see =
+        |batch: &TestBatch, of_network: &[Tensor]| kept.iter_mut().for_each(|kept| kept.keep(batch, of_network));
     let batch = config.run.micro_batch.samples();
     let evaluation =
         evaluate::evaluate(&network, Feed::of_replica(config, &source, 1), config, batch, &Solo, &mut see)?;
-    match (&kept, outputs) {
-        (Kept::Outputs(kept), Some(into)) => kept.write(into)?,
-        (Kept::Results(kept), Some(into)) => kept.write(into)?,
-        _ => {}
+    if let (Some(kept), Some(into)) = (kept, outputs) {
+        kept.write(into)?;
     }
     Ok((Task::of(config), evaluation.expect("a signal ends this command at once")))
 }
 
 /// The parts of an evaluation that are written at its end.
 enum Kept {
-    Nothing,
     Outputs(Outputs),
     Results(Results),
+}
+
+impl Kept {
+    fn keep(&mut self, batch: &TestBatch, of_network: &[Tensor]) {
+        match self {
+            Kept::Outputs(outputs) => outputs.keep(batch, of_network),
+            Kept::Results(results) => results.keep(&batch.labels, &of_network[0]),
+        }
+    }
+
+    fn write(&self, into: &Path) -> Result<()> {
+        match self {
+            Kept::Outputs(outputs) => outputs.write(into),
+            Kept::Results(results) => results.write(into),
+        }
+    }
 }
 
 /// Collects the tensors of an evaluation batch by batch, to write them at the end.

@@ -2,7 +2,7 @@
 
 use super::results::detected;
 use super::seen::Share;
-use crate::coco::objects::{Detected, Object, Scene};
+use crate::coco::objects::{Detected, Scene};
 use crate::coco::outlines::runs_of;
 use crate::svg::{Marked, Picture, colour};
 use anyhow::Result;
@@ -40,8 +40,7 @@ pub fn mark_detected(photo: &Picture, objects: &[Detected]) -> Picture {
 /// A photograph with its annotated objects marked in it.
 pub fn mark_annotated(photo: &Picture, scene: &Scene) -> Result<Picture> {
     let runs = scene.objects.iter().map(|object| runs_of(&object.outline, scene.size)).collect::<Result<Vec<_>>>()?;
-    let marked = |(object, runs): (&Object, &'_ Vec<u32>)| (object.bbox, runs.clone(), colour(object.class as u8));
-    let all: Vec<_> = scene.objects.iter().zip(&runs).map(marked).collect();
-    let marked = all.iter().map(|(bbox, runs, colour)| Marked { bbox: *bbox, runs, colour: *colour });
+    let marked = scene.objects.iter().zip(&runs);
+    let marked = marked.map(|(object, runs)| Marked { bbox: object.bbox, runs, colour: colour(object.class as u8) });
     Ok(photo.marked(&marked.collect::<Vec<_>>()))
 }

@@ -35,14 +35,12 @@ impl Results {
 
 /// The scene of an image's labels (1, numbers).
 pub fn scene(labels: &Tensor) -> Scene {
-    let (scene, _) =
-        Scene::from_row(&numbers(labels)).map(|(scene, rest)| (scene, rest.len())).expect("labels hold a scene");
-    scene
+    Scene::from_row(&numbers(labels)).expect("labels hold a scene").0
 }
 
 /// The objects that the task has detected, from its output (1, numbers).
 pub fn detected(output: &Tensor) -> Vec<Detected> {
-    detected_from_row(&numbers(output)).map(|(detected, _)| detected).expect("the output holds objects")
+    detected_from_row(&numbers(output)).expect("the output holds objects").0
 }
 
 fn numbers(row: &Tensor) -> Vec<f64> {

@@ -87,14 +87,14 @@ mod tests {
             TASK.add(&mut one_by_one, &[logits().narrow(0, i, 1)], &labels.narrow(0, i, 1));
         }
         assert_eq!(at_once, one_by_one);
-        let values = TASK.values(&at_once, 2.0);
+        let values = values(&at_once, 2.0);
         assert_eq!((values["top1"], values["top5"]), (50.0, 100.0));
         let normaliser = (-3..=3).map(|logit| f64::from(logit).exp()).sum::<f64>().ln();
         let expected = ((normaliser - 3.0) + (normaliser + 1.0)) / 2.0;
         assert!((values["loss"] - expected).abs() < 1e-6, "{} and {expected}", values["loss"]);
         let mut beyond_five = TASK.sums();
         TASK.add(&mut beyond_five, &[logits()], &Tensor::from_slice(&[5i64, 6]));
-        assert_eq!(TASK.values(&beyond_five, 2.0)["top5"], 0.0);
+        assert_eq!(super::values(&beyond_five, 2.0)["top5"], 0.0);
     }
 
     #[test]

@@ -171,21 +171,22 @@ impl Task {
         }
     }
 
-    /// Computes the values of all metrics from the sums over this number of images.
-    pub fn values(self, sums: &[f64], images: f64) -> BTreeMap<String, f64> {
+    /// Computes the values of all metrics from the sums over this number of images, and the figures of each class, if the task has
+    /// such figures, with the names that the config or the data give the classes.
+    pub fn figures(
+        self,
+        sums: &[f64],
+        images: f64,
+        config: &Config,
+        of_data: &[String],
+    ) -> (BTreeMap<String, f64>, Vec<ClassFigures>) {
         match self {
-            Task::Classification { .. } => classification::values(sums, images),
-            Task::Segmentation(task) => task.values(sums),
-            Task::Detection(task) => task.values(sums),
-        }
-    }
-
-    /// The figures of each class from the sums, if the task has such figures, with the names that the config or the data give the classes.
-    pub fn of_classes(self, sums: &[f64], config: &Config, of_data: &[String]) -> Vec<ClassFigures> {
-        match self {
-            Task::Classification { .. } => Vec::new(),
-            Task::Segmentation(_) => segmentation::of_classes(sums, |class| config.segmentation.class_name(class)),
-            Task::Detection(task) => task.of_classes(sums, of_data),
+            Task::Classification { .. } => (classification::values(sums, images), Vec::new()),
+            Task::Segmentation(task) => {
+                let name = |class| config.segmentation.class_name(class);
+                (task.values(sums), segmentation::of_classes(sums, name))
+            }
+            Task::Detection(task) => task.figures(sums, of_data),
         }
     }
 

@@ -69,9 +69,9 @@ pub fn evaluate(
     // `images` counts the readable images only.
     require!(images > 0.0, "none of the test images can be read; see the warnings above");
     let sums = if task.joins_sums() { joined(sums, group)? } else { added(sums, group)? };
-    let mut metrics = task.values(&sums, images);
+    let (mut metrics, classes) = task.figures(&sums, images, config, &names);
     metrics.insert(IMAGES.into(), images);
-    Ok(Some(Evaluation { metrics, classes: task.of_classes(&sums, config, &names) }))
+    Ok(Some(Evaluation { metrics, classes }))
 }
 
 /// The sums of all members.

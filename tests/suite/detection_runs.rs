@@ -1,13 +1,11 @@
 //! `incubate detect` as a user runs it, on drawn images and on a small folder of COCO's layout.
 
 use crate::images::png;
-use crate::incubate::{Incubate, TINY};
-use crate::wait::wait_until;
+use crate::incubate::Incubate;
 use incubate::store::artefact;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Stdio;
 
 const DETECTION: &str = r#"
 [detect]
@@ -31,9 +29,7 @@ regions = 16
 
 /// A tiny run whose detection has drawn images.
 fn tiny() -> Incubate {
-    let text = TINY.replace("channels = 1", "channels = 3").replace("[0.3]", "[0.3, 0.3, 0.3]");
-    let text = text.replace("epochs = 2\n", "epochs = 1\n").replace("depths = [2, 2, 2, 2]", "depths = [1, 1, 1, 1]");
-    Incubate::with(&(text + DETECTION))
+    Incubate::of_thin_stages_with(DETECTION)
 }
 
 /// The files of a run that a detection of its final model needs.
@@ -41,11 +37,7 @@ const FILES: [&str; 2] = ["meta.h5", "final.h5"];
 
 /// A run directory in which everything before the detection is done.
 fn fine_tuned() -> Incubate {
-    let run = tiny();
-    ["meta", "module", "assemble", "finetune"].iter().for_each(|phase| {
-        run.ok(&[phase]);
-    });
-    run
+    tiny().fine_tuned()
 }
 
 #[test]
@@ -77,15 +69,7 @@ fn a_detection_that_is_killed_and_resumed_has_the_bits_of_an_uninterrupted_one()
     let run = fine_tuned().set("detect.epochs=8").set("detect.eval_epochs=0").set("run.checkpoint_every=2 steps");
     let (run, interrupted) = (run.fork(&FILES), run.fork(&FILES));
     run.ok(&["detect"]);
-    for _ in 0..2 {
-        let before = interrupted.losses("detect").len();
-        let mut child = interrupted.command(&["detect"]).stderr(Stdio::null()).spawn().unwrap();
-        let has_gone_on = || interrupted.has_checkpoint() && interrupted.losses("detect").len() >= before + 3;
-        wait_until("a checkpoint and three steps", || has_gone_on() || child.try_wait().unwrap().is_some());
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    interrupted.ok(&["detect"]);
+    interrupted.ok_after_two_kills("detect");
     assert!(run.bytes("detect.h5") == interrupted.bytes("detect.h5"));
 }
 

@@ -1,8 +1,9 @@
 //! Runs the program as a user does. Each test has a folder of its own.
 
+use crate::wait::wait_until;
 use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// Drawn images and a tiny model, with which all phases take a few seconds on one core.
@@ -62,6 +63,14 @@ pub struct Ended {
 impl Incubate {
     pub fn new() -> Incubate {
         Self::with(TINY)
+    }
+
+    /// A run of [`TINY`] on colour images whose stages have one block and whose phases have few epochs, with more tables of the config.
+    pub fn of_thin_stages_with(tables: &str) -> Incubate {
+        let text = TINY.replace("channels = 1", "channels = 3").replace("[0.3]", "[0.3, 0.3, 0.3]");
+        let text =
+            text.replace("epochs = 2\n", "epochs = 1\n").replace("depths = [2, 2, 2, 2]", "depths = [1, 1, 1, 1]");
+        Self::with(&(text + tables))
     }
 
     pub fn with(config: &str) -> Incubate {
@@ -132,6 +141,27 @@ impl Incubate {
     pub fn has_checkpoint(&self) -> bool {
         let is_finished = |entry: DirEntry| entry.path().extension().is_some_and(|extension| extension == "h5");
         std::fs::read_dir(self.file("checkpoints")).is_ok_and(|all| all.flatten().any(is_finished))
+    }
+
+    /// Trains all phases up to the final model.
+    pub fn fine_tuned(self) -> Incubate {
+        ["meta", "module", "assemble", "finetune"].iter().for_each(|phase| {
+            self.ok(&[phase]);
+        });
+        self
+    }
+
+    /// Starts a phase three times, and kills it twice after a checkpoint and three more steps.
+    pub fn ok_after_two_kills(&self, phase: &str) {
+        for _ in 0..2 {
+            let before = self.losses(phase).len();
+            let mut child = self.command(&[phase]).stderr(Stdio::null()).spawn().unwrap();
+            let has_gone_on = || self.has_checkpoint() && self.losses(phase).len() >= before + 3;
+            wait_until("a checkpoint and three steps", || has_gone_on() || child.try_wait().unwrap().is_some());
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        self.ok(&[phase]);
     }
 
     /// Another folder with the same config and copies of these files from the run directory.

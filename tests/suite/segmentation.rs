@@ -1,8 +1,7 @@
 //! Segmentation: the heads against mmsegmentation's, and `incubate segment` as a user runs it, on drawn images with label maps.
 
 use crate::images::png;
-use crate::incubate::{Incubate, TINY};
-use crate::wait::wait_until;
+use crate::incubate::Incubate;
 use incubate::collective::Solo;
 use incubate::config::{Config, TaskKind};
 use incubate::model::{FP32_ON_HOST, Network, fresh};
@@ -11,7 +10,6 @@ use incubate::task::{Loss, Part, Task};
 use incubate::weights::Weights;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Stdio;
 use tch::{Kind, Tensor};
 
 const BATCH: i64 = 2;
@@ -151,9 +149,7 @@ fn parts_of_a_batch_add_up_to_the_loss_of_the_batch_if_they_are_normalised_alike
 
 /// A tiny run whose segmentation has drawn images.
 fn tiny() -> Incubate {
-    let text = TINY.replace("channels = 1", "channels = 3").replace("[0.3]", "[0.3, 0.3, 0.3]");
-    let text = text.replace("epochs = 2\n", "epochs = 1\n").replace("depths = [2, 2, 2, 2]", "depths = [1, 1, 1, 1]");
-    Incubate::with(&(text + SEGMENTATION))
+    Incubate::of_thin_stages_with(SEGMENTATION)
 }
 
 const SEGMENTATION: &str = r#"
@@ -204,11 +200,7 @@ const FILES: [&str; 2] = ["meta.h5", "final.h5"];
 
 /// A run directory in which everything before the segmentation is done.
 fn fine_tuned() -> Incubate {
-    let run = tiny();
-    ["meta", "module", "assemble", "finetune"].iter().for_each(|phase| {
-        run.ok(&[phase]);
-    });
-    run
+    tiny().fine_tuned()
 }
 
 #[test]
@@ -265,15 +257,7 @@ fn a_segmentation_that_is_killed_and_resumed_has_the_bits_of_an_uninterrupted_on
     let run = fine_tuned();
     let interrupted = run.fork(&FILES);
     run.ok(&["segment"]);
-    for _ in 0..2 {
-        let before = interrupted.losses("segment").len();
-        let mut child = interrupted.command(&["segment"]).stderr(Stdio::null()).spawn().unwrap();
-        let has_gone_on = || interrupted.has_checkpoint() && interrupted.losses("segment").len() >= before + 3;
-        wait_until("a checkpoint and three steps", || has_gone_on() || child.try_wait().unwrap().is_some());
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    interrupted.ok(&["segment"]);
+    interrupted.ok_after_two_kills("segment");
     assert!(run.bytes("segment.h5") == interrupted.bytes("segment.h5"));
 }
 

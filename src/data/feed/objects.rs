@@ -2,7 +2,8 @@
 
 use crate::coco::objects::Scene;
 use crate::config::Config;
-use crate::data::image::scale_jitter::{Bench, ScaleJitter};
+use crate::data::image::scale_jitter::ScaleJitter;
+use crate::data::image::workbench::Workbench;
 use crate::data::source::bad_images::BadImages;
 use crate::data::source::samples::Split;
 use crate::random::Random;
@@ -24,7 +25,7 @@ pub struct ObjectReading {
 pub struct ObjectReader {
     reading: Arc<ObjectReading>,
     bytes: Vec<u8>,
-    bench: Option<Bench>,
+    bench: Option<Workbench>,
 }
 
 impl ObjectReading {
@@ -119,7 +120,7 @@ impl ObjectReader {
         &mut self,
         index: usize,
         scene: Option<&Scene>,
-        transform: impl FnOnce(&ScaleJitter, &mut Bench, &[u8], [usize; 2]) -> Result<T>,
+        transform: impl FnOnce(&ScaleJitter, &mut Workbench, &[u8], [usize; 2]) -> Result<T>,
     ) -> Result<Option<T>> {
         let ObjectReading { split, jitter, bad, .. } = self.reading.as_ref();
         let read = || -> Result<T> {
@@ -128,14 +129,13 @@ impl ObjectReader {
                 Some(bench) => bench,
                 none => none.insert(jitter.bench()?),
             };
-            let size = bench.open(&self.bytes, stored)?;
+            let (height, width) = bench.open(&self.bytes, stored)?;
+            let size = [height, width];
             if let Some(scene) = scene {
-                let [height, width] = scene.size;
+                let [annotated_height, annotated_width] = scene.size;
                 ensure!(
                     size == scene.size,
-                    "it has {}×{} pixels, but its annotations say {width}×{height}; make them of one size",
-                    size[1],
-                    size[0]
+                    "it has {width}×{height} pixels, but its annotations say {annotated_width}×{annotated_height}; make them of one size"
                 );
             }
             transform(jitter, bench, &self.bytes, size)

@@ -2,7 +2,8 @@
 
 use crate::config::Config;
 use crate::data::image::decode::label_map::LabelMap;
-use crate::data::image::joint::{Bench, Crop, Joint};
+use crate::data::image::joint::{Crop, Joint};
+use crate::data::image::workbench::Workbench;
 use crate::data::source::bad_images::BadImages;
 use crate::data::source::samples::Split;
 use crate::random::Random;
@@ -24,7 +25,7 @@ pub struct PairReader {
     reading: Arc<PairReading>,
     bytes: Vec<u8>,
     map_bytes: Vec<u8>,
-    bench: Option<Bench>,
+    bench: Option<Workbench>,
 }
 
 impl PairReading {
@@ -102,7 +103,7 @@ impl PairReader {
 
     /// An image for evaluation at each scale, and its own height and width; none if it is unreadable.
     fn resized(&mut self, index: usize, map: Option<&LabelMap>) -> Result<Option<(Vec<Tensor>, [usize; 2])>> {
-        let evaluate = |joint: &Joint, bench: &mut Bench, bytes: &[u8], size: (usize, usize)| {
+        let evaluate = |joint: &Joint, bench: &mut Workbench, bytes: &[u8], size: (usize, usize)| {
             let at_scale = |&scale: &f64| {
                 let (pixels, [height, width]) = joint.evaluate(bench, bytes, size, scale)?;
                 Ok(Tensor::from_slice(&pixels).view([1, 3, height as i64, width as i64]))
@@ -127,7 +128,7 @@ impl PairReader {
         &mut self,
         index: usize,
         map: Option<&LabelMap>,
-        transform: impl FnOnce(&Joint, &mut Bench, &[u8], (usize, usize)) -> Result<T>,
+        transform: impl FnOnce(&Joint, &mut Workbench, &[u8], (usize, usize)) -> Result<T>,
     ) -> Result<Option<T>> {
         let PairReading { split, joint, bad, .. } = self.reading.as_ref();
         let read = || -> Result<T> {

@@ -2,14 +2,14 @@
 //! random resize, random crop with a limit on its largest class, flip, photometric distortion, normalisation, padding below and to
 //! the right. Evaluation: resize, normalisation. Images are interpolated as by OpenCV, label maps take the nearest pixel.
 
-use super::decode::Decoder;
 use super::decode::label_map::LabelMap;
 use super::distort::distort;
 use super::normalise::Normalise;
-use super::pixels::{Area, Pixels, Region};
+use super::pixels::{Area, Region};
 use super::resize::Resample;
+use super::workbench::Workbench;
 use crate::config::{Config, IGNORED, Segmentation};
-use crate::data::source::samples::{Stored, StoredMap};
+use crate::data::source::samples::StoredMap;
 use crate::random::Random;
 use anyhow::Result;
 
@@ -19,14 +19,6 @@ pub struct Joint {
     keys: Segmentation,
     flip: f64,
     normalise: Normalise,
-}
-
-/// The memory of one worker.
-pub struct Bench {
-    decoder: Decoder,
-    resample: Resample,
-    pixels: Pixels,
-    planes: Vec<f32>,
 }
 
 /// The image and the targets of a training sample.
@@ -58,9 +50,8 @@ impl Joint {
     }
 
     /// Memory for a worker.
-    pub fn bench(&self) -> Result<Bench> {
-        let (resample, pixels, planes) = (Resample::default(), Pixels::default(), Vec::new());
-        Ok(Bench { decoder: Decoder::new()?, resample, pixels, planes })
+    pub fn bench(&self) -> Result<Workbench> {
+        Workbench::new(Resample::default())
     }
 
     /// The label map in these stored bytes.
@@ -75,11 +66,18 @@ impl Joint {
     }
 
     /// Writes a training sample: its image and label map, transformed alike. All its randomness comes from `random`. The image has
-    /// been opened by [`Bench::open`], and the label map has its size.
+    /// been opened by [`Workbench::open`], and the label map has its size.
     ///
     /// # Errors
     /// If the image cannot be decoded.
-    pub fn train(&self, bench: &mut Bench, bytes: &[u8], map: &LabelMap, random: &mut Random, out: Crop) -> Result<()> {
+    pub fn train(
+        &self,
+        bench: &mut Workbench,
+        bytes: &[u8],
+        map: &LabelMap,
+        random: &mut Random,
+        out: Crop,
+    ) -> Result<()> {
         let size = (map.height, map.width);
         let [low, high] = self.keys.resize;
         let resized = fitting(size, self.keys.crop, random.between(low, high));
@@ -102,14 +100,14 @@ impl Joint {
         Ok(())
     }
 
-    /// An image for evaluation (channel, row, column), resized to `scale` times its usual size, with its height and width. It has been opened by [`Bench::open`],
+    /// An image for evaluation (channel, row, column), resized to `scale` times its usual size, with its height and width. It has been opened by [`Workbench::open`],
     /// which gave its `size`.
     ///
     /// # Errors
     /// If the image cannot be decoded.
     pub fn evaluate(
         &self,
-        bench: &mut Bench,
+        bench: &mut Workbench,
         bytes: &[u8],
         size: (usize, usize),
         scale: f64,
@@ -146,12 +144,7 @@ impl Joint {
     }
 }
 
-impl Bench {
-    /// Reads an image's (height, width). The transforms must then be given the same bytes.
-    pub fn open(&mut self, bytes: &[u8], stored: Stored) -> Result<(usize, usize)> {
-        self.decoder.open(bytes, stored)
-    }
-
+impl Workbench {
     /// Decodes the opened image and computes one part of its resized form. `part` is in pixels of the resized image.
     fn interpolate(
         &mut self,

@@ -3,14 +3,13 @@
 //! Evaluation: resize, normalisation, padding. Images are resampled as by Pillow.
 
 use super::crop;
-use super::decode::Decoder;
 use super::normalise::Normalise;
-use super::pixels::{Pixels, Region};
+use super::pixels::Region;
 use super::resize::{Order, Resample};
+use super::workbench::Workbench;
 use crate::coco::objects::{Object, Outline, Scene, fitted};
 use crate::coco::polygons;
 use crate::config::Config;
-use crate::data::source::samples::Stored;
 use crate::random::Random;
 use anyhow::Result;
 
@@ -22,14 +21,6 @@ pub struct ScaleJitter {
     resize: [f64; 2],
     flip: f64,
     normalise: Normalise,
-}
-
-/// The memory of one worker.
-pub struct Bench {
-    decoder: Decoder,
-    resample: Resample,
-    pixels: Pixels,
-    planes: Vec<f32>,
 }
 
 /// How an image becomes a training sample.
@@ -59,19 +50,18 @@ impl ScaleJitter {
     }
 
     /// Memory for a worker.
-    pub fn bench(&self) -> Result<Bench> {
-        let (resample, pixels, planes) = (Resample::bilinear(), Pixels::default(), Vec::new());
-        Ok(Bench { decoder: Decoder::new()?, resample, pixels, planes })
+    pub fn bench(&self) -> Result<Workbench> {
+        Workbench::new(Resample::bilinear())
     }
 
     /// Writes a training image (channel, row, column), and returns its objects. All its randomness comes from `random`. The image has
-    /// been opened by [`Bench::open`], and the scene has its size.
+    /// been opened by [`Workbench::open`], and the scene has its size.
     ///
     /// # Errors
     /// If the image cannot be decoded.
     pub fn train(
         &self,
-        bench: &mut Bench,
+        bench: &mut Workbench,
         bytes: &[u8],
         scene: &Scene,
         random: &mut Random,
@@ -85,18 +75,18 @@ impl ScaleJitter {
         Ok(placement.scene(scene))
     }
 
-    /// Writes an image for evaluation (channel, row, column). It has been opened by [`Bench::open`], which gave its `size`.
+    /// Writes an image for evaluation (channel, row, column). It has been opened by [`Workbench::open`], which gave its `size`.
     ///
     /// # Errors
     /// If the image cannot be decoded.
-    pub fn evaluate(&self, bench: &mut Bench, bytes: &[u8], size: [usize; 2], out: &mut [f32]) -> Result<()> {
+    pub fn evaluate(&self, bench: &mut Workbench, bytes: &[u8], size: [usize; 2], out: &mut [f32]) -> Result<()> {
         let resized = fitted(size, self.side);
         let part = Region { left: 0, top: 0, width: resized[1], height: resized[0] };
         self.image(bench, bytes, Placement { flipped: false, size, resized, part }, out)
     }
 
     /// Decodes, resamples and normalises the placed part of an image.
-    fn image(&self, bench: &mut Bench, bytes: &[u8], placement: Placement, out: &mut [f32]) -> Result<()> {
+    fn image(&self, bench: &mut Workbench, bytes: &[u8], placement: Placement, out: &mut [f32]) -> Result<()> {
         let Placement { flipped, size, resized, mut part } = placement;
         if flipped {
             part.left = resized[1] - part.left - part.width;
@@ -108,17 +98,6 @@ impl ScaleJitter {
         bench.resample.resample(&view, area, within, Order::RowsFirst, &mut bench.pixels)?;
         self.normalise.apply_padded(&bench.pixels, flipped, self.side, &mut bench.planes, out);
         Ok(())
-    }
-}
-
-impl Bench {
-    /// Reads an image's height and width. The transforms must then be given the same bytes.
-    ///
-    /// # Errors
-    /// If the bytes are no image.
-    pub fn open(&mut self, bytes: &[u8], stored: Stored) -> Result<[usize; 2]> {
-        let (height, width) = self.decoder.open(bytes, stored)?;
-        Ok([height, width])
     }
 }
 

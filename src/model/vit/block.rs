@@ -167,16 +167,15 @@ impl Block {
 
     /// Computes the gradient of q, k and v (r, 3·d).
     fn mix_backward(&self, gradient_rd: &Tensor, kept: KeptMixing, n: i64) -> Tensor {
-        match (kept, self.windows) {
-            (KeptMixing::Windows(kept), Some(windows)) => {
-                let Gradients { qkv_m3d, bias: through_filling } = windows.backward(gradient_rd, kept, self.heads);
+        match kept {
+            KeptMixing::Whole(kept) => attention::backward(gradient_rd, kept, n, self.heads),
+            KeptMixing::Windows(kept) => {
+                let Gradients { qkv_m3d, bias: through_filling } = kept.backward(gradient_rd, self.heads);
                 if let (Some(bias), Some(gradient)) = (&self.qkv.bias, through_filling) {
                     bias.accumulate(|| gradient);
                 }
                 qkv_m3d
             }
-            (KeptMixing::Whole(kept), _) => attention::backward(gradient_rd, kept, n, self.heads),
-            (KeptMixing::Windows(_), None) => unreachable!("only a block with windows keeps them"),
         }
     }
 

@@ -17,6 +17,7 @@ pub struct Windows {
 
 /// The tensors that the backward pass needs.
 pub struct Kept {
+    windows: Windows,
     attention: attention::Kept,
     n: i64,
 }
@@ -42,20 +43,7 @@ impl Windows {
         let class_b1d = qkv_m3d.view([-1, n, 3 * d]).narrow(1, 0, 1).narrow(2, 2 * d, d);
         let (mixed_bggd, _) = self.join(&mixed_yd, n);
         let mixed_bnd = Tensor::cat(&[class_b1d, mixed_bggd.reshape([-1, n - 1, d])], 1);
-        (mixed_bnd.view([-1, d]), Kept { attention, n })
-    }
-
-    /// The gradients of the input from the gradient of the output (b · n, d).
-    pub fn backward(self, gradient_md: &Tensor, kept: Kept, heads: i64) -> Gradients {
-        let (n, d) = (kept.n, gradient_md.size()[1]);
-        let windows_yd = self.split(gradient_md, n, None);
-        let qkv_y3d = attention::backward(&windows_yd, kept.attention, self.side.pow(2), heads);
-        let (qkv_bgg3d, bias) = self.join(&qkv_y3d, n);
-        // The output of the class token is its own v.
-        let class_b1d = gradient_md.view([-1, n, d]).narrow(1, 0, 1);
-        let class_b13d = Tensor::cat(&[class_b1d.zeros_like().repeat([1, 1, 2]), class_b1d], 2);
-        let qkv_bn3d = Tensor::cat(&[class_b13d, qkv_bgg3d.reshape([-1, n - 1, 3 * d])], 1);
-        Gradients { qkv_m3d: qkv_bn3d.view([-1, 3 * d]), bias }
+        (mixed_bnd.view([-1, d]), Kept { windows: self, attention, n })
     }
 
     /// Rows, and columns, of the map of n − 1 tokens, and of the windows that cover it.
@@ -97,6 +85,22 @@ impl Windows {
             sum(below) + sum(beside)
         });
         (inner, beyond)
+    }
+}
+
+impl Kept {
+    /// The gradients of the input from the gradient of the output (b · n, d).
+    pub fn backward(self, gradient_md: &Tensor, heads: i64) -> Gradients {
+        let Kept { windows, attention, n } = self;
+        let d = gradient_md.size()[1];
+        let windows_yd = windows.split(gradient_md, n, None);
+        let qkv_y3d = attention::backward(&windows_yd, attention, windows.side.pow(2), heads);
+        let (qkv_bgg3d, bias) = windows.join(&qkv_y3d, n);
+        // The output of the class token is its own v.
+        let class_b1d = gradient_md.view([-1, n, d]).narrow(1, 0, 1);
+        let class_b13d = Tensor::cat(&[class_b1d.zeros_like().repeat([1, 1, 2]), class_b1d], 2);
+        let qkv_bn3d = Tensor::cat(&[class_b13d, qkv_bgg3d.reshape([-1, n - 1, 3 * d])], 1);
+        Gradients { qkv_m3d: qkv_bn3d.view([-1, 3 * d]), bias }
     }
 }
 
@@ -154,7 +158,7 @@ mod tests {
             let of_image = |image: i64| masked(&qkv.narrow(0, image * n, n), &bias, side, window);
             let theirs = Tensor::cat(&(0..b).map(of_image).collect::<Vec<_>>(), 0);
             (&theirs * &gradient).sum(Kind::Float).backward();
-            let Gradients { qkv_m3d, bias: of_bias } = tch::no_grad(|| windows.backward(&gradient, kept, HEADS));
+            let Gradients { qkv_m3d, bias: of_bias } = tch::no_grad(|| kept.backward(&gradient, HEADS));
             let close = |what: &str, a: &Tensor, b: &Tensor| {
                 let difference = (a - b).abs().max().double_value(&[]);
                 assert!(difference < 2e-6, "{what} for windows of {window} on {side}: {difference}");

@@ -6,10 +6,21 @@ use crate::plan::detection::{LEVELS, RATIOS};
 /// The side of a square anchor in cells of its level.
 const CELLS: f64 = 8.0;
 
-/// The anchors of each level, for maps with so many rows and columns, in the order row, column, ratio. Tokens are `patch` pixels wide,
-/// and the third level has their grid. With patches of 16 pixels the sides of square anchors are 32, 64, 128, 256 and 512 pixels.
-pub fn anchors(sides: [usize; LEVELS], patch: usize) -> [Vec<Corners>; LEVELS] {
-    std::array::from_fn(|level| of_level(sides[level], stride(patch, level)))
+/// The anchors of a square image.
+pub struct Anchors {
+    /// Level after level, in the order row, column, ratio.
+    pub all: Vec<Corners>,
+    /// How many each level has.
+    pub counts: [usize; LEVELS],
+}
+
+impl Anchors {
+    /// The anchors of maps with so many rows and columns. Tokens are `patch` pixels wide, and the third level has their grid. With
+    /// patches of 16 pixels the sides of square anchors are 32, 64, 128, 256 and 512 pixels.
+    pub fn new(sides: [usize; LEVELS], patch: usize) -> Anchors {
+        let of_levels = sides.into_iter().enumerate().flat_map(|(level, side)| of_level(side, stride(patch, level)));
+        Anchors { all: of_levels.collect(), counts: sides.map(|side| RATIOS.len() * side.pow(2)) }
+    }
 }
 
 /// The pixels between two cells of a level, counted from 0.
@@ -38,10 +49,14 @@ mod tests {
 
     #[test]
     fn anchors_are_detectron2s() {
-        let all = anchors([256, 128, 64, 32, 16], 16);
-        assert_eq!(all.iter().map(Vec::len).sum::<usize>(), 261_888);
+        let Anchors { all, counts } = Anchors::new([256, 128, 64, 32, 16], 16);
+        assert_eq!((all.len(), counts.iter().sum()), (261_888, 261_888));
         let golden = golden();
-        for (level, ours) in anchors([12, 6, 3, 2, 1], 16).iter().enumerate() {
+        let Anchors { all, counts } = Anchors::new([12, 6, 3, 2, 1], 16);
+        let mut rest = all.as_slice();
+        for (level, count) in counts.into_iter().enumerate() {
+            let (ours, others) = rest.split_at(count);
+            rest = others;
             assert_close("anchors", ours.as_flattened(), &golden[&format!("anchors.{level}")], 1e-7);
         }
     }

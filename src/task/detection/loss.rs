@@ -64,8 +64,7 @@ pub(super) fn losses(
     let maps: Vec<Tensor> = pyramid.iter().map(|map| map.detach().set_requires_grad(true)).collect();
     let anchored = tch::with_grad(|| heads.anchored(&maps));
     let anchors = task.anchors();
-    let all: Vec<Corners> = anchors.iter().flatten().copied().collect();
-    let mut losses = Vec::from(tch::with_grad(|| anchor_losses(task, &anchored, &all, &targets, part)));
+    let mut losses = Vec::from(tch::with_grad(|| anchor_losses(task, &anchored, &anchors.all, &targets, part)));
     let sizes: Vec<[usize; 2]> = targets.iter().map(|target| target.size).collect();
     let trained = regions(task, proposals(&anchored, &anchors, &sizes, task.limits), &targets, part);
     let mut pooled = Vec::new();

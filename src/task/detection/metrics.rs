@@ -62,15 +62,23 @@ fn images(mut sums: &[f64]) -> Vec<(Scene, Vec<Detected>)> {
     images
 }
 
-/// The figures of boxes and, if there are masks, of masks.
-fn figures(images: &[(Scene, Vec<Detected>)], classes: usize, masks: bool) -> Vec<Figures> {
-    let of = |of_masks| figures_of_scenes(images, classes, of_masks).expect("detections belong to their images");
-    [false, true].into_iter().take(1 + usize::from(masks)).map(of).collect()
+/// The metrics and the figures of each class.
+pub fn figures(
+    sums: &[f64],
+    (classes, names): (usize, &[String]),
+    masks: bool,
+) -> (BTreeMap<String, f64>, Vec<ClassFigures>) {
+    let images = images(sums);
+    let of = |of_masks| figures_of_scenes(&images, classes, of_masks).expect("detections belong to their images");
+    let figures: Vec<Figures> = [false, true].into_iter().take(1 + usize::from(masks)).map(of).collect();
+    let mut objects = vec![0u64; classes];
+    let all = images.iter().flat_map(|(scene, _)| &scene.objects).filter(|object| !object.is_crowd);
+    all.for_each(|object| objects[object.class] += 1);
+    (values(&figures), of_classes(&figures, &objects, names))
 }
 
 /// The metrics in percent. One without an object to find is left out, but for the headline, which is then 0.
-pub fn values(sums: &[f64], classes: usize, masks: bool) -> BTreeMap<String, f64> {
-    let figures = figures(&images(sums), classes, masks);
+fn values(figures: &[Figures]) -> BTreeMap<String, f64> {
     let precisions = figures.iter().flat_map(|figures| &figures.all[..PRECISIONS]).map(|&(_, value)| value);
     let known = METRICS.iter().zip(precisions).filter(|(_, value)| *value >= 0.0);
     let mut values: BTreeMap<String, f64> =
@@ -79,13 +87,8 @@ pub fn values(sums: &[f64], classes: usize, masks: bool) -> BTreeMap<String, f64
     values
 }
 
-/// The average precision of each class.
-pub fn of_classes(sums: &[f64], (classes, names): (usize, &[String]), masks: bool) -> Vec<ClassFigures> {
-    let images = images(sums);
-    let figures = figures(&images, classes, masks);
-    let mut objects = vec![0u64; classes];
-    let all = images.iter().flat_map(|(scene, _)| &scene.objects).filter(|object| !object.is_crowd);
-    all.for_each(|object| objects[object.class] += 1);
+/// The average precision of each class, which has so many objects.
+fn of_classes(figures: &[Figures], objects: &[u64], names: &[String]) -> Vec<ClassFigures> {
     let precision = |number: usize, class: usize| {
         let of_categories = &figures.get(number)?.of_categories;
         let (_, precision) = of_categories.iter().find(|(category, _)| *category == class)?;

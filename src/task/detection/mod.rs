@@ -28,9 +28,9 @@ use crate::coco::objects::{Scene, detected_to_row, fitted};
 use crate::config::Config;
 use crate::family::parameter::Parameter;
 use crate::model::{Network, Tap};
-use crate::plan::detection::{Architecture, LEVELS};
+use crate::plan::detection::Architecture;
+use anchors::Anchors;
 use anyhow::Result;
-use boxes::Corners;
 use heads::Heads;
 use matching::Quota;
 use proposals::Limits;
@@ -104,13 +104,9 @@ impl Detection {
         metrics(self.architecture.masks)
     }
 
-    pub fn values(self, sums: &[f64]) -> BTreeMap<String, f64> {
-        metrics::values(sums, self.architecture.classes, self.architecture.masks)
-    }
-
-    /// The figures of each class. A class that has none of these `names` is called by its number.
-    pub fn of_classes(self, sums: &[f64], names: &[String]) -> Vec<ClassFigures> {
-        metrics::of_classes(sums, (self.architecture.classes, names), self.architecture.masks)
+    /// The metrics, and the figures of each class. A class that has none of these `names` is called by its number.
+    pub fn figures(self, sums: &[f64], names: &[String]) -> (BTreeMap<String, f64>, Vec<ClassFigures>) {
+        metrics::figures(sums, (self.architecture.classes, names), self.architecture.masks)
     }
 
     /// The map (b, d, row, column) of the tokens (b, 1 + n, d), without the class token.
@@ -120,8 +116,8 @@ impl Detection {
         tokens_bnd.narrow(1, 1, n - 1).transpose(1, 2).reshape([b, d, grid, grid])
     }
 
-    fn anchors(self) -> [Vec<Corners>; LEVELS] {
-        anchors::anchors(self.architecture.sides(), self.patch)
+    fn anchors(self) -> Anchors {
+        Anchors::new(self.architecture.sides(), self.patch)
     }
 }
 

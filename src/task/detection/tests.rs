@@ -1,5 +1,6 @@
 //! Comparisons with detectron2's results, which tools/golden_detection.py has written, and what holds for any network.
 
+use super::boxes::Corners;
 use super::*;
 use crate::coco::objects::{Object, Outline, detected_from_row};
 use crate::collective::Solo;
@@ -280,9 +281,9 @@ fn a_small_network_trains_and_is_evaluated() {
                 assert_eq!(one.runs.iter().sum::<u32>(), if masks { 32 * 32 } else { 0 });
             }
         }
-        let values = task.values(&sums, 2.0);
+        let (values, classes) = task.figures(&sums, 2.0, &config, &[]);
         assert!(values["box_ap"] >= 0.0 && values.contains_key("mask_ap") == masks, "{values:?}");
-        assert_eq!(task.of_classes(&sums, &config, &[]).len(), 5);
+        assert_eq!(classes.len(), 5);
         assert!(values.keys().all(|key| task.metrics().iter().any(|metric| metric.key == key)));
     }
 }

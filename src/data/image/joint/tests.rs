@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::source::samples::Stored;
 
 fn joint(sets: &[&str]) -> Joint {
     let mut all = vec!["segmentation.format=shapes", "segmentation.train_images=2", "segmentation.test_images=2"];

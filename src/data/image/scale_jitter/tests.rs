@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::source::samples::Stored;
 use hotcoco::mask;
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -89,7 +90,7 @@ fn pixels_are_pillows_for_every_flip_scale_and_crop_and_zeros_around() {
     let mut bench = jitter.bench().unwrap();
     let mut out = vec![9.0; 3 * 64 * 64];
     for (number, Case { flipped, scale, share, .. }) in golden().cases.into_iter().enumerate() {
-        assert_eq!(bench.open(&bytes, stored).unwrap(), SIZE);
+        assert_eq!(bench.open(&bytes, stored).unwrap(), SIZE.into());
         let placement = Placement::new(SIZE, 64, flipped, scale, share);
         jitter.image(&mut bench, &bytes, placement, &mut out).unwrap();
         assert_pixels(&format!("case {number}"), &out, 64, &format!("crop{number}"));
