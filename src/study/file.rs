@@ -212,7 +212,7 @@ mod tests {
         let bases: Vec<String> = file.combinations().unwrap().into_iter().map(|cell| cell.base).collect();
         assert_eq!(bases, ["# a", "# a", "# b", "# b"]);
         let error = format!("{:#}", of(&format!("[axes.net.a]\nbase='a.toml'\n[axes.net.b]\n{seeds}")).err().unwrap());
-        assert!(error.contains("base: name the config of every cell"), "{error}");
+        assert!(error.contains("base: name one config on which all cells are based"), "{error}");
         let error = format!("{:#}", of("[axes.net.a]\nbase='c.toml'\n").err().unwrap());
         assert!(error.contains("axes.net.a.base = \"c.toml\""), "{error}");
     }
@@ -224,7 +224,7 @@ mod tests {
             ("axes.depth.d1 = 3", "axes.depth.d1: give config keys"),
             ("[axes.depth.'../x']", "letters, digits"),
             ("[axes.m.a]\nmethod='both'", "axes.m.a.method = \"both\""),
-            ("[axes.m.a]\nwidth=3", "axes.m.a.width: not a table of the config"),
+            ("[axes.m.a]\nwidth=3", "axes.m.a.width: a config key needs its table before it"),
             ("[axes.m.a]\n[extra]", "unknown field `extra`"),
         ] {
             let error = format!("{:#}", study(text).err().expect(text));
