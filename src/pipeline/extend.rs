@@ -52,7 +52,7 @@ fn prepare(config: &Config, epochs: usize) -> Result<()> {
         "{}: missing; finish the fine-tuning of {so_far} epochs first, then extend it",
         last.display()
     );
-    durable::replace_bytes(&run.file("config.toml"), longer.to_toml().as_bytes())
+    run.write_config(&longer)
 }
 
 /// Keeps the curves of the epochs so far under another name. If the curves cannot be renamed, only warns, because they are no

@@ -1,6 +1,6 @@
 //! The run directory, which holds the files of one run.
 //! ```text
-//! config.toml                     the resolved config; a different config is refused
+//! config.toml                     the resolved config with a checksum; a different config is refused
 //! dataset.json                    the record of the data; other data are refused
 //! dataset-segmentation.json       the record of the images with label maps
 //! meta.h5 module-{i}.h5 assembled.h5 final.h5 e2e.h5 …   artefacts
@@ -32,6 +32,9 @@ use std::path::{Path, PathBuf};
 pub struct RunDir {
     pub path: PathBuf,
 }
+
+/// The beginning of the last line of a run directory's config; the CRC-32C of all lines before it follows in hexadecimal.
+const CHECKSUM: &str = "# checksum: ";
 
 /// The end of an error about a different config: how to extend the fine-tuning, if the config has more epochs of it.
 fn advice_to_extend(config: &Config, before: &Config) -> String {
@@ -67,10 +70,16 @@ impl RunDir {
                 advice_to_extend(config, &before)
             );
         } else {
-            durable::replace_bytes(&file, config.to_toml().as_bytes())
-                .map_err(|e| usage!("{e:#}; the run directory must be writable"))?;
+            run.write_config(config).map_err(|e| usage!("{e:#}; the run directory must be writable"))?;
         }
         Ok(run)
+    }
+
+    /// Writes or replaces the config, with its checksum in the last line.
+    pub fn write_config(&self, config: &Config) -> Result<()> {
+        let text = config.to_toml();
+        let checksum = crc32c::crc32c(text.as_bytes());
+        durable::replace_bytes(&self.config_file(), format!("{text}{CHECKSUM}{checksum:08x}\n").as_bytes())
     }
 
     /// The config that the run directory was started with.
@@ -78,13 +87,17 @@ impl RunDir {
         let file = path.join("config.toml");
         let text = fs::read_to_string(&file)
             .map_err(|e| usage!("{}: not a run directory ({e}); give the folder that a run wrote", file.display()))?;
+        let damaged = |what: String| Failure::Damaged {
+            path: file.clone(),
+            what: format!("{what}; if your config has not changed since the first start, delete this file"),
+        };
+        let whole = text.rsplit_once(CHECKSUM).filter(|(config, checksum)| {
+            u32::from_str_radix(checksum.trim_end(), 16) == Ok(crc32c::crc32c(config.as_bytes()))
+        });
+        // Without the check, keys that a truncated file has lost would count as defaults.
+        let (config, _) = whole.ok_or_else(|| damaged("truncated or changed after it was written".into()))?;
         // The text overrides the present defaults, so that a run directory stays readable when a key is added.
-        let config = Config::parse(&text, &[])
-            .map_err(|e| {
-                format!("not a config: {e:#}; if your config has not changed since the first start, delete this file")
-            })
-            .map_err(|what| Failure::Damaged { path: file, what })?;
-        Ok(config)
+        Ok(Config::parse(config, &[]).map_err(|e| damaged(format!("{e:#}")))?)
     }
 
     fn config_file(&self) -> PathBuf {

@@ -215,8 +215,15 @@ fn a_full_disk_fails_the_write_with_one_error_and_leaves_no_pieces() {
 #[test]
 fn a_damaged_config_of_a_run_is_refused_with_a_cure_that_works() {
     let run = finished().fork(&["config.toml", "meta.h5"]);
-    std::fs::write(run.file("config.toml"), "[run").unwrap();
-    run.incubate(&["meta"]).fails(3, &["config.toml: not a config", "has not changed", "delete this file"]);
+    let whole = std::fs::read_to_string(run.file("config.toml")).unwrap();
+    let (without_checksum, _) = whole.trim_end().rsplit_once('\n').unwrap();
+    let (without_finetune, _) = whole.split_once("[finetune]").unwrap();
+    let changed = whole.replacen("base_lr = 0.0", "base_lr = 0.1", 1);
+    assert_ne!(changed, whole);
+    for text in ["", "[run", without_finetune, without_checksum, &changed] {
+        std::fs::write(run.file("config.toml"), text).unwrap();
+        run.incubate(&["meta"]).fails(3, &["config.toml", "truncated or changed", "has not changed", "delete this file"]);
+    }
     std::fs::remove_file(run.file("config.toml")).unwrap();
     assert!(run.ok(&["meta"]).err.contains("meta: done already"));
 }
