@@ -4,10 +4,11 @@
 use super::course::{Bound, LOCAL, METHODS, Measure, Method, Point, RIVALS, is_better, parts};
 use super::figures::capital;
 use super::gather::Run;
-use super::groups::{Group, Setting, is_equal, mean_multiple};
+use super::groups::{Group, Mean, Setting, is_equal, mean_multiple};
 use super::table::{grouped, multiple, signed};
 use crate::config::Format;
 use crate::run::state::State;
+use crate::run::table::META;
 use crate::store::progress::duration;
 use crate::task::Metric;
 
@@ -18,6 +19,7 @@ pub fn lead(runs: &[Run], settings: &[Setting]) -> Vec<String> {
     sentences.extend(outcome(run, &settings[0]));
     sentences.extend(unfinished(run));
     sentences.push(verdict(run, &settings[0]));
+    sentences.extend(thin_network(run, &settings[0]));
     sentences
 }
 
@@ -115,10 +117,7 @@ fn verdict(run: &Run, setting: &Setting) -> String {
 /// The comparison of one finished model of each method.
 fn compared(run: &Run, setting: &Setting, ours: Point, theirs: Point) -> String {
     let metric = run.task().headline();
-    let images = run.data.as_ref().map_or(0, |data| data.present.evaluation.images);
-    let error = |score| run.task().headline_error(score, images).unwrap_or(0.0);
-    let noise = 2.0 * error(ours.score).hypot(error(theirs.score));
-    let is_tie = (ours.score - theirs.score).abs() <= noise;
+    let is_tie = is_within_noise(run, ours.score, theirs.score);
     let is_ahead = is_better(metric, ours.score, theirs.score);
     let (cost, other) = (ours.cost.flops, theirs.cost.flops);
     let times = cost / other;
@@ -153,6 +152,38 @@ fn compared(run: &Run, setting: &Setting, ours: Point, theirs: Point) -> String 
     text + "."
 }
 
+/// Whether two scores on the run's test images differ by no more than twice the standard error of their difference.
+fn is_within_noise(run: &Run, one: f64, other: f64) -> bool {
+    let images = run.data.as_ref().map_or(0, |data| data.present.evaluation.images);
+    let error = |score| run.task().headline_error(score, images).unwrap_or(0.0);
+    (one - other).abs() <= 2.0 * error(one).hypot(error(other))
+}
+
+/// The mean score and the mean cost of the meta models of runs, which are thin networks; none if a run has no meta model of its own.
+fn meta_models(runs: &[&Run]) -> Option<(f64, f64)> {
+    let of_run = |run: &&Run| {
+        let meta = run.parts.iter().find(|part| part.node.row.name == META.name && !part.is_imported)?;
+        Some((meta.score()?, meta.total.flops))
+    };
+    let each: Vec<(f64, f64)> = runs.iter().map(of_run).collect::<Option<_>>()?;
+    let (scores, flops): (Vec<f64>, Vec<f64>) = each.into_iter().unzip();
+    Some((Mean::of(&scores)?.mean, Mean::of(&flops)?.mean))
+}
+
+/// How good the thin meta model is on its own. If it is as good as the target, no way to train the target pays off.
+fn thin_network(run: &Run, setting: &Setting) -> Option<String> {
+    let ours = setting.of(Method::Incubation).next()?.point();
+    let (score, flops) = meta_models(&[run])?;
+    let metric = run.task().headline();
+    let is_enough = is_within_noise(run, score, ours.score) || is_better(metric, score, ours.score);
+    let enough = if is_enough { ": on these data the thin network is as good as the deep one" } else { "" };
+    Some(format!(
+        "The meta model alone, a thin network that took {:.2} of the computation of Deep Incubation, reaches {}{enough}.",
+        flops / ours.cost.flops,
+        metric.text(score)
+    ))
+}
+
 /// Whether stages of the network have learned from losses of their own.
 fn has_local(run: &Run) -> bool {
     LOCAL.into_iter().any(|method| parts(method, run).any(|part| part.has_begun()))
@@ -160,7 +191,6 @@ fn has_local(run: &Run) -> bool {
 
 /// The sentences for several runs.
 fn of_several(runs: &[Run], settings: &[Setting]) -> Vec<String> {
-    let metric = runs[0].task().headline();
     let over = runs.iter().filter(|run| run.is_over()).count();
     let kinds = if settings.len() == 1 { "a".to_string() } else { format!("{} settings of a", settings.len()) };
     let mut sentences = vec![format!(
@@ -171,12 +201,13 @@ fn of_several(runs: &[Run], settings: &[Setting]) -> Vec<String> {
         if runs.iter().any(has_local) { ", with losses for each stage (DGL, InfoPro) or" } else { " or" },
         if over == runs.len() { "all are finished".into() } else { format!("{over} of them are finished") }
     )];
-    sentences.extend(settings.iter().map(|setting| of_setting(metric, setting)));
+    sentences.extend(settings.iter().map(|setting| of_setting(runs, setting)));
     sentences
 }
 
 /// What a setting says of the two methods.
-fn of_setting(metric: &Metric, setting: &Setting) -> String {
+fn of_setting(runs: &[Run], setting: &Setting) -> String {
+    let metric = runs[0].task().headline();
     let start = if setting.name.is_empty() { String::new() } else { format!("With {}: ", setting.name) };
     let mut parts = Vec::new();
     if let Some(pair) = setting.pairs().last() {
@@ -186,6 +217,11 @@ fn of_setting(metric: &Metric, setting: &Setting) -> String {
             "at equal cost Deep Incubation reaches {}, {difference} {unit} compared with end to end",
             metric.text(pair.ours.score.mean)
         ));
+        let own: Vec<&Run> = pair.ours.results.iter().map(|(run, ..)| &runs[*run]).collect();
+        if let Some((score, flops)) = meta_models(&own) {
+            let share = flops / pair.ours.cost.flops;
+            parts.push(format!("the meta model alone reaches {} with {share:.2} of that cost", metric.text(score)));
+        }
     }
     if let Some((mean, bound)) = mean_multiple(&setting.at_equal(metric, Measure::Flops)) {
         parts.push(format!(

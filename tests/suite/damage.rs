@@ -222,7 +222,8 @@ fn a_damaged_config_of_a_run_is_refused_with_a_cure_that_works() {
     assert_ne!(changed, whole);
     for text in ["", "[run", without_finetune, without_checksum, &changed] {
         std::fs::write(run.file("config.toml"), text).unwrap();
-        run.incubate(&["meta"]).fails(3, &["config.toml", "truncated or changed", "has not changed", "delete this file"]);
+        run.incubate(&["meta"])
+            .fails(3, &["config.toml", "truncated or changed", "has not changed", "delete this file"]);
     }
     std::fs::remove_file(run.file("config.toml")).unwrap();
     assert!(run.ok(&["meta"]).err.contains("meta: done already"));

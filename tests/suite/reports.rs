@@ -87,6 +87,14 @@ fn a_report_has_the_numbers_of_the_summary_and_of_the_status_and_needs_nothing_b
         assert!(lead.contains(words) && page.contains(words), "{words}: {lead}");
     }
     assert!(page.contains(&format!("top-1 {:.2} %", summary[6]["top1"].as_f64().unwrap())), "{lead}");
+    let of_incubation = &summary[..7];
+    let flops: f64 = of_incubation.iter().map(|row| row["flops"].as_f64().unwrap()).sum();
+    let share = summary[0]["flops"].as_f64().unwrap() / flops;
+    let meta = format!(
+        "{share:.2} of the computation of Deep Incubation, reaches top-1 {:.2} %",
+        summary[0]["top1"].as_f64().unwrap()
+    );
+    assert!(lead.contains(&meta), "{meta}: {lead}");
     assert!(page.contains("Test top-1 % against device-hours") && !page.contains("What this report lacks"));
     for name in [
         "accuracy-by-device-hours",
