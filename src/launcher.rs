@@ -9,17 +9,18 @@ pub fn cores_of_this_rank() -> usize {
     static CORES: OnceLock<usize> = OnceLock::new();
     *CORES.get_or_init(|| {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let on_node = std::env::var("SLURM_CPUS_ON_NODE").ok().and_then(|text| text.parse().ok());
-        share(cores, ranks_on_this_node(), launchers_cores(), on_node)
+        let cores_on_node = std::env::var("SLURM_CPUS_ON_NODE").ok().and_then(|text| text.parse().ok());
+        share(cores, ranks_on_this_node(), launchers_cores(), cores_on_node)
     })
 }
 
 /// This rank's share of the `cores` that it sees. If its launcher sees more than `cores`, the launcher has bound this rank, and all
-/// `cores` belong to the rank. The same holds if all `ranks` of the node together see at most `on_node` cores, the cores that Slurm
-/// has given the job on this node.
-fn share(cores: usize, ranks: usize, launchers: Option<usize>, on_node: Option<usize>) -> usize {
-    let bound = launchers.is_some_and(|launchers| launchers > cores) || on_node.is_some_and(|all| cores * ranks <= all);
-    if bound { cores } else { (cores / ranks.max(1)).max(1) }
+/// `cores` belong to the rank. The same holds if all `ranks` of the node together see at most `cores_on_node` cores, the cores that
+/// Slurm has given the job on this node.
+fn share(cores: usize, ranks: usize, launchers_cores: Option<usize>, cores_on_node: Option<usize>) -> usize {
+    let is_bound =
+        launchers_cores.is_some_and(|all| all > cores) || cores_on_node.is_some_and(|all| cores * ranks <= all);
+    if is_bound { cores } else { (cores / ranks.max(1)).max(1) }
 }
 
 /// The number of cores that the launcher may use on this node. The launcher, such as mpirun, is an ancestor of this process.

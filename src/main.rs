@@ -117,7 +117,7 @@ fn start_logging(cli: &Cli) {
         -2 => Error,
         _ => Off,
     };
-    let many = std::env::var_os("OMPI_COMM_WORLD_SIZE").is_some() || std::env::var_os("SLURM_PROCID").is_some();
+    let has_launcher = std::env::var_os("OMPI_COMM_WORLD_SIZE").is_some() || std::env::var_os("SLURM_PROCID").is_some();
     env_logger::Builder::new()
         .filter_level(Warn)
         .filter_module("incubate", level)
@@ -125,7 +125,7 @@ fn start_logging(cli: &Cli) {
         .parse_env("INCUBATE_LOG")
         .target(env_logger::Target::Pipe(Box::new(LogTarget)))
         .format(move |out, record| {
-            let tag = if many { format!(" [{rank}]") } else { String::new() };
+            let tag = if has_launcher { format!(" [{rank}]") } else { String::new() };
             let time = out.timestamp_seconds();
             writeln!(out, "{time} {}{tag} {}", record.level(), record.args())
         })

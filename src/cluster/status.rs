@@ -60,16 +60,16 @@ pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
 /// The lines of all nodes that are shown.
 pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut Seen) -> Result<Vec<Line>> {
     let find = |node: &Node| Ok(seen.find(run, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))));
-    let mut of_nodes = gather(graph, &plan.config, queue, find)?;
+    let mut gathered = gather(graph, &plan.config, queue, find)?;
     let heartbeat = |node: &Node| Progress::read(&run.path, &node.name).filter(|_| node.row.has_heartbeat());
     let heartbeats: Vec<Option<Progress>> = graph.nodes().iter().map(heartbeat).collect();
-    for (evidence, heartbeat) in of_nodes.iter_mut().zip(&heartbeats) {
+    for (evidence, heartbeat) in gathered.iter_mut().zip(&heartbeats) {
         evidence.beat = heartbeat.as_ref().map(|progress| progress.beat(run));
     }
-    let is_imported = is_imported(graph, &of_nodes);
-    let states = states(graph, &of_nodes);
+    let is_imported = is_imported(graph, &gathered);
+    let states = states(graph, &gathered);
     let mut lines = Vec::new();
-    for (((node, evidence), heartbeat), state) in graph.nodes().iter().zip(&of_nodes).zip(&heartbeats).zip(states) {
+    for (((node, evidence), heartbeat), state) in graph.nodes().iter().zip(&gathered).zip(&heartbeats).zip(states) {
         if is_shown(node, evidence, is_imported) {
             let plan = &plan.of_task(node.row.task());
             let mut line = line_of(plan, node, state, evidence, heartbeat.as_ref());
