@@ -56,8 +56,7 @@ pub fn launched_ranks() -> usize {
         .unwrap_or(1)
 }
 
-/// This process's rank among the ranks of its node.
-/// 0 without a launcher.
+/// This process's rank among the ranks of its node; 0 without a launcher.
 pub fn rank_on_this_node() -> usize {
     ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"]
         .iter()

@@ -31,7 +31,7 @@
 //! 1  driver, libtorch   the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind
 //! 1  seal               checksums that find damage before a byte of an HDF5 file is parsed
 //! 1  svg                pictures: curves, charts, bars, a confusion matrix, masks and objects over photographs
-//! 1  coco               objects in images: annotations, outlines, the numbers in which they travel, figures, results files
+//! 1  coco               objects in images: annotations, outlines, their encoding as numbers, figures, results files
 //! 0  family             per kind of network: config keys, table of parameters, cost, names in other programs
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
 //! 0  bounds             limits of the numbers in a config

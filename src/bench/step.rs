@@ -184,7 +184,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     })
 }
 
-/// Steps that run before the timed ones.
+/// The number of steps that run before the timed steps.
 const WARM_UP: u64 = 3;
 
 /// Warms up, makes `steps` steps, and writes their recording to `trace`. Returns the seconds of each step, and the times of the

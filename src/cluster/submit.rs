@@ -92,8 +92,8 @@ fn check(jobs: Vec<PlannedJob>, flops: impl Fn(&PlannedJob) -> f64, folder: &Pat
     refused.map_or(Ok(written), Err)
 }
 
-/// Writes the scripts and submits them. After every job, `record` stores the jobs that were submitted so far, so that `incubate
-/// cancel` knows them even if a later job is refused.
+/// Writes the scripts and submits them. After every job, `record` stores the jobs that were submitted so far. So `incubate cancel`
+/// knows them even if a later job is refused.
 fn submit_all(
     jobs: Vec<PlannedJob>,
     flops: impl Fn(&PlannedJob) -> f64,

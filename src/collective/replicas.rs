@@ -44,6 +44,7 @@ struct Shared {
 /// Runs `act` once for each replica of this rank. Replica zero runs on the calling thread. `devices_suit_nccl` says whether NCCL
 /// can join this rank's devices. Collective over the group. If `act` succeeds on one replica, or a signal stops it there, it must
 /// end in the same way on all replicas of the group, because they leave NCCL together.
+///
 /// # Errors
 /// The error of the lowest-numbered replica of this rank that failed by itself. If other replicas or ranks caused all failures, the
 /// [`Failure::Elsewhere`] of the lowest-numbered replica that failed. If a replica's thread cannot be started, the error of that

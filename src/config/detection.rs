@@ -1,4 +1,4 @@
-//! The keys of `[detection]`: images with annotated objects, and the size at which they are seen.
+//! The keys of `[detection]`: images with annotated objects, the size of their crops, and the heads of the network.
 
 use crate::bounds::at_most;
 use crate::family::{Model, Tokens};

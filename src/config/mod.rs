@@ -118,8 +118,8 @@ pub enum ExportFormat {
 }
 
 impl ExportFormat {
-    /// Fails if the format's reader does not take networks of this family. `All` never fails, because it means the formats whose
-    /// readers do.
+    /// Fails if the format's reader does not take networks of this family. `All` never fails, because it stands for the formats
+    /// whose readers take them.
     pub fn check_takes(self, model: &Model) -> Result<()> {
         let is_for_all = matches!(self, ExportFormat::Safetensors | ExportFormat::Pth | ExportFormat::All);
         require!(

@@ -99,9 +99,8 @@ impl Segmentation {
         self.format == MapFormat::Shapes || !self.path.as_os_str().is_empty()
     }
 
-    /// The stages whose outputs the heads read, in order from the image. If the config names no stages, they divide
-    /// the network's `stages` stages as evenly as possible. In a network of fewer than [`TAPS`] stages, some stages then occur
-    /// several times.
+    /// The stages whose outputs the heads read, in order from the image. If the config names no stages, they divide the network's
+    /// `stages` stages as evenly as possible. In a network of fewer than [`TAPS`] stages, some stages then occur several times.
     pub fn tapped_stages(&self, stages: usize) -> [usize; TAPS] {
         let even = |level: usize| ((level + 1) * stages).div_ceil(TAPS) - 1;
         std::array::from_fn(|level| self.taps.get(level).copied().unwrap_or_else(|| even(level)))
