@@ -68,8 +68,8 @@ pub fn start_libtorch(config: &Config) {
     tch::set_num_threads(threads(config) as i32);
 }
 
-/// Starts rayon's global threads, which compute checksums and draw fresh weights, among other work. Later, training may take the
-/// memory that the stack of a thread needs.
+/// Starts rayon's global threads, which compute checksums and draw fresh weights, among other work. They start early, because
+/// training may later take the memory that the stack of a thread needs.
 ///
 /// # Errors
 /// A usage error if a thread cannot be started.

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeMap;
 
 /// Trains the unfinished cells of this process's share, and then writes the study's report. If a cell fails, the other cells are
-/// still trained.
+/// still trained, but no report is written.
 pub fn study(args: &StudyArgs) -> Result<()> {
     let study = Study::load(&args.study)?;
     let cells = only(&study, &args.only)?;
