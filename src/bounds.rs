@@ -3,13 +3,13 @@
 use crate::require;
 use anyhow::Result;
 
-/// Refuses a number that is not positive. `usual` is the example in the error.
+/// Refuses a number that is not positive and finite. `usual` is the example in the error.
 pub fn positive(key: &str, value: f64, usual: f64) -> Result<()> {
     require!(value > 0.0 && value.is_finite(), "{key} = {value}: it must be a positive number, such as {usual:e}");
     Ok(())
 }
 
-/// Refuses a number that is far too large, such as one with a typing error, before it makes an allocation fail.
+/// Refuses a number that is far too large, for example because of a typing error, before an allocation of that size fails.
 pub fn at_most(key: &str, value: usize, most: usize) -> Result<()> {
     require!(value <= most, "{key} = {value}: at most {most}; lower it");
     Ok(())

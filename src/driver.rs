@@ -1,7 +1,8 @@
-//! The library of the NVIDIA driver, loaded at run time. It lists the GPUs and their memory, and makes events and pinned memory.
+//! The library of the NVIDIA driver, loaded at run time. Through it this program lists GPUs, reads their memory use, makes events,
+//! and pins memory.
 //!
-//! The signatures are those of CUDA's `cuda.h` (driver API), which maps some names to names with a suffix such as `_v2`. Every Linux
-//! driver has `libcuda.so.1`, whatever CUDA version libtorch was built with.
+//! The signatures are those of CUDA's `cuda.h` (driver API), which maps some names to names with a suffix such as `_v2`. Every
+//! Linux driver has `libcuda.so.1`, whatever CUDA version libtorch was built with.
 
 use anyhow::{Context, Result, anyhow, ensure};
 use libloading::Library;
@@ -9,7 +10,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
-/// The driver, or the reason why this process computes on the CPU. It is set once, when CUDA is loaded.
+/// The driver, or the reason why this process computes on the CPU. It is set once, when `device::load` loads CUDA.
 pub static CUDA: OnceLock<Result<Driver, String>> = OnceLock::new();
 
 /// The driver, once CUDA is loaded.
@@ -26,7 +27,7 @@ type Status = c_int;
 /// The driver's functions, which stay loaded until the process ends.
 pub struct Driver {
     version: c_int,
-    /// Visible GPUs, in the driver's and libtorch's order.
+    /// The visible GPUs, in the order of the driver and of libtorch.
     gpus: Vec<Gpu>,
     retain_context: unsafe extern "C" fn(*mut *mut c_void, c_int) -> Status,
     set_context: unsafe extern "C" fn(*mut c_void) -> Status,
@@ -66,9 +67,9 @@ const NOT_READY: Status = 600;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gpu {
     pub name: String,
-    /// Memory in bytes.
+    /// The memory in bytes.
     pub memory: u64,
-    /// PCI address as in /sys/bus/pci/devices, such as `0000:17:00.0`.
+    /// The PCI address as in /sys/bus/pci/devices, such as `0000:17:00.0`.
     pub address: String,
 }
 
@@ -103,8 +104,8 @@ impl Driver {
         for number in 0..count {
             let mut text = [0 as c_char; 256];
             let mut memory = 0;
-            // SAFETY: the driver writes at most 256 bytes of text with a terminator, and one size_t for the memory. The
-            // handle of a GPU is its number.
+            // SAFETY: the driver writes at most 256 bytes of text with a terminator, and one size_t for the memory. The handle of a
+            // GPU is its number.
             let (name, address) = unsafe {
                 check(get_name(text.as_mut_ptr(), 256, number), "cuDeviceGetName")?;
                 let name = CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned();
@@ -142,8 +143,8 @@ impl Driver {
         &self.gpus
     }
 
-    /// Makes a GPU the current GPU of the calling thread, as `cudaSetDevice` does. NCCL requires it. Other calls of CUDA
-    /// would otherwise set up the first GPU. libtorch uses the same (primary) context.
+    /// Makes a GPU the current GPU of the calling thread, as `cudaSetDevice` does. NCCL requires a current GPU, and other CUDA
+    /// calls without one would set up the first GPU. libtorch uses the same (primary) context.
     pub fn make_current(&self, number: usize) -> Result<()> {
         thread_local! {
             static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
@@ -161,7 +162,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The bytes in use on the calling thread's current GPU, by all processes. libtorch never returns memory by itself.
+    /// The bytes in use on the calling thread's current GPU, by all processes. They include the freed memory that libtorch caches.
     pub fn memory_in_use(&self) -> Result<u64> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the outputs are one size_t each.
@@ -184,7 +185,8 @@ impl PinnedMemory {
         self.start
     }
 
-    /// Frees the memory. Dropping it does not, because freeing waits for the GPU, after an error perhaps for ever.
+    /// Frees the memory. Dropping a `PinnedMemory` does not free it, because freeing waits for the GPU, and after an error this may
+    /// take for ever.
     pub fn free(self) {
         // SAFETY: the memory came from cuMemHostAlloc and is freed once.
         unsafe { (self.driver.free_host)(self.start) };
@@ -192,13 +194,13 @@ impl PinnedMemory {
 }
 
 impl Event {
-    /// The event after all work that the calling thread's current GPU has been given so far.
+    /// Records the event behind all work that the default stream of the calling thread's current GPU has been given so far.
     pub fn now(driver: &'static Driver) -> Result<Event> {
         let mut event = std::ptr::null_mut();
         // SAFETY: the output is one pointer.
         check(unsafe { (driver.create_event)(&mut event, NO_TIMING) }, "cuEventCreate")?;
         let event = Event { driver, event };
-        // SAFETY: the event is alive; the null stream is the default one.
+        // SAFETY: the event is alive, and the null stream is the default stream.
         check(unsafe { (driver.record_event)(event.event, std::ptr::null_mut()) }, "cuEventRecord")?;
         Ok(event)
     }

@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 /// A failure with an exit code of its own. An error chain without any of these ends with exit code 1.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The usage, the config, the data or the environment is wrong; the message names the key or the file, and the cure.
+    /// The usage, the config, the data or the environment is wrong. The message names the key or the file, and the cure.
     #[error("{0}")]
     Usage(String),
-    /// A file must not be used.
+    /// A file is damaged, or is not the file that it should be, and must not be used.
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
-    /// A signal has stopped the phase, whose work up to this step is on the disk: the same command resumes there.
+    /// A signal has stopped the phase. Its work up to this step is on the disk, and the same command resumes there.
     #[error("stopped by a signal in phase {phase} at step {step}; start the same command again to resume")]
     Stopped { phase: String, step: u64 },
-    /// A signal has stopped the process while it did something that leaves nothing to resume.
+    /// A signal has stopped the process during an activity that leaves nothing to resume.
     #[error("stopped by a signal while {activity}; start the same command again")]
     Interrupted { activity: String },
     /// Another rank of the world ends with this exit code and reports the reason.
@@ -34,18 +34,18 @@ impl Failure {
         }
     }
 
-    /// A usage error that names the file or folder of another error. The stop by a signal stays as it is.
+    /// Turns an error into a usage error that names the file or folder. A stop by a signal stays as it is.
     pub fn at(path: &Path, error: anyhow::Error) -> anyhow::Error {
         if Failure::is_stop(&error) { error } else { usage!("{}: {error:#}", path.display()) }
     }
 
-    /// Whether an error means that a signal has stopped the program in order.
+    /// Whether an error means that a signal has stopped the program in an orderly way.
     pub fn is_stop(error: &anyhow::Error) -> bool {
         exit_code(error) == 75
     }
 }
 
-/// The exit code of any error: the code of the first [`Failure`] in its chain, or 1 without one.
+/// The exit code of any error: the code of the first [`Failure`] in its chain, or 1 if the chain has none.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(|e| e.downcast_ref::<Failure>()).map_or(1, Failure::exit_code)
 }

@@ -1,26 +1,29 @@
-//! The rank, the ranks of the node and the cores of this process, which mpirun or Slurm says before MPI is initialised.
+//! The rank of this process, the number of ranks on its node, and its cores. mpirun or Slurm gives them in environment variables,
+//! so they are known before MPI is initialised.
 
 use std::sync::OnceLock;
 
-/// The number of cores on which this rank may compute: the cores to which it is bound, or its share if the node's ranks share cores.
-/// The first call decides the number, since threads that are pinned later see fewer cores.
+/// The number of cores on which this rank may compute: the cores to which it is bound, or its share if the ranks of the node share
+/// cores. The first call fixes the number, because a thread that is pinned later sees fewer cores.
 pub fn cores_of_this_rank() -> usize {
     static CORES: OnceLock<usize> = OnceLock::new();
     *CORES.get_or_init(|| {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let on_node = std::env::var("SLURM_CPUS_ON_NODE").ok().and_then(|text| text.parse().ok());
-        share(cores, ranks_on_this_node(), launchers_cores(), on_node)
+        let cores_on_node = std::env::var("SLURM_CPUS_ON_NODE").ok().and_then(|text| text.parse().ok());
+        share(cores, ranks_on_this_node(), launchers_cores(), cores_on_node)
     })
 }
 
-/// This rank's share of the `cores` that it sees. If the launcher has more cores, the launcher has bound this rank, and all `cores`
-/// belong to the rank. The same holds if all ranks together see no more cores than Slurm has given the job on this node.
-fn share(cores: usize, ranks: usize, launchers: Option<usize>, on_node: Option<usize>) -> usize {
-    let bound = launchers.is_some_and(|launchers| launchers > cores) || on_node.is_some_and(|all| cores * ranks <= all);
-    if bound { cores } else { (cores / ranks.max(1)).max(1) }
+/// This rank's share of the `cores` that it sees. If its launcher sees more than `cores`, the launcher has bound this rank, and all
+/// `cores` belong to the rank. The same holds if all `ranks` of the node together see at most `cores_on_node` cores, the cores that
+/// Slurm has given the job on this node.
+fn share(cores: usize, ranks: usize, launchers_cores: Option<usize>, cores_on_node: Option<usize>) -> usize {
+    let is_bound =
+        launchers_cores.is_some_and(|all| all > cores) || cores_on_node.is_some_and(|all| cores * ranks <= all);
+    if is_bound { cores } else { (cores / ranks.max(1)).max(1) }
 }
 
-/// The cores of the launcher on this node. The launcher is an ancestor of this process.
+/// The number of cores that the launcher may use on this node. The launcher, such as mpirun, is an ancestor of this process.
 fn launchers_cores() -> Option<usize> {
     const LAUNCHERS: [&str; 8] =
         ["mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "slurmstepd", "hydra_pmi_proxy"];
@@ -37,7 +40,7 @@ fn launchers_cores() -> Option<usize> {
     None
 }
 
-/// This process's rank by the launcher, for messages that only one rank prints before MPI is initialised.
+/// The rank that the launcher has given this process. Messages that only one rank prints before MPI is initialised need it.
 pub fn launched_rank() -> usize {
     ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]
         .iter()
@@ -45,7 +48,7 @@ pub fn launched_rank() -> usize {
         .unwrap_or(0)
 }
 
-/// How many ranks the launcher has started.
+/// How many ranks the launcher has started; 1 without a launcher.
 pub fn launched_ranks() -> usize {
     ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]
         .iter()
@@ -53,7 +56,7 @@ pub fn launched_ranks() -> usize {
         .unwrap_or(1)
 }
 
-/// This process's rank among the ranks of its node.
+/// This process's rank among the ranks of its node; 0 without a launcher.
 pub fn rank_on_this_node() -> usize {
     ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"]
         .iter()
@@ -61,7 +64,7 @@ pub fn rank_on_this_node() -> usize {
         .unwrap_or(0)
 }
 
-/// How many ranks of this job share this node.
+/// How many ranks of this job are on this node; 1 without a launcher.
 pub fn ranks_on_this_node() -> usize {
     ["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE", "PALS_LOCAL_SIZE"]
         .iter()
@@ -74,7 +77,8 @@ pub fn ranks_on_this_node() -> usize {
         .unwrap_or(1)
 }
 
-/// The number of tasks on a node, from Slurm's list, such as `2(x3),1`.
+/// The number of tasks on a node, from Slurm's list of tasks per node. `2(x3),1` means two tasks on each of three nodes and one
+/// task on the fourth.
 fn tasks_on_node(list: &str, node: usize) -> Option<usize> {
     let mut before = 0;
     list.split(',').find_map(|item| {
@@ -103,8 +107,9 @@ mod tests {
         // mpirun, or Slurm's step daemon, has bound the rank.
         assert_eq!(share(2, 4, Some(8), None), 2);
         assert_eq!(share(16, 4, None, Some(64)), 16);
-        // A job has all cores of the node and no binding; mpirun runs in a container.
+        // The job has all cores of the node, but its ranks are not bound.
         assert_eq!(share(64, 4, Some(64), Some(64)), 16);
+        // mpirun runs in a container that has one core for each rank.
         assert_eq!(share(4, 4, Some(4), None), 1);
     }
 }

@@ -1,5 +1,5 @@
-//! Deep Incubation (arXiv 2212.04129) for clusters: trains a large Vision Transformer module by module over MPI. In this documentation
-//! «the official code» is that of the paper's authors.
+//! Deep Incubation (arXiv 2212.04129) for clusters: trains a large Vision Transformer module by module over MPI. «The official
+//! code» in this documentation is the code of the paper's authors.
 //!
 //! # The idea in four lines
 //! Divide the **target** network into K **stages**. Train a **meta model** in which every stage is thin. Then train each **module**
@@ -31,14 +31,14 @@
 //! 1  driver, libtorch   the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind
 //! 1  seal               checksums that find damage before a byte of an HDF5 file is parsed
 //! 1  svg                pictures: curves, charts, bars, a confusion matrix, masks and objects over photographs
-//! 1  coco               objects in images: annotations, outlines, the numbers in which they travel, figures, results files
+//! 1  coco               objects in images: annotations, outlines, their encoding as numbers, figures, results files
 //! 0  family             per kind of network: config keys, table of parameters, cost, names in other programs
 //! 0  config, error      exactly what the TOML says; failures and their exit codes
 //! 0  bounds             limits of the numbers in a config
 //! 0  thread, stop       starting threads; whether a signal asked this process to stop
 //! ```
-//! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`, reading and
-//! writing HDF5 in `store/artefact.rs` and `data/source/shard.rs`, `clap` in `cli/`.
+//! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`. Reading and writing
+//! HDF5 stays in `store/artefact.rs` and `data/source/shard.rs`. `clap` stays in `cli/` and `main.rs`.
 //!
 //! # From `main` to one optimiser step in five hops
 //! 1. `main.rs` parses the command line, sets up logging and signals, joins the world of ranks, and turns any error into an exit
@@ -54,11 +54,12 @@
 //!   save. On a CPU, a resumed run has the same bits as an uninterrupted run. The samples of each step are the same for any number
 //!   of ranks and workers.
 //! - The backward pass of a ViT is written out ([`model`]), not left to autograd. A test compares every gradient with timm's.
-//! - Unless gradients of several GPUs are summed in host memory, the host does not wait for a GPU within a step, but for a detection,
-//!   whose boxes it selects. It reads the loss of a step while the GPU computes the next step ([`train::step`]).
+//! - Within a step the host does not wait for a GPU, with two exceptions: if the gradients of several GPUs are summed in host
+//!   memory, and if a detector trains, whose boxes the host selects. The host reads the loss of a step while the GPU computes the
+//!   next step ([`train::step`]).
 //! - The trained parameters of a phase, their gradients and their moments are flat buffers ([`model::FlatParameters`]), so a step
-//!   sums its gradients in one all-reduce. Nothing is kept for the frozen stages before the trained ones. The frozen stages
-//!   after them have no weight gradients.
+//!   sums its gradients in one all-reduce. No activations are kept for the frozen stages before the trained stages. No weight
+//!   gradients are computed for the frozen stages after them.
 //! - Artefacts, checkpoints, packs, configs and reports are written under a temporary name, synced and renamed ([`store::durable`]). An
 //!   artefact is verified whole before a byte of it is parsed ([`store::artefact`]). Nothing in a model or data file is executed.
 //! - Either all ranks make a collective call, or none does. If a step can fail on one rank alone, the ranks first agree on its

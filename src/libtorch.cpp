@@ -1,4 +1,5 @@
-// Wraps functions of libtorch that tch does not bind. Each returns null, or libtorch's error message, which the caller must free.
+// Wraps functions of libtorch that tch does not bind. Each `incubate_` function returns null, or libtorch's error message, which
+// the caller must free.
 
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
@@ -37,13 +38,14 @@ char *error_of(Act act) {
 // The kernels of fused attention, numbered as in libtorch.rs.
 enum Kernel { NONE, FLASH, EFFICIENT, CUDNN, FLASH_FOR_CPU };
 
-// The kernel that libtorch prefers among those that are allowed and take these tensors.
+// The kernel that libtorch prefers among the kernels that are allowed and take these tensors; NONE if there is none.
 Kernel preferred(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v) {
   switch (at::SDPBackend(at::_fused_sdp_choice(q, k, v))) {
   case at::SDPBackend::flash_attention:
     if (q.is_cpu())
       return FLASH_FOR_CPU;
-    // FlashAttention takes only heads of a multiple of 8. Others would need padding, as libtorch's own attention pads them.
+    // FlashAttention takes only head sizes that are multiples of 8. libtorch's own attention pads other sizes, and these tensors
+    // are not padded.
     return q.size(-1) % 8 == 0 ? FLASH : NONE;
   case at::SDPBackend::efficient_attention:
     return EFFICIENT;
@@ -54,7 +56,8 @@ Kernel preferred(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v) 
   }
 }
 
-// Joins three tensors (b, h, n, e) to one (b, n, 3, h, e). Makes no copy if they are already parts of such a tensor.
+// Joins three tensors (b, h, n, e) into one tensor (b, n, 3, h, e): batch, heads, tokens, head size. Makes no copy if they are
+// already parts of such a tensor.
 at::Tensor packed(at::Tensor dq, at::Tensor dk, at::Tensor dv) {
   dq = dq.transpose(1, 2), dk = dk.transpose(1, 2), dv = dv.transpose(1, 2);
   auto b = dq.size(0), n = dq.size(1), h = dq.size(2), e = dq.size(3), start = dq.storage_offset();
@@ -86,8 +89,8 @@ char *incubate_layer_norm_backward(at::Tensor **out, const at::Tensor *gradient,
   });
 }
 
-// Adds to the gradients of the leaves of a tensor's graph, given the tensor's own gradient. Keeps the graph, of which other tensors
-// may share a part.
+// Adds to the gradients of the leaves of a tensor's graph, given the tensor's own gradient. The graph stays, because other tensors
+// may share a part of it.
 char *incubate_backward(const at::Tensor *tensor, const at::Tensor *gradient) {
   return error_of([&] { tensor->backward(*gradient, /*retain_graph=*/true); });
 }
@@ -108,7 +111,7 @@ char *incubate_fused_adamw(const at::Tensor *weights, const at::Tensor *gradient
   });
 }
 
-// As incubate_fused_adamw, for SGD with momentum.
+// Does the same as incubate_fused_adamw, for SGD with momentum.
 char *incubate_fused_sgd(const at::Tensor *weights, const at::Tensor *gradients, const at::Tensor *moment,
                          const at::Tensor *divisor, const at::Tensor *skip, double lr, double momentum, bool nesterov,
                          double weight_decay) {
@@ -118,7 +121,7 @@ char *incubate_fused_sgd(const at::Tensor *weights, const at::Tensor *gradients,
   });
 }
 
-// Sets which kernels of fused attention may be used from now on, on all GPUs.
+// Sets which kernels of fused attention libtorch may use from now on.
 char *incubate_allow_attention(bool flash, bool efficient, bool cudnn) {
   return error_of([&] {
     at::globalContext().setSDPUseFlash(flash);
@@ -156,7 +159,7 @@ char *incubate_attention(int *kernel, at::Tensor **out, at::Tensor *const *qkv) 
   });
 }
 
-// Writes the gradient (b, n, 3, h, e) of q, k and v, given the gradient of the output. `kept` are the six tensors that
+// Writes the gradient of q, k and v, one tensor (b, n, 3, h, e), given the gradient of the output. `kept` are the six tensors that
 // incubate_attention wrote.
 char *incubate_attention_backward(at::Tensor **out, int kernel, const at::Tensor *gradient, at::Tensor *const *qkv,
                                   at::Tensor *const *kept) {
@@ -169,7 +172,8 @@ char *incubate_attention_backward(at::Tensor **out, int kernel, const at::Tensor
       std::tie(dq, dk, dv) = at::_scaled_dot_product_flash_attention_backward(
           *gradient, q, k, v, y, logsumexp, cum_q, cum_k, n, n, 0.0, false, seed, offset);
     } else if (kernel == EFFICIENT) {
-      // This is the call in _scaled_dot_product_efficient_attention_backward, but with one storage for the three gradients.
+      // This is the call inside _scaled_dot_product_efficient_attention_backward, except that the three gradients share one
+      // storage.
       auto bnhe = [](const at::Tensor &bhne) { return bhne.transpose(1, 2); };
       std::tie(dq, dk, dv, dmask) = at::_efficient_attention_backward(
           bnhe(*gradient), bnhe(q), bnhe(k), bnhe(v), {}, bnhe(y), {}, {}, n, n, logsumexp, 0.0, seed, offset,
@@ -212,7 +216,7 @@ char *incubate_trace_write(const char *path) {
   return error_of([&] { torch::autograd::profiler::disableProfiler()->save(path); });
 }
 
-// Returns the GPU memory that libtorch caches to the driver.
+// Gives the GPU memory in libtorch's cache back to the driver.
 char *incubate_empty_cache() {
   return error_of([] { at::accelerator::emptyCache(); });
 }

@@ -82,14 +82,14 @@ fn try_check(message: *mut c_char) -> Result<()> {
     Err(anyhow!(text))
 }
 
-/// Takes ownership of a tensor that `libtorch.cpp` has made; none for a null pointer.
+/// Takes ownership of a tensor that `libtorch.cpp` has made. Returns none for a null pointer.
 fn take(raw: Raw) -> Option<Tensor> {
     // SAFETY: `libtorch.cpp` writes only pointers to new at::Tensors, and tch deletes the tensor.
     (!raw.is_null()).then(|| unsafe { Tensor::from_ptr(raw.cast()) })
 }
 
-/// Computes the gradients of x and, if `trained`, of weight and bias from the gradient of LayerNorm's output. `mean` and `scale`
-/// are outputs of `native_layer_norm`.
+/// Computes the gradients of x and, if `trained`, of weight and bias, from the gradient of LayerNorm's output. `mean` and `scale`
+/// (1 / standard deviation) are outputs of `native_layer_norm`.
 pub fn layer_norm_backward(
     gradient: &Tensor,
     x: &Tensor,
@@ -115,7 +115,7 @@ pub fn backward(tensor: &Tensor, gradient: &Tensor) {
 /// Adds the product a · b of two bf16 matrices to the fp32 matrix `sum`, in place and without rounding the product to bf16 first.
 ///
 /// # Errors
-/// The tensors are not on a GPU, or libtorch refuses them. Then `sum` has not changed.
+/// The tensors are not on a GPU, or libtorch refuses them. In both cases `sum` has not changed.
 pub fn add_product(sum: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     // SAFETY: all are live tensors; libtorch checks shapes, kinds and devices.
     try_check(unsafe { incubate_add_product(raw(sum), raw(a), raw(b)) })
@@ -123,9 +123,9 @@ pub fn add_product(sum: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
 
 /// The settings of one AdamW update.
 pub struct AdamW {
-    /// The number of updates, including this one, as an fp32 scalar.
+    /// The number of updates, including this update, as an fp32 scalar.
     pub step: Tensor,
-    /// The fp32 scalar by which the gradients are divided first.
+    /// The fp32 scalar by which the gradients are divided before the update.
     pub divisor: Tensor,
     /// An fp32 scalar. If it is 1, nothing is updated.
     pub skip: Tensor,
@@ -161,9 +161,9 @@ pub fn fused_adamw(update: &AdamW, weights: &Tensor, gradients: &Tensor, [exp_av
 
 /// The settings of one SGD update.
 pub struct Sgd<'a> {
-    /// The gradients are divided by this fp32 scalar first.
+    /// The fp32 scalar by which the gradients are divided before the update.
     pub divisor: &'a Tensor,
-    /// An fp32 scalar; if it is 1, nothing is updated.
+    /// An fp32 scalar. If it is 1, nothing is updated.
     pub skip: &'a Tensor,
     pub lr: f64,
     pub momentum: f64,
@@ -171,7 +171,7 @@ pub struct Sgd<'a> {
     pub weight_decay: f64,
 }
 
-/// One pass of torch's fused SGD over fp32 weights, gradients and their moment, in place.
+/// Updates fp32 weights and their moment in place, with torch's fused SGD.
 pub fn fused_sgd(update: &Sgd, weights: &Tensor, gradients: &Tensor, moment: &Tensor) {
     let Sgd { divisor, skip, lr, momentum, nesterov, weight_decay } = update;
     let [weights, gradients, moment, divisor, skip] = [weights, gradients, moment, divisor, skip].map(raw);
@@ -194,10 +194,11 @@ pub enum Kernel {
     FlashForCpu,
 }
 
-/// The kernels in the order of their numbers in `libtorch.cpp`, which counts from 1.
+/// The kernels in the order of their numbers in `libtorch.cpp`, where the first kernel has the number 1.
 const KERNELS: [Kernel; 4] = [Kernel::Flash, Kernel::Efficient, Kernel::Cudnn, Kernel::FlashForCpu];
 
-/// Allows only these kernels for attention on GPUs from now on. libtorch chooses one of them for each call.
+/// Allows only these kernels for attention on GPUs from now on. libtorch chooses one of them for each call of
+/// [`attention`].
 pub fn allow_attention(kernels: &[Kernel]) {
     let has = |kernel| kernels.contains(&kernel);
     // SAFETY: the call only sets switches of libtorch.
@@ -208,11 +209,12 @@ pub fn allow_attention(kernels: &[Kernel]) {
 pub struct Attention {
     pub kernel: Kernel,
     qkv: [Tensor; 3],
-    /// The output, and the other tensors that the kernel's backward pass takes.
+    /// The output, followed by the five other tensors that the kernel's backward pass takes.
     kept: [Tensor; 6],
 }
 
-/// Computes softmax(q · kᵀ / √e) · v of tensors (b, heads, n, e) with a fused kernel. Returns none if no kernel takes them.
+/// Computes softmax(q · kᵀ / √e) · v with a fused kernel, for tensors (b, heads, n, e): batch, heads, tokens, head size. Returns
+/// none if no kernel takes them.
 pub fn attention(qkv: [Tensor; 3]) -> Result<Option<Attention>> {
     let (mut number, mut out) = (0, [std::ptr::null_mut(); 6]);
     let inputs = qkv.each_ref().map(raw);
@@ -241,8 +243,8 @@ impl Attention {
     }
 }
 
-/// Makes an uninitialised fp32 tensor in pinned host memory. The calling thread must have a current GPU. libtorch reuses the memory
-/// after the tensor is dropped and all copies from it are done.
+/// Makes an uninitialised fp32 tensor in pinned host memory. The calling thread must have a current GPU. After the tensor is
+/// dropped and all copies from it are done, libtorch reuses the memory.
 ///
 /// # Errors
 /// No memory can be pinned.
@@ -253,7 +255,7 @@ pub fn empty_pinned(sizes: &[i64]) -> Result<Tensor> {
     take(out).context("libtorch has written no tensor")
 }
 
-/// A recording of libtorch's functions on the calling thread, and of a GPU's kernels.
+/// A recording of libtorch's functions on the calling thread and, if a GPU was given, of the kernels of all GPUs.
 pub struct Trace(Device);
 
 impl Trace {
@@ -274,7 +276,7 @@ impl Trace {
     }
 }
 
-/// Returns the GPU memory that libtorch caches to the driver, from which NCCL can take it. Does nothing on the CPU.
+/// Gives the GPU memory in libtorch's cache back to the driver, so that NCCL can take it. Does nothing on the CPU.
 pub fn empty_cache(device: Device) {
     if device.is_cuda() {
         // SAFETY: the call only frees memory that no tensor uses.

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Whether this process was started with a signal ignored, as nohup does with SIGHUP.
+/// Whether this process was started with the signal ignored, as nohup does with SIGHUP.
 fn is_ignored(signal: i32) -> bool {
     // SAFETY: the call only writes the signal's present action into `present`, for which zeros are a valid value.
     unsafe {
@@ -59,16 +59,16 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Asks for a stop at the next step. A second Ctrl-C ends the process at once. A second signal of another kind does not, because
-/// Slurm sends a warning and then TERM.
+/// Asks for a stop at the next step. A second SIGINT (Ctrl-C) ends the process at once. A second signal of another kind does not,
+/// because Slurm sends a warning signal and then TERM.
 fn stop(signal: i32) {
     if STOP.swap(true, Ordering::Relaxed) && signal == SIGINT {
         let _ = signal_hook::low_level::emulate_default_handler(signal);
     }
 }
 
-/// Prints the error of a rank that failed by itself and aborts the world, unless all ranks stop because of a signal. Returns the exit
-/// code.
+/// Logs the error of a command, and aborts the world unless all ranks stop because of a signal. A rank whose failure came from
+/// another rank logs nothing. Returns the exit code.
 fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
     let code = exit_code(error);
     if Failure::is_stop(error) {
@@ -77,7 +77,7 @@ fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
     }
     let failure = error.chain().find_map(|e| e.downcast_ref::<Failure>());
     match (failure, world) {
-        // The rank that failed prints the error and aborts this rank.
+        // The rank that failed logs the error. When it aborts the world, it also ends this rank, usually within the five seconds.
         (Some(Failure::Elsewhere { .. }), _) => std::thread::sleep(Duration::from_secs(5)),
         (_, None) if launched_rank() > 0 => {}
         _ => log::error!("{error:#}"),
@@ -93,7 +93,7 @@ fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
 fn abort_on_panic() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        // The phase turns this panic into an error with a cure.
+        // `memory::catch` turns this panic into an error.
         if memory::will_be_caught(info.payload()) {
             return;
         }
@@ -102,8 +102,8 @@ fn abort_on_panic() {
     }));
 }
 
-/// Logs lines with the time, the level and, under MPI, the rank to standard error. On a terminal rank zero draws bars for all
-/// ranks, so step lines are left out, and the other ranks log only warnings.
+/// Writes log lines to standard error, with the time, the level and, under mpirun or Slurm, the rank. On a terminal rank zero draws
+/// progress bars for all ranks. By default its step lines are then left out, and the other ranks log only warnings.
 fn start_logging(cli: &Cli) {
     use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
     let rank = launched_rank();
@@ -117,7 +117,7 @@ fn start_logging(cli: &Cli) {
         -2 => Error,
         _ => Off,
     };
-    let many = std::env::var_os("OMPI_COMM_WORLD_SIZE").is_some() || std::env::var_os("SLURM_PROCID").is_some();
+    let has_launcher = std::env::var_os("OMPI_COMM_WORLD_SIZE").is_some() || std::env::var_os("SLURM_PROCID").is_some();
     env_logger::Builder::new()
         .filter_level(Warn)
         .filter_module("incubate", level)
@@ -125,7 +125,7 @@ fn start_logging(cli: &Cli) {
         .parse_env("INCUBATE_LOG")
         .target(env_logger::Target::Pipe(Box::new(LogTarget)))
         .format(move |out, record| {
-            let tag = if many { format!(" [{rank}]") } else { String::new() };
+            let tag = if has_launcher { format!(" [{rank}]") } else { String::new() };
             let time = out.timestamp_seconds();
             writeln!(out, "{time} {}{tag} {}", record.level(), record.args())
         })

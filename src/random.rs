@@ -1,5 +1,5 @@
 //! Counter-based randomness: the numbers of a generator are a pure function of its key. So the augmentation of a sample and the
-//! drop-path masks of a step are the same for any number of workers and ranks, and a resumed run needs no saved generator state.
+//! drop-path masks of a step are the same for any number of workers and ranks. A resumed run needs no saved generator state.
 //!
 //! The generator is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), seeded with the
 //! mixed key.
@@ -10,12 +10,12 @@ pub struct Random {
     state: u64,
 }
 
-/// Folds the parts of a key, such as (seed, epoch, sample), into one number.
+/// Hashes the parts of a key, such as (seed, epoch, sample), into one number.
 pub fn key(parts: &[u64]) -> u64 {
     parts.iter().fold(0x9E37_79B9_7F4A_7C15, |state, &part| mix(state.wrapping_add(mix(part ^ 0xD1B5_4A32_D192_ED03))))
 }
 
-/// Makes a key of a text, such as the name of a phase (FNV-1a).
+/// Makes a part of a key from a text, such as the name of a phase (FNV-1a).
 pub fn key_of_text(text: &str) -> u64 {
     text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }
@@ -48,7 +48,7 @@ impl Random {
         low + (high - low) * self.uniform()
     }
 
-    /// Draws uniformly from 0..bound for a positive bound, by multiplication (Lemire). For a bound below 2^32 the bias is below
+    /// Draws uniformly from 0..bound by multiplication (Lemire). `bound` must be positive. For a bound below 2^32 the bias is below
     /// 2^-32.
     pub fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.bits()) * bound as u128) >> 64) as usize
@@ -103,7 +103,7 @@ mod tests {
         assert!(mean(&mut || random.normal()).abs() < 1e-2);
         assert!((mean(&mut || random.normal().powi(2)) - 1.0).abs() < 2e-2);
         assert!((mean(&mut || random.beta(0.8)) - 0.5).abs() < 5e-3);
-        // Var Beta(a, a) = 1 / (4 (2a + 1))
+        // Var Beta(a, a) = 1 / (4 (2a + 1)).
         assert!((mean(&mut || (random.beta(0.8) - 0.5).powi(2)) - 1.0 / 10.4).abs() < 2e-3);
     }
 

@@ -1,6 +1,6 @@
-//! The seal of a finished file: a user block of text before the HDF5 part. It holds the length of the file and the hash of all
-//! bytes behind the block, so that damage is found before any byte is parsed. The hash may leave out a range of bytes. The parts
-//! of such a range have checksums of their own, which are compared when a part is read.
+//! The seal of a finished file: a user block of text before the HDF5 part. The seal holds the length of the file and the hash of
+//! all bytes behind the block, so that damage is found before any byte is parsed. The hash may leave out a range of bytes. In a
+//! pack this range holds the images. Each image has a checksum of its own, which is compared when the image is read.
 //! ```text
 //! incubate KIND, format VERSION
 //! length BYTES
@@ -28,16 +28,16 @@ pub struct Kind {
     pub name: &'static str,
     /// The version of the format.
     pub version: i32,
-    /// The advice that an error about a damaged file gives.
+    /// The cure in an error about a damaged file.
     pub cure: &'static str,
 }
 
 /// The content of a verified seal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
-    /// The hash of the file's content, in hexadecimal.
+    /// The hash of all bytes behind the user block, apart from the bytes in `except`, in hexadecimal.
     pub hash: String,
-    /// The bytes that the hash leaves out; an empty range if there are none.
+    /// The range of bytes that the hash leaves out; empty if the hash leaves out nothing.
     pub except: Range<u64>,
 }
 
@@ -49,7 +49,8 @@ impl Kind {
         File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == magic.as_bytes()
     }
 
-    /// Writes the user block of a finished HDF5 file, which must have left room for it, and returns the hash of the content.
+    /// Writes the user block of a finished HDF5 file, which must have left room for the block. Returns the hash of
+    /// [`Sealed::hash`].
     pub fn set(&self, path: &Path, except: Range<u64>) -> Result<String> {
         let mut file = OpenOptions::new().read(true).write(true).open(path)?;
         let length = file.metadata()?.len();
@@ -68,7 +69,7 @@ impl Kind {
     /// since [`Kind::set`]; a usage error if the file is missing or cannot be read.
     pub fn verify(&self, path: &Path) -> Result<Sealed> {
         let damaged = |what: String| Failure::Damaged { path: path.into(), what };
-        // The file may still be intact, because a shared file system may fail for a moment.
+        // A read error does not mean damage: a shared file system may fail for a moment.
         let unreadable =
             |error: &Error| usage!("{}: cannot be read: {error}; try again, or check its disk", path.display());
         let mut file = File::open(path).map_err(|error| match error.kind() {
@@ -79,7 +80,7 @@ impl Kind {
         let mut block = Vec::with_capacity(BLOCK as usize);
         (&mut file).take(BLOCK).read_to_end(&mut block).map_err(|error| unreadable(&error))?;
         let magic = self.magic();
-        // Do not advise deleting a file that may not be incubate's.
+        // The file may belong to another program, so do not advise deleting it.
         if !block.starts_with(&magic.as_bytes()[..magic.len().min(block.len())]) {
             return Err(damaged(format!(
                 "not {} of incubate (its first bytes differ); name another file, or move this file away",
@@ -105,14 +106,14 @@ impl Kind {
             return Err(damaged(what).into());
         }
         let hash = hash(&mut file, &except, length).map_err(|error| unreadable(&error))?;
-        // Every byte of the block is compared, so that no change in it goes unseen.
+        // The whole block is compared, so that a change in any of its bytes is found.
         if hash != stored_hash || block != self.block(length, &hash, &except) {
             return Err(damaged(format!("its bytes have changed since it was written; {}", self.cure)).into());
         }
         Ok(Sealed { hash, except })
     }
 
-    /// The advice that an error about a missing file gives.
+    /// The cure in an error about a missing file.
     fn cure_if_missing(&self) -> &'static str {
         match self.name {
             "pack" => "write it with `incubate pack`, or name another file",
@@ -144,19 +145,20 @@ impl Kind {
     }
 }
 
-/// Starts to write the present content of a file to the disk and does not wait. Only a later sync makes the content durable.
+/// Starts to write the present content of a file to the disk, and does not wait. Only a later sync makes the content durable.
 pub fn start_writing(file: &File) {
-    // SAFETY: the descriptor is open, and no memory is passed. A failure does not matter, because the sync writes the rest.
+    // SAFETY: the descriptor is open, and no memory is passed. A failure does not matter, because the later sync writes the rest.
     unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-/// Parses `FROM TO`. Any other text gives an empty range, and then the comparison of the block fails.
+/// Parses `FROM TO`. The empty text of a seal without such a line gives an empty range. A malformed text does too, and then
+/// [`Kind::verify`] finds that the block differs.
 fn range(text: &str) -> Range<u64> {
     let numbers = text.split_once(' ').and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
     numbers.map_or(0..0, |(from, to)| from..to)
 }
 
-/// The hash of all bytes behind the user block except a range.
+/// The hash of all bytes behind the user block, apart from the range `except`.
 fn hash(file: &mut File, except: &Range<u64>, length: u64) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 4 << 20];

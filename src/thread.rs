@@ -1,4 +1,4 @@
-//! Starts threads. A start fails if the process may have no more threads, or has no memory for another stack.
+//! Starts threads. A start fails if the process may have no more threads, or if there is no memory for another stack.
 
 use crate::usage;
 use anyhow::Result;

@@ -1,4 +1,4 @@
-//! Named tensors, which the rooms of floor 2 exchange, with access to their numbers, and the way of tensors to a device.
+//! Named tensors, which the rooms of floor 2 exchange; access to their numbers; and the copies of tensors to a device.
 
 use crate::driver::cuda;
 use crate::libtorch;
@@ -7,21 +7,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tch::{Device, Kind, Tensor};
 
-/// Parameters by (stage, `model_stages[stage]` name).
+/// Parameters by (stage, name within the stage). The name is that of the family's table of parameters.
 pub type Weights = BTreeMap<(usize, String), Tensor>;
 
-/// The same weights on a device. Weights that are already there are not copied.
+/// Copies weights to a device. A weight that is already there is shared, not copied.
 pub fn on_device(weights: &Weights, device: Device) -> Weights {
     weights.iter().map(|(key, tensor)| (key.clone(), tensor.to_device(device))).collect()
 }
 
-/// A lock for pinning memory, which all clones share. Several threads may pin at the same time, unless one thread forbids it.
+/// A lock for pinning memory, which all clones share. Several threads may pin at the same time, unless one thread forbids pinning.
 #[derive(Debug, Clone, Default)]
 pub struct Pinning(Arc<RwLock<()>>);
 
 impl Pinning {
-    /// Keeps all threads that share this lock from pinning memory until the guard is dropped. A thread that pins may wait for a GPU,
-    /// while the work of other GPUs waits for that thread.
+    /// Keeps all threads that share this lock from pinning memory until the guard is dropped. While several GPUs begin a sum, a
+    /// thread that pins may wait for a GPU, and another GPU may wait for that thread.
     pub fn forbid(&self) -> RwLockWriteGuard<'_, ()> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -32,8 +32,8 @@ impl Pinning {
     }
 }
 
-/// Allocates the host memory from which a device takes its inputs. For a GPU it is pinned, so that the GPU can copy the inputs while
-/// it computes.
+/// Allocates the host memory from which a device takes its inputs. For a GPU the memory is pinned, so that the GPU can copy inputs
+/// while it computes.
 #[derive(Debug, Clone)]
 pub struct Staging {
     device: Device,
@@ -64,13 +64,14 @@ impl Staging {
     /// No memory can be pinned.
     pub fn empty_pinned(&self, sizes: &[i64]) -> Result<Option<Tensor>> {
         let Device::Cuda(number) = self.device else { return Ok(None) };
-        // libtorch checks here which copies of this thread's current GPU are done.
+        // libtorch may reuse pinned memory whose copies are done. It asks the thread's current GPU about these copies.
         cuda()?.make_current(number)?;
         let _guard = self.pinning.allow();
         libtorch::empty_pinned(sizes).map(Some)
     }
 
-    /// Prepares a host tensor for the device: returns a pinned fp32 copy for a GPU, else the tensor itself.
+    /// Prepares a host tensor for the device. Returns a pinned fp32 copy for a GPU, and the tensor itself for the CPU. Panics if no
+    /// memory can be pinned.
     pub fn staged(&self, tensor: Tensor) -> Tensor {
         match self.empty_pinned(&tensor.size()).unwrap_or_else(|error| panic!("{error:#}")) {
             Some(mut copy) => {
@@ -82,20 +83,20 @@ impl Staging {
     }
 }
 
-/// Copies a host tensor to a device. If the tensor is in pinned memory, does not wait for the copy.
+/// Copies a host tensor to a device. If the tensor is in pinned memory, the host does not wait for the copy.
 pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
     tensor.to_device_(device, tensor.kind(), true, false)
 }
 
-/// The numbers of a contiguous fp32 CPU tensor.
+/// The numbers of a contiguous fp32 tensor in host memory.
 pub fn floats(tensor: &Tensor) -> &[f32] {
     check(tensor);
-    // SAFETY: `check` makes sure that `numel` fp32 values are contiguous in host memory. The slice borrows the tensor, which keeps
-    // them alive.
+    // SAFETY: `check` makes sure that `numel` fp32 values are contiguous in host memory. The slice borrows the tensor, so the
+    // values live as long as the slice.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
-/// The numbers of [`floats`] as little-endian bytes, which is the form in which all file formats here store them.
+/// The numbers of [`floats`] as little-endian bytes. The files that this program writes hold fp32 numbers in this form.
 pub fn bytes(tensor: &Tensor) -> &[u8] {
     const { assert!(cfg!(target_endian = "little"), "memory and files have the same byte order") };
     let numbers = floats(tensor);
@@ -103,11 +104,11 @@ pub fn bytes(tensor: &Tensor) -> &[u8] {
     unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) }
 }
 
-/// The numbers of [`floats`], to be changed. Views share memory, so the caller must not use another slice of the same storage at the
-/// same time.
+/// The numbers of [`floats`], to be changed. Views share memory, so the caller must not use another slice of the same storage at
+/// the same time.
 pub fn floats_mut(tensor: &mut Tensor) -> &mut [f32] {
     check(tensor);
-    // SAFETY: as in `floats`; the exclusive borrow of the tensor is the caller's promise about its views.
+    // SAFETY: as in `floats`. The caller promises that it uses no view of the same storage meanwhile.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
 }
 

@@ -1,6 +1,6 @@
-//! `incubate bench data`: measures how many images per second one core reads, decodes and transforms, from files and from packs, the
-//! time of each part of a transform, and the rate of the whole loader. `tools/bench_data.py` compares the rates with those of timm's
-//! transforms on the same folder.
+//! `incubate bench data`: measures how many images per second one core reads, decodes and transforms, from files and from packs. It
+//! also measures the time of each part of a transform, and the rate of the whole loader. `tools/bench_data.py` compares the rates
+//! with the rates of timm's transforms on the same folder.
 
 use crate::config::Config;
 use crate::data::feed::Feed;
@@ -28,15 +28,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The result. Fields that end in `per_s_core` are images per second on one thread, including the time to read the file or the pack.
+/// The result. Fields that end in `per_s_core` are images per second on one thread. Their time includes the reading of the file or
+/// pack.
 #[derive(Debug, Serialize)]
 pub struct DataReport {
     pub images: usize,
-    /// The mean size of a file.
+    /// The mean size of a file in bytes.
     pub mean_bytes: usize,
     pub decode_per_s_core: f64,
     pub train_per_s_core: f64,
-    /// The rates with images from shards as `incubate pack` and `incubate pack --raw` write them.
+    /// The rates with images from shards, as `incubate pack` and `incubate pack --raw` write them.
     pub train_packed_jpeg_per_s_core: f64,
     pub train_packed_raw_per_s_core: f64,
     pub eval_per_s_core: f64,
@@ -45,16 +46,16 @@ pub struct DataReport {
     /// The images per second of the whole loader, from files to mixed batches, with one and with two worker threads.
     pub loader_1_per_s: f64,
     pub loader_2_per_s: f64,
-    /// The milliseconds of each part of a transform of one image.
+    /// The mean milliseconds of each part of a transform of one image.
     pub train_ms: Parts,
     pub train_packed_jpeg_ms: Parts,
     pub train_packed_raw_ms: Parts,
     pub eval_ms: Parts,
-    /// Milliseconds of each RandAugment operation at magnitude 9.
+    /// The milliseconds of each RandAugment operation on one image, at magnitude 9.
     pub operations_ms: BTreeMap<&'static str, f64>,
 }
 
-/// The milliseconds of each part of a transform.
+/// The mean milliseconds of each part of a transform of one image.
 #[derive(Debug, Serialize)]
 pub struct Parts {
     pub read: f64,
@@ -65,7 +66,7 @@ pub struct Parts {
     pub erase: f64,
 }
 
-/// Measures the default recipe on every JPEG and PNG below a folder.
+/// Measures reading, decoding and the transforms of the default config on every JPEG and PNG below a folder.
 pub fn measure(folder: &Path, passes: usize) -> Result<DataReport> {
     let files = Arc::new(Folder::flat(folder)?);
     let config = Config::parse("", &[])?;
@@ -109,7 +110,7 @@ fn read(samples: &dyn Samples, index: usize) -> Result<(Vec<u8>, Stored)> {
     Ok((bytes, stored))
 }
 
-/// Shards of the same images in a temporary folder.
+/// Packs of the same images in a temporary folder, which is removed on drop.
 struct Packs {
     folder: PathBuf,
     jpeg: Packed,
@@ -142,7 +143,7 @@ impl Packs {
     }
 }
 
-/// Writes all images into one shard, as `incubate pack` does.
+/// Writes all images into one shard, in the form in which `incubate pack` stores them.
 fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
     let (mut shrink, mut samples, mut all) = (Shrink::new()?, Table::default(), Vec::new());
     for index in 0..files.len() {
@@ -162,7 +163,7 @@ fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
     shard::write(&folder.join(packed::file_name("train", 0)), &shard, &all)
 }
 
-/// The images per second of the training or evaluation transform, and the milliseconds of its parts.
+/// The images per second of the training or evaluation transform, and the mean milliseconds of each of its parts.
 fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bool) -> Result<(f64, Parts)> {
     let recipe = Recipe::new(config);
     let mut workbench = recipe.workbench()?;
@@ -179,8 +180,8 @@ fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bo
     Ok((rate, Parts::of(reading, &workbench.spent, passes * samples.len())))
 }
 
-/// The images per second of `work`, and the time that reading took. Reads all images in each pass and gives `work` a running number
-/// over all passes, from 0. Up to 20 images before them, which warm up and are not timed, all get the number 0.
+/// The images per second of `work`, and the total time that reading took. Each pass reads all images. `work` gets the running
+/// number of the image over all passes, from 0. Before that, up to 20 images warm up with the number 0, and are not timed.
 fn rate(
     passes: usize,
     samples: &dyn Samples,
@@ -217,7 +218,7 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
     let mut loader = Loader::start(&plan, &phase, Feed { source: &source, workers }, micro_batches, 0, Mixing::Host)?;
     let batches = (passes * count).div_ceil(batch);
-    // Batches that were made before the clock starts must not count.
+    // Before the clock starts, each worker can make up to four batches. Take as many batches, so that these do not count.
     for batch in loader.by_ref().take(4 * workers) {
         batch?;
     }
@@ -228,8 +229,8 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     Ok((batches * batch) as f64 / began.elapsed().as_secs_f64())
 }
 
-/// The milliseconds that each operation adds to the time of an image's normalisation. Normalisation is timed with each operation,
-/// because it applies those operations that map each byte by a table.
+/// The milliseconds that each operation adds to the time of an image's normalisation. Normalisation is timed together with each
+/// operation, because it applies the operations that map each byte by a table.
 fn operations(config: &Config, files: &dyn Samples) -> Result<BTreeMap<&'static str, f64>> {
     const ALL: [(&str, Operation); 15] = [
         ("auto_contrast", Operation::AutoContrast),

@@ -1,5 +1,5 @@
-//! `incubate bench index`: measures the time and memory that the index of a large image source takes, and the memory of a loader that
-//! uses the index. The entries of the index are generated.
+//! `incubate bench index`: measures the time and memory that the index of a large image source takes, and the memory of a loader
+//! that uses the index. The entries of the index are generated, so no images are needed.
 
 use crate::config::Config;
 use crate::data::feed::Feed;
@@ -19,35 +19,35 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The result. Times are in seconds, sizes in MiB.
+/// The result. Times are in seconds, and sizes are in MiB.
 #[derive(Debug, Serialize)]
 pub struct IndexReport {
     pub entries: usize,
     pub classes: usize,
-    /// The time to generate the entries and write the index file.
+    /// The time to generate the entries and to write the index file.
     pub build_s: f64,
-    /// The time to open the index file: to compare the fingerprint of the folders, and to read and verify the file.
+    /// The time to open the index file. This compares the fingerprint of the folders, and reads and verifies the file.
     pub open_s: f64,
     /// The size of the index file.
     pub file_mib: f64,
-    /// The growth of the process's memory when it opened the index.
+    /// The growth of the process's memory while it opened the index.
     pub index_mib: f64,
     pub workers: usize,
-    /// The largest growth of the process's memory from before the index was opened until the loader had made `batches` batches of 64
-    /// images of 224 × 224. It contains the index, the order of the epoch, and the batches that are ready or in progress.
+    /// The largest growth of the process's memory, from before the index was opened until the loader has made `batches` batches of
+    /// 64 images of 224 × 224. It contains the index, the order of the epoch, and the batches that are ready or in progress.
     pub loader_mib: f64,
     pub batches: usize,
-    /// The peak memory of the process, including libtorch.
+    /// The peak of the process's memory, including libtorch.
     pub peak_mib: f64,
 }
 
 const CLASSES: usize = 1000;
-/// The loader's worker threads: about as many as each GPU gets on a machine with 64 cores and eight GPUs.
+/// The loader's worker threads: about as many as each GPU gets on a node with 64 cores and eight GPUs.
 const WORKERS: usize = 8;
 /// The batches that the loader makes: enough for every worker to fill its share of the queue.
 const BATCHES: usize = 48;
 
-/// Measures an index of this number of entries, with temporary files in `folder`.
+/// Measures an index with this number of entries. Keeps temporary files in `folder`.
 pub fn measure(entries: usize, folder: &Path) -> Result<IndexReport> {
     let root = folder.join(format!("bench-index-{}", std::process::id()));
     let index_file = IndexFile { path: root.with_extension("index"), may_write: true };
@@ -90,7 +90,7 @@ fn measure_in(entries: usize, root: &Path, index_file: &IndexFile) -> Result<Ind
     })
 }
 
-/// Makes batches by the loader. All images of the index have the same bytes.
+/// Lets the loader make batches. All images of the index have the same bytes.
 fn load(index: Index) -> Result<()> {
     let mut random = Random::new(&[1]);
     let (height, width) = (375, 500);
@@ -159,7 +159,7 @@ fn forget_peak() -> Result<()> {
     fs::write("/proc/self/clear_refs", "5").context("/proc/self/clear_refs cannot be written")
 }
 
-/// A field of /proc/self/status that the kernel gives in kB, such as `VmRSS`.
+/// A field of /proc/self/status that the kernel gives in kB, such as `VmRSS`, converted to MiB.
 fn status_mib(field: &str) -> Result<f64> {
     let status = fs::read_to_string("/proc/self/status").context("/proc/self/status cannot be read")?;
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));

@@ -1,5 +1,5 @@
-//! Estimates whether the cores of a node read images as fast as its devices train on them. Some of the config's images are read on
-//! one core and timed. `incubate plan` and `incubate doctor` report the result.
+//! Estimates whether the cores of a node read images as fast as its devices train on them. Times the reading of some of the
+//! config's images on one core. `incubate plan` and `incubate doctor` report the result.
 
 use crate::config::{Config, DeviceChoice, Format, Precision};
 use crate::data::feed::reader::Reading;
@@ -26,41 +26,43 @@ use tch::{Device, Kind};
 /// The number of images that are timed.
 const SAMPLE: usize = 64;
 
-/// Training images per second that one core reads and transforms.
+/// The training images per second that one core reads and transforms.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rates {
     /// The images as they are stored now.
     pub now: f64,
-    /// The images as `incubate pack` would store them; none if they are packed, or lie decoded in memory.
+    /// The images as `incubate pack` would store them. None if they are packed already, if they lie decoded in memory, or if all of
+    /// them are damaged.
     pub packed: Option<f64>,
-    /// The images as `incubate pack --raw` would store them; none if they are packed so, or lie decoded in memory.
+    /// The images as `incubate pack --raw` would store them. None if they are packed in this way already, if they lie decoded in
+    /// memory, or if all of them are damaged.
     pub packed_raw: Option<f64>,
 }
 
-/// The images per second that a node's devices demand, and that its cores give.
+/// The images per second that a node's devices demand, and the images per second that its cores read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Input {
     pub images_per_s_core: Rates,
-    /// The cores of this process.
+    /// The number of cores that this process may use.
     pub cores: usize,
-    /// The devices of a node.
+    /// The number of devices of a node.
     pub devices: usize,
-    /// The cores that the data workers of all devices can use.
+    /// The number of cores that the data workers of all devices can use.
     pub cores_at_work: usize,
-    /// The phase with the least computation per image.
+    /// The name of the phase with the least computation per image.
     pub phase: String,
-    /// The images per second that all devices would train on in that phase at their full speed. Real steps need fewer.
+    /// The images per second on which all devices would train in that phase at their full speed. Real steps need fewer.
     pub demanded_images_per_s: f64,
     pub given_images_per_s: f64,
     /// Whether the cores read at least as many images as the devices demand.
     pub feeds: bool,
 }
 
-/// Times a config's training images on this core, and compares them with the demand of the node's `devices`, each of which
-/// computes `rate` operations per second.
+/// Times a config's training images on this core. Compares them with the demand of the node's `devices`, each of which computes
+/// `rate` floating-point operations per second.
 ///
 /// # Errors
-/// The images cannot be opened.
+/// The images cannot be opened or read.
 pub fn input(config: &Config, rate: f64, devices: usize) -> Result<Input> {
     let rates = measure(config, &open_read_only(config)?.train)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -70,7 +72,8 @@ pub fn input(config: &Config, rate: f64, devices: usize) -> Result<Input> {
 /// The finding of `doctor`: whether the cores of this node read images as fast as its devices train on them.
 ///
 /// # Errors
-/// The images cannot be opened, or the cores read fewer images than the devices demand. The error names the cure.
+/// The images cannot be opened or read, or the cores read fewer images than the devices demand. In the second case the error names
+/// the cures.
 pub fn finding(config: &Config) -> Result<String> {
     let kind = if config.run.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
     let gpus = if config.run.device == DeviceChoice::Cpu { 0 } else { cuda().map_or(0, |driver| driver.gpus().len()) };
@@ -79,8 +82,8 @@ pub fn finding(config: &Config) -> Result<String> {
     if input.feeds { Ok(input.text()) } else { Err(usage!("{}", input.text())) }
 }
 
-/// Estimates the input of a node that trains `plan` on a world of `ranks` ranks. Returns the JSON of [`Input`] and its `text`. If the
-/// images cannot be opened, there is only the text, which says why.
+/// Estimates the input of a node that trains `plan` on a world of `ranks` ranks. Returns the JSON of [`Input`] with its `text`. If
+/// the images cannot be opened or read, returns only a text that says why.
 pub fn of_plan(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let slurm = &plan.config.slurm;
     let devices = plan.replicas_per_rank() * ranks.min(slurm.ranks.div_ceil(slurm.nodes));
@@ -112,7 +115,7 @@ fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usiz
 }
 
 impl Input {
-    /// One line for people: the verdict and, if the cores read too few images, the cures.
+    /// One line for people: the verdict. If the cores read too few images, also the cures.
     pub fn text(&self) -> String {
         let Input { images_per_s_core: rates, cores, devices, demanded_images_per_s: demanded, .. } = self;
         let found = format!(
@@ -137,7 +140,7 @@ impl Input {
     }
 }
 
-/// On the calling thread, reads and transforms images as training does, and times this. The images are evenly spread over the split.
+/// Reads and transforms images on the calling thread as training does, and times this. The images are evenly spread over the split.
 ///
 /// # Errors
 /// The operating system fails to read an image. Damaged images are no error.
@@ -146,7 +149,7 @@ pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
     let count = SAMPLE.min(images);
     let sample: Vec<usize> = (0..count).map(|i| i * images / count).collect();
     let mut out = vec![0.0; config.model.channels() * config.model.image_size().pow(2)];
-    // Damaged images are named in warnings. They count in the rate of the present form, and are left out of the packed ones.
+    // Damaged images are named in warnings. They count in the rate `now`, and are left out of the packed rates.
     let mut reader = Reading::training(config, split, &Arc::new(BadImages::new(count))).reader();
     let now = rate(count, |i, key| reader.read_this(sample[i], &Random::new(&[key]), &mut out).map(drop))?;
     if split.planes().is_some() {
@@ -171,19 +174,19 @@ pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
         raw.clear();
     }
     let recipe = Recipe::new(config);
-    let mut bench = recipe.workbench()?;
+    let mut workbench = recipe.workbench()?;
     let mut of = |images: &[(Vec<u8>, Stored)]| -> Result<Option<f64>> {
         let mut train = |i: usize, key| {
             let (bytes, stored) = &images[i];
-            recipe.train(&mut bench, bytes, *stored, &mut Random::new(&[key]), &mut out)
+            recipe.train(&mut workbench, bytes, *stored, &mut Random::new(&[key]), &mut out)
         };
         if images.is_empty() { Ok(None) } else { rate(images.len(), &mut train).map(Some) }
     };
     Ok(Rates { now, packed: of(&packed)?, packed_raw: of(&raw)? })
 }
 
-/// The images per second of `work` on `count` images. The work gets the position of an image and a running number, and is repeated for
-/// at least 0.1 s.
+/// The images per second of `work` on `count` images. `work` gets the position of an image and a running number. After up to four
+/// untimed calls, it passes over all images until at least 0.1 s have passed.
 fn rate(count: usize, mut work: impl FnMut(usize, u64) -> Result<()>) -> Result<f64> {
     const ENOUGH: Duration = Duration::from_millis(100);
     (0..count.min(4)).try_for_each(|i| work(i, 0))?;
@@ -209,7 +212,7 @@ mod tests {
 
     #[test]
     fn the_cores_are_compared_with_what_the_devices_ask_for_in_the_cheapest_phase() {
-        // ViT-B's last module: three blocks train behind three thin stages, about 35 GFLOPs an image.
+        // The cheapest phase is the last module of ViT-B: three blocks train behind three thin stages, about 35 GFLOPs per image.
         let input = compare(&config(&[]), RATES, 400e12, 32, 8);
         assert_eq!((input.phase.as_str(), input.cores_at_work), ("module-3", 24));
         assert!((60e3..150e3).contains(&input.demanded_images_per_s), "{input:?}");

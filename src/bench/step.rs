@@ -1,4 +1,4 @@
-//! `incubate bench step`: how fast one device trains on random images in memory. `tools/bench_step.py` compares the result
+//! `incubate bench step`: measures how fast one device trains on random images in memory. `tools/bench_step.py` compares the result
 //! with PyTorch and timm.
 
 use super::median;
@@ -32,7 +32,7 @@ use tch::{Device, Kind, Tensor};
 #[derive(Debug, Serialize)]
 pub struct StepReport {
     pub model: String,
-    /// The method in which the target trains, or `stage I` for the module that trains in its hybrid.
+    /// The method with which the target trains. `stage I` if the module of stage I trains in its hybrid.
     pub work: String,
     pub blocks: usize,
     pub trained_parameters: usize,
@@ -45,20 +45,22 @@ pub struct StepReport {
     pub steps: usize,
     pub step_s: f64,
     pub images_per_s: f64,
-    /// Billions of operations per second. The operations of a step come from a formula, in which recomputed ones count once.
+    /// Billions of floating-point operations per second. The operations of a step come from a formula, in which recomputed
+    /// operations count once.
     pub gflops: f64,
-    /// Billions of operations per second of large square matrix products in the same precision and on the same device.
+    /// Billions of floating-point operations per second of large square matrix products, in the same precision and on the same
+    /// device.
     pub matrix_product_gflops: f64,
     /// `gflops` divided by `matrix_product_gflops`.
     pub utilisation: f64,
-    /// The peak of the process's resident memory. On a GPU, the memory that all processes use after the steps; this process uses
-    /// its peak then, because libtorch gives no memory back by itself.
+    /// The peak of the process's resident memory. On a GPU, the memory that all processes use after the steps. This process then
+    /// still holds the peak of its memory, because libtorch gives no memory back by itself.
     pub peak_mib: f64,
     pub share: Shares,
 }
 
-/// The share of each part in the time of a step. The shares add up to 1. With a GPU, the times of computation are the times that the
-/// host takes to give the GPU the work, and the host waits for the GPU in `device`.
+/// The share of each part in the time of a step. The shares add up to 1. With a GPU, the other parts measure the time in which the
+/// host gives the GPU its work, and `device` measures the time in which the host waits for the GPU.
 #[derive(Debug, Serialize)]
 pub struct Shares {
     pub data: f64,
@@ -70,7 +72,7 @@ pub struct Shares {
     pub device: f64,
 }
 
-/// Models of four equally deep stages: the name, then image size, patch size, width, depth, heads, channels and classes.
+/// Models with four equally deep stages: the name, then image size, patch size, width, depth, heads, channels and classes.
 const MODELS: [(&str, [usize; 7]); 7] = [
     ("tiny-28", [28, 7, 48, 16, 4, 1, 10]),
     ("deit-ti", [224, 16, 192, 12, 3, 3, 1000]),
@@ -81,8 +83,8 @@ const MODELS: [(&str, [usize; 7]); 7] = [
     ("deit-t-128", [32, 4, 192, 128, 3, 3, 100]),
 ];
 
-/// The config of a model of the table, or the config in the file `model`. The models of the table train without stochastic depth and
-/// in one micro-batch, like the programs with which they are compared.
+/// The config of a model of the table, or the config in the file `model`. The modules and the end-to-end target of the table train
+/// without stochastic depth and in one micro-batch, like the programs with which they are compared.
 pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
     let Some((_, sizes)) = MODELS.iter().find(|(name, _)| *name == model) else {
         require!(
@@ -105,22 +107,22 @@ pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
 
 /// The work to measure.
 pub struct Work {
-    /// The stage whose module trains; if none, the target trains.
+    /// The stage whose module trains in its hybrid. None if the target trains.
     pub stage: Option<usize>,
-    /// How the target trains.
+    /// The method with which the target trains.
     pub method: Method,
-    /// The samples of a global batch.
+    /// The number of samples in a global batch.
     pub batch: usize,
     /// How many steps are timed.
     pub steps: usize,
     pub device: Device,
     /// The parts that `--without` switches off.
     pub off: Off,
-    /// The file for a recording of the timed steps, if there is to be one.
+    /// The file for a recording of the timed steps. None if nothing is recorded.
     pub trace: Option<PathBuf>,
 }
 
-/// Trains on one device and measures the time.
+/// Trains on one device and measures the time of the steps.
 pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport> {
     let Work { stage, method, batch, steps, device, off, trace } = work;
     let stages = config.model.stages();
@@ -128,16 +130,16 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     require!(batch >= 2 && batch.is_multiple_of(2), "--batch {batch}: it must be even and at least 2");
     (config.module.training.global_batch, config.e2e.global_batch) = (batch, batch);
     (config.dgl.training.global_batch, config.infopro.training.global_batch) = (batch, batch);
-    // The number of images sets the length of the phase, which no timed step depends on.
+    // The number of images sets the length of the phase. No timed step depends on this length.
     let plan = Plan { config, train_images: 256 * batch };
     let mut phase = match stage {
         Some(index) => plan.phase(&MODULE, Some(index)),
         None => plan.phase(method.last_row(), None),
     };
-    // Count before `--without` changes the phase: extra work that it causes is no progress.
+    // Count the operations before `--without` changes the phase, because the work that `--without` adds is no progress.
     let flops = training_flops(&plan.config.model, &phase) * batch as f64;
     if off.has(Optimisation::Suffix) {
-        // The stages after the module count as trained, so their weight gradients are computed.
+        // The stages after the module count as trained, so that their weight gradients are computed too.
         phase.trained.end = stages;
     }
     let auxiliary = Objective::of(&plan.config, &phase.borders).auxiliary();
@@ -182,12 +184,12 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     })
 }
 
-/// Steps that run before the timed ones.
+/// The number of steps that run before the timed steps.
 const WARM_UP: u64 = 3;
 
-/// Warms up, makes `steps` steps, and writes their recording to `trace`. Returns the seconds of each step, and the times of the steps'
-/// parts, summed over the steps. On a GPU, each of the summed steps is one step earlier, because a step returns the outcome of the step
-/// before it.
+/// Warms up, makes `steps` steps, and writes their recording to `trace`. Returns the seconds of each step, and the times of the
+/// steps' parts, summed over the steps. On a GPU a step returns the outcome of the step before it, so there the sums are over steps
+/// that are one step earlier.
 fn time_steps(
     step: &mut dyn FnMut(u64) -> Result<Option<Outcome>>,
     steps: usize,
@@ -210,9 +212,9 @@ fn time_steps(
     Ok((seconds, times))
 }
 
-/// Begins the recording for the file `path`.
+/// Begins to record for the file `path`.
 fn start_trace(path: &Path, device: Device) -> Result<Trace> {
-    // libtorch says nothing later if it cannot write the file.
+    // Find out now whether the file can be written, because libtorch reports no error later.
     File::create(path).map_err(|error| usage!("--trace {}: {error}", path.display()))?;
     Trace::start(device)
 }

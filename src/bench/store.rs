@@ -22,26 +22,27 @@ use std::process::Command;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// The result. Times are in seconds, rates in MB (10⁶ bytes) per second; each is the median over the pairs.
+/// The result. Times are in seconds, and rates are in MB (10⁶ bytes) per second. Each value is a median over the pairs, or follows
+/// from such medians.
 #[derive(Debug, Serialize)]
 pub struct StoreReport {
     pub pairs: usize,
     pub every_steps: u64,
     /// The time of `every_steps` steps.
     pub block_s: f64,
-    /// The time of as many steps with one checkpoint, until its file is in place.
+    /// The time of as many steps during which one checkpoint is written, until its file is in place.
     pub block_with_checkpoint_s: f64,
     pub overhead_percent: f64,
     pub written_mb: f64,
     pub write_mb_per_s: f64,
     pub dd_mb_per_s: f64,
-    /// Our rate divided by dd's.
+    /// The median over the pairs of this program's rate divided by dd's rate.
     pub write_ratio: f64,
 }
 
-/// Trains the config's meta model on the CPU in blocks of `every` steps, alternately without and with a checkpoint. Then writes the
-/// config's target with its optimiser state, alternating with dd, which writes as many bytes. Removes the files that it has written
-/// into `config.run.dir`.
+/// Trains the config's meta model on the CPU in blocks of `every` steps, alternately without and with a checkpoint. Then
+/// alternately writes a checkpoint of the config's target with its optimiser state, and lets dd write as many bytes (rounded up to
+/// MiB). Removes the files that it has written into `config.run.dir`.
 pub fn measure(mut config: Config, every: u64, pairs: usize) -> Result<StoreReport> {
     config.run.dir = config.run.dir.join(format!("bench-store-{}", std::process::id()));
     config.run.checkpoint_every = Interval::Never;
@@ -76,7 +77,7 @@ fn measure_in(dir: &Path, config: Config, every: u64, pairs: usize) -> Result<St
     })
 }
 
-/// Seconds of the blocks without and with a checkpoint.
+/// The seconds of the blocks without and with a checkpoint.
 fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64>)> {
     let source = data::open(&config)?;
     let run = RunDir::open(&config)?;
@@ -95,7 +96,7 @@ fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64
         data: None,
     };
     let mut blocks = Blocks::new(&setting, &phase, every)?;
-    // The first block also pays the one-time costs, so it is not counted.
+    // The first block also pays costs that arise only once, so it is not counted.
     blocks.time(true)?;
     let pairs = (0..pairs).map(|_| Ok((blocks.time(false)?, blocks.time(true)?)));
     Ok(pairs.collect::<Result<Vec<_>>>()?.into_iter().unzip())
@@ -125,7 +126,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// Trains the next block and returns its seconds. If `with_checkpoint`, a checkpoint of the state before the block is written
-    /// meanwhile, and the seconds include the wait for it.
+    /// during the block, and the seconds include the wait for its file.
     fn time(&mut self, with_checkpoint: bool) -> Result<f64> {
         let began = Instant::now();
         if with_checkpoint {
@@ -144,7 +145,7 @@ impl<'a> Blocks<'a> {
 /// A checkpoint of the config's target: weights and optimiser state.
 struct Checkpoint {
     header: Header,
-    /// Stands for the weights and for each moment of the optimiser.
+    /// Stands for the weights and for each of the two moments of the optimiser.
     buffer: Tensor,
 }
 
@@ -184,7 +185,7 @@ impl Checkpoint {
     }
 }
 
-/// The seconds that dd takes to write as many bytes to a synced file.
+/// The seconds that dd takes to write as many bytes, rounded up to MiB, to a synced file.
 fn dd(path: &Path, bytes: usize) -> Result<f64> {
     let began = Instant::now();
     let file = format!("of={}", path.display());

@@ -111,7 +111,7 @@ enum Attention {
     Flash,
     Efficient,
     Cudnn,
-    /// Products of matrices with a softmax between them
+    /// Matrix products with a softmax between them
     Products,
 }
 

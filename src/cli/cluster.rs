@@ -32,7 +32,7 @@ pub fn submit(args: &TrainArgs, dry_run: bool, json: bool) -> Result<()> {
     print_either(json, &jobs, || submit::table(&jobs))
 }
 
-/// Refuses to submit a run if its data have changed since it was started. If the data cannot be listed here, only warns.
+/// Refuses to submit a run whose data have changed since it was started. If the data cannot be listed on this machine, only warns.
 fn check_data(plan: &Plan, accept_data: bool, dry_run: bool) -> Result<()> {
     let run = RunDir::open(&plan.config)?;
     if run.data(TaskKind::Classification)?.is_none() {
@@ -60,7 +60,7 @@ pub fn status(run_dir: &Path, json: bool) -> Result<()> {
     print_either(json, &lines, || status::table(&lines))
 }
 
-/// Evaluates what the modules have learnt so far.
+/// Evaluates what the modules have learnt so far, as `incubate status --preview` does.
 pub fn preview(run_dir: &Path, images: usize, json: bool) -> Result<()> {
     let mut config = RunDir::config_of(run_dir)?;
     config.run.dir = run_dir.into();
@@ -70,7 +70,8 @@ pub fn preview(run_dir: &Path, images: usize, json: bool) -> Result<()> {
     print_either(json, &preview, || preview::table(&config, &preview))
 }
 
-/// Prints the status every two seconds until all its lines are done. On a terminal each print replaces the print before.
+/// Prints the status every two seconds until all its lines are done, a signal comes, or the reader closes the pipe. On a terminal
+/// each print replaces the print before.
 pub fn watch(run_dir: &Path) -> Result<()> {
     let mut seen = Seen::default();
     while !stop_requested() {
@@ -94,7 +95,7 @@ pub fn cancel(run_dir: &Path, json: bool) -> Result<()> {
     })
 }
 
-/// Prints the findings of the checks, and fails if one needs a cure.
+/// Prints the findings of the checks. Fails if a finding is not ok.
 pub fn doctor(config: Option<&Path>, overrides: &Overrides, json: bool) -> Result<()> {
     let config = config.map(|path| overrides.load(path)).transpose()?;
     device::load(config.as_ref().map_or(DeviceChoice::Auto, |config| config.run.device));

@@ -54,7 +54,7 @@ fn class_table(classes: &[ClassFigures]) -> String {
     text
 }
 
-/// The characters of a column.
+/// The width of a column in characters.
 fn width(name: &str, figure: Figure) -> usize {
     match figure {
         Figure::Percent(_) => name.len().max(6),

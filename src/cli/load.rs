@@ -25,7 +25,7 @@ impl Overrides {
         Ok(config)
     }
 
-    /// The config of the source to pack, and the folder to pack it into.
+    /// The config of the source to pack, and the folder into which it is packed.
     pub fn packing(&self, source: &Path, into: Option<&Path>) -> Result<(Config, PathBuf)> {
         if let Some(into) = into {
             return Ok((self.source(source)?, into.into()));
@@ -40,7 +40,7 @@ impl Overrides {
         }
     }
 
-    /// The config of a source of images, which is a config file, or a folder whose files show its format.
+    /// The config of a source of images. The source is a config file, or a folder whose files show its format.
     fn source(&self, path: &Path) -> Result<Config> {
         if !path.is_dir() {
             return self.load(path);
@@ -53,22 +53,23 @@ impl Overrides {
         })?;
         let mut config = Config::parse("", &self.sets)?;
         (config.data.format, config.data.path) = (format, path.into());
-        // Without a run directory the index of the source is kept nowhere.
+        // Without a run directory, the index of the source is not kept.
         config.run.dir = self.run_dir.clone().unwrap_or_default();
         Ok(config)
     }
 }
 
-/// Sets libtorch up before it is first used; CUDA must be loaded before all else.
+/// Sets libtorch up before it is first used. CUDA must be loaded before any call of libtorch.
 pub fn start_libtorch(config: &Config) {
-    // The cores are counted before any thread is pinned, since pinned threads see fewer.
+    // Count the cores before any thread is pinned, because a pinned thread sees fewer.
     cores_of_this_rank();
     device::load(config.run.device);
     tch::set_num_interop_threads(1);
     tch::set_num_threads(threads(config) as i32);
 }
 
-/// Starts the threads that compute checksums and draw fresh weights, before training takes the memory that a thread's stack needs.
+/// Starts rayon's global threads, which compute checksums and draw fresh weights, among other work. They start early, because
+/// training may later take the memory that the stack of a thread needs.
 ///
 /// # Errors
 /// A usage error if a thread cannot be started.
@@ -76,7 +77,7 @@ pub fn start_threads() -> Result<()> {
     ThreadPoolBuilder::new().build_global().map_err(|error| thread::cannot_start(&error))
 }
 
-/// The number of compute threads of this rank.
+/// The number of compute threads of this rank, which its replicas share.
 pub fn threads(config: &Config) -> usize {
     match config.run.threads {
         0 => cores_of_this_rank(),
@@ -84,7 +85,7 @@ pub fn threads(config: &Config) -> usize {
     }
 }
 
-/// Finds the devices of this rank, divides its threads among its replicas, and allows TF32 on GPUs if the config asks for it.
+/// Finds the devices of this rank, and divides its threads among its replicas. Allows TF32 on GPUs if the config asks for it.
 pub fn devices(config: &Config) -> Result<Devices> {
     let ranks = ranks_on_this_node().max(1);
     let on_node = OnNode { rank: rank_on_this_node().min(ranks - 1), ranks };

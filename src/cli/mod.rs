@@ -44,7 +44,7 @@ use std::path::PathBuf;
 use study::study;
 use verify::verify;
 
-/// Executes a command. The commands of [`Command::joins_world`] use the ranks of the world.
+/// Executes a command. Only the commands of [`Command::joins_world`] use the ranks of the world.
 pub fn dispatch(command: &Command, world: &World) -> Result<()> {
     match command {
         Command::Run { args, json } => train(world, args, |job| {
@@ -111,7 +111,8 @@ fn print_completions(shell: clap_complete::Shell) -> Result<()> {
     print(&String::from_utf8(script)?)
 }
 
-/// The speed of the named GPU, or the given speed in TFLOP/s, or else the speed of this machine's matrix product.
+/// The speed of the named GPU. Without a name, the given speed in TFLOP/s, or else the measured speed of matrix products on this
+/// machine.
 fn speed(rate: Option<f64>, gpu: Option<GpuModel>) -> Speed {
     match (rate, gpu) {
         (_, Some(gpu)) => Speed::Gpu(gpu),
@@ -120,7 +121,7 @@ fn speed(rate: Option<f64>, gpu: Option<GpuModel>) -> Speed {
     }
 }
 
-/// Prints the report about a config on a world of `ranks` ranks.
+/// Prints what follows from a config for a world of `ranks` ranks.
 fn print_plan(
     config: &ConfigArgs,
     ranks: usize,
@@ -138,7 +139,7 @@ fn print_plan(
     print_either(json, &report, || plan_report::text(&report, speed))
 }
 
-/// The plan of a run's phases of this task, whose images are counted.
+/// The plan of the run's phases of this task. It counts the task's images.
 fn plan_of(config: &Config, task: TaskKind) -> Result<Plan> {
     let config = config.of_task(task);
     let images = data::train_images(&config)?;
@@ -160,7 +161,7 @@ fn pack_images(args: &PackArgs) -> Result<()> {
     print_either(args.json, &report, || pack::text(&report, &into))
 }
 
-/// Fine-tunes for a task downstream, for which only the images of that task are opened.
+/// Fine-tunes for a downstream task (segmentation or detection). Only the images of this task are opened.
 fn downstream(world: &World, args: &TrainArgs, row: &'static Row) -> Result<()> {
     let all_ranks = world.all_ranks();
     agree(all_ranks, refuse_extension(args))?;
@@ -187,7 +188,7 @@ fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) 
 }
 
 /// Opens the job of a config with the images of a task, and lets `act` train it. Refuses images that have changed since the run was
-/// started, unless `accept_data`.
+/// started, unless `accept_data` is true.
 fn on_config(
     world: &World,
     config: Config,
@@ -215,11 +216,11 @@ struct Outcome {
     models: Vec<summary::Row>,
     exported: Vec<PathBuf>,
     report: PathBuf,
-    /// The folder that has a folder for each phase, with `metrics.jsonl` and TensorBoard events.
+    /// The folder that contains a folder for each phase, with `metrics.jsonl` and TensorBoard events.
     curves: PathBuf,
 }
 
-/// Prints the results of a run, after [`finish`].
+/// Finishes a run with [`finish`], and prints its results.
 fn conclude(job: &Job, json: bool) -> Result<()> {
     let outcome = finish(job)?;
     print_either(json, &outcome, || {
@@ -230,7 +231,7 @@ fn conclude(job: &Job, json: bool) -> Result<()> {
     })
 }
 
-/// Exports the final model in the formats of the config, if that model exists. Writes the summary and the report.
+/// Exports the final model in the formats of the config, if the run has a final model. Writes the summary and the report.
 fn finish(job: &Job) -> Result<Outcome> {
     let config = &job.plan.config;
     let weights = job.run.file(FINETUNE.writes);
@@ -251,7 +252,7 @@ fn weights_or_final(config: &Config, weights: &Option<PathBuf>) -> PathBuf {
     weights.clone().unwrap_or_else(|| config.run.dir.join(FINETUNE.writes))
 }
 
-/// Prints a value as JSON, or the text for people.
+/// Prints a value as JSON, or its text for people.
 fn print_either(json: bool, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<()> {
     print(&if json { serde_json::to_string_pretty(value)? + "\n" } else { text() })
 }

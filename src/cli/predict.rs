@@ -9,7 +9,7 @@ use crate::run::table::{DETECT, FINETUNE, Row, SEGMENT};
 use anyhow::Result;
 use std::fmt::Write;
 
-/// How many classes of an image are named.
+/// How many classes are printed for each image.
 const NAMED: usize = 5;
 
 pub fn predict(args: &PredictArgs) -> Result<()> {

@@ -19,7 +19,8 @@ use crate::study::{Cell, Method, Study, only};
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeMap;
 
-/// Trains the cells of this process's share that are not finished. A cell that fails does not keep the others from being trained.
+/// Trains the unfinished cells of this process's share, and then writes the study's report. If a cell fails, the other cells are
+/// still trained, but no report is written.
 pub fn study(args: &StudyArgs) -> Result<()> {
     let study = Study::load(&args.study)?;
     let cells = only(&study, &args.only)?;
@@ -64,7 +65,7 @@ fn train(study: &Study, cell: &Cell) -> Result<()> {
         return Ok(());
     }
     on_config(&World::alone(), cell.plan.config.clone(), (false, TaskKind::Classification), |job| {
-        // The time that earlier cells took does not count for this cell.
+        // The time since the last cell does not count for this cell.
         job.clock.leave_uncounted();
         match cell.method {
             Method::Incubation => job.run()?,
@@ -91,7 +92,7 @@ fn lines(study: &Study, cells: &[&Cell], gpu: Option<GpuModel>) -> Result<Vec<Li
             (None, None) => speed(config.clone())?,
         };
         rates.insert(key, rate);
-        // Damaged files count as not finished here; without --dry-run the study reports the damage.
+        // Damaged files count as unfinished here. Without --dry-run, the study reports the damage.
         Ok(Line::new(cell, study.is_done(cell).unwrap_or(false), rate))
     };
     cells.iter().map(&mut line).collect()

@@ -9,7 +9,7 @@ use crate::store::{RunDir, artefact};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
-/// Reads one file, all artefacts and checkpoints of a run directory, or all shards of a pack. Names each damaged file, and fails with
+/// Reads one file, all artefacts and checkpoints of a run directory, or all shards of a pack. Names each damaged file, and returns
 /// the first error.
 pub fn verify(path: &Path, json: bool) -> Result<()> {
     let is_pack = path.is_dir() && data::format_of(path) == Some(Format::Packed);
@@ -34,7 +34,7 @@ pub fn verify(path: &Path, json: bool) -> Result<()> {
     if json {
         print(&(serde_json::to_string_pretty(&results)? + "\n"))?;
     }
-    // Every shard in the folder may be intact although the pack lacks a shard.
+    // Every shard in the folder may be intact although a shard of the pack is missing.
     first_error = first_error.or_else(|| if is_pack { packed::open(path).err() } else { None });
     first_error.map_or(Ok(()), Err)
 }

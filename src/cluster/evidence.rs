@@ -1,4 +1,4 @@
-//! Gathers the evidence about the states of the nodes of a run's graph: their files, and Slurm's reports about their jobs.
+//! Gathers the evidence about the states of the nodes of a run's graph: the nodes' files, and Slurm's reports about their jobs.
 
 use super::queue::Queue;
 use crate::config::Config;
@@ -8,8 +8,8 @@ use crate::run::state::{Evidence, Found};
 use crate::run::table::Kind;
 use anyhow::Result;
 
-/// The evidence about each node, without heartbeats. `find` looks at the file of a node. Packing is done if the config asks for it and
-/// the pack is complete, a user's script if its job has succeeded.
+/// The evidence about each node, without heartbeats. `find` looks at the file of a node. Packing is done if the config asks for it
+/// and the pack is complete. A user's script is done if its job has succeeded.
 pub fn gather(
     graph: &Graph,
     config: &Config,
@@ -28,7 +28,7 @@ pub fn gather(
     evidence.collect()
 }
 
-/// Whether a target was imported, so that the run needs none of the nodes up to the assembly.
+/// Whether the target was imported, so that the run needs none of the nodes up to the assembly.
 pub fn is_imported(graph: &Graph, evidence: &[Evidence]) -> bool {
     graph.nodes().iter().zip(evidence).any(|(node, evidence)| evidence.found.is_imported(node))
 }

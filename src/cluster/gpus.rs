@@ -1,4 +1,4 @@
-//! The checks of `incubate doctor` that concern GPUs: the driver, the devices, libtorch's CUDA, NCCL.
+//! The checks of `incubate doctor` that concern GPUs: the driver, the devices, libtorch's CUDA, attention and NCCL.
 
 use super::finding::{Finding, finding};
 use crate::collective::nccl;
@@ -9,8 +9,8 @@ use crate::model::prove_attention;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-/// Checks the driver, the GPUs, libtorch's CUDA, attention and NCCL on this node. A node without a driver passes, unless the config asks
-/// for GPUs or Slurm has given the job GPUs.
+/// Checks the driver, the GPUs, libtorch's CUDA, attention and NCCL on this node. With run.device = "cpu" checks nothing. A node
+/// without a driver passes, unless the config asks for GPUs or Slurm has given the job GPUs.
 pub fn examine(choice: DeviceChoice) -> Vec<Finding> {
     let driver = match (choice, Driver::open()) {
         (DeviceChoice::Cpu, _) => return vec![finding("GPUs", Ok("not asked for (run.device = \"cpu\")".into()))],
@@ -48,7 +48,7 @@ fn version() -> String {
 /// Compares the number of GPUs that this process can use with the number that Slurm has given the job on this node.
 ///
 /// # Errors
-/// The process can use fewer than Slurm has given, and training would use only these few.
+/// The process can use fewer GPUs than Slurm has given. Training would use only these few.
 pub fn as_many_as_slurm_gave(choice: DeviceChoice) -> Result<String> {
     let given = std::env::var("SLURM_GPUS_ON_NODE").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let (seen, why) = match cuda() {
@@ -64,7 +64,7 @@ pub fn as_many_as_slurm_gave(choice: DeviceChoice) -> Result<String> {
     Ok(format!("{seen} of {given}"))
 }
 
-/// Computes attention in bf16 as a ViT does, because its kernels are the likeliest to be missing.
+/// Computes attention in bf16 as a ViT does, because the kernels of attention are the likeliest to be missing.
 fn attention() -> Result<String> {
     let Ok(driver) = cuda() else { return Ok("not tried without CUDA".into()) };
     driver.make_current(0)?;
@@ -74,7 +74,7 @@ fn attention() -> Result<String> {
     )
 }
 
-/// Loads NCCL and lets it sum over one GPU alone.
+/// Loads NCCL, and lets it sum over one GPU alone.
 fn nccl() -> Result<String> {
     let version = nccl::version()?;
     let path = loaded_library("libnccl.so").map_or("?".into(), |path| path.display().to_string());

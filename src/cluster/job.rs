@@ -1,17 +1,18 @@
-//! The kinds of Slurm jobs, and which parts of a run (nodes of its graph) each executes.
+//! The kinds of Slurm jobs, and the nodes of a run's graph that a job of each kind executes.
 
 use crate::run::graph::Node;
 use crate::run::table::{DOWNSTREAM, SlurmJob};
 use std::fmt;
 
-/// A kind of Slurm job. Displayed as text, it is the name in `jobs.json` and the stem of the names of the script and the logs. In Slurm
-/// the run's name precedes it.
+/// A kind of Slurm job. As text, it is the name in `jobs.json`, and the file names of the job's script and logs begin with it. In
+/// Slurm the job's name is the run's name, a hyphen and this text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobKind {
-    /// Executes the only node of the row with this name: `pack`, `meta`.
+    /// Executes the only node of the row with this name, such as `pack` or `meta`.
     Row(String),
-    /// An array with one task for each module that is still to be trained: `modules`. `row_name` is the name of the modules' row. If the
-    /// modules do not fit into Slurm's largest array, there are several arrays: `part` 0 is `modules`, part 1 is `modules-1`, ….
+    /// An array with one task for each module that is still to be trained: `modules`. `row_name` is the name of the modules' row.
+    /// If the modules do not fit into Slurm's largest array, there are several arrays: part 0 is `modules`, part 1 is `modules-1`,
+    /// and so on.
     Array { row_name: String, part: usize },
     /// Executes all nodes after the modules except the user's scripts: `finalize`.
     Finalize,
@@ -22,7 +23,7 @@ pub enum JobKind {
 }
 
 impl JobKind {
-    /// The kind of a job by its name in `jobs.json`. Only an array has modules.
+    /// The kind of a job by its name in `jobs.json`. `has_modules` is true for arrays alone.
     pub fn of_name(name: &str, has_modules: bool) -> JobKind {
         if has_modules {
             let numbered = name.rsplit_once('-').and_then(|(base, part)| Some((base, part.parse().ok()?)));
@@ -37,7 +38,7 @@ impl JobKind {
         }
     }
 
-    /// Whether the job executes a node; `modules` are the modules of an array.
+    /// Whether the job executes a node. `modules` are the modules of an array, and empty for any other job.
     pub fn executes(&self, modules: &[usize], node: &Node) -> bool {
         match self {
             JobKind::Row(row_name) => node.row.name == row_name,
@@ -72,15 +73,15 @@ impl fmt::Display for JobKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedJob {
     pub kind: JobKind,
-    /// The positions in the graph of the nodes that the job executes.
+    /// The nodes that the job executes, as positions in the graph.
     pub nodes: Vec<usize>,
-    /// The modules that the job trains, if it is an array; otherwise empty.
+    /// The modules that the job trains if it is an array. Otherwise empty.
     pub modules: Vec<usize>,
     /// The module number of task 0: task i trains module `first_module` + i. The array need not contain task 0.
     pub first_module: usize,
     /// The jobs of the same submission that this job waits for, as positions in the list of planned jobs.
     pub after: Vec<usize>,
-    /// The open jobs of earlier submissions that the job waits for too, by their job IDs, such as `17` or `17_2`.
+    /// The open jobs of earlier submissions that this job also waits for, by their job IDs, such as `17` or `17_2`.
     pub after_open: Vec<String>,
     /// The text of the script.
     pub script: String,

@@ -1,4 +1,4 @@
-//! The commands for clusters: submit a run, look at its state, cancel its jobs, check a node.
+//! The commands for clusters: submit a run, show its state, cancel its jobs, and check a node.
 
 pub mod doctor;
 mod evidence;

@@ -1,5 +1,5 @@
-//! The jobs that were submitted for a run, and Slurm's reports about them. Only `squeue` and `scontrol` are asked, because many sites
-//! have no accounting database.
+//! The jobs that were submitted for a run, and Slurm's reports about them. The reports come from `squeue`, because many sites have
+//! no accounting database.
 
 use super::job::JobKind;
 use crate::error::Failure;
@@ -27,12 +27,12 @@ pub struct Queue {
 #[serde(from = "Record", into = "Record")]
 pub struct Submitted {
     pub kind: JobKind,
-    /// The modules that the job trains, if it is an array; otherwise empty.
+    /// The modules that the job trains if it is an array. Otherwise empty.
     pub modules: Vec<usize>,
     /// The module number of task 0: task i trains module `first_module` + i. The array need not contain task 0.
     pub first_module: usize,
     pub script: PathBuf,
-    /// The job's ID in Slurm; none in a dry run.
+    /// The job's ID in Slurm. None in a dry run.
     pub id: Option<String>,
 }
 
@@ -69,7 +69,7 @@ impl Submitted {
         queued.id == id || queued.id.strip_prefix(id).is_some_and(|rest| rest.starts_with('_'))
     }
 
-    /// The ID of the task that trains a module, or of the job if it has no tasks.
+    /// The ID of the task that trains a module. If the job has no tasks, its own ID. None if the job was not submitted.
     fn id_of(&self, module: Option<usize>) -> Option<String> {
         let id = self.id.as_ref()?;
         match module.filter(|_| !self.modules.is_empty()) {
@@ -83,7 +83,8 @@ impl Queue {
     /// Reads the record of submitted jobs and asks Slurm about them.
     ///
     /// # Errors
-    /// A usage error if Slurm cannot be asked, which must not be taken for an empty queue; the error of a record that cannot be read.
+    /// A usage error if Slurm cannot be asked, because an empty queue would be a wrong answer. The error of a record that cannot be
+    /// read.
     pub fn of_run(run: &RunDir) -> Result<Queue> {
         let jobs = read_record(run)?;
         Ok(Queue { reports: ask(&jobs)?, jobs })
@@ -111,7 +112,7 @@ impl Queue {
         self.reports.iter().find(|report| report.id == id)
     }
 
-    /// The ID of the newest open job or task that executes a node and whose kind `is_eligible`.
+    /// The ID of the newest open job or task that executes a node and for whose kind `is_eligible` returns true.
     pub fn open_job(&self, node: &Node, is_eligible: impl Fn(&JobKind) -> bool) -> Option<String> {
         let jobs = self.jobs.iter().filter(|job| is_eligible(&job.kind) && job.executes(node));
         jobs.filter_map(|job| self.about_job(job, node.index)).find(|queued| queued.is_open()).map(|q| q.id.clone())
@@ -123,7 +124,8 @@ impl Queue {
         self.jobs.iter().find(|job| job.executes(node)).is_some_and(is_done)
     }
 
-    /// The job record once the jobs of `new` are submitted. It keeps the earlier jobs that are open or that no new job replaces.
+    /// The record of jobs after the jobs of `new` are submitted. It keeps the earlier jobs that are open, and those that no new job
+    /// replaces.
     pub fn with_new(&self, new: &[Submitted]) -> Vec<Submitted> {
         let is_replaced = |old: &Submitted| match old.modules.as_slice() {
             [] => new.iter().any(|job| job.kind == old.kind),
@@ -138,7 +140,7 @@ impl Queue {
 /// Reads the record of the jobs that were submitted for a run.
 ///
 /// # Errors
-/// A usage error or [`Failure::Damaged`] if the record exists but cannot be read, because its jobs may be in the queue.
+/// A usage error or [`Failure::Damaged`] if the record exists but cannot be read. Its jobs may still be in the queue.
 fn read_record(run: &RunDir) -> Result<Vec<Submitted>> {
     let path = run.file("slurm/jobs.json");
     match std::fs::read(&path) {
@@ -158,7 +160,7 @@ pub fn write_record(run: &RunDir, jobs: &[Submitted]) -> Result<()> {
     durable::replace_bytes(&run.file("slurm/jobs.json"), &serde_json::to_vec_pretty(jobs)?)
 }
 
-/// Asks Slurm about jobs, if there are any. Jobs that Slurm has forgotten are missing from the answer.
+/// Asks Slurm about jobs. The answer lacks jobs that Slurm has forgotten. Without jobs, Slurm is not asked.
 fn ask(jobs: &[Submitted]) -> Result<Vec<Queued>> {
     let ids: Vec<&str> = jobs.iter().filter_map(|job| job.id.as_deref()).collect();
     if ids.is_empty() {
@@ -169,13 +171,13 @@ fn ask(jobs: &[Submitted]) -> Result<Vec<Queued>> {
     squeue.args(format).arg(format!("--jobs={}", ids.join(",")));
     let output = squeue.output().map_err(|e| cannot_ask(&ids, &e.to_string()))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    // If squeue is asked about one job alone and Slurm has forgotten it, squeue fails.
+    // squeue fails if it is asked about a single job and Slurm has forgotten that job.
     if !output.status.success() && !stderr.contains("Invalid job id") {
         return Err(cannot_ask(&ids, stderr.trim()));
     }
     let report = |line: &str| -> Option<Queued> {
         let mut fields = line.trim().splitn(3, '|').map(str::to_string);
-        // A site may add lines of its own, which do not begin with the number of a job.
+        // A site may add lines of its own, which do not begin with a job number.
         let id = fields.next().filter(|id| id.starts_with(|first: char| first.is_ascii_digit()))?;
         Some(Queued { id, state: state_of(&fields.next()?), reason: fields.next()? })
     };

@@ -5,14 +5,14 @@ use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
-/// The prefixes of the variables that describe the job, step or rank of a process, and its memory and cores.
+/// The prefixes of the environment variables that describe the job, step or rank of a process, and its memory and cores.
 const INHERITED: [&str; 4] = ["SLURM_", "PMI_", "PMIX_RANK", "OMPI_COMM_"];
-/// The variables with these prefixes that stay, because they say how Slurm is reached.
+/// The variables with these prefixes that stay, because they say how to reach Slurm.
 const KEPT: [&str; 2] = ["SLURM_CONF", "SLURM_CLUSTERS"];
 
-/// The command sbatch, without the variables of a job in which this process may run. Otherwise sbatch would take SLURM_MEM_PER_CPU,
-/// for example, as an option of the new job and pass it on to the job's steps. The variables `SBATCH_*` stay, because they are
-/// options of the user.
+/// The command sbatch. This process may itself run in a job, so the variables of that job are removed. Otherwise sbatch would take
+/// SLURM_MEM_PER_CPU, for example, as an option of the new job, and pass it on to the job's steps. The variables `SBATCH_*` stay,
+/// because they are options of the user.
 fn sbatch() -> Command {
     let mut command = Command::new("sbatch");
     for (name, _) in std::env::vars_os() {
@@ -24,7 +24,7 @@ fn sbatch() -> Command {
     command
 }
 
-/// Submits a script as a job, which starts when the jobs `after` have succeeded. Returns the job's number.
+/// Submits a script as a job that starts when the jobs `after` have succeeded. Returns the job's number.
 pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<String> {
     let mut command = sbatch();
     command.arg("--parsable");
@@ -61,7 +61,7 @@ fn job_number(text: &str) -> Option<String> {
     text.lines().rev().find_map(number)
 }
 
-/// Lets Slurm check a script. Returns its output, as an error if Slurm refuses the script; none if no Slurm can be asked.
+/// Lets Slurm check a script. Returns Slurm's output, as an error if Slurm refuses the script. None if no Slurm can be asked.
 pub fn test_only(script: &Path) -> Option<Result<String, String>> {
     let output = sbatch().arg("--test-only").arg(script).output().ok()?;
     let stderr = String::from_utf8_lossy(&output.stderr).trim().to_string();

@@ -1,5 +1,5 @@
-//! Writes Slurm job scripts as pure functions of the plan, the graph of the run, the paths, the seconds that a checkpoint takes, and the
-//! job: the same input gives the same text.
+//! Writes Slurm job scripts. A script is a pure function of the plan, the graph of the run, the paths, the seconds that a
+//! checkpoint takes, and the job: the same input gives the same text.
 
 use super::job::{JobKind, PlannedJob};
 use crate::config::Slurm;
@@ -24,7 +24,7 @@ pub struct Paths<'a> {
 
 /// The resources of a job.
 struct Resources {
-    /// The machines.
+    /// The number of machines. Slurm calls them nodes.
     nodes: usize,
     ranks: usize,
     cpus_per_rank: usize,
@@ -36,7 +36,7 @@ pub struct Script<'a> {
     plan: &'a Plan,
     graph: &'a Graph,
     paths: Paths<'a>,
-    /// Seconds from the early signal to the time limit.
+    /// The seconds from the early signal to the time limit.
     signal_lead_s: u64,
 }
 
@@ -56,8 +56,8 @@ impl<'a> Script<'a> {
         let path = |path: &Path| quoted(&path.to_string_lossy());
         let options: Vec<String> =
             self.options(job).iter().map(|option| format!("#SBATCH {}", quoted(option))).collect();
-        // A task is requeued by the array's number and the task's number, since the job number of the last task also names the whole
-        // array.
+        // A task of an array is requeued by the array's number and the task's number. The job number alone would not do: that of
+        // the last task also names the whole array.
         let (own_id, array_variables) = match job.kind {
             JobKind::Array { .. } => ("${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}", ""),
             _ => ("$SLURM_JOB_ID", "${!SLURM_ARRAY_@}"),
@@ -80,12 +80,12 @@ impl<'a> Script<'a> {
         fill(TEMPLATE, &texts.each_ref().map(|(name, text)| (*name, text.as_str())))
     }
 
-    /// The command that starts the ranks; empty for one rank. Several ranks are started through PMIx, which Open MPI supports.
+    /// The command that starts the ranks. Empty for one rank. Several ranks are started through PMIx, which Open MPI supports.
     fn launch(&self, job: &PlannedJob) -> String {
         match self.resources(job) {
             Resources { ranks: 1, .. } => String::new(),
-            // If a rank dies, the others wait for it in a collective call until --wait ends them. --kill-on-bad-exit would take
-            // the exit code 75 for a failure.
+            // If a rank dies, the other ranks wait for it in a collective call until --wait ends them. --kill-on-bad-exit would
+            // treat the exit code 75 as a failure.
             Resources { ranks, cpus_per_rank, .. } => {
                 format!(
                     "srun --mpi=pmix --wait=\"${{SLURM_WAIT:-20}}\" --ntasks={ranks} --cpus-per-task={cpus_per_rank}"
@@ -94,7 +94,7 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// The files of the heartbeats that show whether a start of the job has gained a step.
+    /// The files, as glob patterns, of the heartbeats that show whether a start of the job has gained a step.
     fn watched(&self, job: &PlannedJob) -> String {
         let all_phases = || {
             let trained = self.graph.nodes().iter().filter(|node| node.row.phase().is_some());
@@ -116,7 +116,7 @@ impl<'a> Script<'a> {
         let slurm = &self.plan.config.slurm;
         let (nodes, ranks, cpus_per_rank) = (slurm.nodes, slurm.ranks, slurm.cpus_per_rank);
         match self.graph.nodes()[job.nodes[0]].row.job {
-            // One process with the cores that the ranks of a machine have together.
+            // Packing is one process with the cores that the ranks of a machine have together.
             SlurmJob::Alone => {
                 let cpus_per_rank = ranks.div_ceil(nodes) * cpus_per_rank;
                 Resources { nodes: 1, ranks: 1, cpus_per_rank, gpus_per_node: 0 }
@@ -181,7 +181,7 @@ impl<'a> Script<'a> {
             options.push(format!("--array={}{limit}", ranges(&tasks)));
         }
         if resources.gpus_per_node > 0 {
-            // All ranks of a machine see all of its GPUs, because binding a GPU to each task breaks peer-to-peer copies.
+            // All ranks of a machine see all of its GPUs, because binding a GPU to each task would break peer-to-peer copies.
             options.push(format!("--gres=gpu:{}", resources.gpus_per_node));
         }
         for (key, value) in [
@@ -200,7 +200,7 @@ impl<'a> Script<'a> {
     }
 }
 
-/// The line of the script that starts the program. The script's function `step` runs it.
+/// The line of the script that starts the program, by the script's function `step`.
 fn start_line(job: &PlannedJob) -> String {
     let command = match &job.kind {
         JobKind::Row(row_name) => format!("{row_name} \"$config\""),
@@ -213,8 +213,8 @@ fn start_line(job: &PlannedJob) -> String {
     format!("step {command} || code=$?")
 }
 
-/// Refuses texts that could end an #SBATCH line early and begin another, and run directories with a backslash, in whose log paths Slurm
-/// would not put the job number.
+/// Refuses texts that could end an #SBATCH line early and begin another. Also refuses a run directory with a backslash, because
+/// Slurm would then put no job number into the paths of the logs.
 fn require_plain_text(plan: &Plan, paths: Paths) -> Result<()> {
     let (config, slurm) = (&plan.config, &plan.config.slurm);
     let path = |path: &Path| path.to_string_lossy().into_owned();
@@ -245,7 +245,7 @@ fn require_plain_text(plan: &Plan, paths: Paths) -> Result<()> {
     Ok(())
 }
 
-/// Replaces each `{name}` in a template by its text, in one pass, so that a `{name}` within a text is not replaced.
+/// Replaces each `{name}` in a template by its text. It does so in one pass, so a `{name}` inside a text is not replaced.
 pub(super) fn fill(template: &str, texts: &[(&str, &str)]) -> String {
     let (mut out, mut rest) = (String::new(), template);
     while let Some(brace) = rest.find('{') {
@@ -267,7 +267,8 @@ pub(super) fn fill(template: &str, texts: &[(&str, &str)]) -> String {
     out + rest
 }
 
-/// The seconds from the early signal to the time limit. By its manual, Slurm may send the signal up to a minute earlier.
+/// The seconds from the early signal to the time limit. By default they are at least 60. By its manual, Slurm may send the signal
+/// up to a minute earlier than that.
 fn signal_lead_s(slurm: &Slurm, save_s: f64) -> u64 {
     match slurm.signal_lead {
         0 => 60.max((30.0 + 4.0 * save_s).ceil() as u64),
@@ -275,7 +276,7 @@ fn signal_lead_s(slurm: &Slurm, save_s: f64) -> u64 {
     }
 }
 
-/// Quotes a word, if it needs quotes, for the shell and for sbatch's #SBATCH lines.
+/// Quotes a word for the shell and for sbatch's #SBATCH lines, if it needs quotes.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
     if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', "'\\''")) }

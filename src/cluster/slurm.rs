@@ -1,5 +1,5 @@
-//! Plans the program's own Slurm jobs of a run: a pure function of the plan, of paths and of a [`Situation`]. `submit.rs` plans the
-//! jobs of the user's scripts and submits all.
+//! Plans the program's own Slurm jobs of a run, as a pure function of the plan, the paths and a [`Situation`]. `submit.rs` plans
+//! the jobs of the user's scripts, and submits all jobs.
 //!
 //! A job is open if it is queued or running.
 
@@ -20,28 +20,28 @@ pub struct Situation {
     pub open: OpenJobs,
     /// Slurm's MaxArraySize: the largest index of an array plus one.
     pub max_array_size: usize,
-    /// The longest of the times that the last checkpoint of each phase took, in seconds, or an estimate before the first checkpoint.
+    /// The longest time that the last checkpoint of a phase took, in seconds. Before the first checkpoint it is an estimate.
     pub save_s: f64,
 }
 
 /// The open jobs of earlier submissions, by their job IDs, such as `17` or `17_2`.
 #[derive(Debug, Clone, Default)]
 pub struct OpenJobs {
-    /// The open job or array task of each node, by the node's position in the graph. The job `last` is not among them.
+    /// The open job or array task of each node, by the node's position in the graph. It does not contain the job `last`.
     pub of_nodes: BTreeMap<usize, String>,
-    /// The job `finalize` or `run`.
+    /// The open job `finalize` or `run`.
     pub last: Option<String>,
 }
 
 /// Slurm's default of MaxArraySize.
 pub const DEFAULT_MAX_ARRAY_SIZE: usize = 1001;
 
-/// The program's own jobs that must be submitted so that every unfinished node has one, in order. If jobs before the last one are
-/// submitted again, an open last job does not wait for the new ones. Then a new last job is among the results, and the caller must
-/// cancel the open one first.
+/// The program's own jobs that must be submitted so that every unfinished node has a job, in order. An open last job does not wait
+/// for jobs that are submitted now. So if jobs before it are submitted again, a new last job is among the results, and the caller
+/// must first cancel the open last job.
 ///
 /// # Errors
-/// A usage error for text that cannot be written into a script.
+/// A usage error for a text that cannot be written into a script.
 pub fn jobs(plan: &Plan, graph: &Graph, paths: Paths, situation: &Situation) -> Result<Vec<PlannedJob>> {
     let script = Script::new(plan, graph, paths, situation.save_s)?;
     let mut jobs: Vec<PlannedJob> = Vec::new();
@@ -65,7 +65,7 @@ pub fn jobs(plan: &Plan, graph: &Graph, paths: Paths, situation: &Situation) -> 
 }
 
 /// Jobs for all nodes of the graph except the user's scripts, even for nodes that are done or not wanted. Their dependencies and
-/// the texts of their scripts are still empty.
+/// scripts are still empty.
 fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJob> {
     let mut jobs: Vec<PlannedJob> = Vec::new();
     for (position, node) in graph.nodes().iter().enumerate() {
@@ -84,8 +84,8 @@ fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJ
     jobs
 }
 
-/// The kind of the program's own job that executes a node; none for a user's script. Returns also the module number of
-/// task 0 of an array (0 for other jobs).
+/// The kind of the program's own job that executes a node, with the module number of task 0 of an array (0 for other jobs). None
+/// for a user's script.
 fn kind_of(node: &Node, mode: SlurmMode, max_array_size: usize) -> Option<(JobKind, usize)> {
     let row_name = node.row.name.to_string();
     match (node.row.job, mode) {
@@ -101,12 +101,13 @@ fn kind_of(node: &Node, mode: SlurmMode, max_array_size: usize) -> Option<(JobKi
     }
 }
 
-/// Whether a node of a job needs any of these nodes.
+/// Whether any node of the job needs any of `nodes`.
 fn needs_any(graph: &Graph, job: &PlannedJob, nodes: &[usize]) -> bool {
     job.nodes.iter().any(|&node| graph.nodes()[node].needs.iter().any(|need| nodes.contains(need)))
 }
 
-/// The open jobs that execute a node that a job needs or (only for `run`, which keeps such nodes) a node of the job itself.
+/// The open jobs for which a job must wait: the jobs that execute a node which the job needs, and the jobs that execute a node of
+/// the job itself. Only `run` has such nodes, because every other job leaves out nodes with an open job.
 fn open_before(graph: &Graph, job: &PlannedJob, open: &OpenJobs) -> Vec<String> {
     let is_before = |node: &usize| job.nodes.contains(node) || needs_any(graph, job, &[*node]);
     open.of_nodes.iter().filter(|(node, _)| is_before(node)).map(|(_, id)| id.clone()).collect()

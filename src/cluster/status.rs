@@ -1,5 +1,5 @@
-//! `incubate status RUN_DIR`: the state of each node of the run's graph that packs, trains or assembles. It follows from heartbeats,
-//! artefacts and, if there is a Slurm, its queue.
+//! `incubate status RUN_DIR`: the state of each node of the run's graph that packs, trains or assembles. The state follows from
+//! heartbeats, artefacts and, if there is a Slurm, from its queue.
 
 use super::evidence::{gather, is_imported};
 use super::queue::Queue;
@@ -15,29 +15,29 @@ use serde::{Serialize, Serializer};
 use std::fmt::Write;
 use std::path::Path;
 
-/// One line of the status.
+/// One line of the status, about one node.
 #[derive(Debug, Serialize)]
 pub struct Line {
     pub phase: String,
     #[serde(serialize_with = "as_word")]
     pub state: State,
-    /// Why the node is in this state, with the cure if there is one; for a running node, why it cannot be saved at present.
+    /// Why the node is in this state, with the cure if there is one. For a running node, why it cannot be saved at present.
     pub why: Option<String>,
-    /// The node's Slurm job by its ID, such as `17`, or `17_2` for a task.
+    /// The ID of the node's Slurm job, such as `17`, or `17_2` for a task.
     pub job: Option<String>,
     pub step: u64,
     pub steps: u64,
     pub images_per_s: f64,
     pub eta_s: Option<f64>,
-    /// Seconds spent on the node, over all starts.
+    /// The seconds spent on the node, over all starts.
     pub seconds: f64,
     pub restarts: u32,
-    /// The share of `seconds` that was spent in steps whose results still count, from 0 to 1.
+    /// The share, from 0 to 1, of `seconds` that was spent in steps whose results still count.
     pub goodput: Option<f64>,
     pub host: Option<String>,
-    /// Seconds since the last heartbeat or the last renewal of the lease; none if the node is done.
+    /// The seconds since the last heartbeat or the last renewal of the lease. None if the node is done.
     pub heartbeat_s: Option<f64>,
-    /// The work of all starts.
+    /// The images, operations, device-hours and starts of the node, summed over all starts.
     pub computed: Total,
     /// The score of the node's artefact in the headline metric.
     #[serde(flatten)]
@@ -48,28 +48,28 @@ fn as_word<S: Serializer>(state: &State, serializer: S) -> Result<S::Ok, S::Erro
     serializer.serialize_str(state.word())
 }
 
-/// All lines of the status of a run directory. `seen` caches the headers of artefacts for the next call.
+/// All lines of the status of a run directory. `seen` keeps the headers of artefacts for the next call.
 pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
     let run = RunDir { path: path.into() };
-    // The steps come from the heartbeats, so the data need not be reachable.
+    // The steps come from the heartbeats, so the data are not needed.
     let plan = Plan::without_data(RunDir::config_of(path)?);
-    // If Slurm cannot be asked, heartbeats and artefacts still show most of the status.
+    // If Slurm cannot be asked, the heartbeats and artefacts still show most of the status.
     lines(&plan, &plan.graph(), &run, &Queue::as_far_as_known(&run)?, seen)
 }
 
 /// The lines of all nodes that are shown.
 pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut Seen) -> Result<Vec<Line>> {
     let find = |node: &Node| Ok(seen.find(run, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))));
-    let mut of_nodes = gather(graph, &plan.config, queue, find)?;
+    let mut gathered = gather(graph, &plan.config, queue, find)?;
     let heartbeat = |node: &Node| Progress::read(&run.path, &node.name).filter(|_| node.row.has_heartbeat());
     let heartbeats: Vec<Option<Progress>> = graph.nodes().iter().map(heartbeat).collect();
-    for (evidence, heartbeat) in of_nodes.iter_mut().zip(&heartbeats) {
+    for (evidence, heartbeat) in gathered.iter_mut().zip(&heartbeats) {
         evidence.beat = heartbeat.as_ref().map(|progress| progress.beat(run));
     }
-    let is_imported = is_imported(graph, &of_nodes);
-    let states = states(graph, &of_nodes);
+    let is_imported = is_imported(graph, &gathered);
+    let states = states(graph, &gathered);
     let mut lines = Vec::new();
-    for (((node, evidence), heartbeat), state) in graph.nodes().iter().zip(&of_nodes).zip(&heartbeats).zip(states) {
+    for (((node, evidence), heartbeat), state) in graph.nodes().iter().zip(&gathered).zip(&heartbeats).zip(states) {
         if is_shown(node, evidence, is_imported) {
             let plan = &plan.of_task(node.row.task());
             let mut line = line_of(plan, node, state, evidence, heartbeat.as_ref());
@@ -81,8 +81,8 @@ pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut
     Ok(lines)
 }
 
-/// Whether a node has a line. Only rows with heartbeats have lines: for the nodes that the run needs, and for nodes that have a file or
-/// were trained though the run does not need them.
+/// Whether a node has a line. Its row must write heartbeats. A node before an imported target has a line if it has a file. Any
+/// other node has a line if the run wants it, or if it trains and has a file or a heartbeat.
 fn is_shown(node: &Node, evidence: &Evidence, is_imported: bool) -> bool {
     let has_file = evidence.found != Found::Nothing;
     let is_trained = node.row.phase().is_some() && (has_file || evidence.beat.is_some());
@@ -162,7 +162,7 @@ pub fn table(lines: &[Line]) -> String {
     out
 }
 
-/// The value of a line's headline metric, with the metric's name if the title of the column is that of another.
+/// The value of a line's headline metric. If the column's title is the name of another metric, the value follows the metric's name.
 fn headline(line: &Line, lines: &[Line]) -> String {
     let value = line.headline.cell("-");
     let is_titled = lines.first().is_some_and(|first| first.headline.metric == line.headline.metric);

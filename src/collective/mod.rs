@@ -1,4 +1,5 @@
-//! Communication between ranks, and between the replicas of a rank: one trait, with a stand-in for a world of one rank.
+//! Communication between ranks, and between the replicas of a rank: one trait with several implementations. `Solo` stands in for a
+//! world of one rank.
 
 pub mod mpi;
 pub mod nccl;
@@ -13,8 +14,8 @@ use anyhow::Result;
 use std::time::Duration;
 use tch::Tensor;
 
-/// A group of ranks or replicas that act together. The methods `all_reduce`, `all_reduce_f64` and `barrier` are collective: all members
-/// must call them, in the same order and with values of the same length.
+/// A group of ranks or replicas that act together. The methods `all_reduce`, `all_reduce_f64` and `barrier` are collective: all
+/// members must call them, in the same order and with values of the same length.
 pub trait Collective {
     /// The number of this member, from 0.
     fn rank(&self) -> usize;
@@ -24,19 +25,19 @@ pub trait Collective {
     fn all_reduce(&self, values: &mut Tensor) -> Result<()>;
     /// Sums numbers in double precision, such as the counts of an evaluation, over all members, in place.
     fn all_reduce_f64(&self, values: &mut [f64]) -> Result<()>;
-    /// Waits until all members have called this method. The thread sleeps while it waits, because another member may be computing on the
-    /// same core.
+    /// Waits until all members have called this method. The thread sleeps while it waits, because another member may be computing
+    /// on the same core.
     fn barrier(&self) -> Result<()>;
 
-    /// Waits until `is_done` returns true for work that follows an all-reduce on this member's device.
+    /// Waits until `is_done` returns true. It reports on work that follows an all-reduce on this member's device.
     ///
     /// # Errors
-    /// Another member has failed, so that the work will not be done.
+    /// `is_done` fails. Over NCCL also: another member has failed, so that the work will never be done.
     fn settle(&self, is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
         wait_for(is_done)
     }
 
-    /// The right to pin memory for this member's device.
+    /// The lock that a thread takes while it pins memory for this member's device. The replicas of a rank share one lock.
     fn pinning(&self) -> Pinning {
         Pinning::default()
     }
@@ -54,8 +55,8 @@ fn wait_for(is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
-/// Makes all ranks succeed or fail together, after each has tried something by itself. If ranks have failed, the first of them
-/// returns its own error and all other ranks return [`Failure::Elsewhere`], so that only one message is printed.
+/// Makes all ranks succeed or fail together, after each has tried something by itself. If ranks have failed, the failed rank with
+/// the lowest number returns its own error. All other ranks return [`Failure::Elsewhere`], so that only one message is printed.
 pub fn agree<T>(group: &dyn Collective, tried: Result<T>) -> Result<T> {
     let mut codes = vec![0.0; group.size()];
     codes[group.rank()] = tried.as_ref().err().map_or(0.0, |e| exit_code(e).into());
@@ -66,22 +67,22 @@ pub fn agree<T>(group: &dyn Collective, tried: Result<T>) -> Result<T> {
     }
 }
 
-/// Calls `act` on rank zero alone, while the other ranks wait. Returns its result on rank zero and none on the other ranks. All
-/// ranks fail if it fails.
+/// Calls `act` on rank zero alone, while the other ranks wait. Returns the result of `act` on rank zero, and none on the other
+/// ranks. If `act` fails, all ranks fail.
 pub fn on_zero<T>(group: &dyn Collective, act: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
     let done = if group.is_zero() { act().map(Some) } else { Ok(None) };
     group.barrier()?;
     agree(group, done)
 }
 
-/// Gives every rank the bytes of rank zero. It is meant for a few bytes, because each byte is sent as a double.
+/// Gives every rank the bytes of rank zero. It is meant for a few bytes, because each byte travels as a double.
 pub fn from_zero<const N: usize>(group: &dyn Collective, own: [u8; N]) -> Result<[u8; N]> {
     let mut values = own.map(|byte| if group.is_zero() { f64::from(byte) } else { 0.0 });
     group.all_reduce_f64(&mut values)?;
     Ok(values.map(|value| value as u8))
 }
 
-/// Gives every rank the answer of rank zero.
+/// Calls `ask` on rank zero alone, and gives every rank the answer.
 pub fn zero_says(group: &dyn Collective, ask: impl FnOnce() -> Result<bool>) -> Result<bool> {
     let answer = on_zero(group, ask)?;
     let mut votes = [f64::from(u8::from(answer == Some(true)))];

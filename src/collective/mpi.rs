@@ -1,4 +1,4 @@
-//! MPI through rsmpi. MPI is called from the main thread only, except to end the world after a panic in another thread.
+//! MPI through rsmpi. Only the main thread calls MPI, except that any thread that panics may end the world.
 
 use super::{Collective, Solo};
 use crate::weights::floats_mut;
@@ -13,15 +13,15 @@ use std::io::Write;
 use std::time::Duration;
 use tch::Tensor;
 
-/// The world of ranks that this process was started in. Dropping it finalises MPI, so it must outlive every communicator.
+/// The world of ranks in which this process was started. Dropping it finalises MPI, so it must outlive every communicator.
 pub struct World {
     universe: Option<Universe>,
     all_ranks: Box<dyn Collective>,
 }
 
 impl World {
-    /// Joins the world that mpirun or srun has started; without them, makes a world of one rank. Refuses a launch that would
-    /// make N worlds of one rank, a common silent mistake on clusters (open-mpi/ompi#13523).
+    /// Joins the world that mpirun or srun has started. Without these launchers, makes a world of one rank. Refuses a launch that
+    /// would make N worlds of one rank, a common silent mistake on clusters (open-mpi/ompi#13523).
     pub fn join() -> Result<World> {
         let Some(launched) = launched_size()? else {
             return Ok(World::alone());
@@ -51,7 +51,7 @@ impl World {
         self.all_ranks.as_ref()
     }
 
-    /// Splits the world; returns the ranks that name the same group as this rank. Collective over the world.
+    /// Splits the world into groups. Returns the ranks that give the same number `group` as this rank. Collective over the world.
     pub fn split(&self, group: usize) -> Box<dyn Collective> {
         match &self.universe {
             None => Box::new(Solo),
@@ -63,7 +63,7 @@ impl World {
         }
     }
 
-    /// The ranks on the node of rank zero; none on any other node. Collective over the world.
+    /// The ranks on the node of rank zero. Returns none on any other node. Collective over the world.
     pub fn node_of_zero(&self) -> Result<Option<Box<dyn Collective>>> {
         let Some(universe) = &self.universe else { return Ok(Some(Box::new(Solo))) };
         let node = Mpi::new(universe.world().split_shared(self.all_ranks.rank() as i32));
@@ -72,13 +72,13 @@ impl World {
         Ok(if zeros[0] > 0.0 { Some(Box::new(node)) } else { None })
     }
 
-    /// Ends every rank of the world at once with this exit code, so that none keeps waiting in a collective call.
+    /// Ends every rank of the world at once with this exit code, so that no rank keeps waiting in a collective call.
     pub fn abort(&self, code: u8) -> ! {
         if self.all_ranks.size() > 1 {
             World::abort_all(code);
         }
         let _ = std::io::stdout().flush();
-        // `exit` would run CUDA's cleanup, which waits for sums on the GPUs that never end.
+        // `exit` would run CUDA's cleanup, which would wait for sums on the GPUs that never end.
         // SAFETY: the call only ends the process.
         unsafe { libc::_exit(code.into()) }
     }
@@ -91,7 +91,7 @@ impl World {
     }
 }
 
-/// The version line that the MPI library gives.
+/// The first part of the version text of the MPI library, such as `Open MPI v4.1.6`.
 pub fn library_version() -> String {
     let version = mpi::environment::library_version().unwrap_or_default();
     version.split(['\n', ',']).next().unwrap_or_default().trim().to_string()
@@ -104,11 +104,11 @@ struct Launched {
     size: usize,
 }
 
-/// The world that the environment describes; none without a launcher.
+/// The world that the environment describes. None if the process is to be a world of one rank without MPI.
 ///
 /// # Errors
-/// The process is in a Slurm step without a PMI that MPI supports, so Open MPI would abort or start N worlds of one rank. Slurm's
-/// variables count only within a step, because a batch script has most of them too.
+/// srun has started several tasks without a PMI that this MPI supports. Open MPI would then abort, or start N worlds of one rank.
+/// Slurm's variables count only within a step, because a batch script has most of them too.
 fn launched_size() -> Result<Option<Launched>> {
     let number = |variable: &str| -> Option<usize> { std::env::var(variable).ok()?.parse().ok() };
     let is_set = |variable: &str| std::env::var_os(variable).is_some();
@@ -116,7 +116,7 @@ fn launched_size() -> Result<Option<Launched>> {
     if let (Some(size), None) = (pmi, number("OMPI_COMM_WORLD_SIZE"))
         && library_version().contains("Open MPI")
     {
-        // Open MPI would abort with a message about how Slurm was built.
+        // Without this check, Open MPI would abort with a message about how Slurm was built.
         require!(
             size == 1,
             "srun started {size} tasks with PMI-2, which {} does not support; start them with `srun --mpi=pmix`",
@@ -155,7 +155,7 @@ pub fn launch() -> Result<String> {
     })
 }
 
-/// The most numbers that one call sums, so that the copy stays small and MPI's 32-bit counts suffice.
+/// The largest number of fp32 values in one MPI call. It limits the copy of the input to 256 MiB, and fits MPI's 32-bit counts.
 const AT_ONCE: usize = 1 << 26;
 
 struct Mpi {

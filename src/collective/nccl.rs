@@ -1,12 +1,12 @@
 //! NCCL, loaded at run time: sums over the GPUs of one node or many.
 //!
-//! Signatures and numbers are those of `nccl.h` 2.18–2.32. The library is called `libnccl.so.2` in NVIDIA's packages;
-//! if libtorch's CUDA part has loaded a copy, that copy is used. Every sum runs on the device's default stream, on which libtorch
+//! The signatures and constants are those of `nccl.h` 2.18–2.32. The library is called `libnccl.so.2` in NVIDIA's packages. If
+//! libtorch's CUDA part has loaded a copy, that copy is used. Every sum runs on the device's default stream, on which libtorch
 //! computes too. So a sum follows the kernels that compute the gradients and precedes the kernels that use the sum, without any
 //! synchronisation.
 //!
-//! The host begins a sum and continues. If another member dies, the sum may never end. Therefore, a thread that waits for a sum keeps
-//! asking NCCL and the other replicas of its rank whether the sum can still end, and returns an error if it cannot.
+//! The host begins a sum and continues. If another member dies, the sum may never end. Therefore a thread that waits for a sum
+//! keeps checking whether NCCL reports an error, whether another replica of its rank has ended, and how long it has waited.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libloading::os::unix::{Library, RTLD_NOW};
@@ -15,15 +15,15 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
-/// `ncclUniqueId`, by which the members of a communicator find each other.
+/// `ncclUniqueId`, with which the members of a communicator find each other.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct UniqueId {
     internal: [u8; 128],
 }
 
-/// This thread's GPU as a member of a communicator. After an error the communicator is not freed: the process is about to
-/// end, and NCCL would wait for the other members on the node, which may not know of the error yet.
+/// This thread's GPU as a member of a communicator. After an error the communicator is not freed: the process is about to end, and
+/// freeing would wait for the other members on the node, which may not know of the error yet.
 pub struct Nccl {
     api: &'static Api,
     communicator: Communicator,
@@ -40,11 +40,11 @@ const SUM: c_int = 0;
 /// CUDA_ERROR_NOT_READY.
 const NOT_READY: c_int = 600;
 
-/// The longest time that a sum may take. It includes the time until the slowest member begins the sum, which may be writing a
-/// checkpoint or waiting for data.
+/// The longest time that a thread waits for a sum. The slowest member may begin the sum late, because it writes a checkpoint or
+/// waits for data.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// The time that a sum may take after another replica of this rank has ended. A sum that the replica has finished is over by
-/// then on this replica too.
+/// How long a thread still waits for a sum after another replica of its rank has ended. If that replica has finished the sum, the
+/// sum ends here within this time too.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The functions of the libraries, which stay loaded for the life of the process.
@@ -80,7 +80,7 @@ pub fn version() -> Result<String> {
     Ok(format!("{}.{}.{}", v / 10_000, v % 10_000 / 100, v % 100))
 }
 
-/// Sums over a communicator with only the calling thread's current GPU, which shows whether NCCL works at all.
+/// Sums over a communicator that holds only the calling thread's current GPU. This shows whether NCCL works at all.
 pub fn sum_alone(values: &mut Tensor) -> Result<()> {
     let mut alone = Nccl::join(UniqueId::new()?, 0, 1)?;
     alone.sum_and_wait(values, &|| false)?;
@@ -96,7 +96,7 @@ impl Api {
         let driver = load(driver).context("this node has no NVIDIA driver")?;
         macro_rules! function {
             ($library:expr, $name:literal) => {
-                // SAFETY: the field that it is stored in has the type that the header gives the function.
+                // SAFETY: each function goes into a variable or field of the type that the header gives it.
                 *unsafe { $library.get(concat!($name, "\0").as_bytes()) }.with_context(|| format!("no {}", $name))?
             };
         }
@@ -133,14 +133,14 @@ impl Api {
         if status == SUCCESS {
             return Ok(());
         }
-        // SAFETY: both return texts that stay valid; the last error of any communicator is asked for by null.
+        // SAFETY: both calls return texts that stay valid. The null communicator asks for the last error of any communicator.
         let [what, last] = unsafe { [(self.error_string)(status), (self.last_error)(std::ptr::null_mut())] }.map(text);
         let flags = std::fs::read_to_string("/sys/class/net/lo/flags").unwrap_or_default();
         bail!("NCCL: {call}: {what} ({last}); set NCCL_DEBUG=INFO to see more{}", cure_of_loopback(&flags))
     }
 }
 
-/// The cure if the network interface `lo` is down, through which even the GPUs of one node find each other. `flags` is the kernel's
+/// The cure if the network interface `lo` is down: even the GPUs of one node find each other through it. `flags` is the kernel's
 /// text of the interface's flags.
 fn cure_of_loopback(flags: &str) -> &'static str {
     match u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16) {
@@ -157,7 +157,7 @@ fn text(text: *const c_char) -> String {
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-/// The copy of a library that is loaded already, or else the copy that the system finds. The library stays loaded.
+/// Opens a library: the copy that is loaded already, or else the copy that the linker finds. The library stays loaded.
 fn load(name: &OsStr) -> Result<&'static Library> {
     // SAFETY: these libraries' initialisers only prepare themselves.
     let opened = unsafe {
@@ -195,8 +195,8 @@ impl From<UniqueId> for [u8; 128] {
 }
 
 impl Nccl {
-    /// Joins a communicator of `size` members as member `rank`, with the calling thread's current GPU. It returns when all
-    /// members have joined.
+    /// Joins a communicator of `size` members as member `rank`, with the calling thread's current GPU. Returns when all members
+    /// have joined.
     pub fn join(id: UniqueId, rank: usize, size: usize) -> Result<Nccl> {
         Nccl::join_by(api()?, id, rank, size)
     }
@@ -214,8 +214,8 @@ impl Nccl {
     pub fn all_reduce(&mut self, values: &mut Tensor) -> Result<()> {
         assert!(values.kind() == Kind::Float && values.is_contiguous(), "expected contiguous fp32, got {values:?}");
         let numbers = values.data_ptr();
-        // SAFETY: the tensor holds `numel` fp32 numbers. libtorch reuses memory of the default stream only for later work on
-        // that stream. The sum is on that stream too, so the numbers stay until it is done. The null stream is the default stream.
+        // SAFETY: the tensor holds `numel` fp32 numbers. libtorch reuses memory of the default stream only for later work on that
+        // stream. The sum is on that stream too, so the numbers stay until the sum is done. The null stream is the default stream.
         let status = unsafe {
             (self.api.all_reduce)(
                 numbers,
@@ -230,8 +230,8 @@ impl Nccl {
         self.api.check("ncclAllReduce", status)
     }
 
-    /// Waits until `is_done` says that the work after a sum is done. `replica_has_ended` says whether another replica of this
-    /// rank has ended.
+    /// Waits until `is_done` returns true for the work after a sum. `replica_has_ended` says whether another replica of this rank
+    /// has ended.
     pub fn settle(&self, is_done: &dyn Fn() -> Result<bool>, replica_has_ended: &dyn Fn() -> bool) -> Result<()> {
         let began = Instant::now();
         let mut end_seen = None;
@@ -253,7 +253,7 @@ impl Nccl {
                  again to resume",
                 self.patience.as_secs()
             );
-            // Most sums take less time than falling asleep.
+            // Most sums are done before a sleeping thread would wake, so the thread does not sleep for the first 5 ms.
             if waited > Duration::from_millis(5) {
                 std::thread::sleep(Duration::from_micros(100));
             }
@@ -284,18 +284,18 @@ mod tests {
     use std::thread;
     use tch::Device;
 
-    /// The functions of the fake driver and the fake NCCL in tests/fake. Each test builds its own libraries of them.
+    /// The functions of the fake NCCL and the fake driver of tests/fake. Each test builds libraries of its own.
     fn fake() -> (&'static Api, &'static Driver) {
         let folder = tempfile::tempdir().unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/build.sh");
         assert!(Command::new(script).arg(folder.path()).status().unwrap().success());
         let [nccl, driver] = ["libnccl.so.2", "libcuda.so.1"].map(|name| folder.path().join(name));
         let api = Api::open(nccl.as_os_str(), driver.as_os_str()).unwrap();
-        // The loader finds the fake by its name, because it is loaded already.
+        // `Driver::open` loads `libcuda.so.1` by name and gets the fake, because the fake is loaded already.
         (Box::leak(Box::new(api)), Box::leak(Box::new(Driver::open().unwrap())))
     }
 
-    /// Runs two members of a communicator, each with a thread and a GPU. They have made the first sum, which connects them.
+    /// Runs two members of a communicator, each with a thread and a GPU. Before that, they make a first sum, which connects them.
     fn on_two(first: impl FnOnce(Nccl) + Send, second: impl FnOnce(Nccl) + Send) {
         let (api, driver) = fake();
         let mut id = UniqueId::default();

@@ -1,9 +1,9 @@
 //! The replicas of one rank, each with a thread and a device. Together with the replicas of the group's other ranks they form
 //! one collective, so that training code sees neither threads nor MPI.
 //!
-//! On the CPU the replicas' numbers are added in shared memory, always in the same order. The calling thread drives replica zero and
-//! owns MPI, so it adds the numbers of the other ranks. GPUs are joined by NCCL if possible; otherwise their sums go through host
-//! memory. If a replica fails, the replicas of its rank that wait for it fail too.
+//! On the CPU the numbers of the replicas are added in shared memory, always in the same order. The calling thread drives replica
+//! zero and owns MPI, so it also adds the numbers of the other ranks. NCCL joins GPUs if it can. Otherwise their sums go through
+//! host memory. If a replica fails, the replicas of its rank that wait for it fail too.
 
 use super::nccl::{self, Nccl, UniqueId};
 use super::{Collective, from_zero};
@@ -19,16 +19,16 @@ use tch::{Device, Tensor};
 /// One member of a group of replicas.
 pub struct Replica<'a> {
     shared: &'a Shared,
-    /// The number of the replica inside its rank.
+    /// The number of the replica in its rank, from 0.
     pub local: usize,
-    /// The ranks of the group. Only replica zero has them, because it runs on the thread that owns MPI.
+    /// The group of ranks. Only replica zero has it, because replica zero runs on the thread that owns MPI.
     ranks: Option<&'a dyn Collective>,
     nccl: RefCell<Option<Nccl>>,
 }
 
 /// The state that the replicas of one rank share.
 struct Shared {
-    /// The number of this rank's first replica in the group.
+    /// The number in the group of this rank's replica zero.
     first_replica: usize,
     /// The number of replicas in the whole group.
     size: usize,
@@ -41,13 +41,14 @@ struct Shared {
     pinning: Pinning,
 }
 
-/// Runs `act` once for each replica of this rank; replica zero runs on the calling thread. `devices_suit_nccl` says whether NCCL can
-/// join this rank's devices. Collective over the group. If `act` succeeds on one replica, or is stopped by a signal there, it must end
-/// in the same way on all replicas of the group, because they leave NCCL together.
+/// Runs `act` once for each replica of this rank. Replica zero runs on the calling thread. `devices_suit_nccl` says whether NCCL
+/// can join this rank's devices. Collective over the group. If `act` succeeds on one replica, or a signal stops it there, it must
+/// end in the same way on all replicas of the group, because they leave NCCL together.
 ///
 /// # Errors
-/// The error of the first replica of this rank that failed by itself. If every failure was caused by another replica or rank, the
-/// [`Failure::Elsewhere`] of the first replica that failed.
+/// The error of the lowest-numbered replica of this rank that failed by itself. If other replicas or ranks caused all failures, the
+/// [`Failure::Elsewhere`] of the lowest-numbered replica that failed. If a replica's thread cannot be started, the error of that
+/// start.
 pub fn on_replicas(
     group: &dyn Collective,
     replicas: usize,
@@ -68,7 +69,7 @@ pub fn on_replicas(
         let run = &run;
         let spawn = |local: usize| {
             let thread = thread::start_within(scope, &format!("replica-{local}"), move || run(local, None));
-            // The replicas that have started must not wait for a replica that has not.
+            // The replicas that have started must not wait for the replica that has not.
             thread.inspect_err(|_| shared.meeting.close())
         };
         let threads: Vec<_> = match (1..replicas).map(spawn).collect() {
@@ -85,7 +86,7 @@ pub fn on_replicas(
     own.into_iter().chain(caused_elsewhere).next().map_or(Ok(()), Err)
 }
 
-/// Closes the meeting when a replica ends, because after an error or a panic another replica may be waiting for it.
+/// Closes the meeting when a replica ends. If it ends with an error or a panic, other replicas may be waiting for it.
 struct CloseOnDrop<'a>(&'a Meeting);
 
 impl Drop for CloseOnDrop<'_> {
@@ -127,23 +128,24 @@ impl Shared {
 }
 
 impl Replica<'_> {
-    /// The number of replicas in the rank of this replica.
+    /// The number of replicas of this replica's rank.
     pub fn in_rank(&self) -> usize {
         self.shared.summands.len()
     }
 
-    /// Joins the group's NCCL communicator, if it has one, with the calling thread's current GPU. Collective over the group.
+    /// Joins the group's NCCL communicator with the calling thread's current GPU. Does nothing if NCCL does not join the group.
+    /// Collective over the group.
     pub fn join_nccl(&self) -> Result<()> {
         if let Some(id) = self.shared.id {
-            // NCCL's call would wait for ever for a replica of this rank that has failed before this line.
+            // NCCL's call would wait for ever for a replica of this rank that has already failed.
             self.shared.meeting.wait()?;
             *self.nccl.borrow_mut() = Some(Nccl::join(id, self.rank(), self.size())?);
         }
         Ok(())
     }
 
-    /// Adds the summands of all replicas in the order of the replicas' numbers. `add_ranks` adds the sums of the other ranks. All
-    /// replicas get the same sum.
+    /// Adds the summands of this rank's replicas in the order of the replicas' numbers. `add_ranks` adds the sums of the other
+    /// ranks. All replicas get the same sum.
     fn add(&self, own: Tensor, add_ranks: impl Fn(&dyn Collective, &mut Tensor) -> Result<()>) -> Result<Tensor> {
         let shared = self.shared;
         *lock(&shared.summands[self.local]) = Some(own);
@@ -162,7 +164,7 @@ impl Replica<'_> {
         Ok(sum.as_ref().expect("replica zero has stored it").shallow_clone())
     }
 
-    /// The group's ranks, if this replica is the only one of its rank.
+    /// The group of ranks, if this replica is the only one of its rank.
     fn alone(&self) -> Option<&dyn Collective> {
         self.ranks.filter(|_| self.in_rank() == 1)
     }
@@ -193,9 +195,9 @@ impl Collective for Replica<'_> {
             return Ok(());
         }
         if let Some(nccl) = self.nccl.borrow_mut().as_mut() {
-            // All replicas begin a sum together and do nothing else until all have begun it. NCCL's first sum connects the
-            // members in calls that cannot be cancelled. And if a thread of this process allocates memory of a GPU or pinned host
-            // memory after one GPU has begun the sum and before another has, the other GPU may wait for ever.
+            // The replicas of this rank begin a sum together, and do nothing else until all of them have begun it. NCCL's first sum
+            // connects the members in calls that cannot be cancelled. Another danger is a thread of this process that allocates GPU
+            // memory or pinned memory after one GPU has begun the sum and before another has. Then the other GPU may wait for ever.
             let meeting = &self.shared.meeting;
             meeting.wait()?;
             let _no_pinning = (self.local == 0).then(|| self.shared.pinning.forbid());
@@ -234,7 +236,8 @@ impl Collective for Replica<'_> {
     }
 }
 
-/// A barrier of the threads of a rank. Once it is closed, no thread waits any more.
+/// A barrier for the threads of a rank. Once it is closed, every wait fails at once, except the wait of a meeting that is already
+/// complete.
 struct Meeting {
     members: usize,
     state: Mutex<State>,
@@ -245,7 +248,7 @@ struct Meeting {
 struct State {
     /// How often all members have met.
     round: u64,
-    /// The number of members that wait for the next meeting.
+    /// The number of members that have come to the next meeting.
     waiting: usize,
     closed: bool,
 }
@@ -258,7 +261,7 @@ impl Meeting {
     /// Waits until all members have come.
     ///
     /// # Errors
-    /// The meeting is closed, so a member will not come.
+    /// The meeting is closed, because a member has ended and will not come.
     fn wait(&self) -> Result<()> {
         let mut state = lock(&self.state);
         let round = state.round;
@@ -284,7 +287,8 @@ impl Meeting {
     }
 }
 
-/// Locks a mutex even if another thread has panicked with it. The values are then still valid, since each changes in one step.
+/// Locks a mutex even if another thread has panicked while it held the lock. The values are still valid then, because each changes
+/// in one step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

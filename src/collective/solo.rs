@@ -4,7 +4,7 @@ use super::Collective;
 use anyhow::Result;
 use tch::Tensor;
 
-/// One rank alone, which has nothing to exchange.
+/// One rank alone. Its sums and barriers have nothing to do.
 pub struct Solo;
 
 impl Collective for Solo {

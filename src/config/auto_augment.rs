@@ -6,21 +6,21 @@ use anyhow::Result;
 /// A RandAugment policy, such as `rand-m9-mstd0.5-inc1`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    /// From 0 to 10.
+    /// The strength of the operations, from 0 to 10.
     pub magnitude: f64,
-    /// Standard deviation of the magnitude.
+    /// The standard deviation of the magnitude.
     pub deviation: f64,
-    /// How many operations are drawn for an image.
+    /// How many operations are drawn for each image.
     pub layers: usize,
     /// The probability that a drawn operation is applied.
     pub probability: f64,
-    /// Whether the operations whose strength depends on the magnitude grow stronger with it. If not, some grow weaker.
+    /// Whether all operations whose strength depends on the magnitude grow stronger with it. If false, some of them grow weaker.
     pub increasing: bool,
 }
 
 impl Policy {
-    /// Reads timm's notation: `rand`, then `-m9` magnitude, `-n2` operations per image, `-p0.5` probability of each,
-    /// `-mstd0.5` deviation, `-inc1` increasing, in any order. An empty text means no policy.
+    /// Reads timm's notation: `rand`, then in any order `-m9` for the magnitude, `-n2` for the operations per image, `-p0.5` for
+    /// the probability of each, `-mstd0.5` for the deviation, and `-inc1` for increasing. An empty text means no policy.
     pub fn parse(text: &str) -> Result<Option<Policy>> {
         if text.is_empty() {
             return Ok(None);

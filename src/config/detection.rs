@@ -1,4 +1,4 @@
-//! The keys of `[detection]`: images with annotated objects, and the size at which they are seen.
+//! The keys of `[detection]`: images with annotated objects, the size of their crops, and the heads of the network.
 
 use crate::bounds::at_most;
 use crate::family::{Model, Tokens};
@@ -25,7 +25,7 @@ pub struct Detection {
     pub resize: [f64; 2],
 }
 
-/// The source of images with annotated objects.
+/// The format of the images with annotated objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ObjectFormat {
@@ -33,9 +33,9 @@ pub enum ObjectFormat {
     Shapes,
 }
 
-/// The number of classes up to which the heads are planned.
+/// The largest number of classes that a config may give.
 const MOST_CLASSES: usize = 1 << 16;
-/// The pixels between two cells of the coarsest map of the feature pyramid, in patches.
+/// The side of a cell of the coarsest map of the feature pyramid, in patches.
 const COARSEST: usize = 4;
 
 impl Detection {

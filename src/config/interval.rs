@@ -8,7 +8,7 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Interval {
-    /// Chosen from the measured time to save, by the rule of Young and Daly.
+    /// The interval follows from the measured time to save, by the rule of Young and Daly.
     Auto,
     Steps(u64),
     Epochs(u64),

@@ -4,19 +4,20 @@ use crate::usage;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-/// How many samples a replica computes at a time: its share of a global batch is split into pieces of at most this size. The number
-/// changes memory and speed. Without batch norm, whose statistics are those of a micro-batch, it changes the result only by rounding.
+/// How many samples a replica computes at a time: its share of a global batch is split into pieces of at most this size. The size
+/// changes memory and speed. It also changes a result that depends on statistics of a micro-batch: those of batch norm, or the number
+/// of labelled pixels with `segmentation.loss_mean = "labelled"`. Any other result changes only by rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub enum MicroBatch {
-    /// Chosen at the start of a phase so that it fits the memory; see `pipeline/micro_batch.rs`.
+    /// Chosen at the start of a phase so that it fits the memory (see `pipeline/micro_batch.rs`).
     Auto,
     Samples(usize),
 }
 
-/// The number for `Auto` in commands that choose no micro-batch by memory: estimates, `evaluate`, `assemble`, `bench`.
+/// The number for `Auto` in commands that do not fit the micro-batch to the memory: estimates, `evaluate`, `assemble`, `bench`.
 const SAMPLES_IF_AUTO: usize = 64;
-/// The largest number that a config may give.
+/// The largest number of samples that a config may give.
 const MOST: i64 = 1 << 20;
 
 impl MicroBatch {
@@ -36,7 +37,7 @@ impl TryFrom<Value> for MicroBatch {
         match &value {
             Value::String(word) if word == "auto" => Ok(MicroBatch::Auto),
             Value::Integer(n) if *n > MOST => Err(usage!("at most {MOST}; lower it")),
-            // Samples are mixed in pairs.
+            // The number is even because samples are mixed in pairs.
             Value::Integer(n) if *n >= 2 && n % 2 == 0 => Ok(MicroBatch::Samples(*n as usize)),
             Value::Integer(n) => Err(usage!(
                 "it must be even and at least 2 (samples are mixed in pairs); try {}",

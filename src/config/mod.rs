@@ -1,8 +1,8 @@
 //! The config file as the TOML says it, after validation. [`crate::plan`] derives its meaning.
 //!
-//! `configs/default.toml` holds every key with its default and a comment, except the keys of `[model]` for other families than ViT,
-//! which are in the family's own `defaults.toml`. A user's file and `--set` override these defaults. A key or type that the defaults do
-//! not have is a mistake and is refused by name. Phase tables inherit `[train]`.
+//! `configs/default.toml` holds every key with its default and a comment. Only the keys of `[model]` for other families than ViT
+//! are in the family's own `defaults.toml`. A user's file and `--set` override these defaults. A key that the defaults lack, or a
+//! value of another type than the default, is refused by name. Phase tables inherit `[train]`.
 
 mod auto_augment;
 mod detection;
@@ -36,7 +36,8 @@ pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 /// The tables that inherit every key of `[train]`.
 pub const PHASE_TABLES: [&str; 8] = ["meta", "module", "finetune", "e2e", "dgl", "infopro", "segment", "detect"];
 
-/// One validated config file. The keys are documented in `configs/default.toml`, those of another family in its `defaults.toml`.
+/// One validated config file. Its keys are documented in `configs/default.toml`, and the keys of another family than ViT in that
+/// family's `defaults.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -54,12 +55,13 @@ pub struct Config {
     pub detect: Training,
     pub detection: Detection,
     pub slurm: Slurm,
-    /// The task of the phases that train with this config. A file describes classification; [`Config::of_task`] gives the config
-    /// of another task.
+    /// The task of the phases that train with this config. A config file describes classification. [`Config::of_task`] makes the
+    /// config of another task.
     #[serde(skip)]
     pub task: TaskKind,
 }
 
+/// The table `[run]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
@@ -82,7 +84,7 @@ pub struct Run {
     pub export: Vec<ExportFormat>,
 }
 
-/// The number type of the computation. The master weights, the sums of gradients and the moments are always fp32.
+/// The number type of the computation. The master weights, the sums of gradients and the moments are fp32 in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -101,6 +103,7 @@ pub enum DeviceChoice {
     Cuda,
 }
 
+/// The program for which a model is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExportFormat {
@@ -115,7 +118,8 @@ pub enum ExportFormat {
 }
 
 impl ExportFormat {
-    /// Fails if the format's reader does not take networks of this family. `All` means the formats whose readers do.
+    /// Fails if the format's reader does not take networks of this family. `All` never fails, because it stands for the formats
+    /// whose readers take them.
     pub fn check_takes(self, model: &Model) -> Result<()> {
         let is_for_all = matches!(self, ExportFormat::Safetensors | ExportFormat::Pth | ExportFormat::All);
         require!(
@@ -136,6 +140,7 @@ impl std::str::FromStr for ExportFormat {
     }
 }
 
+/// The table `[data]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
@@ -165,15 +170,16 @@ pub struct Data {
     pub label_smoothing: f64,
 }
 
-/// The pixels around an image before a random crop.
+/// The pixels around an image, when a random crop extends beyond the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Border {
     Zeros,
-    /// Those of the image, mirrored at its first or last pixel.
+    /// The pixels of the image, mirrored about its outermost row or column.
     Reflect,
 }
 
+/// The format of the images for classification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -200,16 +206,18 @@ pub struct Module {
 pub enum ModuleStart {
     /// Freshly drawn, as in the paper.
     Fresh,
-    /// Those of the meta model's stage, and further blocks that change nothing at first. The hybrid starts as the meta model.
+    /// The weights of the meta model's stage, spread over the blocks, and added blocks that at first pass on their input unchanged.
+    /// So the hybrid starts with the function of the meta model.
     Meta,
 }
 
+/// The table of a phase: `[train]` with the phase's own keys.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
     pub on: Ranks,
     pub epochs: usize,
-    /// How many of the epochs were done before the phase was extended; only fine-tuning can be.
+    /// How many of the epochs were done before the phase was extended. Only fine-tuning can be extended.
     pub epochs_before: usize,
     pub global_batch: usize,
     pub base_lr: f64,
@@ -232,6 +240,7 @@ pub struct Training {
     pub eval_epochs: usize,
 }
 
+/// The table `[slurm]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Slurm {
@@ -257,6 +266,7 @@ pub struct Slurm {
     pub options: Vec<String>,
 }
 
+/// Whether a run is submitted as several jobs, with an array for the modules, or as one job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SlurmMode {
@@ -268,11 +278,15 @@ pub enum SlurmMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ranks {
+    /// All ranks, as one group.
     World,
+    /// For each module, its own group of ranks.
     Group,
+    /// Rank zero. With GPUs, all ranks of its node.
     Zero,
 }
 
+/// The course of the learning rate over a phase, as `configs/default.toml` describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
@@ -283,7 +297,7 @@ pub enum Schedule {
     Steps,
 }
 
-/// The rule by which weights follow their gradients.
+/// The rule by which an optimiser changes the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Optimiser {
@@ -292,7 +306,7 @@ pub enum Optimiser {
 }
 
 impl Config {
-    /// Reads a config file, overrides it by each `--set key=value`, and checks it as far as that is possible without data.
+    /// Reads a config file, overrides it by each `--set key=value`, and checks it as far as it can be checked without data.
     pub fn load(path: &Path, sets: &[String]) -> Result<Config> {
         let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
             ErrorKind::InvalidData => {
@@ -324,7 +338,7 @@ impl Config {
         toml::to_string(self).expect("a config is plain data")
     }
 
-    /// This config with so many epochs of fine-tuning, `before` of which are done.
+    /// This config with `epochs` epochs of fine-tuning, `before` of which were done earlier.
     pub fn with_finetuning(mut self, epochs: usize, before: usize) -> Result<Config> {
         (self.finetune.epochs, self.finetune.epochs_before) = (epochs, before);
         self.validate()?;
@@ -332,8 +346,8 @@ impl Config {
     }
 }
 
-/// The defaults of every key. If the user's `model.family` names another family than ViT, the family's defaults replace those of
-/// `[model]` and of the other keys that they hold.
+/// The defaults of every key. If the user's `model.family` names another family than ViT, the family's defaults replace the table
+/// `[model]`, and override other keys that they contain.
 fn defaults_for(user: &Table) -> Result<Table> {
     let mut defaults: Table = DEFAULTS.parse().expect("the embedded defaults are TOML");
     let named = user.get("model").and_then(|model| model.get("family")).and_then(Value::as_str);
@@ -367,7 +381,7 @@ fn over_defaults(defaults: &Table, user: Table) -> Table {
     all
 }
 
-/// The error for a file that is no TOML, in one line.
+/// The error for a file that is not TOML, in one line.
 fn not_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
     let start = error.span().map_or(0, |span| span.start);
     let line = text.bytes().take(start).filter(|&byte| byte == b'\n').count() + 1;

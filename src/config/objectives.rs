@@ -1,20 +1,20 @@
-//! The keys of `[dgl]` and `[infopro]`: local losses, with which the stages of the whole network train apart from each other.
+//! The keys of `[dgl]` and `[infopro]`. With their local losses, the stages of the whole network train apart from each other.
 
 use super::{Data, Training};
 use crate::require;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// Which losses train a network.
+/// The losses that train a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObjectiveKind {
     /// The task's loss alone, through all stages.
     EndToEnd,
-    /// Decoupled greedy learning (Belilovsky et al., arXiv 1901.08164): each stage but the last learns from a classifier of its
+    /// Decoupled greedy learning (Belilovsky et al., arXiv 1901.08164): each stage except the last learns from a classifier of its
     /// own.
     Dgl,
-    /// Information propagation (Wang et al., arXiv 2101.10832): each stage but the last learns to reconstruct the image and to tell
-    /// the classes apart.
+    /// Information propagation (Wang et al., arXiv 2101.10832): each stage except the last learns to reconstruct the image and to
+    /// tell the classes apart.
     InfoPro,
 }
 
@@ -26,13 +26,13 @@ pub struct Dgl {
     pub training: Training,
 }
 
-/// The classifier of a stage.
+/// The kind of classifier that a stage has of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LocalHead {
-    /// Of a map, DGL's MLP-SR; of tokens, two linear layers after the class token.
+    /// DGL's MLP-SR on a feature map, or two linear layers on the class token.
     Mlp,
-    /// One linear layer, after the mean of a map or after the class token.
+    /// One linear layer, on the mean of a feature map or on the class token.
     Linear,
 }
 
@@ -40,9 +40,9 @@ pub enum LocalHead {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InfoPro {
     pub loss: LabelLoss,
-    /// The weights of the reconstruction at the first border and at the last.
+    /// The weights of the reconstruction loss at the first border of two stages and at the last border.
     pub reconstruction: [f64; 2],
-    /// The weights of the loss of the classes at the first border and at the last.
+    /// The weights of the loss of the classes at the first border and at the last border.
     pub classes: [f64; 2],
     #[serde(flatten)]
     pub training: Training,
@@ -52,7 +52,7 @@ pub struct InfoPro {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LabelLoss {
-    /// The supervised contrastive loss (Khosla et al., arXiv 2004.11362) of pairs of images.
+    /// The supervised contrastive loss (Khosla et al., arXiv 2004.11362), over pairs of images.
     Contrast,
     /// Cross entropy.
     Softmax,

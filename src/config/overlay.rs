@@ -1,11 +1,12 @@
-//! Overrides: `--set` overrides the user's file, which overrides the defaults. A key that the defaults lack is refused.
+//! Overrides: `--set` overrides the user's file, and the user's file overrides the defaults. A key that the defaults lack is
+//! refused.
 
 use super::{Config, PHASE_TABLES};
 use crate::{require, usage};
 use anyhow::Result;
 use toml::{Table, Value};
 
-/// Parses `key.path=value` into a nested table. A value that is not TOML is taken as a string.
+/// Parses `key.path=value` into nested tables. A value that is not TOML counts as a string.
 pub(super) fn parse_set(set: &str) -> Result<Table> {
     let (key, text) =
         set.split_once('=').ok_or_else(|| usage!("--set {set}: write key=value, such as --set module.epochs=10"))?;
@@ -21,12 +22,12 @@ pub(super) fn parse_set(set: &str) -> Result<Table> {
         })
 }
 
-/// Overrides `base` by `over`: tables are merged, every other value is replaced.
+/// Overrides `base` by `over`. Tables are merged, and every other value is replaced.
 pub(super) fn lay_over(base: &mut Table, over: Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
             (Some(Value::Table(inner)), Value::Table(value)) => lay_over(inner, value),
-            // `lr = 1` becomes a float if the default is a float.
+            // An integer such as `lr = 1` becomes a float if the default is a float.
             (Some(Value::Float(slot)), Value::Integer(value)) => *slot = value as f64,
             (_, value) => {
                 base.insert(key, value);
@@ -35,7 +36,7 @@ pub(super) fn lay_over(base: &mut Table, over: Table) {
     }
 }
 
-/// Refuses a key that the defaults lack, or whose type differs from the default's.
+/// Refuses a key that the defaults lack, and a value whose type differs from the default's.
 pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
     for (name, value) in user {
         let Some(known) = defaults.get(name).and_then(Value::as_table) else {
@@ -70,7 +71,8 @@ pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
     Ok(())
 }
 
-/// Finds the key of the user's file that cannot be read, and explains why. `error_of` returns the error of a file with one key.
+/// Finds the key of the user's file whose value cannot be read, and explains why. `error_of` returns the error of a file that has
+/// only this key.
 pub(super) fn unreadable(
     user: &Table,
     defaults: &Table,
@@ -100,7 +102,7 @@ fn in_plain_words(message: &str) -> String {
     text
 }
 
-/// A value for a message: one line, truncated if it is long.
+/// A value for a message, in one line that is truncated if it is long.
 fn one_line(value: &Value) -> String {
     const LONGEST: usize = 80;
     let text: String = value.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -115,7 +117,8 @@ fn with_article(kind: &str) -> String {
     format!("{article} {kind}")
 }
 
-/// The end of an error about an unknown key: «; did you mean `epochs`?» if a known key is similar, else all known keys.
+/// The end of an error about an unknown key: «; did you mean `epochs`?» if a known key is similar. Otherwise it lists all known
+/// keys.
 fn suggestion<'a>(wrong: &str, known: impl Iterator<Item = &'a String>) -> String {
     let known: Vec<&String> = known.collect();
     match known.iter().map(|k| (strsim::levenshtein(wrong, k), k)).min() {
@@ -124,6 +127,7 @@ fn suggestion<'a>(wrong: &str, known: impl Iterator<Item = &'a String>) -> Strin
     }
 }
 
+/// Every key, such as `meta.epochs`, with its value as TOML writes it.
 pub(super) fn flatten(config: &Config) -> Vec<(String, String)> {
     let value = Value::try_from(config).expect("a config is plain data");
     let tables = value.as_table().expect("a config is a table");

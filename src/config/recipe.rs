@@ -3,8 +3,8 @@
 use super::Config;
 use super::overlay::flatten;
 
-/// Keys that decide how, where or which phases run, but not their results, apart from rounding. Batch norm is an exception: its
-/// statistics depend on the micro-batch and the number of replicas.
+/// Keys that decide how, where or which phases run, but not the results, apart from rounding. There is an exception: some results
+/// depend on the micro-batch, and the statistics of batch norm also on the number of replicas.
 const EXECUTION_KEYS: [&str; 22] = [
     "run.name",
     "run.dir",
@@ -27,12 +27,12 @@ const EXECUTION_KEYS: [&str; 22] = [
     "segmentation.class_names",
     "detection.path",
     "data.pack_from",
-    // The limit only decides when a run gives up.
+    // This limit only decides when a run gives up.
     "data.bad_images",
 ];
 
-/// The ends of keys that a recipe names only if they differ from these defaults, so that the recipes of artefacts that were written
-/// before there were such keys stay what they were.
+/// Keys that are newer than the first artefacts, each by the end of its name and with its default. A recipe names such a key only
+/// if its value differs from the default. So the recipes of older artefacts stay the same.
 const LATER_KEYS: [(&str, &str); 13] = [
     (".epochs_before", "0"),
     ("module.start", "\"fresh\""),
@@ -49,7 +49,7 @@ const LATER_KEYS: [(&str, &str); 13] = [
     ("data.crop_border", "\"zeros\""),
 ];
 
-/// Whether a key is left out of recipes. Such a key may change when a run is restarted.
+/// Whether recipes leave out a key. Such a key may change when a run is restarted.
 fn changes_nothing(key: &str) -> bool {
     EXECUTION_KEYS.contains(&key) || key.starts_with("slurm.") || key.ends_with(".on")
 }
@@ -60,7 +60,7 @@ impl Config {
         flatten(self)
     }
 
-    /// The keys that change the result and differ between `self` and `other`, with both values.
+    /// The keys that change the result and differ between `self` and `other`, each with both values.
     pub fn differences(&self, other: &Config) -> Vec<String> {
         let (ours, theirs) = (flatten(self), flatten(other));
         ours.iter()
@@ -70,7 +70,8 @@ impl Config {
             .collect()
     }
 
-    /// The `key = value` lines of the given tables that change the result. A recipe is the hash of these lines.
+    /// The `key = value` lines of the given tables, with the keys that change the result. The recipe of an artefact is the hash of
+    /// the seed and these lines.
     pub fn recipe(&self, tables: &[&str]) -> String {
         flatten(self)
             .into_iter()

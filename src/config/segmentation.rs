@@ -37,7 +37,7 @@ pub struct Segmentation {
     pub test_flip: bool,
 }
 
-/// The source of images with label maps.
+/// The format of the images with label maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MapFormat {
@@ -49,48 +49,48 @@ pub enum MapFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Neck {
-    /// The heads read maps of one size.
+    /// No layers: the heads read maps of one size.
     None,
     /// `MultiLevelNeck` of mmsegmentation: convolutions and interpolation to four sizes.
     Mln,
-    /// `Feature2Pyramid` of mmsegmentation, as in BEiT and MAE: transposed convolutions, and a maximum.
+    /// `Feature2Pyramid` of mmsegmentation, as in BEiT and MAE: transposed convolutions and max pooling.
     Pyramid,
 }
 
-/// The pixels by whose count the sum of the pixels' losses is divided.
+/// The pixels whose number divides the sum of the pixels' losses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PixelMean {
-    /// All pixels of the crops, as in mmsegmentation.
+    /// All pixels of the crops of the micro-batch, as in mmsegmentation.
     All,
-    /// The pixels of the micro-batch that have a class, as in torch.
+    /// Only the pixels of the micro-batch that have a class, as in torch.
     Labelled,
 }
 
-/// The samples over which the heads' BatchNorm normalises in training.
+/// The samples over which the BatchNorm of the heads normalises in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormOver {
     /// A micro-batch of one replica.
     MicroBatch,
-    /// The global batch, as SyncBatchNorm does it over the replicas of all ranks.
+    /// The global batch, over the replicas of all ranks, as with SyncBatchNorm.
     Step,
 }
 
-/// How an image larger than the crop is evaluated.
+/// How an image that is larger than the crop is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Inference {
-    /// In one pass, for which the position embeddings are resampled.
+    /// In one pass. The position embeddings are resampled to the size of the image.
     Whole,
     /// In overlapping windows of the size of the crop, whose logits are averaged.
     Slide,
 }
 
-/// The label of a pixel without a class in the network's targets.
+/// The label, in the network's targets, of a pixel without a class.
 pub const IGNORED: u8 = 255;
 
-/// How many outputs of stages the heads read.
+/// The number of stage outputs that the heads read.
 pub const TAPS: usize = 4;
 
 impl Segmentation {
@@ -99,14 +99,15 @@ impl Segmentation {
         self.format == MapFormat::Shapes || !self.path.as_os_str().is_empty()
     }
 
-    /// The stages whose outputs the heads read, the first one nearest to the image. If the config names none, they divide the
-    /// `stages` of the network as evenly as possible; in a network of fewer than [`TAPS`] stages, some stages occur several times.
+    /// The stages whose outputs the heads read, in order from the image. If the config names no stages, they divide the network's
+    /// `stages` stages as evenly as possible. In a network of fewer than [`TAPS`] stages, some stages then occur several times.
     pub fn tapped_stages(&self, stages: usize) -> [usize; TAPS] {
         let even = |level: usize| ((level + 1) * stages).div_ceil(TAPS) - 1;
         std::array::from_fn(|level| self.taps.get(level).copied().unwrap_or_else(|| even(level)))
     }
 
-    /// The class of a label in a label map; [`IGNORED`] for a pixel without a class. None if the config does not know the label.
+    /// The class of a label in a label map, or [`IGNORED`] for a pixel without a class. None if the config does not allow the
+    /// label.
     pub fn class_of(&self, label: u8) -> Option<u8> {
         if label == IGNORED || usize::from(label) == self.ignore || (self.reduce_zero_label && label == 0) {
             return Some(IGNORED);
@@ -115,13 +116,14 @@ impl Segmentation {
         (usize::from(class) < self.classes).then_some(class)
     }
 
-    /// The name of a class, or if the config does not name it, its label in the label maps.
+    /// The name of a class. If the config does not name it, its label in the label maps.
     pub fn class_name(&self, class: usize) -> String {
         let by_label = || format!("label {}", class + usize::from(self.reduce_zero_label));
         self.class_names.get(class).cloned().unwrap_or_else(by_label)
     }
 
-    /// The pixels between two windows of a sliding evaluation. The default is mmsegmentation's 341 for crops of 512.
+    /// The distance in pixels between neighbouring windows of a sliding evaluation. By default it is two thirds of the crop, as in
+    /// mmsegmentation: 341 for a crop of 512.
     pub fn window_stride(&self) -> usize {
         if self.stride > 0 { self.stride } else { (2 * self.crop / 3).max(1) }
     }

@@ -18,7 +18,7 @@ impl TaskKind {
 }
 
 impl Config {
-    /// The tasks downstream of classification for which the config names images.
+    /// The downstream tasks for which the config names images.
     pub fn downstream(&self) -> impl Iterator<Item = TaskKind> {
         TaskKind::DOWNSTREAM.into_iter().filter(|task| match task {
             TaskKind::Classification => false,
@@ -36,7 +36,7 @@ impl Config {
         }
     }
 
-    /// The number of training images that the config gives for a task; 0 if only the data says it.
+    /// The number of training images that the config gives for a task. 0 if only the data tell the number.
     pub fn given_train_images(&self, task: TaskKind) -> usize {
         match task {
             TaskKind::Classification => self.data.train_images,
@@ -45,8 +45,8 @@ impl Config {
         }
     }
 
-    /// The config with which a phase of this task trains. For segmentation and detection it is that of a network without a head, whose
-    /// images have the size of the crop.
+    /// The config with which the phases of this task train. For segmentation and detection, its model has no head and takes images
+    /// of the size of the crop, and its images are not repeated.
     pub fn of_task(&self, task: TaskKind) -> Config {
         let mut config = Config { task, ..self.clone() };
         config.model = match task {
@@ -58,7 +58,8 @@ impl Config {
         config
     }
 
-    /// The tables of the phases of the config's task, with their names. That of a local objective counts if the run has the phase.
+    /// The tables of the phases of the config's task, with the phases' names. The tables of DGL and InfoPro are included only if
+    /// the run has these phases.
     pub fn phases(&self) -> Vec<(&'static str, &Training)> {
         match self.task {
             TaskKind::Segmentation => return vec![("segment", &self.segment)],

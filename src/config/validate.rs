@@ -6,12 +6,12 @@ use crate::family::Model;
 use crate::require;
 use anyhow::{Context, Result};
 
-/// The most memory in bytes that drawn images may take.
+/// The largest number of bytes that drawn images may take in memory.
 const MOST_DRAWN: usize = 256 << 30;
 
 impl Config {
     pub(super) fn validate(&self) -> Result<()> {
-        // Only a model that is derived from the config's may have no classes.
+        // Only a model that `Config::of_task` derives from this config may have no classes.
         require!(self.model.classes() >= 1, "model.classes = 0: it must be at least 1");
         self.model.validate()?;
         self.data.validate(&self.model)?;
@@ -84,7 +84,7 @@ impl Slurm {
                 "{key} = {text:?}: an option of sbatch cannot hold a line break or another control character; take it out"
             );
         }
-        // A text of `slurm.setup` may hold several lines of shell.
+        // A text of `slurm.setup` may hold several lines of shell commands, so line breaks and tabs are allowed.
         for line in &self.setup {
             let text = line.replace(['\n', '\t'], "");
             require!(
@@ -201,7 +201,7 @@ impl Data {
         Ok(())
     }
 
-    /// Checks the images that a config promises to pack or to draw.
+    /// Checks the numbers of images that a config promises to pack or to draw.
     fn validate_source(&self, model: &Model) -> Result<()> {
         require!(
             self.pack_from.as_os_str().is_empty() || (self.format == Format::Packed && self.train_images > 0),
@@ -270,7 +270,7 @@ impl Training {
         Ok(())
     }
 
-    /// Checks the learning rates and the numbers that change weights beside them.
+    /// Checks the learning rates, and the other numbers that decide how a step changes the weights.
     fn validate_rates(&self, phase: &str) -> Result<()> {
         for (key, value) in [
             ("base_lr", self.base_lr),

@@ -1,10 +1,10 @@
-//! Pins threads to cores. A thread that drives a GPU runs on the cores nearest to the GPU, because data and commands take the
-//! shortest way from there.
+//! Pins threads to cores. A thread that drives a GPU runs on the cores nearest to the GPU, from which data and commands take the
+//! shortest way.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The allowed cores that are near the PCI device at this address; empty if the kernel does not say which cores are near.
+/// The allowed cores that are near the PCI device at this address. Empty if the kernel does not say which cores are near.
 pub fn near(pci_address: &str, allowed: &BTreeSet<usize>) -> BTreeSet<usize> {
     let file = Path::new("/sys/bus/pci/devices").join(pci_address).join("local_cpulist");
     let list = std::fs::read_to_string(file).unwrap_or_default();
@@ -37,8 +37,8 @@ pub fn pin(cores: &BTreeSet<usize>) {
     if cores.is_empty() {
         return;
     }
-    // SAFETY: all zeros are a valid cpu_set_t, and the cores' numbers, which come from another set, are below its size; 0 is
-    // the calling thread. If the kernel refuses, the thread is only slower.
+    // SAFETY: all zeros are a valid cpu_set_t. The cores' numbers come from another set, so they are below its size. 0 is the
+    // calling thread. If the kernel refuses, the thread is only slower.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         cores.iter().for_each(|&core| libc::CPU_SET(core, &mut set));

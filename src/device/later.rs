@@ -7,14 +7,14 @@ use tch::{Device, Kind, Tensor};
 /// A tensor whose copy to host memory is in progress or done.
 pub struct Later {
     numbers: Tensor,
-    /// The event that the device passes after the copy; none if the copy was done at once.
+    /// The event that the device passes after the copy; none for a tensor on the CPU, whose copy is done at once.
     event: Option<Event>,
 }
 
 impl Later {
     /// Starts to copy a tensor. The copy comes after all work that the device was given before.
     pub fn start(tensor: &Tensor) -> Result<Later> {
-        // libtorch copies into pinned memory, so that the host does not have to wait.
+        // libtorch copies into pinned memory, so the host does not wait.
         let numbers = tensor.to_device_(Device::Cpu, Kind::Float, true, true);
         let event = if tensor.device().is_cuda() { Some(Event::now(cuda()?)?) } else { None };
         Ok(Later { numbers, event })

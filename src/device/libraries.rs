@@ -1,7 +1,8 @@
 //! Finds and loads libtorch's libraries in the folders in which the dynamic linker looks for them.
 //!
 //! The path of libtorch may be a symbolic link, because the caches of some package managers make links. Then libtorch's other
-//! libraries, and those of the wheels beside it, need not lie beside the real file. The linker's search path leads to them.
+//! libraries, and the libraries of other Python packages that it needs, may lie beside the link and not beside the real file. The
+//! linker's search path leads to them.
 
 use anyhow::{Context, Result, ensure};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -30,12 +31,13 @@ pub fn searched_by(library: &str) -> Result<Vec<PathBuf>> {
     let loaded = unsafe { Library::open(Some(library), RTLD_NOW | libc::RTLD_NOLOAD) };
     let handle = loaded.with_context(|| format!("{library} is not loaded"))?.into_raw();
     let mut head = Head::default();
-    // SAFETY: the handle is live, and the request fills a head.
+    // SAFETY: the handle is live, and this request fills a `Head`.
     let status = unsafe { libc::dlinfo(handle, libc::RTLD_DI_SERINFOSIZE, (&raw mut head).cast()) };
     ensure!(status == 0, "the linker does not tell where {library} finds its libraries");
     let mut memory = vec![0u64; head.size.div_ceil(size_of::<u64>())];
     let start: *mut c_void = memory.as_mut_ptr().cast();
-    // SAFETY: `memory` is aligned and has the size that the linker asked for. Its head is filled first, as the linker wants.
+    // SAFETY: `memory` is aligned and has the size that the linker asked for. The first call fills its head, as the second
+    // requires.
     let status = unsafe {
         libc::dlinfo(handle, libc::RTLD_DI_SERINFOSIZE, start);
         libc::dlinfo(handle, libc::RTLD_DI_SERINFO, start)
@@ -75,7 +77,7 @@ mod tests {
     fn libtorchs_libraries_are_found_where_the_linker_looks_for_them() {
         let folders = searched_by("libtorch_cpu.so").unwrap();
         assert!(find(&folders, "libc10.so").is_some(), "{folders:?}");
-        // A library of another wheel, which libtorch itself needs.
+        // This library comes from another Python package or from the system, and libtorch itself needs it.
         let runtime = find(&folders, "libcudart").or_else(|| find(&folders, "libgomp")).unwrap();
         assert!(runtime.exists());
         assert_eq!(find(&folders, "libno-such-library.so"), None);

@@ -14,7 +14,7 @@ thread_local! {
     static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The memory of a device was exhausted.
+/// The memory of a device or of the host was exhausted.
 #[derive(Debug, thiserror::Error)]
 #[error("out of memory: {0}")]
 pub struct OutOfMemory(String);
@@ -22,7 +22,7 @@ pub struct OutOfMemory(String);
 /// Calls `act`. Fails with [`OutOfMemory`] if `act` panics or fails because memory is exhausted. Any other panic or error passes
 /// through.
 pub fn catch<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
-    // A panic may leave the tensors of the phase half changed, but they are dropped with it.
+    // A panic may leave the tensors of the phase half changed. They are dropped together with the phase.
     CATCHING.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(act));
     CATCHING.set(false);
@@ -39,8 +39,8 @@ pub fn catch<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
-/// The bytes of memory that this process can still take: the free memory of the host or of the process's control groups, whichever
-/// is less; `u64::MAX` if the kernel tells neither.
+/// The bytes of memory that this process can still take: the available memory of the host, or the free memory in the process's
+/// control groups if that is less. `u64::MAX` if the kernel tells neither.
 pub fn free_on_host() -> u64 {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
@@ -49,9 +49,9 @@ pub fn free_on_host() -> u64 {
     free_in_groups(&groups, Path::new("/sys/fs/cgroup")).map_or(host, |free| free.min(host))
 }
 
-/// The smallest number of free bytes in the control groups of a process and their ancestors, given the text of `/proc/PID/cgroup`
-/// (cgroup v1 or v2). Slurm ends a job that takes more memory than it asked for. Cached pages of files count as free, because the
-/// kernel drops them first, except pages of files that are only in memory (`/dev/shm`).
+/// The smallest number of free bytes in the control groups of a process and their ancestors. `proc_cgroup` is the text of
+/// `/proc/PID/cgroup` (cgroup v1 or v2). Slurm ends a job whose group takes more memory than the job asked for. Cached pages of
+/// files count as free, because the kernel drops them first. Pages of files that are only in memory (`/dev/shm`) do not.
 fn free_in_groups(proc_cgroup: &str, root: &Path) -> Option<u64> {
     let free_for_line = |line: &str| -> Option<u64> {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
@@ -88,8 +88,8 @@ pub fn peak_on_host() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().map_or(0, |kib| kib * 1024)
 }
 
-/// The memory that all processes use on the calling thread's GPU, in bytes; 0 if `device` is the CPU. libtorch keeps the memory that it
-/// has taken, so if no other process uses the GPU, this is the most that the phase has needed so far.
+/// The memory that all processes use on the calling thread's GPU, in bytes; 0 if `device` is the CPU. libtorch keeps the memory
+/// that it has taken. So if no other process uses the GPU, this is the most memory that the phase has needed so far.
 pub fn peak_on_gpu(device: Device) -> u64 {
     if device == Device::Cpu {
         return 0;
@@ -98,14 +98,14 @@ pub fn peak_on_gpu(device: Device) -> u64 {
 }
 
 /// Sets whether glibc's allocator keeps the memory that a step frees for the next step. Each step takes and frees the same large
-/// tensors. If their memory went back to the kernel each time, every 4 KiB of it would cost a page fault: up to a sixth of a
-/// small model's step. Call this before other threads run.
+/// tensors. If their memory went back to the kernel each time, every 4 KiB of it would cost a page fault: up to a sixth of the time
+/// of a small model's step. Must be called before other threads run.
 pub fn keep_freed(keep: bool) {
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: the call sets a number in the allocator.
         let set = |option, value| unsafe { libc::mallopt(option, value) } == 1;
-        // Older versions of glibc refuse more than 32 MiB. 128 KiB are glibc's defaults.
+        // Older versions of glibc refuse more than 32 MiB. Both defaults of glibc are 128 KiB.
         let thresholds: &[i32] = if keep { &[1 << 30, 32 << 20] } else { &[128 << 10] };
         if thresholds.iter().any(|&bytes| set(libc::M_MMAP_THRESHOLD, bytes)) {
             set(libc::M_TRIM_THRESHOLD, if keep { i32::MAX } else { 128 << 10 });
@@ -113,7 +113,7 @@ pub fn keep_freed(keep: bool) {
     }
 }
 
-/// Returns the memory that glibc's allocator keeps but nothing uses to the kernel.
+/// Gives the memory that glibc's allocator keeps, but that nothing uses, back to the kernel.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the call only releases memory that is not in use.

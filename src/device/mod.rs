@@ -1,7 +1,8 @@
-//! The devices of this rank: its part of the node's GPUs, or the CPU.
+//! The devices of this rank: its share of the node's GPUs, or the CPU.
 //!
-//! The program is not linked with CUDA. If the node has an NVIDIA driver, libtorch's CUDA library is loaded at the start, because
-//! it must register its backends before the first call of libtorch. So one binary serves login nodes, CPU nodes and GPU nodes.
+//! The program is not linked with CUDA. If the config allows GPUs and the node has an NVIDIA driver, the program loads libtorch's
+//! CUDA library at the start, because this library must register its backends before the first call of libtorch. So one binary
+//! serves login nodes, CPU nodes and GPU nodes.
 
 mod cores;
 pub mod later;
@@ -21,8 +22,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
-/// If this environment variable is set, the replicas of a rank share its GPUs and sum through host memory. It exists for tests of
-/// several replicas on one GPU.
+/// If this environment variable is set, the replicas of a rank may share a GPU, and gradients are summed in host memory. It lets
+/// tests run several replicas on one GPU.
 const SHARED_GPU: &str = "INCUBATE_TEST_SHARED_GPU";
 
 /// The number of a rank on its node, and the number of ranks there.
@@ -32,20 +33,20 @@ pub struct OnNode {
     pub ranks: usize,
 }
 
-/// The devices of this rank. Each gets a replica and a thread.
+/// The devices of this rank. Each device of the list gets a replica and a thread.
 #[derive(Debug, Clone)]
 pub struct Devices {
     list: Vec<Device>,
     /// Whether other ranks or replicas compute on the same GPU.
     shared: bool,
-    /// Why the devices are not GPUs, if the config lets the program choose.
+    /// Why the devices are not GPUs, if the config leaves the choice to the program.
     reason: Option<String>,
     /// The cores on which the process may run.
     cores: BTreeSet<usize>,
 }
 
-/// Loads CUDA if the config allows GPUs and the node has some. Must run before any other call of libtorch. It never fails, because
-/// planning and submitting need no GPU; [`Devices::of_rank`] returns the error.
+/// Loads CUDA if the config allows GPUs and the node has GPUs. Must run before any other call of libtorch. It never fails, because
+/// planning and submitting need no GPU. [`Devices::of_rank`] returns the error if the config asks for GPUs.
 pub fn load(choice: DeviceChoice) {
     if choice != DeviceChoice::Cpu {
         CUDA.get_or_init(|| {
@@ -82,17 +83,17 @@ fn load_cuda(driver: Driver) -> Result<Driver> {
         driver.cuda_version().0,
         driver.cuda_version().1
     );
-    // cuDNN's attention is left out, because it builds a plan for each shape and thread, which takes half a second.
+    // cuDNN's attention is left out, because it builds a plan for each shape and thread, and each plan takes half a second.
     allow_attention(&[Kernel::Flash, Kernel::Efficient]);
     Ok(driver)
 }
 
-/// Loads the library with which libtorch computes on GPUs. NVRTC, which compiles kernels at run time, is loaded first: libtorch
-/// opens it and its built-in functions by name later, and the search path may not lead to them then.
+/// Loads the library with which libtorch computes on GPUs. NVRTC, which compiles kernels at run time, is loaded first, because
+/// libtorch opens NVRTC and its built-in functions by name later. At that time the search path may not lead to them.
 fn load_libtorch_cuda() -> Result<()> {
     let folders = libraries::searched_by("libtorch_cpu.so")?;
     for compiler in ["libnvrtc-builtins.so", "libnvrtc.so"] {
-        // If NVRTC cannot be found, only some kernels are missing.
+        // Without NVRTC only some kernels are missing, so a missing file is no error.
         libraries::find(&folders, compiler).map_or(Ok(()), |path| libraries::load(&path))?;
     }
     let library =
@@ -100,7 +101,7 @@ fn load_libtorch_cuda() -> Result<()> {
     libraries::load(&library)
 }
 
-/// The real path of a library that this process has loaded, given the start of its file's name.
+/// The real path of a library that this process has loaded. `name_start` is the start of its file name.
 pub fn loaded_library(name_start: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let mut paths = maps.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
@@ -110,11 +111,11 @@ pub fn loaded_library(name_start: &str) -> Option<PathBuf> {
 }
 
 impl Devices {
-    /// The devices of `replicas` replicas on this rank's part of the node's GPUs, or on the CPU. If `replicas` is 0, there is one
-    /// replica on each GPU of the rank, or one on the CPU.
+    /// The devices of `replicas` replicas: this rank's share of the node's GPUs, or the CPU. If `replicas` is 0, each GPU of the
+    /// rank gets one replica, and the CPU gets one.
     ///
     /// # Errors
-    /// The config asks for GPUs and there are none, or for more replicas than this rank has GPUs.
+    /// The config asks for GPUs and there are none, or it asks for more replicas than this rank has GPUs.
     pub fn of_rank(choice: DeviceChoice, replicas: usize, on_node: OnNode) -> Result<Devices> {
         let cores = cores::allowed();
         let driver = match (choice, cuda()) {
@@ -156,19 +157,20 @@ impl Devices {
         self.list[0].is_cuda()
     }
 
-    /// Whether NCCL can join the devices. It takes GPUs only, and refuses two members on one GPU.
+    /// Whether NCCL can join the devices. NCCL takes only GPUs, and refuses two members on one GPU.
     pub fn suit_nccl(&self) -> bool {
         self.are_gpus() && !self.shared
     }
 
-    /// How much slower a precision is on these GPUs than the fastest precision, in words; none for the fastest precision, or if the
+    /// A sentence about how much slower this precision is on these GPUs than bf16, the fastest precision. None for bf16, and if the
     /// speed of the GPUs is not known.
     pub fn price_of(&self, precision: Precision) -> Option<String> {
         let Device::Cuda(first) = self.list[0] else { return None };
         GpuModel::of_device(&cuda().ok()?.gpus()[first].name)?.price(precision)
     }
 
-    /// Prepares the calling thread to drive a replica's device: pins it to cores near the GPU and makes the GPU its current one.
+    /// Prepares the calling thread to drive a replica's GPU: pins the thread to the cores near the GPU, and makes the GPU current.
+    /// Does nothing on the CPU.
     pub fn take_up(&self, replica: usize) -> Result<()> {
         let Device::Cuda(number) = self.list[replica] else { return Ok(()) };
         let driver = cuda()?;
@@ -203,13 +205,13 @@ pub fn name(device: Device) -> String {
     }
 }
 
-/// The bytes of a GPU's memory; none for the CPU, which shares its memory with all other processes.
+/// The bytes of a GPU's memory. None for the CPU, which shares its memory with all other processes.
 pub fn memory_of(device: Device) -> Option<u64> {
     let Device::Cuda(number) = device else { return None };
     Some(cuda().ok()?.gpus()[number].memory)
 }
 
-/// The GPUs of one of the node's ranks, and whether ranks must share GPUs. Neighbouring ranks get neighbouring GPUs.
+/// The GPUs of one rank of the node, and whether ranks must share GPUs. Neighbouring ranks get neighbouring GPUs.
 fn gpus_of_rank(on_node: OnNode, gpus: usize) -> (Range<usize>, bool) {
     let OnNode { rank, ranks } = on_node;
     if ranks <= gpus {
@@ -220,7 +222,8 @@ fn gpus_of_rank(on_node: OnNode, gpus: usize) -> (Range<usize>, bool) {
     }
 }
 
-/// The GPU of each replica of a rank that has the GPUs `own`; none if they are too few. If `replicas` is 0, each GPU gets one.
+/// The GPU of each replica of a rank that has the GPUs `own`. None if these GPUs are too few. If `replicas` is 0, each GPU gets one
+/// replica.
 fn gpus_of_replicas(own: Range<usize>, replicas: usize, may_share: bool) -> Option<Vec<usize>> {
     match replicas {
         0 => Some(own.collect()),

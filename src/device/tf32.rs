@@ -1,7 +1,7 @@
-//! Switches TF32 on: an NVIDIA GPU then computes products of fp32 matrices from factors rounded to 10 bits of mantissa.
+//! Switches TF32 on: an NVIDIA GPU then rounds the factors of fp32 matrix products to 10 bits of mantissa.
 //!
-//! libtorch's switch is a C++ method that tch does not bind. It is called by its symbol in the libtorch 2.11.0 that this program
-//! is linked to. Under the Itanium C++ ABI a method is a function whose first argument is the object.
+//! libtorch's switch is a C++ method that tch does not bind. It is called by its symbol name in libtorch 2.11.0, to which this
+//! program is linked. Under the Itanium C++ ABI a method is a function whose first argument is the object.
 
 use anyhow::{Context, Result};
 use libloading::os::unix::Library;

@@ -1,9 +1,9 @@
-//! Computes ADE20K's figures for semantic segmentation from sums over all images, at the sizes of the label maps.
+//! Computes ADE20K's figures for semantic segmentation. They follow from sums over all images, at the sizes of the label maps.
 //!
 //! A label map is a PNG with values from 0 to 150. Pixels labelled 0, «other», are ignored, as with mmsegmentation's
 //! `reduce_zero_label`. The PNG is grey with 8 bits, or has a palette of any depth, whose indices are the values. A grey PNG of
-//! fewer bits is refused, because some programs scale its values and others do not. mmsegmentation leaves a class that has neither
-//! labels nor predictions out of the mean, and the CSAIL benchmark counts it as 0. Both means are given.
+//! fewer bits is refused, because some programs scale its values and others do not. mmsegmentation leaves a class without labels
+//! and predictions out of the mean, and the CSAIL benchmark counts it as 0. Both means are given.
 
 use crate::data::image::decode::label_map::Labels;
 use crate::svg;
@@ -16,10 +16,10 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 const CLASSES: usize = 150;
-/// Several times the largest photograph of the dataset.
+/// The largest number of pixels of a label map, several times that of the dataset's largest photograph.
 const MOST_PIXELS: usize = 1 << 26;
 
-/// All figures in percent.
+/// The figures of a folder of predictions. IoUs and accuracies are in percent.
 #[derive(Debug, Serialize)]
 pub struct Ade20kReport {
     pub images: usize,
@@ -43,8 +43,8 @@ pub struct Ade20kReport {
     confusion: Confusion,
 }
 
-/// The figures of a class, which is numbered as in the label maps. The IoU is none if the class has neither labels nor
-/// predictions, the accuracy if it has no labels.
+/// The figures of a class, which is numbered as in the label maps. The IoU is none if the class has neither labels nor predictions.
+/// The accuracy is none if the class has no labels.
 #[derive(Debug, Serialize)]
 pub struct Class {
     pub class: usize,
@@ -53,13 +53,13 @@ pub struct Class {
     pub pixels: u64,
 }
 
-/// The number of pixels by label (row) and prediction (column). Both begin with class 1, and the last column is «other».
+/// The number of pixels by label (row) and prediction (column). Rows and columns begin with class 1. The last column is «other».
 #[derive(Debug)]
 struct Confusion(Vec<u64>);
 
 /// Compares every label map in a folder with the prediction of the same name.
 ///
-/// If `zero_based`, the predictions number the classes from 0 and have no «other».
+/// If `zero_based` is true, the predictions number the classes from 0 and have no «other».
 ///
 /// # Errors
 /// A usage error that names the file if it is missing or malformed, has another size, or holds a class that does not exist.
@@ -107,7 +107,7 @@ struct ClassMap {
 }
 
 impl ClassMap {
-    /// Reads a map and adds `shift` to its values, so that the first class is 1. Checks its size before memory is allocated.
+    /// Reads a map and adds `shift` to its values, so that the first class is 1. Checks the map's size before it allocates memory.
     fn read(path: &Path, shift: u8, expected_size: Option<(usize, usize)>) -> Result<ClassMap> {
         let file = File::open(path).map_err(|e| usage!("{}: {e}", path.display()))?;
         let check = |height: usize, width: usize| check_size((width, height), expected_size);
@@ -129,7 +129,7 @@ impl ClassMap {
     }
 }
 
-/// Refuses a map with too many pixels, and a prediction whose size is not that of its labels.
+/// Refuses a map with too many pixels, and a prediction whose size differs from that of its label map.
 fn check_size((width, height): (usize, usize), expected_size: Option<(usize, usize)>) -> Result<()> {
     ensure!(
         width.saturating_mul(height) <= MOST_PIXELS,
@@ -208,7 +208,7 @@ impl Ade20kReport {
         text
     }
 
-    /// An SVG of the confusion matrix: the pixels of each label (row) by prediction (column).
+    /// An SVG of the confusion matrix: the number of pixels of each label (row) and prediction (column).
     pub fn plot(&self) -> String {
         let rows: Vec<&[u64]> = self.confusion.0.chunks(CLASSES + 1).collect();
         svg::matrix("ADE20K confusion", "predicted class", "labelled class", &rows)

@@ -14,11 +14,11 @@ use std::path::Path;
 pub struct CocoReport {
     /// `bbox` or `segm`.
     pub iou: &'static str,
-    /// AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, from 0 to 1; −1 if there were no annotations to find.
+    /// AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm and ARl, from 0 to 1. −1 if there were no annotations to find.
     pub figures: Map<String, Value>,
-    /// Average precision of each category, from 0 to 1; −1 without annotations.
+    /// The average precision of each category, from 0 to 1. −1 without annotations.
     pub categories: Vec<Category>,
-    /// Mean precision of all categories at recalls 0, 0.01, … 1, for each IoU threshold.
+    /// For each IoU threshold, the mean precision of all categories at recalls 0, 0.01, …, 1.
     #[serde(skip)]
     curves: Vec<svg::Curve>,
 }
@@ -30,10 +30,11 @@ pub struct Category {
     pub ap: f64,
 }
 
-/// Evaluates a results file (a JSON list of detections) against annotations in COCO's format.
+/// Evaluates a results file (a JSON list of detections) against annotations in COCO's format: by masks if `segm` is true, else by
+/// boxes.
 ///
-/// If masks are evaluated, the boxes of detections are ignored, as in detectron2 and mmdetection. Otherwise pycocotools would
-/// take the size of a detection, for APs, APm and APl, from its box instead of its mask.
+/// If masks are evaluated, the boxes of detections are ignored, as in detectron2 and mmdetection. With boxes, pycocotools would
+/// take the size of a detection for APs, APm and APl from its box instead of its mask.
 ///
 /// # Errors
 /// A usage error that names the file if a file cannot be read or is malformed, or if the two files do not belong together.
@@ -58,7 +59,7 @@ fn curve(Curve { threshold, points }: Curve) -> svg::Curve {
 }
 
 impl CocoReport {
-    /// The figures as tables for people, in percent as the literature gives them.
+    /// The figures as tables for people, in percent, as the literature gives them.
     pub fn text(&self) -> String {
         let percent = |value: f64| if value < 0.0 { "-".into() } else { format!("{:.2}", 100.0 * value) };
         let mut text = format!("COCO {}, percent\n", self.iou);

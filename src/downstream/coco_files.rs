@@ -1,7 +1,7 @@
 //! Reads COCO's two files, annotations and results, for the evaluation.
 //!
-//! An error names an entry that lacks a field that a figure needs. pycocotools evaluates images in the order of their ids, so the
-//! evaluation gets the position of each id in that order.
+//! If an entry lacks a field that a figure needs, the error names the entry. pycocotools evaluates images in the order of their
+//! ids, so the evaluation gets, instead of each id, its position in that order.
 
 pub use crate::coco::json::Id;
 use crate::coco::json::{
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Both files, with ids replaced by positions.
+/// Both files, in which positions replace the ids.
 pub struct Files {
     pub annotations: COCO,
     pub detections: COCO,
@@ -52,7 +52,7 @@ struct StoredObject {
 ///
 /// # Errors
 /// A usage error that names the file and the entry, if an entry is malformed or lacks a field that the figures need, or if a
-/// detection is of an image or a category that the annotations do not list.
+/// detection refers to an image or a category that the annotations do not list.
 pub fn read(annotations: &Path, results: &Path, segm: bool) -> Result<Files> {
     let dataset: StoredDataset = json::parse(annotations, &json::read(annotations)?, b'{')?;
     let known = Known::new(dataset.images, dataset.categories).map_err(|what| refusal(annotations, &what))?;
@@ -75,7 +75,7 @@ pub fn read(annotations: &Path, results: &Path, segm: bool) -> Result<Files> {
     Ok(Files { annotations: annotated, detections, categories: known.categories.into_iter().collect() })
 }
 
-/// The images and categories that the file of annotations lists. If two entries have one id, the later counts, as in
+/// The images and categories that the annotations file lists. If two entries have the same id, the later entry counts, as in
 /// pycocotools.
 struct Known {
     images: BTreeMap<Id, Image>,
@@ -102,7 +102,7 @@ impl Known {
         self.categories.values().zip(0..).map(category).collect()
     }
 
-    /// Keeps the annotations of listed images and categories, and ignores the others as pycocotools does.
+    /// Keeps the annotations of listed images and categories. Ignores other annotations, as pycocotools does.
     fn annotations(&self, objects: Vec<StoredObject>, segm: bool) -> Result<Vec<Annotation>, String> {
         let positions = positions(self.categories.keys());
         let mut ids = BTreeSet::new();
@@ -138,10 +138,11 @@ impl Known {
         Ok(annotations)
     }
 
-    /// The detections, each with its box alone or its mask alone.
+    /// The detections, each with its box alone or with its mask alone.
     fn detections(&self, objects: Vec<StoredObject>, segm: bool) -> Result<Vec<Annotation>, String> {
         let positions = positions(self.categories.keys());
-        // If no detection has the shape that is evaluated, pycocotools makes boxes from masks, or masks from boxes.
+        // If no detection has the shape that is evaluated, the other shape replaces it, as pycocotools makes boxes from masks and
+        // masks from boxes.
         let has_shape = |object: &StoredObject| match segm {
             true => object.segmentation.is_some(),
             false => object.bbox.is_some(),
@@ -168,8 +169,8 @@ impl StoredObject {
         Ok((image, needed(self.category_id.take(), "category_id", NUMBER_OR_TEXT)?))
     }
 
-    /// The object with only its mask if `by_mask`, else with only its box. In results, a mask may replace a box, and a box may replace a
-    /// mask.
+    /// The object, with only its mask if `by_mask` is true, else with only its box. In a results file, the other shape may stand in
+    /// for the shape that `segm` evaluates.
     fn shape(&mut self, by_mask: bool, segm: bool, image: &Image) -> Result<Annotation, String> {
         let needed_field = if segm { "segmentation" } else { "bbox" };
         if (by_mask && self.segmentation.is_none()) || (!by_mask && self.bbox.is_none()) {

@@ -43,12 +43,13 @@ fn model_config(exported: &Exported) -> Value {
     })
 }
 
-/// A preprocessor config for the transform of incubate's evaluation: resize the shorter side, then crop the centre.
+/// The content of `preprocessor_config.json`, for the transform of incubate's evaluation: resize the shorter side, then crop the
+/// centre.
 ///
-/// `ViTImageProcessor` would squash the image to a square, and so does `ConvNextImageProcessor` for sizes from 384 on. If the
-/// margin is odd, torchvision, timm and the `ConvNextImageProcessorFast` of transformers 4 round half a pixel to even. Every
-/// other processor of transformers 4 and 5 rounds half a pixel down, so its crop may be one pixel off. `evaluate.py` crops as torchvision
-/// does.
+/// `ViTImageProcessor` would squash the image to a square, and so would `ConvNextImageProcessor` for sizes from 384 on. The
+/// processors differ if the margin of the crop is odd. torchvision, timm and the `ConvNextImageProcessorFast` of transformers 4
+/// then round half a pixel to the even number. Every other processor of transformers 4 and 5 rounds it down, so its crop may be one
+/// pixel off. `evaluate.py` crops as torchvision does.
 fn preprocessor_config(exported: &Exported) -> Value {
     let (size, data) = (exported.model.image_size(), &exported.config.data);
     let mut config = json!({

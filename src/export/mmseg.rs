@@ -7,7 +7,8 @@ use serde_json::json;
 use std::path::Path;
 use tch::Tensor;
 
-/// UPerNet reads the outputs of the last blocks of the four quarters of the network, which must be different blocks.
+/// The smallest number of blocks. UPerNet reads the outputs of the last blocks of the four quarters of the network, which must be
+/// four different blocks.
 pub const LEAST_DEPTH: usize = 4;
 
 pub fn write(exported: &Exported, folder: &Path) -> Result<()> {
@@ -20,10 +21,10 @@ pub fn backbone(exported: &Exported) -> Vec<Named> {
     fold_patch_bias(renamed(&exported.tensors, |row| row.mmseg))
 }
 
-/// Adds the bias of the patch projection to the position embeddings of the patches, and leaves zeros for the bias itself.
+/// Adds the bias of the patch projection to the position embeddings of the patches, and sets the bias itself to zero.
 ///
-/// Unless `patch_bias=True`, mmsegmentation's patch projection has no bias, and the loader silently drops the bias of the file. As a
-/// part of the position embeddings the bias counts under both settings, even after the embeddings are resized.
+/// Unless `patch_bias=True`, mmsegmentation's patch projection has no bias, and its loader silently drops the bias of the file. As
+/// a part of the position embeddings, the bias counts with and without `patch_bias`, even after the embeddings are resized.
 fn fold_patch_bias(mut tensors: Vec<Named>) -> Vec<Named> {
     const BIAS: &str = "patch_embed.projection.bias";
     let bias = tensors.iter().find(|n| n.name == BIAS).expect("the table of names has it").tensor.shallow_clone();
@@ -49,7 +50,7 @@ fn config(exported: &Exported) -> String {
         ("mlp_ratio", number(model.mlp_ratio)),
         ("in_channels", json!(model.channels)),
         ("patch_size", json!(model.patch_size)),
-        // The recipe's crop of 512 pixels, rounded up to whole patches.
+        // The crop of mmsegmentation's recipe, 512 pixels, rounded up to whole patches.
         ("crop", json!(512usize.next_multiple_of(model.patch_size))),
         ("layer_norm_eps", json!(model.layer_norm_eps)),
         ("out_indices", json!(exported.quarter_ends())),

@@ -1,8 +1,8 @@
 //! Exports a model for other programs: one small file per format, over one table of names.
 //!
-//! Each format writes the weights under the names that its reader expects, and its reader's config if there is one, into a folder of
-//! its own, with a README that gives the command to use them. The weights are read once, and most formats use views of them, so that
-//! memory holds little more than one copy of the model.
+//! Each format has a folder of its own. It contains the weights under the names that the format's reader expects, the reader's
+//! config if there is one, and a README with the command that uses them. The weights are read once, and most formats use views of
+//! them, so that memory holds little more than one copy of the model.
 
 mod detectron2;
 mod hf;
@@ -40,14 +40,15 @@ struct Exported<'a> {
     model: Model,
     /// The number of blocks of the network.
     depth: usize,
-    /// All tensors under timm's names, in timm's order. They include the qkv biases even if the model has none.
+    /// All tensors under the names that they have in the whole network. For a ViT these are timm's names, in timm's order, and the
+    /// qkv biases are included even if the model has none.
     tensors: Vec<Named>,
     /// The names of the classes in the order of the labels; empty if they are unknown.
     class_names: Vec<String>,
 }
 
-/// The folder for the exports of `weights`: `export` for the run's final model, and a folder in it named after the file for
-/// any other, such as `export/meta` for `meta.h5`, so that no export of the final model is overwritten.
+/// The folder for the exports of `weights`. For the run's final model it is `export`. For any other file it is a folder inside
+/// `export` named after the file, such as `export/meta` for `meta.h5`, so that no export of the final model is overwritten.
 pub fn folder_for(config: &Config, weights: &Path) -> PathBuf {
     let exports = config.run.dir.join("export");
     let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
@@ -59,12 +60,12 @@ pub fn folder_for(config: &Config, weights: &Path) -> PathBuf {
 }
 
 /// Writes the artefact `weights`, which must hold a whole model, in each format into a folder of its own inside `into`. Returns
-/// these folders. Each also gets a `source.json` that names the artefact. If all formats are asked for and the network is too
-/// shallow for mmseg, only warns of that.
+/// these folders. Each folder also gets a `source.json` that names the artefact. If mmseg is included only because all formats are
+/// asked for, and the network is too shallow for it, only warns.
 ///
 /// # Errors
-/// A usage error if the artefact is missing, is a single module or does not suit a format, or if a folder cannot be made;
-/// [`Failure::Damaged`] if its model is not the config's.
+/// A usage error if the artefact is missing, holds a single module or the heads of segmentation or detection, or does not suit a
+/// format, or if a folder cannot be made. [`Failure::Damaged`] if the artefact is damaged or its model is not the config's.
 pub fn export(config: &Config, weights: &Path, formats: &[ExportFormat], into: &Path) -> Result<Vec<PathBuf>> {
     require!(
         weights.exists(),
@@ -163,7 +164,7 @@ impl Exported<'_> {
         Exported { config, model: header.model, depth, tensors, class_names: header.class_names }
     }
 
-    /// The model as a ViT, for the formats that take no other family.
+    /// The model as a ViT, for the formats that take only ViTs.
     fn vit(&self) -> &Vit {
         match &self.model {
             Model::Vit(vit) => vit,
@@ -176,15 +177,15 @@ impl Exported<'_> {
         evaluated_share(self.config)
     }
 
-    /// The index of the last block of each quarter of the network. Segmentation heads read the output of these blocks, and
-    /// ViTDet gives them global attention.
+    /// The index of the last block of each quarter of the network. Segmentation heads read the outputs of these blocks, and ViTDet
+    /// gives these blocks global attention.
     fn quarter_ends(&self) -> Vec<usize> {
         let mut ends: Vec<usize> = (1..=4).map(|quarter| (self.depth * quarter / 4).saturating_sub(1)).collect();
         ends.dedup();
         ends
     }
 
-    /// Chooses by depth among a recipe's three values for ViT-B, ViT-L and ViT-H.
+    /// Chooses by depth among three values, which a recipe has for ViT-B, ViT-L and ViT-H.
     fn by_depth(&self, values_blh: [f64; 3]) -> f64 {
         values_blh[match self.depth {
             0..=12 => 0,
@@ -199,12 +200,12 @@ impl Exported<'_> {
     }
 }
 
-/// Python lines `name = value`, with which the config file of a framework begins.
+/// Python lines `name = value`, which a template of a config file gets in the place of `# NUMBERS`.
 fn assignments(values: &[(&str, serde_json::Value)]) -> String {
     values.iter().map(|(name, value)| format!("{name} = {value}\n")).collect()
 }
 
-/// The value as JSON. A whole number has no decimal point, because Python reads `4.0` as a float.
+/// The value as JSON. A whole number gets no decimal point, so that Python reads it as an int.
 fn number(value: f64) -> serde_json::Value {
     if value.fract() == 0.0 { (value as i64).into() } else { value.into() }
 }
@@ -217,7 +218,8 @@ fn write_json(folder: &Path, name: &str, value: &serde_json::Value) -> Result<()
     durable::replace_bytes(&folder.join(name), &serde_json::to_vec_pretty(value)?)
 }
 
-/// Writes `model.pth`: a dictionary of the tensors, which is the value of the key `wrapper` in another dictionary if given.
+/// Writes `model.pth`, a dictionary of the tensors. If `wrapper` is given, this dictionary is the value of the key `wrapper` in
+/// another dictionary.
 fn write_torch(folder: &Path, tensors: &[Named], wrapper: Option<&str>) -> Result<()> {
     durable::replace(&folder.join("model.pth"), |beside| torch_file::write(beside, tensors, wrapper))
 }
@@ -228,14 +230,14 @@ mod tests {
     use serde_json::Value;
     use std::collections::BTreeMap;
 
-    /// The configs of the model sizes of the paper.
+    /// The configs of the paper's three model sizes.
     pub const PAPER_CONFIGS: [(&str, &str); 3] = [
         ("b", include_str!("../../configs/imagenet-vit-b.toml")),
         ("l", include_str!("../../configs/imagenet-vit-l.toml")),
         ("h", include_str!("../../configs/imagenet-vit-h.toml")),
     ];
 
-    /// Calls `act` with the config's model, whose tensors all repeat one zero, so that even ViT-H takes no memory.
+    /// Calls `act` with the config's model. Each tensor repeats a single zero, so that even ViT-H takes almost no memory.
     pub fn with_zeros<T>(config: &str, act: impl Fn(&Exported) -> T) -> T {
         let config = Config::parse(config, &[]).unwrap();
         let model = config.model.clone();
@@ -252,7 +254,7 @@ mod tests {
         act(&Exported { config: &config, model, depth, tensors, class_names: Vec::new() })
     }
 
-    /// The names and shapes of the tensors. One name with `{n}` stands for the tensors of n blocks, whose shapes must be equal.
+    /// The names and shapes of the tensors. The tensors of n blocks, whose shapes must be equal, share one name with `{n}`.
     fn grouped(tensors: Vec<Named>) -> BTreeMap<String, Vec<i64>> {
         let mut blocks: BTreeMap<String, (Vec<i64>, usize)> = BTreeMap::new();
         for Named { name, tensor } in tensors {

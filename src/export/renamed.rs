@@ -4,7 +4,8 @@ use super::Named;
 use crate::family::vit::names::{Row, find};
 use tch::Tensor;
 
-/// The tensors that a reader takes, as views of the given tensors. `name_of` gives the reader's name in a row of the table.
+/// The tensors that a reader takes, as views of the given tensors. `name_of` gives the reader's name in a row of the table, or none
+/// if the reader takes no such tensor.
 pub fn renamed(tensors: &[Named], name_of: impl Fn(&Row) -> Option<&'static str>) -> Vec<Named> {
     let mut all = Vec::new();
     for Named { name, tensor } in tensors {
@@ -20,7 +21,7 @@ pub fn renamed(tensors: &[Named], name_of: impl Fn(&Row) -> Option<&'static str>
     all
 }
 
-/// Splits a tensor whose rows belong to the queries, the keys and the values, a third each.
+/// Splits a tensor whose rows belong to the queries, the keys and the values: a third of the rows each.
 fn split_qkv(pattern: &str, tensor: &Tensor) -> Vec<Named> {
     let thirds = ["query", "key", "value"].into_iter().zip(tensor.chunk(3, 0));
     thirds.map(|(third, tensor)| Named { name: pattern.replace("{qkv}", third), tensor }).collect()

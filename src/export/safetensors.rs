@@ -25,12 +25,13 @@ weights = load_file(\"model.safetensors\")
 ```
 ";
 
-/// Writes `model.safetensors`. The metadata says that PyTorch made the tensors; transformers refuses a file without it.
+/// Writes `model.safetensors`. Its metadata say that PyTorch made the tensors, because transformers refuses a file that does not
+/// say so.
 pub fn write_tensors(folder: &Path, tensors: &[Named]) -> Result<()> {
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let entries = tensors.iter().map(|Named { name, tensor }| (name.as_str(), Entry::new(tensor)));
     durable::replace(&folder.join("model.safetensors"), |beside| {
-        // `serialize_to_file` makes a file that only its owner may read. Give it the permissions of any new file.
+        // `serialize_to_file` makes a file that only its owner may read. So give it the permissions of any new file.
         let permissions = File::create(beside)?.metadata()?.permissions();
         ::safetensors::serialize_to_file(entries, Some(metadata), beside)?;
         Ok(std::fs::set_permissions(beside, permissions)?)

@@ -21,8 +21,8 @@ pub fn write(exported: &Exported, folder: &Path) -> Result<()> {
 /// The epsilon of timm's layer norms, which its config cannot change.
 const TIMM_EPS: f64 = 1e-6;
 
-/// The factor for the residual stream with which layer norms of timm's epsilon give the same results as layer norms of `eps`; none
-/// if the two are equal.
+/// The factor s by which the residual stream must be multiplied, so that layer norms with timm's epsilon give the results of layer
+/// norms with the epsilon `eps`. None if the two are equal.
 ///
 /// With s² = 1e-6 / eps: s (x − µ) / √(s² σ² + 1e-6) = (x − µ) / √(σ² + eps).
 fn residual_scale(eps: f64) -> Option<f64> {
@@ -30,7 +30,7 @@ fn residual_scale(eps: f64) -> Option<f64> {
     ((scale - 1.0).abs() > 1e-6).then_some(scale)
 }
 
-/// Multiplies the tensors whose output is added to the residual stream by `scale`, and leaves the others as they are.
+/// Multiplies by `scale` the tensors that add to the residual stream, and leaves the other tensors as they are.
 fn scaled(tensors: &[Named], scale: Option<f64>) -> Vec<Named> {
     let is_added_to_stream = |name: &str| {
         matches!(name, "cls_token" | "pos_embed")
@@ -43,18 +43,19 @@ fn scaled(tensors: &[Named], scale: Option<f64>) -> Vec<Named> {
     tensors.iter().map(scaled_tensor).collect()
 }
 
-/// A file with the names of the classes in the order of the labels. Without it timm sorts folders of images in natural order:
-/// 1, 2, 10.
+/// A file with the names of the classes in the order of the labels. Without it, timm numbers the class folders of images in natural
+/// order: 1, 2, 10.
 const CLASS_MAP_FILE: &str = "class_map.txt";
 
-/// The content of the class map: one name per line. None if no names are known, or if timm would read other names from it.
+/// The content of the class map, with one name per line. None if no names are known, or if timm would read other names from it.
 fn class_map(names: &[String]) -> Option<String> {
     let fits_a_line = |name: &String| name.trim() == name && !name.is_empty() && name.lines().count() == 1;
     let can_be_read = !names.is_empty() && names.iter().all(fits_a_line);
     can_be_read.then(|| names.iter().map(|name| format!("{name}\n")).collect())
 }
 
-/// The content of `config.json`. Its `model_args` override the sizes of the named architecture, so one name serves all sizes.
+/// The content of `config.json`. Its `model_args` override the sizes of the named architecture, so the same architecture is named
+/// for all sizes.
 fn model_config(exported: &Exported) -> serde_json::Value {
     let (model, data) = (exported.vit(), &exported.config.data);
     let size = model.image_size;

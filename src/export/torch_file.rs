@@ -22,8 +22,8 @@ const ALIGNMENT: u16 = 64;
 /// From this number of bytes on, a zip entry needs 64-bit sizes.
 const NEEDS_ZIP64: usize = u32::MAX as usize;
 
-/// Writes a dictionary of the tensors, which is the value of the key `wrapper` in another dictionary if a wrapper is given.
-/// Copies at most one tensor at a time.
+/// Writes a dictionary of the tensors. If `wrapper` is given, this dictionary is the value of the key `wrapper` in another
+/// dictionary. Copies at most one tensor at a time.
 pub fn write(path: &Path, tensors: &[Named], wrapper: Option<&str>) -> Result<()> {
     let mut zip = ZipWriter::new(BufWriter::with_capacity(1 << 20, File::create(path)?));
     let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).with_alignment(ALIGNMENT);
@@ -87,7 +87,7 @@ fn text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// Writes the integer with the shortest opcode that holds it, as Python's pickler does; from 2³¹ on always with 8 bytes.
+/// Writes the integer with the shortest opcode that holds it, as Python's pickler does. From 2³¹ on it always takes 8 bytes.
 fn integer(out: &mut Vec<u8>, number: i64) {
     let bytes = number.to_le_bytes();
     match number {

@@ -1,4 +1,4 @@
-//! The Python names that a pickle may use: the names that `torch.load(weights_only=True)` allows (torch 2.11,
+//! The Python names that a pickle may use. They are the names that `torch.load(weights_only=True)` allows (torch 2.11,
 //! `torch/_weights_only_unpickler.py`), and the names of objects that checkpoints hold beside the weights.
 
 /// The meaning of a Python name.
@@ -7,10 +7,11 @@ pub enum Global {
     /// A class of dictionaries.
     Dictionary,
     RebuildTensor,
-    /// Like [`Global::RebuildTensor`], but the kind of numbers is an argument.
+    /// Like [`Global::RebuildTensor`], but an argument gives the kind of number.
     RebuildTensorOfKind,
     RebuildParameter,
-    /// Rebuilds a tensor of a subclass or with attributes; its arguments hold another rebuilding name and that name's arguments.
+    /// Rebuilds a tensor of a subclass, or a tensor with attributes. Its arguments contain another rebuilding name and the
+    /// arguments of that name.
     RebuildOfType,
     /// The class of a storage, or a dtype.
     Kind(Number),
@@ -25,16 +26,16 @@ pub enum Number {
     F32,
     F16,
     Bf16,
-    /// Counters and flags.
+    /// Integers and flags, such as counters.
     Integer,
     /// Floating-point numbers of 8 bits or fewer.
     Narrow,
-    /// Complex or quantised numbers.
+    /// Complex, quantised or untyped numbers.
     Other,
 }
 
 impl Global {
-    /// The meaning of a name; none if no checkpoint of weights needs it.
+    /// The meaning of a name. None if no checkpoint of weights needs the name.
     pub fn named(module: &str, name: &str) -> Option<Global> {
         Some(match (module, name) {
             ("collections", "OrderedDict" | "defaultdict" | "Counter") => Global::Dictionary,

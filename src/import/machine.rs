@@ -1,16 +1,16 @@
-//! Reads pickles as Python's pickle machine does, but calls nothing. It knows the opcodes of protocols 2 to 5 that data needs and
-//! the names in [`super::globals`], and refuses every other opcode or name.
+//! Reads pickles as Python's pickle machine does, but calls nothing. It knows the opcodes of protocols 2 to 5 that data need, and
+//! the names in [`super::globals`]. It refuses every other opcode or name.
 
 use super::globals::Global;
 use super::pickle::{Id, Pickle, Value};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 
-/// A checkpoint of a large model with its optimiser holds about 20,000 values.
+/// The largest number of values in a pickle. A checkpoint of a large model with its optimiser holds about 20,000.
 const MOST_VALUES: usize = 1 << 20;
 const LATEST_PROTOCOL: u8 = 5;
 
-/// The cure for a file that is refused.
+/// The cure for a pickle that is refused.
 const CURE: &str = "nothing of it was executed. If you trust who wrote the file, save its weights alone: python -c \"import \
                     torch; c = torch.load('THIS_FILE', map_location='cpu', weights_only=False); c = next((c[k] for k in \
                     ('model', 'state_dict') if k in c), c) if isinstance(c, dict) else c; torch.save(c.state_dict() if \
@@ -50,7 +50,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Executes an opcode that pushes a number, a text or bytes; returns false for any other opcode.
+    /// Executes an opcode that pushes a number, a text or bytes. Returns false for any other opcode.
     fn constant(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             b'N' | 0x88 | 0x89 => self.push(Value::Other)?,
@@ -79,7 +79,7 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    /// Executes an opcode that makes or fills a tuple, list, set or dictionary; returns false for any other opcode.
+    /// Executes an opcode that makes or fills a tuple, list, set or dictionary. Returns false for any other opcode.
     fn container(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             b'(' => self.marks.push(self.stack.len()),
@@ -131,8 +131,8 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    /// Executes an opcode that stores a value in the memo, fetches one from it, or duplicates or drops a value of the stack;
-    /// returns false for any other opcode.
+    /// Executes an opcode that stores a value in the memo or fetches a value from it, or that duplicates or drops a value of the
+    /// stack. Returns false for any other opcode.
     fn memo_and_stack(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             b'q' | b'r' => {
@@ -159,8 +159,8 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    /// Executes an opcode of the protocol, one that pushes a name, or one that makes or changes an object; returns false for any
-    /// other opcode.
+    /// Executes an opcode of the protocol, an opcode that pushes a name, or an opcode that makes or changes an object. Returns
+    /// false for any other opcode.
     fn object(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             0x80 => {
@@ -170,7 +170,7 @@ impl Machine<'_> {
                     "its pickle has protocol {protocol}; 2 to {LATEST_PROTOCOL} are read"
                 );
             }
-            // The length of a frame.
+            // FRAME gives the length of a frame, which is not needed.
             0x95 => drop(self.take(8)?),
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
@@ -187,7 +187,7 @@ impl Machine<'_> {
             b'Q' => self.persistent()?,
             // REDUCE and NEWOBJ both take a name and its arguments.
             b'R' | 0x81 => self.reduce()?,
-            // NEWOBJ_EX also takes named arguments, which lie on top.
+            // NEWOBJ_EX also takes named arguments, which lie on top of the stack.
             0x92 => {
                 self.pop()?;
                 self.reduce()?;
@@ -230,7 +230,7 @@ impl Machine<'_> {
         Ok(self.pop_many(1)?[0])
     }
 
-    /// Pops the topmost values, but none from below an open mark.
+    /// Pops the topmost values. Pops none from below an open mark.
     fn pop_many(&mut self, count: usize) -> Result<Vec<Id>> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let start = self.stack.len().checked_sub(count).filter(|&start| start >= floor);
@@ -243,8 +243,8 @@ impl Machine<'_> {
         Ok(self.stack.split_off(mark))
     }
 
-    /// Pushes an integer that is stored little-endian in two's complement. An integer of 1 or 2 bytes is read without a sign. The value
-    /// of an integer of more than 8 bytes is ignored.
+    /// Pushes an integer that is stored little-endian in two's complement. An integer of 1 or 2 bytes is read as unsigned. The
+    /// value of an integer of more than 8 bytes is ignored.
     fn integer(&mut self, byte_count: usize) -> Result<()> {
         if byte_count > 8 {
             return self.ignored(byte_count);
@@ -287,12 +287,12 @@ impl Machine<'_> {
         self.push(Value::Global(global))
     }
 
-    /// The beginning of an error: it names the entry of the outermost dictionary that is being read.
+    /// The beginning of an error. It names the entry of the outermost dictionary that is being read, if the entry is known.
     fn error_subject(&self) -> String {
         let (first, second) = (self.marks.first().copied(), self.marks.get(1).copied());
         let below_marks = &self.stack[..first.unwrap_or(self.stack.len())];
-        // Several entries lie above the first mark, keys and values in turn, with the dictionary below it. A single entry has no
-        // mark: its key lies above the dictionary.
+        // If a dictionary is filled with several entries at once, their keys and values lie in turn above the first mark, and the
+        // dictionary lies below it. If it is filled with a single entry, there is no mark, and the key lies above the dictionary.
         let entries = match first {
             Some(first) if below_marks.len() <= 1 => &self.stack[first..second.unwrap_or(self.stack.len())],
             _ => below_marks.get(1..).unwrap_or_default(),

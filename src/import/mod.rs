@@ -1,6 +1,6 @@
-//! Imports weights into a run: from checkpoints of the official code (`model_stages`), DeiT's and timm's .pth, .safetensors, and
-//! from incubate's own artefacts, to continue at another image size or with a new head. Nothing in such a file is executed, and memory is
-//! allocated only after sizes have been checked.
+//! Imports weights into a run from checkpoints of the official code (`model_stages`), from DeiT's and timm's .pth, and from
+//! .safetensors. An artefact of incubate can be imported too, to continue at another image size or with a new head. Nothing in such
+//! a file is executed, and memory is allocated only after sizes have been checked.
 
 mod globals;
 mod machine;
@@ -55,12 +55,12 @@ impl FromStr for Role {
 /// The options of an import.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Choice {
-    /// If none, the depth of the file's model decides. A model as deep as the config's meta model becomes the meta model. Any other model
-    /// becomes the final model, or the assembled model if it gets a new head.
+    /// If none, the depth of the file's model decides. A model as deep as the config's meta model becomes the meta model. Any other
+    /// model becomes the final model, or the assembled model if it gets a new head.
     pub role: Option<Role>,
-    /// Take the moving averages of the weights instead of the weights.
+    /// Whether to take the moving averages of the weights instead of the weights.
     pub ema: bool,
-    /// Initialise the head randomly, because the classes are not the file's.
+    /// Whether to draw a fresh head, because the classes are not the file's.
     pub new_head: bool,
 }
 
@@ -68,8 +68,8 @@ pub struct Choice {
 /// of another image size are resampled.
 ///
 /// # Errors
-/// A usage error that says which part of the file does not fit the config, or why the file is refused, or that the run directory
-/// has such an artefact already; [`crate::error::Failure::Damaged`] for a damaged artefact.
+/// A usage error if a part of the file does not fit the config, if the file is refused, or if the run directory already has such an
+/// artefact. The error says which part or why. [`crate::error::Failure::Damaged`] for a damaged artefact.
 pub fn import(config: &Config, file: &Path, choice: Choice) -> Result<PathBuf> {
     require!(
         !(choice.new_head && choice.role == Some(Role::Final)),
@@ -126,7 +126,7 @@ struct Imported {
     class_names: Vec<String>,
 }
 
-/// Whether the file is an artefact of incubate. Its first bytes tell (see `seal.rs`).
+/// Whether the file is an artefact of incubate, by its first bytes (see `seal.rs`).
 fn is_artefact(file: &mut File) -> Result<bool> {
     let mut first = Vec::new();
     file.take(SEALED.len() as u64).read_to_end(&mut first)?;
@@ -136,8 +136,8 @@ fn is_artefact(file: &mut File) -> Result<bool> {
 
 const SEALED: &[u8] = b"incubate artefact,";
 
-/// Takes the model of an artefact of incubate. It may differ from the config's model in the image size, and with a new head in the
-/// number of classes.
+/// Takes the model of an artefact of incubate. It may differ from the config's model in the image size, and with a new head also in
+/// the number of classes.
 fn from_artefact(config: &Config, artefact: Artefact, choice: Choice) -> Result<Imported> {
     let model = &config.model;
     let (header, mut weights) = (artefact.header, artefact.weights);
@@ -190,7 +190,7 @@ fn from_other_program(config: &Config, source: &File, choice: Choice) -> Result<
     Ok(Imported { role, depths, weights, class_names: Vec::new() })
 }
 
-/// Initial weights for the head.
+/// Fresh weights for the head.
 fn new_head(config: &Config, depths: &[usize]) -> Weights {
     let parameters = config.model.parameters(depths);
     fresh(parameters.iter().filter(|parameter| parameter.is_of_head()), config.run.seed)
@@ -203,8 +203,8 @@ fn depths_of(model: &Model, role: Role) -> Vec<usize> {
     }
 }
 
-/// Lists the tensors of another program's file. Its first bytes show its format: a zip, a length with a JSON header, or a pickle,
-/// which torch wrote before 1.6.
+/// Lists the tensors of another program's file. The first bytes show the format: a zip (.pth), a length with a JSON header
+/// (.safetensors), or a bare pickle, which torch wrote before 1.6 and which is refused.
 fn list(mut file: &File, ema: bool) -> Result<Listing> {
     let mut first_bytes = [0; 9];
     file.read_exact(&mut first_bytes).context("it breaks off; copy it again")?;
@@ -223,7 +223,7 @@ fn list(mut file: &File, ema: bool) -> Result<Listing> {
     }
 }
 
-/// The role of a model with this many blocks, if the user gives none.
+/// The role of a model with this many blocks, if the user does not give a role.
 fn guess_role(model: &Model, blocks: usize, new_head: bool) -> Result<Role> {
     let (meta_blocks, target_blocks): (usize, usize) = (model.meta_depths().iter().sum(), model.depths().iter().sum());
     if blocks == meta_blocks && blocks == target_blocks {
@@ -251,14 +251,15 @@ fn wrong_depths(model: &Model, found: &[usize], expected: &[usize]) -> String {
     format!("it holds stages of {found:?} blocks, but {expected:?} are expected; {cure}")
 }
 
-/// The first name of a parameter of a block, as other programs call it.
+/// The name of the first parameter of a block in other programs.
 fn name_in_a_block(model: &Model) -> String {
     let parameters = model.parameters(model.depths());
     let of_block = parameters.iter().find(|parameter| parameter.name.starts_with("blocks."));
     of_block.map_or(String::new(), |parameter| model.whole_name(parameter, model.depths()))
 }
 
-/// Reads every parameter of the model except the parameters of a new head. Fails if the listing holds other tensors too.
+/// Reads every parameter of the model except those of a new head. Fails if the listing holds any other tensor that the family does
+/// not call needless.
 fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File, new_head: &Weights) -> Result<Weights> {
     let mut weights = Weights::new();
     let parameters = model.parameters(depths);
@@ -292,7 +293,7 @@ fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File, new_
     Ok(weights)
 }
 
-/// The cure for a tensor of another shape.
+/// The cure for a tensor whose shape differs from the parameter's.
 fn cure_for_shape(parameter: &Parameter) -> &'static str {
     if parameter.is_of_head() {
         "set model.classes to this file's, or initialise a new head with --new-head"
@@ -316,7 +317,7 @@ fn missing(model: &Model, parameter: &Parameter, flat_name: &str) -> String {
     format!("{flat_name} (stage {}) is missing{cure}", parameter.stage)
 }
 
-/// Fails unless the bias of a model without biases is zero. Exports write such a bias for readers that expect one.
+/// Fails unless this bias is zero. The model has no such bias, but exports write it for readers that expect it.
 fn check_zero(bias: &Stored, file: &File) -> Result<()> {
     anyhow::ensure!(
         floats(&bias.read(file)?).iter().all(|&number| number == 0.0),

@@ -1,8 +1,8 @@
 //! The values of a pickle that `torch.save` wrote. [`super::machine`] reads them and executes nothing.
 //!
-//! Values lie in one arena and refer to each other by index, so that neither depth nor cycles can exhaust the stack. Texts are
-//! shared instead of copied, and the lengths of shapes and the number of values are limited. So memory grows with the bytes of
-//! the pickle, however often it fetches values from its memo.
+//! Values lie in one arena and refer to each other by index, so neither depth nor cycles can exhaust the stack. Texts are shared
+//! instead of copied. The length of shapes and the number of values are limited. So memory grows with the bytes of the pickle,
+//! however often the pickle fetches values from its memo.
 
 use super::globals::{Global, Number};
 use std::rc::Rc;
@@ -21,7 +21,7 @@ pub enum Value {
     Global(Global),
     Storage(Storage),
     Tensor(Tensor),
-    /// Any other number, a flag, or an object that is ignored.
+    /// Python's None, a flag, any other number, or an object that is ignored.
     Other,
 }
 
@@ -32,7 +32,7 @@ pub struct Storage {
     pub number: Number,
 }
 
-/// The position of a tensor in its storage. All fields count numbers, not bytes.
+/// The position of a tensor in its storage. The offset and the strides count numbers, not bytes.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     pub storage: Storage,
@@ -53,12 +53,13 @@ impl Pickle {
         &self.values[self.root]
     }
 
-    /// The value of a key in a dictionary; the later one if the key is set twice. None if `dict` is not a dictionary.
+    /// The value of a key in a dictionary, or the later value if the key is set twice. None if `dict` is not a dictionary or lacks
+    /// the key.
     pub fn get(&self, dict: &Value, key: &str) -> Option<&Value> {
         self.entries(dict).into_iter().rfind(|(name, _)| *name == key).map(|(_, value)| value)
     }
 
-    /// The entries of a dictionary whose keys are texts.
+    /// The entries of a dictionary whose keys are texts. Empty if `dict` is not a dictionary.
     pub fn entries<'a>(&'a self, dict: &Value) -> Vec<(&'a str, &'a Value)> {
         let Value::Dict(pairs) = dict else { return Vec::new() };
         let entry = |&(key, value): &(Id, Id)| match &self.values[key] {
@@ -68,7 +69,7 @@ impl Pickle {
         pairs.iter().filter_map(entry).collect()
     }
 
-    /// The members of a list.
+    /// The members of a list. Empty if `list` is not a list.
     pub fn members(&self, list: &Value) -> Vec<&Value> {
         let Value::List(members) = list else { return Vec::new() };
         members.iter().map(|&id| &self.values[id]).collect()

@@ -5,7 +5,7 @@ use super::machine::Machine;
 use super::pickle::{Id, Storage, Tensor, Value};
 use anyhow::{Result, bail, ensure};
 
-/// No weight has more dimensions.
+/// The largest number of dimensions of a tensor. No weight has more.
 const MOST_DIMENSIONS: usize = 8;
 
 impl Machine<'_> {
@@ -25,7 +25,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Replaces a name and the tuple of its arguments by the object that Python would make from them.
+    /// Replaces a name and the tuple of its arguments by the value that stands for the object which Python would make from them.
     pub(super) fn reduce(&mut self) -> Result<()> {
         let arguments = self.pop()?;
         let callable = self.pop()?;
@@ -91,7 +91,8 @@ impl Machine<'_> {
     /// The members of a tuple.
     fn members(&self, id: Id) -> Result<Vec<Id>> {
         match &self.values[id] {
-            // A long tuple that is fetched often from the memo would be copied each time. No arguments or shapes are so long.
+            // A long tuple that the pickle often fetches from its memo would be copied each time. No arguments or shapes are so
+            // long.
             Value::Tuple(members) if members.len() <= 64 => Ok(members.clone()),
             _ => bail!("its pickle holds another value in the place of a tuple, or a tuple of more than 64 members"),
         }

@@ -1,4 +1,4 @@
-//! A .safetensors: a JSON header with names and offsets, then the tensors one after the other.
+//! A .safetensors: a JSON header with names and offsets, followed by the tensors one after the other.
 
 use super::globals::Number;
 use super::stored::{Listing, Stored, without_prefixes};

@@ -1,4 +1,4 @@
-//! Tensors that are stored in a file and are read one by one.
+//! The tensors in a file, which are listed first and then read one by one.
 
 use super::globals::Number;
 use crate::family::Model;
@@ -9,26 +9,26 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use tch::{Device, Kind, Tensor};
 
-/// The position of a tensor in a file, where its numbers are contiguous.
+/// The position of a tensor in a file. Its numbers are contiguous there.
 #[derive(Debug, Clone)]
 pub struct Stored {
     pub number: Number,
     pub sizes: Vec<i64>,
-    /// The offset of its first byte in the file.
+    /// The offset in the file of the tensor's first byte.
     pub start: u64,
 }
 
 /// The tensors of a checkpoint by name.
 #[derive(Debug)]
 pub enum Listing {
-    /// The tensors of the whole network. Blocks are numbered from its start.
+    /// The tensors of the whole network. Blocks are numbered from the start of the network.
     Flat(BTreeMap<String, Stored>),
     /// The official code's `model_stages`: the tensors of each stage. Blocks are numbered from the start of the stage.
     Stages(Vec<BTreeMap<String, Stored>>),
 }
 
 impl Number {
-    /// The bytes of one number. For a kind that is not read it is a lower bound, which the check of sizes can use.
+    /// The bytes of one number. For a kind that cannot be read, it is a lower bound, which suffices to check sizes.
     fn size(self) -> u64 {
         match self {
             Number::F64 => 8,
@@ -53,7 +53,7 @@ impl Number {
 }
 
 impl Stored {
-    /// A tensor that begins at `start`. Fails if it would end after the byte `end`.
+    /// A tensor that begins at the byte `start`. Fails if it would end after the byte `end`.
     pub fn within(number: Number, sizes: Vec<i64>, start: u64, end: u64) -> Result<Stored> {
         let count = sizes.iter().try_fold(1u64, |n, &size| n.checked_mul(u64::try_from(size).ok()?));
         let last = count.and_then(|n| n.checked_mul(number.size())).and_then(|bytes| bytes.checked_add(start));
@@ -61,8 +61,8 @@ impl Stored {
         Ok(Stored { number, sizes, start })
     }
 
-    /// A tensor in a storage, which occupies `size` bytes of the file from the byte `start` on. The tensor begins at the storage's number
-    /// `offset`.
+    /// A tensor in a storage. The storage occupies `size` bytes of the file from the byte `start` on. The tensor begins at number
+    /// `offset` of the storage.
     pub fn from_storage(number: Number, sizes: Vec<i64>, offset: i64, start: u64, size: u64) -> Result<Stored> {
         let skipped =
             u64::try_from(offset).ok().and_then(|n| n.checked_mul(number.size())).filter(|&bytes| bytes <= size);
@@ -74,7 +74,7 @@ impl Stored {
     /// Reads the numbers as fp32.
     pub fn read(&self, file: &File) -> Result<Tensor> {
         self.number.check_is_readable()?;
-        // Allocate no memory for bytes that the file does not have, whatever its header claimed.
+        // Allocate no memory for bytes that the file does not have, whatever its header claims.
         Stored::within(self.number, self.sizes.clone(), self.start, file.metadata()?.len())?;
         let count: i64 = self.sizes.iter().product();
         let mut tensor = Tensor::zeros([count], (Kind::Float, Device::Cpu));
@@ -101,11 +101,12 @@ impl Stored {
 /// How many numbers are read at a time.
 const CHUNK: usize = 1 << 18;
 
-/// The prefixes that training programs put before names: `torch.compile`, data-parallel training, and modules that wrap the
-/// network.
+/// The prefixes that training programs put before names: `torch.compile`, data-parallel training, and modules that wrap the network
+/// (two prefixes).
 const PREFIXES: [&str; 4] = ["_orig_mod.", "module.", "model.", "backbone."];
 
-/// Removes the prefixes from the names. A prefix stays if two tensors would have the same name without it.
+/// Removes the prefixes from the names. A prefix stays if without it two tensors would have the same name, or a tensor would have
+/// none.
 pub fn without_prefixes(mut tensors: BTreeMap<String, Stored>) -> BTreeMap<String, Stored> {
     loop {
         let is_removable = |prefix: &&str| {
@@ -133,7 +134,7 @@ impl Listing {
         self.depths(model).into_iter().fold(0, usize::saturating_add)
     }
 
-    /// Removes a tensor, given its name in a listing by stages and its name in a flat listing.
+    /// Removes a tensor and returns it. `stage` and `name` find it in a listing by stages, `flat_name` in a flat listing.
     pub fn take(&mut self, stage: usize, name: &str, flat_name: &str) -> Option<Stored> {
         match self {
             Listing::Flat(names) => names.remove(flat_name),

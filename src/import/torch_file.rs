@@ -1,4 +1,4 @@
-//! A .pth of torch 1.6 or newer: a zip with a pickle and a file for each storage. See `export/torch_file.rs` for the layout.
+//! A .pth of torch 1.6 or newer: a zip with a pickle, and with a file for each storage. See `export/torch_file.rs` for the layout.
 
 use super::machine;
 use super::pickle::{Pickle, Tensor, Value};
@@ -11,17 +11,18 @@ use zip::{CompressionMethod, ZipArchive};
 
 /// The largest pickle that is read, in bytes. The names and shapes of any checkpoint's tensors need far less.
 const LARGEST_PICKLE: u64 = 16 << 20;
-/// These limits are needed because a short pickle can use one value of its memo many times: one dictionary as many stages, one
+/// These limits are needed because a short pickle can use one value of its memo many times: one dictionary as many stages, or one
 /// text as many names.
 const MOST_STAGES: usize = 256;
 const MOST_TENSORS: usize = 1 << 16;
 const LONGEST_NAME: usize = 1 << 10;
-/// The keys under which checkpoints hold the weights, in DeiT and the official code, in timm and mmseg, and in other programs.
+/// The keys under which checkpoints hold the weights: `model` in DeiT and the official code, `state_dict` in timm and mmseg,
+/// `model_state_dict` in other programs.
 const WRAPPERS: [&str; 3] = ["model", "state_dict", "model_state_dict"];
-/// The keys under which checkpoints of DeiT, timm and mmengine hold moving averages of the weights.
+/// The keys under which checkpoints of DeiT, timm and mmengine, in this order, hold the moving averages of the weights.
 const AVERAGES: [&str; 3] = ["model_ema", "state_dict_ema", "ema_state_dict"];
 
-/// Lists the weights in the file without reading them; with `ema` lists their moving averages instead.
+/// Lists the weights in the file without reading them. With `ema` lists the moving averages of the weights instead.
 pub fn list(file: &File, ema: bool) -> Result<Listing> {
     let mut zip = ZipArchive::new(file).context("the directory at its end is missing or damaged; copy it again")?;
     let mut root = None;
@@ -48,7 +49,8 @@ pub fn list(file: &File, ema: bool) -> Result<Listing> {
     Ok(Listing::Flat(storages.tensors(&pickle, weights(&pickle, ema)?)?))
 }
 
-/// The dictionary of the weights, or with `ema` of their moving averages. If the file holds both, the log says which was taken.
+/// The dictionary of the weights, or with `ema` that of their moving averages. If the file holds both, the log says which were
+/// taken.
 fn weights(pickle: &Pickle, ema: bool) -> Result<&Value> {
     let top = pickle.root();
     let first = |keys: &[&'static str]| {
@@ -91,14 +93,14 @@ struct Storages<'a> {
     zip: ZipArchive<&'a File>,
     /// The folder of the entries, with its slash.
     root: String,
-    /// The length of the file, to compare with the sizes that the zip's directory claims.
+    /// The length of the file, which is compared with the sizes that the zip's directory claims.
     length: u64,
     /// How many tensors have been listed.
     tensors: usize,
 }
 
 impl Storages<'_> {
-    /// The tensors of a dictionary, by names without prefixes.
+    /// The tensors of a dictionary, by their names without prefixes.
     fn tensors(&mut self, pickle: &Pickle, dict: &Value) -> Result<BTreeMap<String, Stored>> {
         let mut found = BTreeMap::new();
         for (name, value) in pickle.entries(dict) {

@@ -5,7 +5,7 @@ use crate::data::image::shrink::{Image, Shrink};
 use crate::data::source::samples::Split;
 use anyhow::Result;
 
-/// Reads and shrinks images. Each thread has its own encoder, which reuses its memory.
+/// Reads, shrinks and encodes images. Each thread has an encoder of its own, which reuses its memory.
 pub struct Encoder {
     shrink: Shrink,
     stored: Vec<u8>,

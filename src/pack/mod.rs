@@ -1,6 +1,6 @@
-//! `incubate pack`: writes any source in the packed form (`data/source/shard.rs`), shard by shard. All threads encode the
-//! images of one shard while the previous shard is written. A shard is written durably or not at all, so after a stop the
-//! same command continues with the first missing shard.
+//! `incubate pack`: writes any source in the packed form (`data/source/shard.rs`), shard by shard. All threads encode the images of
+//! one shard while another thread writes the previous shard. A shard is written durably or not at all. So after a stop, the same
+//! command continues with the first missing shard.
 
 mod image;
 
@@ -33,20 +33,20 @@ pub struct Options {
     pub threads: usize,
 }
 
-/// The result: the contents of the folder.
+/// The result: what the folder holds now.
 #[derive(Debug, Default, Serialize)]
 pub struct PackReport {
     pub train_images: usize,
     pub val_images: usize,
     pub shards: usize,
-    /// Shards that an earlier call has written.
+    /// The number of shards that an earlier call has written.
     pub kept_shards: usize,
-    /// Images that could not be read and are not in the pack.
+    /// The number of images that could not be read and are not in the pack.
     pub skipped_images: usize,
     pub bytes: u64,
 }
 
-/// A shard of the pack, which may not be written yet.
+/// A shard of the pack, whether its file exists or not.
 struct PlannedShard<'a> {
     split: &'static str,
     images: &'a Split,
@@ -60,9 +60,9 @@ struct PlannedShard<'a> {
 /// The values that all shards share.
 struct Work<'a> {
     options: &'a Options,
-    /// The common beginning of the images' names in the source, which the names in the pack omit.
+    /// The common beginning of the images' names in the source. The names in the pack omit it.
     root: String,
-    /// The run directory for progress, which may not exist.
+    /// The run directory in which `status` looks for progress. It may not exist.
     run: &'a Path,
     classes: Vec<String>,
     bad: &'a BadImages,
@@ -70,7 +70,7 @@ struct Work<'a> {
 }
 
 impl Options {
-    /// The number of images of a shard. With ImageNet's proportions and a shorter side of 256 pixels they take about 150 MB as
+    /// The number of images in a shard. With ImageNet's proportions and a shorter side of 256 pixels, a shard takes about 150 MB as
     /// JPEG and 250 MB raw.
     fn images_per_shard(&self) -> usize {
         match self.form.encoding {
@@ -80,11 +80,11 @@ impl Options {
     }
 }
 
-/// Packs both splits of a config's source into a folder. `tick` is called with the number of images done since the last call.
+/// Packs both splits of a config's source into a folder. Calls `tick` with the number of images that were done since the last call.
 ///
 /// # Errors
-/// Fails with a usage error if more than `data.bad_images` images cannot be read or the folder holds another pack; with
-/// [`Failure::Stopped`] after a signal.
+/// A usage error if more than `data.bad_images` images cannot be read, or if the folder holds another pack. [`Failure::Damaged`] if
+/// a shard in the folder is damaged, and [`Failure::Stopped`] after a signal.
 pub fn pack(
     source: &Source,
     config: &Config,
@@ -104,14 +104,14 @@ pub fn pack(
     work.pack(source, into)
 }
 
-/// Records for `status` that packing failed or could not begin, if `run` is a run directory.
+/// Records for `status` that packing failed or could not begin. Does nothing if `run` is not a run directory.
 pub fn note_failure(run: &Path, error: &anyhow::Error) {
     if !Failure::is_stop(error) && is_watched(run) {
         Progress::fail(run, PACK.name, &format!("{error:#}")).unwrap_or_else(|error| log::warn!("{error:#}"));
     }
 }
 
-/// Whether `run` is a run directory, from which `status` reads progress.
+/// Whether `run` is a run directory, in which `status` reads progress.
 fn is_watched(run: &Path) -> bool {
     run.join("progress").is_dir()
 }
@@ -148,7 +148,7 @@ impl Work<'_> {
         ended.map(|()| report)
     }
 
-    /// Encodes one shard after another while a thread writes the previous shard.
+    /// Encodes one shard after another, while a thread writes the previous shard.
     fn run(&self, missing: &[&PlannedShard], report: &mut PackReport) -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads).build();
         let pool = pool.map_err(|error| thread::cannot_start(&error))?;
@@ -178,12 +178,12 @@ impl Work<'_> {
                 sender.send((planned, shard, bytes)).map_err(|_| anyhow!("the writer has stopped"))
             });
             drop(sender);
-            // The writer stops early only if it fails, so its error comes first.
+            // The writer ends early only if it fails. Then its error comes before the error of the encoding.
             writer.join().expect("the writer does not panic").and(encoded)
         })
     }
 
-    /// Writes a heartbeat, which counts shards. If it cannot be written, only warns.
+    /// Writes a heartbeat, whose steps are shards. If it cannot be written, only warns.
     fn beat(&self, state: Activity, done: usize, total: usize) {
         if is_watched(self.run) {
             let progress = Progress { state, step: done as u64, steps: total as u64, ..Progress::begun(PACK.name) };
@@ -207,7 +207,8 @@ impl Work<'_> {
         planned
     }
 
-    /// The hash of the names and labels of a shard's images and of the way they are encoded.
+    /// The hash of the names and labels of a shard's images, of the names of all classes, and of the form in which the images are
+    /// encoded.
     fn recipe(&self, images: &Split, range: Range<usize>) -> String {
         let Form { encoding, size, quality } = self.options.form;
         let mut text = format!("{} {size} {quality} {:?}\n", encoding.name(), self.classes);
@@ -215,7 +216,7 @@ impl Work<'_> {
         blake3::hash(text.as_bytes()).to_hex().to_string()
     }
 
-    /// An image's name below the source's folder.
+    /// An image's name relative to the source's folder.
     fn name(&self, images: &Split, index: usize) -> String {
         let name = images.name(index);
         name.strip_prefix(&self.root).map(str::to_string).unwrap_or(name)
@@ -262,7 +263,7 @@ impl Work<'_> {
 }
 
 impl PlannedShard<'_> {
-    /// The shard, if an earlier call has written it.
+    /// The shard, if an earlier call has written it. Fails if the file holds a shard of other images or of another form.
     fn existing(&self) -> Result<Option<Shard>> {
         if !self.path.exists() {
             return Ok(None);
@@ -292,7 +293,7 @@ impl PackReport {
     }
 }
 
-/// The source's names of its classes, or their numbers if it has no names.
+/// The names of the classes in the source. If the source has no names, the numbers of the classes.
 fn classes(source: &Source) -> Vec<String> {
     let named = source.train.classes();
     if !named.is_empty() {

@@ -1,4 +1,5 @@
-//! Tests the graph of the jobs, the text of the scripts, and the scripts run by bash with stand-ins for the program and scontrol.
+//! Tests the dependencies of the jobs and the text of the scripts. Also lets bash run the scripts, with stand-ins for the program
+//! and scontrol.
 
 use super::*;
 use crate::cluster::script::fill;
@@ -31,7 +32,7 @@ fn jobs_of(plan: &Plan, situation: &Situation) -> Vec<PlannedJob> {
     jobs(plan, &plan.graph(), paths(), situation).unwrap()
 }
 
-/// The jobs of a run with nothing done.
+/// The jobs of a run of which nothing is done.
 fn fresh(plan: &Plan, paths: Paths) -> Result<Vec<PlannedJob>> {
     jobs(plan, &plan.graph(), paths, &with_done(plan, &[]))
 }
@@ -189,7 +190,7 @@ fn a_thousand_modules_each_in_its_own_job_cost_what_the_plan_does() {
     assert!((of_jobs / of_plan - 1.0).abs() < 1e-9, "{of_jobs} {of_plan}");
 }
 
-/// A job's script with its program and scontrol replaced, in a folder of its own.
+/// A job's script in a folder of its own, with stand-ins for the program and scontrol.
 struct Staged {
     folder: tempfile::TempDir,
     script: std::path::PathBuf,
@@ -222,7 +223,7 @@ impl Staged {
         bash
     }
 
-    /// Starts it and sends it a signal when the program has made the file `ready`.
+    /// Starts the script, and sends it a signal when the program has made the file `ready`. Returns the exit code and the output.
     fn signalled(&self, command: &mut std::process::Command, signal: i32) -> (Option<i32>, String) {
         let child = command.spawn().unwrap();
         wait::wait_until("the file `ready`", || self.folder.path().join("ready").exists());
@@ -258,7 +259,7 @@ fn a_task_of_an_array_requeues_itself_alone() {
     let staged = Staged::new("", "exit 75", 1);
     let task = [("SLURM_ARRAY_JOB_ID", "17"), ("SLURM_ARRAY_TASK_ID", "3")];
     assert_eq!(code_and_output(staged.command().envs(task).output().unwrap()), (Some(0), "requeue 17_3\n".into()));
-    // A job that is submitted from within a task is no task itself.
+    // A job that is submitted from within a task is not a task itself.
     let staged = Staged::new("", "env | grep -c SLURM_ARRAY; exit 75", 0);
     assert_eq!(code_and_output(staged.command().envs(task).output().unwrap()), (Some(0), "0\nrequeue 17\n".into()));
 }
@@ -280,7 +281,7 @@ fn the_early_signal_reaches_the_program_as_usr2_and_is_no_failure_before_the_pro
     let staged = Staged::new(setup, "echo started", 0);
     let (code, words) = staged.signalled(&mut staged.command(), libc::SIGUSR2);
     assert!(code == Some(0) && words == "requeue 17\n", "{code:?} {words}");
-    // Slurm itself sends TERM, and decides whether the job comes back.
+    // If Slurm itself sends TERM, Slurm decides whether the job comes back, so the script does not requeue it.
     let staged = Staged::new("", "trap 'exit 75' TERM; touch ready; for i in {1..500}; do sleep 0.02; done", 0);
     assert_eq!(staged.signalled(&mut staged.command(), libc::SIGTERM), (Some(75), String::new()));
 }

@@ -21,7 +21,7 @@ fn zip_of(folder: &TempDir, pickle: &[u8]) -> std::path::PathBuf {
     path
 }
 
-/// The zip that torch.save would write with this pickle and these storages.
+/// A zip like that of torch.save, with this pickle and these storages.
 fn zipped(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
@@ -35,7 +35,7 @@ fn zipped(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     zip.finish().unwrap().into_inner()
 }
 
-/// A pickle with `model_stages` of these names and shapes. It has a memo, and each tensor has a storage of its own.
+/// A pickle with `model_stages` of these names and shapes. It uses the memo, and each tensor has a storage of its own.
 fn stages_pickle(stages: &[Vec<(String, Vec<i64>)>]) -> Vec<u8> {
     let text = |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
     let long = |number: i64| [&b"J"[..], &(number as u32).to_le_bytes()[..]].concat();
@@ -139,13 +139,13 @@ fn nested_cyclic_and_endless_pickles_end_in_an_error_or_a_value() {
 
 #[test]
 fn a_value_that_a_pickle_fetches_from_its_memo_takes_no_further_memory() {
-    // A storage's key of one megabyte, used 3,000 times: 3 GB if each use copied it.
+    // A storage's key of one megabyte is used 3,000 times. This would take 3 GB if each use copied the key.
     let key = [&b"X\x00\x00\x10\x00"[..], &[b'k'; 1 << 20]].concat();
     let head = [&b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"[..], &key[..], b"NNtq\x00Q"].concat();
     let before = peak_kib();
     machine::read(&[&head[..], &b"h\x00Q".repeat(3000), b"."].concat()).unwrap();
     assert!(peak_kib() - before < 64 << 10, "{} KiB", peak_kib() - before);
-    // A name of this length is refused.
+    // A tensor's name of 5,000 bytes is refused.
     let folder = tempfile::tempdir().unwrap();
     let named = |name: &str| {
         format!("{:#}", listed(&zip_of(&folder, &stages_pickle(&[vec![(name.into(), vec![2, 3])]]))).unwrap_err())
@@ -158,7 +158,7 @@ fn values_stages_tensors_and_dimensions_have_limits() {
     assert!(refusal(&[&b"\x80\x02"[..], &[b']'; 2 << 20], b"."].concat()).contains("more than 1048576 values"));
     let folder = tempfile::tempdir().unwrap();
     let refused = |pickle: &[u8]| format!("{:#}", listed(&zip_of(&folder, pickle)).unwrap_err());
-    // Every stage is the same dictionary, fetched from the memo.
+    // Every stage is the same dictionary, which the pickle fetches from its memo.
     let stage = |count: usize| -> Vec<(String, Vec<i64>)> { (0..count).map(|i| (i.to_string(), vec![1])).collect() };
     let repeated = |count: usize, times: usize| {
         let mut pickle = stages_pickle(&[stage(count)]);

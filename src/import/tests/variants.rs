@@ -12,7 +12,7 @@ fn dictionary(entries: &[(&str, &[u8])]) -> Vec<u8> {
     [b"}(", &entries[..], b"u"].concat()
 }
 
-/// The opcodes of a tensor of two rows and three columns in the storage 0.
+/// The opcodes of a tensor of two rows and three columns, in the storage with the key 0.
 fn matrix() -> Vec<u8> {
     let storage = [&text("storage")[..], b"ctorch\nFloatStorage\n", &text("0"), &text("cpu"), b"K\x06tQ"].concat();
     [b"ctorch._utils\n_rebuild_tensor_v2\n((", &storage[..], b"K\x00K\x02K\x03\x86K\x03K\x01\x86\x89}tR"].concat()
@@ -27,14 +27,14 @@ fn pickle(value: &[u8]) -> Vec<u8> {
     [b"\x80\x02", value, b"."].concat()
 }
 
-/// The names that are found in a .pth, or why it is refused.
+/// The names of the tensors that are found in a .pth, or the error if it is refused.
 fn names(pickle: &[u8], ema: bool) -> Result<Vec<String>> {
     let folder = tempfile::tempdir().unwrap();
     let path = zip_of(&folder, pickle);
     list(&File::open(path).unwrap(), ema).map(|listing| listing.names())
 }
 
-/// A .safetensors of one tensor of 6 bytes, whose header is padded to this length.
+/// A .safetensors of one tensor of 6 bytes, whose header is padded to `header` bytes.
 fn safetensors(kind: &str, header: usize) -> Vec<u8> {
     let json = format!(r#"{{"a":{{"dtype":"{kind}","shape":[6],"data_offsets":[0,6]}}}}"#);
     [&(header as u64).to_le_bytes()[..], format!("{json:header$}").as_bytes(), &[0; 6]].concat()
@@ -119,7 +119,7 @@ fn objects_beside_the_weights_are_ignored_in_protocols_2_to_5() {
         let checkpoint = dictionary(&[("history", beside), ("model", &weights("a"))]);
         assert_eq!(names(&pickle(&checkpoint), false).unwrap(), ["a"], "{}", String::from_utf8_lossy(beside));
     }
-    // This pickle uses opcodes that came after protocol 2: frames, short texts, STACK_GLOBAL, MEMOIZE, sets and bytes.
+    // This pickle uses opcodes that are newer than protocol 2: frames, short texts, STACK_GLOBAL, MEMOIZE, sets and bytes.
     let newer = |protocol: u8| {
         let storage = b"(\x8c\x07storage\x94\x8c\x05torch\x94\x8c\x0cFloatStorage\x94\x93\x94\x8c\x010\x94\x8c\x03cpu\x94K\x06t\x94Q";
         let rebuild = b"\x8c\x0ctorch._utils\x94\x8c\x12_rebuild_tensor_v2\x94\x93\x94(";
@@ -151,7 +151,7 @@ fn an_entry_that_is_not_read_is_named_with_the_python_that_saves_the_weights() {
 fn a_safetensors_is_known_by_its_brace_and_the_error_of_a_truncated_or_8_bit_one_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.safetensors");
-    // The bytes of this header's length are «PK», as those that begin a zip.
+    // The first bytes of this header's length are «PK», like the first bytes of a zip.
     std::fs::write(&path, safetensors("U8", 0x4b50)).unwrap();
     assert_eq!(listed(&path).unwrap().names(), ["a"]);
     for (kind, words) in [("F8_E4M3", "8 bits or fewer"), ("F8_E5M2", "8 bits or fewer"), ("U8", "it holds integers")] {
