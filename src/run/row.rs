@@ -123,14 +123,15 @@ pub struct ModelSpec {
     pub method: Method,
 }
 
-/// Which stages of a network have their meta depth, and which their target depth.
+/// The choice of the stages that are deep, with the number of blocks they have in the target. The others are thin, as in the meta
+/// model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depths {
-    /// Every stage at the meta depth.
+    /// Every stage is thin.
     Thin,
-    /// The module's stage at its target depth, all others at the meta depth: the hybrid.
+    /// The module's stage is deep, all others are thin: the hybrid.
     DeepAtModule,
-    /// Every stage at its target depth.
+    /// Every stage is deep: the target.
     Deep,
 }
 
