@@ -228,7 +228,7 @@ impl<'a> Seer<'a> {
         let part = |share: &Share| Part {
             name: format!("{} {:.1} %", share.name, share.percent),
             colour: Colour::Own(colour(share.class as u8)),
-            // As strong as the mask over a white photograph.
+            // Paler than the class's own colour, as in the mask, which covers the photograph only half.
             strength: 0.75,
         };
         Bars { title: title.into(), parts: shares.iter().take(NAMED).map(part).collect(), bars: Vec::new() }.svg()
