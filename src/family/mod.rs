@@ -178,7 +178,7 @@ pub trait Family {
         ""
     }
     /// Whether the weights of `other` can be imported. `other` may differ in the image size and the depths, which the import
-    /// compares by itself, and in keys that change no parameter.
+    /// compares by itself, and in some keys that change no parameter.
     fn is_like(&self, other: &Model) -> bool;
 }
 

@@ -1,5 +1,5 @@
 //! Chooses the micro-batch if `run.micro_batch = "auto"`. A formula estimates the largest micro-batch that fits the memory of a
-//! replica, and a trial step checks the estimate. If the memory does not suffice, the next trial has half as many samples.
+//! replica, and a trial step checks the estimate. If the memory does not suffice, the next trial has about half as many samples.
 
 use crate::collective::replicas::Replica;
 use crate::collective::{Collective, Solo};

@@ -150,7 +150,8 @@ impl Job<'_> {
             let what = format!("is no artefact of {}; restore the one that was extended", node.name);
             return Err(Failure::Damaged { path, what }.into());
         }
-        // The stage of a module starts fresh or grows from the meta model's stage. Its other stages are those of the meta model.
+        // The stage that a module phase trains starts fresh or grows from the meta model's stage. All other stages are the meta
+        // model's.
         if let (Some(stage), ModuleStart::Meta) = (node.index, plan.config.module.start) {
             let own = parameters.iter().filter(|parameter| parameter.stage == stage);
             grow(&mut weights, &stored, &plan.config.model, own, phase.depths[stage]);

@@ -131,8 +131,8 @@ pub struct Course {
 }
 
 impl Course {
-    /// The course of a method in a run; none if the target has not been evaluated yet, or if a model was imported, whose cost is
-    /// unknown.
+    /// The course of a method in a run; none if the method has not evaluated the target yet, or if a model was imported, whose cost
+    /// is unknown.
     pub fn of(run: &Run, method: Method) -> Option<Course> {
         let key = format!("test/{}", run.task().headline().key);
         let (mut spent, mut points, mut is_finished) = (Cost::default(), Vec::new(), false);

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mean {
     pub mean: f64,
-    /// The sample standard deviation; none of a single value.
+    /// The sample standard deviation; none for a single value.
     pub deviation: Option<f64>,
     /// The number of values.
     pub count: usize,

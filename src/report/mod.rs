@@ -46,9 +46,9 @@ pub fn conclude(run: &Path, seen: &mut Seen) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Writes a page about runs, which are given as run directories or folders of run directories, to `out`. The default for `out` is a
-/// file in the given folder, if it is the only one. Into the folder `figures`, if given, also writes each picture as SVG and PNG,
-/// and each table as CSV.
+/// Writes a page about runs to `out`. `paths` are run directories or folders of run directories. If there is only one path, the
+/// default for `out` is a file in this folder. If the folder `figures` is given, each picture is also written into it as SVG and
+/// PNG, and each table as CSV.
 ///
 /// # Errors
 /// A usage error for a path that is no run directory, and for several paths without `out`.

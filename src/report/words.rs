@@ -67,7 +67,7 @@ fn subject(run: &Run) -> String {
     format!("A {} is trained on {} {way}.", network(run), data(run))
 }
 
-/// How long the training took, and how good the network is.
+/// The sentence on the time that the training took and the score that the network reaches; none if no method has finished.
 fn outcome(run: &Run, setting: &Setting) -> Option<String> {
     let metric = run.task().headline();
     let result = setting.courses.iter().find_map(|(_, course)| course.result())?;
@@ -81,7 +81,7 @@ fn outcome(run: &Run, setting: &Setting) -> Option<String> {
     ))
 }
 
-/// Which part of the run is not done yet; none if all are done.
+/// The sentence on the part of the run that trains now or is next; none if all expected parts are done.
 fn unfinished(run: &Run) -> Option<String> {
     let open: Vec<_> = run.parts.iter().filter(|part| !part.is_done() && run.expects(part)).collect();
     let at = open.iter().find(|part| part.has_begun()).or(open.first())?;

@@ -175,7 +175,7 @@ impl Row {
         self.phase().is_some_and(|phase| phase.trains == Trains::Module)
     }
 
-    /// Whether the row's nodes write heartbeats, at least if they fail.
+    /// Whether the row's nodes write heartbeats. The assembly writes a heartbeat only if it fails.
     pub fn has_heartbeat(&self) -> bool {
         matches!(self.kind, Kind::Pack | Kind::Train(_) | Kind::Assemble)
     }

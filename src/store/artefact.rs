@@ -30,7 +30,7 @@
 //!   /state/parameters        the names of the parameters in that order, as above: stage/{i}/{parameter}
 //!   /state/starts            the offset of each parameter in /state/{name}, counted in fp32 numbers
 //! ```
-//! The artefact and the checkpoints of module i hold stage i alone, with `depths[i]` blocks. All others hold all stages.
+//! The artefact and the checkpoints of module i hold stage i alone, with `depths[i]` blocks. All other files hold all stages.
 
 use super::durable;
 use super::lease::Fence;

@@ -46,8 +46,7 @@ pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |beside| {
         let mut file = File::create(beside)?;
         file.write_all(bytes)?;
-        // NFS reports an exceeded quota only through the file descriptor that has written, not through the one that `replace`
-        // syncs.
+        // NFS reports an exceeded quota only through the file descriptor that has written. `replace` syncs another descriptor.
         Ok(file.sync_all()?)
     })
 }

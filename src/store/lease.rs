@@ -32,8 +32,8 @@ const RENEWAL: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(200);
 /// The seconds without a renewal after which a holder counts as dead.
 const SILENCE: u64 = 30;
-/// The number of looks in [`SILENCE`] seconds. A waiting process counts its looks instead of the seconds, because a process that
-/// was suspended has seen nothing of the seconds in between.
+/// The number of looks in [`SILENCE`] seconds. A waiting process counts its looks instead of the seconds. If it was itself
+/// suspended for some seconds, it has not watched the lease in the meantime.
 const SILENT_LOOKS: u64 = SILENCE * 1000 / POLL.as_millis() as u64;
 
 /// The process that holds a phase.

@@ -105,14 +105,14 @@ impl Progress {
         }
     }
 
-    /// The phase's last heartbeat; none if there is no file, or no readable one.
+    /// The phase's last heartbeat; none if there is no readable file.
     pub fn read(run: &Path, phase: &str) -> Option<Progress> {
         let bytes = std::fs::read(run.join("progress").join(format!("{phase}.json"))).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// What this heartbeat says about the state of its phase. A renewal of the lease is a sign of life too: during a long step or
-    /// evaluation, only the thread that renews the lease gives signs of life.
+    /// The evidence of this heartbeat about the state of its phase. A renewal of the lease is a sign of life too: during a long
+    /// step or evaluation, only the thread that renews the lease gives signs of life.
     pub fn beat(&self, run: &RunDir) -> Beat {
         let since = |time: f64| (unix_time() - time).max(0.0);
         let renewed = lease::holder(run, &self.phase).map_or(f64::INFINITY, |holder| since(holder.renewed));

@@ -11,9 +11,9 @@
 //! The cells are all combinations of one value of each axis, named after the values. A value may also have these keys:
 //! - `base` is the base config of the cells with this value.
 //! - `method` is "incubation" (the default), "e2e", "dgl" or "infopro".
-//! - `equal_cost_to` names another value of the axis, whose cells train by Deep Incubation. A cell of a baseline then has the whole
-//! number
-//!   of epochs whose cost is nearest to that of its twin, the cell that differs only in having that other value.
+//! - `equal_cost_to` names another value of the axis, whose cells train by Deep Incubation. A cell of a baseline then has a twin:
+//!   the cell that differs from it only in having that other value. Its epochs are the whole number whose cost is nearest to the
+//!   cost of the twin.
 
 mod file;
 pub mod shares;

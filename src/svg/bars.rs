@@ -31,7 +31,7 @@ pub struct Bars {
     pub bars: Vec<Bar>,
 }
 
-/// The height of the title, in units of the picture.
+/// The height of the space for the title, in units of the picture.
 const HEAD: i32 = 68;
 /// The distance from one bar to the next.
 const ROW: i32 = 56;

@@ -25,7 +25,8 @@ impl Norm {
         Norm { mean, variance, frozen }
     }
 
-    /// Normalises each channel, then scales and shifts it. In training, adds the statistics to the sums in the flat buffer.
+    /// Normalises each channel, then scales and shifts it. In training, the norm of a trained stage also adds the statistics to the
+    /// flat buffer.
     pub fn forward(&self, x_bchw: &Tensor, [scale_c, shift_c]: [&Tensor; 2], mode: &Mode) -> Tensor {
         let is_trained = self.mean.gradient.is_some();
         if !(mode.trains && (is_trained || self.frozen == FrozenNorm::Batch)) {

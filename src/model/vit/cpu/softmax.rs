@@ -13,8 +13,7 @@ pub fn softmax_(scores: &mut Tensor, scale: f32) {
     by_kind!(scores, forward(scores, n, scale));
 }
 
-/// Turns the gradient of the probabilities into the gradient of the scores, in place. The probabilities are softmax(scale ·
-/// scores).
+/// Turns the gradient of the probabilities softmax(scale · scores) into the gradient of the scores, in place.
 pub fn softmax_backward_(gradient: &mut Tensor, probabilities: &Tensor, scale: f32) {
     let n = *probabilities.size().last().expect("scores have rows") as usize;
     by_kind!(probabilities, backward(gradient, probabilities, n, scale));
