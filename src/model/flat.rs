@@ -1,5 +1,5 @@
 //! The trained parameters as views of one flat buffer. So a step needs one all-reduce, one norm and one optimiser pass instead of
-//! hundreds of small operations, and a checkpoint needs one large write for each flat buffer.
+//! hundreds of small operations. A checkpoint needs one large write for each flat buffer.
 
 use crate::family::parameter::{Parameter, Role, flat_order};
 use crate::weights::{Weights, floats, floats_mut};
@@ -8,8 +8,8 @@ use std::convert::Infallible;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use tch::{Device, Kind, Tensor};
 
-/// The flat buffers. They hold first the parameters with weight decay, then the parameters without it, then the buffers of the
-/// network that are saved but not trained, such as BatchNorm's running mean.
+/// The flat buffers. They hold first the parameters with weight decay, then the parameters without it. The buffers of the network
+/// follow, such as BatchNorm's running mean, which are saved but not trained.
 pub struct FlatParameters {
     /// The fp32 weights, which the optimiser changes.
     buffer: Tensor,

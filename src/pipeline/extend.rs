@@ -1,8 +1,8 @@
 //! `--extend finetune.epochs=N` continues a finished fine-tuning for more epochs.
 //!
-//! The final model is kept as `final-E-epochs.h5`; E is the number of epochs so far. Its weights (the moving average, if the phase
-//! keeps one) are the start of a new schedule of N − E epochs, with its own warm-up and decay and with fresh moments. The config of
-//! the run directory then contains both N and E, so the recipe of the new final model depends on both.
+//! The final model is kept as `final-E-epochs.h5`; E is the number of epochs so far. From its weights (the moving average, if the
+//! phase keeps one) a new schedule of N − E epochs starts, with its own warm-up and decay. The optimiser's moments start fresh. The
+//! config of the run directory then contains both N and E, so the recipe of the new final model depends on both.
 
 use crate::collective::{Collective, on_zero};
 use crate::config::Config;

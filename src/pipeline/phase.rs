@@ -167,8 +167,8 @@ impl Job<'_> {
     }
 }
 
-/// Sets the weights of a stage of `depth` blocks, whose parameters are `own`, so that the stage computes the same function as the
-/// same stage of the meta model, whose weights are `meta`.
+/// Sets the weights of a stage so that it computes the same function as the same stage of the meta model. The stage has `depth`
+/// blocks and the parameters `own`. `meta` are the weights of the meta model.
 fn grow<'a>(
     weights: &mut Weights,
     meta: &Weights,

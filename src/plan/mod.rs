@@ -105,7 +105,7 @@ impl Plan {
         self.phase_of(&Node::new(&self.config, row, index)).expect("the row trains")
     }
 
-    /// The phase that a node trains, if it trains one.
+    /// The phase that a node trains; none if the node does not train.
     pub fn phase_of(&self, node: &Node) -> Option<PhasePlan> {
         let (row, model) = (node.row.phase()?, node.expected.as_ref()?);
         let mut training = (row.training)(&self.config).clone();

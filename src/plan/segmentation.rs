@@ -159,8 +159,8 @@ impl Architecture {
         self.layers().iter().map(Layer::flops).sum()
     }
 
-    /// The numbers that training on one crop keeps in memory: the input and the output of each layer, for a convolution with
-    /// BatchNorm also the outputs of the norm and of the ReLU, and three numbers for each pixel and class in the cross entropy.
+    /// The numbers that training on one crop keeps in memory: the input and the output of each layer and, for a convolution with
+    /// BatchNorm, also the outputs of the norm and of the ReLU. The cross entropy keeps three numbers for each pixel and class.
     pub fn activations(self) -> f64 {
         let of = |layer: &Layer| {
             let plane = layer.side.pow(2) as f64;

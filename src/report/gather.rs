@@ -92,9 +92,9 @@ impl Run {
         Task::of(&self.plan.config)
     }
 
-    /// Whether the run has made the part or is expected to make it. That holds for each part that has begun. Of the parts that the
-    /// config asks for, it also holds for baselines, for all parts if none has begun, and for parts of a method that has begun. A
-    /// run of a baseline alone, such as a cell of a study, never begins the parts of Deep Incubation.
+    /// Whether the run has begun the part or is expected to begin it. A part that has not begun is expected if the config asks for
+    /// it and one of three conditions holds: it belongs to a baseline, another part of its method has begun, or no part has begun.
+    /// A run of a baseline alone, such as a cell of a study, never begins the parts of Deep Incubation.
     pub fn expects(&self, part: &Part) -> bool {
         let mut begun = self.parts.iter().filter(|other| other.has_begun()).peekable();
         let is_first = begun.peek().is_none();

@@ -13,22 +13,22 @@ const SILENCE: f64 = 60.0;
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
     Done,
-    /// Its file cannot be read or is damaged, for this reason.
+    /// The node's file cannot be read or is damaged, for this reason.
     Damaged(String),
-    /// Its file is undamaged, but is not the artefact that this node would write.
+    /// The node's file is undamaged, but is not the artefact that this node would write.
     Stale(Misfit),
     Running,
-    /// It has begun, but no process is working on it.
+    /// The node has begun, but no process is working on it.
     Stalled,
-    /// A signal stopped it.
+    /// A signal stopped the node's process, which can resume.
     Stopped,
-    /// Its Slurm job is queued, for this reason.
+    /// The node's Slurm job is queued, for this reason.
     Queued(String),
-    /// It has not begun.
+    /// The node has not begun.
     Waiting,
-    /// It failed. The text is the error that its process or Slurm has reported, if any.
+    /// The node failed. The text is the error that its process or Slurm has reported, if any.
     Failed(Option<String>),
-    /// Its Slurm job was cancelled, for this reason.
+    /// The node's Slurm job was cancelled, for this reason.
     Cancelled(String),
 }
 
@@ -124,13 +124,13 @@ pub struct Queued {
 /// The state of a Slurm job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobState {
-    /// It waits for its first start or for a restart.
+    /// The job waits for its first start or for a restart.
     Pending,
-    /// It runs, or is in any other state in which it has not ended.
+    /// The job runs, or is in any other state in which it has not ended.
     Active,
     Completed,
     Cancelled,
-    /// It ended in any other way, for which this is Slurm's word, such as `TIMEOUT`.
+    /// The job ended in any other way, for which this is Slurm's word, such as `TIMEOUT`.
     Failed(String),
 }
 

@@ -99,7 +99,8 @@ impl Header {
 }
 
 impl Artefact {
-    /// The weights to evaluate: their exponential moving average if this is a checkpoint that has one, else the weights themselves.
+    /// The weights to evaluate. For a checkpoint with an exponential moving average they are this average, else the weights
+    /// themselves.
     pub fn averaged(self) -> Weights {
         match self.state.get("ema") {
             Some(average) => views(average, flat_order(self.header.parameters())),

@@ -47,7 +47,7 @@ pub fn thin_depths(resnet: &Resnet) -> Vec<usize> {
 }
 
 /// The blocks of each stage if the stages have `depths` blocks. A stage with fewer blocks than in the target keeps all blocks that
-/// change the shape, and as many of its first other blocks as the depth allows.
+/// change the shape. Its first other blocks fill the rest of its depth.
 pub fn blocks(resnet: &Resnet, depths: &[usize]) -> Vec<Vec<Block>> {
     let mut counts = vec![0; resnet.layers.len()];
     let mut kept = |(blocks, depth): (Vec<(usize, bool)>, &usize)| -> Vec<Block> {

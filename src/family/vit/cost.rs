@@ -51,8 +51,8 @@ fn end_flops(vit: &Vit, stage: usize, stages: usize) -> f64 {
     at(0, patch) + at(stages - 1, head)
 }
 
-/// The number of activations that the trained stages and the stages after them keep for the backward pass of one sample, plus the
-/// activations of the block that is being computed.
+/// The number of activations that the first trained stage and all later stages keep for the backward pass of one sample. The
+/// activations of the block that is being computed are added.
 pub fn activations(vit: &Vit, training: &Memory) -> f64 {
     let Memory { depths, trained, checkpointing, on_cpu } = training;
     let (n, d, h) = (vit.tokens() as f64, vit.width as f64, vit.hidden() as f64);

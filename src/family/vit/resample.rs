@@ -30,9 +30,9 @@ pub fn positions(pos_embed_1nd: &Tensor, to: [i64; 2]) -> Tensor {
     Tensor::cat(&[pos_embed_1nd.narrow(1, 0, 1), resized_1nd], 1)
 }
 
-/// Resamples patch kernels (width, channels, p, p) to patches of `side`² pixels. If a patch is resized from p to `side`, the
-/// response of the new kernels to it is as near as possible to the response of the old kernels to the old patch. Interpolating the
-/// kernels would instead scale every response by the ratio of the areas.
+/// Resamples patch kernels (width, channels, p, p) to patches of `side`² pixels. The new kernels respond to a patch that was
+/// resized to `side` as nearly as possible as the old kernels respond to the original patch. Interpolating the kernels would
+/// instead scale every response by the ratio of the areas.
 ///
 /// This is FlexiViT's pseudo-inverse resize (arXiv 2212.08013, section 3.4), computed like timm's `resample_patch_embed`.
 pub fn patch_kernel(weight_dcpp: &Tensor, side: usize) -> Tensor {

@@ -48,8 +48,8 @@ impl Linear {
     }
 }
 
-/// Adds the product a · b of bf16 matrices to an fp32 sum in one call. Returns false, and changes nothing, on a CPU, if libtorch
-/// refuses the call, or if the sum has a single row, which libtorch may take for a bias.
+/// Adds the product a · b of bf16 matrices to an fp32 sum in one call. Returns false, and changes nothing, on a CPU or if libtorch
+/// refuses the call. It does so too if the sum has a single row, because libtorch may take a single row for a bias.
 fn add_on_gpu(sum: &Tensor, a: &Tensor, b: &Tensor) -> bool {
     static IS_REFUSED: AtomicBool = AtomicBool::new(false);
     if !sum.device().is_cuda() || sum.size()[0] == 1 || IS_REFUSED.load(Ordering::Relaxed) {

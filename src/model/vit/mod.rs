@@ -30,7 +30,7 @@ struct Blocks {
     /// The embedding of patches, with which the first stage begins; none in other stages.
     embed: Option<Embed>,
     blocks: Vec<Block>,
-    /// The number of blocks in the stages before this one.
+    /// The number of blocks in the stages before this stage.
     blocks_before: usize,
     /// Whether a block keeps only its input and is recomputed in the backward pass.
     checkpointing: bool,

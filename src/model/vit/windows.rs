@@ -1,7 +1,7 @@
 //! Divides the map of an image's tokens into square windows, and lets tokens attend to each other only within a window, as ViTDet
-//! does (arXiv 2203.16527; detectron2's `window_partition`). A window may reach beyond the map. Its cells there are tokens that
-//! hold the bias of q, k and v, which is the value of q, k and v for a token of zeros. The other tokens attend to them too. The
-//! class token attends to itself alone.
+//! does (arXiv 2203.16527; detectron2's `window_partition`). A window may reach beyond the map. Its cells there count as tokens of
+//! zeros, whose q, k and v are the bias of the linear layer. The other tokens of the window attend to them too. The class token
+//! attends to itself alone.
 //!
 //! Shapes: b = images, n = tokens of an image, g = rows and columns of the map, w = rows and columns of a window, y = tokens of all
 //! windows of all images, c = numbers of a token, d = width, m = b · n.
