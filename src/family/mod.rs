@@ -1,6 +1,6 @@
-//! Families of networks. The folder of a family holds everything that is particular to this kind of network, as data and
-//! arithmetic: the keys of the config and their limits, the table of parameters and buffers, the division into stages, operations
-//! and memory, and the names that other programs use. Its computation is in the folder of the same name below `model/`.
+//! Families of networks. A family is a kind of network, such as ViT. Its folder holds everything that is particular to it, as data
+//! and arithmetic: the keys of the config and their limits, the table of parameters and buffers, the division into stages,
+//! operations and memory, and the names that other programs use. The computation is in the folder of the same name below `model/`.
 //!
 //! A new family is a folder here, a folder below `model/`, a variant of [`Model`] and a row of `DEFAULTS`.
 
@@ -58,8 +58,8 @@ impl Model {
         model
     }
 
-    /// The same network without a head, for images of another size, and with windows of so many rows of tokens, if not 0. Heads of
-    /// other tasks read the outputs of its stages.
+    /// The same network without a head, for images of another size. Heads of other tasks read the outputs of its stages. If
+    /// `window` is not 0, most blocks attend within windows of this number of rows and columns of tokens.
     pub fn without_head(&self, image_size: usize, window: usize) -> Model {
         let mut model = self.with_classes(0);
         match &mut model {
@@ -70,8 +70,8 @@ impl Model {
     }
 }
 
-/// The properties of a network of given sizes, which every family knows. The argument `depths` is the number of blocks of each
-/// stage, in the target, the meta model or a hybrid.
+/// The properties that every family knows of a network of given sizes. The argument `depths` is the number of blocks of each stage:
+/// of the target, the meta model or a hybrid.
 pub trait Family {
     /// The name of this kind of network in prose.
     fn title(&self) -> &'static str {
@@ -82,11 +82,11 @@ pub trait Family {
     /// The number of colour channels of an image.
     fn channels(&self) -> usize;
     fn classes(&self) -> usize;
-    /// The tokens that the stages give, after a class token; none if they give something else.
+    /// The tokens that the stages give after the class token; none if the outputs of the stages are not tokens.
     fn tokens_given(&self) -> Option<Tokens> {
         None
     }
-    /// The output of a stage, which is the same in the target, the meta model and every hybrid.
+    /// The shape of a stage's output, which is the same in the target, the meta model and every hybrid.
     fn border(&self, stage: usize) -> Shape;
     /// The number of blocks of each stage of the target.
     fn depths(&self) -> &[usize];
@@ -106,8 +106,8 @@ pub trait Family {
     fn has_buffers(&self) -> bool {
         !self.parameters(&self.meta_depths()).iter().all(Parameter::is_trainable)
     }
-    /// How many numbers the parameters of each stage hold. A plan may have a thousand stages, so a family may count them
-    /// without listing them.
+    /// How many numbers the parameters of each stage hold, without the buffers. A network may have thousands of stages, so a family
+    /// may count without listing all parameters.
     fn counts(&self, depths: &[usize]) -> Vec<usize> {
         let mut counts = vec![0; depths.len()];
         let parameters = self.parameters(depths);
@@ -115,12 +115,12 @@ pub trait Family {
         trainable.for_each(|parameter| counts[parameter.stage] += parameter.count());
         counts
     }
-    /// Whether [`Family::layer`] divides the parameters by layers.
+    /// Whether [`Family::layer`] is implemented.
     fn has_layers(&self) -> bool {
         false
     }
-    /// The layer of a parameter, from 0 for the embeddings to the number of blocks + 1 for everything after the last block. Learning
-    /// rates may decay from layer to layer.
+    /// The layer of a parameter: 0 for the embeddings, the number of its block from 1, or the number of blocks + 1 for everything
+    /// after the last block. Learning rates may decay from layer to layer (`layer_decay`).
     fn layer(&self, _parameter: &Parameter, _depths: &[usize]) -> usize {
         0
     }
@@ -129,39 +129,39 @@ pub trait Family {
 
     /// Floating-point operations of one stage's forward pass on one sample; a multiply-add counts as two.
     fn stage_flops(&self, depths: &[usize], stage: usize) -> f64;
-    /// The largest count of numbers that training on one sample keeps in memory, without the parameters.
+    /// The largest number of activations that training on one sample keeps in memory at a time.
     fn activations(&self, training: &Memory) -> f64;
-    /// The drop rate of each residual branch in stochastic depth (arXiv 1603.09382), in the order of the network. `rate` is the rate
-    /// of the last branch. Empty if nothing is dropped.
+    /// The drop rate of each residual branch in stochastic depth (arXiv 1603.09382), from the first branch of the network to the
+    /// last. `rate` is the rate of the last branch. Empty if nothing is dropped.
     fn drop_rates(&self, depths: &[usize], rate: f64) -> Vec<f64>;
     /// The probability of dropout, whose masks libtorch's generator draws; 0 if there is no dropout.
     fn dropout(&self) -> f64 {
         0.0
     }
 
-    /// Whether a stage of the target can start as that of the meta model, by [`Family::grown`].
+    /// Whether a stage of the target can start with the meta model's weights, by [`Family::grown`].
     fn can_grow(&self) -> bool {
         false
     }
-    /// How a parameter of a stage with `depth` blocks starts, so that the stage computes what the meta model's stage with
-    /// `meta_depth` blocks computes.
+    /// How a parameter of a stage with `depth` blocks starts, so that the stage computes the same function as the meta model's
+    /// stage, which has `meta_depth` blocks.
     fn grown(&self, _parameter: &Parameter, _depth: usize, _meta_depth: usize) -> Grown {
         Grown::Fresh
     }
 
-    /// The number of blocks of the network, or of the stage, whose tensors have these names in other programs.
+    /// The number of blocks of a network, or of a stage, whose tensors have these names in another program's file.
     fn blocks_in(&self, names: &mut dyn Iterator<Item = &str>) -> usize {
         count(names.filter_map(|name| numbered(name, "blocks.")))
     }
-    /// Whether other programs store a tensor of this name that no program needs.
+    /// Whether a tensor of this name, which other programs store, can be ignored.
     fn is_needless(&self, _name: &str) -> bool {
         false
     }
-    /// The addition to the error about an imported file with other numbers of blocks: the keys of the config to set.
+    /// The cure in the error about an imported file with other numbers of blocks: the config keys to set.
     fn cure_for_depths(&self) -> &'static str {
         "set model.depths (or model.meta_depth)"
     }
-    /// Whether an imported tensor of this shape can become the parameter, as it is or after [`Family::resampled`].
+    /// Whether an imported tensor of this shape fits the parameter, as it is or after [`Family::resampled`].
     fn takes(&self, parameter: &Parameter, shape: &[i64]) -> bool {
         parameter.shape == shape
     }
@@ -177,22 +177,22 @@ pub trait Family {
     fn cure_for_missing(&self, _name: &str) -> &'static str {
         ""
     }
-    /// Whether the weights of `other` can be imported. `other` may differ in the image size and in the depths, which the import
-    /// compares by itself.
+    /// Whether the weights of `other` can be imported. `other` may differ in the image size and the depths, which the import
+    /// compares by itself, and in some keys that change no parameter.
     fn is_like(&self, other: &Model) -> bool;
 }
 
-/// The number that follows the prefix of a name, before a point.
+/// The number between the prefix of a name and the next dot.
 fn numbered(name: &str, prefix: &str) -> Option<usize> {
     name.strip_prefix(prefix)?.split_once('.')?.0.parse().ok()
 }
 
-/// How many things are numbered from 0 up to the largest of the numbers.
+/// The largest number + 1, which is the count of items that are numbered from 0; 0 if there are no numbers.
 fn count(numbers: impl Iterator<Item = usize>) -> usize {
     numbers.max().map_or(0, |last| last.saturating_add(1))
 }
 
-/// Tokens of which each stands for a patch of the image.
+/// The tokens of a network. Each token stands for a patch of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tokens {
     /// The height, and width, of a patch in pixels.
@@ -201,9 +201,10 @@ pub struct Tokens {
     pub width: usize,
 }
 
-/// The values on which the memory of training depends.
+/// The values on which the memory of training depends, beside the sizes of the network.
 #[derive(Debug, Clone)]
 pub struct Memory<'a> {
+    /// The number of blocks of each stage.
     pub depths: &'a [usize],
     /// The stages that train.
     pub trained: Range<usize>,
@@ -212,8 +213,8 @@ pub struct Memory<'a> {
     pub on_cpu: bool,
 }
 
-/// The families that a config can name, except ViT, each with its defaults as TOML: those of its `[model]` table, and of other keys
-/// if they differ from `configs/default.toml`, which has ViT's.
+/// The families that a config can name, except ViT, each with its defaults as TOML. They are the defaults of the `[model]` table,
+/// and of other keys if they differ from `configs/default.toml`, which has the defaults of ViT.
 const DEFAULTS: &[(&str, &str)] = &[
     ("resnet", resnet::DEFAULTS),
     #[cfg(test)]
@@ -234,7 +235,7 @@ pub fn defaults(name: &str) -> Option<Table> {
 }
 
 impl<'de> Deserialize<'de> for Model {
-    /// Reads a flat table whose key `family` decides what the other keys mean. Without that key the family is ViT.
+    /// Reads a flat table. Its key `family` decides which other keys it may have. Without the key `family`, the family is ViT.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Model, D::Error> {
         use serde::de::Error;
         let mut table = Table::deserialize(deserializer)?;

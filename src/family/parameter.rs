@@ -1,30 +1,32 @@
-//! The rows of a family's table of parameters and buffers, which the model, the store, the exports and `plan` read.
+//! The rows of a family's table of parameters and buffers. The model, the store, the exports and the plan read this table.
 
 use serde::{Deserialize, Serialize};
 
-/// One named tensor of a network.
+/// One named tensor of a network, or of a head that trains beside the network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Parameter {
-    /// The stage of the tensor. The first stage has the embeddings, the last stage has the final norm and the head (paper, section
-    /// 3).
+    /// The stage of the tensor, counted from 0. The first stage has the embeddings, and the last stage has the final norm and the
+    /// head (paper, section 3). Heads beside the network have the number of stages K as their stage.
     pub stage: usize,
-    /// The name within the stage, where blocks are numbered from 0. For a ViT it is the official `model_stages[stage]` name.
+    /// The name within the stage, in which blocks are numbered from 0. For a ViT it is the name in the official code's
+    /// `model_stages[stage]`.
     pub name: String,
     pub shape: Vec<i64>,
     pub start: Start,
     pub role: Role,
 }
 
-/// The value of a parameter before training.
+/// The initial value of a parameter or buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Start {
-    /// Normal with a standard deviation of 0.02. timm truncates it at ±2, a hundred standard deviations away.
+    /// Normal with a standard deviation of 0.02. timm truncates the distribution at ±2, which is a hundred standard deviations away
+    /// and so makes no difference.
     Normal,
     /// Uniform in ±1/√`fan_in`, as torch initialises convolutions and linear layers.
     FanIn {
         fan_in: usize,
     },
-    /// Normal with a standard deviation of √(2 / `fan_out`), which is that of He et al. (arXiv 1502.01852) for the backward pass.
+    /// Normal with a standard deviation of √(2 / `fan_out`), as He et al. (arXiv 1502.01852) derive it for the backward pass.
     FanOut {
         fan_out: usize,
     },
@@ -40,10 +42,10 @@ pub enum Start {
     Ones,
 }
 
-/// The value of a parameter before training, if its stage grows from a shallower one.
+/// The initial value of a parameter whose stage grows from a shallower stage.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Grown {
-    /// As [`Start`] says.
+    /// The value that [`Start`] describes.
     Fresh,
     Zeros,
     /// The value of the parameter of this name in the shallower stage.
@@ -53,12 +55,12 @@ pub enum Grown {
 /// How training changes a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Role {
-    /// The optimiser changes it, with weight decay.
+    /// The optimiser changes the tensor, with weight decay.
     Decayed,
-    /// The optimiser changes it, without weight decay.
+    /// The optimiser changes the tensor, without weight decay.
     Plain,
-    /// A buffer, such as BatchNorm's statistics, which is saved but not trained. After each step it moves by `momentum` towards the
-    /// mean over the global batch of the values that its stage has accumulated.
+    /// A buffer, such as BatchNorm's running mean, which is saved but not trained. During a step its stage sums statistics over the
+    /// samples of the global batch. After the step, the buffer moves by the factor `momentum` towards their mean.
     Buffer { momentum: f64 },
 }
 
@@ -68,19 +70,19 @@ impl Parameter {
         self.shape.iter().product::<i64>() as usize
     }
 
-    /// Whether it belongs to the head, whose shape depends on the classes.
+    /// Whether the tensor belongs to the network's own head, so that its shape depends on the number of classes.
     pub fn is_of_head(&self) -> bool {
         self.name.starts_with("head.") || self.name.starts_with("fc.")
     }
 
-    /// Whether it is a parameter that the optimiser changes, not a buffer.
+    /// Whether the tensor is a parameter that the optimiser changes, not a buffer.
     pub fn is_trainable(&self) -> bool {
         !matches!(self.role, Role::Buffer { .. })
     }
 }
 
-/// Parameters in the order of flat buffers, each with the offset of its first number: the decayed ones come first, then the
-/// plain ones, then the buffers, each group in the order of the table.
+/// Parameters in the order of flat buffers, each with the offset of its first number: first the parameters with weight decay, then
+/// the parameters without it, then the buffers. Each of these groups keeps the order of the table.
 pub fn flat_order(parameters: Vec<Parameter>) -> Vec<(usize, Parameter)> {
     let (trainable, buffers): (Vec<_>, Vec<_>) = parameters.into_iter().partition(Parameter::is_trainable);
     let (decayed, plain): (Vec<_>, Vec<_>) = trainable.into_iter().partition(|p| p.role == Role::Decayed);

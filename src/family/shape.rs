@@ -1,14 +1,14 @@
 //! The shape of the activations of one sample.
 
-/// The numbers that a stage, or a layer of a head, gives for one sample.
+/// The shape of the output of a stage, or of a layer of a head, for one sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// Channels of so many rows and columns.
+    /// A map: `channels` planes of `side` rows and columns.
     Map {
         channels: usize,
         side: usize,
     },
-    /// A class token, and a token for each patch of a grid of so many rows and columns.
+    /// A class token, and a token for each patch of a grid of `grid` rows and columns. A token holds `width` numbers.
     Tokens {
         grid: usize,
         width: usize,
@@ -19,7 +19,7 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// How many numbers it holds.
+    /// How many numbers the output holds.
     pub fn count(self) -> usize {
         match self {
             Shape::Map { channels, side } => channels * side * side,
@@ -28,7 +28,7 @@ impl Shape {
         }
     }
 
-    /// The numbers of a pixel, of a token or of the vector.
+    /// How many numbers a cell of the map, a token or the vector holds.
     pub fn width(self) -> usize {
         match self {
             Shape::Map { channels: width, .. } | Shape::Tokens { width, .. } | Shape::Vector { width } => width,

@@ -1,5 +1,5 @@
-//! A minimal family for tests: an embedding of the centred images, residual layers, a linear head, and one buffer, the running
-//! mean of the pixels. libtorch's autograd computes its backward pass.
+//! A minimal family for tests: an embedding of the centred images, residual layers, a linear head, and one buffer, which holds the
+//! running mean of each pixel. libtorch's autograd computes the backward pass.
 
 use super::parameter::{Parameter, Role, Start};
 use super::shape::Shape;
@@ -19,7 +19,7 @@ pub struct Toy {
     depths: Vec<usize>,
 }
 
-/// The name of the family, which is stored with the other keys because it decides what they mean.
+/// The name of the family. It is stored with the other keys, because it decides which keys there are.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Name {

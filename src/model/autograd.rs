@@ -1,36 +1,37 @@
-//! Stages whose backward pass libtorch's autograd computes. Their family writes only the forward pass.
+//! Stages whose backward pass libtorch's autograd computes. A family writes only the forward pass of such a stage.
 
 use super::Weight;
 use super::stage::{Backward, Pass, Stage};
 use tch::Tensor;
 
-/// Computes an output from an input and the values of the parameters, in the order of the parameters.
+/// Computes an output from an input, the values of the parameters (in the order of [`Autograd::parameters`]) and the settings of
+/// the pass.
 pub type Function = Box<dyn Fn(&Tensor, &[Tensor], &Mode) -> Tensor>;
 
-/// The settings of a pass, on which a function depends beside its input and its parameters.
+/// The settings of a pass.
 pub struct Mode {
-    /// Whether the pass belongs to training, in frozen stages too, and not to evaluation.
+    /// Whether the pass belongs to training and not to evaluation. It is also true for frozen stages.
     pub trains: bool,
-    /// Whether the pass has been computed before, with the same input.
+    /// Whether the pass repeats an earlier pass with the same input, because the backward pass recomputes it.
     pub again: bool,
-    /// The scale (b, 1, 1) of each residual branch of the function by stochastic depth: 0, or 1 / keep probability. None if
+    /// The factors (b, 1, 1) of each residual branch of the function by stochastic depth: 0, or 1 / keep probability. None if
     /// nothing is dropped.
     pub scales: Vec<Option<Tensor>>,
 }
 
-/// A function of one tensor with its parameters: a stage, or a part of one.
+/// A function of one tensor with its parameters: a stage, or a part of a stage.
 pub struct Autograd {
     pub parameters: Vec<Weight>,
     /// Whether the input is images, which need no gradient.
     pub takes_images: bool,
-    /// Whether to keep only the input, and to compute the rest again in the backward pass (Chen et al., arXiv 1604.06174).
+    /// Whether to keep only the input, and to recompute the function in the backward pass (Chen et al., arXiv 1604.06174).
     pub recomputes: bool,
-    /// The first residual branch in the order of the network, and how many there are.
+    /// The numbers of the function's residual branches, which are counted from 0 through the whole network.
     pub branches: std::ops::Range<usize>,
     pub function: Function,
 }
 
-/// A forward pass that autograd can differentiate.
+/// A forward pass that autograd has recorded, so that it can differentiate the pass.
 struct Recorded {
     input: Tensor,
     values: Vec<Tensor>,
@@ -92,7 +93,7 @@ impl Stage for Autograd {
     }
 }
 
-/// Functions in a row: each takes the output of the function before it.
+/// A sequence of functions: each takes the output of the function before it.
 pub struct Chain(pub Vec<Autograd>);
 
 impl Stage for Chain {

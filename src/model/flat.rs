@@ -1,5 +1,5 @@
-//! The trained parameters as views of one flat buffer. So a step needs one all-reduce, one norm and one optimiser pass, and a
-//! checkpoint needs one write per buffer, instead of hundreds of small ones.
+//! The trained parameters as views of one flat buffer. So a step needs one all-reduce, one norm and one optimiser pass instead of
+//! hundreds of small operations. A checkpoint needs one large write for each flat buffer.
 
 use crate::family::parameter::{Parameter, Role, flat_order};
 use crate::weights::{Weights, floats, floats_mut};
@@ -8,8 +8,8 @@ use std::convert::Infallible;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use tch::{Device, Kind, Tensor};
 
-/// The flat buffers. They hold first the parameters with weight decay, then the parameters without it, then the buffers that are saved
-/// but not trained.
+/// The flat buffers. They hold first the parameters with weight decay, then the parameters without it. The buffers of the network
+/// follow, such as BatchNorm's running mean, which are saved but not trained.
 pub struct FlatParameters {
     /// The fp32 weights, which the optimiser changes.
     buffer: Tensor,
@@ -19,7 +19,9 @@ pub struct FlatParameters {
     /// holds the sum, over the samples, of the statistics that its stage reports.
     gradients: Tensor,
     layout: Layout,
+    /// How many numbers at the start have weight decay.
     decayed: usize,
+    /// How many numbers at the start the optimiser changes.
     trainable: usize,
     /// A channel that closes when the loan ends; none if nothing is lent.
     end_of_loan: Option<Receiver<Infallible>>,
@@ -30,19 +32,19 @@ pub struct Loan {
     _until_dropped: Sender<Infallible>,
 }
 
-/// How many numbers follow the gradients for the step's own use: the loss and the stop flag, which are summed over the
-/// replicas with the gradients, and the norm of the sum of the gradients.
+/// How many numbers follow the gradients. First come the loss and the flag of a stop signal, which are summed over the replicas
+/// with the gradients. The last is the norm of the summed gradients.
 pub const EXTRAS: usize = 3;
 
 /// One parameter, as a layer uses it.
 pub struct Weight {
-    /// The value in the compute type. A trained parameter's value is a view of a flat buffer.
+    /// The value, in the number type of the computation or in fp32. The value of a trained parameter is a view of a flat buffer.
     pub value: Tensor,
-    /// The fp32 sum of the gradients, a view of a flat buffer. A frozen parameter has none.
+    /// The fp32 sum of the gradients, a view of a flat buffer; none if the parameter is frozen.
     pub gradient: Option<Tensor>,
 }
 
-/// Which parameter lies at which offset of a flat buffer.
+/// The names, shapes and offsets of the parameters in a flat buffer.
 #[derive(Debug)]
 pub struct Layout {
     entries: Vec<Entry>,
@@ -60,7 +62,8 @@ struct Entry {
 }
 
 impl FlatParameters {
-    /// Copies the weights of the given parameters into a new buffer on the weights' device. The network computes in `kind`.
+    /// Copies the weights of the given parameters into new flat buffers on the weights' device. `kind` is the number type of the
+    /// computation.
     pub fn new<'a>(
         parameters: impl Iterator<Item = &'a Parameter>,
         weights: &Weights,
@@ -117,13 +120,13 @@ impl FlatParameters {
         self.trainable
     }
 
-    /// Moves each buffer that is not trained by its momentum towards the mean, over `samples`, of the statistics that its stage
-    /// reported. Changes nothing if the loss is not finite.
+    /// Moves each buffer that is not trained by its momentum towards the mean, over `samples` samples, of the statistics that its
+    /// stage reported. Changes nothing if the loss is not finite.
     pub fn move_buffers(&mut self, samples: f64) {
         self.move_by(samples, |momentum| momentum);
     }
 
-    /// Sets each buffer that is not trained to the mean, over `samples`, of the statistics that its stage reported.
+    /// Sets each buffer that is not trained to the mean, over `samples` samples, of the statistics that its stage reported.
     pub fn set_buffers(&mut self, samples: f64) {
         self.move_by(samples, |_| 1.0);
     }
@@ -134,7 +137,7 @@ impl FlatParameters {
         }
         self.wait_for_loan();
         let is_finite = self.loss().isfinite();
-        // Neighbours of the same momentum move together, since a GPU takes as long for one as for all of them.
+        // Neighbours of the same momentum move in one operation, since a GPU takes as long for one small buffer as for all of them.
         for neighbours in self.layout.entries.chunk_by(|a, b| a.role == b.role) {
             let (first, last) = (&neighbours[0], &neighbours[neighbours.len() - 1]);
             if let Role::Buffer { momentum } = first.role {
@@ -157,7 +160,7 @@ impl FlatParameters {
         &self.gradients
     }
 
-    /// The loss that the gradients belong to: the first of the [`EXTRAS`], a scalar on the device.
+    /// The loss to which the gradients belong: the first of the [`EXTRAS`], a scalar on the device.
     pub fn loss(&self) -> Tensor {
         self.gradients.get(self.len() as i64)
     }
@@ -172,13 +175,13 @@ impl FlatParameters {
         self.gradients.get((self.len() + EXTRAS - 1) as i64).copy_(norm);
     }
 
-    /// The gradients and the [`EXTRAS`] after them, to be changed.
+    /// The gradients and the [`EXTRAS`] after them, for a caller that changes them.
     pub fn gradients_mut(&mut self) -> &mut Tensor {
         &mut self.gradients
     }
 
-    /// Lends the buffer in host memory, and the tensors that the optimiser updates with it, to a thread that reads them while
-    /// training continues. Code that is about to change them calls [`FlatParameters::wait_for_loan`] first.
+    /// Lends the weights in host memory, and the tensors that the optimiser updates with them, to a thread that reads them while
+    /// training continues. Code that changes any of these tensors calls [`FlatParameters::wait_for_loan`] first.
     pub fn lend(&mut self) -> Loan {
         self.wait_for_loan();
         let (_until_dropped, ended) = channel();
@@ -194,28 +197,29 @@ impl FlatParameters {
         }
     }
 
-    /// Changes the weights in host memory with `update`, which gets the weights and the gradients.
+    /// Changes the weights in host memory by calling `update` with the weights and the gradients.
     pub fn update(&mut self, update: impl FnOnce(&mut [f32], &[f32])) {
         let numbers = self.len();
         update(floats_mut(&mut self.buffer), &floats(&self.gradients)[..numbers]);
         self.refresh();
     }
 
-    /// Replaces the weights by the numbers of another buffer with the same layout.
+    /// Replaces the weights by the numbers of another flat buffer with the same layout.
     pub fn set(&mut self, numbers: &Tensor) {
         self.wait_for_loan();
         self.buffer.copy_(numbers);
         self.refresh();
     }
 
-    /// Updates the copy in the compute type, after the weights were changed.
+    /// Updates the copy in the number type of the computation after the weights have changed.
     pub fn refresh(&mut self) {
         if let Some(compute) = &mut self.compute {
             compute.copy_(&self.buffer);
         }
     }
 
-    /// The parameter with this name, in the compute type or, if `exact`, in fp32. Returns none if the buffer does not hold it.
+    /// The parameter with this name, in the number type of the computation or, if `exact`, in fp32. Returns none if the flat buffer
+    /// does not hold the parameter.
     pub fn get(&self, stage: usize, name: &str, exact: bool) -> Option<Weight> {
         let entry = self.layout.entries.iter().find(|entry| entry.stage == stage && entry.name == name)?;
         let compute = self.compute.as_ref().filter(|_| !exact);
@@ -223,14 +227,14 @@ impl FlatParameters {
         Some(Weight { value, gradient: Some(entry.view(&self.gradients)) })
     }
 
-    /// Which parameter lies at which offset.
+    /// The names, shapes and offsets of the parameters.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 }
 
 impl Layout {
-    /// Views of the parameters by name in any buffer of this layout, such as the weights, their average or the gradients.
+    /// Views, by name, of the parameters in any flat buffer of this layout, such as the weights, their average or the gradients.
     pub fn named(&self, buffer: &Tensor) -> Weights {
         self.entries.iter().map(|entry| ((entry.stage, entry.name.clone()), entry.view(buffer))).collect()
     }
@@ -248,7 +252,7 @@ impl Entry {
 }
 
 impl Weight {
-    /// Adds to the sum of the gradients if the parameter is trained; otherwise does not call `gradient`.
+    /// Adds the result of `gradient` to the sum of the gradients. If the parameter is frozen, does not call `gradient`.
     pub fn accumulate(&self, gradient: impl FnOnce() -> Tensor) {
         if let Some(sum) = &self.gradient {
             let _ = sum.shallow_clone().g_add_(&gradient().view_as(sum));

@@ -6,11 +6,12 @@ use crate::weights::{Weights, floats_mut};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-/// Draws fresh weights for the given parameters, on all cores. The weights of a parameter depend on the seed and that parameter
-/// alone.
+/// Draws fresh weights for the given parameters on all cores. The weights of a parameter depend only on the seed and on that
+/// parameter.
 pub fn fresh<'a>(parameters: impl Iterator<Item = &'a Parameter>, seed: u64) -> Weights {
     let mut parameters: Vec<&Parameter> = parameters.collect();
-    // Sorted by size, so that the halves that Rayon splits off for idle threads hold the small parameters.
+    // The largest parameters come first. Rayon gives the second halves of its lists to idle threads, and these hold small
+    // parameters.
     parameters.sort_by_key(|parameter| std::cmp::Reverse(parameter.count()));
     // Only this thread calls libtorch. Every other thread that called it would get OpenMP threads of its own, and more OpenMP
     // threads than cores would slow down every later step.
@@ -38,7 +39,7 @@ fn draw(parameter: &Parameter, seed: u64, numbers: &mut [f32]) {
     });
 }
 
-/// The part of random keys for fresh weights.
+/// The number in random keys that keeps fresh weights apart from other random numbers.
 const INIT: u64 = 4;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A network of stages, some of which train while the others are frozen. The family builds the stages and the head.
+//! A network of stages. Some stages train, and the others are frozen. The family builds the stages and the head.
 //!
 //! Tensor names end in their shape: b = batch, c = channels or classes, h and w = rows and columns.
 
@@ -49,7 +49,8 @@ struct Parts {
 /// The input from which a family builds the parts of a network.
 struct Blueprint<'a> {
     depths: &'a [usize],
-    /// Returns a parameter by its stage and name: in fp32 if the third argument is true, else in the number type of the computation.
+    /// Returns a parameter by its stage and name. It is in fp32 if the third argument is true, else in the number type of the
+    /// computation.
     get: &'a dyn Fn(usize, &str, bool) -> Result<Weight>,
     device: Device,
     /// Whether a block keeps only its input and is recomputed in the backward pass.
@@ -57,9 +58,10 @@ struct Blueprint<'a> {
     off: Off,
 }
 
-/// The backward passes that belong to one forward pass of training: of the trained stages among those that ran, of the stages after
-/// them, and of the head if it ran.
+/// The backward passes that belong to one forward pass of training. They are the backward passes of those stages that ran from the
+/// first trained stage on, and of the head if it ran.
 pub struct Tape<'a> {
+    /// The places whose outputs were returned, and whose gradients the backward pass takes.
     taps: Vec<Tap>,
     /// The number of the first stage that has a backward pass.
     first: usize,
@@ -69,7 +71,8 @@ pub struct Tape<'a> {
 
 impl Network {
     /// Builds a network from copies of `weights`, which must hold every parameter for these stage depths. `config.run` decides the
-    /// precision. The `auxiliary` parameters, which an objective may need, train in the same flat buffer.
+    /// precision. The `auxiliary` parameters, which belong to the heads of a task or of local losses, train in the same flat
+    /// buffer.
     pub fn new(
         config: &Config,
         depths: &[usize],
@@ -80,7 +83,7 @@ impl Network {
         Self::without(Off::default(), config, depths, trained, auxiliary, weights)
     }
 
-    /// Builds the network of [`Network::new`], with parts switched off.
+    /// Builds a network as [`Network::new`] does, with some optimisations switched off.
     pub fn without(
         off: Off,
         config: &Config,
@@ -92,7 +95,7 @@ impl Network {
         let model = &config.model;
         let kind = match config.run.precision {
             Precision::Bf16 => Kind::BFloat16,
-            // TF32 is fp32 whose products the device may round.
+            // TF32 numbers are stored as fp32. Only the device rounds them, in matrix products.
             Precision::Fp32 | Precision::Tf32 => Kind::Float,
         };
         let table = model.parameters(depths);
@@ -117,12 +120,12 @@ impl Network {
         Ok(Network { trained, parts, flat, kind, dropout: model.dropout() })
     }
 
-    /// The trained parameters.
+    /// The flat buffers with the trained parameters.
     pub fn flat(&self) -> &FlatParameters {
         &self.flat
     }
 
-    /// The trained parameters, to be changed.
+    /// The flat buffers with the trained parameters, for a caller that changes them.
     pub fn flat_mut(&mut self) -> &mut FlatParameters {
         &mut self.flat
     }
@@ -142,20 +145,22 @@ impl Network {
         tch::no_grad(|| self.pass(0..self.stages(), images_bchw, &Pass { drop: None, dropout: 0.0 }, taps, false).0)
     }
 
-    /// Makes the trained stages add their statistics of a micro-batch to the flat buffer, as training does.
+    /// Runs forward in training mode. The trained stages add their statistics of the micro-batch to the flat buffer, as in
+    /// training.
     pub fn gather_statistics(&self, images_bchw: &Tensor) {
         let pass = Pass { drop: Some(&DropPath::none()), dropout: 0.0 };
         let _ = tch::no_grad(|| self.pass(0..self.stages(), images_bchw, &pass, &[], false));
     }
 
-    /// The outputs at `taps`, and the tape that [`Network::backward`] needs. Nothing is kept for stages before the trained ones.
+    /// The outputs at `taps`, and the tape that [`Network::backward`] needs. Nothing is kept for stages before the trained stages.
     pub fn train(&self, images_bchw: &Tensor, drop: &DropPath, taps: &[Tap]) -> (Vec<Tensor>, Tape<'_>) {
         let (outputs, _, tape) = self.train_stages(0..self.stages(), images_bchw, drop, taps);
         (outputs, tape)
     }
 
-    /// Runs neighbouring stages on the input of the first of them, as [`Network::train`] runs all. Returns the outputs at `taps`, which
-    /// must be in these stages, the output of the last of the stages, and their tape. The head may be read with the last stage.
+    /// Runs the stages in `stages` on the input of the first of them, as [`Network::train`] runs all stages. Returns the outputs at
+    /// `taps`, the output of the last of these stages, and the tape. The taps must be at these stages, or at the head if the
+    /// network's last stage is among them.
     pub fn train_stages(
         &self,
         stages: Range<usize>,
@@ -167,7 +172,7 @@ impl Network {
         tch::no_grad(|| self.pass(stages, input, &pass, taps, true))
     }
 
-    /// The head runs only if a tap reads it.
+    /// Runs forward. The head runs only if a tap reads it.
     fn pass(
         &self,
         stages: Range<usize>,
@@ -199,9 +204,9 @@ impl Network {
         (outputs, x, tape)
     }
 
-    /// Computes the gradients of the trained parameters and adds them to the flat buffer. `gradients` are the gradients of the
-    /// outputs, in the order of the taps. Stages after the trained ones pass activation gradients back, but compute no weight
-    /// gradients.
+    /// Computes the gradients of the trained parameters and adds them to the flat buffer. `gradients` are the gradients of the loss
+    /// with respect to the outputs at the taps, in the order of the taps. Stages after the trained stages pass activation gradients
+    /// back, but compute no weight gradients.
     pub fn backward(&self, tape: Tape, gradients: Vec<Tensor>) {
         let Tape { taps, first, stages, head } = tape;
         assert_eq!(taps.len(), gradients.len(), "each tap has a gradient");
@@ -228,7 +233,7 @@ impl Network {
     }
 }
 
-/// The number type in which parameters are trained and stored, and the device to which files are read.
+/// The number type and the device of tensors that are read from files. Parameters are trained and stored in fp32.
 pub const FP32_ON_HOST: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 #[cfg(test)]
@@ -265,7 +270,7 @@ mod tests {
         let b = 8;
         let text = "[model]\nimage_size = 8\npatch_size = 4\nwidth = 16\nheads = 2\ndepths = [2, 2]\nclasses = 3";
         let images_bchw = (Tensor::arange(b * 3 * 64, FP32_ON_HOST) * 0.37).sin().view([b, 3, 8, 8]);
-        // Half of the samples, one, none, all but one, and all.
+        // The first five branches keep half of the samples, one sample, none, all but one, and all.
         let masks = [0b1010_0101u8, 0b0001_0000, 0, 0b1111_0111, 0b1111_1111, 0b0110_0110, 0b1000_0001, 0b0011_1100];
         let scales = masks.map(|mask| [0, 1, 2, 3, 4, 5, 6, 7].map(|k| if mask >> k & 1 == 1 { 1.25f32 } else { 0.0 }));
         let scale_rb = Tensor::from_slice(scales.as_flattened()).view([8, b]);

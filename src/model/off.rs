@@ -1,4 +1,5 @@
-//! The optimisations of a step. `incubate bench step --without` switches them off, which shows how much time each one saves.
+//! The optimisations of a step. `incubate bench step --without` switches them off, which shows how much time each optimisation
+//! saves.
 
 use crate::usage;
 
@@ -7,21 +8,22 @@ use crate::usage;
 pub enum Optimisation {
     /// The CPU kernels for norm, GELU and softmax.
     Kernels,
-    /// Attention on a CPU with matrix products instead of libtorch's fused kernel. It is off too if the CPU kernels are off.
+    /// Attention on a CPU with matrix products instead of libtorch's fused kernel. It is also off if the CPU kernels are off.
     Attention,
     /// The optimiser's own single pass on the CPU, instead of libtorch's operations.
     Optimiser,
-    /// Leaving out the weight gradients of the frozen stages after a module. Deep Incubation's official code computes them.
+    /// Skipping the weight gradients of the frozen stages after a module. Deep Incubation's official code computes them.
     Suffix,
-    /// Keeping the memory that a step frees for the next step, instead of returning it to the operating system.
+    /// Keeping the memory that a step frees for the next step, instead of returning the memory to the operating system.
     Memory,
-    /// Computing a residual branch only for the samples that keep it in stochastic depth.
+    /// Computing a residual branch only for the samples that keep the branch in stochastic depth.
     KeptSamples,
     /// On a GPU in bf16, adding weight gradients to their fp32 sums within the matrix product, instead of rounding each product
-    /// to bf16 and adding it afterwards.
+    /// to bf16 and adding it to the sum afterwards.
     FloatSums,
 }
 
+/// The names of the optimisations on the command line.
 const OPTIMISATIONS: [(&str, Optimisation); 7] = [
     ("kernels", Optimisation::Kernels),
     ("attention", Optimisation::Attention),
@@ -37,6 +39,7 @@ const OPTIMISATIONS: [(&str, Optimisation); 7] = [
 pub struct Off(u8);
 
 impl Off {
+    /// Whether the optimisation `part` is switched off.
     pub fn has(self, part: Optimisation) -> bool {
         self.0 & 1 << part as u8 != 0
     }

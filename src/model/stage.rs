@@ -1,12 +1,12 @@
-//! The interface of a network's parts: a forward pass and the backward pass that belongs to it.
+//! The interface of a network's parts: a forward pass, and the backward pass that belongs to it.
 
 use crate::weights::{Staging, floats, upload};
 use tch::{Kind, Tensor};
 
-/// A stage of a network, or its head. It maps one tensor to one tensor; the family decides their shapes. The first stage takes
-/// images (b, channels, rows, columns). The head returns the outputs that the task's loss reads, in fp32.
+/// A stage of a network, or its head. It maps one tensor to one tensor, whose shapes the family decides. The first stage takes
+/// images (b, channels, rows, columns). The head returns logits in fp32.
 pub trait Stage {
-    /// Returns the output and, if `keep`, the backward pass, which holds the tensors that it needs of the forward pass.
+    /// Returns the output. If `keep`, also returns the backward pass, which holds those tensors of the forward pass that it needs.
     fn forward<'a>(&'a self, input: Tensor, pass: &Pass, keep: bool) -> (Tensor, Option<Backward<'a>>);
 }
 
@@ -16,7 +16,7 @@ pub type Backward<'a> = Box<dyn FnOnce(Tensor) -> Option<Tensor> + 'a>;
 
 /// The settings of one forward pass.
 pub struct Pass<'a> {
-    /// The samples that stochastic depth drops; none in evaluation.
+    /// Stochastic depth, which may drop nothing; none in evaluation.
     pub drop: Option<&'a DropPath>,
     /// The probability of dropout, whose masks libtorch's generator draws; 0 in evaluation.
     pub dropout: f64,
@@ -24,7 +24,7 @@ pub struct Pass<'a> {
 
 /// Stochastic depth (arXiv 1603.09382) in one forward pass: the samples that keep each residual branch.
 pub struct DropPath {
-    /// The branches in the order of the network; empty if nothing is dropped.
+    /// The residual branches in the order of the network; empty if nothing is dropped.
     branches: Vec<Samples>,
 }
 
@@ -37,12 +37,13 @@ pub struct Samples {
 }
 
 impl DropPath {
-    /// Nothing is dropped.
+    /// Stochastic depth that drops nothing.
     pub fn none() -> DropPath {
         DropPath { branches: Vec::new() }
     }
 
-    /// Reads the factors (branches, b) of all branches and samples, which are in host memory: 0, or 1 / keep probability.
+    /// Copies the factors (branches, b) of all branches and samples to the device. They are in host memory, and each is 0 or
+    /// 1 / keep probability.
     pub fn new(scale_rb: &Tensor, staging: &Staging) -> DropPath {
         let (branches, b) = scale_rb.size2().expect("scales are (branches, b)");
         let scales = floats(scale_rb);
@@ -69,15 +70,15 @@ impl DropPath {
 }
 
 impl Samples {
-    /// The indices of the samples that keep the branch, if at least a quarter of all samples drop it. If fewer drop it, copying the
-    /// samples that keep it out and back takes more time than is saved.
+    /// The indices of the samples that keep the branch, if at least a quarter of all samples drop the branch. If fewer samples drop
+    /// it, copying the kept samples out and back takes more time than skipping the dropped samples saves.
     pub fn worth_taking(&self) -> Option<&Tensor> {
         let (kept, all) = (self.kept.size()[0], self.scale_b11.size()[0]);
         (4 * (all - kept) >= all).then_some(&self.kept)
     }
 }
 
-/// A place in a network where a task reads activations and hands back their gradients.
+/// A place in a network at which a task reads activations and returns their gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tap {
     /// The output of a stage.

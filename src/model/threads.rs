@@ -1,12 +1,14 @@
-//! Parallel loops on libtorch's own threads. A second pool would compete with libtorch's, whose threads spin between calls.
+//! Parallel loops on libtorch's own threads. A second pool of threads would compete with libtorch's threads, which spin between
+//! calls.
 
 use std::ffi::{c_uint, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-/// `GOMP_parallel(task, data, threads, flags)` of the OpenMP runtime that libtorch has brought.
+/// `GOMP_parallel(task, data, threads, flags)` of the OpenMP runtime that libtorch has loaded.
 type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
+/// Finds the function in the libraries of this process.
 fn parallel() -> Option<Parallel> {
     static FOUND: OnceLock<Option<Parallel>> = OnceLock::new();
     *FOUND.get_or_init(|| {
@@ -18,15 +20,16 @@ fn parallel() -> Option<Parallel> {
     })
 }
 
-/// The number of rows for each part of a loop over `rows` rows with `numbers` numbers in all, a multiple of `unit`. The parts are
-/// enough to keep all threads busy, but none is so small that starting its thread costs more than it saves.
+/// The number of rows, a multiple of `unit`, of each part of a loop over `rows` rows with `numbers` numbers in all. There is at
+/// most one part for each thread, and no part is so small that starting its thread costs more than it saves.
 pub fn rows_each(rows: usize, numbers: usize, unit: usize) -> usize {
+    // A part with fewer numbers is not worth a thread.
     const WORTH: usize = 16 * 1024;
     let parts = (numbers / WORTH).clamp(1, tch::get_num_threads().max(1) as usize);
     rows.div_ceil(parts).next_multiple_of(unit)
 }
 
-/// Calls `act` on each part, in parallel if there are threads.
+/// Calls `act` on each part, in parallel if libtorch has threads.
 pub fn each<T: Send>(parts: impl Iterator<Item = T>, act: impl Fn(T) + Sync) {
     let mut parts: Vec<T> = parts.collect();
     match parallel() {
@@ -46,6 +49,7 @@ pub fn each<T: Send>(parts: impl Iterator<Item = T>, act: impl Fn(T) + Sync) {
     }
 }
 
+/// Calls `work` once on each of `threads` threads.
 fn run<F: Fn() + Sync>(parallel: Parallel, work: &F, threads: c_uint) {
     extern "C" fn call<F: Fn()>(work: *mut c_void) {
         // SAFETY: `data` below is a shared borrow of an `F` that outlives the parallel region.

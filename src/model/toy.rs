@@ -7,7 +7,8 @@ use crate::family::toy::Toy;
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-/// The first stage. It subtracts the running mean from the pixels, and adds the pixels to the sums from which that mean is updated.
+/// The first stage. It subtracts the running means from the pixels. In training, it adds the pixels to the sums from which the
+/// running means are updated.
 struct Centred {
     mean: Weight,
     layers: Autograd,

@@ -19,10 +19,10 @@ use crate::weights::{Weights, on_device};
 use anyhow::Result;
 use std::collections::BTreeMap;
 
-/// The most training images from which the statistics in the buffers of the target are estimated.
+/// The largest number of training images from which the running statistics of the target are estimated.
 const STATISTICS_IMAGES: usize = 20 * 1024;
 
-/// Writes the assembled target with its evaluation, unless that is done.
+/// Writes the assembled target with its evaluation, unless this is done already.
 pub fn assemble(job: &Job, node: &Node) -> Result<()> {
     let path = job.run.file(&node.file);
     let lease = Lease::take(&job.run, &node.name, stop_requested)?;
@@ -63,7 +63,8 @@ pub fn assemble(job: &Job, node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The weights of all modules that the node needs. Fails if a module is not the expected one or belongs to another meta model.
+/// The weights of all modules that the node needs. Fails if a module is missing, does not fit its node, or belongs to another meta
+/// model.
 fn modules(job: &Job, node: &Node, meta: Option<&str>) -> Result<Weights> {
     let mut weights = Weights::new();
     for need in job.graph.needs(node).filter(|need| need.expected.is_some()) {

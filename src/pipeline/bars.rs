@@ -20,7 +20,7 @@ use std::time::Duration;
 
 static SCREEN: OnceLock<MultiProgress> = OnceLock::new();
 
-/// Whether standard error goes to a terminal, directly or through the pipe of an mpirun that was started on one.
+/// Whether standard error goes to a terminal, directly or through the pipe of an mpirun whose own standard error is a terminal.
 pub fn on_a_terminal() -> bool {
     terminal().is_some()
 }
@@ -35,10 +35,10 @@ fn terminal() -> Option<File> {
     File::open(format!("/proc/{parent}/fd/2")).ok().filter(IsTerminal::is_terminal)
 }
 
-/// The number of columns of the terminal. With a wrong number, long lines would displace the bars.
+/// The number of columns of the terminal, to which the bars' lines are cut. Longer lines would wrap and displace the bars.
 fn columns() -> Option<u16> {
     let terminal = terminal()?;
-    // SAFETY: TIOCGWINSZ writes a winsize into the zeroed one, and the file is open.
+    // SAFETY: TIOCGWINSZ writes only a winsize, into the zeroed struct of this type, and the file is open.
     let size = unsafe {
         let mut size: libc::winsize = std::mem::zeroed();
         (libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &mut size) == 0).then_some(size)
@@ -63,7 +63,7 @@ impl Write for LogTarget {
     }
 }
 
-/// Draws the bars until it is dropped.
+/// A thread that draws the bars until this value is dropped.
 pub struct Bars {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -106,7 +106,8 @@ impl Drop for Bars {
     }
 }
 
-/// The name and global batch of every phase. Phases that the config does not ask for are included, because a command can train them.
+/// The name and the global batch of every phase. Phases that the config does not ask for are included, because a command can train
+/// them.
 fn phase_names(plan: &Plan) -> Vec<(String, usize)> {
     let phases = plan.graph().nodes().iter().filter_map(|node| plan.phase_of(node)).collect::<Vec<_>>();
     phases.into_iter().map(|phase| (phase.name, phase.training.global_batch)).collect()
@@ -145,7 +146,7 @@ fn draw(screen: &MultiProgress, bars: &mut HashMap<String, ProgressBar>, progres
     bar.set_message(format!("loss {loss}  {:.0} images/s  ETA {eta}", progress.images_per_s));
 }
 
-/// Standard error as a terminal. It may be a pipe of mpirun, which passes control sequences on.
+/// Standard error as a terminal. It may be a pipe to mpirun, which passes control sequences on to the terminal.
 #[derive(Debug)]
 struct Screen;
 

@@ -1,5 +1,5 @@
-//! Chooses the micro-batch if `run.micro_batch = "auto"`: a formula estimates the largest that fits the memory of a replica, and a trial
-//! step checks it. If the memory does not suffice, a smaller micro-batch is tried.
+//! Chooses the micro-batch if `run.micro_batch = "auto"`. A formula estimates the largest micro-batch that fits the memory of a
+//! replica, and a trial step checks the estimate. If the memory does not suffice, the next trial has about half as many samples.
 
 use crate::collective::replicas::Replica;
 use crate::collective::{Collective, Solo};
@@ -25,11 +25,12 @@ use tch::{Device, Kind, Tensor};
 /// The largest automatic micro-batch on a CPU. More samples at a time would not be faster there.
 const MOST_ON_CPU: usize = 64;
 /// The bytes of address space that the trial step leaves free for the rest of training, such as stacks of threads and images that
-/// are read ahead. They matter under a limit such as `ulimit -d`; the formula only takes free memory into account.
+/// are read ahead. This matters if the process has a limit such as `ulimit -d`, which the formula does not take into account.
 const LEFT_FREE: i64 = 64 << 20;
 
-/// The config's micro-batch or, if that is "auto", a micro-batch that fits every replica of the group. A phase that is restarted keeps
-/// the micro-batch of its earlier start, since other micro-batches round differently. Collective over the group.
+/// The config's micro-batch or, if that is "auto", a micro-batch that fits the memory of every replica of the group. A phase that
+/// is started again keeps the micro-batch of its earlier start if it fits, since other micro-batches round differently. Collective
+/// over the group.
 pub fn decide(
     plan: &Plan,
     run: &RunDir,
@@ -68,7 +69,7 @@ pub fn decide(
     Ok(smallest)
 }
 
-/// The micro-batch by the formula, for `own` samples of this replica in each step. The largest micro-batch that fits decides the
+/// The micro-batch by the formula, for a replica with `own` samples in each step. The largest micro-batch that fits decides the
 /// number of passes of a step. The result is the smallest even micro-batch that needs no more passes.
 fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, device: Device) -> Result<usize> {
     let replicas_here = || (ranks_on_this_node() * replica.in_rank()) as u64;
@@ -105,7 +106,7 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> 
     let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &auxiliary, &start)?;
     let mut phase = phase.clone();
     if phase.training.drop_path > 0.0 {
-        // Every sample keeps every branch here, so no step of the phase takes more memory.
+        // With this tiny rate every sample keeps every branch, so no step of the phase takes more memory.
         phase.training.drop_path = f64::MIN_POSITIVE;
     }
     let mut optimiser = Optimiser::new(&phase.training, network.flat());
@@ -118,8 +119,8 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> 
     stepper.step(&mut network, &mut optimiser, &mut std::iter::once(Ok(batch)), 0, 0.0).map(|_| ())
 }
 
-/// Adds to an error about memory the micro-batch that would fit. `own` is the number of a replica's samples in each step. Leaves
-/// any other error as it is.
+/// Adds to an error about memory the advice of a smaller micro-batch. `micro` is the micro-batch that failed, and `own` is the
+/// number of the replica's samples in each step. Returns any other error as it is.
 pub fn with_what_fits(
     error: anyhow::Error,
     (plan, phase): (&Plan, &PhasePlan),

@@ -34,8 +34,9 @@ use crate::train::Clock;
 use crate::{require, usage};
 use anyhow::Result;
 
-/// Records the images of a config's task, or compares them with the record of the run. The images of a task downstream are compared
-/// only if one of its phases has a checkpoint or an artefact, so that a user can correct them before.
+/// Records the images of a config's task, or compares them with the record of the run. The images of a task downstream
+/// (segmentation, detection) are compared only after one of the task's phases has written a checkpoint or an artefact. Before, the
+/// user may still correct them.
 fn record(run: &RunDir, config: &Config, source: &Source, (accept, graph): (bool, &Graph)) -> Result<()> {
     let (task, data) = (config.task, data::data_set(config, source));
     let is_downstream = TaskKind::DOWNSTREAM.contains(&task);
@@ -46,23 +47,23 @@ fn record(run: &RunDir, config: &Config, source: &Source, (accept, graph): (bool
     }
     match (has_begun, accept) {
         (false, _) => run.record_data(task, data),
-        // The artefacts of a task downstream do not record the data that they were trained on.
+        // The artefacts of a task downstream do not record the data on which they were trained.
         (true, true) => run.accept_data(task, data, graph.artefacts().filter(|_| !is_downstream)),
         (true, false) => run.check_data(task, data),
     }
     .map(drop)
 }
 
-/// One config on one world of ranks.
+/// The work of one config on one world of ranks.
 pub struct Job<'a> {
     pub plan: Plan,
     pub graph: Graph,
     pub run: RunDir,
-    /// The images of the job's task.
+    /// The images of `task`.
     pub source: Source,
     /// The task whose images are open. The images of another task are opened when its phase begins.
     pub task: TaskKind,
-    /// The record of the images with classes with which the run was started; none if it only fine-tunes an imported model for another task.
+    /// The record of the run's images for classification; none if the run has only fine-tuned an imported model for another task.
     pub data: Option<DataRecord>,
     accept_data: bool,
     pub world: &'a World,
@@ -73,8 +74,8 @@ pub struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// Opens the data of a task on every rank, and the run directory. If one rank fails, all ranks fail together. Refuses data that
-    /// differ from the data with which the run was started, unless `accept_data`.
+    /// Opens the data of a task on every rank, and the run directory. If one rank fails, all ranks fail together. If the data
+    /// differ from the data with which the run was started, refuses them, unless `accept_data`.
     pub fn open(
         config: Config,
         world: &'a World,
@@ -84,7 +85,8 @@ impl<'a> Job<'a> {
     ) -> Result<Job<'a>> {
         let all_ranks = world.all_ranks();
         let own = config.of_task(task);
-        // The first rank lists a large source and keeps the list, which the others then read.
+        // Listing a large source takes long. The first rank lists it and writes the list into the run directory for the other
+        // ranks.
         let first = on_zero(all_ranks, || data::open(&own))?;
         let source = agree(all_ranks, first.map_or_else(|| data::open(&own), Ok))?;
         let plan = match task {
@@ -106,8 +108,8 @@ impl<'a> Job<'a> {
         Ok(Job { graph, plan, run, source, task, data, accept_data, world, devices, clock: Clock::of_process() })
     }
 
-    /// Executes the rows that train or assemble and that the config asks for, in order. Finished nodes are verified and skipped. If a
-    /// target was imported, the rows up to the assembly are skipped too.
+    /// Executes the rows that train or assemble and that the config asks for, in order. Finished nodes are verified and skipped. If
+    /// a target was imported, the rows that would make it are skipped too.
     pub fn run(&self) -> Result<()> {
         let is_imported = zero_says(self.world.all_ranks(), || self.is_imported())?;
         self.graph.rows(is_imported).into_iter().try_for_each(|row| self.row(row))
@@ -124,13 +126,13 @@ impl<'a> Job<'a> {
                 Ok(())
             }
             Kind::Assemble => self.assemble(self.graph.one(row)),
-            // Packing has a command of its own, the command `run` exports and reports, and Slurm runs the user's scripts.
+            // Packing has a command of its own. The command `run` exports and reports after this function. Slurm runs the scripts.
             Kind::Pack | Kind::Export | Kind::Report | Kind::Script => Ok(()),
         }
     }
 
-    /// Trains all modules of a row, each on its group of ranks. The groups wait for each other only at the end. If `only` names a
-    /// module, all ranks train it alone.
+    /// Trains all modules of a row, each on its group of ranks. The groups wait for each other only at the end. If `only` is the
+    /// number of a module, all ranks train this module, and no other is trained.
     pub fn modules(&self, row: &Row, only: Option<usize>) -> Result<()> {
         let all_ranks = self.world.all_ranks();
         let nodes: Vec<&Node> = self.graph.of(row).collect();
@@ -145,7 +147,7 @@ impl<'a> Job<'a> {
         self.rejoin(trained)
     }
 
-    /// Trains a phase of the whole network on the ranks that the config gives it.
+    /// Trains a phase that is not a module phase, on the ranks that its config key `on` names.
     fn whole_network(&self, node: &Node) -> Result<()> {
         match node.row.phase().map(|phase| (phase.training)(&self.plan.config).on) {
             Some(Ranks::Zero) => self.train_on_zero(node),
@@ -153,7 +155,8 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Trains a phase on rank zero alone; with GPUs, on all ranks of its node, since each of these ranks has some of the GPUs.
+    /// Trains a phase on rank zero alone. With GPUs, trains it on all ranks of rank zero's machine, since each has some of its
+    /// GPUs.
     fn train_on_zero(&self, node: &Node) -> Result<()> {
         let group: Option<Box<dyn Collective>> = match self.world.node_of_zero()? {
             Some(ranks) if self.devices.are_gpus() => Some(ranks),
@@ -174,8 +177,8 @@ impl<'a> Job<'a> {
         agree(self.world.all_ranks(), trained)
     }
 
-    /// Writes pictures of test images for a task downstream that is done, if there are none. Without them the report is poorer, but
-    /// nothing else fails.
+    /// Writes pictures of test images for a finished node of a task downstream, if there are none yet. If that fails, only warns,
+    /// because only the report uses them.
     fn keep_pictures(&self, node: &Node) {
         let (task, folder) = (node.row.task(), self.run.predictions(&node.name));
         if TaskKind::DOWNSTREAM.contains(&task) && self.world.all_ranks().is_zero() && !folder.exists() {
@@ -195,7 +198,7 @@ impl<'a> Job<'a> {
         on_zero(self.world.all_ranks(), || assemble::assemble(self, node).inspect_err(note)).map(|_| ())
     }
 
-    /// Records a failure for `incubate status`. If it cannot be recorded, only warns, because the user must see the failure itself.
+    /// Records a failure for `incubate status`. If that fails, only warns, because the user must see the first failure.
     fn record_failure(&self, node: &Node, error: &anyhow::Error) {
         if !Failure::is_stop(error) {
             let noted = Progress::fail(&self.run.path, &node.name, &format!("{error:#}"));

@@ -8,17 +8,17 @@ use crate::svg::{Marked, Picture, colour};
 use anyhow::Result;
 use tch::Tensor;
 
-/// The least score of an object that is shown to people.
+/// The lowest score of a detected object that is shown to people.
 const SHOWN: f64 = 0.5;
 
-/// The detected objects that people are shown, the likeliest first.
+/// The detected objects that are shown to people, the likeliest first.
 pub fn shown(output: &Tensor) -> Vec<Detected> {
     let mut shown: Vec<Detected> = detected(output).into_iter().filter(|one| one.score >= SHOWN).collect();
     shown.sort_by(|a, b| b.score.total_cmp(&a.score));
     shown
 }
 
-/// Each object with its score, given the names of the classes.
+/// Each object with its score in percent. `name` gives the names of the classes.
 pub fn shares(objects: &[Detected], name: impl Fn(usize) -> String) -> Vec<Share> {
     let share = |one: &Detected| Share {
         class: one.class,
@@ -31,7 +31,7 @@ pub fn shares(objects: &[Detected], name: impl Fn(usize) -> String) -> Vec<Share
 
 /// A photograph with detected objects marked in it.
 pub fn mark_detected(photo: &Picture, objects: &[Detected]) -> Picture {
-    // The likeliest object lies over the others.
+    // The likeliest object is drawn last, over the others.
     let marked =
         objects.iter().rev().map(|one| Marked { bbox: one.bbox, runs: &one.runs, colour: colour(one.class as u8) });
     photo.marked(&marked.collect::<Vec<_>>())

@@ -31,8 +31,8 @@ use std::sync::Mutex;
 use tch::Device;
 
 impl Job<'_> {
-    /// Trains a phase on a group of ranks, unless it is done. Returns an error of one rank at once, so that the whole world ends:
-    /// the others may be waiting for this rank in a collective call.
+    /// Trains a phase on a group of ranks, unless it is done. If this rank fails, returns its error at once, and the caller ends
+    /// the whole world. Other ranks may be waiting for this rank in a collective call.
     pub(super) fn train(&self, node: &Node, group: &dyn Collective) -> Result<()> {
         if zero_says(group, || self.is_done(node))? {
             if group.is_zero() {
@@ -60,7 +60,8 @@ impl Job<'_> {
     /// Whether a node is done.
     ///
     /// # Errors
-    /// Its artefact is damaged or not the node's own, for example of another recipe, other data or another meta model.
+    /// The node's artefact is damaged or does not fit the node, for example because of another recipe, other data or another meta
+    /// model.
     pub(super) fn is_done(&self, node: &Node) -> Result<bool> {
         let found = Seen::default().find(&self.run, node)?;
         let original = if found == Found::Nothing { None } else { self.original(node)? };
@@ -68,15 +69,15 @@ impl Job<'_> {
         Ok(state.or_refusal(node, self.run.file(&node.file))? == State::Done)
     }
 
-    /// The hash of the artefact from which a node's artefact must derive; none if the node's artefact derives from no other, or if that
-    /// other artefact is missing.
+    /// The hash of the artefact from which a node's artefact must derive; none if it derives from no artefact, or if the artefact
+    /// from which it derives is missing.
     pub(super) fn original(&self, node: &Node) -> Result<Option<String>> {
         let Some(position) = self.graph.original(node) else { return Ok(None) };
         let found = Seen::default().find(&self.run, &self.graph.nodes()[position])?;
         Ok(found.hash().map(str::to_string))
     }
 
-    /// The plan and the images of a node: those of the run, or those of the node's own task.
+    /// The plan and the images for the task of a node. If that is not the job's own task, opens and records its images.
     fn plan_and_source(&self, node: &Node, group: &dyn Collective) -> Result<(Plan, Source)> {
         let plan = self.plan.of_task(node.row.task());
         if plan.config.task == self.plan.config.task {
@@ -94,7 +95,7 @@ impl Job<'_> {
     fn train_on(&self, node: &Node, group: &dyn Collective, lease: Option<&Lease>) -> Result<()> {
         let Job { run, devices, clock, .. } = self;
         let (plan, source) = &self.plan_and_source(node, group)?;
-        // The record of the run's data does not know the images of another task.
+        // The artefacts of a task downstream do not record their data, because `self.data` records the images for classification.
         let trained_on =
             self.data.as_ref().filter(|_| plan.config.task == self.plan.config.task).map(DataRecord::trained_on);
         let (data, ranks) = (trained_on.as_ref(), self.world.all_ranks().size());
@@ -110,7 +111,7 @@ impl Job<'_> {
             let own = share(phase.training.global_batch, replica.rank(), replica.size()).len();
             let configured = plan.config.run.micro_batch.samples();
             let start = memory::catch(|| {
-                // Free the memory that an earlier phase has left on the device.
+                // An earlier phase may have left memory on the device in libtorch's cache.
                 empty_cache(device);
                 replica.join_nccl()?;
                 check_share(plan, phase, devices.replicas(), replica.size())?;
@@ -128,7 +129,7 @@ impl Job<'_> {
         })
     }
 
-    /// All weights at step 0, and the hash of the model from which they derive, if they derive from one.
+    /// All weights at step 0, and the hash of the model from which they derive; none if they derive from no model.
     fn start(&self, node: &Node, plan: &Plan, phase: &PhasePlan) -> Result<(Weights, Option<String>)> {
         let parameters = phase.parameters(plan);
         let mut weights = fresh(parameters.iter(), phase.seed);
@@ -149,7 +150,8 @@ impl Job<'_> {
             let what = format!("is no artefact of {}; restore the one that was extended", node.name);
             return Err(Failure::Damaged { path, what }.into());
         }
-        // A module's own stage starts fresh or grows from the meta model's; the stages that do not train are the meta model's.
+        // The stage that a module phase trains starts fresh or grows from the meta model's stage. All other stages are the meta
+        // model's.
         if let (Some(stage), ModuleStart::Meta) = (node.index, plan.config.module.start) {
             let own = parameters.iter().filter(|parameter| parameter.stage == stage);
             grow(&mut weights, &stored, &plan.config.model, own, phase.depths[stage]);
@@ -165,8 +167,8 @@ impl Job<'_> {
     }
 }
 
-/// Sets the weights of a stage of `depth` blocks, whose parameters are `own`, so that the stage starts as the stage of the meta model
-/// with the weights `meta`.
+/// Sets the weights of a stage so that it computes the same function as the same stage of the meta model. The stage has `depth`
+/// blocks and the parameters `own`. `meta` are the weights of the meta model.
 fn grow<'a>(
     weights: &mut Weights,
     meta: &Weights,

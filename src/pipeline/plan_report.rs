@@ -1,4 +1,4 @@
-//! The report of `incubate plan`: parameters of each stage, steps, learning rates, memory, cost, and the part of each rank.
+//! The report of `incubate plan`: parameters of each stage, steps, learning rates, memory, cost, and the modules of each rank.
 
 use crate::config::{DeviceChoice, MicroBatch, Precision};
 use crate::device::cuda;
@@ -12,15 +12,16 @@ use std::fmt::Write;
 /// The speed of a device.
 #[derive(Debug, Clone, Copy)]
 pub enum Speed {
-    /// This machine's matrix product, in operations per second.
+    /// The measured speed of this machine's matrix product, in operations per second.
     Measured(f64),
     /// The user's figure, in operations per second.
     Given(f64),
+    /// The assumed speed of a kind of GPU.
     Gpu(GpuModel),
 }
 
 impl Speed {
-    /// Operations per second.
+    /// The speed in operations per second.
     pub fn rate(self, precision: Precision) -> f64 {
         match self {
             Speed::Measured(rate) | Speed::Given(rate) => rate,
@@ -30,7 +31,7 @@ impl Speed {
 }
 
 /// The report about a plan on a world of `ranks` ranks with devices of this speed, as JSON. `others` are the run's plans for other
-/// tasks. `input` says whether the cores of a node read images as fast as its devices train on them.
+/// tasks. `input` says whether the cores of a machine read images as fast as its devices train on them.
 pub fn report(plan: &Plan, others: &[Plan], ranks: usize, speed: Speed, input: Value) -> Value {
     let plan = &for_planned_device(plan, speed);
     let others: Vec<Plan> = others.iter().map(|plan| for_planned_device(plan, speed)).collect();
@@ -77,7 +78,7 @@ pub fn report(plan: &Plan, others: &[Plan], ranks: usize, speed: Speed, input: V
     report
 }
 
-/// The plan for GPUs if a GPU is named, even if this machine has none; else the plan as it is.
+/// The plan, but for GPUs if a kind of GPU is named and the config leaves the device open. This machine need not have a GPU.
 fn for_planned_device(plan: &Plan, speed: Speed) -> Plan {
     let mut plan = plan.clone();
     if matches!(speed, Speed::Gpu(_)) && plan.config.run.device == DeviceChoice::Auto {
@@ -86,7 +87,8 @@ fn for_planned_device(plan: &Plan, speed: Speed) -> Plan {
     plan
 }
 
-/// The plan with the largest micro-batch that fits the memory of the named GPU by the formula, if the config's is "auto".
+/// If the config's micro-batch is "auto" and a kind of GPU is named, the plan with the largest micro-batch that fits its memory by
+/// the formula; else the plan as it is.
 fn with_fitting_micro_batch(plan: &Plan, phase: &PhasePlan, ranks: usize, speed: Speed) -> Plan {
     let mut plan = plan.clone();
     if let (Speed::Gpu(gpu), MicroBatch::Auto) = (speed, plan.config.run.micro_batch) {
@@ -190,7 +192,7 @@ fn origin(report: &Value, speed: Speed) -> String {
     }
 }
 
-/// The table with a line for each phase.
+/// A table with a line for each phase.
 fn table(phases: &Value) -> String {
     let mut out = format!(
         "{:<11} {:>12} {:>12} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>12} {:>9}\n",

@@ -27,15 +27,17 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-/// How many classes of an image are named.
+/// The number of likeliest classes of an image that are named.
 const BEST: usize = 5;
-/// How many classes of a mask are named.
+/// The largest number of classes or objects that the key of a picture names.
 const NAMED: usize = 40;
-/// How many test images a run keeps pictures of, and the width in pixels of each half of such a picture.
+/// The number of test images of which a run keeps pictures.
 const KEPT: usize = 4;
+/// The largest width, in pixels, of each half of a picture that compares predictions with annotations.
 const HALF: usize = 480;
 
-/// Predicts images, given as files, by the artefact `weights`, and writes a picture of each into the folder `into`.
+/// Predicts the image files in `images` with the artefact `weights`, and writes a picture of each prediction into the folder
+/// `into`.
 pub fn predict(
     config: &Config,
     weights: &Path,
@@ -53,7 +55,7 @@ pub fn predict(
         let (picture, classes) = seer.see(index, &title)?;
         let stem = image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let mut name = stem.clone();
-        // Images of several folders may have one name.
+        // Images in different folders may have the same name.
         for number in 2.. {
             if names.insert(name.clone()) {
                 break;
@@ -67,7 +69,7 @@ pub fn predict(
     Ok(all)
 }
 
-/// Writes pictures of a few test images into a folder: what the model `weights` predicts, and the annotations.
+/// Writes pictures of a few test images into a folder. Each shows the predictions of the model `weights` beside the annotations.
 pub fn compare(config: &Config, weights: &Path, device: Device, source: &Source, into: &Path) -> Result<()> {
     let seer = Seer::new(config, weights, device, source)?;
     std::fs::create_dir_all(into).with_context(|| into.display().to_string())?;
@@ -89,7 +91,7 @@ pub fn compare(config: &Config, weights: &Path, device: Device, source: &Source,
     Ok(())
 }
 
-/// A picture of the predictions and a picture of the annotations, the classes in their key, and what the two show.
+/// A picture of the predictions and a picture of the annotations, the entries of their key, and a caption of both pictures.
 type Compared = ([Picture; 2], Vec<Share>, &'static str);
 
 /// A model with the images that it sees.
@@ -109,7 +111,7 @@ impl<'a> Seer<'a> {
         Ok(Seer { config, header, network, source })
     }
 
-    /// Compares the predicted classes of an image's pixels with its labels; none if the image is unreadable.
+    /// Compares the predicted classes of an image's pixels with the labels; none if the image is unreadable.
     fn compare_maps(&self, index: usize) -> Result<Option<Compared>> {
         let (images_1chw, labels_1hw) = self.pairs().evaluate(index)?;
         if images_1chw[0].size()[0] == 0 {
@@ -117,13 +119,13 @@ impl<'a> Seer<'a> {
         }
         let (predicted, labels) = (self.map(&images_1chw, &labels_1hw)?, bytes(&labels_1hw));
         let photo = photo(&self.source.test, index)?;
-        // The predictions on pixels without a class count for nothing.
+        // Predictions on pixels without a label are not shown.
         let bare: Vec<u8> = predicted.iter().zip(&labels).map(|(&p, &l)| if l == IGNORED { l } else { p }).collect();
         let halves = [&bare, &labels].map(|classes| photo.painted(classes, |class| class == IGNORED));
         Ok(Some((halves, self.shares(&[bare, labels].concat()), "prediction, labels")))
     }
 
-    /// Compares the detected objects of an image with the annotated ones; none if the image is unreadable.
+    /// Compares the detected objects of an image with the annotated objects; none if the image is unreadable.
     fn compare_objects(&self, index: usize) -> Result<Option<Compared>> {
         let (images_1chw, labels) = self.objects().evaluate(index)?;
         if images_1chw[0].size()[0] == 0 {
@@ -136,7 +138,7 @@ impl<'a> Seer<'a> {
         Ok(Some(([objects::mark_detected(&photo, &seen), annotated], shares, "detected objects, annotated objects")))
     }
 
-    /// The picture of an image under its title, and the classes that are seen in it.
+    /// The picture of an image's prediction under `title`, and the classes or objects that the model sees in the image.
     fn see(&self, index: usize, title: &str) -> Result<(Picture, Vec<Share>)> {
         let photo = photo(&self.source.test, index)?;
         match self.config.task {
@@ -164,7 +166,7 @@ impl<'a> Seer<'a> {
         }
     }
 
-    /// The name of a class by the artefact.
+    /// The name of a class, as the artefact records it.
     fn class_name(&self, class: usize) -> String {
         self.header.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"))
     }
@@ -196,7 +198,8 @@ impl<'a> Seer<'a> {
         Ok(both.map(share).collect())
     }
 
-    /// The class of each pixel of an image, given at each scale (1, c, row, column), at the size of the labels (1, row, column).
+    /// The class of each pixel of an image, at the size of `labels_1hw`. `images_1chw` is the image at each scale of the
+    /// evaluation.
     fn map(&self, images_1chw: &[Tensor], labels_1hw: &Tensor) -> Result<Vec<u8>> {
         Ok(bytes(&self.infer(images_1chw, labels_1hw)?[0]))
     }
@@ -207,7 +210,7 @@ impl<'a> Seer<'a> {
         tch::no_grad(|| task.infer(&self.network, &images, labels))
     }
 
-    /// The classes of pixels with their shares of the pixels that have a class.
+    /// The classes that occur, each with its share of the pixels that have a class, the largest share first.
     fn shares(&self, classes: &[u8]) -> Vec<Share> {
         let mut counts = [0usize; IGNORED as usize];
         classes.iter().filter(|&&class| class != IGNORED).for_each(|&class| counts[usize::from(class)] += 1);
@@ -220,12 +223,12 @@ impl<'a> Seer<'a> {
         there.into_iter().map(share).collect()
     }
 
-    /// The key to the colours of a mask, as SVG.
+    /// The key to the colours of a picture, as SVG.
     fn key(&self, title: &str, shares: &[Share]) -> String {
         let part = |share: &Share| Part {
             name: format!("{} {:.1} %", share.name, share.percent),
             colour: Colour::Own(colour(share.class as u8)),
-            // As strong as the mask over a white photograph.
+            // Paler than the class's own colour, as in the mask, which covers the photograph only half.
             strength: 0.75,
         };
         Bars { title: title.into(), parts: shares.iter().take(NAMED).map(part).collect(), bars: Vec::new() }.svg()
@@ -236,7 +239,7 @@ impl<'a> Seer<'a> {
 fn ranking(title: &str, classes: &[Share]) -> String {
     let bar = |share: &Share| Bar {
         name: share.name.clone(),
-        // The rest to 100 makes the bars comparable between images.
+        // The rest to 100 % gives the bars of all images the same scale.
         parts: vec![share.percent, 100.0 - share.percent],
         label: format!("{:.1} %", share.percent),
     };

@@ -1,4 +1,4 @@
-//! Previews the assembly while the modules still train, so that a module that holds the others back is seen early.
+//! Previews the assembly while the modules still train. So a module that spoils the assembled network is noticed early.
 
 use super::statistics;
 use crate::collective::Solo;
@@ -23,14 +23,14 @@ use anyhow::Result;
 use std::fmt::Write;
 use tch::Device;
 
-/// The most training images from which the statistics in the buffers of the assembled network are estimated.
+/// The largest number of training images from which the running statistics of the assembled network are estimated.
 const STATISTICS_IMAGES: usize = 1024;
 
 /// The newest weights of a module.
 struct Module {
     stage: usize,
     name: String,
-    /// The steps of its weights and of its whole phase.
+    /// How many steps the weights have taken, and how many steps the module's phase has.
     steps: (u64, u64),
     weights: Weights,
 }
@@ -38,15 +38,15 @@ struct Module {
 /// The networks of a preview, and how they are evaluated.
 struct Previewer {
     config: Config,
-    /// The images of the run, of which only a sample of the test images is evaluated.
+    /// The training images of the run, and a sample of its test images, on which the networks are evaluated.
     source: Source,
     device: Device,
     meta: Weights,
 }
 
-/// Evaluates the meta model, the hybrid of each module, and the network that the modules make together, on a sample of the test
-/// images. The weights of a module are those of its artefact or of its newest checkpoint; a module without either keeps the meta
-/// model's thin stage. Adds the result to the run directory.
+/// Evaluates the meta model, the hybrid of each module, and the network that the modules make together, on `images` of the test
+/// images. A module has the weights of its artefact or of its newest checkpoint. If a module has neither, the assembled network
+/// keeps the meta model's thin stage in its place. Adds the result to the run directory.
 ///
 /// # Errors
 /// There is no meta model yet, no module has weights, or a file is damaged.
@@ -79,14 +79,14 @@ pub fn preview(config: Config, images: usize, device: Device) -> Result<Preview>
     Ok(preview)
 }
 
-/// The newest weights of a module's node, if it has any that belong to the meta model with this hash.
+/// The newest weights of a module's node that belong to the meta model with the hash `meta`, if there are any.
 fn newest(plan: &Plan, run: &RunDir, node: &Node, meta: &str) -> Result<Option<Module>> {
     let (Some(stage), Some(expected), Some(phase)) = (node.index, &node.expected, plan.phase_of(node)) else {
         unreachable!("the row trains modules")
     };
     let module =
         |step: u64, weights: Weights| Module { stage, name: node.name.clone(), steps: (step, phase.steps), weights };
-    // A module without a file, or whose file is damaged, may have a checkpoint.
+    // A module whose artefact is missing, damaged or stale may have a checkpoint.
     if let Ok(done) = artefact::read(&run.file(&node.file)) {
         let stamp = done.header.stamp(&done.hash, run.data(TaskKind::Classification)?.as_ref());
         if state(node, &Evidence::of_file(Found::Artefact(stamp)), Some(meta)) == State::Done {
@@ -94,7 +94,7 @@ fn newest(plan: &Plan, run: &RunDir, node: &Node, meta: &str) -> Result<Option<M
         }
     }
     let read = || run.newest_checkpoint(&node.name, &expected.recipe, Some(meta));
-    // The training may remove a checkpoint while it is read here, but then there is a newer one.
+    // The training may remove a checkpoint while it is read here. Then there is a newer checkpoint, so a second try finds it.
     let checkpoint = read().or_else(|_| read())?;
     Ok(checkpoint.map(|checkpoint| module(checkpoint.header.step, checkpoint.averaged())))
 }
@@ -142,7 +142,7 @@ impl Previewer {
     }
 }
 
-/// The name of the network that all modules make together.
+/// The name, in a preview, of the network that the modules make together.
 pub const ASSEMBLED: &str = "assembled so far";
 
 fn stopped() -> anyhow::Error {

@@ -33,12 +33,12 @@ impl Results {
     }
 }
 
-/// The scene of an image's labels (1, numbers).
+/// The annotated objects of an image, from its labels (1, numbers).
 pub fn scene(labels: &Tensor) -> Scene {
     Scene::from_row(&numbers(labels)).expect("labels hold a scene").0
 }
 
-/// The objects that the task has detected, from its output (1, numbers).
+/// The detected objects of an image, from the task's output (1, numbers).
 pub fn detected(output: &Tensor) -> Vec<Detected> {
     detected_from_row(&numbers(output)).expect("the output holds objects").0
 }

@@ -1,5 +1,5 @@
-//! Refuses phases that the ranks and replicas of a run cannot train: if the global batch is too small for them, or if replicas or
-//! micro-batches would divide samples that must be computed together.
+//! Refuses phases that the ranks and replicas of a run cannot train: because the global batch is too small for them, because their
+//! replicas would share a generator for dropout, or because samples that must be computed together would be separated.
 
 use crate::config::{MicroBatch, NormOver, SlurmMode, TaskKind};
 use crate::plan::groups::{micro_batches, share};
@@ -9,7 +9,7 @@ use crate::require;
 use crate::run::table::SlurmJob;
 use anyhow::Result;
 
-/// Refuses at the start of a run any phase that `ranks` ranks with `in_rank` replicas each cannot train.
+/// At the start of a run, refuses any phase that `ranks` ranks with `in_rank` replicas each cannot train.
 pub fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
     let others: Vec<Plan> = plan.config.downstream().map(|task| plan.of_task(task)).collect();
     for plan in std::iter::once(plan).chain(&others) {
@@ -20,8 +20,8 @@ pub fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
     Ok(())
 }
 
-/// Refuses phases that the jobs of `incubate submit` cannot train, and ranks that cannot be spread evenly over the nodes. In a job
-/// array each module has all of `slurm.ranks`.
+/// Refuses phases that the jobs of `incubate submit` cannot train, and ranks that cannot be spread evenly over the machines. In a
+/// job array, all of `slurm.ranks` train each module.
 pub fn check_jobs(plan: &Plan) -> Result<()> {
     let (slurm, in_rank) = (&plan.config.slurm, plan.replicas_per_rank());
     require!(
@@ -63,8 +63,8 @@ pub(super) fn check_share(plan: &Plan, phase: &PhasePlan, in_rank: usize, in_gro
     }
 }
 
-/// Refuses norms over a whole step if a replica computes its share of a step in several micro-batches, and contrastive losses if a
-/// replica or a micro-batch divides a block of samples.
+/// Refuses two things. The first is norms over a whole step if a replica computes its share of a step in several micro-batches. The
+/// second is contrastive losses if a replica or a micro-batch cuts a block of samples.
 pub(super) fn check_micro_batch(plan: &Plan, phase: &PhasePlan, micro_batch: usize, in_group: usize) -> Result<()> {
     let largest = (0..in_group).map(|replica| share(phase.training.global_batch, replica, in_group).len()).max();
     let largest = largest.unwrap_or(0);
@@ -79,7 +79,7 @@ pub(super) fn check_micro_batch(plan: &Plan, phase: &PhasePlan, micro_batch: usi
     check_blocks(phase, micro_batch, in_group)
 }
 
-/// Refuses a contrastive loss if a replica or a micro-batch divides one of its blocks of samples.
+/// Refuses a contrastive loss if a replica or a micro-batch cuts one of its blocks of samples.
 fn check_blocks(phase: &PhasePlan, micro_batch: usize, in_group: usize) -> Result<()> {
     let batch = phase.training.global_batch;
     let has_contrast =

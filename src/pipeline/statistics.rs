@@ -1,5 +1,5 @@
-//! Estimates running statistics anew. A module has trained behind the thin stages of the meta model, and its running statistics are
-//! those of that network, not of the assembled target.
+//! Estimates the running statistics of BatchNorm anew. A module has trained among the thin stages of the meta model. So its running
+//! statistics describe its hybrid, not the assembled target.
 
 use crate::config::Config;
 use crate::data::feed::Feed;
@@ -12,9 +12,9 @@ use crate::weights::{Staging, Weights, on_device, upload};
 use anyhow::Result;
 use tch::Device;
 
-/// Returns the weights of a network with new statistics in its buffers: the means over batches of training images, of which there are at
-/// most `images`. Each batch goes through the network as in training, but the images have no random transform. The batches are the same
-/// in every run of a config. Returns none if a signal asked this process to stop.
+/// Returns the weights of a network with new statistics in its buffers. They are the means over batches of at most `images`
+/// training images in all. Each batch goes through the network as in training, but without random transforms of the images. The
+/// batches are the same in every run of a config. Returns none if a signal asked this process to stop.
 pub fn estimated_anew(
     (config, source, device): (&Config, &Source, Device),
     depths: &[usize],
@@ -31,7 +31,7 @@ pub fn estimated_anew(
             return Ok(None);
         }
         let [images_bchw] = &batch?.images_bchw[..] else { unreachable!("images without label maps have one scale") };
-        // The variance of a single image would not be defined.
+        // A batch of one image is skipped. If its map had a single pixel, the unbiased variance would not be defined.
         if images_bchw.size()[0] > 1 {
             network.gather_statistics(&upload(images_bchw, device));
             seen += images_bchw.size()[0];

@@ -1,5 +1,5 @@
-//! Estimates the cost of a phase by formulas: parameters, floating-point operations and memory. `plan` and the reports print the
-//! estimates.
+//! Estimates the cost of a phase by formulas: parameters, floating-point operations and memory. `incubate plan` and the reports
+//! print the estimates.
 
 use super::{PhasePlan, Plan, detection, segmentation};
 use crate::config::{Optimiser, Precision};
@@ -9,7 +9,9 @@ use crate::plan::head::Head;
 /// The cost of one phase.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Cost {
+    /// The parameters of the network and of the heads of its task. The heads of local losses do not count.
     pub parameters: u64,
+    /// The part of these parameters that the phase trains.
     pub trained_parameters: u64,
     /// Samples that pass through the network in training.
     pub images: u64,
@@ -27,7 +29,7 @@ pub fn cost(plan: &Plan, phase: &PhasePlan) -> Cost {
     Cost { parameters: all, trained_parameters: trained, images, flops: images as f64 * sample_flops(plan, phase) }
 }
 
-/// The peak memory of one replica in bytes: weights, gradients, moments, and the activations of a micro-batch.
+/// The estimated peak memory of one replica in bytes: weights, gradients, moments, and the activations of a micro-batch.
 pub fn memory(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> u64 {
     let cost = cost(plan, phase);
     let micro = plan.config.run.micro_batch.samples().min(phase.training.global_batch) as f64;
@@ -35,11 +37,11 @@ pub fn memory(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> u64 {
     (state + micro * activation_bytes(plan, phase, on_cpu)) as u64
 }
 
-/// The bytes of the parameters. All stages have weights in the number type of the computation. Trained stages also have gradients,
-/// the moments and, if the number type is not fp32, fp32 weights.
+/// The bytes of the parameters and of the optimiser's state. All stages have weights in the number type of the computation. Trained
+/// stages also have fp32 gradients and moments and, if the number type is bf16, fp32 weights.
 fn state_bytes(plan: &Plan, phase: &PhasePlan, all: u64, trained: u64) -> f64 {
     let number = number_bytes(plan);
-    // The heads of local losses train too.
+    // The heads of local losses train too, but are not among the parameters of the phase.
     let heads: usize = heads(phase).flat_map(|head| head.parameters(0)).map(|parameter| parameter.count()).sum();
     let (all, trained) = (all + heads as u64, trained + heads as u64);
     let moments = match phase.training.optimiser {
@@ -58,8 +60,8 @@ fn number_bytes(plan: &Plan) -> f64 {
     }
 }
 
-/// The largest even micro-batch of at most `most` samples whose estimate leaves a tenth of `memory` bytes free; none if not even two
-/// samples fit.
+/// The largest even micro-batch of at most `most` samples whose estimated memory leaves a tenth of `memory` bytes free; none if not
+/// even two samples fit.
 pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: u64, most: usize, on_cpu: bool) -> Option<usize> {
     let cost = cost(plan, phase);
     let free = 0.9 * memory as f64 - state_bytes(plan, phase, cost.parameters, cost.trained_parameters);
@@ -73,9 +75,9 @@ pub fn forward_flops(model: &Model, depths: &[usize]) -> f64 {
     (0..depths.len()).map(|stage| model.stage_flops(depths, stage)).sum()
 }
 
-/// The operations of training on one sample. Frozen stages before the trained ones only run forward. Trained stages also compute
-/// the gradients of activations and weights. Frozen stages after them also compute the gradients of activations. The heads of
-/// local losses train.
+/// The operations of training on one sample. Frozen stages before the trained stages only run forward. Trained stages also compute
+/// the gradients of activations and of weights, each of which takes as many operations as the forward pass. Frozen stages after the
+/// trained stages also compute the gradients of activations. The heads of local losses count as trained.
 pub fn training_flops(model: &Model, phase: &PhasePlan) -> f64 {
     let of_stage = |stage| {
         let passes = match stage {
@@ -93,16 +95,17 @@ fn heads(phase: &PhasePlan) -> impl Iterator<Item = &Head> {
     phase.borders.iter().flat_map(|border| &border.losses).map(|loss| &loss.head)
 }
 
-/// The operations of training on one sample, with the heads of the config's task.
+/// The operations of training on one sample, including the heads of the config's task.
 pub fn sample_flops(plan: &Plan, phase: &PhasePlan) -> f64 {
     training_flops(&plan.config.model, phase) + 3.0 * of_heads(plan).flops
 }
 
-/// The parameters that the config's task has beside the network's, and the operations and the numbers that a training sample needs
-/// there.
+/// The cost of the heads of the config's task; 0 for classification, whose head belongs to the network.
 struct OfHeads {
     parameters: u64,
+    /// The operations of a forward pass on one sample.
     flops: f64,
+    /// The numbers that training on one sample keeps in memory.
     activations: f64,
 }
 
@@ -113,7 +116,7 @@ fn of_heads(plan: &Plan) -> OfHeads {
     OfHeads { parameters: parameters as u64, flops, activations }
 }
 
-/// The bytes of the activations of one sample. Between borders they exist for one stage at a time.
+/// The bytes of the activations of one sample. With local losses, the activations of only one stage exist at a time.
 fn activation_bytes(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> f64 {
     let activations = |depths: &[usize], trained| {
         let checkpointing = plan.config.run.activation_checkpointing;

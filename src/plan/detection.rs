@@ -1,37 +1,41 @@
-//! The feature pyramid and the heads of a detection as data: their layers with the names and starts of detectron2's ViTDet
-//! (`configs/common/models/mask_rcnn_vitdet.py`), parameters, operations and memory. `task/detection` computes them.
+//! The feature pyramid and the heads of a detector as data: layers with their parameters, operations and memory. The names of the
+//! parameters and their initial values are those of detectron2's ViTDet (`configs/common/models/mask_rcnn_vitdet.py`).
+//! `task/detection` runs the layers.
 
 use crate::config::{Config, TaskKind};
 use crate::family::parameter::{Parameter, Role, Start};
 
-/// The levels of the pyramid, p2 … p6. The cells of each are twice as wide as those of the level before.
+/// The number of levels of the pyramid, p2 … p6. A level is one map. A cell of each level covers twice as many pixels in each
+/// direction as a cell of the level before.
 pub const LEVELS: usize = 5;
-/// The levels from which regions are pooled, p2 … p5.
+/// The number of levels from which regions are pooled, p2 … p5.
 pub const POOLED_LEVELS: usize = 4;
-/// The anchors of a cell, one for each ratio of height to width.
+/// The ratios of height to width of the anchors. A cell has one anchor for each ratio.
 pub const RATIOS: [f64; 3] = [0.5, 1.0, 2.0];
-/// Rows, and columns, of a region for the box head and for the mask head.
+/// The number of rows, and of columns, to which a region is pooled for the box head.
 pub const BOX_SIDE: usize = 7;
+/// The number of rows, and of columns, to which a region is pooled for the mask head.
 pub const MASK_SIDE: usize = 14;
-/// Rows, and columns, of a predicted mask.
+/// The number of rows, and of columns, of a predicted mask.
 pub const MASK_OUTPUT: usize = 2 * MASK_SIDE;
-/// Convolutions before the last layers of each of the two heads of regions.
+/// The number of convolutions with which the box head and the mask head each begin.
 pub const CONVOLUTIONS: usize = 4;
 
 /// All sizes on which the layers depend.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Architecture {
     pub classes: usize,
-    /// Channels of the map of tokens.
+    /// The width of the tokens, which are the channels of the map that the network gives.
     pub channels: usize,
-    /// Channels of the maps of the pyramid and of the convolutions of the heads.
+    /// The channels of the pyramid's maps and of the heads' convolutions.
     pub width: usize,
-    /// Numbers of the box head's hidden layer.
+    /// The width of the box head's hidden layer.
     pub hidden: usize,
-    /// The regions of an image that train.
+    /// The number of regions of an image on which the heads of regions train.
     pub regions: usize,
-    /// Rows, and columns, of the map of tokens, and pixels of the square image.
+    /// The number of rows, and of columns, of tokens.
     pub grid: usize,
+    /// The height, and width, of a training image in pixels.
     pub crop: usize,
     /// Whether there is a mask head.
     pub masks: bool,
@@ -45,16 +49,16 @@ struct Layer {
     input: usize,
     output: usize,
     kernel: usize,
-    /// The outputs of one channel for a training image: the cells of a map, or of all regions.
+    /// The number of outputs per channel for a training image: the cells of a map, or the cells of all regions together.
     cells: usize,
     weight: Start,
     bias: Start,
 }
 
-/// What a layer is.
+/// The kind of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// A convolution without bias and LayerNorm over the channels.
+    /// A convolution without bias, followed by LayerNorm over the channels.
     Unit,
     /// A convolution with a bias.
     Convolution,
@@ -66,7 +70,7 @@ enum Form {
 }
 
 impl Architecture {
-    /// The sizes that a config of detection gives; none for another task.
+    /// The sizes that the config gives; none if the config's task is not detection.
     pub fn of(config: &Config) -> Option<Architecture> {
         let (keys, tokens) = (&config.detection, config.model.tokens_given()?);
         (config.task == TaskKind::Detection).then(|| Architecture {
@@ -81,19 +85,21 @@ impl Architecture {
         })
     }
 
-    /// The most regions of an image with an object, whose masks train: a quarter of all.
+    /// The largest number of training regions of an image that may contain an object: a quarter of all. The mask head trains on
+    /// these regions alone.
     pub fn most_with_object(self) -> usize {
         self.regions / 4
     }
 
-    /// Rows, and columns, of the map of each level.
+    /// The number of rows, and of columns, of the map of each level.
     pub fn sides(self) -> [usize; LEVELS] {
         let grid = self.grid;
         [4 * grid, 2 * grid, grid, grid / 2, (grid / 2).div_ceil(2)]
     }
 
-    /// All parameters, started as detectron2 starts them. Their stage is that after the network's stages. All are decayed, also biases
-    /// and norms: detectron2 exempts the norms of torch alone, and its LayerNorm over channels is a class of its own.
+    /// All parameters, with detectron2's initial values. Their stage is `stage`, which follows the network's stages. Weight decay
+    /// applies to all of them, also to biases and norms: detectron2 exempts torch's own norm classes, and its LayerNorm over
+    /// channels is a class of its own.
     pub fn parameters(self, stage: usize) -> Vec<Parameter> {
         self.layers().into_iter().flat_map(|layer| layer.parameters(stage)).collect()
     }
@@ -108,9 +114,9 @@ impl Architecture {
         self.layers().iter().map(Layer::flops).sum()
     }
 
-    /// The numbers that training on one image keeps in memory: each convolution's and linear layer's input and output, and the
-    /// normed output and the ReLU's. It assumes as many regions as an image has at most, of which the mask head sees a
-    /// quarter.
+    /// The numbers that training on one image keeps in memory: the input and the output of each layer and, for a convolution with
+    /// LayerNorm, also the outputs of the norm and of the ReLU. The image is assumed to have the largest number of regions, a
+    /// quarter of which the mask head sees.
     pub fn activations(self) -> f64 {
         let of = |layer: &Layer| {
             let outputs = if layer.form == Form::Unit { 3 } else { 1 };
@@ -128,7 +134,7 @@ impl Architecture {
     fn pyramid_layers(self) -> Vec<Layer> {
         let (d, width, sides) = (self.channels, self.width, self.sides());
         let doubling = |name: &str, input: usize, output: usize, side: usize| {
-            // torch's own start, which takes the second dimension of a transposed kernel for its input.
+            // torch's default. For the fan-in of a transposed convolution, torch counts the second dimension of the kernel.
             let start = Start::FanIn { fan_in: output * 4 };
             Layer {
                 bias: start,
@@ -183,7 +189,7 @@ impl Architecture {
         let (width, regions) = (self.width, self.most_with_object());
         let mut all = self.convolutions("mask_head.mask_fcn", regions * MASK_SIDE.pow(2));
         let cells = regions * MASK_OUTPUT.pow(2);
-        // torch takes the first dimension of a transposed kernel for its output.
+        // For the fan-out of a transposed convolution, torch counts the first dimension of the kernel.
         let start = Start::FanOut { fan_out: width * 4 };
         let name = |name: &str| format!("roi_heads.mask_head.{name}");
         all.push(Layer::new(name("deconv"), Form::Doubling, [width, width, 2], cells, start));
@@ -192,7 +198,7 @@ impl Architecture {
         all
     }
 
-    /// The convolutions of a head of regions, started as `c2_msra_fill` starts them.
+    /// The convolutions of the box head or the mask head, with the initial values of detectron2's `c2_msra_fill`.
     fn convolutions(self, name: &str, cells: usize) -> Vec<Layer> {
         let width = self.width;
         let start = Start::FanOut { fan_out: width * 9 };
@@ -203,7 +209,7 @@ impl Architecture {
 }
 
 impl Layer {
-    /// A layer whose bias, if it has one, starts at zero.
+    /// Makes a layer whose bias, if it has one, starts at zero.
     fn new(name: String, form: Form, [input, output, kernel]: [usize; 3], cells: usize, weight: Start) -> Layer {
         Layer { name, form, input, output, kernel, cells, weight, bias: Start::Zeros }
     }
@@ -234,7 +240,7 @@ impl Layer {
     fn flops(&self) -> f64 {
         let per_output = match self.form {
             Form::Unit | Form::Convolution | Form::Linear => self.input * self.kernel * self.kernel,
-            // Each output sees one cell of the input.
+            // Each output cell depends on one cell of the input.
             Form::Doubling => self.input,
             Form::Norm => 1,
         };

@@ -4,7 +4,8 @@ use crate::config::Precision;
 use crate::usage;
 use std::str::FromStr;
 
-/// A kind of GPU, with the figures of NVIDIA's data sheet: the speed of matrix products without sparsity, in TFLOP/s, and the memory.
+/// A kind of GPU with the figures of NVIDIA's data sheet: the peak speeds of matrix products without sparsity in TFLOP/s, and the
+/// memory in 10⁹ bytes.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct GpuModel {
     /// The name that `--gpu` takes.
@@ -15,7 +16,7 @@ pub struct GpuModel {
     pub memory_gb: f64,
 }
 
-/// The share of the peak speed that a training step of a ViT reaches. It is an assumption of `incubate plan`.
+/// The share of the peak speed that a training step is assumed to reach, in estimates for a named GPU.
 pub const UTILISATION: f64 = 0.4;
 
 const MODELS: [GpuModel; 10] = [
@@ -32,7 +33,7 @@ const MODELS: [GpuModel; 10] = [
 ];
 
 impl GpuModel {
-    /// The kind of GPU with this name in the driver, such as `NVIDIA H100 80GB HBM3`.
+    /// The kind of GPU that has this name in the driver, such as `NVIDIA H100 80GB HBM3`.
     pub fn of_device(name: &str) -> Option<GpuModel> {
         let words: Vec<String> = name.to_lowercase().split([' ', '-']).map(str::to_string).collect();
         MODELS.into_iter().find(|model| words.iter().any(|word| word == model.name))
@@ -52,7 +53,7 @@ impl GpuModel {
         UTILISATION * self.peak(precision) * 1e12
     }
 
-    /// A sentence about the cost of the precision, with the cure; none for bf16, the fastest.
+    /// A sentence that says how much faster bf16 would be, with the cure; none if the precision is bf16.
     pub fn price(&self, precision: Precision) -> Option<String> {
         (precision != Precision::Bf16).then(|| {
             format!(

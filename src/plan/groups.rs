@@ -2,17 +2,17 @@
 
 use std::ops::Range;
 
-/// A rank's part in the module phases.
+/// The part of one rank in the module phases.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assignment {
     /// The modules that this rank's group trains, one after another.
     pub modules: Vec<usize>,
-    /// The ranks of the group. They train each of its modules with data parallelism.
+    /// The ranks of the group. They train each of the group's modules with data parallelism.
     pub group: Range<usize>,
 }
 
-/// Distributes K modules over R ranks. If R ≤ K, every rank trains alone: modules r, r + R, r + 2R and so on. If R > K, each
-/// module has a group of neighbouring ranks, so that a group spans as few nodes as possible.
+/// Distributes K modules over R ranks. If R ≤ K, every rank trains alone, and rank r trains the modules r, r + R, r + 2R and so on.
+/// If R > K, each module has a group of consecutive ranks, so that a group spans as few nodes as possible.
 pub fn assignment(rank: usize, ranks: usize, modules: usize) -> Assignment {
     if ranks <= modules {
         Assignment { modules: (rank..modules).step_by(ranks).collect(), group: rank..rank + 1 }
@@ -32,19 +32,20 @@ fn members(module: usize, ranks: usize, modules: usize) -> Range<usize> {
     module * ranks / modules..(module + 1) * ranks / modules
 }
 
-/// The positions of a global batch that one replica takes. Samples are mixed in pairs, so every share is even. Shares may
-/// differ by one pair; the loss is divided by the global batch, so the result is exact all the same.
+/// The positions in a global batch of the samples that one replica takes. Samples are mixed in pairs (mixup and CutMix), so every
+/// share is even. Shares may differ by one pair. The gradient is exact all the same, because the loss is divided by the global
+/// batch.
 pub fn share(global_batch: usize, replica: usize, replicas: usize) -> Range<usize> {
     let pairs = global_batch / 2;
     2 * (pairs * replica / replicas)..2 * (pairs * (replica + 1) / replicas)
 }
 
-/// Splits a share into forward passes of at most `micro_batch` samples.
+/// Splits a share into micro-batches of at most `micro_batch` samples.
 pub fn micro_batches(share: Range<usize>, micro_batch: usize) -> Vec<Range<usize>> {
     share.clone().step_by(micro_batch).map(|start| start..(start + micro_batch).min(share.end)).collect()
 }
 
-/// Abbreviates rising numbers to ranges such as `0-3,7`, the form that sbatch's `--array` takes.
+/// Writes increasing numbers as ranges such as `0-3,7`, the form that sbatch's `--array` takes.
 pub fn ranges(numbers: &[usize]) -> String {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for &number in numbers {

@@ -1,37 +1,38 @@
-//! Heads of local losses as lists of layers, from which follow their parameters, their cost and their computation.
+//! Heads of local losses as lists of layers. The parameters, the cost and the computation of a head follow from its list.
 
 use crate::family::parameter::{Parameter, Role, Start};
 use crate::family::shape::Shape;
 
-/// A small network that reads the output of a stage in training.
+/// A small network that reads the output of a stage during training.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
-    /// The start of its parameters' names.
+    /// The prefix of the names of its parameters.
     pub name: String,
-    /// The output of the stage.
+    /// The shape of the stage's output.
     pub input: Shape,
     pub layers: Vec<Layer>,
 }
 
+/// One layer of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layer {
-    /// The class token alone.
+    /// Takes the class token alone.
     ClassToken,
-    /// The tokens of the patches as a map.
+    /// Takes the tokens of the patches as a map.
     Grid,
-    /// Interpolates a map bilinearly to so many rows and columns. Its corners stay where they are.
+    /// Interpolates a map bilinearly to this number of rows and columns, with aligned corners.
     Upsample(usize),
-    /// Averages a map to so many rows and columns.
+    /// Averages a map to this number of rows and columns (adaptive average pooling).
     Pool(usize),
     Flatten,
-    /// With padding that keeps the size of the map if the stride is 1.
+    /// A convolution, padded so that a stride of 1 keeps the size of the map.
     Convolution {
         output: usize,
         kernel: usize,
         stride: usize,
         bias: bool,
     },
-    /// BatchNorm by the statistics of the micro-batch. Heads are never evaluated, so there are no running statistics.
+    /// BatchNorm with the statistics of the micro-batch. Heads are never evaluated, so they need no running statistics.
     BatchNorm,
     LayerNorm,
     Relu,
@@ -42,7 +43,7 @@ pub enum Layer {
 }
 
 impl Layer {
-    /// The shape of its output.
+    /// The shape of the output for an input of this shape.
     pub fn after(self, input: Shape) -> Shape {
         match (self, input) {
             (Layer::ClassToken, Shape::Tokens { width, .. }) => Shape::Vector { width },
@@ -58,7 +59,7 @@ impl Layer {
         }
     }
 
-    /// How many parameters it has: none, a weight, or a weight and a bias.
+    /// The number of the layer's parameters: 0, 1 (a weight) or 2 (a weight and a bias).
     pub fn parameters(self) -> usize {
         match self {
             Layer::Convolution { bias, .. } => 1 + usize::from(bias),
@@ -67,13 +68,13 @@ impl Layer {
         }
     }
 
-    /// Whether its parameters are used in fp32 in any precision.
+    /// Whether the layer uses its parameters in fp32 even if the run computes in bf16.
     pub fn is_exact(self) -> bool {
         matches!(self, Layer::BatchNorm | Layer::LayerNorm)
     }
 
-    /// The shape and the start of its weight and of its bias. Convolutions start as those of the network, and linear layers and
-    /// biases as in PyTorch.
+    /// The shape and the initial value of the weight and of the bias. The weights of convolutions start as in ResNets (He et al.).
+    /// Linear layers and biases start as in PyTorch.
     fn rows(self, input: Shape) -> Vec<(Vec<usize>, Start)> {
         let width = input.width();
         match self {
@@ -91,7 +92,7 @@ impl Layer {
         }
     }
 
-    /// The floating-point operations of its forward pass; norms and activations count as none, as in the rest of the network.
+    /// The floating-point operations of the forward pass. Norms and activations do not count, as in the network.
     fn flops(self, input: Shape) -> usize {
         match self {
             Layer::Convolution { kernel, .. } => 2 * kernel * kernel * input.width() * self.after(input).count(),
@@ -111,7 +112,7 @@ impl Head {
         })
     }
 
-    /// Its parameters, named as in PyTorch by the number of the layer. Their stage is `stage`.
+    /// The parameters of the head, named by the numbers of their layers, as in PyTorch's `Sequential`. Their stage is `stage`.
     pub fn parameters(&self, stage: usize) -> Vec<Parameter> {
         let of_layer = |(number, (layer, input)): (usize, (Layer, Shape))| {
             let parts = ["weight", "bias"].into_iter().zip(layer.rows(input));
@@ -132,7 +133,7 @@ impl Head {
         self.steps().map(|(layer, input)| layer.flops(input)).sum::<usize>() as f64
     }
 
-    /// The numbers of all layers' outputs for one sample.
+    /// How many numbers all outputs of the layers hold for one sample.
     pub fn activations(&self) -> f64 {
         self.steps().map(|(layer, input)| layer.after(input).count()).sum::<usize>() as f64
     }

@@ -1,10 +1,11 @@
-//! Local losses: those at the border after each stage but the last, through which no gradient passes.
+//! Local losses. A border is the place after each stage but the last. If a phase has local losses, each stage learns from the
+//! losses at its border, and no gradient passes from the next stage.
 
 use super::head::{Head, Layer};
 use crate::config::{Config, InfoPro, LabelLoss, LocalHead, ObjectiveKind};
 use crate::family::shape::Shape;
 
-/// The border after a stage.
+/// The border after a stage, with its losses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Border {
     pub stage: usize,
@@ -16,27 +17,29 @@ pub struct Border {
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalLoss {
     pub kind: LossKind,
-    /// Its factor in the sum of all losses, above 0.
+    /// The factor of the loss in the sum of all losses, above 0.
     pub weight: f64,
     pub head: Head,
 }
 
+/// The kind of a local loss.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LossKind {
-    /// The head's output is logits of the classes.
+    /// The cross entropy of the classes. The head's output holds their logits.
     CrossEntropy,
-    /// The head's output is a vector, which is near those of the same class and far from others, in each block of the global batch.
+    /// The contrastive loss. The head's output is a vector for each sample. The loss pulls vectors of the same class together and
+    /// pushes others apart, within each block of [`CONTRAST_BLOCK`] samples.
     Contrast,
-    /// The head's output is logits of the image's pixels, which were normalised by this mean and standard deviation of each
-    /// channel.
+    /// The reconstruction of the input image. The head's output holds a logit for each pixel and channel. The input was normalised
+    /// by this mean and standard deviation of each channel.
     Reconstruction { mean: Vec<f64>, std: Vec<f64> },
 }
 
-/// The samples of the global batch among which the contrastive loss forms its pairs: InfoPro's batch for CIFAR-100. The pairs, and
-/// so the loss, do not depend on the number of replicas and micro-batches, none of which may divide a block.
+/// The number of consecutive samples of the global batch among which the contrastive loss forms its pairs: InfoPro's batch for
+/// CIFAR-100. No micro-batch may cut a block, so the loss does not depend on the number of replicas and micro-batches.
 pub const CONTRAST_BLOCK: usize = 128;
 
-/// The borders of a phase of the whole network with this objective; none if one gradient passes all stages.
+/// The borders of a phase that trains the whole network with this objective; empty if the phase trains end to end.
 pub fn borders(config: &Config, objective: ObjectiveKind) -> Vec<Border> {
     let stages = 0..config.model.stages() - 1;
     match objective {
@@ -59,8 +62,7 @@ fn of_dgl(config: &Config, stage: usize) -> LocalLoss {
     }
 }
 
-/// The losses after a stage with weights that change on a line from the first border to the last. A loss without weight is left
-/// out.
+/// The losses after a stage. Their weights change linearly from the first border to the last. Losses with weight 0 are left out.
 fn of_infopro(config: &Config, stage: usize) -> Vec<LocalLoss> {
     let (model, InfoPro { loss, reconstruction, classes, .. }) = (&config.model, &config.infopro);
     let (input, last) = (model.border(stage), model.stages().saturating_sub(2));
@@ -88,11 +90,11 @@ fn of_infopro(config: &Config, stage: usize) -> Vec<LocalLoss> {
     [decoder, of_classes].into_iter().filter(|loss| loss.weight > 0.0).collect()
 }
 
-/// The width of InfoPro's heads and the length of their vectors.
+/// The width of the hidden layer of InfoPro's heads, and the length of the vectors that the contrastive loss compares.
 const FEATURES: usize = 128;
 
-/// InfoPro's decoder (`auxiliary_nets.py` of its code) without the sigmoid: the map at the size of the image, and two convolutions.
-/// The tokens of the patches form a map.
+/// InfoPro's decoder (`auxiliary_nets.py` of its code) without the sigmoid. It resizes the map to the size of the image and applies
+/// two convolutions. If the input is tokens, the tokens of the patches form the map.
 fn decoder(input: Shape, side: usize, channels: usize) -> Vec<Layer> {
     let convolution = |output| Layer::Convolution { output, kernel: 3, stride: 1, bias: true };
     let rest = [Layer::Upsample(side), convolution(12), Layer::BatchNorm, Layer::Relu, convolution(channels)];
@@ -100,8 +102,8 @@ fn decoder(input: Shape, side: usize, channels: usize) -> Vec<Layer> {
     first.into_iter().chain(rest).collect()
 }
 
-/// InfoPro's net "1c2f" of a map: a convolution, which doubles the width and halves the side unless the width is that of the
-/// network's end (`widest`), the mean, and two linear layers. Of tokens, the head of DGL.
+/// For a map, InfoPro's net "1c2f": a convolution, the mean of the map, and two linear layers. The convolution doubles the width
+/// and halves the side, unless the width is that of the network's end (`widest`) already. For tokens, DGL's head.
 fn convolutional(input: Shape, widest: usize, outputs: usize) -> Vec<Layer> {
     let Shape::Map { channels, .. } = input else { return mlp(input, outputs) };
     let (output, stride) = if channels < widest { (2 * channels, 2) } else { (channels, 1) };
@@ -117,9 +119,10 @@ fn convolutional(input: Shape, widest: usize, outputs: usize) -> Vec<Layer> {
     ]
 }
 
-/// Of a map, DGL's MLP-SR (`auxillary_classifier.py` of its code): the map is averaged to a quarter of its side, and three
-/// convolutions of one pixel and three linear layers follow, each with a norm and ReLU. Of tokens, a norm and two linear layers
-/// after the class token, which the network's own head reads too.
+/// For a map, DGL's MLP-SR (`auxillary_classifier.py` of its code). It averages the map to a quarter of its side, applies three 1×1
+/// convolutions, averages the map to 2×2, and applies three linear layers. Each of these six layers has a BatchNorm and a ReLU. A
+/// last linear layer gives the outputs. For tokens, a norm and two linear layers on the class token, which the network's own head
+/// reads too.
 fn mlp(input: Shape, outputs: usize) -> Vec<Layer> {
     match input {
         Shape::Map { channels, side } => {
@@ -143,7 +146,7 @@ fn mlp(input: Shape, outputs: usize) -> Vec<Layer> {
     }
 }
 
-/// One linear layer, after the mean of a map or after the norm of the class token: greedy learning.
+/// One linear layer on the mean of a map, or on the normalised class token, as in greedy layer-wise training.
 fn linear(input: Shape, outputs: usize) -> Vec<Layer> {
     let mut layers = match input {
         Shape::Map { .. } => vec![Layer::Pool(1), Layer::Flatten],

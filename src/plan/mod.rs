@@ -1,5 +1,5 @@
-//! Derives from the config by pure arithmetic: phases, steps, learning rates, local losses, groups, file names, cost. Training code takes
-//! these values from the plan.
+//! Derives from the config by pure arithmetic: phases, steps, learning rates, local losses, groups, file names, cost. Training code
+//! takes these values from the plan.
 
 pub mod cost;
 pub mod detection;
@@ -21,15 +21,15 @@ use groups::ranks_of;
 use local::Border;
 use std::ops::Range;
 
-/// The config and the one number that depends on the data.
+/// The config and the number of training images. All else is computed from these two.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub config: Config,
-    /// The number of training images after `data.train_fraction`.
+    /// The number of training images that are left after `data.train_fraction`.
     pub train_images: usize,
 }
 
-/// The plan of one phase: everything that a rank of its group must know to train it.
+/// The plan of one phase: everything that a rank must know to train the phase.
 #[derive(Debug, Clone)]
 pub struct PhasePlan {
     /// The name of the phase's logs, checkpoints and heartbeats, such as `meta`, `module-2` or `finetune`.
@@ -38,28 +38,28 @@ pub struct PhasePlan {
     pub row: &'static str,
     /// The finished artefact's file name in the run directory.
     pub file: String,
-    /// The stage that a module phase trains.
+    /// The stage that a module phase trains; none in other phases.
     pub index: Option<usize>,
-    /// The number of blocks of each stage of the network that runs.
+    /// The number of blocks of each stage of the phase's network.
     pub depths: Vec<usize>,
     /// The stages that train.
     pub trained: Range<usize>,
-    /// The borders of stages through which no gradient passes, with the losses there; none if the phase trains end to end.
+    /// The borders through which no gradient passes, with their losses; empty if the phase trains end to end.
     pub borders: Vec<Border>,
-    /// The phase's table of the config. If the phase was extended, the epochs are only those still to train.
+    /// The config table of the phase. If the phase was extended, `epochs` counts only the epochs after the extension.
     pub training: Training,
-    /// The artefact of the earlier epochs, from whose weights an extended phase starts; none if the phase was not extended.
+    /// The file of the artefact of the earlier epochs, from which an extended phase starts; none if the phase was not extended.
     pub extends: Option<String>,
     pub steps_per_epoch: u64,
     pub steps: u64,
     /// The key of all randomness in this phase.
     pub seed: u64,
-    /// The hash of the config keys that change the result of this phase.
+    /// The hash of the seed and of the config keys that change the result of this phase.
     pub recipe: String,
 }
 
 impl Plan {
-    /// Makes the plan. Refuses a data set that is too small for one step of a phase of the config's task.
+    /// Makes the plan. Refuses a data set that is too small for one step of any phase of the config's task.
     pub fn new(config: Config, train_images: usize) -> Result<Plan> {
         let plan = Plan { config, train_images };
         require!(train_images >= 2, "data: {train_images} training image(s) are too few; at least 2 are needed");
@@ -75,13 +75,13 @@ impl Plan {
         Ok(plan)
     }
 
-    /// A plan without data: recipes, sizes and phases are right, but the numbers of steps are not.
+    /// A plan without data. Its recipes, sizes and phases are right, but its numbers of steps are not.
     pub fn without_data(config: Config) -> Plan {
         Plan { config, train_images: 0 }
     }
 
-    /// The plan of the run's phases of this task. The numbers of steps of another task than the plan's are right only if the config
-    /// says how many images it has.
+    /// The plan of the run's phases for this task. If `task` is not the plan's own task, the numbers of steps are right only if the
+    /// config gives the number of images of `task`.
     pub fn of_task(&self, task: TaskKind) -> Plan {
         if task == self.config.task {
             return self.clone();
@@ -89,7 +89,7 @@ impl Plan {
         Plan { config: self.config.of_task(task), train_images: self.config.given_train_images(task) }
     }
 
-    /// The nodes of the whole table.
+    /// The graph of the whole table.
     pub fn graph(&self) -> Graph {
         Graph::new(&self.config, &TABLE)
     }
@@ -100,12 +100,12 @@ impl Plan {
         self.graph().nodes().iter().filter(is_own).filter_map(|node| self.phase_of(node)).collect()
     }
 
-    /// The phase of a row that trains; `index` is the stage of a module phase.
+    /// The phase of a row that trains. `index` is the stage of a module phase.
     pub fn phase(&self, row: &'static Row, index: Option<usize>) -> PhasePlan {
         self.phase_of(&Node::new(&self.config, row, index)).expect("the row trains")
     }
 
-    /// The phase that a node trains, if it trains one.
+    /// The phase that a node trains; none if the node does not train.
     pub fn phase_of(&self, node: &Node) -> Option<PhasePlan> {
         let (row, model) = (node.row.phase()?, node.expected.as_ref()?);
         let mut training = (row.training)(&self.config).clone();
@@ -135,7 +135,8 @@ impl Plan {
         })
     }
 
-    /// The replicas of one rank by the config: `run.replicas`, else the rank's share of the node's GPUs, else one.
+    /// The number of replicas of one rank by the config: `run.replicas` if it is not 0, else the rank's share of the node's GPUs,
+    /// but at least one.
     pub fn replicas_per_rank(&self) -> usize {
         match self.config.run.replicas {
             0 => (self.gpus_per_node() / self.ranks_per_node()).max(1),
@@ -143,7 +144,7 @@ impl Plan {
         }
     }
 
-    /// How many ranks of a world of `ranks` train a phase whose key `on` has this value.
+    /// How many ranks of a world of `ranks` train a phase whose config key `on` has this value. `index` is the stage of a module.
     pub fn ranks_on(&self, on: Ranks, index: Option<usize>, ranks: usize) -> usize {
         let stages = self.config.model.stages();
         match on {
@@ -154,7 +155,7 @@ impl Plan {
         }
     }
 
-    /// Whether the run computes on CPUs: by the config, or if that leaves it open, by whether this machine has a GPU.
+    /// Whether the run computes on CPUs. If the config leaves this open, `has_gpu` decides: whether this machine has a GPU.
     pub fn is_for_cpu(&self, has_gpu: bool) -> bool {
         match self.config.run.device {
             DeviceChoice::Cpu => true,
@@ -171,8 +172,8 @@ impl Plan {
         self.config.slurm.ranks.div_ceil(self.config.slurm.nodes)
     }
 
-    /// The samples of one epoch. With repeated augmentation and at least 256 images, their number is a multiple of 256, as in DeiT's
-    /// RASampler.
+    /// The samples of one epoch. With repeated augmentation and at least 256 images, their number is a multiple of 256, as in
+    /// DeiT's RASampler.
     pub fn epoch_samples(&self) -> usize {
         match (self.config.data.repeats, self.train_images) {
             (1, n) => n,
@@ -188,14 +189,14 @@ impl Plan {
 }
 
 impl PhasePlan {
-    /// The parameters and buffers of the network that runs, in the order of its family's table.
+    /// The parameters and buffers of the phase's network, in the order of its family's table.
     pub fn parameters(&self, plan: &Plan) -> Vec<Parameter> {
         plan.config.model.parameters(&self.depths)
     }
 
-    /// The factors of the learning rate by the phase's `layer_decay`, each with its part of the flat buffer, which holds the trained
-    /// stages and these `auxiliary` parameters. The factor of the auxiliary parameters is 1. The factor of a block is that of the next
-    /// block times the decay (BEiT, arXiv 2106.08254).
+    /// The factors of the learning rate by the phase's `layer_decay`. Each comes with the range of the flat buffer to which it
+    /// applies. The flat buffer holds the trained stages and the `auxiliary` parameters, whose factor is 1. The factor of a block
+    /// is the factor of the next block times the decay (BEiT, arXiv 2106.08254).
     pub fn rates(&self, plan: &Plan, auxiliary: &[Parameter]) -> Vec<(Range<usize>, f64)> {
         let model = &plan.config.model;
         let trained = self.parameters(plan).into_iter().filter(|parameter| self.trained.contains(&parameter.stage));
@@ -214,7 +215,7 @@ impl PhasePlan {
         trainable.chunk_by(|(_, a), (_, b)| before_last(a) == before_last(b)).map(part).collect()
     }
 
-    /// The learning rate of an optimiser step, counted from 0.
+    /// The learning rate of an optimiser step; steps are counted from 0.
     pub fn lr(&self, step: u64) -> f64 {
         schedule::learning_rate(&self.training, step, self.steps_per_epoch)
     }

@@ -3,11 +3,14 @@
 use crate::config::{Schedule, Training};
 use std::f64::consts::PI;
 
-/// The learning rate of a step. The schedule `deit` follows DeiT's and Deep Incubation's code and changes once per epoch. This code
-/// steps timm's scheduler f after each epoch with that epoch's number, so epoch 0 trains at the initial value and epoch e at f(e − 1).
-/// The schedule `cosine` changes at every step: a linear warm-up, then a cosine over the remaining steps. The schedule `poly` does so
-/// too, but falls along a line, as mmsegmentation's PolyLR of power 1 after its LinearLR. The schedules `isda` and `steps` change once
-/// per epoch.
+/// The learning rate of a step, counted from 0. The peak is `base_lr` × global batch / 512.
+///
+/// - `deit` follows DeiT's and Deep Incubation's code and changes once per epoch. After each epoch, that code steps timm's
+///   scheduler f with the number of this epoch. So epoch 0 trains at the initial rate, and epoch e at f(e − 1).
+/// - `cosine` changes at every step: a linear warm-up, then a cosine over the remaining steps.
+/// - `poly` changes at every step: a linear warm-up, then a linear decay, as mmsegmentation's LinearLR and PolyLR of power 1.
+/// - `isda` changes once per epoch, as in InfoPro's code: a cosine, mixed with `warmup_lr` in the warm-up.
+/// - `steps` stays at `warmup_lr` in the warm-up, then at the peak, and drops to a tenth after each of the epochs `lr_drops`.
 pub fn learning_rate(training: &Training, step: u64, steps_per_epoch: u64) -> f64 {
     let peak = training.base_lr * training.global_batch as f64 / 512.0;
     match training.schedule {
@@ -34,8 +37,9 @@ pub fn learning_rate(training: &Training, step: u64, steps_per_epoch: u64) -> f6
     }
 }
 
-/// The learning rate of an epoch, counted from 1: a cosine over all epochs, the last of which has the lowest rate. In the warm-up, the
-/// cosine is mixed with `warmup_lr`, whose share falls from 1 to nothing (InfoPro's `train.py: adjust_learning_rate`).
+/// The learning rate of an epoch, counted from 1: a cosine over all epochs, which ends at `min_lr` in the last epoch. During the
+/// warm-up, the rate is a mean of the cosine and `warmup_lr`, whose share falls from 1 to 0. It is `adjust_learning_rate` of
+/// InfoPro's `train.py`.
 fn isda(training: &Training, peak: f64, epoch: u64) -> f64 {
     let (epoch, warmup) = (epoch as f64, training.warmup_epochs as f64);
     let rate = cosine(peak, training.min_lr, epoch / training.epochs as f64);
@@ -43,6 +47,7 @@ fn isda(training: &Training, peak: f64, epoch: u64) -> f64 {
     if share < 1.0 { rate * share + training.warmup_lr * (1.0 - share) } else { rate }
 }
 
+/// The learning rate of an epoch, counted from 0, one epoch late ([`learning_rate`]).
 fn deit(training: &Training, peak: f64, epoch: u64) -> f64 {
     let warmup = training.warmup_epochs as f64;
     let Some(t) = epoch.checked_sub(1).map(|t| t as f64) else {
@@ -51,7 +56,7 @@ fn deit(training: &Training, peak: f64, epoch: u64) -> f64 {
     if t < warmup {
         training.warmup_lr + t * (peak - training.warmup_lr) / warmup
     } else {
-        // The cosine is not shifted by the warm-up.
+        // The cosine begins at epoch 0, not at the end of the warm-up.
         cosine(peak, training.min_lr, t / training.epochs as f64)
     }
 }

@@ -1,13 +1,15 @@
-//! The neck and the heads of a segmentation as data: their layers with mmsegmentation 1.2.2's names, parameters, operations and
-//! memory. `task/segmentation` computes them.
+//! The neck and the heads of a segmentation network as data: layers with their parameters, operations and memory. The names of the
+//! parameters are those of mmsegmentation 1.2.2. `task/segmentation` runs the layers. The neck turns the outputs of four stages
+//! into maps of the sizes that the heads expect.
 
 use crate::config::{Config, Neck, TAPS, TaskKind};
 use crate::family::parameter::{Parameter, Role, Start};
 
-/// The sizes to which the pyramid pooling module averages the coarsest map.
+/// The numbers of rows, and of columns, to which the pyramid pooling module averages the coarsest map.
 pub const POOLED: [usize; 4] = [1, 2, 3, 6];
-/// The factors by which a neck changes the sizes of the maps, the finest first.
+/// The factors by which a neck changes the sides of the maps, the finest map first.
 pub const FACTORS: [f64; TAPS] = [4.0, 2.0, 1.0, 0.5];
+/// PyTorch's default.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
 
 /// All sizes on which the layers depend.
@@ -15,14 +17,16 @@ const BATCH_NORM_MOMENTUM: f64 = 0.1;
 pub struct Architecture {
     pub classes: usize,
     pub neck: Neck,
-    /// Channels of the maps of tokens.
+    /// The width of the tokens, which are the channels of the maps that the network gives.
     pub channels: usize,
-    /// Channels of UPerNet and of the FCN.
+    /// The channels of UPerNet, the main head.
     pub width: usize,
+    /// The channels of the FCN, the auxiliary head.
     pub auxiliary_width: usize,
     pub has_auxiliary: bool,
-    /// Rows, and columns, of the map of a training crop, and pixels of its crop.
+    /// The number of rows, and of columns, of tokens for a training crop.
     pub grid: usize,
+    /// The height, and width, of a training crop in pixels.
     pub crop: usize,
 }
 
@@ -34,14 +38,14 @@ pub struct Layer {
     pub input: usize,
     pub output: usize,
     pub kernel: usize,
-    /// Rows, and columns, of the output for a training crop.
+    /// The number of rows, and of columns, of the output for a training crop.
     pub side: usize,
 }
 
-/// What a layer is.
+/// The kind of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// A convolution without bias, BatchNorm and ReLU.
+    /// A convolution without bias, followed by BatchNorm and ReLU.
     Unit,
     /// A convolution with a bias.
     Convolution,
@@ -49,12 +53,12 @@ pub enum Form {
     Doubling,
     /// BatchNorm alone.
     Norm,
-    /// A convolution that gives a number for each class.
+    /// A convolution that gives a logit for each class.
     Classifier,
 }
 
 impl Architecture {
-    /// The sizes that a config of segmentation gives; none for another task.
+    /// The sizes that the config gives; none if the config's task is not segmentation.
     pub fn of(config: &Config) -> Option<Architecture> {
         let (keys, tokens) = (&config.segmentation, config.model.tokens_given()?);
         (config.task == TaskKind::Segmentation).then(|| Architecture {
@@ -69,13 +73,13 @@ impl Architecture {
         })
     }
 
-    /// The level whose map the FCN reads, counted from the finest: in mmsegmentation's configs the third of a pyramid (MAE, BEiT),
-    /// else the fourth (ViT, DeiT).
+    /// The level whose map the FCN reads, counted from 0 for the finest. As in mmsegmentation's configs, it is 2 for a pyramid
+    /// (MAE, BEiT) and 3 for other necks (ViT, DeiT).
     pub fn auxiliary_level(self) -> usize {
         if self.neck == Neck::Pyramid { 2 } else { TAPS - 1 }
     }
 
-    /// Rows, and columns, of the map of each level for a training crop.
+    /// The number of rows, and of columns, of each level's map for a training crop.
     fn sides(self) -> [usize; TAPS] {
         match self.neck {
             Neck::None => [self.grid; TAPS],
@@ -83,7 +87,7 @@ impl Architecture {
         }
     }
 
-    /// All layers.
+    /// All layers of the neck and the heads.
     pub fn layers(self) -> Vec<Layer> {
         let Architecture { channels, width, auxiliary_width, classes, .. } = self;
         let sides = self.sides();
@@ -139,12 +143,13 @@ impl Architecture {
         }
     }
 
-    /// All parameters and buffers, started as mmsegmentation starts them. Their stage is that after the network's stages.
+    /// All parameters and buffers, with mmsegmentation's initial values. Their stage is `stage`, which follows the network's
+    /// stages.
     pub fn parameters(self, stage: usize) -> Vec<Parameter> {
         self.layers().into_iter().flat_map(|layer| layer.parameters(stage)).collect()
     }
 
-    /// How many numbers the parameters hold.
+    /// How many numbers the parameters hold, without the buffers.
     pub fn count(self) -> usize {
         self.parameters(0).iter().filter(|parameter| parameter.is_trainable()).map(Parameter::count).sum()
     }
@@ -154,8 +159,8 @@ impl Architecture {
         self.layers().iter().map(Layer::flops).sum()
     }
 
-    /// The numbers that training on one crop keeps in memory: each convolution's input and output, each norm's and each ReLU's
-    /// output, and the logits of the size of the crop with their gradient.
+    /// The numbers that training on one crop keeps in memory: the input and the output of each layer and, for a convolution with
+    /// BatchNorm, also the outputs of the norm and of the ReLU. The cross entropy keeps three numbers for each pixel and class.
     pub fn activations(self) -> f64 {
         let of = |layer: &Layer| {
             let plane = layer.side.pow(2) as f64;
@@ -195,12 +200,12 @@ impl Layer {
                 let weight = parameter(format!("{name}.conv.weight"), &shape, start, Role::Decayed);
                 std::iter::once(weight).chain(norm(&format!("{name}.bn"))).collect()
             }
-            // Xavier's uniform start.
+            // Xavier's uniform initialisation.
             Form::Convolution => {
                 let bound = (6.0 / ((input + output) * kernel * kernel) as f64).sqrt();
                 both(&shape, Start::Uniform { bound }, Start::Zeros)
             }
-            // torch's own start, which takes the second dimension of a transposed kernel for its input.
+            // torch's default. For the fan-in of a transposed convolution, torch counts the second dimension of the kernel.
             Form::Doubling => {
                 let start = Start::FanIn { fan_in: output * kernel * kernel };
                 both(&[input, output, kernel, kernel], start, start)
@@ -213,7 +218,7 @@ impl Layer {
     fn flops(&self) -> f64 {
         let per_output = match self.form {
             Form::Unit | Form::Convolution | Form::Classifier => self.input * self.kernel * self.kernel,
-            // Each output pixel sees one input pixel.
+            // Each output cell depends on one cell of the input.
             Form::Doubling => self.input,
             Form::Norm => 1,
         };

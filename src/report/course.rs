@@ -1,5 +1,5 @@
-//! How the score of the target network rises with the cost, for each method: the points of the efficiency figure, and
-//! the cost of reaching a score.
+//! How the score of the target network improves with the cost of its training, for each method. The efficiency figure shows these
+//! points, and the cost of reaching a score follows from them.
 
 use super::gather::{Logged, Part, Run};
 use crate::run::start::Start;
@@ -15,6 +15,7 @@ pub const RIVALS: [Method; 2] = [Method::Incubation, Method::E2e];
 /// The methods in which stages learn from losses of their own.
 pub const LOCAL: [Method; 2] = [Method::Dgl, Method::InfoPro];
 
+/// The colour of a method in all figures.
 pub fn colour(method: Method) -> Colour {
     match method {
         Method::Incubation => Colour::Incubation,
@@ -24,18 +25,19 @@ pub fn colour(method: Method) -> Colour {
     }
 }
 
-/// The parts of a run that belong to the method, in order.
+/// The parts of a run that belong to the method, in the order of the run.
 pub fn parts(method: Method, run: &Run) -> impl Iterator<Item = &Part> {
     run.parts.iter().filter(move |part| part.method() == method)
 }
 
-/// What training has cost.
+/// The cost of training.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Cost {
     pub device_hours: f64,
     pub flops: f64,
+    /// Training images that passed through a network. An image counts each time that it passes.
     pub images: f64,
-    /// Elapsed hours in which a part trained. Modules that trained at the same time share them.
+    /// Elapsed hours in which any part trained. An hour in which several modules trained counts once.
     pub hours: f64,
 }
 
@@ -68,9 +70,11 @@ pub enum Measure {
     Hours,
 }
 
+/// All measures, in the order of figures and tables.
 pub const MEASURES: [Measure; 4] = [Measure::DeviceHours, Measure::Flops, Measure::Images, Measure::Hours];
 
 impl Measure {
+    /// The cost in this measure.
     pub fn of(self, cost: &Cost) -> f64 {
         match self {
             Measure::DeviceHours => cost.device_hours,
@@ -80,6 +84,7 @@ impl Measure {
         }
     }
 
+    /// The name of the measure in texts for people.
     pub fn name(self) -> &'static str {
         match self {
             Measure::DeviceHours => "device-hours",
@@ -89,7 +94,8 @@ impl Measure {
         }
     }
 
-    /// A unit in which costs up to `most` have few digits: its name, and its size in the measure's own unit.
+    /// The largest unit of which `most` has at least two, or else the smallest unit: its name, and its size in the unit of
+    /// [`Cost`].
     pub fn unit(self, most: f64) -> (&'static str, f64) {
         let units: &[(&str, f64)] = match self {
             Measure::DeviceHours => {
@@ -107,7 +113,7 @@ impl Measure {
     }
 }
 
-/// The cost and the score of a state of the network.
+/// The score of a network at one moment of its training, and the cost up to then.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
     pub cost: Cost,
@@ -118,15 +124,15 @@ pub struct Point {
 #[derive(Debug, Clone)]
 pub struct Course {
     pub method: Method,
-    /// In the order of the training.
+    /// The evaluations in the order of the training.
     pub points: Vec<Point>,
-    /// The finished model, if there is one: it is then the last point.
+    /// Whether the method has finished its model, which is then the last point.
     pub is_finished: bool,
 }
 
 impl Course {
-    /// The course of a method in a run; none if the method has not evaluated the target, or if a model was imported, whose cost is
-    /// not known.
+    /// The course of a method in a run; none if the method has not evaluated the target yet, or if a model was imported, whose cost
+    /// is unknown.
     pub fn of(run: &Run, method: Method) -> Option<Course> {
         let key = format!("test/{}", run.task().headline().key);
         let (mut spent, mut points, mut is_finished) = (Cost::default(), Vec::new(), false);
@@ -153,13 +159,13 @@ impl Course {
         (!points.is_empty()).then_some(Course { method, points, is_finished: is_finished && trains_last })
     }
 
-    /// The finished model.
+    /// The point of the finished model, if there is one.
     pub fn result(&self) -> Option<Point> {
         self.points.last().filter(|_| self.is_finished).copied()
     }
 }
 
-/// The seconds since 1970 at which a start began and ended; none if its record does not tell.
+/// The Unix times at which a start began and ended; none if its record has no readable time.
 fn interval(start: &Start) -> Option<(f64, f64)> {
     let began = start.began.parse::<Timestamp>().ok()?.as_duration().as_secs_f64();
     Some((began, began + start.seconds))
@@ -182,7 +188,8 @@ pub fn evaluations<'a>(lines: &'a [Logged], key: &'a str) -> impl Iterator<Item 
     lines.iter().filter_map(move |line| Some((line.get("step")?.as_u64()?, line.get(key)?.as_f64()?)))
 }
 
-/// What the starts of a phase had cost when a step was logged whose line still stands. Within a start the cost rises evenly.
+/// The cost of a phase up to a logged step. It includes steps that an earlier start made and a later start repeated. Within a
+/// start, each step costs the same.
 fn cost_at(starts: &[Start], step: u64) -> Cost {
     let own = starts.iter().rposition(|start| start.from < step).unwrap_or(0);
     starts.iter().take(own + 1).enumerate().fold(Cost::default(), |sum, (index, start)| {
@@ -205,7 +212,7 @@ pub fn is_better(metric: &Metric, one: f64, other: f64) -> bool {
     }
 }
 
-/// The Pareto front of points: in order of cost, each point that is better than every cheaper point.
+/// The Pareto front of points: in order of cost, the points that are better than every cheaper point.
 pub fn front(metric: &Metric, measure: Measure, points: &[Point]) -> Vec<Point> {
     let mut sorted = points.to_vec();
     sorted.sort_by(|a, b| measure.of(&a.cost).total_cmp(&measure.of(&b.cost)));
@@ -218,8 +225,8 @@ pub fn front(metric: &Metric, measure: Measure, points: &[Point]) -> Vec<Point> 
     front
 }
 
-/// The cost at which a front reaches a score, on straight lines between its points; none if it does not reach it. The flag says
-/// that its first point is already as good, so that the true cost may be lower.
+/// The cost at which a front reaches a score, interpolated linearly between its points; none if it does not reach the score. The
+/// flag says that the first point is better than the score, so the true cost may be lower.
 fn cost_of(metric: &Metric, measure: Measure, front: &[Point], score: f64) -> Option<(f64, bool)> {
     let at = front.iter().position(|point| !is_better(metric, score, point.score))?;
     let upper = front[at];
@@ -232,19 +239,19 @@ fn cost_of(metric: &Metric, measure: Measure, front: &[Point], score: f64) -> Op
     Some((from + share * (to - from), false))
 }
 
-/// The costs of both methods at equal accuracy.
+/// The costs of Deep Incubation and of end-to-end training at equal accuracy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AtEqual {
-    /// The best score that both reach.
+    /// The best score that both methods reach.
     pub score: f64,
-    /// The cost of Deep Incubation and of end-to-end training.
+    /// The cost of Deep Incubation, and the cost of end-to-end training.
     pub costs: [f64; 2],
-    /// The second cost in units of the first: above 1, Deep Incubation is cheaper.
+    /// The second cost divided by the first. Above 1, Deep Incubation is cheaper.
     pub multiple: f64,
     pub bound: Bound,
 }
 
-/// What a measured multiple says of the true one.
+/// Whether a measured multiple is exact, or only a bound of the true multiple.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
     Exact,
@@ -252,8 +259,8 @@ pub enum Bound {
     AtMost,
 }
 
-/// Compares the costs of Deep Incubation and end-to-end training at the best score that both reach; none if either has no point,
-/// or if the first point of both is already as good.
+/// Compares the costs of Deep Incubation (`ours`) and end-to-end training (`theirs`) at the best score that both reach. None if
+/// either has no point, if the first points of both are better than this score, or if a cost is 0.
 pub fn at_equal(metric: &Metric, measure: Measure, ours: &[Point], theirs: &[Point]) -> Option<AtEqual> {
     let (ours, theirs) = (front(metric, measure, ours), front(metric, measure, theirs));
     let (a, b) = (ours.last()?.score, theirs.last()?.score);

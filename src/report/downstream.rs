@@ -1,5 +1,5 @@
-//! The models of a run that were fine-tuned for segmentation or detection: their figures, those of each class, and pictures of test
-//! images.
+//! The models of a run that were fine-tuned for segmentation or detection: their figures, the figures of each class, and pictures
+//! of test images.
 
 use crate::config::TaskKind;
 use crate::run::graph::Node;
@@ -11,14 +11,17 @@ use base64::prelude::BASE64_STANDARD;
 /// How a page shows the models of a task.
 pub struct Section {
     pub kind: TaskKind,
+    /// The heading of the section.
     pub title: &'static str,
-    /// The names of the tables of models and of classes.
+    /// The name of the table of models.
     pub models: &'static str,
+    /// The name of the table of classes.
     pub classes: &'static str,
-    /// What the pictures show.
+    /// The caption of the pictures.
     pub pictures: &'static str,
 }
 
+/// The sections of a page about tasks downstream.
 pub static SECTIONS: [Section; 2] = [
     Section {
         kind: TaskKind::Segmentation,
@@ -36,20 +39,20 @@ pub static SECTIONS: [Section; 2] = [
     },
 ];
 
-/// A finished model of a task downstream of classification.
+/// A finished model of a task downstream of classification: segmentation or detection.
 pub struct Downstream {
     pub kind: TaskKind,
     pub label: String,
     pub task: Task,
     pub scores: Scores,
-    /// Empty if the run has not recorded them.
+    /// The figures of each class; empty if the run has not recorded any.
     pub classes: Vec<ClassFigures>,
-    /// The addresses of the pictures, which hold them.
+    /// The pictures of test images, as `data:` addresses that contain the PNGs.
     pub pictures: Vec<String>,
 }
 
 impl Downstream {
-    /// Reads the figures of the classes and the pictures of a node.
+    /// Reads the figures of the classes and the pictures of a node from the run directory.
     pub fn read(run: &RunDir, node: &Node, (label, task, scores): (String, Task, Scores)) -> Downstream {
         let figures = std::fs::read(run.classes(&node.name)).ok();
         let classes = figures.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();

@@ -8,20 +8,22 @@ use crate::run::table::{Depths, Row, TABLE};
 use crate::svg::chart::{Axis, Chart, Colour, Mark, Series, Style};
 use crate::task::Metric;
 
-/// A picture with the name of its files.
+/// A picture as SVG, with the stem of the names of its files.
 pub struct Figure {
     pub slug: String,
     pub svg: String,
 }
 
-/// The most points in one picture, so that a browser can open a picture of a thousand modules, and the fewest points of one curve.
+/// About the largest number of points in one picture, so that a browser can open a picture of a thousand modules.
 const POINTS: usize = 20_000;
+/// The number of points that a curve keeps even if the picture then has more than [`POINTS`].
 const FEWEST: usize = 20;
-/// With more runs than this the courses of the training would hide the results, and the curves would hide each other.
+/// With more runs, the courses of the training would hide the results, so they are not drawn. Nor are the times of each run.
 const FEW_RUNS: usize = 6;
+/// With more runs, the learning curves would hide each other, so they are not drawn.
 pub const MOST_CURVES: usize = 12;
 
-/// The efficiency figure of a setting: the score against each measure of the cost.
+/// The efficiency figures of a setting: the score against each measure of the cost. `number` is the setting's, counted from 0.
 pub fn efficiency(runs: &[Run], setting: &Setting, number: usize) -> Vec<Figure> {
     let metric = runs[0].task().headline();
     let figure = |measure: Measure| {
@@ -71,7 +73,7 @@ fn efficiency_chart(runs: &[Run], setting: &Setting, metric: &Metric, measure: M
     Chart { title, x: Axis::from_zero(unit, values().map(|mark| mark.x)), y: Axis::around("", ends), series }
 }
 
-/// The finished models of a method: its Pareto front as a line, and the other models as discs.
+/// The finished models of a method: the models on its Pareto front as discs on a line, and the other models as discs alone.
 fn results_of(method: Method, groups: &[&Group], metric: &Metric, measure: Measure, size: f64) -> Vec<Series> {
     let points: Vec<Point> = groups.iter().map(|group| group.point()).collect();
     let front = front(metric, measure, &points);
@@ -91,14 +93,16 @@ fn results_of(method: Method, groups: &[&Group], metric: &Metric, measure: Measu
     [fronts, others].into_iter().filter(|series| !series.marks.is_empty()).collect()
 }
 
-/// The meta models of a setting: small networks, and so no rivals at equal size, but a mark to compare with.
+/// The meta models of a setting. They are smaller than the target, so they are drawn for orientation and belong to no method's
+/// front.
 fn meta_points(runs: &[Run], setting: &Setting) -> Vec<Point> {
     let is_meta = |part: &&Part| part.node.row.model.is_some_and(|model| model.depths == Depths::Thin);
     let parts = setting.runs.iter().flat_map(|&run| runs[run].parts.iter().filter(is_meta));
     parts.filter_map(|part| Some(Point { cost: part.total.into(), score: part.score()? })).collect()
 }
 
-/// The learning curves: for each row of the run's table that trains, the training loss and the score on the test images.
+/// The learning curves: for each row of the run's table that trains, the training loss and the score on the test images. Empty if
+/// there are more than [`MOST_CURVES`] runs.
 pub fn curves(runs: &[Run]) -> Vec<Figure> {
     if runs.len() > MOST_CURVES {
         return Vec::new();
@@ -165,12 +169,13 @@ pub fn capital(text: &str) -> String {
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
-/// The steps of an epoch; 0 if the number of images is not known.
+/// The steps of an epoch; 0 if the number of images is unknown.
 fn epoch(part: &Part) -> u64 {
     part.phase.as_ref().map_or(0, |phase| phase.steps_per_epoch)
 }
 
-/// The logged values of a key by epoch, thinned out to about `most` values, which include the last.
+/// The logged values of a key against epochs (or steps, if the steps of an epoch are unknown). At most `most` values are kept,
+/// evenly spaced and including the last.
 fn marks(part: &Part, key: &str, most: usize) -> Vec<Mark> {
     let per_epoch = epoch(part).max(1) as f64;
     let all: Vec<Mark> =
@@ -181,7 +186,7 @@ fn marks(part: &Part, key: &str, most: usize) -> Vec<Mark> {
     marks
 }
 
-/// Where the time of each run went.
+/// For each run, a picture of the time that each of its phases spent on computing, waiting and so on. Empty if there are many runs.
 pub fn times(runs: &[Run]) -> Vec<Figure> {
     if runs.len() > FEW_RUNS {
         return Vec::new();

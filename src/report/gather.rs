@@ -1,4 +1,5 @@
-//! Reads all that a report tells of a run from its run directory. A run may still be going; what is missing is noted in words.
+//! Reads everything that a report shows of a run from its run directory. The run may still be going. Missing parts are noted in
+//! words.
 
 use super::downstream::Downstream;
 use crate::config::TaskKind;
@@ -25,35 +26,39 @@ pub type Logged = Map<String, Value>;
 
 /// A run as its run directory shows it.
 pub struct Run {
-    /// A name that no other run of the report has.
+    /// The name of the run in the report, in which no other run has this name.
     pub name: String,
     pub dir: RunDir,
     pub plan: Plan,
     pub parts: Vec<Part>,
-    /// The finished models of tasks downstream, whose figures are of another kind than those of the parts.
+    /// The finished models of tasks downstream. Their metrics differ from the metrics of `parts`.
     pub downstream: Vec<Downstream>,
     pub data: Option<DataRecord>,
     /// The newest preview of the assembly, until the assembly itself is done.
     pub preview: Option<Preview>,
-    /// Images that could not be read and were skipped.
+    /// The number of images that could not be read and were skipped.
     pub unreadable: usize,
-    /// What the report lacks, each in a sentence without its full stop.
+    /// The gaps of the report, each as a sentence without its full stop.
     pub missing: Vec<String>,
 }
 
 /// A node of a run that writes a model.
 pub struct Part {
     pub node: Node,
+    /// The name of the model in tables.
     pub label: String,
+    /// The plan of the phase that trains the model; none if it is assembled.
     pub phase: Option<PhasePlan>,
     pub state: State,
-    /// Whether its file was imported, so that the cost of the model is not known.
+    /// Whether the model was imported, so that its cost is unknown.
     pub is_imported: bool,
     /// The scores of its artefact.
     pub scores: Option<Scores>,
     pub total: Total,
     pub starts: Vec<Start>,
+    /// The last heartbeat.
     pub progress: Option<Progress>,
+    /// The curves.
     pub lines: Vec<Logged>,
 }
 
@@ -66,17 +71,17 @@ impl Part {
         self.state != State::Waiting
     }
 
-    /// The score in the headline, if the model is there and usable.
+    /// The score in the headline metric, if the model is finished and usable.
     pub fn score(&self) -> Option<f64> {
         self.scores.as_ref().filter(|_| self.is_done())?.0.first()?.value
     }
 
-    /// The method to which its model belongs.
+    /// The method to which the model belongs.
     pub fn method(&self) -> Method {
         self.node.row.model.map_or(Method::Incubation, |model| model.method)
     }
 
-    /// Whether its model is the whole target network.
+    /// Whether the model is the whole target network.
     pub fn is_target(&self) -> bool {
         self.node.row.model.is_some_and(|model| model.depths == Depths::Deep)
     }
@@ -87,8 +92,9 @@ impl Run {
         Task::of(&self.plan.config)
     }
 
-    /// Whether the part belongs to what the run does: it or another part of its method has begun, or the config asks for the
-    /// baseline, or nothing has begun. A run of a baseline alone, such as a cell of a study, never begins the other parts.
+    /// Whether the run has begun the part or is expected to begin it. A part that has not begun is expected if the config asks for
+    /// it and one of three conditions holds: it belongs to a baseline, another part of its method has begun, or no part has begun.
+    /// A run of a baseline alone, such as a cell of a study, never begins the parts of Deep Incubation.
     pub fn expects(&self, part: &Part) -> bool {
         let mut begun = self.parts.iter().filter(|other| other.has_begun()).peekable();
         let is_first = begun.peek().is_none();
@@ -97,21 +103,23 @@ impl Run {
             || part.node.is_wanted && (asks || is_first || begun.any(|other| other.method() == part.method()))
     }
 
-    /// The parts that tables show: all that have begun and, of an only run (`is_single`), also those still to come.
+    /// The parts that tables show: all parts that have begun and, if the report has only this run (`is_single`), also the parts
+    /// that are still expected.
     pub fn shown(&self, is_single: bool) -> impl Iterator<Item = &Part> {
         self.parts.iter().filter(move |part| part.has_begun() || is_single && self.expects(part))
     }
 
-    /// Whether nothing is left to do.
+    /// Whether all expected parts are done.
     pub fn is_over(&self) -> bool {
         self.parts.iter().filter(|part| self.expects(part)).all(Part::is_done)
     }
 }
 
-/// The run directories that a path stands for: itself, or if it is a folder of run directories such as a study's, these.
+/// The run directories that a path stands for: the path itself, or, if it is a folder of run directories such as a study's, all of
+/// them.
 ///
 /// # Errors
-/// A usage error if there is none.
+/// A usage error if there is no run directory.
 pub fn run_dirs(path: &Path) -> Result<Vec<PathBuf>> {
     let is_run = |path: &Path| path.join("config.toml").exists();
     let entries = std::fs::read_dir(path).map_err(|e| usage!("{}: {e}; give a run directory", path.display()))?;
@@ -129,7 +137,8 @@ pub fn run_dirs(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Reads all runs. `seen` caches artefacts.
+/// Reads all runs. If several have the same name, they get the names of their folders or, if these repeat too, their paths. `seen`
+/// caches the headers of artefacts.
 ///
 /// # Errors
 /// A path is no run directory.
@@ -169,7 +178,8 @@ fn run(path: &Path, seen: &mut Seen) -> Result<Run> {
     Ok(Run { name: plan.config.run.name.clone(), dir, plan, parts, downstream, data, preview, unreadable, missing })
 }
 
-/// The nodes that write a model of the run's own task and that the run needs or has. A page compares models of one task.
+/// The nodes that write a model of the run's own task, if the run needs the node or has begun it. Models of other tasks are left
+/// out, because a page compares models by one metric.
 fn parts(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &mut Seen, missing: &mut Vec<String>) -> Vec<Part> {
     let mut evidence = Vec::new();
     for node in graph.nodes() {
@@ -196,7 +206,7 @@ fn parts(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &mut Seen, missing: &mu
     parts
 }
 
-/// The models of tasks downstream whose artefacts are there. [`parts`] has found all artefacts before.
+/// The models of tasks downstream whose artefacts exist. [`parts`] must have read all artefacts into `seen` before.
 fn downstream(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &Seen) -> Vec<Downstream> {
     let of_node = |node: &Node| {
         let (label, header) = (node.label()?, seen.header(dir, node)?);
@@ -207,7 +217,7 @@ fn downstream(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &Seen) -> Vec<Down
     graph.nodes().iter().filter(is_downstream).filter_map(of_node).collect()
 }
 
-/// A part, and the number of its torn lines or the error of reading them.
+/// A part, and the number of incomplete lines of its curves or the error of reading them.
 type Read = (Part, Result<usize>);
 
 fn part(
@@ -237,7 +247,7 @@ fn part(
     (part, torn)
 }
 
-/// What the run directory lacks of a part, in sentences.
+/// The gaps in the run directory's files of a part, each as a sentence.
 fn lacks((part, torn): &Read, log_steps: u64) -> Vec<String> {
     let name = &part.node.name;
     let mut lacks = Vec::new();

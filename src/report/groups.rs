@@ -1,21 +1,23 @@
-//! Several runs side by side: runs of the same network on the same data form a setting, and models of a setting that differ in the
-//! seed alone form a group, whose scores and costs are averaged.
+//! Several runs side by side. Runs of the same network on the same data form a setting. Models of a setting that differ in the seed
+//! alone form a group, whose scores and costs are averaged.
 
 use super::course::{AtEqual, Bound, Cost, Course, METHODS, Measure, Method, Point, RIVALS, at_equal, parts};
 use super::gather::Run;
 use crate::task::Metric;
 use std::collections::BTreeSet;
 
-/// The mean of some values and, if there are several, their sample standard deviation.
+/// The mean of some values, with their spread.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mean {
     pub mean: f64,
+    /// The sample standard deviation; none for a single value.
     pub deviation: Option<f64>,
+    /// The number of values.
     pub count: usize,
 }
 
 impl Mean {
-    /// The mean of the values; none if there are none.
+    /// The mean of the values; none if there are no values.
     pub fn of(values: &[f64]) -> Option<Mean> {
         let count = values.len();
         let mean = values.iter().sum::<f64>() / count as f64;
@@ -29,21 +31,24 @@ impl Mean {
 #[derive(Debug)]
 pub struct Group {
     pub method: Method,
-    /// The runs with their seeds and results.
+    /// The index of each run in the report, with its seed and its finished model.
     pub results: Vec<(usize, u64, Point)>,
+    /// The mean of the scores.
     pub score: Mean,
+    /// The mean of the costs.
     pub cost: Cost,
 }
 
 /// All runs of one network on the same data.
 #[derive(Debug)]
 pub struct Setting {
-    /// What sets it apart from the other settings; empty if there is no other.
+    /// The config values that distinguish the setting from the other settings; empty if there is only one setting.
     pub name: String,
+    /// The indices of the runs in the report.
     pub runs: Vec<usize>,
-    /// In order of cost, Deep Incubation first.
+    /// The groups, by method (Deep Incubation first) and then by cost.
     pub groups: Vec<Group>,
-    /// The courses of all methods, each with its run.
+    /// The courses of all methods, each with the index of its run.
     pub courses: Vec<(usize, Course)>,
 }
 
@@ -51,11 +56,12 @@ pub struct Setting {
 pub struct Pair<'a> {
     pub ours: &'a Group,
     pub theirs: &'a Group,
-    /// The score of Deep Incubation less that of end-to-end training: with the same seeds on both sides, over the pairs of a seed.
+    /// The score of Deep Incubation minus the score of end-to-end training. If both groups have models of the same seeds, it is the
+    /// mean of the differences between these models.
     pub difference: Mean,
 }
 
-/// Two costs whose ratio is this close to one count as equal.
+/// Two costs count as equal if their ratio differs from 1 by at most this.
 pub const EQUAL: f64 = 0.06;
 
 /// Whether two costs count as equal.
@@ -63,7 +69,7 @@ pub fn is_equal(one: f64, other: f64) -> bool {
     (one / other - 1.0).abs() <= EQUAL
 }
 
-/// The settings of the runs, in the order of the runs.
+/// Divides the runs into settings, in the order of the runs.
 pub fn settings(runs: &[Run]) -> Vec<Setting> {
     let keys: Vec<String> = runs.iter().map(|run| run.plan.config.recipe(&["model", "data"])).collect();
     let mut distinct: Vec<&String> = Vec::new();
@@ -80,7 +86,8 @@ pub fn settings(runs: &[Run]) -> Vec<Setting> {
     distinct.iter().map(|key| of_key(key)).collect()
 }
 
-/// The lines of a setting's key that other settings lack, and first of all its depth.
+/// The config keys and values that the setting with this key does not share with all settings. The depths become a number of
+/// blocks.
 fn name(run: &Run, key: &str, all: &[&String]) -> String {
     let is_own = |line: &&str| !all.iter().all(|other| other.lines().any(|of| of == *line));
     let own: Vec<&str> = key.lines().filter(is_own).collect();
@@ -136,19 +143,20 @@ impl Group {
         Group { score, cost, ..self }
     }
 
-    /// The mean of its models as one point.
+    /// The mean of the group's models as one point.
     pub fn point(&self) -> Point {
         Point { cost: self.cost, score: self.score.mean }
     }
 }
 
 impl Setting {
+    /// The groups of a method.
     pub fn of(&self, method: Method) -> impl Iterator<Item = &Group> {
         self.groups.iter().filter(move |group| group.method == method)
     }
 
-    /// The groups of Deep Incubation and end-to-end training whose computation is the same, in order of cost. Of several end-to-end groups the nearest in
-    /// cost is taken.
+    /// The groups of Deep Incubation that have a group of end-to-end training of equal cost, in order of cost. Cost means
+    /// floating-point operations here. If there are several end-to-end groups, the nearest in cost is taken.
     pub fn pairs(&self) -> Vec<Pair<'_>> {
         let nearest = |ours: &Group| {
             let distance = |group: &&Group| (group.cost.flops / ours.cost.flops).ln().abs();
@@ -162,7 +170,7 @@ impl Setting {
         self.of(Method::Incubation).filter_map(pair).collect()
     }
 
-    /// For each seed, the costs of Deep Incubation and end-to-end training at equal accuracy.
+    /// For each seed that allows it, the costs of Deep Incubation and end-to-end training at equal accuracy.
     pub fn at_equal(&self, metric: &Metric, measure: Measure) -> Vec<AtEqual> {
         let of_seed = |seed| {
             let points = RIVALS.map(|method| match self.is_compared_on_the_way(seed) {
@@ -179,19 +187,19 @@ impl Setting {
         self.groups.iter().flat_map(|group| group.results.iter().map(|(_, seed, _)| *seed)).collect()
     }
 
-    /// Whether the methods are compared along the evaluations during the training, since one of them has fewer than two finished
-    /// models of the seed.
+    /// Whether the methods are compared by the evaluations during their training, because one of them has fewer than two finished
+    /// models of the seed. Otherwise they are compared by their finished models.
     pub fn is_compared_on_the_way(&self, seed: u64) -> bool {
         RIVALS.iter().any(|&method| self.results(seed, method).count() < 2)
     }
 
-    /// The finished models of a method and a seed, each with its run.
+    /// The finished models of a method and a seed, each with the index of its run.
     fn results(&self, seed: u64, method: Method) -> impl Iterator<Item = (usize, Point)> {
         let results = self.of(method).flat_map(|group| &group.results);
         results.filter(move |(_, of, _)| *of == seed).map(|(run, _, point)| (*run, *point))
     }
 
-    /// The evaluations in all finished runs of a method and a seed.
+    /// All evaluations of the runs of a seed in which the method has finished.
     fn on_the_way(&self, seed: u64, method: Method) -> Vec<Point> {
         let runs: Vec<usize> = self.results(seed, method).map(|(run, _)| run).collect();
         let courses = self.courses.iter().filter(|(run, course)| course.method == method && runs.contains(run));
@@ -199,14 +207,15 @@ impl Setting {
     }
 }
 
-/// The mean of the multiples, and whether any of them is a bound.
+/// The mean of the multiples, and the first bound among them, if any multiple is not exact. None if there are no multiples.
 pub fn mean_multiple(all: &[AtEqual]) -> Option<(Mean, Bound)> {
     let mean = Mean::of(&all.iter().map(|at| at.multiple).collect::<Vec<_>>())?;
     let bound = all.iter().map(|at| at.bound).find(|bound| *bound != Bound::Exact);
     Some((mean, bound.unwrap_or(Bound::Exact)))
 }
 
-/// The difference of two groups, over the seeds that both have; without such seeds it is that of the means.
+/// The difference between the scores of two groups: the mean over the seeds that both have or, without such seeds, the difference
+/// of the means.
 fn difference(ours: &Group, theirs: &Group) -> Mean {
     let of_seed = |(_, seed, point): &(usize, u64, Point)| {
         let other = theirs.results.iter().find(|(_, of, _)| of == seed)?;

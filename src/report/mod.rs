@@ -1,8 +1,8 @@
-//! Reports: the table at the end of a run, and a page about one run or several: how accuracy grows with the cost, for both methods,
-//! and all that a reader needs to judge it.
+//! Reports: the table at the end of a run (`summary`), and a page about one run or several. The page shows how the accuracy grows
+//! with the cost for each method, and the facts that a reader needs to judge this.
 //!
-//! `gather` reads run directories. `course` and `groups` compute from them, and `words`, `tables` and `figures` say it.
-//! `page` puts it together.
+//! `gather` reads run directories. `course` and `groups` compute the comparisons. `words`, `tables` and `figures` present them, and
+//! `page` joins everything into one page.
 
 mod course;
 mod downstream;
@@ -23,12 +23,12 @@ use page::Page;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// The name of the page in a run directory. The file shows that the run is concluded, so a page of a run that still goes has
-/// another name.
+/// The name of the page in the run directory of a concluded run. Its existence shows that the run is concluded.
 const CONCLUDED: &str = "report.html";
+/// The name of the page in the run directory of a run that is not concluded.
 const SO_FAR: &str = "report-so-far.html";
 
-/// What was written.
+/// The files that were written.
 #[derive(Debug, Serialize)]
 pub struct Written {
     pub page: PathBuf,
@@ -38,7 +38,7 @@ pub struct Written {
     pub files: Vec<PathBuf>,
 }
 
-/// Writes the page of a run that is concluded into its run directory. `seen` caches artefacts.
+/// Concludes a run: writes its page into its run directory. `seen` caches the headers of artefacts.
 pub fn conclude(run: &Path, seen: &mut Seen) -> Result<PathBuf> {
     let page = make(&[run.into()], None, seen)?;
     let file = run.join(CONCLUDED);
@@ -46,8 +46,9 @@ pub fn conclude(run: &Path, seen: &mut Seen) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Writes the page of runs, and of folders of runs, to `out`; the default is a file in the only folder that is given. With
-/// `figures`, each picture also becomes an SVG and a PNG in that folder, and each table a CSV.
+/// Writes a page about runs to `out`. `paths` are run directories or folders of run directories. If there is only one path, the
+/// default for `out` is a file in this folder. If the folder `figures` is given, each picture is also written into it as SVG and
+/// PNG, and each table as CSV.
 ///
 /// # Errors
 /// A usage error for a path that is no run directory, and for several paths without `out`.
@@ -79,13 +80,13 @@ pub fn write(paths: &[PathBuf], out: Option<&Path>, figures: Option<&Path>) -> R
     Ok(Written { page: out, summary: page.lead, files })
 }
 
-/// The name of a page in this folder: [`SO_FAR`] in the run directory of a run that is not concluded.
+/// The name of a page in this folder: [`SO_FAR`] in the run directory of a run that is not concluded, else [`CONCLUDED`].
 fn default_name(folder: &Path) -> &'static str {
     let is_run = folder.join("config.toml").exists();
     if is_run && !folder.join(CONCLUDED).exists() { SO_FAR } else { CONCLUDED }
 }
 
-/// Makes the page of run directories, all of one `study` folder if it is given.
+/// Makes the page about run directories. If all are from one folder, `study` is this folder, which gives the page its title.
 fn make(run_dirs: &[PathBuf], study: Option<&Path>, seen: &mut Seen) -> Result<Page> {
     let runs = gather::runs(run_dirs, seen)?;
     let first = runs[0].task();

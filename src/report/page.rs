@@ -21,7 +21,7 @@ pub struct Page {
     pub lead: Vec<String>,
 }
 
-/// All that the page shows.
+/// The content of the page.
 struct Content<'a> {
     runs: &'a [Run],
     settings: &'a [Setting],
@@ -74,7 +74,7 @@ impl Content<'_> {
         (page.into_string(), shown)
     }
 
-    /// What the report lacks.
+    /// The gaps of the report.
     fn missing(&self) -> Markup {
         let of_run = |run: &Run| -> Vec<String> {
             let name = if self.runs.len() > 1 { format!("{}: ", run.name) } else { String::new() };
@@ -234,7 +234,7 @@ impl Content<'_> {
         self.section("Software and hardware", tables::machines(self.runs), None, shown)
     }
 
-    /// A heading with a table and perhaps a note; nothing if the table is empty.
+    /// A heading with a table and its note, if there is one; nothing if the table is empty.
     fn section(&self, title: &str, table: Table, note: Option<Markup>, shown: &mut Vec<Table>) -> Markup {
         html! {
             @if !table.rows.is_empty() {
@@ -262,7 +262,7 @@ fn row_class(method: Option<Method>) -> &'static str {
     }
 }
 
-/// Keeps a table for the files, and adds nothing to the page.
+/// Adds a table to the tables that become files. Adds nothing to the page.
 fn keep(shown: &mut Vec<Table>, table: Table) -> Markup {
     shown.push(table);
     html! {}
@@ -276,7 +276,7 @@ fn gallery(figures: &[Figure]) -> Markup {
     }
 }
 
-/// A table, which the reader opens if it is of many runs.
+/// A table. If there are more than two runs, it is folded until the reader opens it.
 fn folded(data: &Table, runs: usize) -> Markup {
     let drawn = table(data, |_| "");
     if runs > 2 {
@@ -289,7 +289,7 @@ fn folded(data: &Table, runs: usize) -> Markup {
 /// A text of more characters may be broken into lines.
 const LONG: usize = 40;
 
-/// A table whose rows have the classes that `class` gives them.
+/// A table whose rows have the CSS classes that `class` gives them.
 fn table<'a>(table: &'a Table, mut class: impl FnMut(&'a [super::table::Cell]) -> &'a str) -> Markup {
     let numeric: Vec<bool> = (0..table.head.len()).map(|column| table.is_numeric(column)).collect();
     let kind = |column: usize, text: &str| match (numeric[column], text.chars().count() > LONG) {
@@ -317,8 +317,8 @@ fn table<'a>(table: &'a Table, mut class: impl FnMut(&'a [super::table::Cell]) -
     }
 }
 
-/// The rules that replace the colours of the pictures on a dark page. A rule of a style sheet is stronger than the attribute of a
-/// picture.
+/// The CSS rules that replace the colours of the pictures on a dark page. A rule of a style sheet overrides the attribute of an SVG
+/// element.
 fn dark() -> String {
     let replaced = [
         (Colour::Incubation, "var(--incubation)"),

@@ -17,11 +17,11 @@ pub struct Row {
     pub model: String,
     #[serde(flatten)]
     pub scores: Scores,
-    /// What was computed for it, over all starts.
+    /// The cost of the phase that trained the model, over all its starts; 0 if no phase did.
     #[serde(flatten)]
     pub total: Total,
     pub file: String,
-    /// Images that could not be read and were skipped, in the whole run, on all ranks and over all starts.
+    /// The number of images of the whole run that could not be read and were skipped, on all ranks and over all starts.
     pub unreadable_images: usize,
     #[serde(skip)]
     task: Task,
@@ -30,7 +30,7 @@ pub struct Row {
 }
 
 /// The rows of all existing artefacts, in the order of the run. `unreadable_images` is the number of images that the run skipped.
-/// `seen` caches artefacts.
+/// `seen` caches the headers of artefacts.
 pub fn rows(plan: &Plan, graph: &Graph, run: &RunDir, unreadable_images: usize, seen: &mut Seen) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for node in graph.nodes() {
@@ -60,14 +60,15 @@ fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize, seen: &
 /// The width of a column of scores in the table.
 const SCORE_WIDTH: usize = 7;
 
-/// The table for people: a part for each task, with the columns of its metrics. The run's own `task` comes first.
+/// The table for people. It has a part for each task, with the columns of the task's metrics. The run's own task `task` comes
+/// first.
 pub fn table(task: Task, rows: &[Row]) -> String {
     let (own, others): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.task == task);
     let mut text = part(task, &own);
     for others in others.chunk_by(|a, b| a.task == b.task) {
         text += &part(others[0].task, others);
     }
-    // The cost of incubation does not include the baselines, or the models of other tasks.
+    // The cost of incubation includes neither the baselines nor the models of other tasks.
     let ours = own.iter().filter(|row| row.method == Method::Incubation);
     let (hours, flops) = ours.fold((0.0, 0.0), |(h, f), row| (h + row.total.device_hours, f + row.total.flops));
     let _ = writeln!(
@@ -103,7 +104,7 @@ fn part(task: Task, rows: &[&Row]) -> String {
     text
 }
 
-/// The number of images that could not be read; none if all could.
+/// The number of images that could not be read; none if it is 0.
 pub fn unreadable(rows: &[Row]) -> Option<usize> {
     rows.first().map(|row| row.unreadable_images).filter(|&count| count > 0)
 }

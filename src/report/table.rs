@@ -1,4 +1,4 @@
-//! A table as data, which becomes HTML on the page and CSV in a file, and its numbers as text.
+//! A table as data, which becomes HTML on the page and CSV in a file. Also formats numbers for people.
 
 use super::course::Bound;
 use super::groups::Mean;
@@ -8,7 +8,7 @@ use super::groups::Mean;
 pub struct Cell {
     pub shown: String,
     pub exact: String,
-    /// The share of a full meter that the page draws beside the text.
+    /// The filled share of the meter that the page draws beside the text; none if there is no meter.
     pub meter: Option<f64>,
 }
 
@@ -27,11 +27,12 @@ impl Cell {
         Cell { exact: text.clone(), shown: text, meter: None }
     }
 
-    /// A number as the page shows it, and exactly.
+    /// A number: as the page shows it, and its exact value.
     pub fn number(shown: String, value: impl ToString) -> Cell {
         Cell { shown, exact: value.to_string(), meter: None }
     }
 
+    /// The cell of a missing value.
     pub fn none() -> Cell {
         Cell { shown: "–".into(), exact: String::new(), meter: None }
     }
@@ -52,14 +53,14 @@ impl Table {
         writer.into_inner().expect("memory takes whatever is written")
     }
 
-    /// Whether the column holds numbers, which stand at the right.
+    /// Whether all values of the column are numbers, so that the page aligns it to the right.
     pub fn is_numeric(&self, column: usize) -> bool {
         let mut cells = self.rows.iter().map(|row| &row[column].exact).filter(|text| !text.is_empty()).peekable();
         cells.peek().is_some() && cells.all(|text| text.parse::<f64>().is_ok())
     }
 }
 
-/// A count with a thin space between each three digits.
+/// A count with thin spaces between groups of three digits, if it has more than four digits.
 pub fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();

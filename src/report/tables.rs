@@ -135,7 +135,7 @@ pub fn classes(runs: &[Run], section: &Section) -> Table {
     table
 }
 
-/// The averages over seeds: each group of each setting.
+/// The groups of all settings, with the averages over their seeds.
 pub fn groups(metric: &Metric, runs: &[Run], settings: &[Setting]) -> Table {
     let head =
         ["network", "method", "runs", &metric.title(), "deviation", "FLOPs", "device-hours", "on the front", "epochs"];
@@ -182,7 +182,8 @@ fn epochs(run: &Run, method: Method) -> String {
     all.join(", ")
 }
 
-/// What each setting says: the scores at equal cost, and the costs at equal accuracy.
+/// The comparison of Deep Incubation with end-to-end training in each setting: the scores at equal cost, and the costs at equal
+/// accuracy.
 pub fn verdicts(metric: &Metric, settings: &[Setting]) -> Table {
     let head = ["network", "compared at", "Deep Incubation", "end to end", "end to end against it"];
     let mut table = Table::new("comparison", &head);
@@ -212,7 +213,7 @@ pub fn verdicts(metric: &Metric, settings: &[Setting]) -> Table {
     table
 }
 
-/// The costs of both methods at equal accuracy, averaged over the seeds; none if they cannot be compared.
+/// The row of the costs of both methods at equal accuracy, averaged over the seeds; none if the methods cannot be compared.
 fn costs_at_equal(metric: &Metric, setting: &Setting, measure: Measure, name: &str) -> Option<Vec<Cell>> {
     let all = setting.at_equal(metric, measure);
     let (times, bound) = mean_multiple(&all)?;
@@ -232,7 +233,7 @@ fn costs_at_equal(metric: &Metric, setting: &Setting, measure: Measure, name: &s
     ])
 }
 
-/// The time of each phase of a run, in seconds.
+/// The time of each phase of each run, in seconds.
 pub fn times(runs: &[Run]) -> Table {
     let mut table = Table::new("time", &["run", "phase", "seconds"]);
     table.head.extend(PARTS.map(String::from));
@@ -259,7 +260,7 @@ pub fn times(runs: &[Run]) -> Table {
     without_run(table, runs)
 }
 
-/// The estimated memory of each phase.
+/// The estimated memory of each phase, and the measured peaks of memory on the host and the GPU.
 pub fn memories(runs: &[Run]) -> Table {
     let mut table = Table::new(
         "memory",
@@ -324,7 +325,7 @@ pub fn differences(runs: &[Run]) -> Table {
     table
 }
 
-/// The keys of a run that differ from the defaults.
+/// The config keys of a run whose values differ from the defaults, except those of `[slurm]`.
 pub fn settings_of(run: &Run) -> Table {
     let mut table = Table::new("config", &["key", "value", "default"]);
     let defaults = Config::parse("", &[]).expect("the defaults are a config").values();
@@ -337,7 +338,7 @@ pub fn settings_of(run: &Run) -> Table {
     table
 }
 
-/// Software and hardware: every different set of a start's circumstances.
+/// The software and hardware of the runs. Starts that agree in everything but the phase share a row.
 pub fn machines(runs: &[Run]) -> Table {
     let mut table =
         Table::new("machines", &["run", "written by", "host", "ranks", "replicas", "precision", "Slurm job", "phases"]);

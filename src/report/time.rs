@@ -1,4 +1,4 @@
-//! Where the time of a run went, as far as its ledger and heartbeats tell.
+//! The time that each phase of a run spent on computing, waiting and so on, as far as the ledger and the heartbeats record it.
 
 use super::gather::{Part, Run};
 use crate::run::start;
@@ -6,21 +6,21 @@ use crate::store::progress::duration;
 use crate::svg::bars::{self, Bar, Bars};
 use crate::svg::chart::Colour;
 
-/// The seconds of a phase over all starts, in parts that add up.
+/// The seconds of a phase over all its starts, in parts that add up to the total.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spent {
     /// Computing in steps whose results count.
     pub computing: f64,
-    /// Summing gradients over replicas in these steps. The sums of GPUs overlap with the host's work and count as computing.
+    /// Summing gradients over replicas in these steps. GPUs sum while they compute, so on GPUs the summing counts as computing.
     pub all_reduce: f64,
     /// Waiting for data in these steps.
     pub data: f64,
-    /// Steps that a restart did again.
+    /// Computing steps that a restart had to repeat, estimated from their number.
     pub repeated: f64,
     pub evaluation: f64,
     /// Waiting for checkpoints.
     pub checkpoints: f64,
-    /// Starting, and writing the artefact.
+    /// The rest: starting, and writing the artefact.
     pub rest: f64,
 }
 
@@ -36,7 +36,7 @@ pub const PARTS: [&str; 7] = [
 ];
 
 impl Spent {
-    /// The time of a part of a run; none if there was no training or no heartbeat tells.
+    /// The time of a part of a run; none if the part has made no step, or if there is no heartbeat.
     pub fn of(part: &Part) -> Option<Spent> {
         let progress = part.progress.as_ref().filter(|progress| progress.step > 0)?;
         let total = part.total.seconds;
@@ -44,7 +44,7 @@ impl Spent {
         let lost: u64 = part.starts.windows(2).map(|two| two[0].to.saturating_sub(two[1].from)).sum();
         let repeated = (useful / progress.step as f64 * lost as f64).min(total - useful);
         let sum = |of: fn(&start::Spent) -> f64| part.starts.iter().map(|start| of(&start.spent)).sum::<f64>();
-        // The starts also count the waiting in steps that were done again.
+        // The records of the starts include the waiting in repeated steps.
         let in_useful = |seconds: f64, most: f64| (seconds * useful / (useful + repeated).max(1e-9)).min(most);
         let data = in_useful(sum(|spent| spent.data), useful);
         let all_reduce = in_useful(sum(|spent| spent.all_reduce), useful - data);
@@ -63,13 +63,14 @@ impl Spent {
         })
     }
 
+    /// The values in the order of [`PARTS`].
     pub fn parts(&self) -> [f64; 7] {
         let Spent { computing, all_reduce, data, repeated, evaluation, checkpoints, rest } = *self;
         [computing, all_reduce, data, repeated, evaluation, checkpoints, rest]
     }
 }
 
-/// The bars of a run's phases; none if none has trained.
+/// A bar for each phase of a run; none if no phase has trained.
 pub fn bars(run: &Run) -> Option<Bars> {
     let bar = |part: &Part| {
         let spent = Spent::of(part)?;

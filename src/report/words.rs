@@ -69,7 +69,7 @@ fn subject(run: &Run) -> String {
     format!("A {} is trained on {} {way}.", network(run), data(run))
 }
 
-/// How long it took, and how good it is.
+/// The sentence on the time that the training took and the score that the network reaches; none if no method has finished.
 fn outcome(run: &Run, setting: &Setting) -> Option<String> {
     let metric = run.task().headline();
     let result = setting.courses.iter().find_map(|(_, course)| course.result())?;
@@ -83,7 +83,7 @@ fn outcome(run: &Run, setting: &Setting) -> Option<String> {
     ))
 }
 
-/// What is left to do.
+/// The sentence on the part of the run that trains now or is next; none if all expected parts are done.
 fn unfinished(run: &Run) -> Option<String> {
     let open: Vec<_> = run.parts.iter().filter(|part| !part.is_done() && run.expects(part)).collect();
     let at = open.iter().find(|part| part.has_begun()).or(open.first())?;
@@ -114,7 +114,7 @@ fn verdict(run: &Run, setting: &Setting) -> String {
     }
 }
 
-/// The comparison of one finished model of each method.
+/// The comparison of a finished model by Deep Incubation with a finished model by end-to-end training.
 fn compared(run: &Run, setting: &Setting, ours: Point, theirs: Point) -> String {
     let metric = run.task().headline();
     let is_tie = is_within_noise(run, ours.score, theirs.score);
@@ -184,7 +184,7 @@ fn thin_network(run: &Run, setting: &Setting) -> Option<String> {
     ))
 }
 
-/// Whether stages of the network have learned from losses of their own.
+/// Whether a method has begun in which stages learn from losses of their own.
 fn has_local(run: &Run) -> bool {
     LOCAL.into_iter().any(|method| parts(method, run).any(|part| part.has_begun()))
 }
@@ -205,7 +205,7 @@ fn of_several(runs: &[Run], settings: &[Setting]) -> Vec<String> {
     sentences
 }
 
-/// What a setting says of the two methods.
+/// The comparison of Deep Incubation with end-to-end training in a setting.
 fn of_setting(runs: &[Run], setting: &Setting) -> String {
     let metric = runs[0].task().headline();
     let start = if setting.name.is_empty() { String::new() } else { format!("With {}: ", setting.name) };
@@ -249,7 +249,7 @@ fn by(method: Method) -> &'static str {
     }
 }
 
-/// A note on how the multiples of cost were found; none if there are none.
+/// A note on how the multiples of cost were computed; none if there are no multiples.
 pub fn note_on_multiples(metric: &Metric, settings: &[Setting]) -> Option<String> {
     let with: Vec<&Setting> = settings.iter().filter(|s| !s.at_equal(metric, Measure::Flops).is_empty()).collect();
     let first = with.first()?;

@@ -8,11 +8,11 @@ pub struct Listing {
     pub images: usize,
     /// The hash of all names and labels in the order of the split.
     pub in_order: String,
-    /// A hash that is the same for every order.
+    /// A hash of all names and labels that is the same in every order.
     pub in_any_order: String,
 }
 
-/// The images of both splits.
+/// The images of both splits, and the names of the classes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataSet {
     pub train: Listing,
@@ -29,11 +29,12 @@ pub struct DataRecord {
     pub earlier: Vec<Earlier>,
 }
 
-/// Data that a part of the run was trained on, before the user accepted a change.
+/// Data that a part of the run was trained on before the user accepted a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Earlier {
+    /// [`DataSet::fingerprint`].
     pub fingerprint: String,
-    /// The differences that the user has accepted.
+    /// The differences that the user has accepted, in words.
     pub accepted: String,
 }
 
@@ -44,12 +45,12 @@ pub struct TrainedOn {
     pub evaluation_images: usize,
     /// [`DataSet::fingerprint`].
     pub fingerprint: String,
-    /// The differences that the user had accepted when the artefact was written.
+    /// The differences that the user had accepted before the artefact was written, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accepted: Vec<String>,
 }
 
-/// The most classes that a message names.
+/// The largest number of classes that a message names.
 const MOST_NAMED: usize = 3;
 
 impl DataSet {
@@ -59,7 +60,7 @@ impl DataSet {
         blake3::hash(text.as_bytes()).to_hex().to_string()
     }
 
-    /// The differences between this data and the data of `now`, as the parts of a sentence; none if there are none.
+    /// The differences between these data and the data of `now`, in words; none if the two are equal.
     pub fn differences(&self, now: &DataSet) -> Option<String> {
         let classes = class_differences(&self.classes, &now.classes);
         let are_renamed = !classes.is_empty();
@@ -71,7 +72,8 @@ impl DataSet {
 }
 
 impl Listing {
-    /// The difference of a split. If classes are renamed, the names of their images change too, which is not reported again.
+    /// The difference of a split, in words. If classes have changed (`are_renamed`), the names of images change with them, so a
+    /// change of names alone is not reported.
     fn difference(&self, now: &Listing, split: &str, are_renamed: bool) -> Option<String> {
         let (before, images) = (self.images, now.images);
         match images.abs_diff(before) {
@@ -116,7 +118,7 @@ fn first_few(mut all: Vec<String>) -> String {
 }
 
 impl DataRecord {
-    /// Whether a part of the run may have been trained on data of this fingerprint.
+    /// Whether the fingerprint is that of the run's present data or of earlier data.
     pub fn knows(&self, fingerprint: &str) -> bool {
         self.present.fingerprint() == fingerprint || self.earlier.iter().any(|data| data.fingerprint == fingerprint)
     }

@@ -5,8 +5,8 @@ use crate::config::Config;
 use crate::family::Model;
 use std::path::{Path, PathBuf};
 
-/// The nodes of all rows of the table, in the order of a run. They include nodes that the config does not ask for, because a
-/// command can ask for them.
+/// The nodes of all rows of the table, in the order in which a run executes them. They include nodes that the config does not ask
+/// for, because a command can ask for them.
 #[derive(Debug, Clone)]
 pub struct Graph {
     nodes: Vec<Node>,
@@ -18,14 +18,14 @@ pub struct Node {
     /// The name of the node's checkpoints, heartbeats, leases and logs, such as `meta`, `module-2` or `downstream-detect`.
     pub name: String,
     pub row: &'static Row,
-    /// The stage that a module's node trains.
+    /// The stage that the node trains, if its row trains modules.
     pub index: Option<usize>,
     /// The positions in the graph of the nodes that must be done before this node.
     pub needs: Vec<usize>,
     /// Whether the config asks for the node.
     pub is_wanted: bool,
-    /// The file in the run directory that shows by its existence that the node is done. If the file is an artefact, it must also be
-    /// whole and the node's own. Empty if no file shows this.
+    /// The name of the file in the run directory that shows by its existence that the node is done. If the file is an artefact, it
+    /// must also be undamaged and have the attributes of `expected`. Empty if no file shows that the node is done.
     pub file: String,
     /// The required attributes of the node's artefact, if the node writes one.
     pub expected: Option<Expected>,
@@ -94,7 +94,8 @@ impl Graph {
         self.nodes.iter().position(|other| other.row.name == row)
     }
 
-    /// The rows that a run executes, in order. If the target was imported (`is_imported`), a run needs no row up to the assembly.
+    /// The rows that a run executes, in order. If the target was imported (`is_imported`), a run skips the rows that make it
+    /// ([`Row::until_assembled`]).
     pub fn rows(&self, is_imported: bool) -> Vec<&'static Row> {
         let mut rows: Vec<&'static Row> =
             self.nodes.iter().filter(|node| node.is_needed(is_imported)).map(|node| node.row).collect();
@@ -104,7 +105,7 @@ impl Graph {
 }
 
 impl Node {
-    /// Makes the node of a row, or of one module of the row, with empty `needs`.
+    /// Makes the node of a row, or of the row's module `index`, with empty `needs`.
     pub fn new(config: &Config, row: &'static Row, index: Option<usize>) -> Node {
         let number = index.map_or(String::new(), |index| index.to_string());
         let expected = row.model.as_ref().map(|model| Expected {
@@ -140,18 +141,18 @@ impl Node {
         Node { name: format!("{}-{stem}", row.name), script: Some(path.into()), ..node }
     }
 
-    /// Whether a run executes this node. If the target was imported (`is_imported`), a run needs no node up to the assembly.
+    /// Whether a run executes this node. If the target was imported (`is_imported`), a run skips the nodes that make it.
     pub fn is_needed(&self, is_imported: bool) -> bool {
         self.is_wanted && !(is_imported && self.row.until_assembled)
     }
 
-    /// The arguments of `incubate` that execute this node, such as `module CONFIG --index 2`.
+    /// The arguments with which `incubate` executes this node, such as `module CONFIG --index 2`.
     pub fn command(&self) -> String {
         let index = self.index.map_or(String::new(), |index| format!(" --index {index}"));
         format!("{} CONFIG{index}", self.row.name)
     }
 
-    /// The name of its model in the summary, if it writes a model.
+    /// The name of the node's model in the summary, if the node writes a model.
     pub fn label(&self) -> Option<String> {
         let number = self.index.map_or(String::new(), |index| index.to_string());
         self.row.model.map(|model| model.label.replace("{index}", &number))
@@ -168,7 +169,7 @@ fn needs(node: &Node, before: &[Node]) -> Vec<usize> {
     (0..before.len()).filter(|&position| is_needed(&before[position])).collect()
 }
 
-/// The number of blocks of each stage.
+/// The number of blocks of each stage. `index` is the stage of a module.
 fn depths(model: &Model, depths: Depths, index: Option<usize>) -> Vec<usize> {
     let is_deep = |stage: usize| match depths {
         Depths::Thin => false,
@@ -179,7 +180,7 @@ fn depths(model: &Model, depths: Depths, index: Option<usize>) -> Vec<usize> {
     thin_and_deep.map(|(stage, (thin, deep))| if is_deep(stage) { *deep } else { thin }).collect()
 }
 
-/// The hash, in hexadecimal, of the config keys in `tables` that change the result.
+/// The hash, in hexadecimal, of the seed and of the config keys in `tables` that change the result.
 fn recipe(config: &Config, tables: &[&str]) -> String {
     let text = format!("seed = {}\n{}", config.run.seed, config.recipe(tables));
     blake3::hash(text.as_bytes()).to_hex().to_string()

@@ -6,18 +6,19 @@ use serde::{Deserialize, Serialize};
 /// A row of the table: everything that the program knows about one kind of node.
 #[derive(Debug)]
 pub struct Row {
-    /// The name in file names, logs, the status and the names of Slurm jobs. It also names a phase's command and, unless the
-    /// phase uses the config table of another row, its config table.
+    /// The name of the row in file names, logs, the status and the names of Slurm jobs. A phase's command has the same name, and so
+    /// has its config table, unless the phase uses the table of another row.
     pub name: &'static str,
     pub kind: Kind,
     /// The rows that must be done before this row, because it reads the files that they write.
     pub needs: &'static [&'static str],
-    /// The file in the run directory that shows by its existence that the node is done. If the file is an artefact, it must also be
-    /// whole and the node's own. `{index}` stands for a module's number. Empty if no file shows this.
+    /// The name of the file in the run directory that shows by its existence that a node of the row is done. If the file is an
+    /// artefact, it must also be undamaged and fit the node. `{index}` stands for a module's number. Empty if no file shows this.
     pub writes: &'static str,
     /// The model in that file, if the file is an artefact.
     pub model: Option<ModelSpec>,
-    /// Whether the row makes the assembled model or comes before it. A run into which a target was imported needs no such row.
+    /// Whether the row makes the assembled model or a model that the assembly needs. A run whose target was imported skips such
+    /// rows.
     pub until_assembled: bool,
     pub job: SlurmJob,
     /// The time limit of the row's Slurm job in the config; if empty, `slurm.time` applies.
@@ -29,12 +30,15 @@ pub struct Row {
 /// The kind of work that a row does.
 #[derive(Debug, Clone, Copy)]
 pub enum Kind {
-    /// Packs the data.
+    /// Writes the data into a pack: HDF5 shards that are fast to read.
     Pack,
+    /// Trains: the row is a phase.
     Train(Phase),
     /// Assembles the modules into the target, without training.
     Assemble,
+    /// Writes the final model in the formats of other programs.
     Export,
+    /// Writes the page about the run.
     Report,
     /// Runs each of the user's own scripts.
     Script,
@@ -47,15 +51,16 @@ pub struct Phase {
     pub trains: Trains,
     pub task: TaskKind,
     pub objective: ObjectiveKind,
-    /// The table of the config with its settings.
+    /// The config table with the settings of the phase.
     pub training: fn(&Config) -> &Training,
 }
 
-/// The origin of the weights at step 0.
+/// The origin of a phase's weights at step 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
+    /// Newly initialised weights.
     Fresh,
-    /// The artefact of the named row. In a module phase, `module.start` says how the stage that trains starts.
+    /// The artefact of the named row. In a module phase, the config key `module.start` decides how the trained stage starts.
     From(&'static str),
 }
 
@@ -63,7 +68,7 @@ pub enum Start {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trains {
     Everything,
-    /// One stage alone. The row has a node for each module.
+    /// One stage alone, as a module. The row has a node for each stage.
     Module,
 }
 
@@ -81,8 +86,7 @@ pub enum Method {
 pub const METHODS: [Method; 4] = [Method::Incubation, Method::E2e, Method::Dgl, Method::InfoPro];
 
 impl Method {
-    /// The word for the method in study files and JSON. For a baseline it also names the row that trains it and the row's config
-    /// table.
+    /// The word for the method in study files and JSON. The row that trains a baseline has the same name.
     pub fn key(self) -> &'static str {
         match self {
             Method::Incubation => "incubation",
@@ -92,7 +96,7 @@ impl Method {
         }
     }
 
-    /// The name for people.
+    /// The name of the method in texts for people.
     pub fn name(self) -> &'static str {
         match self {
             Method::Incubation => "Deep Incubation",
@@ -107,47 +111,48 @@ impl Method {
 #[derive(Debug, Clone, Copy)]
 pub struct ModelSpec {
     pub depths: Depths,
-    /// The config tables that change the result. The artefact's recipe is a hash of them.
+    /// The config tables that change the result. The artefact's recipe is a hash of the seed and of these tables.
     pub recipe: &'static [&'static str],
-    /// The row from whose artefact the model derives. The model's artefact records the hash of that artefact.
+    /// The name of the row from whose artefact the model derives. The model's own artefact records the hash of that artefact.
     pub derives_from: Option<&'static str>,
     /// Whether the model may be an imported target, which derives from nothing in the run directory.
     pub may_be_imported: bool,
-    /// Its name in the summary; `{index}` stands for a module's number.
+    /// The name of the model in the summary; `{index}` stands for a module's number.
     pub label: &'static str,
     /// The method to which the model and its cost belong.
     pub method: Method,
 }
 
-/// Blocks of each stage of a network.
+/// The choice of the stages that are deep, with the number of blocks they have in the target. The others are thin, as in the meta
+/// model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depths {
-    /// Every stage at the meta depth.
+    /// Every stage is thin.
     Thin,
-    /// One stage at its target depth, the others thin: the hybrid.
+    /// The module's stage is deep, all others are thin: the hybrid.
     DeepAtModule,
-    /// Every stage at its target depth.
+    /// Every stage is deep: the target.
     Deep,
 }
 
-/// The Slurm job that executes a row if `slurm.mode` is "array". If it is "allocation", the job `run` executes all rows except
-/// those of `Alone` and `Script`.
+/// The Slurm job that executes a row if `slurm.mode` is "array". If `slurm.mode` is "allocation", a single job `run` executes all
+/// rows except those with `Alone` or `Script`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlurmJob {
     /// A job of its own, with one process and no GPU.
     Alone,
     /// A job of its own, with all ranks.
     Own,
-    /// A job array with a task for each module; each task has all ranks.
+    /// A job array with a task for each module. Each task has all ranks.
     Array,
-    /// The last job, which executes all rows of this kind.
+    /// The last job of the program, `finalize`, which executes all rows with `Last`.
     Last,
     /// A job for each of the user's own scripts, after the last job.
     Script,
 }
 
 impl Row {
-    /// The name under which the artefact of this many epochs is kept when the phase is extended, such as `final-100-epochs.h5`.
+    /// The file name under which an extended phase keeps its artefact of this many epochs, such as `final-100-epochs.h5`.
     pub fn kept(&self, epochs: usize) -> String {
         format!("{}-{epochs}-epochs.h5", self.writes.trim_end_matches(".h5"))
     }
@@ -160,7 +165,7 @@ impl Row {
         }
     }
 
-    /// The task of the row's model.
+    /// The task for which the row trains; classification for rows that do not train.
     pub fn task(&self) -> TaskKind {
         self.phase().map_or(TaskKind::Classification, |phase| phase.task)
     }
@@ -170,7 +175,7 @@ impl Row {
         self.phase().is_some_and(|phase| phase.trains == Trains::Module)
     }
 
-    /// Whether the row's nodes write heartbeats and so may have a line in the status.
+    /// Whether the row's nodes write heartbeats. The assembly writes a heartbeat only if it fails.
     pub fn has_heartbeat(&self) -> bool {
         matches!(self.kind, Kind::Pack | Kind::Train(_) | Kind::Assemble)
     }

@@ -1,4 +1,4 @@
-//! The record of one start of a phase: a line of the phase's ledger.
+//! The record of one start of a phase, which is a line of the phase's ledger. A phase starts again after each interruption.
 
 use super::state::Activity;
 use crate::config::Precision;
@@ -7,25 +7,27 @@ use serde::{Deserialize, Serialize};
 /// One start of a phase.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Start {
-    /// The time at which the process began with the phase (RFC 3339), which also tells one start from another.
+    /// The time at which the process began with the phase (RFC 3339). It also identifies the start.
     pub began: String,
-    /// How it ended; none if it was killed, or has not ended.
+    /// How the start ended; none if it was killed or has not ended.
     pub end: Option<Activity>,
     /// MPI ranks of the whole world.
     pub ranks: usize,
     /// Replicas that trained the phase.
     pub replicas: usize,
     pub precision: Precision,
-    /// The number of steps that were done before.
+    /// The number of steps that earlier starts had done.
     pub from: u64,
-    /// The number of steps that were done at its end.
+    /// The number of steps that were done at the end of this start, those of earlier starts included.
     pub to: u64,
     /// Images that passed through the network in training.
     pub images: u64,
+    /// Floating-point operations of the training.
     pub flops: f64,
     pub seconds: f64,
+    /// Seconds times replicas.
     pub device_seconds: f64,
-    /// The node of the process that wrote the record.
+    /// The machine of the process that wrote the record.
     pub host: String,
     /// The ID of the Slurm job.
     pub job: Option<String>,
@@ -35,30 +37,30 @@ pub struct Start {
     pub peak: Peak,
 }
 
-/// Seconds of the first replica that did not go into its own computing. An earlier version recorded none.
+/// Seconds that the first replica did not spend on its own computing. All are 0 in records of earlier versions.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Spent {
     /// Waiting for the loader.
     pub data: f64,
     /// Summing the gradients over the replicas, which includes waiting for slower replicas. A GPU sums while the host goes on, so
-    /// this is only the host's part.
+    /// on GPUs the figure contains only the host's part.
     pub all_reduce: f64,
     pub evaluation: f64,
-    /// Waiting for checkpoints. Most of the writing happens beside the training.
+    /// Waiting for checkpoints. Most of the writing happens in the background and does not count here.
     pub checkpoints: f64,
 }
 
-/// The most memory that a start needed, in bytes; 0 if that is not known.
+/// The memory that a start needed, in bytes; 0 if unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Peak {
-    /// Resident memory of the first rank's process, with all its replicas and data workers.
+    /// The largest resident memory of the first rank's process, with all its replicas and data workers.
     pub host: u64,
-    /// Memory in use on the first replica's GPU, by all processes.
+    /// The memory in use on the first replica's GPU at the last heartbeat, by all processes.
     pub gpu: u64,
 }
 
 impl Start {
-    /// Counts the steps up to `step`, of `batch` images each, and the seconds.
+    /// Sets the figures of this start to those after `step`: each step since `from` had `batch` images, and all took `seconds`.
     pub fn count(&mut self, step: u64, batch: usize, flops_per_image: f64, seconds: f64) {
         self.to = step;
         self.images = step.saturating_sub(self.from) * batch as u64;

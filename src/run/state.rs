@@ -1,4 +1,4 @@
-//! The rule that decides the state of a node of a run. Every part of the program that asks whether a node is done uses it.
+//! The rule that decides the state of a node of a run. Every part of the program that asks whether a node is done uses this rule.
 
 use super::graph::{Graph, Node};
 use crate::error::Failure;
@@ -13,29 +13,29 @@ const SILENCE: f64 = 60.0;
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
     Done,
-    /// Its file cannot be used, for this reason.
+    /// The node's file cannot be read or is damaged, for this reason.
     Damaged(String),
-    /// Its file is whole, but is not the artefact that this node would write.
+    /// The node's file is undamaged, but is not the artefact that this node would write.
     Stale(Misfit),
     Running,
-    /// It has begun, but no process is working on it.
+    /// The node has begun, but no process is working on it.
     Stalled,
-    /// A signal stopped it.
+    /// A signal stopped the node's process, which can resume.
     Stopped,
-    /// Its Slurm job is queued, for this reason.
+    /// The node's Slurm job is queued, for this reason.
     Queued(String),
-    /// It has not begun.
+    /// The node has not begun.
     Waiting,
-    /// It failed, with the error that the process or Slurm has reported, if any.
+    /// The node failed. The text is the error that its process or Slurm has reported, if any.
     Failed(Option<String>),
-    /// Its Slurm job was cancelled, for this reason.
+    /// The node's Slurm job was cancelled, for this reason.
     Cancelled(String),
 }
 
-/// The difference between an artefact and what its node expects.
+/// The difference between an artefact and the attributes that its node expects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Misfit {
-    /// It holds another module than expected, or a whole model instead of a module, or the reverse.
+    /// The artefact holds another module than expected, a whole model instead of a module, or a module instead of a whole model.
     Module {
         held: Option<usize>,
         expected: Option<usize>,
@@ -45,9 +45,9 @@ pub enum Misfit {
         expected: Vec<usize>,
     },
     Recipe,
-    /// It was trained on data that the run does not know.
+    /// The artefact was trained on data that neither the run's data nor its accepted earlier data match.
     Data,
-    /// It derives from another model of this row than the model in the run directory.
+    /// The artefact derives from another model than the run directory now holds as the artefact of the named row.
     Original(&'static str),
 }
 
@@ -66,14 +66,14 @@ impl Evidence {
     }
 }
 
-/// The findings about a node's results.
+/// The result that was found for a node.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Found {
     #[default]
     Nothing,
     /// A file that cannot be read or is damaged, for this reason.
     Unreadable(String),
-    /// Something other than an artefact whose existence is enough: a file, a complete pack, a job that has succeeded.
+    /// A result that is not an artefact and whose existence is enough: a file, a complete pack, a job that has succeeded.
     Exists,
     Artefact(Stamp),
 }
@@ -84,9 +84,9 @@ pub struct Stamp {
     pub index: Option<usize>,
     pub depths: Vec<usize>,
     pub recipe: String,
-    /// Whether the artefact was trained on data that the run does not know.
+    /// Whether the artefact was trained on data that neither the run's data nor its accepted earlier data match.
     pub is_of_other_data: bool,
-    /// The hash of the artefact that this one derives from.
+    /// The hash of the artefact from which this artefact derives; none if it derives from no artefact.
     pub original: Option<String>,
     /// The artefact's own hash.
     pub hash: String,
@@ -114,28 +114,28 @@ pub enum Activity {
 /// Slurm's report about the job, or the task of a job array, of a node.
 #[derive(Debug, Clone)]
 pub struct Queued {
-    /// `17`, or `17_2` for a task.
+    /// `17`, or `17_2` for a task of an array.
     pub id: String,
     pub state: JobState,
-    /// Why it waits or how it ended, such as `Priority` or `NonZeroExitCode`.
+    /// The reason why the job waits or how it ended, such as `Priority` or `NonZeroExitCode`.
     pub reason: String,
 }
 
 /// The state of a Slurm job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobState {
-    /// It waits for its first start or for a restart.
+    /// The job waits for its first start or for a restart.
     Pending,
-    /// It runs, or Slurm names any other state that is not an end.
+    /// The job runs, or is in any other state in which it has not ended.
     Active,
     Completed,
     Cancelled,
-    /// It ended in any other way, which Slurm names, such as `TIMEOUT`.
+    /// The job ended in any other way, for which this is Slurm's word, such as `TIMEOUT`.
     Failed(String),
 }
 
 impl Found {
-    /// The hash of the artefact, if the file is one.
+    /// The hash of the artefact, if an artefact was found.
     pub fn hash(&self) -> Option<&str> {
         match self {
             Found::Artefact(stamp) => Some(&stamp.hash),
@@ -143,7 +143,7 @@ impl Found {
         }
     }
 
-    /// Whether it is an imported target model, so that a run needs none of the nodes up to the assembly.
+    /// Whether an imported target model was found, so that a run skips the nodes that would make it.
     pub fn is_imported(&self, node: &Node) -> bool {
         matches!(self, Found::Artefact(stamp) if stamp.is_imported(node))
     }
@@ -171,7 +171,8 @@ pub fn states(graph: &Graph, evidence: &[Evidence]) -> Vec<State> {
     graph.nodes().iter().zip(evidence).map(state).collect()
 }
 
-/// The state of a node. `original` is the hash of the artefact from which the node's artefact must derive; none if that is missing.
+/// The state of a node. `original` is the hash of the artefact from which the node's artefact must derive. If it is none, because
+/// the run directory lacks that artefact, the derivation is not checked.
 pub fn state(node: &Node, evidence: &Evidence, original: Option<&str>) -> State {
     match &evidence.found {
         Found::Nothing => unfinished(evidence),
@@ -181,7 +182,7 @@ pub fn state(node: &Node, evidence: &Evidence, original: Option<&str>) -> State 
     }
 }
 
-/// The first difference between an artefact and what its node expects; none if there is none.
+/// The first difference between an artefact and the attributes that its node expects; none if it fits.
 fn misfit(node: &Node, stamp: &Stamp, original: Option<&str>) -> Option<Misfit> {
     let expected = node.expected.as_ref()?;
     let model = node.row.model?;
@@ -204,8 +205,8 @@ fn misfit(node: &Node, stamp: &Stamp, original: Option<&str>) -> Option<Misfit> 
 /// The state of a node without a file.
 fn unfinished(evidence: &Evidence) -> State {
     let beat = evidence.beat.as_ref();
-    // A pending job is queued, whatever its earlier starts reported. If a process was killed before it could report its end, only
-    // Slurm knows how it ended.
+    // A pending job is queued, whatever its earlier starts reported. If a process was killed before it could report its end,
+    // Slurm's report about the job counts.
     let has_reported_end = beat.is_some_and(|beat| beat.says != Activity::Running);
     if let Some(queued) = &evidence.queued {
         let reason = queued.reason.clone();
@@ -226,7 +227,7 @@ fn unfinished(evidence: &Evidence) -> State {
 }
 
 impl State {
-    /// The word for it in `incubate status`.
+    /// The word for the state in `incubate status`.
     pub fn word(&self) -> &'static str {
         match self {
             State::Done => "done",
@@ -254,10 +255,10 @@ impl State {
         }
     }
 
-    /// Returns the state, unless the node's file must not be used.
+    /// Returns the state, unless it says that the node's file must not be used.
     ///
     /// # Errors
-    /// [`Failure::Damaged`] with the cure.
+    /// [`Failure::Damaged`] if the file is damaged or stale, with the reason and the cure.
     pub fn or_refusal(self, node: &Node, path: PathBuf) -> Result<State, Failure> {
         match self {
             State::Damaged(_) | State::Stale(_) => {
@@ -268,7 +269,7 @@ impl State {
     }
 }
 
-/// The cure for an artefact that is not the node's own.
+/// The cure for an artefact that does not fit its node.
 fn cure(node: &Node, misfit: &Misfit) -> String {
     let retry = match node.index {
         Some(index) => format!("train module {index} again"),

@@ -1,9 +1,10 @@
-//! The table of a run. Meta, hybrid and target are not three models but one network with a list of stage depths, so each
-//! phase is a row of values, and no training code asks which phase it is in.
+//! The table of a run. The meta model, a hybrid and the target are not three kinds of models but one network with a list of stage
+//! depths. So each phase is a row of values, and no training code asks which phase it is in.
 //!
 //! A new phase needs only a new row: a run then trains it, a Slurm job executes it, and the status and the summary show it. The
-//! phase may use the config table of another row. A config table of its own must be a field of [`crate::config::Config`] and be
-//! documented in `configs/default.toml`, and a command of its own must be documented in `cli/args.rs`.
+//! phase may use the config table of another row. If it has a table of its own, the table must be a field of
+//! [`crate::config::Config`] and be documented in `configs/default.toml`. If it has a command of its own, the command must be a
+//! variant in `cli/args.rs`.
 
 use crate::config::{ObjectiveKind, TaskKind};
 
@@ -294,8 +295,8 @@ pub static EXPORT: Row = Row {
     name: "export",
     kind: Kind::Export,
     needs: &["finetune"],
-    // The folders that it writes depend on the formats and the model. So the file of the report, which comes after the export, shows
-    // that the export is done.
+    // No single file shows that the export is done, because its folders depend on the formats and the model. The report comes after
+    // the export, so the file of the report shows it.
     writes: REPORT.writes,
     model: None,
     until_assembled: false,
@@ -348,7 +349,7 @@ pub static TABLE: [&Row; 15] = [
 ];
 
 impl Method {
-    /// The row that trains the target last.
+    /// The last row in which this method trains the target.
     pub fn last_row(self) -> &'static Row {
         let of_baseline = TABLE.into_iter().find(|row| row.name == self.key());
         of_baseline.unwrap_or(&FINETUNE)

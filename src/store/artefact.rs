@@ -7,29 +7,30 @@
 //!                 a module records the hash of the meta model that it is trained in.
 //! from byte 512   HDF5 (libver earliest; h5py, h5dump and HDFView open the file as it is)
 //!   attributes of /   format_version, software, phase, index (modules only), depths, step, recipe, meta (the hash of the
-//!                     artefact from which the weights derive, if any: the meta model or, for segmentation, the classifier),
-//!                     model (JSON: the config's [model]), metrics (JSON: the evaluation's, by key), classes (JSON: the names
-//!                     of the classes in the order of the labels, if the training data has names), data (JSON: numbers of
-//!                     images, fingerprint of their names and labels, and the changes that the user accepted)
-//!   /stage/{i}/{parameter}   fp32, contiguous; the official `model_stages[i]` names, blocks numbered from 0 within
-//!                            the stage; stage 0 holds patch_embed.proj.*, cls_token and pos_embed, the last stage
-//!                            norm.* and head.*
+//!                     artefact from which the weights derive, if any: the meta model or, for segmentation and detection,
+//!                     the classifier), model (JSON: the config's [model]), metrics (JSON: the results of the evaluation, by
+//!                     key), classes (JSON: the names of the classes in the order of the labels, if the training data has
+//!                     names), data (JSON: the numbers of images, a fingerprint of their names and labels, and the changes
+//!                     that the user accepted)
+//!   /stage/{i}/{parameter}   fp32, contiguous. For a ViT, the official `model_stages[i]` names, blocks numbered from 0
+//!                            within the stage: stage 0 holds patch_embed.proj.*, cls_token and pos_embed, the last
+//!                            stage norm.* and head.*
 //!   every dataset of fp32 has the attribute blake3, the hash of its little-endian bytes
 //! ```
-//! The model of a task that trains parameters beside the network's, such as the heads of segmentation, also has the attribute
-//! `auxiliary` (JSON), which lists them; their group `/stage/{K}` follows those of the K stages.
+//! Some tasks train parameters beside the network's, such as the heads of segmentation. Their models also have the attribute
+//! `auxiliary` (JSON), which lists these parameters. The group `/stage/{K}`, after the K stages, holds them.
 //!
-//! A checkpoint holds the same attributes; its `auxiliary` also lists the heads of local losses. Instead
-//! of `/stage` it holds the optimiser's flat buffers, because a few large datasets are written in half the time of hundreds of
-//! small datasets.
+//! A checkpoint holds the same attributes. Its `auxiliary` also lists the heads of local losses. Instead of `/stage` it holds the
+//! optimiser's flat buffers, because a few large datasets are written in half the time of hundreds of small datasets.
 //! ```text
 //!   /state/{name}            fp32: weights, the moments exp_avg and exp_avg_sq of AdamW or momentum of SGD, and with an EMA
-//!                            `ema`; all trained parameters one after the other, decayed ones first, each part in the
+//!                            `ema`. Each holds the tensors of the trained stages one after the other: the parameters with
+//!                            weight decay, those without, then the buffers (BatchNorm's statistics), each part in the
 //!                            order of the parameter table
 //!   /state/parameters        the names of the parameters in that order, as above: stage/{i}/{parameter}
-//!   /state/starts            the offset of each parameter, in numbers
+//!   /state/starts            the offset of each parameter in /state/{name}, counted in fp32 numbers
 //! ```
-//! The artefact of module i holds stage i alone, with `depths[i]` blocks; every other artefact holds all stages.
+//! The artefact and the checkpoints of module i hold stage i alone, with `depths[i]` blocks. All other files hold all stages.
 
 use super::durable;
 use super::lease::Fence;
@@ -54,33 +55,35 @@ const SEAL: seal::Kind =
 /// The attributes of an artefact.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
-    /// The name of its row in the run's table, such as `meta`, `module` or `finetune`.
+    /// The name of the row in the run's table that wrote it, such as `meta`, `module` or `finetune`.
     pub phase: String,
-    /// The stage of a module phase: its artefact holds that stage alone.
+    /// The stage of a module, whose file holds that stage alone; none in other files.
     pub index: Option<usize>,
     /// The number of blocks of each stage of the network.
     pub depths: Vec<usize>,
+    /// The number of optimiser steps in the phase so far; 0 if nothing was trained.
     pub step: u64,
     /// The hash of the config keys that change the artefact.
     pub recipe: String,
-    /// The content hash of the artefact from which the weights derive, if any: the meta model or, for segmentation, the classifier.
+    /// The content hash of the artefact from which the weights derive, if any: the meta model or, for segmentation and detection,
+    /// the classifier.
     pub meta: Option<String>,
     pub model: Model,
-    /// Parameters that train beside the network's. A finished artefact holds those of the task alone.
+    /// Parameters that train beside the network's: the heads of the task and, in a checkpoint, also the heads of local losses.
     pub auxiliary: Vec<Parameter>,
     pub metrics: BTreeMap<String, f64>,
-    /// The names of the classes in the order of the labels; empty if the training data has none.
+    /// The names of the classes in the order of the labels; empty if the training data names no classes.
     pub class_names: Vec<String>,
     /// The data that the model was trained on; none for imported weights and for artefacts of earlier versions.
     pub data: Option<TrainedOn>,
 }
 
-/// The content of a file.
+/// The content of an artefact or a checkpoint.
 #[derive(Debug)]
 pub struct Artefact {
     pub header: Header,
     pub weights: Weights,
-    /// The flat buffers of a checkpoint without the weights, by name; empty in a finished artefact.
+    /// The flat buffers of a checkpoint by name, except its weights; empty in a finished artefact.
     pub state: BTreeMap<String, Tensor>,
     /// The content hash of the file.
     pub hash: String,
@@ -96,7 +99,8 @@ impl Header {
 }
 
 impl Artefact {
-    /// The weights to evaluate: their exponential moving average if this is a checkpoint that has one, else the weights themselves.
+    /// The weights to evaluate. For a checkpoint with an exponential moving average they are this average, else the weights
+    /// themselves.
     pub fn averaged(self) -> Weights {
         match self.state.get("ema") {
             Some(average) => views(average, flat_order(self.header.parameters())),
@@ -108,7 +112,7 @@ impl Artefact {
 /// Writes a finished artefact durably and returns its content hash.
 ///
 /// # Errors
-/// The disk has no room for the file, the file cannot be written, or the fence no longer holds at the end.
+/// The disk has no room for the file, the file cannot be written, or at the end `fence` says that another process has the phase.
 pub fn write(path: &Path, header: &Header, weights: &Weights, fence: Option<&Fence>) -> Result<String> {
     let tensors: Vec<(String, &Tensor)> =
         weights.iter().map(|((stage, name), tensor)| (path_of(*stage, name), tensor)).collect();
@@ -230,8 +234,7 @@ fn hash_of(bytes: &[u8]) -> String {
 /// Reads and verifies a whole artefact or checkpoint.
 ///
 /// # Errors
-/// [`Failure::Damaged`] if the file differs from the file that was written, or does not hold the tensors that its attributes
-/// promise.
+/// [`Failure::Damaged`] if the file has changed since it was written, or does not hold the tensors that its attributes promise.
 pub fn read(path: &Path) -> Result<Artefact> {
     let hash = SEAL.verify(path)?.hash;
     parse(path, hash).map_err(|error| match error.downcast::<Failure>() {
@@ -240,7 +243,7 @@ pub fn read(path: &Path) -> Result<Artefact> {
     })
 }
 
-/// Reads the attributes alone, after verifying the hash of the whole file. Returns also that hash.
+/// Verifies the hash of the whole file, but reads only its attributes. Returns the attributes and the hash.
 ///
 /// # Errors
 /// As for [`read`].
@@ -305,7 +308,7 @@ fn parse_checkpoint(file: &File, header: &Header, length: u64) -> Result<(Weight
     Ok((views(&flat, order), state))
 }
 
-/// The parameters in a flat buffer, as views of it.
+/// The parameters in a flat buffer, as views of the buffer.
 fn views(flat: &Tensor, order: Vec<(usize, Parameter)>) -> Weights {
     let view = |(start, parameter): (usize, Parameter)| {
         let tensor = flat.narrow(0, start as i64, parameter.count() as i64).view(&parameter.shape[..]);

@@ -1,4 +1,5 @@
-//! Lists the checkpoints in a run directory, finds the checkpoint to resume from, and removes checkpoints that are no longer needed.
+//! Lists the checkpoints in a run directory, finds the checkpoint to resume from, and removes checkpoints that are no longer
+//! needed.
 
 use super::artefact::{self, Artefact};
 use super::lease::Fence;
@@ -34,10 +35,10 @@ impl RunDir {
         self.path.join("checkpoints").join(format!("{phase}-{step:010}.h5"))
     }
 
-    /// Removes the checkpoints that a phase at `step` no longer needs: all except the newest `keep` up to that step, all of later
-    /// steps, which were refused when the phase resumed, and files that killed writers left half written. The caller must be the
-    /// only writer of the phase and must not be writing a checkpoint. If its fence says that it has lost the phase, removes
-    /// nothing. If a file cannot be removed, only warns.
+    /// Removes the checkpoints that a phase at `step` no longer needs. Up to `step`, it keeps the newest `keep`. Checkpoints of
+    /// later steps were refused when the phase resumed, so all of them go. So do half-written files of killed writers. The caller
+    /// must be the only writer of the phase and must not be writing a checkpoint. If `fence` says that another process has the
+    /// phase, removes nothing. If a file cannot be removed, only warns.
     pub fn prune_checkpoints(&self, phase: &str, step: u64, keep: usize, fence: Option<&Fence>) {
         if let Err(error) = fence.map_or(Ok(()), Fence::check) {
             log::warn!("{error:#}");
@@ -61,11 +62,11 @@ impl RunDir {
         }
     }
 
-    /// The newest checkpoint that is whole and belongs to this recipe and this artefact `meta`, from which its weights derive. Warns of
-    /// every newer checkpoint.
+    /// The newest undamaged checkpoint that was written with this recipe and whose weights derive from the artefact with the hash
+    /// `meta`. Warns of every newer checkpoint that it skips.
     ///
     /// # Errors
-    /// A checkpoint cannot be read. It may be intact, and ignoring it could throw hours of work away.
+    /// A checkpoint cannot be read. It may be undamaged, and skipping it could lose hours of work.
     pub fn newest_checkpoint(&self, phase: &str, recipe: &str, meta: Option<&str>) -> Result<Option<Artefact>> {
         for (_, path) in self.checkpoints(phase)? {
             let why = match artefact::read(&path) {

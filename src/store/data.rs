@@ -1,5 +1,5 @@
-//! `dataset.json` records the data of a run, and `dataset-segmentation.json` its images with label maps. Data that differ from the
-//! record are refused until the user accepts them.
+//! `dataset.json` records the images of a run for classification; `dataset-segmentation.json` and `dataset-detection.json` record
+//! its images for the other tasks. Data that differ from the record are refused until the user accepts them.
 
 use super::artefact;
 use super::durable;
@@ -11,7 +11,7 @@ use crate::usage;
 use anyhow::{Context, Result};
 use std::io::ErrorKind;
 
-/// The file of the record of a task's data.
+/// The name of the file that records a task's data.
 fn file(task: TaskKind) -> &'static str {
     match task {
         TaskKind::Classification => "dataset.json",
@@ -38,7 +38,7 @@ impl RunDir {
         Ok(Some(record))
     }
 
-    /// Records the data of a run that begins, or compares the data with the record.
+    /// Compares the data with the record. If there is no record yet, records the data.
     ///
     /// # Errors
     /// A usage error that says how the data differ from the record.
@@ -59,7 +59,8 @@ impl RunDir {
         self.store(task, DataRecord { present: now, earlier: Vec::new() })
     }
 
-    /// Records that the run continues with the data of `now`, and with the artefacts in `files` on whatever data they were trained.
+    /// Records that the user accepts `now` as the data of the run, and the existing artefacts among `files` although they may have
+    /// been trained on other data.
     pub fn accept_data<'a>(
         &self,
         task: TaskKind,

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Calls `write` with the path of a temporary file beside `path`, then renames that file to `path`.
+/// Calls `write` with the path of a temporary file beside `path`, then syncs that file and renames it to `path`.
 pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     replace_if(path, write, || Ok(()))
 }
@@ -28,7 +28,7 @@ pub fn replace_if(
         Ok(())
     });
     if done.is_err() {
-        // Only the first error is reported. A file that cannot be removed now is removed by a later write.
+        // Only the first error is reported. If the file cannot be removed now, a write at least an hour later removes it.
         let _ = fs::remove_file(&beside);
     }
     done.with_context(|| format!("cannot write {}", path.display()))
@@ -46,7 +46,7 @@ pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |beside| {
         let mut file = File::create(beside)?;
         file.write_all(bytes)?;
-        // NFS reports an exceeded quota only to the descriptor that has written.
+        // NFS reports an exceeded quota only through the file descriptor that has written. `replace` syncs another descriptor.
         Ok(file.sync_all()?)
     })
 }
@@ -81,15 +81,15 @@ pub fn free_space(folder: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// The type of the file system that holds an existing path, such as `lustre` or `nfs4`, and its mount point.
+/// The type and the mount point of the file system that holds an existing path, such as `lustre (/scratch)`.
 pub fn file_system(path: &Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     mounted(&mounts, &path)
 }
 
-/// The mount that holds a path, from the lines of `mountinfo` (proc(5)). It is the mount with the longest mount point. If several
-/// have the same mount point, it is the last of them, which hides the others.
+/// The type and the mount point of the mount that holds a path, from the lines of `mountinfo` (proc(5)). It is the mount with the
+/// longest mount point. If several mounts have this mount point, it is the last, which hides the others.
 fn mounted(mounts: &str, path: &Path) -> Option<String> {
     let parse = |line: &str| -> Option<(PathBuf, String)> {
         let (mount, system) = line.split_once(" - ")?;
@@ -101,7 +101,7 @@ fn mounted(mounts: &str, path: &Path) -> Option<String> {
     Some(format!("{system} ({})", point.display()))
 }
 
-/// Whether a file can be locked.
+/// Whether an exclusive lock on a file can be taken now.
 pub fn can_lock(path: &Path) -> bool {
     File::open(path).is_ok_and(|file| file.try_lock().is_ok())
 }
@@ -113,10 +113,10 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// The age from which a temporary file counts as left behind by a killed process. A younger file may belong to a living process.
+/// Older temporary files count as left behind by killed processes. A younger file may belong to a living process.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
-/// A new name beside `path` for a temporary file. Also removes older temporary files of `path`, which killed processes have left.
+/// A new name beside `path` for a temporary file. Also removes temporary files of `path` that killed processes have left.
 fn beside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().context("a file name is needed")?.to_string_lossy().into_owned();
     let prefix = format!(".{name}.partial-");
@@ -129,7 +129,7 @@ fn beside(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(format!("{prefix}{}", unique())))
 }
 
-/// A text that is unique among all writers on all nodes, which a process number alone is not.
+/// A text that is unique among all writers on all nodes. A process ID alone is unique only on one node.
 pub(super) fn unique() -> String {
     let host = super::process::host().replace('/', "-");
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::time::Instant::now());

@@ -1,4 +1,4 @@
-//! Waits for space on a full disk at a stop and at the end of a phase, because the trained weights must not be lost.
+//! If the disk is full when a phase stops or ends, the program waits for space, because the trained weights must not be lost.
 
 use anyhow::{Error, Result};
 use std::io;
@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 #[error("{0}")]
 pub struct FullDisk(pub String);
 
-/// The first pause before a write is tried again. Each pause is twice as long as the pause before, up to the longest.
+/// The first pause before a write is tried again. Each pause is twice as long as the pause before, up to [`LONGEST_PAUSE`].
 pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause between two tries.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The longest wait for space.
+/// The longest wait for space, over all tries.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-/// The interval at which the caller is told the reason for the wait, so that it can write heartbeats.
+/// The interval at which [`insist`] tells its caller why it waits, so that the caller can write heartbeats.
 const TELLING: Duration = Duration::from_secs(1);
 
-/// Whether a write failed because the disk or the user's part of it is full.
+/// Whether a write failed because the disk is full or the user's quota is used up.
 pub fn is_full(error: &Error) -> bool {
     let by_number = |cause: &io::Error| matches!(cause.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
     let is_known = |cause: &(dyn std::error::Error + 'static)| {
@@ -26,20 +27,20 @@ pub fn is_full(error: &Error) -> bool {
     error.chain().any(is_known) || words(error).is_some()
 }
 
-/// The system's words for a full disk, if an error contains them. HDF5's errors contain only these words, in the middle of a long
-/// text, and no error number.
+/// The system's words for a full disk, if the text of an error contains them. An error of HDF5 has no [`io::Error`] as its cause,
+/// only a long text that contains these words.
 fn words(error: &Error) -> Option<&'static str> {
     let text = format!("{error:#}");
     ["No space left on device", "Disk quota exceeded"].into_iter().find(|words| text.contains(words))
 }
 
-/// The error of a full disk in one line.
+/// The error of a full disk in one line, for people.
 pub fn reason(error: &Error) -> String {
     words(error).map_or_else(|| format!("{error:#}"), |words| format!("{error}: {words}"))
 }
 
-/// Calls `write`. While the disk is full, waits and tries again, for up to an hour. Meanwhile calls `tell` with the reason every
-/// second, and with none at the end.
+/// Calls `write`. While the disk is full, waits and tries again, for up to an hour. During the wait it calls `tell` with the reason
+/// every second. At the end it calls `tell` with `None`.
 ///
 /// # Errors
 /// The last error of `write`.

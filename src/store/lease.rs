@@ -1,13 +1,14 @@
 //! Leases ensure that a phase has one writer, however many jobs are started on the run directory.
 //!
-//! `leases/{phase}.{generation}.json` names the holder, which renews the file every second. The highest generation holds the
-//! phase. A process that finds the lease released or its holder dead creates the next generation. Only one process can do so,
-//! because exclusive creation is atomic on local disks, NFS and Lustre. A holder that finds a higher generation than its own
-//! has lost the phase. It looks for a higher generation every second, and also right before a file is renamed to its final name.
+//! `leases/{phase}.{generation}.json` names the holder, a process that rewrites the file every second. The holder named by the file
+//! with the highest generation (1, 2, …) may write the phase. A process that finds the lease released or its holder dead creates
+//! the next generation. Only one process can do so, because exclusive creation is atomic on local disks, NFS and Lustre. A holder
+//! that finds a higher generation than its own has lost the phase. It looks for a higher generation every second, and again right
+//! before a file is renamed to its final name.
 //!
-//! A holder counts as dead if it ran on this machine and is gone, if the waiting process is a later start of the holder's Slurm job, or
-//! if the holder has not renewed for half a minute. The waiting process measures that time itself, because the clocks of nodes may
-//! differ.
+//! A holder counts as dead in three cases: it ran on this machine and is gone; the waiting process is a later start of the holder's
+//! Slurm job; or the holder has not renewed the lease for half a minute. The waiting process measures that time itself, because the
+//! clocks of nodes may differ.
 
 use super::durable;
 use super::process::{host, machine, process_start, slurm_job, unix_time};
@@ -25,11 +26,14 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// The interval at which a holder renews its lease.
 const RENEWAL: Duration = Duration::from_secs(1);
+/// The interval at which a waiting process looks at the lease.
 const POLL: Duration = Duration::from_millis(200);
-/// The seconds without a renewal after which a holder counts as dead, and the number of looks in that time. A waiting process
-/// counts its looks instead of the seconds, because it may itself have been suspended during them.
+/// The seconds without a renewal after which a holder counts as dead.
 const SILENCE: u64 = 30;
+/// The number of looks in [`SILENCE`] seconds. A waiting process counts its looks instead of the seconds. If it was itself
+/// suspended for some seconds, it has not watched the lease in the meantime.
 const SILENT_LOOKS: u64 = SILENCE * 1000 / POLL.as_millis() as u64;
 
 /// The process that holds a phase.
@@ -37,30 +41,32 @@ const SILENT_LOOKS: u64 = SILENCE * 1000 / POLL.as_millis() as u64;
 pub struct Holder {
     pub host: String,
     pub pid: u32,
-    /// The start of the process, in clock ticks since boot, because a process number alone may be reused.
+    /// The start of the process, in clock ticks since boot, because the system may reuse a process ID.
     started: u64,
-    /// The boot and the process-number namespace in which the process number is valid.
+    /// The boot and the namespace in which the process ID is valid ([`machine`]).
     machine: String,
     /// The ID of the process's Slurm job.
     pub job: Option<String>,
     /// How often Slurm has restarted that job.
     restarts: u64,
+    /// Whether the process has given the phase back.
     released: bool,
-    /// The Unix time of the last renewal, for people.
+    /// The Unix time of the last renewal by the holder's clock. The status uses it; a process that waits for the lease does not.
     pub renewed: f64,
 }
 
-/// The right to write a phase, renewed until dropped.
+/// The right to write a phase. A thread renews it until it is dropped.
 pub struct Lease {
     fence: Fence,
     holder: Holder,
     lost: Arc<AtomicBool>,
+    /// The thread that renews the lease. It ends when the sender is dropped.
     renewing: Option<(Sender<()>, JoinHandle<()>)>,
     /// Whether this process had to wait for another holder.
     pub has_waited: bool,
 }
 
-/// The check whether a lease still holds. It can be cloned for a thread that writes in the background.
+/// Checks whether a lease still holds. It can be cloned for a thread that writes in the background.
 #[derive(Debug, Clone)]
 pub struct Fence {
     folder: PathBuf,
@@ -76,7 +82,7 @@ impl Lease {
     pub fn take(run: &RunDir, phase: &str, stop: impl Fn() -> bool) -> Result<Lease> {
         let folder = run.file("leases");
         let holder = Holder::this_process();
-        // The newest lease at the last look, and the number of looks since it last changed.
+        // The newest lease at the last look, and the number of looks since the lease last changed.
         let mut watched: Option<(u64, Option<Holder>)> = None;
         let mut unchanged_looks = 0;
         loop {
@@ -119,7 +125,8 @@ impl Lease {
         let (own, mut renewed, flag) = (fence.clone(), holder.clone(), lost.clone());
         let thread = thread::start("lease", move || {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RENEWAL) {
-                // If the leases cannot be read now, try once more in a second. Only `check` must know the answer.
+                // If the leases cannot be listed now, the thread tries again in a second. Only `Fence::check` needs an answer at
+                // once.
                 match own.follower() {
                     Ok(None) => {}
                     Ok(Some(_)) => {
@@ -140,12 +147,12 @@ impl Lease {
         Ok(Lease { fence, holder, lost, renewing: Some((stop, thread)), has_waited })
     }
 
-    /// Whether another process had taken the phase at the last renewal. Reads no file.
+    /// Whether the renewing thread has found that another process has taken the phase. Reads no file.
     pub fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// The check to make right before a file is renamed to its final name.
+    /// The check that a writer must make right before it renames a file to its final name.
     pub fn fence(&self) -> &Fence {
         &self.fence
     }
@@ -173,7 +180,7 @@ impl Fence {
         }
     }
 
-    /// The name of the process that holds the phase in a higher generation.
+    /// The name of the process that holds the phase in a higher generation; none if there is no higher generation.
     fn follower(&self) -> Result<Option<String>> {
         let newest = newest(&self.folder, &self.phase)?;
         let higher = newest.filter(|(generation, _)| *generation > self.generation);
@@ -184,7 +191,7 @@ impl Fence {
         self.folder.join(format!("{}.{:06}.json", self.phase, self.generation))
     }
 
-    /// Creates this generation; false if another process was first.
+    /// Creates the file of this generation. Returns false if another process was first.
     fn create(&self, holder: &Holder) -> Result<bool> {
         match File::options().write(true).create_new(true).open(self.path()) {
             Ok(mut file) => {
@@ -197,7 +204,7 @@ impl Fence {
         }
     }
 
-    /// Replaces the file of this generation. It is not synced, because after a power cut no process holds a lease.
+    /// Replaces the file of this generation. The file is not synced, because after a power cut no process holds a lease.
     fn write(&self, holder: &Holder) -> Result<()> {
         let beside = self.path().with_extension(format!("{}.partial", durable::unique()));
         let written = fs::write(&beside, serde_json::to_vec(holder)?).and_then(|()| fs::rename(&beside, self.path()));
@@ -224,7 +231,7 @@ impl Holder {
         }
     }
 
-    /// Whether this process may take the phase of `other` at once, without waiting until `other` is silent for long enough.
+    /// Whether this process may take the phase from `other` at once, without waiting for [`SILENCE`] seconds without a renewal.
     fn may_follow(&self, other: &Holder) -> bool {
         let restarted = self.job.is_some() && self.job == other.job && self.restarts > other.restarts;
         let gone = self.machine == other.machine && process_start(other.pid) != Some(other.started);
@@ -237,7 +244,7 @@ impl Holder {
     }
 }
 
-/// The process that the newest lease of a phase names, unless it has released the phase.
+/// The process that the newest lease of a phase names, unless that process has released the phase.
 pub fn holder(run: &RunDir, phase: &str) -> Option<Holder> {
     newest(&run.file("leases"), phase).ok()??.1.filter(|holder| !holder.released)
 }
@@ -255,7 +262,7 @@ fn generations(folder: &Path, phase: &str) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// The highest generation and its holder. The holder is none while the file is being created.
+/// The highest generation and its holder. The holder is none if the file cannot be read, as while it is being created.
 fn newest(folder: &Path, phase: &str) -> Result<Option<(u64, Option<Holder>)>> {
     let Some((generation, path)) = generations(folder, phase)?.into_iter().max() else { return Ok(None) };
     Ok(Some((generation, fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()))))

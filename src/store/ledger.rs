@@ -1,7 +1,7 @@
 //! `ledger/{phase}.jsonl`: the work of each start of a phase, as one JSON object on each line. Lines are only ever added.
 //!
-//! A start adds its line when it ends in order. If it was killed, the next start adds the line from the last heartbeat, which may lack
-//! the last steps. Steps that were repeated count each time.
+//! A start adds its own line when it finishes the phase or is stopped by a signal. If it failed or was killed, the next start adds
+//! the line from the last heartbeat, which may lack the last steps. If a later start repeats steps, they count again.
 
 use super::progress::Progress;
 use super::run_dir::RunDir;
@@ -15,10 +15,10 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 
-/// The sums over all starts of a phase, on whatever numbers of ranks.
+/// The sums over all starts of a phase. The starts may have had different numbers of replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Total {
-    /// Training images that passed through the network, each counted every time.
+    /// Training images that passed through the network. An image counts each time that it passes.
     pub images: u64,
     pub flops: f64,
     pub seconds: f64,
@@ -26,7 +26,7 @@ pub struct Total {
     pub starts: usize,
 }
 
-/// One record for all starts by a version that kept no ledger, from their last heartbeat.
+/// One record for all starts of a phase by a version of incubate that kept no ledger, made from the last heartbeat.
 fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> Start {
     let mut start = Start {
         began: "before there was a ledger".into(),
@@ -51,10 +51,10 @@ fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> St
 }
 
 impl RunDir {
-    /// The starts of a phase in order, including the newest if it runs or was killed, without torn lines of the ledger.
+    /// The starts of a phase in order. The newest comes from the heartbeat if it has no line yet. Incomplete lines are skipped.
     pub fn starts(&self, plan: &Plan, phase: &PhasePlan) -> Vec<Start> {
         let mut starts = self.entered(&phase.name);
-        // A heartbeat without steps belongs to a phase that failed before it began.
+        // A heartbeat whose total number of steps is 0 belongs to a phase that failed before its training began.
         if let Some(progress) = Progress::read(&self.path, &phase.name).filter(|progress| progress.steps > 0) {
             let newest = progress.start.clone();
             let newest = newest.unwrap_or_else(|| of_earlier_version(plan, phase, &progress));
@@ -77,7 +77,7 @@ impl RunDir {
         })
     }
 
-    /// Adds the line of a start, unless it was added. Only the writer of the phase may call it.
+    /// Adds the line of a start, unless the ledger has it already. Only the writer of the phase may call this function.
     pub fn enter(&self, phase: &str, start: &Start) -> Result<()> {
         if self.entered(phase).iter().any(|entered| entered.began == start.began) {
             return Ok(());
@@ -86,7 +86,7 @@ impl RunDir {
         let mut line = serde_json::to_vec(start)?;
         line.push(b'\n');
         if fs::read(&path).is_ok_and(|bytes| bytes.last().is_some_and(|&byte| byte != b'\n')) {
-            // The last line is incomplete, for example because of a full disk.
+            // The last line is incomplete, for example because the disk was full.
             line.insert(0, b'\n');
         }
         fs::create_dir_all(self.file(FOLDER))
@@ -95,7 +95,7 @@ impl RunDir {
             .with_context(|| format!("{}: a start cannot be recorded", path.display()))
     }
 
-    /// The lines that were added, without incomplete ones.
+    /// The starts in the ledger. Incomplete lines are skipped.
     fn entered(&self, phase: &str) -> Vec<Start> {
         let bytes = fs::read(self.ledger(phase)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
@@ -123,7 +123,7 @@ mod tests {
         let plan = Plan::new(Config::parse("", &[]).unwrap(), 10_000).unwrap();
         let phase = plan.phase(&META, None);
         assert_eq!(run.total(&plan, &phase), Total::default());
-        // A version without a ledger has left this.
+        // A version without a ledger has left this heartbeat.
         let beat = Progress { step: 7, steps: 90, seconds: 10.0, ranks: 2, ..Progress::begun("meta") };
         beat.write(&run.path).unwrap();
         let old = run.starts(&plan, &phase);

@@ -1,7 +1,7 @@
 //! The curves of a phase, in `logs/{phase}/`: `metrics.jsonl` with one JSON object per line, and TensorBoard events.
 //!
-//! A phase that resumes at step s first removes all lines after s and rewrites the events from the other lines, so that a
-//! restarted run shows one clean curve.
+//! A phase that resumes at step s first removes the lines of all steps after s, and rewrites the events from the remaining lines.
+//! So the curve of a restarted run shows each step once.
 
 use super::process::unix_time;
 use super::tensorboard::EventFile;
@@ -50,7 +50,7 @@ impl Metrics {
     }
 }
 
-/// The logged lines of a phase. Lines that were not written completely are left out.
+/// The logged lines of a phase. Incomplete lines are skipped. If there is no file, there are no lines.
 ///
 /// # Errors
 /// The file exists and cannot be read.
@@ -58,7 +58,7 @@ pub fn read(folder: &Path) -> Result<Vec<Map<String, Value>>> {
     Ok(read_and_count(folder)?.0)
 }
 
-/// Like [`read`], with the number of lines that were left out.
+/// Reads as [`read`] does, and also returns how many lines were skipped.
 pub fn read_and_count(folder: &Path) -> Result<(Vec<Map<String, Value>>, usize)> {
     let path = folder.join("metrics.jsonl");
     let bytes = match std::fs::read(&path) {

@@ -1,4 +1,5 @@
-//! `previews.jsonl`: the previews of a run's assembly, as one JSON object on each line. Lines are only ever added.
+//! `previews.jsonl`: the previews of a run, as one JSON object on each line. A preview evaluates the modules and their assembly
+//! while the modules still train. Lines are only ever added.
 
 use super::run_dir::RunDir;
 use anyhow::{Context, Result};
@@ -6,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io::Write;
 
-/// The accuracy of the modules and of the network that they make together, at one moment of their training.
+/// The headline metric of the modules, and of the network that they make together, at one moment of their training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Preview {
-    /// Seconds since 1970.
+    /// The Unix time of the preview.
     pub time: f64,
     /// How many test images were evaluated.
     pub images: usize,
-    /// The key of the metric in which all models are measured.
+    /// The key of the metric, which is the same for all models.
     pub metric: String,
     /// The meta model, then the hybrid of each module that has weights, then the assembled network.
     pub models: Vec<Previewed>,
@@ -23,20 +24,21 @@ pub struct Preview {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Previewed {
     pub name: String,
-    /// The optimiser steps that the model's weights have taken, and those of the whole phase; none for the assembled network.
+    /// How many optimiser steps the weights have taken in their phase, and how many steps the phase has. None for the assembled
+    /// network, whose stages come from several phases.
     pub steps: Option<(u64, u64)>,
     pub value: f64,
 }
 
 impl Preview {
-    /// The value of a model, less the meta model's.
+    /// The value of a model minus the value of the meta model.
     pub fn against_meta(&self, model: &Previewed) -> f64 {
         model.value - self.models[0].value
     }
 }
 
 impl Previewed {
-    /// The progress of its training, such as `12/40`.
+    /// The model's steps so far of all steps of its phase, such as `12/40`.
     pub fn progress(&self) -> String {
         self.steps.map_or("–".into(), |(step, steps)| format!("{step}/{steps}"))
     }
@@ -53,7 +55,7 @@ impl RunDir {
             .with_context(|| format!("{}: cannot be written", path.display()))
     }
 
-    /// The newest preview that was written whole, if there is one.
+    /// The newest preview whose line is complete, if there is one.
     pub fn newest_preview(&self) -> Option<Preview> {
         let text = std::fs::read_to_string(self.file(FILE)).ok()?;
         text.lines().rev().find_map(|line| serde_json::from_str(line).ok())

@@ -1,4 +1,4 @@
-//! The time, and the node, the Slurm job and the age of this process.
+//! The facts that a process records about itself: the time, its node, its Slurm job, its age, and the scope of its process ID.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -32,16 +32,16 @@ pub fn process_age() -> f64 {
     uptime.zip(started).map_or(0.0, |(now, started)| (now - started).max(0.0))
 }
 
-/// The clock ticks from boot to the start of a living process (proc(5), `stat`, field 22); none for a zombie.
+/// The clock ticks from boot to the start of a process (proc(5), `stat`, field 22); none if the process is gone or a zombie.
 pub fn process_start(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The process name stands in parentheses and may hold spaces.
+    // The name of the process is in parentheses and may contain spaces.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
     if state == "Z" { None } else { fields.nth(18)?.parse().ok() }
 }
 
-/// The boot and the process-number namespace of this process. A process number means something only within one of them.
+/// The boot ID of this machine and the PID namespace of this process. A process ID identifies a process only within both.
 pub fn machine() -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();

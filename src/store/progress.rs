@@ -1,6 +1,6 @@
-//! Heartbeats: a small JSON file for each phase. While steps are made, the first replica of the phase's group replaces it at most twice
-//! a second. The command `status` and the progress bars read these files in the run directory, so they need no connection to the nodes
-//! of the run.
+//! Heartbeats: `progress/{phase}.json`, a small file for each phase and for packing. While a phase trains, the first replica of its
+//! group replaces the file at most twice a second. The command `status` and the progress bars read these files in the run
+//! directory, so they need no connection to the nodes of the run.
 
 use super::durable::unique;
 use super::lease;
@@ -17,27 +17,30 @@ use std::path::Path;
 pub struct Progress {
     pub phase: String,
     pub state: Activity,
+    /// The optimiser steps that are done.
     pub step: u64,
+    /// All optimiser steps of the phase; 0 if its training has not begun.
     pub steps: u64,
-    /// Training images per second of the whole group, measured up to the last log line.
+    /// Training images per second of the whole group, measured over the steps that the last log line covers.
     pub images_per_s: f64,
+    /// The mean loss of the same steps.
     pub loss: Option<f64>,
-    /// Seconds spent on the phase, over all restarts.
+    /// Seconds spent on the phase, over all its starts.
     pub seconds: f64,
-    /// The part of these seconds that was spent in steps whose results still count. It excludes start-up, evaluation, and steps
-    /// that had to be repeated.
+    /// The part of these seconds that was spent in steps whose results still count. It excludes start-up, evaluation, checkpoints,
+    /// and steps that had to be repeated.
     #[serde(default)]
     pub useful_s: f64,
     /// How often the phase was restarted.
     #[serde(default)]
     pub restarts: u32,
-    /// Seconds that it took to write the last checkpoint.
+    /// How many seconds the last checkpoint took.
     #[serde(default)]
     pub save_s: Option<f64>,
     /// Samples per forward pass of a replica. A later start with `run.micro_batch = "auto"` reuses this number.
     #[serde(default)]
     pub micro_batch: Option<usize>,
-    /// The Slurm job that trains the phase by its ID, such as `17`, or `17_2` for a task.
+    /// The ID of the Slurm job that trains the phase, such as `17`, or `17_2` for a task of an array.
     #[serde(default)]
     pub job: Option<String>,
     /// The error with which the phase failed.
@@ -64,7 +67,7 @@ impl Progress {
         let beside = path.with_extension(format!("{}.partial", unique()));
         let written = std::fs::write(&beside, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&beside, &path));
         if written.is_err() {
-            // On a full disk, a temporary file would otherwise be left every second.
+            // On a full disk, each heartbeat would otherwise leave a temporary file.
             let _ = std::fs::remove_file(&beside);
         }
         written.with_context(|| format!("cannot write {}", path.display()))
@@ -102,21 +105,21 @@ impl Progress {
         }
     }
 
-    /// The phase's last heartbeat, if there is one.
+    /// The phase's last heartbeat; none if there is no readable file.
     pub fn read(run: &Path, phase: &str) -> Option<Progress> {
         let bytes = std::fs::read(run.join("progress").join(format!("{phase}.json"))).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// The evidence of this heartbeat about its phase. A renewal of the lease is a sign of life too: during a long step or
-    /// evaluation, only the thread that renews the lease gives one.
+    /// The evidence of this heartbeat about the state of its phase. A renewal of the lease is a sign of life too: during a long
+    /// step or evaluation, only the thread that renews the lease gives signs of life.
     pub fn beat(&self, run: &RunDir) -> Beat {
         let since = |time: f64| (unix_time() - time).max(0.0);
         let renewed = lease::holder(run, &self.phase).map_or(f64::INFINITY, |holder| since(holder.renewed));
         Beat { says: self.state, error: self.error.clone(), age: since(self.updated).min(renewed) }
     }
 
-    /// Seconds until the phase ends at the present rate; none before a rate was measured.
+    /// Seconds until the phase ends at its last measured rate; none before a rate was measured.
     pub fn eta(&self, global_batch: usize) -> Option<f64> {
         let remaining = (self.steps - self.step.min(self.steps)) as f64 * global_batch as f64;
         (self.images_per_s > 0.0).then(|| remaining / self.images_per_s)

@@ -3,16 +3,17 @@
 //! config.toml                     the resolved config with a checksum; a different config is refused
 //! dataset.json                    the record of the data; other data are refused
 //! dataset-segmentation.json       the record of the images with label maps
+//! dataset-detection.json          the record of the images with annotated objects
 //! meta.h5 module-{i}.h5 assembled.h5 final.h5 e2e.h5 …   artefacts
 //! checkpoints/{phase}-{step}.h5   the newest checkpoints of a phase that is not done
 //! leases/{phase}.{generation}.json  which process may write a phase
-//! progress/{phase}.json           heartbeats
+//! progress/{phase}.json           the heartbeat of a phase: how far it is
 //! ledger/{phase}.jsonl            the work of each start of a phase
 //! index/{split}.index             the files and offsets of the images of a folder or of tars
 //! unreadable/{host}-{pid}.txt     names of images that could not be read
-//! previews.jsonl                  the previews of the assembly
-//! logs/{phase}/                   metrics.jsonl and TensorBoard events
-//! predictions/                    pictures of images with what a model sees in them
+//! previews.jsonl                  evaluations of the assembly while the modules still train
+//! logs/{phase}/                   metrics.jsonl, TensorBoard events and, after segmentation, classes.json
+//! predictions/{phase}/            test images with the predictions of a phase's model
 //! export/{format}/                exported models
 //! slurm/                          the config, scripts and logs of submitted jobs, and their record jobs.json
 //! summary.json                    the scores and costs of the run's models
@@ -33,10 +34,11 @@ pub struct RunDir {
     pub path: PathBuf,
 }
 
-/// The beginning of the last line of a run directory's config; the CRC-32C of all lines before it follows in hexadecimal.
+/// The beginning of the last line of a run directory's config. The CRC-32C of all lines before the last follows in hexadecimal.
 const CHECKSUM: &str = "# checksum: ";
 
-/// The end of an error about a different config: how to extend the fine-tuning, if the config has more epochs of it.
+/// The end of an error about a different config. If the run's fine-tuning was extended, or if the config has more epochs of
+/// fine-tuning than the run, it says which `--extend` to give.
 fn advice_to_extend(config: &Config, before: &Config) -> String {
     let (wanted, so_far) = (config.finetune.epochs, before.finetune.epochs);
     match config.finetune.epochs_before < before.finetune.epochs_before {
@@ -49,8 +51,8 @@ fn advice_to_extend(config: &Config, before: &Config) -> String {
 }
 
 impl RunDir {
-    /// Makes the folder and writes its config. If the folder has a config already, checks that no key that changes the result differs
-    /// from it. Rank zero does this before the other ranks use the folder.
+    /// Creates the folder and writes the config into it. If the folder has a config already, checks that the two agree in all keys
+    /// that change the result. Rank zero does this before the other ranks use the folder.
     pub fn open(config: &Config) -> Result<RunDir> {
         let run = RunDir { path: config.run.dir.clone() };
         for folder in ["checkpoints", "leases", "progress", "logs"] {
@@ -82,7 +84,7 @@ impl RunDir {
         durable::replace_bytes(&self.config_file(), format!("{text}{CHECKSUM}{checksum:08x}\n").as_bytes())
     }
 
-    /// The config that the run directory was started with.
+    /// Reads the config of a run directory.
     pub fn config_of(path: &Path) -> Result<Config> {
         let file = path.join("config.toml");
         let text = fs::read_to_string(&file)
@@ -94,9 +96,9 @@ impl RunDir {
         let whole = text.rsplit_once(CHECKSUM).filter(|(config, checksum)| {
             u32::from_str_radix(checksum.trim_end(), 16) == Ok(crc32c::crc32c(config.as_bytes()))
         });
-        // Without the check, keys that a truncated file has lost would count as defaults.
+        // Without the check, the keys that a truncated file has lost would silently have their defaults.
         let (config, _) = whole.ok_or_else(|| damaged("truncated or changed after it was written".into()))?;
-        // The text overrides the present defaults, so that a run directory stays readable when a key is added.
+        // A key that is not in the text has its default. So a run directory stays readable after a new version has added a key.
         Ok(Config::parse(config, &[]).map_err(|e| damaged(format!("{e:#}")))?)
     }
 
@@ -109,17 +111,17 @@ impl RunDir {
         self.path.join(name)
     }
 
-    /// The figures of each class of a segmentation phase, as JSON.
+    /// The path of the JSON file with a segmentation phase's figures for each class.
     pub fn classes(&self, phase: &str) -> PathBuf {
         self.logs(phase).join("classes.json")
     }
 
-    /// The folder of a phase's pictures of test images.
+    /// The folder of the test images with the predictions of a phase's model.
     pub fn predictions(&self, phase: &str) -> PathBuf {
         self.path.join("predictions").join(phase)
     }
 
-    /// The folder of a phase's metrics.
+    /// The folder of a phase's curves.
     pub fn logs(&self, phase: &str) -> PathBuf {
         self.path.join("logs").join(phase)
     }

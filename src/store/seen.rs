@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// The artefacts that were read, by path. Reading an artefact hashes the whole file, which takes too long to repeat whenever
-/// `incubate status --watch` refreshes. So an artefact is read again only if its length or modification time has changed.
+/// The headers of the artefacts that were read, by path. Reading an artefact hashes the whole file, which takes too long to repeat
+/// whenever `incubate status --watch` refreshes. So an artefact is read again only if its length or modification time has changed.
 #[derive(Debug, Default)]
 pub struct Seen(BTreeMap<PathBuf, Cached>);
 
@@ -25,10 +25,10 @@ struct Cached {
 }
 
 impl Seen {
-    /// Looks at the file of a node in the run directory.
+    /// Finds the file of a node in the run directory. If it is an artefact, verifies it and reads its header.
     ///
     /// # Errors
-    /// The file is an artefact that cannot be read or is damaged.
+    /// The artefact or the record of the run's data cannot be read or is damaged.
     pub fn find(&mut self, run: &RunDir, node: &Node) -> Result<Found> {
         let path = run.file(&node.file);
         if node.file.is_empty() || !path.exists() {
@@ -62,8 +62,8 @@ impl Seen {
 }
 
 impl Header {
-    /// The attributes by which a node recognises its artefact. `hash` is the content hash of the file, `data` the record of the
-    /// run's data.
+    /// The attributes by which a node recognises its artefact. `hash` is the content hash of the file, and `data` is the record of
+    /// the run's data.
     pub fn stamp(&self, hash: &str, data: Option<&DataRecord>) -> Stamp {
         let own = self.data.as_ref().map(|data| &data.fingerprint);
         Stamp {

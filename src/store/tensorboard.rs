@@ -13,7 +13,7 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Creates the file or truncates an existing file.
+    /// Creates the file in `folder`, or truncates the existing file.
     pub fn create(folder: &Path) -> Result<EventFile> {
         // TensorBoard reads files whose name contains «tfevents».
         let path = folder.join("events.out.tfevents.incubate");
@@ -26,7 +26,7 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Writes the numbers of a metrics line as scalars, except its step and time.
+    /// Writes the numbers of a metrics line, except its step and time, as scalars of that step and time.
     pub fn write(&mut self, line: &Map<String, Value>) -> Result<()> {
         let number = |key: &str| line.get(key).and_then(Value::as_f64).unwrap_or(0.0);
         for (name, value) in line.iter().filter(|(name, _)| !matches!(name.as_str(), "step" | "time")) {
@@ -47,6 +47,7 @@ impl EventFile {
         Ok(())
     }
 
+    /// Writes a message in its frame.
     fn record(&mut self, payload: &[u8]) -> Result<()> {
         let length = (payload.len() as u64).to_le_bytes();
         let mut record = Vec::with_capacity(payload.len() + 16);
@@ -62,6 +63,7 @@ fn masked_crc(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xA282_EAD8).to_le_bytes()
 }
 
+/// Appends a number in Protocol Buffers' variable length: seven bits in each byte, the lowest first.
 fn varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);

@@ -39,21 +39,24 @@ struct Axis {
 #[derive(Clone)]
 struct AxisValue {
     name: String,
+    /// The method of the value's cells, if the value decides it.
     method: Option<Method>,
+    /// The name of another value of the axis, whose cells' cost the cells of this value should equal.
     equal_cost_to: Option<String>,
-    /// The text of the base config of its cells, if they have another than the study.
+    /// The text of the base config of the value's cells, if it is not the study's.
     base: Option<String>,
-    /// The config keys that it sets, as `--set` takes them.
+    /// The config keys that the value sets, as `--set` takes them.
     sets: Vec<String>,
 }
 
-/// One value of each axis.
+/// One value of each axis, and the config that follows from these values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Combination {
     pub name: String,
     pub method: Method,
-    /// The text of its base config.
+    /// The text of the base config.
     pub base: String,
+    /// The config keys that the study and the values set, as `--set` takes them.
     pub sets: Vec<String>,
     /// The combination whose cost this combination should equal.
     pub equal_to: Option<Box<Combination>>,
@@ -113,7 +116,7 @@ fn axis(folder: &Path, name: &str, values: &Value) -> Result<Axis> {
     Ok(Axis { name: name.into(), values: values.iter().map(value).collect::<Result<_>>()? })
 }
 
-/// The keys of tables as `--set` takes them.
+/// The keys of config tables as `--set` takes them. `at` is the place in the study file, for errors.
 fn sets(at: &str, tables: &Table) -> Result<Vec<String>> {
     let mut sets = Vec::new();
     for (table, keys) in tables {
@@ -126,7 +129,7 @@ fn sets(at: &str, tables: &Table) -> Result<Vec<String>> {
 }
 
 impl File {
-    /// All combinations of the values, the last axis fastest.
+    /// All combinations of one value of each axis. The values of the last axis change fastest.
     pub fn combinations(&self) -> Result<Vec<Combination>> {
         let mut chosen: Vec<Vec<&AxisValue>> = vec![Vec::new()];
         for axis in &self.axes {

@@ -1,17 +1,19 @@
-//! Studies: a grid of configs, each trained by one method in a run directory of its own.
+//! Studies. A study is a grid of configs, its cells. Each cell is trained by one method in a run directory of its own.
 //!
 //! A study file is TOML:
 //! ```text
 //! name = "depth"                         # the name of the study
 //! base = "../fashion-mnist.toml"         # the config of every cell, relative to the study file
 //! dir = "runs/studies/depth"             # the folder of the run directories, relative to the working directory like run.dir
-//! [set]                                  # config keys of every cell, over those of the base
+//! [set]                                  # config keys of every cell, which override the base
 //! [axes.AXIS.VALUE]                      # config keys of the cells with this value of this axis
 //! ```
-//! The cells are all combinations of one value of each axis, named after the values. A value may also have the keys `base`, which
-//! is the config of its cells, `method`, which is "incubation", "e2e", "dgl" or "infopro", and `equal_cost_to`, which names another
-//! value of the axis: the epochs of a baseline, a whole number, then follow from the cost of the cell that differs in that value
-//! alone.
+//! The cells are all combinations of one value of each axis, named after the values. A value may also have these keys:
+//! - `base` is the base config of the cells with this value.
+//! - `method` is "incubation" (the default), "e2e", "dgl" or "infopro".
+//! - `equal_cost_to` names another value of the axis, whose cells train by Deep Incubation. A cell of a baseline then has a twin:
+//!   the cell that differs from it only in having that other value. Its epochs are the whole number whose cost is nearest to the
+//!   cost of the twin.
 
 mod file;
 pub mod shares;
@@ -47,10 +49,9 @@ pub struct Cell {
     pub method: Method,
     /// The config and the number of training images.
     pub plan: Plan,
-    /// The floating-point operations that the cell's phases need.
+    /// The floating-point operations of the phases of the cell's method.
     pub flops: f64,
-    /// The cell whose cost this cell should equal, and the difference of the costs (this cell's less the other's) as a share of the
-    /// other's.
+    /// The cell whose cost this cell should equal, and the cost of this cell divided by the cost of that cell, minus 1.
     pub equal_to: Option<(String, f64)>,
 }
 
@@ -70,7 +71,7 @@ impl Study {
         Ok(Study { name: file.name, dir: file.dir, cells })
     }
 
-    /// Whether a cell is finished: its last model is its own by the rule of every run, and its report is written.
+    /// Whether a cell is finished: the last model of its method is done by the rule of [`states`], and its report is written.
     ///
     /// # Errors
     /// A file of the run directory cannot be read or is damaged.
@@ -92,7 +93,7 @@ impl Study {
     }
 }
 
-/// The cell of a combination of values. `images` caches the numbers of training images by the data of the config.
+/// The cell of a combination of values. `images` caches the number of training images for each set of data keys.
 fn cell(file: &file::File, combination: &file::Combination, images: &mut BTreeMap<String, usize>) -> Result<Cell> {
     let method = combination.method;
     let (name, dir) = (&combination.name, file.dir.join(&combination.name));
@@ -133,13 +134,13 @@ fn cell(file: &file::File, combination: &file::Combination, images: &mut BTreeMa
     Ok(Cell { name: name.clone(), method, flops: flops(&plan, method), plan, equal_to })
 }
 
-/// The keys with which a run trains this baseline and no other.
+/// The config keys with which a run trains only this one baseline, or no baseline.
 fn baselines(only: Option<Method>) -> Vec<String> {
     let all = METHODS.into_iter().filter(|method| *method != Method::Incubation);
     all.map(|method| format!("run.{}={}", method.key(), only == Some(method))).collect()
 }
 
-/// The method that a phase belongs to.
+/// The method to which a phase belongs.
 fn method_of(phase: &str) -> Method {
     METHODS.into_iter().find(|method| method.key() == phase).unwrap_or(Method::Incubation)
 }

@@ -3,10 +3,12 @@
 use super::Cell;
 use crate::usage;
 
-/// One share of several, counted from 0.
+/// One of several shares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
+    /// The number of the share, counted from 0.
     pub index: usize,
+    /// The number of all shares.
     pub of: usize,
 }
 
@@ -21,8 +23,8 @@ impl std::str::FromStr for Share {
 }
 
 impl Share {
-    /// The cells of this share, in their order. The cells are dealt out so that the shares cost as nearly the same as whole cells allow:
-    /// the dearest first, each to the share with the least cost so far.
+    /// The cells of this share, in the order of `cells`. The shares have about the same cost: the cells are assigned in order of
+    /// falling cost, each to the share with the lowest cost so far.
     pub fn of<'a>(self, cells: &[&'a Cell]) -> Vec<&'a Cell> {
         let costs: Vec<f64> = cells.iter().map(|cell| cell.flops).collect();
         self.positions(&costs).into_iter().map(|position| cells[position]).collect()

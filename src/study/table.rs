@@ -1,4 +1,4 @@
-//! The table of a study's cells, with their cost and the time they need.
+//! The table of a study's cells, with their costs and the hours that they need.
 
 use super::{Cell, Method, method_of};
 use crate::plan::gpus::{GpuModel, UTILISATION};
@@ -10,15 +10,15 @@ use std::fmt::Write;
 pub struct Line {
     pub cell: String,
     pub method: Method,
-    /// The epochs of its phases by name.
+    /// The names of the phases of the cell's method, each with its epochs.
     pub epochs: Vec<(&'static str, usize)>,
     pub flops: f64,
     /// The cell whose cost this cell should equal.
     pub equal_to: Option<String>,
-    /// This cell's cost less the other cell's, as a share of the other's.
+    /// The cost of this cell divided by the cost of that cell, minus 1.
     pub difference: Option<f64>,
     pub is_done: bool,
-    /// Hours on this machine, or on one GPU of the kind that was asked for.
+    /// Hours of training on this machine, or on one GPU of the kind that was named.
     pub hours: f64,
 }
 
@@ -40,7 +40,8 @@ impl Line {
     }
 }
 
-/// The table as a text for people. `gpu` is the kind of GPU whose hours the lines have, if they are not this machine's.
+/// The table as a text for people. `shares` is the number of processes that train the study. `gpu` is the kind of GPU to which the
+/// hours apply; none if they apply to this machine.
 pub fn text(lines: &[Line], shares: usize, gpu: Option<GpuModel>) -> String {
     let width = lines.iter().map(|line| line.cell.len()).max().unwrap_or(0).max(4);
     let mut out = format!(

@@ -4,12 +4,12 @@ use super::chart::{Area, Colour, Drawn, TEXT, WIDTH, drawn, length, text, title}
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// One kind of part, in all bars.
+/// One kind of part, which all bars have, such as the time of evaluations.
 #[derive(Debug, Clone)]
 pub struct Part {
     pub name: String,
     pub colour: Colour,
-    /// How strong the colour is, from 0 to 1.
+    /// The opacity of the colour, from 0 to 1.
     pub strength: f64,
 }
 
@@ -17,7 +17,7 @@ pub struct Part {
 #[derive(Debug, Clone)]
 pub struct Bar {
     pub name: String,
-    /// The length of each part.
+    /// The length of each part, in the order of [`Bars::parts`].
     pub parts: Vec<f64>,
     /// The text after the bar.
     pub label: String,
@@ -31,12 +31,15 @@ pub struct Bars {
     pub bars: Vec<Bar>,
 }
 
+/// The height of the space for the title, in units of the picture.
 const HEAD: i32 = 68;
+/// The distance from one bar to the next.
 const ROW: i32 = 56;
+/// The thickness of a bar.
 const THICK: i32 = 32;
 
 impl Bars {
-    /// The text of the picture.
+    /// The picture as SVG text.
     pub fn svg(&self) -> String {
         let key = self.key();
         let top = HEAD + 42 * key.last().map_or(0, |(_, line)| line + 1) + 16;

@@ -1,30 +1,35 @@
 //! A chart of a report: lines and marks over two linear axes, with a title and a key above. It is drawn in the colours of a light
-//! page; [`Colour`] lists them, so that the style sheet of a page can replace them.
+//! page. [`Colour`] lists these colours, so that the style sheet of a page can replace them on a dark page.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// The size of a chart in units of its own. A text of `TEXT` units is legible on a phone, which shows the chart at a third of it.
+/// The width of a picture, in units of its own.
 pub const WIDTH: u32 = 1000;
+/// The height of a chart without its title and key.
 const HEIGHT: u32 = 660;
+/// The size of texts. It is legible on a phone, which shows a picture at a third of its size.
 pub(super) const TEXT: i32 = 31;
+/// The size of a title.
 const TITLE: i32 = 34;
 /// The height of a line of the key.
 const LINE: i32 = 44;
+/// The distance of the title and the key from the edges.
 const EDGE: i32 = 8;
 
 /// The colours of a chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Colour {
-    /// Deep Incubation, and shades of it for its modules.
+    /// Deep Incubation.
     Incubation,
+    /// End-to-end training.
     EndToEnd,
-    /// Whatever is neither.
+    /// Anything that belongs to no method, such as the meta model.
     Neutral,
-    /// One of several, such as the curves of modules or of runs.
+    /// One of several colours, such as those of the curves of modules or of runs.
     Of(usize),
-    /// A colour that means something elsewhere, such as that of a class in a mask.
+    /// A colour from outside the chart, such as the colour of a class in a mask.
     Own([u8; 3]),
     Ink,
     Faint,
@@ -46,14 +51,15 @@ impl Colour {
         RGBColor(r, g, b)
     }
 
-    /// The colour as it stands in the text of a picture, such as `#1B6CB3`.
+    /// The colour as the SVG text of a picture names it, such as `#1B6CB3`.
     pub fn hex(self) -> String {
         let RGBColor(r, g, b) = self.rgb();
         format!("#{r:02X}{g:02X}{b:02X}")
     }
 }
 
-/// Okabe and Ito's palette, which people with any colour vision can tell apart, without the yellow and with darker light tones.
+/// Okabe and Ito's palette, whose colours people with any colour vision can tell apart. The yellow is left out, and light colours
+/// are darker.
 const SEVERAL: [(u8, u8, u8); 6] = [
     (0x00, 0x72, 0xb2),
     (0xd5, 0x5e, 0x00),
@@ -71,38 +77,41 @@ pub struct Axis {
     pub high: f64,
 }
 
-/// A value with its uncertainty, if several runs were averaged.
+/// A point of a chart.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mark {
     pub x: f64,
     pub y: f64,
+    /// The length of the error bar above and below the point, if the point is a mean of several runs.
     pub error: Option<f64>,
 }
 
 impl Mark {
+    /// A point without an error bar.
     pub fn at(x: f64, y: f64) -> Mark {
         Mark { x, y, error: None }
     }
 }
 
-/// How the values of a series are drawn.
+/// How the points of a series are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
+    /// A line through the points.
     Line,
-    /// A thin, pale line.
+    /// A thin, pale line through the points.
     Trace,
-    /// A disc for each value, on a line through them.
+    /// A disc for each point, and a line through the points.
     Discs,
-    /// A disc for each value.
+    /// A disc for each point, without a line.
     Dots,
-    /// A small square for each value.
+    /// A small square for each point, without a line.
     Squares,
 }
 
-/// Values that belong together.
+/// Points that belong together.
 #[derive(Debug, Clone)]
 pub struct Series {
-    /// Its name in the key; a series without a name has no line there.
+    /// The name of the series in the key. A series without a name is not in the key.
     pub name: Option<String>,
     pub colour: Colour,
     pub style: Style,
@@ -125,14 +134,14 @@ impl Axis {
         Axis { name: name.into(), low: 0.0, high: if high > 0.0 { 1.04 * high } else { 1.0 } }
     }
 
-    /// An axis over the span of the values, with a little room on both sides.
+    /// An axis over the range of the values, with a little room on both sides.
     pub fn around(name: impl Into<String>, values: impl Iterator<Item = f64>) -> Axis {
         let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
         let room = if low < high { 0.05 * (high - low) } else { 0.5 };
         Axis { name: name.into(), low: low - room, high: high + room }
     }
 
-    /// A value as text, with enough digits to tell the labels of an axis of this length apart.
+    /// A value as text, with enough digits to distinguish the labels along the axis.
     fn label(&self, value: f64) -> String {
         let digits = (-((self.high - self.low) / 5.0).log10()).ceil().clamp(0.0, 6.0) as usize;
         let text = format!("{value:.digits$}");
@@ -144,14 +153,14 @@ pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub(super) type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 impl Chart {
-    /// Whether there is something to see: some series has two values, or two series with different values have one each.
+    /// Whether there is something to see: at least two points at different places.
     pub fn is_worth_drawing(&self) -> bool {
         let mut all = self.series.iter().flat_map(|series| &series.marks);
         let first = all.next();
         first.is_some_and(|first| all.any(|mark| (mark.x, mark.y) != (first.x, first.y)))
     }
 
-    /// The text of the picture.
+    /// The picture as SVG text.
     pub fn svg(&self) -> String {
         let key = key(&self.series);
         let above = EDGE + LINE * (1 + key.last().map_or(0, |entry| entry.line + 1));
@@ -219,7 +228,7 @@ fn square(middle: (i32, i32), colour: RGBColor) -> Rectangle<(i32, i32)> {
     Rectangle::new([(x - 9, y - 9), (x + 9, y + 9)], colour.filled())
 }
 
-/// The name of a series, and where it stands in the key.
+/// The name of a series, and its place in the key.
 struct Entry<'a> {
     series: &'a Series,
     name: &'a str,
@@ -227,7 +236,7 @@ struct Entry<'a> {
     line: i32,
 }
 
-/// The most series that the key names.
+/// The largest number of series that the key names.
 const MOST_NAMED: usize = 9;
 
 /// Places the names of the series in lines.
@@ -246,7 +255,7 @@ fn key(series: &[Series]) -> Vec<Entry<'_>> {
     entries
 }
 
-/// About the length of a text in units.
+/// The approximate length of a text, in units of the picture.
 pub(super) fn length(text: &str) -> i32 {
     (0.54 * f64::from(TEXT) * text.chars().count() as f64) as i32
 }
@@ -282,7 +291,7 @@ pub(super) fn text(size: i32, colour: Colour) -> TextStyle<'static> {
     ("sans-serif", size).with_color(colour.rgb()).into_text_style(&(WIDTH, HEIGHT))
 }
 
-/// The text of the picture that `draw` draws.
+/// The SVG text of the picture that `draw` draws.
 pub(super) fn drawn(height: u32, draw: impl FnOnce(&Area) -> Drawn) -> String {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();

@@ -1,6 +1,6 @@
-//! Pictures as SVG text. This file has two plain ones, legible on a light and on a dark background: curves, and a matrix of
-//! shares. The pictures of a report are in [`chart`] and [`bars`], and [`png()`] turns any of them into pixels. A [`Picture`] is of
-//! pixels: a photograph, with a mask of classes over it and a drawn picture below it.
+//! Pictures. This file draws two plain pictures as SVG text, which are legible on a light and on a dark background: curves, and a
+//! matrix of shares. [`chart`] and [`bars`] draw the pictures of a report as SVG text. [`png()`] turns SVG text into a PNG. A
+//! [`Picture`] consists of pixels, such as a photograph with a mask of classes over it and a drawn picture below it.
 
 pub mod bars;
 pub mod chart;
@@ -29,7 +29,7 @@ pub struct Axis<'a> {
 }
 
 impl<'a> Axis<'a> {
-    /// The shortest axis that holds these values.
+    /// The shortest axis that contains these values.
     pub fn around(name: &'a str, values: impl Iterator<Item = f64>) -> Axis<'a> {
         let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
         // An axis for a single value gets room on both sides.
@@ -45,9 +45,11 @@ impl<'a> Axis<'a> {
 
 /// The side of the square that holds the axes. Points are rounded to whole units, so the square is larger than it is displayed.
 const SIDE: u32 = 1200;
-/// The width of the names beside the curves.
+/// The width of the column of names beside the curves.
 const NAMES: u32 = 320;
+/// The size of texts.
 const TEXT: u32 = 32;
+/// The height of a line of names.
 const LINE: i32 = 40;
 /// A grey with the same contrast to white and to black.
 const GREY: RGBColor = RGBColor(117, 117, 117);
@@ -58,7 +60,7 @@ const VISIBLE: f64 = 0.002;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
-/// Draws curves over two axes, and their names. A curve of a single point is a dot.
+/// Draws curves over two axes, and the names of the curves beside them. A curve of a single point is drawn as a dot.
 pub fn curves(title: &str, x: Axis, y: Axis, curves: &[Curve]) -> String {
     drawn(SIDE + NAMES, |area| {
         let (left, right) = area.split_horizontally(SIDE);
@@ -87,7 +89,7 @@ pub fn curves(title: &str, x: Axis, y: Axis, curves: &[Curve]) -> String {
     })
 }
 
-/// Writes the names of the curves in their colors, as many as fit.
+/// Writes as many names of curves as fit, each in the colour of its curve.
 fn names(area: &Area, curves: &[Curve]) -> Drawn {
     let fit = (SIDE as i32 / LINE - 3) as usize;
     let at = |row: usize| (10, LINE * (row as i32 + 2));
@@ -101,7 +103,7 @@ fn names(area: &Area, curves: &[Curve]) -> Drawn {
     Ok(())
 }
 
-/// Draws a matrix: each cell shows its share of the row's sum, the stronger the larger.
+/// Draws a matrix. The opacity of each cell shows the cell's share of the sum of its row.
 pub fn matrix(title: &str, x: &str, y: &str, rows: &[&[u64]]) -> String {
     let columns = rows.first().map_or(0, |row| row.len());
     drawn(SIDE, |area| {
@@ -118,7 +120,7 @@ pub fn matrix(title: &str, x: &str, y: &str, rows: &[&[u64]]) -> String {
     })
 }
 
-/// The text of the picture that `draw` draws.
+/// The SVG text of the picture that `draw` draws.
 fn drawn(width: u32, draw: impl FnOnce(&Area) -> Drawn) -> String {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, (width, SIDE)).into_drawing_area();
@@ -137,7 +139,8 @@ fn text() -> TextStyle<'static> {
     ("sans-serif", TEXT).with_color(GREY).into_text_style(&(SIDE, SIDE))
 }
 
-/// The colour of a curve. The hues are far apart. Blue is lightened and yellow darkened so that both are visible on either background.
+/// The colour of a curve. The hues are far apart. Blue is lightened and yellow darkened so that both are visible on either
+/// background.
 fn color(index: usize, of: usize) -> HSLColor {
     let hue = 0.85 * index as f64 / of as f64;
     let blueness = (2.0 * std::f64::consts::PI * (hue - 0.72)).cos();

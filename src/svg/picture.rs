@@ -15,18 +15,19 @@ pub struct Picture {
 pub struct Marked<'a> {
     /// Left, top, width, height in pixels.
     pub bbox: [f64; 4],
-    /// The run lengths of its pixels, column after column, beginning with the pixels outside; empty if only the box is marked.
+    /// The run lengths of the object's pixels, column after column. They alternate, beginning with a run of pixels outside the
+    /// object. Empty if only the box is marked.
     pub runs: &'a [u32],
     pub colour: [u8; 3],
 }
 
 /// The thickness of the border of a marked box, in pixels.
 const BORDER: usize = 2;
-/// The width in pixels from which a drawn picture below is legible.
+/// The width, in pixels, from which a drawn picture below a photograph is legible.
 const LEGIBLE: usize = 480;
 
 impl Picture {
-    /// The picture in whole multiples of its size, wide enough for a text below it.
+    /// The picture enlarged by the smallest whole factor that makes it wide enough for a legible text below it.
     pub fn legible(&self) -> Picture {
         let times = LEGIBLE.div_ceil(self.width.max(1));
         let row = |row: &[[u8; 3]]| -> Vec<[u8; 3]> {
@@ -36,7 +37,8 @@ impl Picture {
         Picture { width: self.width * times, height: self.height * times, rgb: rows.flatten().collect() }
     }
 
-    /// The picture at a whole fraction of its size, at most `width` pixels wide; a pixel is the mean of those that it stands for.
+    /// The picture reduced by the smallest whole factor that makes it at most `width` pixels wide. Each pixel is the mean of the
+    /// pixels that it replaces.
     pub fn at_most(&self, width: usize) -> Picture {
         let by = self.width.div_ceil(width).max(1);
         let (width, height) = ((self.width / by).max(1), (self.height / by).max(1));
@@ -54,7 +56,7 @@ impl Picture {
         Picture { width, height, rgb: rgb.map(|(row, column)| mean(row, column)).collect() }
     }
 
-    /// The picture half covered by the colours of the classes of its pixels. A pixel whose class `is_bare` stays as it is.
+    /// The picture with each pixel mixed half and half with the colour of its class. A pixel whose class `is_bare` stays as it is.
     pub fn painted(&self, classes: &[u8], is_bare: impl Fn(u8) -> bool) -> Picture {
         let mix = |(pixel, &class): (&[u8; 3], &u8)| match is_bare(class) {
             true => *pixel,
@@ -63,7 +65,8 @@ impl Picture {
         Picture { rgb: self.rgb.iter().zip(classes).map(mix).collect(), ..*self }
     }
 
-    /// The picture with each object half covered by its colour and its box drawn in it. Later objects lie over earlier ones.
+    /// The picture with the pixels of each object mixed half and half with its colour, and with its box. Later objects lie over
+    /// earlier objects.
     pub fn marked(&self, objects: &[Marked]) -> Picture {
         let mut picture = self.clone();
         for object in objects {
@@ -100,14 +103,14 @@ impl Picture {
         }
     }
 
-    /// The picture with another one of the same height to its right.
+    /// The picture with another picture of the same height to its right.
     pub fn beside(&self, other: &Picture) -> Picture {
         let rows = self.rgb.chunks_exact(self.width).zip(other.rgb.chunks_exact(other.width));
         let rgb = rows.flat_map(|(own, theirs)| [own, theirs].concat()).collect();
         Picture { width: self.width + other.width, height: self.height, rgb }
     }
 
-    /// The picture with a drawn one below it.
+    /// The picture with the drawn picture `svg` below it.
     pub fn above(&self, svg: &str) -> Picture {
         let rgb = [&self.rgb[..], &png::pixels(svg, self.width)].concat();
         Picture { width: self.width, height: rgb.len() / self.width, rgb }
@@ -119,8 +122,8 @@ impl Picture {
     }
 }
 
-/// The colour of a class in the label maps of PASCAL VOC, whose number 0, black, is left to pixels without a class: the bits of the
-/// number become the highest bits of red, green and blue in turn.
+/// The colour of a class, by the rule of PASCAL VOC's label maps. The bits of the class's number become the highest bits of red,
+/// green and blue in turn. The numbers begin at 1, since 0 would be black, the colour of pixels without a class.
 pub fn colour(class: u8) -> [u8; 3] {
     let number = u32::from(class) + 1;
     let bit = |channel: usize, shift: usize| ((number >> (3 * shift + channel) & 1) as u8) << (7 - shift);

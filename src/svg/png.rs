@@ -7,16 +7,16 @@ use std::sync::Arc;
 /// Pixels for each unit of a picture.
 const SCALE: f32 = 2.0;
 
-/// The PNG of a picture of this module, on white. The font of the texts comes with the program, as a compute node may have none.
+/// The PNG of an SVG picture, on white. The font of the texts is part of the program, because a compute node may have no fonts.
 pub fn png(svg: &str) -> Vec<u8> {
     drawn(svg, |_| SCALE).encode_png().expect("memory takes whatever is written")
 }
 
-/// The rows of pixels of a drawn picture on white, each of `width` pixels.
+/// The pixels of an SVG picture on white, scaled to rows of `width` pixels.
 pub fn pixels(svg: &str, width: usize) -> Vec<[u8; 3]> {
     let drawn = drawn(svg, |units| width as f32 / units);
     let rows = drawn.pixels().chunks_exact(drawn.width() as usize);
-    // Rounding may make the picture one pixel wider or narrower.
+    // Rounding may make the scaled picture one pixel too wide or too narrow.
     let row = |row: &[PremultipliedColorU8]| -> Vec<[u8; 3]> {
         let pixels = row.iter().map(|pixel| [pixel.red(), pixel.green(), pixel.blue()]);
         pixels.chain(std::iter::repeat([u8::MAX; 3])).take(width).collect()
@@ -32,7 +32,7 @@ pub fn encoded(rgb: &[[u8; 3]], width: usize) -> Vec<u8> {
     pixels.encode_png().expect("memory takes whatever is written")
 }
 
-/// The pixels of a picture at the scale that belongs to its width.
+/// The pixels of an SVG picture. `scale` gives the pixels for each unit, from the width of the picture in units.
 fn drawn(svg: &str, scale: impl Fn(f32) -> f32) -> Pixmap {
     let mut fonts = Database::new();
     fonts.load_font_data(epaint_default_fonts::UBUNTU_LIGHT.to_vec());

@@ -1,4 +1,5 @@
-//! The division of the blocks into stages, in the target, the meta model and a hybrid.
+//! The division of the blocks into stages, in the target, the meta model and a hybrid. A layer is a group of consecutive blocks
+//! with the same width, as in torchvision's names `layer1`, `layer2`, …. Stages need not begin where layers begin.
 
 use super::Resnet;
 use crate::family::shape::Shape;
@@ -6,9 +7,9 @@ use crate::family::shape::Shape;
 /// One basic block: two convolutions, and the shortcut around them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
-    /// The layer of the block, counted from 0; the layer's number decides the width.
+    /// The number of the block's layer, counted from 0.
     pub layer: usize,
-    /// The index of the block in its layer, in the network with the given stage depths.
+    /// The number of the block in its layer, counted from 0. It depends on the stage depths of the network.
     pub number: usize,
     /// Channels of the input.
     pub input: usize,
@@ -27,7 +28,8 @@ impl Block {
     }
 }
 
-/// The layer of each block of each stage of the target, and whether the block is the first of a layer other than the first.
+/// For each stage of the target, the layer of each block, and whether the block changes the shape. The first block of each layer
+/// does, except in the first layer.
 fn of_target(resnet: &Resnet) -> Vec<Vec<(usize, bool)>> {
     let layers = resnet.layers.iter().enumerate();
     let mut all = layers.flat_map(|(layer, &count)| (0..count).map(move |block| (layer, layer > 0 && block == 0)));
@@ -38,14 +40,14 @@ fn of_target(resnet: &Resnet) -> Vec<Vec<(usize, bool)>> {
 pub fn thin_depths(resnet: &Resnet) -> Vec<usize> {
     let thin = |blocks: Vec<(usize, bool)>| {
         let changes = blocks.iter().filter(|(_, changes)| *changes).count();
-        // A first stage of the stem alone has no blocks.
+        // The first stage has no blocks if it consists of the stem alone.
         changes.max(1).min(blocks.len())
     };
     of_target(resnet).into_iter().map(thin).collect()
 }
 
-/// The blocks of each stage if the stages have `depths` blocks. A stage with fewer blocks than in the target keeps the blocks that
-/// change the shape, and the first of its other blocks.
+/// The blocks of each stage if the stages have `depths` blocks. A stage with fewer blocks than in the target keeps all blocks that
+/// change the shape. Its first other blocks fill the rest of its depth.
 pub fn blocks(resnet: &Resnet, depths: &[usize]) -> Vec<Vec<Block>> {
     let mut counts = vec![0; resnet.layers.len()];
     let mut kept = |(blocks, depth): (Vec<(usize, bool)>, &usize)| -> Vec<Block> {
@@ -65,7 +67,7 @@ pub fn blocks(resnet: &Resnet, depths: &[usize]) -> Vec<Vec<Block>> {
     of_target(resnet).into_iter().zip(depths).map(&mut kept).collect()
 }
 
-/// The output of a stage: that of its last block or, in a first stage without blocks, that of the stem.
+/// The shape of a stage's output, which is the output of its last block or, in a first stage without blocks, of the stem.
 pub fn border(resnet: &Resnet, stage: usize) -> Shape {
     let blocks = blocks(resnet, &resnet.depths);
     let last = blocks[..=stage].iter().flatten().next_back();

@@ -3,7 +3,7 @@
 use super::{Block, Resnet, Shortcut};
 use crate::family::Memory;
 
-/// The operations of one stage's forward pass on one sample: those of convolutions and of the head.
+/// The operations of one stage's forward pass on one sample: the operations of the convolutions and of the head.
 pub fn stage_flops(resnet: &Resnet, depths: &[usize], stage: usize) -> f64 {
     let stem = 2 * 9 * resnet.channels * resnet.width * resnet.image_size.pow(2);
     let head = 2 * resnet.features() * resnet.classes;
@@ -18,13 +18,13 @@ fn block_flops(resnet: &Resnet, block: &Block) -> usize {
     2 * kernels * output(resnet, block)
 }
 
-/// The numbers of a block's output for one sample.
+/// How many numbers a block's output holds for one sample.
 fn output(resnet: &Resnet, block: &Block) -> usize {
     block.output * resnet.image_size.div_ceil(1 << block.layer).pow(2)
 }
 
-/// The numbers that one sample's backward pass needs from the first trained stage on: the inputs of each block's two convolutions
-/// and two norms. Recomputed blocks keep their input alone; the block that is being recomputed also keeps the rest.
+/// The largest number of activations in memory for one sample. From the first trained stage on, each block keeps the inputs of its
+/// two convolutions and two norms. If blocks are recomputed, each keeps its input alone.
 pub fn activations(resnet: &Resnet, training: &Memory) -> f64 {
     let Memory { depths, trained, checkpointing, .. } = training;
     const KEPT: usize = 4;
@@ -33,7 +33,7 @@ pub fn activations(resnet: &Resnet, training: &Memory) -> f64 {
     let kept: Vec<usize> = blocks[trained.start..].iter().flatten().map(|block| output(resnet, block)).collect();
     let stem_kept = if trained.start == 0 { 2 * stem } else { 0 };
     let each = if *checkpointing { 1 } else { KEPT };
-    // The stem's output is the largest, and a stage that is not kept still needs it twice.
+    // The last term bounds the block that is being computed. It has the size of a block at the stem's output, the largest output.
     (stem_kept + each * kept.iter().sum::<usize>() + KEPT * stem) as f64
 }
 

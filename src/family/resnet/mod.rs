@@ -1,9 +1,10 @@
 //! The residual network for small images (He et al., arXiv 1512.03385, section 4.2): a stem, layers of basic blocks, global average
-//! pooling and a linear head. A layer's first block doubles the width and halves the resolution, except in the first layer.
+//! pooling and a linear head. The stem is one convolution. A layer is a group of blocks of the same width. Its first block doubles
+//! the width and halves the resolution, except in the first layer.
 //!
-//! The border of two stages may lie between any two blocks, and the stem belongs to the first stage. A thin stage has the blocks that
-//! change the width, so that the shapes at the stage's borders are those of the target. If none of its blocks does, a thin stage has
-//! one block, unless it consists of the stem alone.
+//! The border of two stages may lie between any two blocks, and the stem belongs to the first stage. A thin stage keeps the blocks
+//! that change the width, so that the shapes at the stage's borders are those of the target. If it has no such block, a thin stage
+//! has one block, unless it consists of the stem alone.
 
 mod blocks;
 mod cost;
@@ -17,6 +18,7 @@ use anyhow::Result;
 pub use blocks::Block;
 use serde::{Deserialize, Serialize};
 
+/// The defaults of this family, as TOML.
 pub const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// The keys of `[model]`, each documented in `defaults.toml`.
@@ -35,7 +37,7 @@ pub struct Resnet {
     pub frozen_norm: FrozenNorm,
 }
 
-/// The name of the family, which is stored with the other keys because it decides what they mean.
+/// The name of the family. It is stored with the other keys, because it decides which keys there are.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Name {
@@ -46,24 +48,24 @@ enum Name {
 /// How the input of a block that changes the shape reaches its output (He et al., section 3.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Shortcut {
-    /// Every second pixel, with channels of zeros before and after its own.
+    /// Every second pixel of the input in each direction, with channels of zeros before and after the channels of the input.
     A,
-    /// A convolution with kernels of one pixel, and a norm.
+    /// A 1×1 convolution with a norm.
     B,
 }
 
-/// The statistics by which the batch norms of a frozen stage normalise during training.
+/// The statistics with which the batch norms of a frozen stage normalise during training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FrozenNorm {
     /// The stored running statistics, as constants.
     Running,
-    /// Those of the micro-batch, as in Deep Incubation's official code, which leaves frozen stages in training mode.
+    /// The statistics of the micro-batch, as in Deep Incubation's official code, which leaves frozen stages in training mode.
     Batch,
 }
 
 impl Resnet {
-    /// The blocks of each stage.
+    /// The blocks of each stage, for stages of these depths.
     pub fn blocks(&self, depths: &[usize]) -> Vec<Vec<Block>> {
         blocks::blocks(self, depths)
     }
@@ -141,7 +143,7 @@ impl Family for Resnet {
         (0..self.layers.len()).map(of_layer).fold(0, usize::saturating_add)
     }
 
-    /// PyTorch's norms count their batches.
+    /// The number of batches that a BatchNorm of PyTorch has seen is not needed.
     fn is_needless(&self, name: &str) -> bool {
         name.ends_with(".num_batches_tracked")
     }

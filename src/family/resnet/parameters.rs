@@ -1,14 +1,14 @@
-//! The table of a ResNet's parameters and buffers: stage, name, shape. The names of the whole network are those of torchvision and
-//! timm: `conv1`, `bn1`, `layer{1…}.{0…}.{conv1,bn1,conv2,bn2,downsample.0,downsample.1}` and `fc`.
+//! The table of a ResNet's parameters and buffers: stage, name, shape. In the whole network, parameters have the names of
+//! torchvision and timm: `conv1`, `bn1`, `layer{1…}.{0…}.{conv1,bn1,conv2,bn2,downsample.0,downsample.1}` and `fc`.
 
 use super::{Resnet, Shortcut};
 use crate::family::parameter::{Parameter, Role, Start};
 
-/// The rate at which the running statistics follow those of the batches, PyTorch's default.
+/// The rate at which the running statistics follow the statistics of the batches, PyTorch's default.
 const MOMENTUM: f64 = 0.1;
 
 /// The parameters and buffers of the network with these stage depths, in the order of PyTorch's `state_dict`. Convolutions
-/// have no biases, norms have them.
+/// have no biases.
 pub fn parameters(resnet: &Resnet, depths: &[usize]) -> Vec<Parameter> {
     let mut table = Table(Vec::new());
     table.convolution(0, "conv1", [resnet.width, resnet.channels, 3]);
@@ -59,7 +59,7 @@ impl Table {
     }
 }
 
-/// torchvision's name of the parameter in the whole network, where blocks are counted through a layer.
+/// torchvision's name of the parameter in the whole network, in which blocks are numbered within each layer.
 pub fn whole_name(resnet: &Resnet, parameter: &Parameter, depths: &[usize]) -> String {
     let Some((number, rest)) = parameter.name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')) else {
         return parameter.name.clone();

@@ -1,4 +1,4 @@
-//! Formulas for the operations and the memory of a ViT. n = tokens, d = width, h = hidden units.
+//! Formulas for the operations and the memory of a ViT. n = tokens, d = width, h = hidden units of the MLP.
 
 use super::Vit;
 use crate::family::Memory;
@@ -11,7 +11,7 @@ pub fn stage_flops(vit: &Vit, depths: &[usize], stage: usize) -> f64 {
         - windows_of(vit, depths, stage) * (attention_flops(vit) - window_flops(vit))
 }
 
-/// The operations of one block: per token, four products of width² and two of width·hidden, and attention.
+/// The operations of one block: per token, 4d² + 2dh multiply-adds in linear layers; and attention of all tokens to each other.
 fn block_flops(vit: &Vit) -> f64 {
     let (n, d, h) = (vit.tokens() as f64, vit.width as f64, vit.hidden() as f64);
     2.0 * n * (4.0 * d * d + 2.0 * d * h) + attention_flops(vit)
@@ -27,13 +27,13 @@ fn window_flops(vit: &Vit) -> f64 {
     4.0 * (pairs(vit) * vit.width) as f64
 }
 
-/// The pairs of tokens that attend to each other within windows, which cover the map.
+/// The number of pairs of tokens that attend to each other within windows. The windows cover the whole map.
 fn pairs(vit: &Vit) -> usize {
     let along = vit.grid().div_ceil(vit.window.max(1));
     along.pow(2) * vit.window.pow(4)
 }
 
-/// How many blocks of a stage have windows.
+/// How many blocks of a stage attend within windows.
 fn windows_of(vit: &Vit, depths: &[usize], stage: usize) -> f64 {
     if vit.window == 0 {
         return 0.0;
@@ -51,8 +51,8 @@ fn end_flops(vit: &Vit, stage: usize, stages: usize) -> f64 {
     at(0, patch) + at(stages - 1, head)
 }
 
-/// The number of activations that the backward pass of one sample keeps from the first trained stage on, plus the activations of the
-/// block that is being computed.
+/// The number of activations that the first trained stage and all later stages keep for the backward pass of one sample. The
+/// activations of the block that is being computed are added.
 pub fn activations(vit: &Vit, training: &Memory) -> f64 {
     let Memory { depths, trained, checkpointing, on_cpu } = training;
     let (n, d, h) = (vit.tokens() as f64, vit.width as f64, vit.hidden() as f64);
@@ -61,7 +61,7 @@ pub fn activations(vit: &Vit, training: &Memory) -> f64 {
     // On a CPU, attention also keeps its probabilities.
     let probabilities = if *on_cpu { vit.heads as f64 * n * n } else { 0.0 };
     let (trained_block, frozen_block) = (n * (9.0 * d + 2.0 * h) + probabilities, n * (6.0 * d + h) + probabilities);
-    // Blocks with windows keep fewer probabilities, if all blocks keep them.
+    // Blocks with windows keep fewer probabilities. With checkpointing, blocks keep no probabilities anyway.
     let in_windows = (0..depths.len()).map(|stage| windows_of(vit, depths, stage)).sum::<f64>();
     let share = if vit.window == 0 { 0.0 } else { 1.0 - pairs(vit) as f64 / (n * n) };
     let fewer = if *checkpointing { 0.0 } else { in_windows * share * probabilities };

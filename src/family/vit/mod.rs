@@ -20,7 +20,7 @@ use tch::Tensor;
 pub struct Vit {
     pub image_size: usize,
     pub channels: usize,
-    /// 0 in a network without a head, which also has no final norm.
+    /// The number of classes; 0 in a network without a head, which also has no final norm.
     pub classes: usize,
     pub patch_size: usize,
     pub width: usize,
@@ -31,8 +31,8 @@ pub struct Vit {
     pub qkv_bias: bool,
     pub layer_norm_eps: f64,
     pub dropout: f64,
-    /// Rows, and columns, of the windows of tokens within which most blocks attend; 0 if all blocks attend to the whole image. Only the
-    /// network of a detector has windows.
+    /// The number of rows, and of columns, of the windows of tokens within which most blocks attend; 0 if all blocks attend to the
+    /// whole image. Only the network of a detector has windows.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub window: usize,
 }
@@ -47,19 +47,19 @@ impl Vit {
         (self.width as f64 * self.mlp_ratio) as usize
     }
 
-    /// Whether the block of this number, of so many, attends within windows. The last block of each quarter attends to the whole
-    /// image, as in ViTDet.
+    /// Whether block `number` (counted from 0) of `blocks` attends within windows. The last block of each quarter of the network
+    /// attends to the whole image, as in ViTDet.
     pub fn has_windows(&self, number: usize, blocks: usize) -> bool {
         let ends_quarter = (1..=4).any(|quarter| (quarter * blocks).div_ceil(4) == number + 1);
         self.window > 0 && !ends_quarter
     }
 
-    /// Patches along one side of an image.
+    /// The number of patches along one side of an image.
     pub fn grid(&self) -> usize {
         self.image_size / self.patch_size
     }
 
-    /// Patches plus the class token.
+    /// The number of tokens: the patches and the class token.
     pub fn tokens(&self) -> usize {
         self.grid().pow(2) + 1
     }

@@ -1,14 +1,16 @@
 //! The names that other programs give a ViT's parameters.
 
-/// The names of one kind of parameter in each reader. `{i}` is the block, `{p}` is `weight` or `bias`.
+/// The names of one kind of parameter in each program that reads exports. `{i}` is the number of the block, `{p}` is `weight` or
+/// `bias`.
 pub struct Row {
-    /// timm's name, which is also this program's.
+    /// timm's name, which is also this program's name for the whole network.
     pub timm: &'static str,
-    /// The name in transformers' `ViTForImageClassification`. `{qkv}` stands for the three tensors into which the rows are split.
+    /// The name in transformers' `ViTForImageClassification`. `{qkv}` stands for the names of the three tensors into which the rows
+    /// of `qkv` are split.
     pub transformers: &'static str,
-    /// The name in mmsegmentation's `VisionTransformer`, if that takes the parameter.
+    /// The name in mmsegmentation's `VisionTransformer`; none if that class has no such parameter.
     pub mmseg: Option<&'static str>,
-    /// Whether ViTDet (detectron2, mmdetection) takes the parameter, under timm's name.
+    /// Whether ViTDet (detectron2, mmdetection) has the parameter, under timm's name.
     pub vitdet: bool,
 }
 
@@ -31,7 +33,8 @@ const TABLE: [Row; 11] = [
     row("head.{p}", "classifier.{p}", None, false),
 ];
 
-/// The row of the table for a timm name, the block's number, and `weight` or `bias`. Both texts are empty if the name has none.
+/// The row of the table for a timm name, the number of the block, and the last part of the name, such as `weight` or `bias`. If the
+/// name has no such part, the text is empty.
 pub fn find(name: &str) -> (&'static Row, &str, &str) {
     let block = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')).map_or("", |(block, _)| block);
     let part = name.rsplit_once('.').map_or("", |(_, part)| part);

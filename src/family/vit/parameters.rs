@@ -1,4 +1,4 @@
-//! The table of a ViT's parameters: stage, timm's name, shape.
+//! The table of a ViT's parameters: stage, name within the stage, shape. The names are timm's, except for the numbers of blocks.
 
 use super::Vit;
 use crate::family::parameter::{Grown, Parameter, Role, Start};
@@ -15,7 +15,7 @@ pub fn parameters(vit: &Vit, depths: &[usize]) -> Vec<Parameter> {
     let (channels, patch, classes) = (vit.channels as i64, vit.patch_size as i64, vit.classes as i64);
     add(0, "cls_token".into(), &[1, 1, width], Start::Normal, Role::Plain);
     add(0, "pos_embed".into(), &[1, vit.tokens() as i64, width], Start::Normal, Role::Plain);
-    // The patch projection keeps the convolution's own initialisation.
+    // The patch projection keeps PyTorch's default initialisation of a convolution, as in timm.
     let proj = Start::FanIn { fan_in: (channels * patch * patch) as usize };
     add(0, "patch_embed.proj.weight".into(), &[width, channels, patch, patch], proj, Role::Decayed);
     add(0, "patch_embed.proj.bias".into(), &[width], proj, Role::Plain);
@@ -49,7 +49,7 @@ pub fn parameters(vit: &Vit, depths: &[usize]) -> Vec<Parameter> {
     all
 }
 
-/// timm's name of the parameter in the whole network, where blocks are counted through all stages.
+/// timm's name of the parameter in the whole network, in which blocks are numbered through all stages.
 pub fn timm_name(parameter: &Parameter, depths: &[usize]) -> String {
     match block_of(parameter) {
         Some((block, rest)) => {
@@ -74,10 +74,10 @@ pub fn layer(parameter: &Parameter, depths: &[usize]) -> usize {
     }
 }
 
-/// How a parameter of a stage with `depth` blocks starts, so that the stage computes what a stage with `meta_depth` blocks
-/// computes. The blocks are divided evenly among those of the shallower stage. The first block of each share copies its weights.
-/// The last projections of the other blocks are zero, so that these blocks pass on their input, and their other weights are fresh,
-/// so that they can learn.
+/// How a parameter of a stage with `depth` blocks starts, so that the stage computes the same function as a stage with `meta_depth`
+/// blocks. The deep stage is divided evenly into one share of blocks for each block of the shallow stage. The first block of each
+/// share copies the weights of that block. In the other blocks, the last projections of both branches are zero, so that these
+/// blocks pass on their input. Their other weights are fresh, so that they can learn.
 pub fn grown(parameter: &Parameter, depth: usize, meta_depth: usize) -> Grown {
     let Some((block, rest)) = block_of(parameter) else { return Grown::Copied(parameter.name.clone()) };
     let source = |block: usize| block * meta_depth / depth;
@@ -87,7 +87,8 @@ pub fn grown(parameter: &Parameter, depth: usize, meta_depth: usize) -> Grown {
     if rest.starts_with("attn.proj.") || rest.starts_with("mlp.fc2.") { Grown::Zeros } else { Grown::Fresh }
 }
 
-/// The number of a parameter's block in its stage, and the parameter's name within the block; none if the parameter is of no block.
+/// The number of a parameter's block in its stage, and the parameter's name within the block; none for a parameter outside the
+/// blocks.
 fn block_of(parameter: &Parameter) -> Option<(usize, &str)> {
     let (block, rest) = parameter.name.strip_prefix("blocks.")?.split_once('.')?;
     Some((block.parse().expect("a block's name holds its number"), rest))

@@ -13,7 +13,8 @@ pub fn is_another_grid(parameter: &Parameter, shape: &[i64]) -> bool {
         && matches!((shape, &parameter.shape[..]), (&[1, rows, a], &[1, _, b]) if a == b && is_grid(rows))
 }
 
-/// Resamples position embeddings (1, 1 + n², width) to a grid of patches, given by its rows and columns. The row of the class token stays as it is.
+/// Resamples position embeddings (1, 1 + n², width) to a grid of `to` = [rows, columns] patches. The row of the class token stays
+/// as it is.
 ///
 /// The interpolation is bicubic without antialiasing, as in DeiT's and Deep Incubation's code (`main.py`, `--finetune`), ViTDet and
 /// mmsegmentation.
@@ -29,9 +30,9 @@ pub fn positions(pos_embed_1nd: &Tensor, to: [i64; 2]) -> Tensor {
     Tensor::cat(&[pos_embed_1nd.narrow(1, 0, 1), resized_1nd], 1)
 }
 
-/// Resamples patch kernels (width, channels, p, p) to patches of `side`² pixels. The response of the new kernels to a patch that
-/// was resized from p to `side` is as near as possible to the response of the old kernels to the old patch. Interpolating the
-/// kernels would instead scale every response by the ratio of the areas.
+/// Resamples patch kernels (width, channels, p, p) to patches of `side`² pixels. The new kernels respond to a patch that was
+/// resized to `side` as nearly as possible as the old kernels respond to the original patch. Interpolating the kernels would
+/// instead scale every response by the ratio of the areas.
 ///
 /// This is FlexiViT's pseudo-inverse resize (arXiv 2212.08013, section 3.4), computed like timm's `resample_patch_embed`.
 pub fn patch_kernel(weight_dcpp: &Tensor, side: usize) -> Tensor {
@@ -40,7 +41,7 @@ pub fn patch_kernel(weight_dcpp: &Tensor, side: usize) -> Tensor {
     if patch == side {
         return weight_dcpp.shallow_clone();
     }
-    // Resizing is a linear map. Its columns are the resized images of single pixels.
+    // Resizing is a linear map. Its matrix consists of the resized images of single pixels.
     let pixels = Tensor::eye(patch * patch, (Kind::Double, Device::Cpu)).view([patch * patch, 1, patch, patch]);
     let resize = pixels.internal_upsample_bicubic2d_aa([side, side], false, None, None);
     let resize = resize.view([patch * patch, side * side]);

@@ -1,4 +1,4 @@
-//! The residual network for small images. Its forward passes are written here, and autograd computes the backward passes.
+//! The residual network for small images. Only its forward passes are written here; autograd computes the backward passes.
 //!
 //! Tensor names end in their shape: b = batch, c = channels or classes, h and w = rows and columns.
 
@@ -13,10 +13,10 @@ use anyhow::Result;
 use tch::Kind;
 use unit::Unit;
 
-/// A unit with its parameters.
+/// A unit (the stem or a block) with its parameters.
 type Owner = (Unit, Vec<Weight>);
 
-/// Builds a ResNet: the first stage begins with the stem, and the last owns the parameters of the head.
+/// Builds a ResNet. The first stage begins with the stem, and the parameters of the head belong to the last stage.
 pub fn parts(resnet: &Resnet, blueprint: &Blueprint) -> Result<Parts> {
     let &Blueprint { depths, get, checkpointing, .. } = blueprint;
     let mut stages: Vec<Box<dyn Stage>> = Vec::new();
@@ -44,7 +44,8 @@ pub fn parts(resnet: &Resnet, blueprint: &Blueprint) -> Result<Parts> {
     Ok(Parts { stages, head: Some(Box::new(head)) })
 }
 
-/// The units of a stage as one function, or, if only their inputs are kept, as a function each. `before` blocks precede the stage.
+/// Makes one function of the units of a stage. If `recomputes`, makes a function of each unit instead, so that only the inputs of
+/// the units are kept. `before` is the number of blocks in the stages before this stage.
 fn chain(units: Vec<Owner>, before: usize, is_first: bool, recomputes: bool) -> Chain {
     let parts: Vec<Vec<Owner>> =
         if recomputes { units.into_iter().map(|unit| vec![unit]).collect() } else { vec![units] };

@@ -1,4 +1,4 @@
-//! The stem and the basic blocks, each a function of its input and of its parameters' values.
+//! The stem and the basic blocks. Each is a function of its input and of the values of its parameters.
 
 use super::super::Weight;
 use super::super::autograd::Mode;
@@ -8,32 +8,35 @@ use crate::family::resnet::{self, Resnet, Shortcut};
 use anyhow::Result;
 use tch::Tensor;
 
+/// The stem, or a block.
 pub enum Unit {
     Stem(Convolution),
     Block { first: Convolution, second: Convolution, shortcut: Way },
 }
 
-/// A convolution without bias and the norm after it. Its values are the kernels, and the scale and the shift of the norm.
+/// A convolution without bias and the norm after it. They have three values: the kernels, and the scale and the shift of the norm.
 pub struct Convolution {
     stride: i64,
     padding: i64,
     norm: Norm,
 }
 
+/// The number of values of a [`Convolution`].
 const VALUES: usize = 3;
 
-/// The way around a block.
+/// The shortcut around a block.
 pub enum Way {
     Identity,
-    /// Every second pixel, with so many channels of zeros before and after its own.
+    /// Every second pixel in each direction, with this number of channels of zeros before and after the channels of the input.
     Padded(i64),
+    /// A 1×1 convolution with a norm.
     Projected(Convolution),
 }
 
-/// Returns a parameter by its name, in fp32 if the second argument is true.
+/// Returns a parameter by its name. It is in fp32 if the second argument is true, else in the number type of the computation.
 type Get<'a> = &'a dyn Fn(&str, bool) -> Result<Weight>;
 
-/// Builds the convolution and the norm of these names, and adds their parameters.
+/// Builds the convolution and the norm with these names, and adds their parameters to `parameters`.
 fn convolution(
     resnet: &Resnet,
     [kernels, norm]: [&str; 2],
@@ -82,7 +85,7 @@ impl Unit {
         matches!(self, Unit::Block { .. })
     }
 
-    /// The number of values that the unit takes.
+    /// The number of parameter values that the unit takes.
     pub fn values(&self) -> usize {
         match self {
             Unit::Stem(_) => VALUES,
@@ -91,7 +94,8 @@ impl Unit {
         }
     }
 
-    /// Images or an output (b, c, h, w) to an output. `scale_b11` scales the residual branch of a block.
+    /// Computes the output (b, c, h, w) from images or the output of another unit. `scale_b11` scales the residual branch of a
+    /// block.
     pub fn forward(&self, x_bchw: &Tensor, values: &[Tensor], mode: &Mode, scale_b11: Option<&Tensor>) -> Tensor {
         match self {
             Unit::Stem(convolution) => {
@@ -118,8 +122,8 @@ impl Unit {
     }
 }
 
-/// The same tensor (b, c, h, w), with the channels of a pixel side by side in memory. On a GPU,
-/// convolutions and norms are faster in this layout, which their outputs keep.
+/// The same tensor (b, c, h, w) in libtorch's memory format `channels_last`: the channels of a pixel are side by side. On a GPU,
+/// convolutions and norms are faster in this format, and their outputs keep it.
 fn side_by_side(x_bchw: &Tensor) -> Tensor {
     x_bchw.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }

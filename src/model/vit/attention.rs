@@ -1,8 +1,10 @@
 //! Computes multi-head self-attention, without the projections before and after it, forward and backward.
 //!
 //! On a CPU, attention is two matrix products with a softmax between them. For the few hundred tokens of an image, libtorch's
-//! fused kernel is up to four times slower there in bf16, and slower for small heads in fp32. On a GPU, attention is one of
-//! libtorch's fused kernels, or matrix products if no fused kernel takes the tensors.
+//! fused kernel for CPUs is up to four times slower in bf16, and slower for small heads in fp32. On a GPU, attention is one of
+//! libtorch's fused kernels, or matrix products if no fused kernel supports the tensors.
+//!
+//! Tensor names end in their shape as in the other files of the ViT; also e = width of a head, x = b · heads.
 
 use super::cpu;
 use crate::libtorch;
@@ -11,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 /// The tensors that the backward pass needs.
 pub enum Kept {
-    /// q, k and v, and the probabilities. x = b · heads.
+    /// For matrix products: q, k and v, and the probabilities.
     Products {
         qkv_3xne: Tensor,
         p_xnn: Tensor,
@@ -19,8 +21,8 @@ pub enum Kept {
     Fused(libtorch::Attention),
 }
 
-/// Computes softmax(q · kᵀ / √e) · v as (m, d) from q, k and v side by side in (m, 3·d). A head has width e = d / heads. On a CPU
-/// it uses matrix products if `prefers_products`, else libtorch's fused kernel.
+/// Computes softmax(q · kᵀ / √e) · v as (m, d) from q, k and v side by side in (m, 3·d). On a CPU it uses matrix products if
+/// `prefers_products`, else libtorch's fused kernel.
 pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64, prefers_products: bool) -> (Tensor, Kept) {
     let layout = layout(qkv_m3d.size()[0], qkv_m3d.size()[1], n, heads, 3);
     let fused = if prefers_products && cpu::is_supported(qkv_m3d) {
@@ -34,7 +36,7 @@ pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64, prefers_products: bool) -> 
     }
 }
 
-/// Computes attention with a fused kernel. Returns none if no kernel takes the tensors.
+/// Computes attention with a fused kernel. Returns none if no kernel supports the tensors.
 fn fused(qkv_m3d: &Tensor, n: i64, heads: i64) -> Result<Option<libtorch::Attention>> {
     let qkv_3bhne = qkv_m3d.view([-1, n, 3, heads, qkv_m3d.size()[1] / (3 * heads)]).permute([2, 0, 3, 1, 4]);
     libtorch::attention([0, 1, 2].map(|i| qkv_3bhne.get(i)))
@@ -71,7 +73,7 @@ pub fn backward(gradient_md: &Tensor, kept: Kept, n: i64, heads: i64) -> Tensor 
     }
 }
 
-/// The layout of tokens (m, `width`) that hold `parts` tensors side by side, such as q, k and v, each with all heads.
+/// The layout of tokens (m, `width`) that hold `parts` tensors side by side: 3 for q, k and v, else 1. Each part has all heads.
 fn layout(m: i64, width: i64, n: i64, heads: i64, parts: usize) -> cpu::Layout {
     let [b, n, heads, e] = [m / n, n, heads, width / heads / parts as i64].map(|size| size as usize);
     cpu::Layout { b, n, parts, heads, e }
@@ -117,8 +119,8 @@ fn softmax_backward(mut gradient_xnn: Tensor, p_xnn: &Tensor, scale: f32) -> Ten
     Tensor::internal_softmax_backward_data(&gradient_xnn, p_xnn, -1, p_xnn.kind()) * f64::from(scale)
 }
 
-/// The largest accepted [`difference`] between bf16 and fp64. For random numbers, both the products and the fused kernel of a CPU
-/// differ from fp64 by 0.2 to 0.5 %.
+/// The largest accepted [`difference`] between bf16 and fp64. On a CPU and for random numbers, the matrix products and the fused
+/// kernel both differ from fp64 by 0.2 to 0.5 %.
 const BF16_ERROR: f64 = 1e-2;
 
 /// The norm of the difference of two tensors, relative to the norm of the expected tensor.
@@ -127,14 +129,15 @@ fn difference(found: &Tensor, expected: &Tensor) -> Result<f64> {
     Ok(norm(&(found.to_kind(Kind::Double) - expected))? / norm(expected)?)
 }
 
-/// The number of tokens and the width of a head, for ViTs on images of 224 pixels (patches of 16 and of 14), 384 and 32 pixels.
+/// Pairs of the number of tokens and the width of a head: of ViTs on images of 224 pixels with patches of 16 and of 14, of 384
+/// pixels with patches of 16, and of 32 pixels with patches of 4.
 const SIZES: [(i64, i64); 4] = [(197, 64), (257, 80), (577, 64), (65, 64)];
 
 /// Computes attention in bf16 at the sizes of ViTs, forward and backward, and compares it with matrix products in fp64. Returns
 /// a sentence that names the kernel and the largest difference.
 ///
 /// # Errors
-/// No fused kernel takes bf16 on this device, or the difference is too large.
+/// No fused kernel supports bf16 on this device, or the difference is too large.
 pub fn prove(device: Device) -> Result<String> {
     let heads = 2;
     let mut largest_difference = 0f64;
@@ -169,7 +172,7 @@ mod tests {
     use super::super::cpu::tests::{assert_close, wave};
     use super::*;
 
-    /// Computes the output and the gradient of (m, 3·d) in fp64 with autograd.
+    /// Computes the output and the gradient of q, k and v (m, 3·d) in fp64 with autograd.
     fn exact(qkv_m3d: &Tensor, gradient_md: &Tensor, n: i64, heads: i64) -> [Tensor; 2] {
         let (m, d) = (gradient_md.size()[0], gradient_md.size()[1]);
         let leaf = qkv_m3d.to_kind(Kind::Double).set_requires_grad(true);

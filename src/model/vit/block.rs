@@ -1,4 +1,5 @@
-//! One transformer block, as timm's `Block`: x + drop(attn(norm1(x))), then x + drop(mlp(norm2(x))).
+//! One transformer block, as timm's `Block`: x + drop(attn(norm1(x))), then x + drop(mlp(norm2(x))). Each of the two terms after x
+//! is a residual branch, which stochastic depth may drop for some samples.
 
 use super::super::Weight;
 use super::super::off::{Off, Optimisation};
@@ -12,24 +13,25 @@ use tch::{Kind, Tensor};
 
 /// The random values of one block in one pass. They are drawn once, so that a recomputed block has the same values.
 pub struct Masks {
-    /// Tokens of one sample.
+    /// The number of tokens of one sample.
     n: i64,
     branches: [Branch; 2],
-    /// Factors of 0 or 1 / keep probability for the tokens of the samples that are computed: after the attention, inside the MLP,
-    /// and after the MLP.
+    /// The masks of dropout after the attention, inside the MLP, and after the MLP. Each factor is 0 or 1 / keep probability. The
+    /// masks hold only the tokens of the samples that are computed.
     dropout: Option<[Tensor; 3]>,
 }
 
 /// The samples for which a residual branch is computed, and the factors of their outputs.
 struct Branch {
-    /// Tokens of one sample.
+    /// The number of tokens of one sample.
     n: i64,
-    /// The factors (computed samples, 1, 1); none if nothing is dropped.
+    /// The factors (computed samples, 1, 1) of stochastic depth; none if nothing is dropped.
     scale: Option<Tensor>,
     /// The indices of the computed samples; none if all are computed.
     rows: Option<Tensor>,
 }
 
+/// A block with its parameters.
 pub struct Block {
     norm1: Norm,
     qkv: Linear,
@@ -40,16 +42,16 @@ pub struct Block {
     heads: i64,
     /// None if all tokens of an image attend to each other.
     windows: Option<Windows>,
-    /// Whether the CPU kernels are used for tensors that they take.
+    /// Whether the CPU kernels are used for the tensors that they support.
     kernels: bool,
     /// Whether attention on a CPU is computed with matrix products.
     prefers_products: bool,
-    /// Whether a branch may leave out the samples that drop it.
+    /// Whether a branch may skip the samples that drop it.
     skips_dropped: bool,
 }
 
 /// The tensors of the forward pass that the backward pass needs; none for a branch that every sample drops. In tensor names,
-/// r = tokens of the samples that are computed.
+/// r = tokens of the samples that are computed, h = hidden units of the MLP.
 pub struct Kept {
     attention: Option<KeptAttention>,
     mlp: Option<KeptMlp>,
@@ -77,8 +79,8 @@ struct KeptMlp {
 }
 
 impl Block {
-    /// `get` returns a parameter by its name, in fp32 if its second argument is true. `has_windows` says whether tokens attend to
-    /// each other within windows alone.
+    /// Builds a block. `get` returns a parameter by its name. If its second argument is true, the parameter is in fp32 on a CPU.
+    /// `has_windows` says whether tokens attend to each other only within windows.
     pub fn new(
         vit: &Vit,
         (off, has_windows): (Off, bool),
@@ -112,18 +114,18 @@ impl Block {
         })
     }
 
-    /// Draws the masks for tokens with the shape, type and device of `x_bnd`. `number` is the number of this block in the whole
-    /// network, counted from 0.
+    /// Draws the masks of one pass. They fit tokens with the shape, number type and device of `x_bnd`. `number` is the number of
+    /// this block in the whole network, counted from 0.
     pub fn masks(&self, x_bnd: &Tensor, pass: &Pass, number: usize) -> Masks {
         let (b, n, d) = x_bnd.size3().expect("tokens are (b, n, d)");
-        // The first block's rate is always zero.
+        // The drop rate of the first block is always 0.
         let drop = pass.drop.filter(|_| number > 0);
         let branches = [0, 1].map(|half| {
             let samples = drop.and_then(|drop| drop.branch(2 * number + half));
             Branch::new(samples, self.skips_dropped, n, x_bnd.kind())
         });
         let dropout = pass.dropout;
-        // Masks are drawn for all samples, so that they do not depend on which samples are computed.
+        // Masks are drawn for all samples, so that the random numbers do not depend on which samples are computed.
         let mask = |width: i64, branch: &Branch| {
             let ones = x_bnd.new_ones([b * n, width], (x_bnd.kind(), x_bnd.device()));
             branch.take(ones.dropout(dropout, true))
@@ -150,7 +152,7 @@ impl Block {
         (out_rd, KeptAttention { x_rd, statistics, normed_rd, attention, mixed_rd })
     }
 
-    /// Attention of q, k and v (r, 3·d) of n tokens of each sample, as (r, d).
+    /// Computes attention as (r, d) from q, k and v (r, 3·d). `n` is the number of tokens of each sample.
     fn mix(&self, qkv_r3d: &Tensor, n: i64) -> (Tensor, KeptMixing) {
         match self.windows {
             None => {
@@ -165,7 +167,7 @@ impl Block {
         }
     }
 
-    /// Computes the gradient of q, k and v (r, 3·d).
+    /// Computes the gradient of q, k and v (r, 3·d). With windows that reach beyond the map, also adds a gradient of their bias.
     fn mix_backward(&self, gradient_rd: &Tensor, kept: KeptMixing, n: i64) -> Tensor {
         match kept {
             KeptMixing::Whole(kept) => attention::backward(gradient_rd, kept, n, self.heads),
@@ -227,8 +229,8 @@ impl Branch {
         }
     }
 
-    /// Returns x + branch(x) · scale for the samples that are computed and x for all others, and what `branch` keeps for the
-    /// backward pass.
+    /// Returns x + branch(x) · scale for the samples that are computed, and x for all others. Also returns the tensors that
+    /// `branch` keeps for the backward pass.
     fn forward<K>(&self, x_md: &Tensor, branch: impl FnOnce(Tensor) -> (Tensor, K)) -> (Tensor, Option<K>) {
         if self.is_empty() {
             return (x_md.shallow_clone(), None);
@@ -243,8 +245,8 @@ impl Branch {
         (sum_md, Some(kept))
     }
 
-    /// Computes the gradient of x from the gradient of the sum. `branch` takes the gradient of its output and the gradient of the
-    /// sum. `branch` returns the gradient of the sum plus the gradient of its own input.
+    /// Computes the gradient of x from the gradient of the sum x + branch(x) · scale. The function `branch` takes the gradient of
+    /// the branch's output and the gradient of the sum. It returns the gradient of the sum plus the gradient of the branch's input.
     fn backward<K>(
         &self,
         gradient_md: Tensor,
@@ -261,6 +263,7 @@ impl Branch {
         if self.rows.is_some() { self.put(gradient_md, &sum_rd) } else { sum_rd }
     }
 
+    /// Whether every sample drops the branch.
     fn is_empty(&self) -> bool {
         self.rows.as_ref().is_some_and(|rows| rows.numel() == 0)
     }

@@ -8,6 +8,7 @@ use crate::family::vit::resample;
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
+/// The embedding with its parameters.
 pub struct Embed {
     patch: i64,
     cls_token: Weight,
@@ -17,23 +18,24 @@ pub struct Embed {
 
 /// The tensors that the backward pass needs.
 pub struct Kept {
+    /// The pixels of each patch.
     patches_mp: Tensor,
     dropout_bnd: Option<Tensor>,
 }
 
 impl Embed {
-    /// `get` returns a parameter by its name.
+    /// Builds the embedding. `get` returns a parameter by its name.
     pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str) -> Result<Weight>) -> Result<Embed> {
         let (weight, bias) = (get("patch_embed.proj.weight")?, Some(get("patch_embed.proj.bias")?));
         let proj = Linear { weight, bias, float_sums: !off.has(Optimisation::FloatSums) };
         Ok(Embed { patch: vit.patch_size as i64, cls_token: get("cls_token")?, pos_embed: get("pos_embed")?, proj })
     }
 
-    /// Turns images (b, c, h, w) into tokens (b, n, d). If the embedding is trained, also returns the tensors that the backward pass
-    /// needs.
+    /// Turns images (b, c, h, w) into tokens (b, n, d). If the embedding is trained, also returns the tensors that the backward
+    /// pass needs.
     ///
-    /// Zeros below and to the right complete the patches of images of another size than the model's, and the position embeddings
-    /// are resampled to the grid of these patches, as in mmsegmentation. Training takes images of the model's size.
+    /// Images in evaluation may have another size than the model's. Zeros below and to the right then complete their patches, and
+    /// the position embeddings are resampled to the grid of these patches, as in mmsegmentation.
     pub fn forward(&self, images_bchw: &Tensor, dropout: f64) -> (Tensor, Option<Kept>) {
         let (_, _, h, w) = images_bchw.size4().expect("images are (b, c, h, w)");
         let grid = [h, w].map(|side| (side + self.patch - 1) / self.patch);
@@ -71,8 +73,8 @@ impl Embed {
     }
 }
 
-/// Splits images (b, c, H, W) into rows of pixels (b · n, c·p·p), in the order of the patch kernel: the convolution with
-/// stride p becomes one matrix product.
+/// Splits images (b, c, h, w) into the pixels of their patches (b · patches, c·p·p), in the order of the patch kernel. So the
+/// convolution with stride p becomes one matrix product.
 fn patches(images_bchw: &Tensor, p: i64) -> Tensor {
     let (b, c, height, width) = images_bchw.size4().expect("images are (b, c, h, w)");
     let split = images_bchw.view([b, c, height / p, p, width / p, p]).permute([0, 2, 4, 1, 3, 5]);

@@ -8,13 +8,14 @@ use crate::family::vit::Vit;
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
+/// The head with its parameters.
 pub struct Head {
     norm: Norm,
     linear: Linear,
 }
 
 impl Head {
-    /// `get` returns a parameter by its name, in fp32 if its second argument is true.
+    /// Builds the head. `get` returns a parameter by its name. If its second argument is true, the parameter is in fp32 on a CPU.
     pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Head> {
         let (weight, bias) = (get("norm.weight", true)?, get("norm.bias", true)?);
         let norm = Norm { weight, bias, eps: vit.layer_norm_eps, kernels: !off.has(Optimisation::Kernels) };
@@ -29,7 +30,7 @@ impl Stage for Head {
     fn forward<'a>(&'a self, x_bnd: Tensor, _: &Pass, keep: bool) -> (Tensor, Option<Backward<'a>>) {
         let Head { norm, linear } = self;
         let size_bnd = x_bnd.size();
-        // Only the class token reaches the linear layer, so only it is normalised.
+        // Only the class token reaches the linear layer, so no other token is normalised.
         let class_bd = x_bnd.select(1, 0).contiguous();
         let (normed_bd, statistics) = norm.forward(&class_bd);
         let logits_bc = linear.forward(&normed_bd).to_kind(Kind::Float);

@@ -6,10 +6,11 @@ use crate::libtorch;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch::{Kind, Tensor};
 
+/// A linear layer.
 pub struct Linear {
     pub weight: Weight,
     pub bias: Option<Weight>,
-    /// Whether a GPU adds products of bf16 matrices to fp32 sums in one call.
+    /// Whether a GPU adds products of bf16 matrices to fp32 sums in one call ([`add_on_gpu`]).
     pub float_sums: bool,
 }
 
@@ -19,7 +20,7 @@ impl Linear {
         x.linear(&self.weight.value, self.bias.as_ref().map(|bias| &bias.value))
     }
 
-    /// Keeps the input for [`Linear::backward`] if the layer is trained.
+    /// Returns the input, which [`Linear::backward`] needs, if the layer is trained.
     pub fn keep(&self, x: Tensor) -> Option<Tensor> {
         self.weight.gradient.is_some().then_some(x)
     }
@@ -30,7 +31,7 @@ impl Linear {
         gradient.mm(&self.weight.value)
     }
 
-    /// Only adds the gradients of weight and bias to the flat buffer, if no gradient of x is needed.
+    /// Adds the gradients of weight and bias to the flat buffer, without computing a gradient of x.
     pub fn backward_parameters(&self, gradient: &Tensor, x: &Option<Tensor>) {
         if let (Some(sum), Some(x)) = (&self.weight.gradient, x) {
             let mut sum = sum.view([-1, x.size()[1]]);
@@ -47,8 +48,8 @@ impl Linear {
     }
 }
 
-/// Adds the product a · b of bf16 matrices to an fp32 sum in one call. Returns false, and changes nothing, on a CPU, or if libtorch
-/// refuses the call. Sums of a single row are left out, because libtorch may take a single row for a bias.
+/// Adds the product a · b of bf16 matrices to an fp32 sum in one call. Returns false, and changes nothing, on a CPU or if libtorch
+/// refuses the call. It does so too if the sum has a single row, because libtorch may take a single row for a bias.
 fn add_on_gpu(sum: &Tensor, a: &Tensor, b: &Tensor) -> bool {
     static IS_REFUSED: AtomicBool = AtomicBool::new(false);
     if !sum.device().is_cuda() || sum.size()[0] == 1 || IS_REFUSED.load(Ordering::Relaxed) {
@@ -65,16 +66,17 @@ fn add_on_gpu(sum: &Tensor, a: &Tensor, b: &Tensor) -> bool {
     added.is_ok()
 }
 
-/// LayerNorm over the last dimension, with fp32 parameters and statistics.
+/// LayerNorm over the last dimension, with fp32 statistics. On a CPU the parameters are fp32 too; on a GPU they have the number
+/// type of the computation.
 pub struct Norm {
     pub weight: Weight,
     pub bias: Weight,
     pub eps: f64,
-    /// Whether the CPU kernels are used for tensors that they take.
+    /// Whether the CPU kernels are used for the tensors that they support.
     pub kernels: bool,
 }
 
-/// The mean and 1 / standard deviation of each row.
+/// The mean and 1 / standard deviation of each row, by the CPU kernels or by libtorch.
 pub enum Statistics {
     Cpu(cpu::Statistics),
     Tensors { mean_m1: Tensor, scale_m1: Tensor },
@@ -91,8 +93,8 @@ impl Norm {
         (out, Statistics::Tensors { mean_m1, scale_m1 })
     }
 
-    /// Adds the gradient of x to `residual`, which is the gradient that reaches x along the residual connection. Also adds the
-    /// gradients of weight and bias to the flat buffer.
+    /// Returns `residual` plus the gradient of x. `residual` is the gradient that reaches x along the residual connection. Also
+    /// adds the gradients of weight and bias to the flat buffer, if the norm is trained.
     pub fn backward(&self, mut residual: Tensor, gradient: &Tensor, x: &Tensor, statistics: &Statistics) -> Tensor {
         match statistics {
             Statistics::Cpu(statistics) => {
@@ -116,7 +118,7 @@ impl Norm {
     }
 }
 
-/// The exact GELU. The CPU kernel computes it if `kernels` is true and it takes the tensor.
+/// The exact GELU. The CPU kernel computes it if `kernels` is true and the kernel supports the tensor.
 pub fn gelu(x: &Tensor, kernels: bool) -> Tensor {
     if kernels && cpu::is_supported(x) { cpu::gelu(x) } else { x.gelu("none") }
 }

@@ -1,7 +1,7 @@
 //! The Vision Transformer, its blocks, layers and CPU kernels.
 //!
-//! The backward pass is written out instead of left to autograd. So it keeps only the tensors that it needs, which are fewer for
-//! frozen blocks, adds gradients straight into the flat buffer, and can recompute a block whose activations were not kept.
+//! The backward pass is written out instead of left to autograd. So it keeps only the tensors that it needs, and fewer of them for
+//! frozen blocks. It adds gradients straight into the flat buffer, and can recompute a block whose activations were not kept.
 //!
 //! Tensor names end in their shape: b = batch, n = tokens, d = width, m = b · n tokens, p = numbers of a patch, c = channels
 //! or classes, h and w = rows and columns.
@@ -25,11 +25,12 @@ use embed::Embed;
 use head::Head;
 use tch::{Device, Tensor};
 
-/// The blocks of one stage; the first stage begins with the embedding of patches.
+/// The blocks of one stage.
 struct Blocks {
+    /// The embedding of patches, with which the first stage begins; none in other stages.
     embed: Option<Embed>,
     blocks: Vec<Block>,
-    /// The number of blocks in the stages before this one.
+    /// The number of blocks in the stages before this stage.
     blocks_before: usize,
     /// Whether a block keeps only its input and is recomputed in the backward pass.
     checkpointing: bool,
@@ -50,7 +51,7 @@ enum Activations {
 /// Builds a ViT. The parameters of the head belong to the last stage.
 pub fn parts(vit: &Vit, blueprint: &Blueprint) -> Result<Parts> {
     let &Blueprint { depths, get, device, checkpointing, off } = blueprint;
-    // On a GPU, layer norms take weights in the type of their input. They compute their statistics in fp32 in any case.
+    // On a GPU, layer norms take weights in the number type of their input. They always compute their statistics in fp32.
     let get = |stage: usize, name: &str, exact: bool| get(stage, name, exact && device == Device::Cpu);
     let mut stages: Vec<Box<dyn Stage>> = Vec::new();
     let (mut blocks_before, total) = (0, depths.iter().sum());
@@ -71,7 +72,7 @@ pub fn parts(vit: &Vit, blueprint: &Blueprint) -> Result<Parts> {
 }
 
 impl Stage for Blocks {
-    /// Maps images (b, c, h, w), in the first stage, or tokens (b, n, d) to tokens (b, n, d).
+    /// Maps tokens (b, n, d) to tokens (b, n, d). The first stage takes images (b, c, h, w) instead.
     fn forward<'a>(&'a self, input: Tensor, pass: &Pass, keep: bool) -> (Tensor, Option<Backward<'a>>) {
         let (mut x_bnd, embedded) = match &self.embed {
             Some(embed) => embed.forward(&input, pass.dropout),

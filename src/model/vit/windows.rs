@@ -1,9 +1,10 @@
-//! Divides the tokens of an image into square windows within which they attend to each other, as ViTDet does (arXiv 2203.16527;
-//! detectron2's `window_partition`). Windows that reach beyond the map are filled with the bias of q, k and v, which is their value
-//! for a token of zeros, and these tokens are attended to. The class token attends to itself alone.
+//! Divides the map of an image's tokens into square windows, and lets tokens attend to each other only within a window, as ViTDet
+//! does (arXiv 2203.16527; detectron2's `window_partition`). A window may reach beyond the map. Its cells there count as tokens of
+//! zeros, whose q, k and v are the bias of the linear layer. The other tokens of the window attend to them too. The class token
+//! attends to itself alone.
 //!
-//! Shapes: b = images, n = tokens of an image, g = rows and columns of the map, w = those of a window, y = rows of all windows'
-//! tokens, c = numbers of a token.
+//! Shapes: b = images, n = tokens of an image, g = rows and columns of the map, w = rows and columns of a window, y = tokens of all
+//! windows of all images, c = numbers of a token, d = width, m = b · n.
 
 use super::attention;
 use tch::{Kind, Tensor};
@@ -11,7 +12,7 @@ use tch::{Kind, Tensor};
 /// The windows of a block.
 #[derive(Debug, Clone, Copy)]
 pub struct Windows {
-    /// Rows, and columns, of a window.
+    /// The number of rows, and of columns, of a window.
     pub side: i64,
 }
 
@@ -22,14 +23,16 @@ pub struct Kept {
     n: i64,
 }
 
-/// The gradients of q, k and v (m, 3·d), and of their bias (3·d) through the tokens beyond the map, in fp32.
+/// The gradients of the input.
 pub struct Gradients {
+    /// The gradient of q, k and v.
     pub qkv_m3d: Tensor,
+    /// The gradient of the bias of q, k and v (3·d) through the tokens beyond the map, in fp32; none if there are no such tokens.
     pub bias: Option<Tensor>,
 }
 
 impl Windows {
-    /// Attention within windows, of q, k and v side by side (b · n, 3·d), as (b · n, d). `bias` is that of q, k and v (3·d).
+    /// Computes attention within windows as (m, d) from q, k and v side by side (m, 3·d). `bias` is the bias of q, k and v (3·d).
     pub fn forward(
         self,
         qkv_m3d: &Tensor,
@@ -46,13 +49,14 @@ impl Windows {
         (mixed_bnd.view([-1, d]), Kept { windows: self, attention, n })
     }
 
-    /// Rows, and columns, of the map of n − 1 tokens, and of the windows that cover it.
+    /// The number of rows, and of columns, of the map of n − 1 tokens, and of all windows together, which cover the map.
     fn sides(self, n: i64) -> [i64; 2] {
         let side = (n - 1).isqrt();
         [side, (side + self.side - 1) / self.side * self.side]
     }
 
-    /// The tokens (b · n, c) without the class tokens, window after window (y, c). Tokens beyond the map are `beyond` (c), else 0.
+    /// Reorders tokens (m, c) without the class tokens to (y, c), window after window. Tokens beyond the map are `beyond` (c), or
+    /// zeros if that is none.
     fn split(self, x_mc: &Tensor, n: i64, beyond: Option<&Tensor>) -> Tensor {
         let ([side, covered], c, w) = (self.sides(n), x_mc.size()[1], self.side);
         let map_bggc = x_mc.view([-1, n, c]).narrow(1, 1, n - 1).unflatten(1, [side, side]);
@@ -71,8 +75,8 @@ impl Windows {
         whole.reshape([b, along, w, along, w, c]).transpose(2, 3).reshape([-1, c])
     }
 
-    /// The inverse of [`Windows::split`]: the map (b, g, g, c), and the sum of the tokens beyond it (c) in fp32; none if the windows
-    /// end with the map.
+    /// The inverse of [`Windows::split`]: the map (b, g, g, c), and the sum (c) of the tokens beyond the map in fp32. The sum is
+    /// none if the windows do not reach beyond the map.
     fn join(self, windows_yc: &Tensor, n: i64) -> (Tensor, Option<Tensor>) {
         let ([side, covered], c, w) = (self.sides(n), windows_yc.size()[1], self.side);
         let along = covered / w;
@@ -89,7 +93,7 @@ impl Windows {
 }
 
 impl Kept {
-    /// The gradients of the input from the gradient of the output (b · n, d).
+    /// Computes the gradients of the input from the gradient of the output (m, d).
     pub fn backward(self, gradient_md: &Tensor, heads: i64) -> Gradients {
         let Kept { windows, attention, n } = self;
         let d = gradient_md.size()[1];
@@ -118,8 +122,8 @@ mod tests {
         (Tensor::arange(count, OPTIONS) * 0.37 + phase).sin().view(shape)
     }
 
-    /// Attention of an image's q, k and v (n, 3·d) by a mask over all cells that the windows cover, as (n, d). Cells beyond the map
-    /// have the bias (1, 3·d).
+    /// Computes attention (n, d) of an image's q, k and v (n, 3·d) with a mask over all cells that the windows cover. Cells beyond
+    /// the map have the bias (1, 3·d).
     fn masked(qkv_n3d: &Tensor, bias: &Tensor, side: i64, window: i64) -> Tensor {
         let covered = (side + window - 1) / window * window;
         let cells: Vec<[i64; 2]> = (0..covered).flat_map(|row| (0..covered).map(move |column| [row, column])).collect();

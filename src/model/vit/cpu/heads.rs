@@ -5,8 +5,9 @@ use super::{by_kind, numbers, numbers_mut};
 use crate::model::threads;
 use tch::{Kind, Tensor};
 
-/// The sizes of both layouts: the projections have (b, n, parts, heads, e), and matrix products take
-/// (parts, b, heads, n, e).
+/// The sizes of both layouts. By tokens, activations are (b, n, parts, heads, e), as linear layers give them. By heads, they are
+/// (parts, b, heads, n, e), as matrix products take them. b = samples, n = tokens, parts = 3 for q, k and v or 1, e = width of a
+/// head.
 #[derive(Clone, Copy)]
 pub struct Layout {
     pub b: usize,

@@ -1,4 +1,4 @@
-//! Functions that the compiler can vectorise: no branches, no tables.
+//! Functions that the compiler can vectorise, because they have no branches and no tables.
 
 use super::element::Element;
 
@@ -8,9 +8,9 @@ pub fn exp(x: f32) -> f32 {
     // eˣ = 2ⁿ · eʳ with |r| ≤ ln 2 / 2. n · ln 2 is subtracted in two parts, so that r is exact (Cody and Waite).
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding 1.5 · 2²³ rounds to the nearest whole number and leaves it in the low bits.
+    // Adding 1.5 · 2²³ rounds x / ln 2 to the nearest whole number n, and leaves n in the low bits of the sum.
     const MAGIC: f32 = 12_582_912.0;
-    // `max` would turn NaN into a number.
+    // `f32::max` would turn NaN into a number.
     let bounded = if x < -87.3 { -87.3 } else { x };
     let shifted = bounded.mul_add(std::f32::consts::LOG2_E, MAGIC);
     let n = shifted - MAGIC;
@@ -27,7 +27,8 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { p * two_n }
 }
 
-/// The standard normal distribution at x: (cumulative, density), with an absolute error below 2e-7 (Abramowitz and Stegun 7.1.26).
+/// The cumulative distribution and the density of the standard normal distribution at x, with an absolute error below 2e-7
+/// (Abramowitz and Stegun 7.1.26).
 #[inline(always)]
 pub fn normal(x: f32) -> (f32, f32) {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
@@ -43,7 +44,8 @@ pub fn normal(x: f32) -> (f32, f32) {
     (cumulative, 0.398_942_3 * bell)
 }
 
-/// The number of independent partial sums, which let the compiler vectorise a sum. The order of additions never changes.
+/// The number of independent partial sums (lanes) of a sum, which let the compiler vectorise it. The order of the additions is the
+/// same on every machine.
 pub const LANES: usize = 16;
 
 /// Σ aᵢ · bᵢ.
@@ -72,7 +74,7 @@ pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     rest.iter().fold(across(lanes, |a, b| a + b), |sum, a| sum + f(*a))
 }
 
-/// Joins the lanes to one number: repeatedly joins the first half with the second half, lane by lane.
+/// Combines the lanes into one number. Repeatedly combines the first half of the lanes with the second half, lane by lane.
 #[inline(always)]
 pub fn across(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;

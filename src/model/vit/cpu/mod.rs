@@ -1,9 +1,9 @@
-//! CPU kernels for the row-wise operations of a block and their gradients. A kernel reads its inputs from memory and writes its output
-//! once. For scaled softmax, and for LayerNorm's gradient with the residual added, libtorch needs several passes. Activations are fp32
-//! or bf16; every sum, statistic and function is computed in fp32.
+//! CPU kernels for LayerNorm, GELU, softmax and the layouts of attention, forward and backward. A kernel reads its inputs from
+//! memory once and writes its output once. libtorch needs several passes for a scaled softmax, and for LayerNorm's gradient with
+//! the residual added. Activations are fp32 or bf16. All sums, statistics and functions are computed in fp32.
 //!
-//! The loops are plain Rust. The compiler vectorises them for several instruction sets, of which the best is chosen at run time.
-//! They run on libtorch's own threads ([`crate::model::threads`]). The results do not depend on the number of threads.
+//! The loops are plain Rust. The compiler vectorises them for several instruction sets, and the best is chosen at run time. The
+//! loops run on libtorch's own threads ([`crate::model::threads`]). The results do not depend on the number of threads.
 
 mod element;
 mod gelu;
@@ -20,7 +20,7 @@ pub use softmax::{softmax_, softmax_backward_};
 use element::Element;
 use tch::{Device, Kind, Tensor};
 
-/// Whether the kernels take this tensor.
+/// Whether the kernels support this tensor.
 pub fn is_supported(tensor: &Tensor) -> bool {
     tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::Float | Kind::BFloat16) && tensor.is_contiguous()
 }
@@ -46,7 +46,7 @@ fn numbers<T: Element>(tensor: &Tensor) -> &[T] {
 /// The mutable numbers of a contiguous CPU tensor.
 fn numbers_mut<T: Element>(tensor: &mut Tensor) -> &mut [T] {
     assert!(is_supported(tensor) && tensor.kind() == T::KIND, "expected {:?}, got {tensor:?}", T::KIND);
-    // SAFETY: as in `numbers`; the exclusive borrow is the caller's promise that no view of it is in use.
+    // SAFETY: as in `numbers`. By the exclusive borrow the caller promises that no other view of the tensor is in use.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
 }
 

@@ -1,4 +1,4 @@
-//! LayerNorm with fp32 statistics. The gradient of its input is added to the gradient of the residual connection.
+//! LayerNorm with fp32 statistics. Its backward pass also adds the gradient of the residual connection.
 
 use super::element::{Bf16, Element};
 use super::math::{dot, load, sum};
@@ -8,10 +8,10 @@ use crate::weights::{floats, floats_mut};
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
-/// The mean and 1 / standard deviation of each row.
+/// The mean and 1 / standard deviation of each row of activations.
 pub type Statistics = Vec<[f32; 2]>;
 
-/// Computes (x − mean) / deviation · weight + bias over the last dimension. Weight and bias are fp32.
+/// Computes (x − mean) / deviation · weight + bias over the last dimension. `weight` and `bias` are fp32.
 pub fn norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> (Tensor, Statistics) {
     let mut out = x.empty_like();
     let statistics = by_kind!(x, forward(x, &mut out, floats(weight), floats(bias), eps as f32));
@@ -19,7 +19,7 @@ pub fn norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> (Tensor, St
 }
 
 /// Computes the gradient of x from the gradient of norm(x), and adds it to `residual`, the gradient that reaches x along the
-/// residual connection. Adds the gradients of weight and bias to `sums`, if there are any.
+/// residual connection. If `sums` is given, adds the gradients of weight and bias to these two tensors.
 pub fn norm_backward(
     residual: &mut Tensor,
     gradient: &Tensor,
@@ -65,8 +65,8 @@ fn forward_rows<T: Element>(
     }
 }
 
-/// The number of rows whose weight gradients are added up in one partial sum. It is fixed, so that the result does not depend on
-/// the number of threads.
+/// The number of rows whose gradients of weight and bias are summed in one partial sum. It is fixed, so that the result does not
+/// depend on the number of threads.
 const ROWS: usize = 256;
 
 fn backward<T: Element>(

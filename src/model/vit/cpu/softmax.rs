@@ -13,7 +13,7 @@ pub fn softmax_(scores: &mut Tensor, scale: f32) {
     by_kind!(scores, forward(scores, n, scale));
 }
 
-/// Turns the gradient of the probabilities into the gradient of the scores, in place. The probabilities are softmax(scale · scores).
+/// Turns the gradient of the probabilities softmax(scale · scores) into the gradient of the scores, in place.
 pub fn softmax_backward_(gradient: &mut Tensor, probabilities: &Tensor, scale: f32) {
     let n = *probabilities.size().last().expect("scores have rows") as usize;
     by_kind!(probabilities, backward(gradient, probabilities, n, scale));
@@ -34,7 +34,7 @@ fn backward<T: Element>(gradient: &mut Tensor, probabilities: &Tensor, n: usize,
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn forward_rows<T: Element>(scores: &mut [T], n: usize, scale: f32) {
-    // The row is padded with −∞ to a multiple of LANES. The padding becomes 0, so it does not change the sum.
+    // The row is padded with −∞ to a multiple of LANES. The exponential of the padding is 0, so it does not change the sum.
     let mut row = vec![f32::NEG_INFINITY; n.next_multiple_of(LANES)];
     for scores in scores.chunks_exact_mut(n) {
         load(&mut row[..n], scores);
