@@ -225,6 +225,8 @@ fn require_plain_text(plan: &Plan, paths: Paths) -> Result<()> {
         ("this program's path", path(paths.binary)),
         ("data.path", path(&config.data.path)),
         ("data.pack_from", path(&config.data.pack_from)),
+        ("segmentation.path", path(&config.segmentation.path)),
+        ("detection.path", path(&config.detection.path)),
         ("slurm.container", slurm.container.clone()),
     ];
     for (key, value) in slurm.sbatch_options() {

@@ -164,8 +164,9 @@ impl Architecture {
     pub fn activations(self) -> f64 {
         let of = |layer: &Layer| {
             let plane = layer.side.pow(2) as f64;
+            let inputs = if layer.form == Form::Doubling { plane / 4.0 } else { plane };
             let outputs = if layer.form == Form::Unit { 3.0 } else { 1.0 };
-            plane * (layer.input as f64 + outputs * layer.output as f64)
+            inputs * layer.input as f64 + outputs * plane * layer.output as f64
         };
         let logits = 3.0 * (self.classes * self.crop.pow(2)) as f64;
         self.layers().iter().map(of).sum::<f64>() + logits

@@ -149,7 +149,9 @@ fn a_line_break_anywhere_in_what_goes_into_a_script_is_refused() {
     refused(&harmless, Paths { config: Path::new(hostile), ..paths() });
     refused(&harmless, Paths { binary: Path::new("/opt/\rincubate"), ..paths() });
     refused(&plan("[slurm]\ncontainer = \"a\\nb\"\n"), paths());
-    refused(&plan("[data]\npath = \"a\\nb\"\n"), paths());
+    for table in ["data", "segmentation", "detection"] {
+        refused(&plan(&format!("[{table}]\npath = \"a\\nb\"\n")), paths());
+    }
     refused(&plan("[run]\nname = \"a\\rb\"\n"), paths());
     for text in ["options = [\"--exclusive\\n#SBATCH --wrap=x\"]", "partition = \"a\\u001bb\"", "setup = [\"a\\rb\"]"] {
         let error = Config::parse(&format!("[slurm]\n{text}\n"), &[]).unwrap_err();
