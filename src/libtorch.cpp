@@ -190,10 +190,10 @@ char *incubate_attention_backward(at::Tensor **out, int kernel, const at::Tensor
   });
 }
 
-// Writes an uninitialised fp32 tensor in pinned host memory.
-char *incubate_empty_pinned(at::Tensor **out, const int64_t *sizes, size_t dimensions) {
+// Writes an uninitialised tensor in pinned host memory. Its numbers have the kind of those of `alike`.
+char *incubate_empty_pinned(at::Tensor **out, const int64_t *sizes, size_t dimensions, const at::Tensor *alike) {
   return error_of([&] {
-    auto options = at::TensorOptions(at::kFloat).pinned_memory(true);
+    auto options = at::TensorOptions(alike->scalar_type()).pinned_memory(true);
     *out = new at::Tensor(at::empty(at::IntArrayRef(sizes, dimensions), options));
   });
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, anyhow};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 type Raw = *mut c_void;
 
@@ -57,7 +57,7 @@ unsafe extern "C" {
         qkv: *const Raw,
         kept: *const Raw,
     ) -> *mut c_char;
-    fn incubate_empty_pinned(out: *mut Raw, sizes: *const i64, dimensions: usize) -> *mut c_char;
+    fn incubate_empty_pinned(out: *mut Raw, sizes: *const i64, dimensions: usize, alike: Raw) -> *mut c_char;
     fn incubate_empty_cache() -> *mut c_char;
 }
 
@@ -243,15 +243,15 @@ impl Attention {
     }
 }
 
-/// Makes an uninitialised fp32 tensor in pinned host memory. The calling thread must have a current GPU. After the tensor is
+/// Makes an uninitialised tensor in pinned host memory. The calling thread must have a current GPU. After the tensor is
 /// dropped and all copies from it are done, libtorch reuses the memory.
 ///
 /// # Errors
 /// No memory can be pinned.
-pub fn empty_pinned(sizes: &[i64]) -> Result<Tensor> {
-    let mut out = std::ptr::null_mut();
-    // SAFETY: the output is one pointer, and the length is the number of sizes.
-    try_check(unsafe { incubate_empty_pinned(&mut out, sizes.as_ptr(), sizes.len()) })?;
+pub fn empty_pinned(sizes: &[i64], kind: Kind) -> Result<Tensor> {
+    let (mut out, alike) = (std::ptr::null_mut(), Tensor::empty([0i64], (kind, Device::Cpu)));
+    // SAFETY: the output is one pointer, the length is the number of sizes, and `alike` is a live tensor.
+    try_check(unsafe { incubate_empty_pinned(&mut out, sizes.as_ptr(), sizes.len(), raw(&alike)) })?;
     take(out).context("libtorch has written no tensor")
 }
 

@@ -58,22 +58,22 @@ impl Staging {
         self.device.is_cuda()
     }
 
-    /// Allocates an uninitialised fp32 tensor in pinned memory. Returns none if the device is not a GPU.
+    /// Allocates an uninitialised tensor in pinned memory. Returns none if the device is not a GPU.
     ///
     /// # Errors
     /// No memory can be pinned.
-    pub fn empty_pinned(&self, sizes: &[i64]) -> Result<Option<Tensor>> {
+    pub fn empty_pinned(&self, sizes: &[i64], kind: Kind) -> Result<Option<Tensor>> {
         let Device::Cuda(number) = self.device else { return Ok(None) };
         // libtorch may reuse pinned memory whose copies are done. It asks the thread's current GPU about these copies.
         cuda()?.make_current(number)?;
         let _guard = self.pinning.allow();
-        libtorch::empty_pinned(sizes).map(Some)
+        libtorch::empty_pinned(sizes, kind).map(Some)
     }
 
-    /// Prepares a host tensor for the device. Returns a pinned fp32 copy for a GPU, and the tensor itself for the CPU. Panics if no
+    /// Prepares a host tensor for the device. Returns a pinned copy for a GPU, and the tensor itself for the CPU. Panics if no
     /// memory can be pinned.
     pub fn staged(&self, tensor: Tensor) -> Tensor {
-        match self.empty_pinned(&tensor.size()).unwrap_or_else(|error| panic!("{error:#}")) {
+        match self.empty_pinned(&tensor.size(), tensor.kind()).unwrap_or_else(|error| panic!("{error:#}")) {
             Some(mut copy) => {
                 copy.copy_(&tensor);
                 copy
@@ -90,7 +90,7 @@ pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
 
 /// The numbers of a contiguous fp32 tensor in host memory.
 pub fn floats(tensor: &Tensor) -> &[f32] {
-    check(tensor);
+    check(tensor, Kind::Float);
     // SAFETY: `check` makes sure that `numel` fp32 values are contiguous in host memory. The slice borrows the tensor, so the
     // values live as long as the slice.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
@@ -107,14 +107,21 @@ pub fn bytes(tensor: &Tensor) -> &[u8] {
 /// The numbers of [`floats`], to be changed. Views share memory, so the caller must not use another slice of the same storage at
 /// the same time.
 pub fn floats_mut(tensor: &mut Tensor) -> &mut [f32] {
-    check(tensor);
+    check(tensor, Kind::Float);
     // SAFETY: as in `floats`. The caller promises that it uses no view of the same storage meanwhile.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
-fn check(tensor: &Tensor) {
+/// The bytes of a contiguous uint8 CPU tensor, to be changed, as in [`floats_mut`].
+pub fn bytes_mut(tensor: &mut Tensor) -> &mut [u8] {
+    check(tensor, Kind::Uint8);
+    // SAFETY: `check` makes sure that `numel` bytes are contiguous in host memory; the rest is as in `floats_mut`.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+fn check(tensor: &Tensor, kind: Kind) {
     assert!(
-        tensor.kind() == Kind::Float && tensor.device() == Device::Cpu && tensor.is_contiguous(),
-        "expected a contiguous fp32 tensor in host memory, got {tensor:?}"
+        tensor.kind() == kind && tensor.device() == Device::Cpu && tensor.is_contiguous(),
+        "expected a contiguous {kind:?} tensor in host memory, got {tensor:?}"
     );
 }

@@ -213,26 +213,49 @@ def automatic_micro_batch(program):
     return act
 
 
+def module_work(program, stage):
+    """The module's step that «module step …» measures, as arguments of `bench step` and peer_step.py, and its number of samples."""
+    model, batch, steps = ("vit-l", 128, 10) if program.on_gpu else ("tiny-28", 8, 2)
+    return ["--model", model, "--batch", str(batch), "--steps", str(steps), "--stage", str(stage)], batch
+
+
+def compared_with_peer(program, stage, name, options, note):
+    """Measures a module's step, unless an earlier part has measured it, and the same step by peer_step.py with these options. `name`
+    is the key of the peer's results."""
+    work, batch = module_work(program, stage)
+    file = program.scratch / f"module-step-stage-{stage}.json"
+    earlier = json.loads(file.read_text()) if file.exists() else None
+    if isinstance(earlier, dict):
+        found = {"ours": earlier["ours"]}
+    else:
+        found = {"ours": bench(program, work, [*program.devices(program.fast), f"run.micro_batch={batch}"])}
+    note(found)
+    if importlib.util.find_spec("torch") is None:
+        raise Skipped(f"no torch for peer_step.py; incubate: {json.dumps(found['ours'])}")
+    dtype = "bfloat16" if program.on_gpu else "float32"
+    peer = [sys.executable, str(HERE / "peer_step.py"), *work, "--mode", "official", "--dtype", dtype, "--device", program.device]
+    # If the part fails or takes too long, the report shows the last lines of its output, which are those of peer_step.py.
+    print(f"incubate is measured, and peer_step.py begins ({name})", flush=True)
+    done = subprocess.run([*peer, *options], text=True, stdout=subprocess.PIPE)
+    assert done.returncode == 0, "peer_step.py failed"
+    found[name] = json.loads(done.stdout)
+    found[f"ratio_to_{name}"] = found["ours"]["images_per_s"] / found[name]["images_per_s"]
+    return found
+
+
 def module_step(program, stage):
     def act(note):
-        """Measures a step of one module of ViT-L in bf16, and the same step by peer_step.py in PyTorch, under autocast and then also
-        compiled. Like Deep Incubation's official code, peer_step.py also computes the weight gradients of the later stages."""
-        model, batch, steps = ("vit-l", 128, 10) if program.on_gpu else ("tiny-28", 8, 2)
-        work = ["--model", model, "--batch", str(batch), "--steps", str(steps), "--stage", str(stage)]
-        ours = bench(program, work, [*program.devices(program.fast), f"run.micro_batch={batch}"])
-        found = {"ours": ours}
-        note(found)
-        if importlib.util.find_spec("torch") is None:
-            raise Skipped(f"no torch for peer_step.py; incubate: {json.dumps(ours)}")
-        peer = [sys.executable, str(HERE / "peer_step.py"), *work, "--mode", "official", "--dtype", "bfloat16" if program.on_gpu else "float32",
-                "--device", program.device]
-        for name, options in (("autocast", []), ("compiled", ["--compile"])):
-            done = subprocess.run([*peer, *options], text=True, capture_output=True)
-            assert done.returncode == 0, f"peer_step.py failed: {done.stderr[-2000:]}"
-            found[name] = json.loads(done.stdout)
-            found[f"ratio_to_{name}"] = ours["images_per_s"] / found[name]["images_per_s"]
-            note(found)
-        return found
+        """Measures a step of one module of ViT-L in bf16, and the same step by peer_step.py in PyTorch under autocast. Like Deep
+        Incubation's official code, peer_step.py also computes the weight gradients of the later stages and uploads fp32 images."""
+        return compared_with_peer(program, stage, "autocast", [], note)
+
+    return act
+
+
+def compiled_step(program, stage):
+    def act(note):
+        """Compares the step of `module_step` with the same step by peer_step.py under autocast and torch.compile."""
+        return compared_with_peer(program, stage, "compiled", ["--compile"], note)
 
     return act
 
@@ -273,12 +296,13 @@ def table_of(events, on_gpu):
 
 def parts_switched_off(program):
     def act(note):
-        """Measures how many times as long a step takes if an optimisation is switched off. The two optimisations are those of
+        """Measures how many times as long a step takes if an optimisation is switched off. The optimisations are those of
         `bench step --without` that need a GPU or stochastic depth."""
         deep, wide, batch = ("vit-l", "vit-b", 128) if program.on_gpu else ("tiny-28", "tiny-28", 8)
         works = {
             "fp32-sums": ["--model", deep, "--stage", 0],
             "kept-samples": ["--model", wide, "--e2e", "--set", "e2e.drop_path=0.5"],
+            "byte-images": ["--model", wide, "--stage", 0],
         }
         found = {}
         for optimisation, work in works.items():
@@ -316,6 +340,9 @@ def all_parts(program):
         Part("two replicas", same_meta(program, "two-replicas", two)),
         Part("two replicas on one device", same_meta(program, "crowded", two, INCUBATE_TEST_SHARED_GPU="1")),
         Part("parts switched off", parts_switched_off(program), 90),
+        # Compiling may take all the time that is left, so nothing comes after it.
+        Part("module step, stage 0, compiled", compiled_step(program, 0), 90),
+        Part("module step, stage 3, compiled", compiled_step(program, 3), 90),
     ]
     return parts
 

@@ -6,14 +6,16 @@
 --mode e2e trains the whole target. In the other modes only --stage is deep and trains, and the other stages have one block each.
 --mode frozen computes no weight gradients of the other stages. --mode official computes (and discards) the weight gradients of the
 stages after --stage, as the code of Deep Incubation's authors does. --dtype bfloat16 uses autocast. On a GPU the optimiser is
-PyTorch's fused AdamW, and each step uploads its images from pinned memory. Prints one JSON line. Needs torch. Without timm the
-script measures the same network from peer_vit.py.
+PyTorch's fused AdamW, and each step uploads its images from pinned memory. Prints one JSON line. With --compile, standard error shows
+which steps have ended, because the first one may take minutes. Needs torch. Without timm the script measures the same network from
+peer_vit.py.
 """
 
 import argparse
 import json
 import resource
 import statistics
+import sys
 import time
 
 import torch
@@ -105,10 +107,14 @@ def main():
             torch.cuda.synchronize()
 
     times = []
-    for _ in range(WARM_UP + options.steps):
+    for number in range(1, WARM_UP + options.steps + 1):
+        if options.compile:
+            print(f"torch.compile: step {number} of {WARM_UP + options.steps} begins", file=sys.stderr, flush=True)
         began = time.perf_counter()
         step()
         times.append(time.perf_counter() - began)
+        if options.compile:
+            print(f"torch.compile: step {number} took {times[-1]:.3f} s", file=sys.stderr, flush=True)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     # On a GPU the reported peak is all memory in use, including CUDA's context and PyTorch's cache, as in `incubate bench step`.
     free, total = torch.cuda.mem_get_info() if cuda else (0, 0)

@@ -4,7 +4,8 @@
 
 use crate::config::Config;
 use crate::data::feed::Feed;
-use crate::data::feed::loader::{Loader, Mixing};
+use crate::data::feed::images::Handover;
+use crate::data::feed::loader::Loader;
 use crate::data::image::decode::Decoder;
 use crate::data::image::normalise::Normalise;
 use crate::data::image::pixels::Region;
@@ -216,7 +217,8 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     let source = Source { train: split.clone(), test: split, bad: Arc::new(BadImages::new(0)) };
     let phase = plan.phase(&META, None);
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
-    let mut loader = Loader::start(&plan, &phase, Feed { source: &source, workers }, micro_batches, 0, Mixing::Host)?;
+    let mut loader =
+        Loader::start(&plan, &phase, Feed { source: &source, workers }, micro_batches, 0, Handover::Finished)?;
     let batches = (passes * count).div_ceil(batch);
     // Before the clock starts, each worker can make up to four batches. Take as many batches, so that these do not count.
     for batch in loader.by_ref().take(4 * workers) {

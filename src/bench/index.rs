@@ -3,7 +3,8 @@
 
 use crate::config::Config;
 use crate::data::feed::Feed;
-use crate::data::feed::loader::{Loader, Mixing};
+use crate::data::feed::images::Handover;
+use crate::data::feed::loader::Loader;
 use crate::data::image::decode::jpeg;
 use crate::data::source::index::{Index, IndexFile, fingerprint};
 use crate::data::source::samples::{Samples, Split, Stored};
@@ -104,7 +105,7 @@ fn load(index: Index) -> Result<()> {
     let phase = plan.phase(&META, None);
     let micro_batches = micro_batches(0..phase.training.global_batch, plan.config.run.micro_batch.samples());
     let loader =
-        Loader::start(&plan, &phase, Feed { source: &source, workers: WORKERS }, micro_batches, 0, Mixing::Host)?;
+        Loader::start(&plan, &phase, Feed { source: &source, workers: WORKERS }, micro_batches, 0, Handover::Finished)?;
     loader.take(BATCHES).try_for_each(|batch| batch.map(drop))
 }
 

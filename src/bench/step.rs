@@ -5,6 +5,7 @@ use super::median;
 use crate::collective::Solo;
 use crate::config::{Config, Precision};
 use crate::data::feed::batch::Batch;
+use crate::data::feed::images::{BatchImages, Handover};
 use crate::device;
 use crate::family::parameter::Parameter;
 use crate::libtorch::Trace;
@@ -153,7 +154,8 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     }
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
     let mut stepper = Stepper::new(&plan, &phase, &Solo, micro_batches.len());
-    let mut batches = random_batches(&plan, micro_batches, device);
+    let handover = Handover::new(Staging::new(device, Pinning::default()), !off.has(Optimisation::ByteImages));
+    let mut batches = random_batches(&plan, micro_batches, &handover);
     let mut step = |number: u64| stepper.step(&mut network, &mut optimiser, &mut batches, number, 1e-3);
     let (seconds, times) = time_steps(&mut step, steps, trace.as_deref(), device)?;
     // Read the peak before the matrix products, which take more memory.
@@ -228,26 +230,33 @@ impl Shares {
     }
 }
 
-/// The micro-batches of each step, which are the same for all steps.
+/// The micro-batches of each step, which are the same for all steps. Nothing is erased in images of bytes.
 fn random_batches(
     plan: &Plan,
     micro_batches: Vec<Range<usize>>,
-    device: Device,
+    handover: &Handover,
 ) -> impl Iterator<Item = Result<Batch>> + use<> {
     let (model, task) = (&plan.config.model, Task::of(&plan.config));
     let (channels, side) = (model.channels() as i64, model.image_size() as i64);
     tch::manual_seed(0);
-    let staging = Staging::new(device, Pinning::default());
+    let (staging, numbers) = (handover.staging(), handover.numbers(&plan.config));
     let random = |positions: Range<usize>| {
-        let b = positions.len() as i64;
-        let images_bchw = staging.staged(Tensor::randn([b, channels, side, side], (Kind::Float, Device::Cpu)));
+        let shape = [positions.len() as i64, channels, side, side];
+        let images: BatchImages = match &numbers {
+            None => staging.staged(Tensor::randn(shape, (Kind::Float, Device::Cpu))).into(),
+            Some(numbers) => BatchImages::Bytes {
+                bytes_bchw: staging.staged(Tensor::randint(256, shape, (Kind::Uint8, Device::Cpu))),
+                numbers: numbers.shallow_clone(),
+                erased: None,
+            },
+        };
         let targets = staging.staged(task.random_targets(positions.len()));
-        (images_bchw, targets, positions)
+        (images, targets, positions)
     };
     let batches: Vec<_> = micro_batches.into_iter().map(random).collect();
     (0..).map(move |n: usize| {
-        let (images_bchw, targets, positions) = &batches[n % batches.len()];
-        Ok(Batch::of(images_bchw.shallow_clone(), targets.shallow_clone(), positions.clone()))
+        let (images, targets, positions) = &batches[n % batches.len()];
+        Ok(Batch::of(images.shallow_clone(), targets.shallow_clone(), positions.clone()))
     })
 }
 

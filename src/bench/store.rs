@@ -5,7 +5,8 @@ use crate::collective::Solo;
 use crate::config::{Config, Interval};
 use crate::data;
 use crate::data::feed::Feed;
-use crate::data::feed::loader::{Loader, Mixing};
+use crate::data::feed::images::Handover;
+use crate::data::feed::loader::Loader;
 use crate::model::fresh;
 use crate::plan::groups::micro_batches;
 use crate::plan::{PhasePlan, Plan};
@@ -119,7 +120,7 @@ impl<'a> Blocks<'a> {
         let trainer = Trainer::resume(setting, phase, start, None)?;
         let micro_batches = micro_batches(0..phase.training.global_batch, setting.micro_batch);
         let stepper = Stepper::new(plan, phase, setting.group, micro_batches.len());
-        let loader = Loader::start(plan, phase, setting.feed, micro_batches, 0, Mixing::Host)?;
+        let loader = Loader::start(plan, phase, setting.feed, micro_batches, 0, Handover::Finished)?;
         let header = trainer.header(setting, phase, None, Default::default());
         let checkpoints = Checkpoints::start(setting, phase, header, &trainer)?;
         Ok(Blocks { phase, steps, trainer, stepper, loader, checkpoints })

@@ -89,7 +89,7 @@ pub struct StepArgs {
     #[arg(long)]
     precision: Option<String>,
     /// Switch off an optimisation of the step, to see how much time it saves: kernels, attention, optimiser, suffix, memory,
-    /// kept-samples, fp32-sums; may be given more than once
+    /// kept-samples, fp32-sums, byte-images; may be given more than once
     #[arg(long, value_name = "NAME")]
     without: Vec<Optimisation>,
     /// The kernel of attention on a GPU [default: flash in bf16, else efficient]

@@ -21,10 +21,12 @@ pub enum Optimisation {
     /// On a GPU in bf16, adding weight gradients to their fp32 sums within the matrix product, instead of rounding each product
     /// to bf16 and adding it to the sum afterwards.
     FloatSums,
+    /// Sending images to a GPU as bytes, which the GPU normalises, instead of as normalised fp32 numbers.
+    ByteImages,
 }
 
 /// The names of the optimisations on the command line.
-const OPTIMISATIONS: [(&str, Optimisation); 7] = [
+const OPTIMISATIONS: [(&str, Optimisation); 8] = [
     ("kernels", Optimisation::Kernels),
     ("attention", Optimisation::Attention),
     ("optimiser", Optimisation::Optimiser),
@@ -32,6 +34,7 @@ const OPTIMISATIONS: [(&str, Optimisation); 7] = [
     ("memory", Optimisation::Memory),
     ("kept-samples", Optimisation::KeptSamples),
     ("fp32-sums", Optimisation::FloatSums),
+    ("byte-images", Optimisation::ByteImages),
 ];
 
 /// The optimisations that are switched off: none, except in a benchmark.

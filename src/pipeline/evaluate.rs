@@ -98,7 +98,7 @@ impl Outputs {
     }
 
     fn keep(&mut self, batch: &TestBatch, of_network: &[Tensor]) {
-        let images_bchw = &batch.images_bchw[0];
+        let images_bchw = batch.images[0].on(Device::Cpu);
         let taken = images_bchw.size()[0].min(self.inputs_wanted as i64);
         self.inputs_wanted -= taken as usize;
         // The inputs are copied, because the memory of the batch is reused.

@@ -3,12 +3,13 @@
 
 use crate::config::Config;
 use crate::data::feed::Feed;
+use crate::data::feed::images::Handover;
 use crate::data::feed::test_batches::test_batches;
 use crate::data::source::Source;
 use crate::data::source::samples::sample;
 use crate::model::Network;
 use crate::stop::stop_requested;
-use crate::weights::{Staging, Weights, on_device, upload};
+use crate::weights::{Staging, Weights, on_device};
 use anyhow::Result;
 use tch::Device;
 
@@ -26,15 +27,16 @@ pub fn estimated_anew(
     let (images, micro_batch) = (source.test.len(), config.run.micro_batch.samples());
     let feed = Feed::of_replica(config, &source, 1);
     let mut seen = 0;
-    for batch in test_batches(config, feed, 0..images, micro_batch, Staging::new(device, Default::default()))? {
+    let handover = Handover::new(Staging::new(device, Default::default()), true);
+    for batch in test_batches(config, feed, 0..images, micro_batch, handover)? {
         if stop_requested() {
             return Ok(None);
         }
-        let [images_bchw] = &batch?.images_bchw[..] else { unreachable!("images without label maps have one scale") };
+        let [images] = &batch?.images[..] else { unreachable!("images without label maps have one scale") };
         // A batch of one image is skipped. If its map had a single pixel, the unbiased variance would not be defined.
-        if images_bchw.size()[0] > 1 {
-            network.gather_statistics(&upload(images_bchw, device));
-            seen += images_bchw.size()[0];
+        if images.count() > 1 {
+            network.gather_statistics(&images.on(device));
+            seen += images.count();
         }
     }
     network.flat_mut().set_buffers(seen as f64);

@@ -3,12 +3,13 @@
 use crate::collective::Collective;
 use crate::config::Config;
 use crate::data::feed::Feed;
+use crate::data::feed::images::Handover;
 use crate::data::feed::test_batches::{TestBatch, test_batches};
 use crate::model::Network;
 use crate::require;
 use crate::stop::stop_requested;
 use crate::task::{ClassFigures, Task};
-use crate::weights::{Staging, upload};
+use crate::weights::Staging;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::Tensor;
@@ -43,15 +44,16 @@ pub fn evaluate(
     let mut sums = task.sums();
     let (mut images, mut ranks_that_stop) = (0.0, 0.0);
     tch::no_grad(|| -> Result<()> {
-        for batch in test_batches(config, feed, share, batch, Staging::new(device, group.pinning()))? {
+        let handover = Handover::new(Staging::new(device, group.pinning()), true);
+        for batch in test_batches(config, feed, share, batch, handover)? {
             if stop_requested() {
                 ranks_that_stop = 1.0;
                 break;
             }
             let batch = batch?;
-            let readable = batch.images_bchw[0].size()[0];
+            let readable = batch.images[0].count();
             if readable > 0 {
-                let uploaded: Vec<Tensor> = batch.images_bchw.iter().map(|images| upload(images, device)).collect();
+                let uploaded: Vec<Tensor> = batch.images.iter().map(|images| images.on(device)).collect();
                 let outputs = task.infer(network, &uploaded, &batch.labels)?;
                 task.add(&mut sums, &outputs, &batch.labels);
                 images += readable as f64;

@@ -12,7 +12,8 @@ pub use clock::Clock;
 
 use crate::collective::Collective;
 use crate::data::feed::Feed;
-use crate::data::feed::loader::{Loader, Mixing};
+use crate::data::feed::images::Handover;
+use crate::data::feed::loader::Loader;
 use crate::device::memory;
 use crate::error::Failure;
 use crate::libtorch::empty_cache;
@@ -108,9 +109,8 @@ impl Training<'_> {
         let share = share(phase.training.global_batch, group.rank(), group.size());
         let micro_batches = micro_batches(share, setting.micro_batch);
         let mut stepper = Stepper::new(plan, phase, group, micro_batches.len());
-        let staging = Staging::new(device, group.pinning());
-        let mixing = if staging.is_pinned() { Mixing::Device(staging) } else { Mixing::Host };
-        let mut loader = Loader::start(plan, phase, feed, micro_batches, self.trainer.step, mixing)?;
+        let handover = Handover::new(Staging::new(device, group.pinning()), true);
+        let mut loader = Loader::start(plan, phase, feed, micro_batches, self.trainer.step, handover)?;
         let eval_steps = phase.training.eval_epochs as u64 * phase.steps_per_epoch;
 
         while self.trainer.step < phase.steps {

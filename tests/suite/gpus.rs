@@ -131,6 +131,17 @@ fn the_gpu_check_runs_whole_on_a_cpu_and_a_part_that_hangs_does_not_stop_the_oth
     let kernels = &others.iter().find(|part| part["part"] == "kernel table").unwrap()["found"];
     let names: Vec<&str> = kernels.as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"aten::addmm") && names.contains(&"aten::linear"), "{text}");
+    let off = &others.iter().find(|part| part["part"] == "parts switched off").unwrap()["found"];
+    assert!(
+        ["fp32-sums", "kept-samples", "byte-images"].iter().all(|name| off[name].as_f64().unwrap() > 0.0),
+        "{text}"
+    );
+    let is_compiled = |part: &&Value| part["part"].as_str().unwrap().ends_with(", compiled");
+    assert!(
+        others.iter().rev().take_while(|part| is_compiled(part)).count() == 2,
+        "nothing waits for a compiler: {text}"
+    );
+    assert_eq!(others.iter().filter(|part| is_compiled(part)).count(), 2, "{text}");
 }
 
 /// The settings that make the study's model and batch tiny.

@@ -3,14 +3,15 @@
 use incubate::coco::objects::{Outline, Scene};
 use incubate::config::{Config, TaskKind};
 use incubate::data::feed::Feed;
-use incubate::data::feed::loader::{Loader, Mixing};
+use incubate::data::feed::images::Handover;
+use incubate::data::feed::loader::Loader;
 use incubate::data::feed::objects::ObjectReading;
 use incubate::data::feed::test_batches::test_batches;
 use incubate::data::{self, Source};
 use incubate::plan::Plan;
 use incubate::plan::groups::{micro_batches, share};
 use incubate::run::table::DETECT;
-use incubate::weights::{Staging, floats};
+use incubate::weights::floats;
 use serde_json::{Value, json};
 use std::path::Path;
 use tch::{Device, Tensor};
@@ -52,7 +53,7 @@ fn images_and_objects_of_a_step_are_the_same_for_any_number_of_workers_ranks_and
         for rank in 0..ranks {
             let own = micro_batches(share(160, rank, ranks), micro);
             let count = own.len();
-            for batch in Loader::start(&plan, &phase, feed, own, 1, Mixing::Host).unwrap().take(count) {
+            for batch in Loader::start(&plan, &phase, feed, own, 1, Handover::Finished).unwrap().take(count) {
                 let (images_bchw, rows, _lent) = batch.unwrap().on(Device::Cpu);
                 assert_eq!(images_bchw.size(), [rows.size()[0], 3, SIDE as i64, SIDE as i64]);
                 pixels.extend_from_slice(floats(&images_bchw));
@@ -84,17 +85,17 @@ fn an_evaluation_gets_each_image_with_its_objects_in_the_images_own_pixels() {
     let source = data::open_read_only(&config).unwrap();
     let feed = Feed { source: &source, workers: 2 };
     let batches: Vec<_> =
-        test_batches(&config, feed, 2..7, 4, Staging::of_cpu()).unwrap().collect::<anyhow::Result<_>>().unwrap();
+        test_batches(&config, feed, 2..7, 4, Handover::Finished).unwrap().collect::<anyhow::Result<_>>().unwrap();
     assert_eq!(batches.len(), 5);
     for (index, batch) in (2..7).zip(&batches) {
         assert_eq!(scenes(&batch.labels), [source.test.scene(index).unwrap()]);
-        let sizes: Vec<Vec<i64>> = batch.images_bchw.iter().map(Tensor::size).collect();
+        let sizes: Vec<Vec<i64>> = batch.images.iter().map(|images| images.on(Device::Cpu).size()).collect();
         assert_eq!(sizes, [vec![1, 3, SIDE as i64, SIDE as i64]]);
     }
     let mut reader = ObjectReading::new(&config, &source.test, &source.bad).reader();
     let (images_1chw, size) = reader.image_alone(3).unwrap();
     assert_eq!(size, source.test.scene(3).unwrap().size);
-    assert!(images_1chw[0] == batches[1].images_bchw[0]);
+    assert!(images_1chw[0] == batches[1].images[0].on(Device::Cpu));
 }
 
 /// Two training images and an evaluation image of 8 × 6 pixels, in COCO's layout.

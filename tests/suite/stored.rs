@@ -3,7 +3,8 @@
 use crate::incubate::Incubate;
 use incubate::config::Config;
 use incubate::data::feed::Feed;
-use incubate::data::feed::loader::{Loader, Mixing};
+use incubate::data::feed::images::Handover;
+use incubate::data::feed::loader::Loader;
 use incubate::data::image::decode::jpeg;
 use incubate::plan::Plan;
 use incubate::plan::groups::{micro_batches, share};
@@ -122,7 +123,7 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
     draw(folder.path(), "val", 3, 1);
     // The first image cannot be read, and every number of ranks and workers skips it.
     std::fs::write(folder.path().join("train/class-00/000.jpg"), b"torn").unwrap();
-    let stream = |workers: usize, ranks: usize, mixing: &Mixing| -> Vec<f32> {
+    let stream = |workers: usize, ranks: usize, handover: &Handover| -> Vec<f32> {
         let sets = [
             format!("data.path={:?}", folder.path().display().to_string()),
             format!("run.dir={:?}", folder.path().join("run").display().to_string()),
@@ -139,8 +140,9 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
         let phase = plan.phase(&META, None);
         let own = |rank| micro_batches(share(32, rank, ranks), 4);
         let feed = Feed { source: &source, workers };
-        let mut loaders: Vec<Loader> =
-            (0..ranks).map(|rank| Loader::start(&plan, &phase, feed, own(rank), 1, mixing.clone()).unwrap()).collect();
+        let mut loaders: Vec<Loader> = (0..ranks)
+            .map(|rank| Loader::start(&plan, &phase, feed, own(rank), 1, handover.clone()).unwrap())
+            .collect();
         let mut numbers = Vec::new();
         for _step in 0..4 {
             for loader in &mut loaders {
@@ -155,13 +157,13 @@ fn the_stream_of_stored_images_has_the_same_bits_for_any_number_of_workers_and_r
         assert_eq!(source.bad.count(), 1);
         numbers
     };
-    let one = stream(1, 1, &Mixing::Host);
+    let one = stream(1, 1, &Handover::Finished);
     assert!(one.iter().all(|number| number.is_finite()));
     for (workers, ranks) in [(2, 1), (7, 1), (1, 4), (2, 4)] {
-        assert!(stream(workers, ranks, &Mixing::Host) == one, "{workers} workers, {ranks} ranks");
+        assert!(stream(workers, ranks, &Handover::Finished) == one, "{workers} workers, {ranks} ranks");
     }
     // Images that the device mixes differ by rounding alone.
-    let on_device = stream(2, 1, &Mixing::Device(Staging::of_cpu()));
+    let on_device = stream(2, 1, &Handover::Unmixed(Staging::of_cpu()));
     assert!(on_device.len() == one.len() && on_device.iter().zip(&one).all(|(a, b)| (a - b).abs() < 1e-5));
 }
 
@@ -179,7 +181,8 @@ fn a_global_batch_is_the_same_however_it_is_divided_and_is_mixed_in_blocks_of_12
         let own = |rank| micro_batches(share(320, rank, ranks), micro);
         let mut loaders: Vec<Loader> = (0..ranks)
             .map(|rank| {
-                Loader::start(&plan, &phase, Feed { source: &source, workers: 3 }, own(rank), 0, Mixing::Host).unwrap()
+                Loader::start(&plan, &phase, Feed { source: &source, workers: 3 }, own(rank), 0, Handover::Finished)
+                    .unwrap()
             })
             .collect();
         for _step in 0..2 {

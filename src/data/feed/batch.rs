@@ -1,6 +1,7 @@
 //! Micro-batches of training images, and how they get to a device.
 
 use super::batch_memory::Borrowed;
+use super::images::BatchImages;
 use crate::data::image::mix::Mix;
 use crate::weights::upload;
 use std::ops::Range;
@@ -17,8 +18,7 @@ pub struct Batch {
 /// A part of a micro-batch. For a GPU the loader puts its tensors into pinned memory.
 #[derive(Debug)]
 pub(super) struct Piece {
-    /// (batch, channel, row, column), normalised.
-    pub images_bchw: Tensor,
+    pub images: BatchImages,
     /// The task's targets, whose first dimension counts samples: distributions over the classes (batch, class), label maps (batch,
     /// row, column), or rows of objects in fp64 (batch, number), which are not in pinned memory.
     pub targets: Tensor,
@@ -29,17 +29,17 @@ pub(super) struct Piece {
 }
 
 impl Batch {
-    /// Makes a batch of images (batch, channel, row, column) and targets that are already mixed.
-    pub fn of(images_bchw: Tensor, targets: Tensor, positions: Range<usize>) -> Batch {
-        Batch { pieces: vec![Piece { images_bchw, targets, mix: None, memory: None }], positions }
+    /// Makes a batch of images, or of normalised images (batch, channel, row, column), and targets that are already mixed.
+    pub fn of(images: impl Into<BatchImages>, targets: Tensor, positions: Range<usize>) -> Batch {
+        Batch { pieces: vec![Piece { images: images.into(), targets, mix: None, memory: None }], positions }
     }
 
-    /// Copies the batch to a device and mixes its images there if that is not done yet. Returns the images (batch, channel, row,
-    /// column), the targets and, if it is reused, the memory of the images, which must be dropped after them. Rows of objects stay on
-    /// the host, which reads them.
+    /// Copies the batch to a device, and normalises and mixes its images there if that is not done yet. Returns the images (batch,
+    /// channel, row, column), the targets and, if it is reused, the memory of the images, which must be dropped after them. Rows of
+    /// objects stay on the host, which reads them.
     pub fn on(self, device: Device) -> (Tensor, Tensor, Option<Borrowed>) {
-        let on_device = |Piece { images_bchw, targets, mix, memory }: Piece| {
-            let images_bchw = upload(&images_bchw, device);
+        let on_device = |Piece { images, targets, mix, memory }: Piece| {
+            let images_bchw = images.on(device);
             mix.iter().for_each(|mix| mix.tensor(&images_bchw));
             let targets = if is_rows(&targets) { targets } else { upload(&targets, device) };
             (images_bchw, targets, memory)

@@ -20,16 +20,17 @@ pub struct Borrowed {
 }
 
 impl BatchMemory {
-    /// Takes an fp32 host tensor of undefined values that is not in use, or allocates it.
+    /// Takes a host tensor of undefined values that is not in use, or allocates it.
     ///
     /// # Errors
     /// There is no memory for a new tensor.
-    pub fn take(&self, shape: [i64; 4]) -> Result<(Tensor, Borrowed), TchError> {
+    pub fn take(&self, shape: [i64; 4], kind: Kind) -> Result<(Tensor, Borrowed), TchError> {
         let found = {
             let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            memory.iter().position(|tensor| tensor.size() == shape).map(|index| memory.swap_remove(index))
+            let fits = |tensor: &Tensor| tensor.size() == shape && tensor.kind() == kind;
+            memory.iter().position(fits).map(|index| memory.swap_remove(index))
         };
-        let tensor = found.map_or_else(|| Tensor::f_empty(shape, (Kind::Float, Device::Cpu)), Ok)?;
+        let tensor = found.map_or_else(|| Tensor::f_empty(shape, (kind, Device::Cpu)), Ok)?;
         Ok((tensor.shallow_clone(), Borrowed { memory: self.clone(), tensor }))
     }
 }
@@ -40,25 +41,25 @@ impl Drop for Borrowed {
     }
 }
 
-/// Takes or allocates an fp32 host tensor for images. For a GPU it is in pinned memory, which libtorch keeps until the GPU has
-/// copied the images.
+/// Takes or allocates a host tensor for images, fp32 or bytes. For a GPU it is in pinned memory, which libtorch keeps until the GPU
+/// has copied the images.
 ///
 /// # Errors
 /// A usage error if there is no memory. Its text says how much memory the `workers` of a replica take, and the cure. The text does not
 /// quote libtorch's message, because that would look like the error of a step that needs a smaller micro-batch.
 pub fn allocate(
     memory: &BatchMemory,
-    shape: [i64; 4],
+    (shape, kind): ([i64; 4], Kind),
     staging: &Staging,
     workers: usize,
 ) -> Result<(Tensor, Option<Borrowed>)> {
-    let allocated = match staging.empty_pinned(&shape) {
-        Ok(None) => memory.take(shape).map(|(tensor, borrowed)| (tensor, Some(borrowed))).ok(),
+    let allocated = match staging.empty_pinned(&shape, kind) {
+        Ok(None) => memory.take(shape, kind).map(|(tensor, borrowed)| (tensor, Some(borrowed))).ok(),
         pinned => pinned.ok().flatten().map(|pinned| (pinned, None)),
     };
     allocated.ok_or_else(|| {
         let [images, channels, size, _] = shape.map(|number| number as usize);
-        no_memory(workers, batch_bytes(images, channels, size, staging.is_pinned()))
+        no_memory(workers, batch_bytes([images, channels, size], kind, staging.is_pinned()))
     })
 }
 
@@ -74,9 +75,9 @@ fn no_memory(workers: usize, bytes: usize) -> anyhow::Error {
     )
 }
 
-/// The bytes of a batch of fp32 images. libtorch rounds pinned memory up to a power of two.
-pub fn batch_bytes(images: usize, channels: usize, size: usize, is_pinned: bool) -> usize {
-    let bytes = 4 * images * channels * size * size;
+/// The bytes of a batch of square images. libtorch rounds pinned memory up to a power of two.
+pub fn batch_bytes([images, channels, size]: [usize; 3], kind: Kind, is_pinned: bool) -> usize {
+    let bytes = kind.elt_size_in_bytes() * images * channels * size * size;
     if is_pinned { bytes.next_power_of_two() } else { bytes }
 }
 
@@ -92,23 +93,26 @@ mod tests {
     #[test]
     fn memory_is_reused_after_it_is_given_back_and_not_before() {
         let memory = BatchMemory::default();
-        let (first, borrowed) = memory.take([2, 1, 3, 3]).unwrap();
-        let (second, other) = memory.take([2, 1, 3, 3]).unwrap();
+        let take = |shape| memory.take(shape, Kind::Uint8).unwrap();
+        let (first, borrowed) = take([2, 1, 3, 3]);
+        let (second, other) = take([2, 1, 3, 3]);
         let address = |tensor: &Tensor| tensor.data_ptr() as usize;
         assert!(address(&first) != address(&second), "both are in use");
         let address_of_first = address(&first);
         drop((first, borrowed));
-        let (smaller, _borrowed) = memory.take([1, 1, 3, 3]).unwrap();
+        let (smaller, _borrowed) = take([1, 1, 3, 3]);
         assert_eq!(smaller.size(), [1, 1, 3, 3]);
-        let (third, _borrowed_again) = memory.take([2, 1, 3, 3]).unwrap();
+        let (floats, _of_floats) = memory.take([2, 1, 3, 3], Kind::Float).unwrap();
+        assert_eq!(floats.kind(), Kind::Float, "the free memory is too small");
+        let (third, _borrowed_again) = take([2, 1, 3, 3]);
         assert!(address(&third) == address_of_first);
         drop((second, other));
     }
 
     #[test]
     fn a_worker_without_memory_names_the_workers_and_not_the_micro_batch() {
-        let allocate =
-            |workers| allocate(&BatchMemory::default(), [1 << 24, 3, 4096, 4096], &Staging::of_cpu(), workers);
+        let shape = [1 << 24, 3, 4096, 4096];
+        let allocate = |workers| allocate(&BatchMemory::default(), (shape, Kind::Float), &Staging::of_cpu(), workers);
         let error = allocate(8).err().unwrap();
         let text = error.to_string();
         assert!(

@@ -4,11 +4,13 @@ use super::Feed;
 use super::ahead::Ahead;
 use super::batch::{Batch, Piece, is_rows};
 use super::batch_memory::{BatchMemory, allocate, batch_bytes, shape};
+use super::images::{BatchImages, Handover, kind, out};
 use super::objects::{ObjectReader, ObjectReading};
 use super::pairs::{PairReader, PairReading};
 use super::reader::{Reader, Reading};
 use super::sampler::{Epoch, Sampler};
 use crate::config::{Data, TaskKind};
+use crate::data::image::erase::Erased;
 use crate::data::image::mix::{BLOCK, Mix};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
@@ -16,7 +18,7 @@ use crate::weights::{Staging, floats_mut};
 use anyhow::Result;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The most samples of a micro-batch that a worker makes at a time, so that all workers share the work on a large micro-batch.
 const PIECE: usize = 64;
@@ -38,15 +40,6 @@ pub struct Loader {
     next: usize,
 }
 
-/// The place at which the images of a batch are mixed.
-#[derive(Debug, Clone)]
-pub enum Mixing {
-    /// On the host, by the loader's workers.
-    Host,
-    /// On the device that takes the images from this memory, in [`Batch::on`].
-    Device(Staging),
-}
-
 /// The state that all workers of a loader share.
 struct Shared {
     images: Images,
@@ -56,8 +49,10 @@ struct Shared {
     channels: usize,
     /// Height = width of the images.
     size: usize,
-    mixing: Mixing,
+    handover: Handover,
     staging: Staging,
+    /// The kind of the images that the workers write.
+    kind: Kind,
     /// The pieces of the replica's micro-batches of each step.
     pieces: Vec<Range<usize>>,
     first_step: u64,
@@ -85,6 +80,8 @@ enum AnyReader {
 struct Worker {
     shared: Arc<Shared>,
     reader: AnyReader,
+    /// [`Handover::numbers`]
+    numbers: Option<Tensor>,
     epoch: Option<(u64, Arc<Epoch>)>,
 }
 
@@ -103,13 +100,10 @@ impl Loader {
         feed: Feed,
         micro_batches: Vec<Range<usize>>,
         first_step: u64,
-        mixing: Mixing,
+        handover: Handover,
     ) -> Result<Loader> {
         let (config, source) = (&plan.config, feed.source);
-        let staging = match &mixing {
-            Mixing::Host => Staging::of_cpu(),
-            Mixing::Device(staging) => staging.clone(),
-        };
+        let (staging, numbers) = (handover.staging(), handover.numbers(config));
         let shared = Arc::new(Shared {
             images: match config.task {
                 TaskKind::Classification => Images::OfClasses(Reading::training(config, &source.train, &source.bad)),
@@ -127,8 +121,9 @@ impl Loader {
             classes: config.model.classes(),
             channels: config.model.channels(),
             size: config.model.image_size(),
-            mixing,
+            handover,
             staging,
+            kind: kind(&numbers),
             pieces: micro_batches.iter().flat_map(pieces).collect(),
             first_step,
             memory: BatchMemory::default(),
@@ -136,9 +131,10 @@ impl Loader {
             epoch: Mutex::new(None),
         });
         let largest = shared.pieces.iter().map(Range::len).max().unwrap_or(0);
-        let bytes = batch_bytes(largest, shared.channels, shared.size, shared.staging.is_pinned());
+        let bytes = batch_bytes([largest, shared.channels, shared.size], shared.kind, shared.staging.is_pinned());
         let made = Ahead::start(feed.workers, bytes, || {
-            let mut worker = Worker { shared: shared.clone(), reader: shared.images.reader(), epoch: None };
+            let numbers = numbers.as_ref().map(Tensor::shallow_clone);
+            let mut worker = Worker { shared: shared.clone(), reader: shared.images.reader(), numbers, epoch: None };
             move |number| Some(worker.make(number))
         })?;
         let counted = |micro_batch: Range<usize>| (micro_batch.clone(), pieces(&micro_batch).len());
@@ -170,26 +166,25 @@ impl Images {
 }
 
 impl Shared {
-    /// Writes the images of these samples and mixes them, unless a device does so later. Returns their targets, and the mixing if a
-    /// device has still to do it.
+    /// Writes the images of these samples and mixes them, unless a device does so later. `erased` takes the noise for images of bytes.
+    /// Returns their targets, and the mixing if a device has still to do it.
     fn with_classes(
         &self,
         reader: &mut Reader,
         samples: &[(usize, [u64; 4])],
         mix: Mix,
-        pixels: &mut [f32],
+        (images_bchw, erased): (&mut Tensor, &mut Erased),
     ) -> Result<(Tensor, Option<Mix>)> {
-        let image = self.channels * self.size * self.size;
         let mut labels = Vec::with_capacity(samples.len());
-        for ((index, key), out) in samples.iter().zip(pixels.chunks_exact_mut(image)) {
-            labels.push(reader.read(*index, &Random::new(key), out)?);
+        for (number, (index, key)) in samples.iter().enumerate() {
+            labels.push(reader.read(*index, &Random::new(key), out(images_bchw, number, erased))?);
         }
         let targets = mix.targets(&labels, self.classes, self.data.label_smoothing);
         let targets_bc = Tensor::from_slice(&targets).view([samples.len() as i64, self.classes as i64]);
-        if let Mixing::Device(_) = self.mixing {
+        if let Handover::Unmixed(_) | Handover::Bytes(_) = self.handover {
             return Ok((targets_bc, Some(mix)));
         }
-        mix.images(pixels, self.channels, self.size);
+        mix.images(floats_mut(images_bchw), self.channels, self.size);
         Ok((targets_bc, None))
     }
 
@@ -219,21 +214,23 @@ impl Worker {
             _ => self.epoch.insert(shared.order(epoch)),
         };
         let shape = shape(positions.len(), shared.channels, shared.size);
-        let (mut images_bchw, memory) = allocate(&shared.memory, shape, &shared.staging, shared.workers)?;
-        let pixels = floats_mut(&mut images_bchw);
+        let (mut images_bchw, memory) =
+            allocate(&shared.memory, (shape, shared.kind), &shared.staging, shared.workers)?;
+        let mut erased = Erased::default();
         let samples: Vec<(usize, [u64; 4])> =
             positions.clone().map(|position| shared.sampler.sample(order, step, position)).collect();
         let (targets, mix) = match &mut self.reader {
             AnyReader::OfClasses(reader) => {
                 let block = (positions.start / BLOCK) as u64;
                 let mix = Mix::draw(&shared.data, shared.size, &[shared.sampler.seed, MIX_KEY, step, block]);
-                shared.with_classes(reader, &samples, mix, pixels)?
+                shared.with_classes(reader, &samples, mix, (&mut images_bchw, &mut erased))?
             }
-            AnyReader::WithMaps(reader) => (reader.train(&samples, shared.size, pixels)?, None),
-            AnyReader::WithObjects(reader) => (reader.train(&samples, pixels)?, None),
+            AnyReader::WithMaps(reader) => (reader.train(&samples, shared.size, floats_mut(&mut images_bchw))?, None),
+            AnyReader::WithObjects(reader) => (reader.train(&samples, floats_mut(&mut images_bchw))?, None),
         };
+        let images = BatchImages::written(images_bchw, &erased, &self.numbers, &shared.staging);
         let targets = if is_rows(&targets) { targets } else { shared.staging.staged(targets) };
-        Ok(Piece { images_bchw, targets, mix, memory })
+        Ok(Piece { images, targets, mix, memory })
     }
 }
 

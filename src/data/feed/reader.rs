@@ -1,7 +1,7 @@
 //! Reads and transforms images one at a time. Each worker has a reader of its own.
 
 use crate::config::Config;
-use crate::data::image::recipe::{Recipe, Workbench};
+use crate::data::image::recipe::{Out, Recipe, Workbench};
 use crate::data::source::bad_images::BadImages;
 use crate::data::source::samples::Split;
 use crate::random::Random;
@@ -55,10 +55,11 @@ impl Reader {
     /// A usage error if more images are unreadable than the config allows, or if all are. If the image over the
     /// limit lies in a damaged pack, the error is [`crate::error::Failure::Damaged`]. Another error if the operating system fails to
     /// read a file, which may be intact.
-    pub fn read(&mut self, index: usize, random: &Random, out: &mut [f32]) -> Result<u32> {
+    pub fn read<'a>(&mut self, index: usize, random: &Random, out: impl Into<Out<'a>>) -> Result<u32> {
+        let mut out = out.into();
         let images = self.reading.split.len();
         for other in (index..images).chain(0..index) {
-            if self.try_read(other, random.clone(), out)? {
+            if self.try_read(other, random.clone(), out.reborrow())? {
                 return Ok(self.reading.split.label(other));
             }
         }
@@ -69,13 +70,13 @@ impl Reader {
     ///
     /// # Errors
     /// As for [`Reader::read`], but it is no error by itself that all images are unreadable.
-    pub fn read_this(&mut self, index: usize, random: &Random, out: &mut [f32]) -> Result<Option<u32>> {
-        let read = self.try_read(index, random.clone(), out)?;
+    pub fn read_this<'a>(&mut self, index: usize, random: &Random, out: impl Into<Out<'a>>) -> Result<Option<u32>> {
+        let read = self.try_read(index, random.clone(), out.into())?;
         Ok(read.then(|| self.reading.split.label(index)))
     }
 
     /// Writes an image; false if it is unreadable.
-    fn try_read(&mut self, index: usize, mut random: Random, out: &mut [f32]) -> Result<bool> {
+    fn try_read(&mut self, index: usize, mut random: Random, out: Out) -> Result<bool> {
         match self.transform(index, &mut random, out) {
             Ok(()) => Ok(true),
             Err(fault) => {
@@ -85,7 +86,7 @@ impl Reader {
         }
     }
 
-    fn transform(&mut self, index: usize, random: &mut Random, out: &mut [f32]) -> Result<()> {
+    fn transform(&mut self, index: usize, random: &mut Random, out: Out) -> Result<()> {
         if self.bytes.capacity() > MOST_KEPT {
             self.bytes = Vec::new();
         }

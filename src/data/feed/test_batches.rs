@@ -3,20 +3,21 @@
 use super::Feed;
 use super::ahead::Ahead;
 use super::batch_memory::{BatchMemory, Borrowed, allocate, batch_bytes, shape};
+use super::images::{BatchImages, Handover, kind, out};
 use super::objects::ObjectReading;
 use super::pairs::PairReading;
 use super::reader::{Reader, Reading};
 use crate::config::{Config, TaskKind};
+use crate::data::image::erase::Erased;
 use crate::random::Random;
-use crate::weights::{Staging, floats_mut};
 use anyhow::Result;
 use std::ops::Range;
 use tch::Tensor;
 
 /// Test images, transformed for evaluation. For a GPU, images of one size are in pinned memory.
 pub struct TestBatch {
-    /// (batch, channel, row, column), normalised: one tensor, or a tensor of the only image for each scale of the evaluation.
-    pub images_bchw: Vec<Tensor>,
+    /// The images of the batch, or the only image at each scale of the evaluation.
+    pub images: Vec<BatchImages>,
     /// The class of each image (batch), the label map of the only image (1, row, column) at its own size, or the objects of the only
     /// image (1, number) in its own pixels.
     pub labels: Tensor,
@@ -34,10 +35,10 @@ pub fn test_batches(
     feed: Feed,
     range: Range<usize>,
     size: usize,
-    staging: Staging,
+    handover: Handover,
 ) -> Result<TestBatches> {
     match config.task {
-        TaskKind::Classification => Ok(Box::new(of_one_size(config, feed, range, size, staging)?)),
+        TaskKind::Classification => Ok(Box::new(of_one_size(config, feed, range, size, handover)?)),
         TaskKind::Segmentation => Ok(Box::new(with_maps(config, feed, range)?)),
         TaskKind::Detection => Ok(Box::new(with_objects(config, feed, range)?)),
     }
@@ -85,7 +86,8 @@ where
             let index = range.start + number;
             let make = || {
                 let (images_bchw, labels) = read(index)?;
-                Ok(TestBatch { images_bchw, labels, _memory: None })
+                let images = images_bchw.into_iter().map(BatchImages::from).collect();
+                Ok(TestBatch { images, labels, _memory: None })
             };
             range.contains(&index).then(make)
         }
@@ -97,7 +99,7 @@ fn of_one_size(
     feed: Feed,
     range: Range<usize>,
     size: usize,
-    staging: Staging,
+    handover: Handover,
 ) -> Result<impl Iterator<Item = Result<TestBatch>> + use<>> {
     let reading = Reading::evaluation(config, &feed.source.test, &feed.source.bad);
     let (channels, side) = (config.model.channels(), config.model.image_size());
@@ -105,14 +107,24 @@ fn of_one_size(
     let batches = range.len().div_ceil(size);
     let memory = BatchMemory::default();
     let workers = feed.workers;
-    Ahead::start(workers, batch_bytes(size, channels, side, staging.is_pinned()), move || {
+    let (staging, numbers) = (handover.staging(), handover.numbers(config));
+    let kind = kind(&numbers);
+    Ahead::start(workers, batch_bytes([size, channels, side], kind, staging.is_pinned()), move || {
         let (mut reader, range) = (reading.reader(), range.clone());
         let (memory, staging) = (memory.clone(), staging.clone());
+        let numbers = numbers.as_ref().map(Tensor::shallow_clone);
         move |number| {
             let start = range.start + number * size;
             let batch = start..(start + size).min(range.end);
             let shape = shape(batch.len(), channels, side);
-            let make = || test_batch(&mut reader, allocate(&memory, shape, &staging, workers)?, batch);
+            let make = || {
+                let (mut images_bchw, memory) = allocate(&memory, (shape, kind), &staging, workers)?;
+                let labels = read_batch(&mut reader, &mut images_bchw, batch)?;
+                let images_bchw = images_bchw.narrow(0, 0, labels.len() as i64);
+                // Nothing is erased in an evaluation.
+                let images = vec![BatchImages::written(images_bchw, &Erased::default(), &numbers, &staging)];
+                Ok(TestBatch { images, labels: Tensor::from_slice(&labels), _memory: memory })
+            };
             (number < batches).then(make)
         }
     })
@@ -121,23 +133,13 @@ fn of_one_size(
 /// The largest batch, which is enough to keep a device busy without a backward pass.
 const LARGEST_BATCH: usize = 128;
 
-/// Reads the images of `range` in order. An unreadable image leaves no gap in the batch.
-fn test_batch(
-    reader: &mut Reader,
-    (mut images_bchw, memory): (Tensor, Option<Borrowed>),
-    range: Range<usize>,
-) -> Result<TestBatch> {
-    let image = images_bchw.numel() / range.len();
+/// Reads the images of `range` in order into a host tensor, and returns their labels. An unreadable image leaves no gap in the batch.
+fn read_batch(reader: &mut Reader, images_bchw: &mut Tensor, range: Range<usize>) -> Result<Vec<i64>> {
     let mut labels: Vec<i64> = Vec::with_capacity(range.len());
-    let mut outs = floats_mut(&mut images_bchw).chunks_exact_mut(image);
-    let mut next = outs.next();
+    let mut erased = Erased::default();
     for index in range {
-        let Some(out) = next.as_deref_mut() else { break };
-        if let Some(label) = reader.read_this(index, &Random::new(&[]), out)? {
-            labels.push(label.into());
-            next = outs.next();
-        }
+        let out = out(images_bchw, labels.len(), &mut erased);
+        labels.extend(reader.read_this(index, &Random::new(&[]), out)?.map(i64::from));
     }
-    let images_bchw = images_bchw.narrow(0, 0, labels.len() as i64);
-    Ok(TestBatch { images_bchw: vec![images_bchw], labels: Tensor::from_slice(&labels), _memory: memory })
+    Ok(labels)
 }

@@ -3,6 +3,7 @@
 use super::pixels::Region;
 use crate::random::Random;
 use std::sync::LazyLock;
+use tch::{Kind, Tensor};
 
 /// Draws a rectangle in a square of side `size`, with 2 to 33 % of its area. The ratio of height to width is log-uniform in
 /// [0.3, 1/0.3]. Returns none after ten draws that do not fit.
@@ -22,11 +23,54 @@ pub fn rectangle(size: usize, random: &mut Random) -> Option<Region> {
 
 /// Calls `fill_row` on each row of the rectangle, in every plane of `size` × `size` numbers.
 pub fn fill(out: &mut [f32], size: usize, region: Region, mut fill_row: impl FnMut(&mut [f32])) {
-    for plane in out.chunks_exact_mut(size * size) {
-        for row in plane[region.top * size..(region.top + region.height) * size].chunks_exact_mut(size) {
-            fill_row(&mut row[region.left..region.left + region.width]);
+    for first in rows(out.len() / (size * size), size, region) {
+        fill_row(&mut out[first..first + region.width]);
+    }
+}
+
+/// The index of the first number of each row of the rectangle, in planes of `size` × `size` numbers.
+fn rows(planes: usize, size: usize, region: Region) -> impl Iterator<Item = usize> {
+    let rows = region.top..region.top + region.height;
+    (0..planes).flat_map(move |plane| rows.clone().map(move |row| (plane * size + row) * size + region.left))
+}
+
+/// The noise for the rectangles of a batch whose images a device normalises. The device writes it by [`write_noise`].
+#[derive(Debug, Default)]
+pub struct Erased {
+    /// For each row of a rectangle in a plane: the index of its first number in the batch, less the number of values before, and its
+    /// width.
+    rows: Vec<[i64; 2]>,
+    /// The values of all rows.
+    values: Vec<f32>,
+}
+
+impl Erased {
+    /// Draws the noise of a rectangle in the image of `planes` planes of `size` × `size` numbers that begins at the index `start` of
+    /// the batch. The noise is that of [`fill`] with [`noise`].
+    pub fn add(&mut self, (start, planes): (usize, usize), size: usize, region: Region, random: &mut Random) {
+        for first in rows(planes, size, region) {
+            let before = self.values.len();
+            self.values.resize(before + region.width, 0.0);
+            noise(&mut self.values[before..], random);
+            self.rows.push([(start + first) as i64 - before as i64, region.width as i64]);
         }
     }
+
+    /// The rows (row, 2) and the values, as host tensors; none if nothing is erased.
+    pub fn tensors(&self) -> Option<[Tensor; 2]> {
+        let rows = || Tensor::from_slice(self.rows.as_flattened()).view([-1, 2]);
+        (!self.values.is_empty()).then(|| [rows(), Tensor::from_slice(&self.values)])
+    }
+}
+
+/// Writes the noise of [`Erased::tensors`] into normalised images (batch, channel, row, column) on the same device.
+pub fn write_noise(images_bchw: &Tensor, [rows_r2, values]: [&Tensor; 2]) {
+    let count = values.size()[0];
+    let (starts, widths) = (rows_r2.select(1, 0), rows_r2.select(1, 1));
+    // With the count of values, a GPU need not be asked for the sum of the widths.
+    let starts = starts.repeat_interleave_self_tensor(&widths, 0, count);
+    let places = starts + Tensor::arange(count, (Kind::Int64, values.device()));
+    let _ = images_bchw.view(-1).index_copy_(0, &places, values);
 }
 
 /// Fills `out` with numbers from a standard normal distribution, fast: a nanosecond each. Each number is the sum of two random

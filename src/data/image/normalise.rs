@@ -1,8 +1,10 @@
-//! Converts pixels to the values that the network takes: (byte / 255 − mean) / deviation, in planes.
+//! Converts pixels to the values that the network takes: (byte / 255 − mean) / deviation, in planes. A device computes the same bits
+//! from planes of bytes.
 
 use super::pixels::{Pixel, Pixels};
 use super::randaugment::{IDENTITY, Table};
 use multiversion::multiversion;
+use tch::{Kind, Tensor};
 
 /// The normalisation of gray or of colour images.
 #[derive(Debug, Clone)]
@@ -55,6 +57,18 @@ impl Normalise {
         }
     }
 
+    /// The fp32 numbers that [`normalised`] takes: the value of each byte (256), or the scale and the bias of each channel
+    /// (2, channel, 1, 1).
+    pub fn numbers(&self) -> Tensor {
+        match self {
+            Normalise::Gray(values) => Tensor::from_slice(&values[..]),
+            Normalise::Colour(channels) => {
+                let both = [channels.map(|channel| channel.scale), channels.map(|channel| channel.bias)];
+                Tensor::from_slice(both.as_flattened()).view([2, 3, 1, 1])
+            }
+        }
+    }
+
     /// Writes an image's planes (channel, row, column) of `side` rows and columns, which are 0 below and to the right of the image.
     /// `flipped` mirrors the image's rows, and `planes` is memory.
     pub fn apply_padded(&self, pixels: &Pixels, flipped: bool, side: usize, planes: &mut Vec<f32>, out: &mut [f32]) {
@@ -68,6 +82,31 @@ impl Normalise {
             }
         }
     }
+}
+
+/// Writes an image's planes (channel, row, column) of bytes, from which [`normalised`] makes the values of [`Normalise::apply`]. A
+/// gray image has one plane.
+pub fn byte_planes(pixels: &Pixels, table: Option<&Table>, flipped: bool, out: &mut [u8]) {
+    for (channel, plane) in out.chunks_exact_mut(pixels.rgbx.len()).enumerate() {
+        let bytes = plane.iter_mut().zip(&pixels.rgbx);
+        match table {
+            None => bytes.for_each(|(out, pixel)| *out = pixel[channel]),
+            Some(table) => bytes.for_each(|(out, pixel)| *out = table[channel][usize::from(pixel[channel])]),
+        }
+    }
+    if flipped {
+        out.chunks_exact_mut(pixels.width).for_each(<[u8]>::reverse);
+    }
+}
+
+/// Normalises bytes (batch, channel, row, column) on their device, with [`Normalise::numbers`] on the same device. The result has the
+/// bits of [`Normalise::apply`]: the product is rounded before the bias is added.
+pub fn normalised(bytes_bchw: &Tensor, numbers: &Tensor) -> Tensor {
+    if numbers.dim() == 1 {
+        let values = numbers.index_select(0, &bytes_bchw.to_kind(Kind::Int).view(-1));
+        return values.view_as(bytes_bchw);
+    }
+    (bytes_bchw * numbers.get(0)).g_add_(&numbers.get(1))
 }
 
 /// For each channel, the normalised value of each byte if `table` is applied first.
@@ -101,4 +140,39 @@ fn looked_up(pixels: &[Pixel], tables: &[[f32; 256]; 3], [red, green, blue]: [&m
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn mirror(out: &mut [f32], width: usize) {
     out.chunks_exact_mut(width).for_each(<[f32]>::reverse);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+    use crate::weights::{bytes_mut, floats_mut};
+
+    fn bits(numbers: &[f32]) -> Vec<u32> {
+        numbers.iter().map(|number| number.to_bits()).collect()
+    }
+
+    #[test]
+    fn a_device_normalises_every_byte_to_the_same_bits() {
+        let mut random = Random::new(&[1]);
+        let side = 16;
+        // The red of the pixels takes every value.
+        let rgbx = (0..=255u8).map(|byte| [byte, byte ^ 0x5a, 255 - byte, 255]).collect();
+        let pixels = Pixels { width: side, height: side, rgbx };
+        let inverted: Table = IDENTITY.map(|channel| channel.map(|byte| 255 - byte / 2));
+        for draw in 0..200 {
+            let channels = if draw % 2 == 0 { 3 } else { 1 };
+            let mut of_channels = |low, high| (0..channels).map(|_| random.between(low, high)).collect::<Vec<f64>>();
+            let normalise = Normalise::new(&of_channels(0.0, 1.0), &of_channels(0.05, 0.9));
+            let (table, flipped) = ((draw % 3 == 0).then_some(&inverted), draw % 4 < 2);
+            let shape = [1, channels, side as i64, side as i64];
+            let mut expected = Tensor::zeros(shape, (Kind::Float, tch::Device::Cpu));
+            normalise.apply(&pixels, table, flipped, floats_mut(&mut expected));
+            let mut bytes_bchw = Tensor::zeros(shape, (Kind::Uint8, tch::Device::Cpu));
+            byte_planes(&pixels, table, flipped, bytes_mut(&mut bytes_bchw));
+            let mut there = normalised(&bytes_bchw, &normalise.numbers());
+            assert_eq!(there.size(), shape);
+            assert!(bits(floats_mut(&mut there)) == bits(floats_mut(&mut expected)), "{normalise:?}");
+        }
+    }
 }

@@ -4,7 +4,8 @@
 //! pixels, RandomResizedCrop above.
 
 use super::decode::Decoder;
-use super::normalise::Normalise;
+use super::erase::Erased;
+use super::normalise::{Normalise, byte_planes};
 use super::pixels::{Area, Pixels, Region};
 use super::randaugment::{self, Canvas, Policy};
 use super::resize::{Order, Resample};
@@ -43,6 +44,46 @@ pub struct Workbench {
     resized: Pixels,
     canvas: Canvas,
     pub spent: Spent,
+}
+
+/// The memory into which a transformed image is written (channel, row, column).
+pub enum Out<'a> {
+    /// Takes the normalised image.
+    Normalised(&'a mut [f32]),
+    /// Takes the image as bytes, which a device normalises later.
+    Bytes {
+        bytes: &'a mut [u8],
+        /// The index of the image's first number in its batch.
+        start: usize,
+        /// Takes the noise of RandomErasing, which the device writes after it has normalised the bytes.
+        erased: &'a mut Erased,
+    },
+}
+
+impl<'a, Numbers: AsMut<[f32]> + ?Sized> From<&'a mut Numbers> for Out<'a> {
+    fn from(numbers: &'a mut Numbers) -> Out<'a> {
+        Out::Normalised(numbers.as_mut())
+    }
+}
+
+impl Out<'_> {
+    /// The same memory for a shorter time.
+    pub fn reborrow(&mut self) -> Out<'_> {
+        match self {
+            Out::Normalised(numbers) => Out::Normalised(numbers),
+            Out::Bytes { bytes, start, erased } => Out::Bytes { bytes, start: *start, erased },
+        }
+    }
+
+    /// Replaces a rectangle of an image of `size` rows and columns by noise.
+    fn erase(&mut self, size: usize, region: Region, random: &mut Random) {
+        match self {
+            Out::Normalised(numbers) => erase::fill(numbers, size, region, |row| erase::noise(row, random)),
+            Out::Bytes { bytes, start, erased } => {
+                erased.add((*start, bytes.len() / (size * size)), size, region, random);
+            }
+        }
+    }
 }
 
 /// The part of an image that becomes the network's input, and how it is decoded and resampled.
@@ -123,15 +164,15 @@ impl Recipe {
     ///
     /// # Errors
     /// The image cannot be decoded.
-    pub fn train(
+    pub fn train<'a>(
         &self,
         bench: &mut Workbench,
         bytes: &[u8],
         stored: Stored,
         random: &mut Random,
-        out: &mut [f32],
+        out: impl Into<Out<'a>>,
     ) -> Result<()> {
-        let data = &self.data;
+        let (data, mut out) = (&self.data, out.into());
         bench.spent.begin();
         let size = bench.decoder.open(bytes, stored)?;
         self.draw_random_crop(bench, bytes, size, random)?;
@@ -142,11 +183,11 @@ impl Recipe {
             None => {}
         }
         bench.spent.end(|spent| &mut spent.operations);
-        bench.normalise(&self.normalise, out);
+        bench.normalise(&self.normalise, &mut out);
         if random.uniform() < data.erase
             && let Some(region) = erase::rectangle(self.size, random)
         {
-            erase::fill(out, self.size, region, |row| erase::noise(row, random));
+            out.erase(self.size, region, random);
         }
         bench.spent.end(|spent| &mut spent.erase);
         Ok(())
@@ -157,13 +198,19 @@ impl Recipe {
     ///
     /// # Errors
     /// The image cannot be decoded.
-    pub fn evaluate(&self, bench: &mut Workbench, bytes: &[u8], stored: Stored, out: &mut [f32]) -> Result<()> {
+    pub fn evaluate<'a>(
+        &self,
+        bench: &mut Workbench,
+        bytes: &[u8],
+        stored: Stored,
+        out: impl Into<Out<'a>>,
+    ) -> Result<()> {
         bench.spent.begin();
         let (height, width) = bench.decoder.open(bytes, stored)?;
         let (area, within) = crop::centre(height, width, self.size, self.evaluated_share);
         let crop = Crop { area, within, reduction: 1, order: Order::RowsFirst };
         bench.draw(bytes, crop, self.size)?;
-        bench.normalise(&self.normalise, out);
+        bench.normalise(&self.normalise, &mut out.into());
         Ok(())
     }
 
@@ -210,9 +257,13 @@ impl Workbench {
         draw(decoder, resample, spent, bytes, crop, canvas.begin(size))
     }
 
-    fn normalise(&mut self, normalise: &Normalise, out: &mut [f32]) {
+    /// Writes the canvas. A device normalises the image later if `out` takes bytes.
+    fn normalise(&mut self, normalise: &Normalise, out: &mut Out) {
         let Canvas { pixels, table, flipped, .. } = &self.canvas;
-        normalise.apply(pixels, table.as_deref(), *flipped, out);
+        match out {
+            Out::Normalised(out) => normalise.apply(pixels, table.as_deref(), *flipped, out),
+            Out::Bytes { bytes, .. } => byte_planes(pixels, table.as_deref(), *flipped, bytes),
+        }
         self.spent.end(|spent| &mut spent.normalise);
     }
 }

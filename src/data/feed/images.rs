@@ -1,0 +1,139 @@
+//! The images of a batch on their way to a device: normalised by the data workers, or as bytes that the device normalises. Bytes are a
+//! quarter of the size, and become the same bits.
+
+use crate::config::{Config, TaskKind};
+use crate::data::image::erase::{Erased, write_noise};
+use crate::data::image::normalise::{Normalise, normalised};
+use crate::data::image::recipe::Out;
+use crate::weights::{Staging, bytes_mut, floats_mut, upload};
+use tch::{Device, Kind, Tensor};
+
+/// The form in which data workers hand over images.
+#[derive(Debug, Clone)]
+pub enum Handover {
+    /// Normalised and mixed.
+    Finished,
+    /// Normalised. The device that takes the images from this memory mixes them.
+    Unmixed(Staging),
+    /// As bytes, which the device that takes them from this memory normalises and mixes. Images with label maps or objects are
+    /// normalised by the workers even so, because no byte stands for the zeros around them.
+    Bytes(Staging),
+}
+
+impl Handover {
+    /// The form for the device of `staging`: finished for a CPU. A GPU gets bytes if `as_bytes`.
+    pub fn new(staging: Staging, as_bytes: bool) -> Handover {
+        match (staging.is_pinned(), as_bytes) {
+            (false, _) => Handover::Finished,
+            (true, false) => Handover::Unmixed(staging),
+            (true, true) => Handover::Bytes(staging),
+        }
+    }
+
+    /// The memory from which the device takes the images.
+    pub fn staging(&self) -> Staging {
+        match self {
+            Handover::Finished => Staging::of_cpu(),
+            Handover::Unmixed(staging) | Handover::Bytes(staging) => staging.clone(),
+        }
+    }
+
+    /// [`Normalise::numbers`] for a device that gets the config's images as bytes; none if the workers normalise them.
+    pub fn numbers(&self, config: &Config) -> Option<Tensor> {
+        match (self, config.task) {
+            (Handover::Bytes(staging), TaskKind::Classification) => {
+                Some(staging.staged(Normalise::new(&config.data.mean, &config.data.std).numbers()))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The kind of images that are normalised with these numbers by a device, or else by the workers.
+pub(super) fn kind(numbers: &Option<Tensor>) -> Kind {
+    if numbers.is_some() { Kind::Uint8 } else { Kind::Float }
+}
+
+/// The images of a batch in host memory.
+#[derive(Debug)]
+pub enum BatchImages {
+    /// (batch, channel, row, column), normalised.
+    Normalised(Tensor),
+    /// Images that a device normalises.
+    Bytes {
+        /// (batch, channel, row, column)
+        bytes_bchw: Tensor,
+        /// [`Normalise::numbers`]
+        numbers: Tensor,
+        /// [`Erased::tensors`]
+        erased: Option<[Tensor; 2]>,
+    },
+}
+
+impl From<Tensor> for BatchImages {
+    /// Takes images that are normalised.
+    fn from(images_bchw: Tensor) -> BatchImages {
+        BatchImages::Normalised(images_bchw)
+    }
+}
+
+impl BatchImages {
+    /// Makes a batch of images that workers wrote by [`out`]: bytes if there are `numbers`.
+    pub(super) fn written(
+        images_bchw: Tensor,
+        erased: &Erased,
+        numbers: &Option<Tensor>,
+        staging: &Staging,
+    ) -> BatchImages {
+        let Some(numbers) = numbers else { return images_bchw.into() };
+        let staged = |tensors: [Tensor; 2]| tensors.map(|tensor| staging.staged(tensor));
+        BatchImages::Bytes {
+            bytes_bchw: images_bchw,
+            numbers: numbers.shallow_clone(),
+            erased: erased.tensors().map(staged),
+        }
+    }
+
+    /// How many images there are.
+    pub fn count(&self) -> i64 {
+        let (BatchImages::Normalised(tensor) | BatchImages::Bytes { bytes_bchw: tensor, .. }) = self;
+        tensor.size()[0]
+    }
+
+    /// The same images in the same memory.
+    pub fn shallow_clone(&self) -> BatchImages {
+        match self {
+            BatchImages::Normalised(images_bchw) => images_bchw.shallow_clone().into(),
+            BatchImages::Bytes { bytes_bchw, numbers, erased } => BatchImages::Bytes {
+                bytes_bchw: bytes_bchw.shallow_clone(),
+                numbers: numbers.shallow_clone(),
+                erased: erased.as_ref().map(|erased| erased.each_ref().map(Tensor::shallow_clone)),
+            },
+        }
+    }
+
+    /// The normalised images (batch, channel, row, column) on a device. Does not wait for a copy from pinned memory.
+    pub fn on(&self, device: Device) -> Tensor {
+        match self {
+            BatchImages::Normalised(images_bchw) => upload(images_bchw, device),
+            BatchImages::Bytes { bytes_bchw, numbers, erased } => {
+                let images_bchw = normalised(&upload(bytes_bchw, device), &upload(numbers, device));
+                if let Some([rows, values]) = erased {
+                    write_noise(&images_bchw, [&upload(rows, device), &upload(values, device)]);
+                }
+                images_bchw
+            }
+        }
+    }
+}
+
+/// The memory of one image in a host tensor of images (batch, channel, row, column), which are bytes or fp32. `erased` takes the noise for
+/// images of bytes.
+pub(super) fn out<'a>(images_bchw: &'a mut Tensor, number: usize, erased: &'a mut Erased) -> Out<'a> {
+    let image = images_bchw.numel() / images_bchw.size()[0] as usize;
+    let start = number * image;
+    match images_bchw.kind() {
+        Kind::Uint8 => Out::Bytes { bytes: &mut bytes_mut(images_bchw)[start..start + image], start, erased },
+        _ => Out::Normalised(&mut floats_mut(images_bchw)[start..start + image]),
+    }
+}
