@@ -5,7 +5,7 @@
 
 use super::decode::Decoder;
 use super::normalise::Normalise;
-use super::pixels::{Area, Pixels, Region};
+use super::pixels::{Area, Pixels, Region, View};
 use super::randaugment::{self, Canvas, Policy};
 use super::resize::{Order, Resample};
 use super::{crop, erase};
@@ -159,7 +159,27 @@ impl Recipe {
     /// The image cannot be decoded.
     pub fn evaluate(&self, bench: &mut Workbench, bytes: &[u8], stored: Stored, out: &mut [f32]) -> Result<()> {
         bench.spent.begin();
-        let (height, width) = bench.decoder.open(bytes, stored)?;
+        let size = bench.decoder.open(bytes, stored)?;
+        self.evaluate_opened(bench, bytes, size, out)
+    }
+
+    /// As [`Recipe::evaluate`], but decodes the whole image, for [`Workbench::photo`].
+    ///
+    /// # Errors
+    /// The image cannot be decoded.
+    pub fn evaluate_whole(&self, bench: &mut Workbench, bytes: &[u8], stored: Stored, out: &mut [f32]) -> Result<()> {
+        let size = bench.decoder.open(bytes, stored)?;
+        bench.decoder.keep_whole(bytes, size)?;
+        self.evaluate_opened(bench, bytes, size, out)
+    }
+
+    fn evaluate_opened(
+        &self,
+        bench: &mut Workbench,
+        bytes: &[u8],
+        (height, width): (usize, usize),
+        out: &mut [f32],
+    ) -> Result<()> {
         let (area, within) = crop::centre(height, width, self.size, self.evaluated_share);
         let crop = Crop { area, within, reduction: 1, order: Order::RowsFirst };
         bench.draw(bytes, crop, self.size)?;
@@ -204,6 +224,11 @@ impl Recipe {
 }
 
 impl Workbench {
+    /// The whole stored image that [`Recipe::evaluate_whole`] has decoded, given the same bytes.
+    pub fn photo<'a>(&'a self, bytes: &'a [u8]) -> View<'a> {
+        self.decoder.whole(bytes)
+    }
+
     /// Decodes and resamples a part of the opened image onto the canvas, whose side becomes `size`.
     fn draw(&mut self, bytes: &[u8], crop: Crop, size: usize) -> Result<()> {
         let Workbench { decoder, resample, canvas, spent, .. } = self;
