@@ -3,7 +3,7 @@
 
 use super::median;
 use crate::collective::Solo;
-use crate::config::{Config, Precision};
+use crate::config::{Config, Precision, TaskKind};
 use crate::data::feed::batch::Batch;
 use crate::data::feed::images::{BatchImages, Handover};
 use crate::device;
@@ -12,10 +12,10 @@ use crate::libtorch::Trace;
 use crate::model::off::{Off, Optimisation};
 use crate::model::{self, Network, fresh};
 use crate::plan::Plan;
-use crate::plan::cost::training_flops;
+use crate::plan::cost::{sample_flops, smallest_micro_batch};
 use crate::plan::groups::micro_batches;
 use crate::require;
-use crate::run::table::{MODULE, Method};
+use crate::run::table::Row;
 use crate::task::{Objective, Task};
 use crate::train::optimiser::Optimiser;
 use crate::train::step::{Outcome, Stepper, Times};
@@ -33,7 +33,7 @@ use tch::{Device, Kind, Tensor};
 #[derive(Debug, Serialize)]
 pub struct StepReport {
     pub model: String,
-    /// The method with which the target trains. `stage I` if the module of stage I trains in its hybrid.
+    /// The phase in which the target trains. `stage I` if the module of stage I trains in its hybrid.
     pub work: String,
     pub blocks: usize,
     pub trained_parameters: usize,
@@ -100,7 +100,7 @@ pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
     let text = format!(
         "[run]\nmicro_batch = {batch}\n[model]\nimage_size = {image}\npatch_size = {patch}\nwidth = {width}\nheads = {heads}\nchannels = {channels}\n\
          classes = {classes}\ndepths = {:?}\n[data]\nmean = [{list}]\nstd = [{list}]\n[module]\ndrop_path = 0\n\
-         [e2e]\ndrop_path = 0",
+         [e2e]\ndrop_path = 0\n[segment]\ndrop_path = 0\n[detect]\ndrop_path = 0",
         [depth / 4; 4]
     );
     Config::parse(&text, sets)
@@ -108,10 +108,10 @@ pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
 
 /// The work to measure.
 pub struct Work {
+    /// The phase that trains.
+    pub row: &'static Row,
     /// The stage whose module trains in its hybrid. None if the target trains.
     pub stage: Option<usize>,
-    /// The method with which the target trains.
-    pub method: Method,
     /// The number of samples in a global batch.
     pub batch: usize,
     /// How many steps are timed.
@@ -125,20 +125,21 @@ pub struct Work {
 
 /// Trains on one device and measures the time of the steps.
 pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport> {
-    let Work { stage, method, batch, steps, device, off, trace } = work;
+    let Work { row, stage, batch, steps, device, off, trace } = work;
+    config = config.of_task(row.task());
     let stages = config.model.stages();
     require!(stage.is_none_or(|s| s < stages), "--stage {}: stages are 0 to {}", stage.unwrap_or(0), stages - 1);
-    require!(batch >= 2 && batch.is_multiple_of(2), "--batch {batch}: it must be even and at least 2");
+    let smallest = smallest_micro_batch(row.task());
+    let is_even = batch >= 2 && batch.is_multiple_of(2);
+    require!(is_even || batch == smallest, "--batch {batch}: it must be even and at least {smallest}");
     (config.module.training.global_batch, config.e2e.global_batch) = (batch, batch);
     (config.dgl.training.global_batch, config.infopro.training.global_batch) = (batch, batch);
+    (config.segment.global_batch, config.detect.global_batch) = (batch, batch);
     // The number of images sets the length of the phase. No timed step depends on this length.
     let plan = Plan { config, train_images: 256 * batch };
-    let mut phase = match stage {
-        Some(index) => plan.phase(&MODULE, Some(index)),
-        None => plan.phase(method.last_row(), None),
-    };
+    let mut phase = plan.phase(row, stage);
     // Count the operations before `--without` changes the phase, because the work that `--without` adds is no progress.
-    let flops = training_flops(&plan.config.model, &phase) * batch as f64;
+    let flops = sample_flops(&plan, &phase) * batch as f64;
     if off.has(Optimisation::Suffix) {
         // The stages after the module count as trained, so that their weight gradients are computed too.
         phase.trained.end = stages;
@@ -157,7 +158,9 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     let handover = Handover::new(Staging::new(device, Pinning::default()), !off.has(Optimisation::ByteImages));
     let mut batches = random_batches(&plan, micro_batches, &handover);
     let mut step = |number: u64| stepper.step(&mut network, &mut optimiser, &mut batches, number, 1e-3);
-    let (seconds, times) = time_steps(&mut step, steps, trace.as_deref(), device)?;
+    // A step of a task downstream takes long.
+    let warm_up = if row.task() == TaskKind::Classification { WARM_UP } else { 1 };
+    let (seconds, times) = time_steps(&mut step, (warm_up, steps as u64), trace.as_deref(), device)?;
     // Read the peak before the matrix products, which take more memory.
     let peak_mib = peak_mib(device)?;
     let step_s = median(seconds);
@@ -166,7 +169,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     let run = &plan.config.run;
     Ok(StepReport {
         model: name.to_string(),
-        work: stage.map_or(method.key().into(), |s| format!("stage {s}")),
+        work: stage.map_or(row.name.into(), |s| format!("stage {s}")),
         blocks: phase.depths.iter().sum(),
         trained_parameters: network.flat().trainable() - auxiliary.iter().map(Parameter::count).sum::<usize>(),
         batch,
@@ -186,23 +189,23 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     })
 }
 
-/// The number of steps that run before the timed steps.
+/// The number of steps of a classification that run before the timed steps.
 const WARM_UP: u64 = 3;
 
-/// Warms up, makes `steps` steps, and writes their recording to `trace`. Returns the seconds of each step, and the times of the
-/// steps' parts, summed over the steps. On a GPU a step returns the outcome of the step before it, so there the sums are over steps
-/// that are one step earlier.
+/// Makes `warm_up` steps, then `steps` timed steps, and writes the recording of these to `trace`. Returns the seconds of each timed step,
+/// and the times of the steps' parts, summed over the steps. On a GPU a step returns the outcome of the step before it, so there the
+/// sums are over steps that are one step earlier.
 fn time_steps(
     step: &mut dyn FnMut(u64) -> Result<Option<Outcome>>,
-    steps: usize,
+    (warm_up, steps): (u64, u64),
     trace: Option<&Path>,
     device: Device,
 ) -> Result<(Vec<f64>, Times)> {
-    (0..WARM_UP).try_for_each(|number| step(number).map(|_| ()))?;
+    (0..warm_up).try_for_each(|number| step(number).map(|_| ()))?;
     let recording = trace.map(|path| start_trace(path, device)).transpose()?;
     let mut seconds = Vec::new();
     let mut times = Times::default();
-    for number in WARM_UP..WARM_UP + steps as u64 {
+    for number in warm_up..warm_up + steps {
         let began = Instant::now();
         let outcome = step(number)?;
         seconds.push(began.elapsed().as_secs_f64());

@@ -7,7 +7,7 @@ use crate::bench;
 use crate::device::memory;
 use crate::libtorch::{Kernel, allow_attention};
 use crate::model::off::{Off, Optimisation};
-use crate::run::table::Method;
+use crate::run::table::{DETECT_E2E, DGL, E2E, INFOPRO, MODULE, SEGMENT_E2E};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -64,7 +64,7 @@ pub struct StepArgs {
     /// The module to train in its hybrid
     #[arg(long, value_name = "I")]
     stage: Option<usize>,
-    /// The target end to end [default unless --stage, --dgl or --infopro is given]
+    /// The target end to end [default unless another work is given]
     #[arg(long, conflicts_with = "stage")]
     e2e: bool,
     /// The target with a loss for each stage (DGL)
@@ -73,10 +73,16 @@ pub struct StepArgs {
     /// The target with InfoPro's losses for each stage
     #[arg(long, conflicts_with_all = ["stage", "e2e"])]
     infopro: bool,
+    /// The target with the heads of [segmentation], on crops of random labels
+    #[arg(long, conflicts_with_all = ["stage", "e2e", "dgl", "infopro", "detect"])]
+    segment: bool,
+    /// The target with the pyramid and the heads of [detection], on crops with seven random objects each
+    #[arg(long, conflicts_with_all = ["stage", "e2e", "dgl", "infopro"])]
+    detect: bool,
     /// Samples per step
     #[arg(long, default_value_t = 32)]
     batch: usize,
-    /// The number of timed steps, after three steps to warm up
+    /// The number of timed steps, after three steps to warm up, or one with --segment or --detect
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     steps: u32,
     /// The number of compute threads; 0 means one for each core
@@ -151,6 +157,10 @@ impl StepArgs {
         let mut sets = vec![format!("run.threads={}", self.threads)];
         sets.extend(self.device.iter().map(|device| format!("run.device={device}")));
         sets.extend(self.precision.iter().map(|precision| format!("run.precision={precision}")));
+        // With a path, the keys are checked. No image is read.
+        let table =
+            [("segmentation", self.segment), ("detection", self.detect)].into_iter().find(|(_, is_given)| *is_given);
+        sets.extend(table.map(|(name, _)| format!("{name}.path=\".\"")));
         sets.extend_from_slice(&self.sets);
         let config = bench::step::config(&self.model, self.batch, &sets)?;
         let off: Off = self.without.iter().copied().collect();
@@ -161,14 +171,17 @@ impl StepArgs {
         if let Some(attention) = self.attention {
             allow_attention(attention.kernels());
         }
-        let method = match (self.dgl, self.infopro) {
-            (true, _) => Method::Dgl,
-            (_, true) => Method::InfoPro,
-            _ => Method::E2e,
-        };
+        let works = [
+            (self.stage.is_some(), &MODULE),
+            (self.dgl, &DGL),
+            (self.infopro, &INFOPRO),
+            (self.segment, &SEGMENT_E2E),
+            (self.detect, &DETECT_E2E),
+        ];
+        let row = works.into_iter().find(|(is_given, _)| *is_given).map_or(&E2E, |(_, row)| row);
         let (stage, batch, steps, device) = (self.stage, self.batch, self.steps as usize, devices.device(0));
         let trace = self.trace.clone();
-        let work = bench::step::Work { stage, method, batch, steps, device, off, trace };
+        let work = bench::step::Work { row, stage, batch, steps, device, off, trace };
         let report = bench::step::measure(config, &self.model, work)?;
         print_either(self.json, &report, || bench::step::text(&report))
     }

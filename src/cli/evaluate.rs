@@ -23,11 +23,11 @@ fn evaluate_artefact(args: &EvaluateArgs) -> Result<()> {
     let config = args.overrides.load(args.config.as_ref().context("clap requires the config")?)?;
     let weights = weights_or_final(&config, &args.weights);
     let device = devices(&config)?.device(0);
-    let (task, Evaluation { metrics, classes }) =
-        pipeline::evaluate::evaluate(&config, &weights, device, args.outputs.as_deref())?;
+    let (task, evaluation) = pipeline::evaluate::evaluate(&config, &weights, device, args.outputs.as_deref())?;
     if args.json {
-        return print(&(serde_json::to_string(&metrics)? + "\n"));
+        return print(&(serde_json::to_string(&evaluation)? + "\n"));
     }
+    let Evaluation { metrics, classes } = evaluation;
     let mut text = format!("{} on {} images\n", task.text(&metrics), metrics[IMAGES]);
     if !classes.is_empty() {
         text += &class_table(&classes);

@@ -11,7 +11,7 @@ use crate::launcher::{launched_rank, launched_ranks};
 use crate::model::off::Off;
 use crate::plan::gpus::GpuModel;
 use crate::report;
-use crate::run::table::{DETECT_E2E, SEGMENT_E2E};
+use crate::run::table::{DETECT_E2E, E2E, SEGMENT_E2E};
 use crate::stop::stop_requested;
 use crate::study::shares::Share;
 use crate::study::table::{Line, text};
@@ -108,7 +108,7 @@ fn speed(config: Config) -> Result<f64> {
     let name = config.run.name.clone();
     let off = Off::default();
     let batch = batch.max(2);
-    let work = Work { stage: None, method: Method::E2e, batch, steps: STEPS, device, off, trace: None };
+    let work = Work { row: &E2E, stage: None, batch, steps: STEPS, device, off, trace: None };
     let report = measure(config, &name, work).with_context(|| format!("measuring the speed of cell {name}"))?;
     let rate = report.gflops * 1e9;
     (rate > 0.0).then_some(rate).ok_or_else(|| anyhow!("{name}: a step took no time"))

@@ -37,10 +37,10 @@ impl TryFrom<Value> for MicroBatch {
         match &value {
             Value::String(word) if word == "auto" => Ok(MicroBatch::Auto),
             Value::Integer(n) if *n > MOST => Err(usage!("at most {MOST}; lower it")),
-            // The number is even because samples are mixed in pairs.
-            Value::Integer(n) if *n >= 2 && n % 2 == 0 => Ok(MicroBatch::Samples(*n as usize)),
+            // The number is even because samples with classes are mixed in pairs. A detection may take images one by one.
+            Value::Integer(n) if *n == 1 || *n >= 2 && n % 2 == 0 => Ok(MicroBatch::Samples(*n as usize)),
             Value::Integer(n) => Err(usage!(
-                "it must be even and at least 2 (samples are mixed in pairs); try {}",
+                "it must be even and at least 2 (samples are mixed in pairs), or 1 for a detection alone; try {}",
                 (n / 2 * 2 + 2).max(2)
             )),
             _ => Err(usage!("give an even number of samples, or \"auto\"")),

@@ -9,7 +9,7 @@ use crate::device::memory::{self, OutOfMemory};
 use crate::device::{memory_of, name};
 use crate::launcher::ranks_on_this_node;
 use crate::model::{Network, fresh};
-use crate::plan::cost::fitting_micro_batch;
+use crate::plan::cost::{fitting_micro_batch, smallest_micro_batch};
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::{PhasePlan, Plan};
 use crate::store::RunDir;
@@ -54,10 +54,11 @@ pub fn decide(
         if !error.is::<OutOfMemory>() {
             return Err(error);
         }
-        if samples < 4 {
-            return Err(too_large(phase, device, &error.to_string()));
+        let smallest = smallest_micro_batch(plan.config.task);
+        if samples <= smallest {
+            return Err(too_large(plan, phase, device, &error.to_string()));
         }
-        samples = samples / 4 * 2;
+        samples = (samples / 4 * 2).max(smallest);
     }
     let mut of_replicas = vec![0.0; replica.size()];
     of_replicas[replica.rank()] = samples as f64;
@@ -70,7 +71,7 @@ pub fn decide(
 }
 
 /// The micro-batch by the formula, for a replica with `own` samples in each step. The largest micro-batch that fits decides the
-/// number of passes of a step. The result is the smallest even micro-batch that needs no more passes.
+/// number of passes of a step. The result is the smallest micro-batch that needs no more passes. It is even, unless only one sample fits.
 fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, device: Device) -> Result<usize> {
     let replicas_here = || (ranks_on_this_node() * replica.in_rank()) as u64;
     let (memory, most) = match memory_of(device) {
@@ -79,16 +80,18 @@ fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, dev
     };
     let fitting = fitting_micro_batch(plan, phase, memory, most, !device.is_cuda()).ok_or_else(|| {
         let gibibytes = memory as f64 / (1u64 << 30) as f64;
-        too_large(phase, device, &format!("{gibibytes:.1} GiB are free"))
+        too_large(plan, phase, device, &format!("{gibibytes:.1} GiB are free"))
     })?;
     let passes = micro_batches(0..own, fitting).len();
-    Ok(own.div_ceil(2 * passes) * 2)
+    let unit = fitting.min(2);
+    Ok(own.div_ceil(unit * passes) * unit)
 }
 
 /// The error of a phase for which not even the smallest micro-batch fits.
-fn too_large(phase: &PhasePlan, device: Device, why: &str) -> anyhow::Error {
+fn too_large(plan: &Plan, phase: &PhasePlan, device: Device, why: &str) -> anyhow::Error {
+    let samples = if smallest_micro_batch(plan.config.task) == 1 { "one sample fits" } else { "two samples fit" };
     usage!(
-        "{}: not even two samples fit {}: {why}; set run.activation_checkpointing = true or run.precision = \"bf16\", or use \
+        "{}: not even {samples} {}: {why}; set run.activation_checkpointing = true or run.precision = \"bf16\", or use \
          a device with more memory",
         phase.name,
         name(device)
@@ -131,7 +134,8 @@ pub fn with_what_fits(
     if !error.is::<OutOfMemory>() {
         return error;
     }
-    let half = micro.min(own) / 4 * 2;
+    let smallest = smallest_micro_batch(plan.config.task);
+    let half = if micro.min(own) > smallest { (micro.min(own) / 4 * 2).max(smallest) } else { 0 };
     let (fitting, likelihood) = match memory_of(device) {
         Some(memory) => (fitting_micro_batch(plan, phase, memory, half, false), "should fit"),
         None => (Some(half).filter(|&half| half > 0), "may fit"),

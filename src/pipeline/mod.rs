@@ -15,6 +15,7 @@ pub mod seen;
 mod shares;
 mod statistics;
 
+use shares::check_shares_of;
 pub use shares::{check_jobs, check_shares};
 
 use crate::collective::mpi::World;
@@ -93,7 +94,15 @@ impl<'a> Job<'a> {
             TaskKind::Classification => agree(all_ranks, Plan::new(config, source.train.len()))?,
             TaskKind::Segmentation | TaskKind::Detection => Plan::without_data(config),
         };
-        agree(all_ranks, check_shares(&plan, all_ranks.size(), devices.replicas()))?;
+        let (ranks, replicas) = (all_ranks.size(), devices.replicas());
+        // A command for a task downstream trains no other phases.
+        agree(
+            all_ranks,
+            match task {
+                TaskKind::Classification => check_shares(&plan, ranks, replicas),
+                TaskKind::Segmentation | TaskKind::Detection => check_shares_of(&plan, task, ranks, replicas),
+            },
+        )?;
         let graph = plan.graph();
         on_zero(all_ranks, || {
             let run = RunDir::open(&plan.config)?;

@@ -2,7 +2,7 @@
 
 use crate::config::{DeviceChoice, MicroBatch, Precision};
 use crate::device::cuda;
-use crate::plan::cost::{cost, fitting_micro_batch, memory};
+use crate::plan::cost::{cost, fitting_micro_batch, memory, smallest_micro_batch};
 use crate::plan::gpus::{GpuModel, UTILISATION};
 use crate::plan::groups::{assignment, micro_batches, ranges, share};
 use crate::plan::{PhasePlan, Plan};
@@ -95,7 +95,7 @@ fn with_fitting_micro_batch(plan: &Plan, phase: &PhasePlan, ranks: usize, speed:
         let replicas = plan.ranks_on(phase.training.on, phase.index, ranks) * plan.replicas_per_rank();
         let most = share(phase.training.global_batch, 0, replicas).len();
         let fitting = fitting_micro_batch(&plan, phase, (gpu.memory_gb * 1e9) as u64, most, false);
-        plan.config.run.micro_batch = MicroBatch::Samples(fitting.unwrap_or(2));
+        plan.config.run.micro_batch = MicroBatch::Samples(fitting.unwrap_or(smallest_micro_batch(plan.config.task)));
     }
     plan
 }

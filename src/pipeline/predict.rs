@@ -8,12 +8,9 @@ use crate::config::{Config, IGNORED, TaskKind};
 use crate::data::feed::objects::{ObjectReader, ObjectReading};
 use crate::data::feed::pairs::{PairReader, PairReading};
 use crate::data::feed::reader::{Reader, Reading};
-use crate::data::image::decode::Decoder;
-use crate::data::image::pixels::Region;
-use crate::data::source::samples::Split;
+use crate::data::image::pixels::View;
 use crate::data::{Source, files};
 use crate::model::Network;
-use crate::random::Random;
 use crate::store::artefact::{self, Header};
 use crate::store::durable;
 use crate::svg::bars::{Bar, Bars, Part};
@@ -47,12 +44,13 @@ pub fn predict(
 ) -> Result<Vec<Prediction>> {
     let source = files::open(images)?;
     let seer = Seer::new(config, weights, device, &source)?;
+    let mut reader = seer.reader();
     std::fs::create_dir_all(into).map_err(|e| usage!("{}: {e}; give another folder by --into", into.display()))?;
     let mut names = BTreeSet::new();
     let mut all = Vec::new();
     for (index, image) in images.iter().enumerate() {
         let title = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (picture, classes) = seer.see(index, &title)?;
+        let (picture, classes) = seer.see(&mut reader, index, &title)?;
         let stem = image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let mut name = stem.clone();
         // Images in different folders may have the same name.
@@ -72,13 +70,15 @@ pub fn predict(
 /// Writes pictures of a few test images into a folder. Each shows the predictions of the model `weights` beside the annotations.
 pub fn compare(config: &Config, weights: &Path, device: Device, source: &Source, into: &Path) -> Result<()> {
     let seer = Seer::new(config, weights, device, source)?;
+    let mut reader = seer.reader();
     std::fs::create_dir_all(into).with_context(|| into.display().to_string())?;
     let images = source.test.len();
     for number in 0..images.min(KEPT) {
         let index = number * images / images.min(KEPT);
-        let compared = match seer.config.task {
-            TaskKind::Detection => seer.compare_objects(index)?,
-            _ => seer.compare_maps(index)?,
+        let compared = match &mut reader {
+            ImageReader::OfClasses(_) => None,
+            ImageReader::WithMaps(reader) => seer.compare_maps(reader, index)?,
+            ImageReader::WithObjects(reader) => seer.compare_objects(reader, index)?,
         };
         let Some((halves, shares, words)) = compared else { continue };
         let halves = halves.map(|half| half.at_most(HALF));
@@ -93,6 +93,13 @@ pub fn compare(config: &Config, weights: &Path, device: Device, source: &Source,
 
 /// A picture of the predictions and a picture of the annotations, the entries of their key, and a caption of both pictures.
 type Compared = ([Picture; 2], Vec<Share>, &'static str);
+
+/// Reads images as a network of the task takes them.
+enum ImageReader {
+    OfClasses(Reader),
+    WithMaps(PairReader),
+    WithObjects(ObjectReader),
+}
 
 /// A model with the images that it sees.
 struct Seer<'a> {
@@ -112,13 +119,13 @@ impl<'a> Seer<'a> {
     }
 
     /// Compares the predicted classes of an image's pixels with the labels; none if the image is unreadable.
-    fn compare_maps(&self, index: usize) -> Result<Option<Compared>> {
-        let (images_1chw, labels_1hw) = self.pairs().evaluate(index)?;
+    fn compare_maps(&self, reader: &mut PairReader, index: usize) -> Result<Option<Compared>> {
+        let (images_1chw, labels_1hw) = reader.evaluate(index)?;
         if images_1chw[0].size()[0] == 0 {
             return Ok(None);
         }
+        let photo = picture(reader.photo());
         let (predicted, labels) = (self.map(&images_1chw, &labels_1hw)?, bytes(&labels_1hw));
-        let photo = photo(&self.source.test, index)?;
         // Predictions on pixels without a label are not shown.
         let bare: Vec<u8> = predicted.iter().zip(&labels).map(|(&p, &l)| if l == IGNORED { l } else { p }).collect();
         let halves = [&bare, &labels].map(|classes| photo.painted(classes, |class| class == IGNORED));
@@ -126,37 +133,38 @@ impl<'a> Seer<'a> {
     }
 
     /// Compares the detected objects of an image with the annotated objects; none if the image is unreadable.
-    fn compare_objects(&self, index: usize) -> Result<Option<Compared>> {
-        let (images_1chw, labels) = self.objects().evaluate(index)?;
+    fn compare_objects(&self, reader: &mut ObjectReader, index: usize) -> Result<Option<Compared>> {
+        let (images_1chw, labels) = reader.evaluate(index)?;
         if images_1chw[0].size()[0] == 0 {
             return Ok(None);
         }
         let seen = objects::shown(&self.infer(&images_1chw, &labels)?[0]);
-        let photo = photo(&self.source.test, index)?;
+        let photo = picture(reader.photo());
         let annotated = objects::mark_annotated(&photo, &results::scene(&labels))?;
         let shares = objects::shares(&seen, |class| self.class_name(class));
         Ok(Some(([objects::mark_detected(&photo, &seen), annotated], shares, "detected objects, annotated objects")))
     }
 
     /// The picture of an image's prediction under `title`, and the classes or objects that the model sees in the image.
-    fn see(&self, index: usize, title: &str) -> Result<(Picture, Vec<Share>)> {
-        let photo = photo(&self.source.test, index)?;
-        match self.config.task {
-            TaskKind::Classification => {
-                let classes = self.best(index)?;
+    fn see(&self, reader: &mut ImageReader, index: usize, title: &str) -> Result<(Picture, Vec<Share>)> {
+        match reader {
+            ImageReader::OfClasses(reader) => {
+                let (photo, classes) = self.best(reader, index)?;
                 Ok((photo.legible().above(&ranking(title, &classes)), classes))
             }
-            TaskKind::Segmentation => {
-                let (images_1chw, [h, w]) = self.pairs().image_alone(index)?;
-                let size_1hw = Tensor::zeros([1, h as i64, w as i64], (Kind::Uint8, Device::Cpu));
+            ImageReader::WithMaps(reader) => {
+                let images_1chw = reader.image_alone(index)?;
+                let photo = picture(reader.photo());
+                let size_1hw = Tensor::zeros([1, photo.height as i64, photo.width as i64], (Kind::Uint8, Device::Cpu));
                 let classes = self.map(&images_1chw, &size_1hw)?;
                 let shares = self.shares(&classes);
                 let picture = photo.painted(&classes, |_| false).legible();
                 Ok((picture.above(&self.key(title, &shares)), shares))
             }
-            TaskKind::Detection => {
-                let (images_1chw, size) = self.objects().image_alone(index)?;
-                let scene = Scene { image: index, size, objects: Vec::new() };
+            ImageReader::WithObjects(reader) => {
+                let images_1chw = reader.image_alone(index)?;
+                let photo = picture(reader.photo());
+                let scene = Scene { image: index, size: [photo.height, photo.width], objects: Vec::new() };
                 let labels = Tensor::from_slice(&scene.to_row()).unsqueeze(0);
                 let seen = objects::shown(&self.infer(&images_1chw, &labels)?[0]);
                 let shares = objects::shares(&seen, |class| self.class_name(class));
@@ -171,21 +179,22 @@ impl<'a> Seer<'a> {
         self.header.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"))
     }
 
-    fn objects(&self) -> ObjectReader {
-        ObjectReading::new(&self.config, &self.source.test, &self.source.bad).reader()
+    fn reader(&self) -> ImageReader {
+        let (config, Source { test, bad, .. }) = (&self.config, self.source);
+        match config.task {
+            TaskKind::Classification => ImageReader::OfClasses(Reading::evaluation(config, test, bad).reader()),
+            TaskKind::Segmentation => ImageReader::WithMaps(PairReading::new(config, test, bad).reader()),
+            TaskKind::Detection => ImageReader::WithObjects(ObjectReading::new(config, test, bad).reader()),
+        }
     }
 
-    fn pairs(&self) -> PairReader {
-        PairReading::new(&self.config, &self.source.test, &self.source.bad).reader()
-    }
-
-    /// The likeliest classes of an image.
-    fn best(&self, index: usize) -> Result<Vec<Share>> {
+    /// An image as it is stored, and its likeliest classes.
+    fn best(&self, reader: &mut Reader, index: usize) -> Result<(Picture, Vec<Share>)> {
         let model = &self.config.model;
         let [channels, side] = [model.channels(), model.image_size()];
         let mut pixels = vec![0.0; channels * side * side];
-        let mut reader: Reader = Reading::evaluation(&self.config, &self.source.test, &self.source.bad).reader();
-        reader.read_this(index, &Random::new(&[]), &mut pixels)?;
+        reader.image_alone(index, &mut pixels)?;
+        let photo = picture(reader.photo());
         let image_bchw = Tensor::from_slice(&pixels).view([1, channels as i64, side as i64, side as i64]);
         let outputs = self.infer(&[image_bchw], &Tensor::zeros([1], (Kind::Int64, Device::Cpu)))?;
         let probabilities = outputs[0].to_kind(Kind::Float).softmax(1, Kind::Float).view(-1);
@@ -195,7 +204,7 @@ impl<'a> Seer<'a> {
             let class = class as usize;
             Share { class, name: self.class_name(class), percent: 100.0 * f64::from(value), bbox: None }
         };
-        Ok(both.map(share).collect())
+        Ok((photo, both.map(share).collect()))
     }
 
     /// The class of each pixel of an image, at the size of `labels_1hw`. `images_1chw` is the image at each scale of the
@@ -252,17 +261,8 @@ fn bytes(classes: &Tensor) -> Vec<u8> {
     Vec::try_from(classes.to_device(Device::Cpu).contiguous().view(-1)).expect("a map of classes holds bytes")
 }
 
-/// The pixels of an image.
-fn photo(images: &Split, index: usize) -> Result<Picture> {
-    let mut bytes = Vec::new();
-    let mut read = || -> Result<Picture> {
-        let stored = images.read(index, &mut bytes)?;
-        let mut decoder = Decoder::new()?;
-        let (height, width) = decoder.open(&bytes, stored)?;
-        let view = decoder.view(&bytes, Region { left: 0, top: 0, width, height }, 1)?;
-        let rows = view.bytes.chunks_exact(view.channels * view.width).take(height);
-        let pixels = rows.flat_map(|row| row.chunks_exact(view.channels).take(width));
-        Ok(Picture { width, height, rgb: pixels.map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect() })
-    };
-    read().map_err(|fault| usage!("{}: {fault:#}; give JPEG or PNG images", images.name(index)))
+/// The whole image of a view.
+fn picture(View { bytes, channels, width, height, .. }: View) -> Picture {
+    let pixels = bytes.chunks_exact(channels).take(height * width);
+    Picture { width, height, rgb: pixels.map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect() }
 }

@@ -2,6 +2,7 @@
 //! replicas would share a generator for dropout, or because samples that must be computed together would be separated.
 
 use crate::config::{MicroBatch, NormOver, SlurmMode, TaskKind};
+use crate::plan::cost::smallest_micro_batch;
 use crate::plan::groups::{micro_batches, share};
 use crate::plan::local::{CONTRAST_BLOCK, LossKind};
 use crate::plan::{PhasePlan, Plan};
@@ -11,13 +12,15 @@ use anyhow::Result;
 
 /// At the start of a run, refuses any phase that `ranks` ranks with `in_rank` replicas each cannot train.
 pub fn check_shares(plan: &Plan, ranks: usize, in_rank: usize) -> Result<()> {
-    let others: Vec<Plan> = plan.config.downstream().map(|task| plan.of_task(task)).collect();
-    for plan in std::iter::once(plan).chain(&others) {
-        for phase in &plan.wanted_phases() {
-            check_share(plan, phase, in_rank, plan.ranks_on(phase.training.on, phase.index, ranks) * in_rank)?;
-        }
-    }
-    Ok(())
+    check_shares_of(plan, plan.config.task, ranks, in_rank)?;
+    plan.config.downstream().try_for_each(|task| check_shares_of(plan, task, ranks, in_rank))
+}
+
+/// Refuses any phase of this task that `ranks` ranks with `in_rank` replicas each cannot train.
+pub(super) fn check_shares_of(plan: &Plan, task: TaskKind, ranks: usize, in_rank: usize) -> Result<()> {
+    let plan = plan.of_task(task);
+    let group = |phase: &PhasePlan| plan.ranks_on(phase.training.on, phase.index, ranks) * in_rank;
+    plan.wanted_phases().iter().try_for_each(|phase| check_share(&plan, phase, in_rank, group(phase)))
 }
 
 /// Refuses phases that the jobs of `incubate submit` cannot train, and ranks that cannot be spread evenly over the machines. In a
@@ -63,11 +66,19 @@ pub(super) fn check_share(plan: &Plan, phase: &PhasePlan, in_rank: usize, in_gro
     }
 }
 
-/// Refuses two things. The first is norms over a whole step if a replica computes its share of a step in several micro-batches. The
-/// second is contrastive losses if a replica or a micro-batch cuts a block of samples.
+/// Refuses three things. The first is a micro-batch of one sample, except for a detection. The second is norms over a whole step if a
+/// replica computes its share of a step in several micro-batches. The third is contrastive losses if a replica or a micro-batch cuts a
+/// block of samples.
 pub(super) fn check_micro_batch(plan: &Plan, phase: &PhasePlan, micro_batch: usize, in_group: usize) -> Result<()> {
     let largest = (0..in_group).map(|replica| share(phase.training.global_batch, replica, in_group).len()).max();
     let largest = largest.unwrap_or(0);
+    require!(
+        micro_batch >= smallest_micro_batch(plan.config.task),
+        "run.micro_batch = {micro_batch}: {} needs at least 2, as samples with classes are mixed in pairs and the heads of a \
+         segmentation normalise over the micro-batch; try 2, or train the detection alone: incubate detect CONFIG --set \
+         run.micro_batch=1",
+        phase.row
+    );
     require!(
         plan.config.task != TaskKind::Segmentation
             || plan.config.segmentation.norm_over == NormOver::MicroBatch

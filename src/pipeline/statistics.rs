@@ -24,7 +24,7 @@ pub fn estimated_anew(
 ) -> Result<Option<Weights>> {
     let mut network = Network::new(config, depths, 0..depths.len(), &[], &on_device(weights, device))?;
     let source = Source { test: sample(&source.train, images, config.run.seed), ..source.clone() };
-    let (images, micro_batch) = (source.test.len(), config.run.micro_batch.samples());
+    let (images, micro_batch) = (source.test.len(), config.run.micro_batch.samples().max(2));
     let feed = Feed::of_replica(config, &source, 1);
     let mut seen = 0;
     let handover = Handover::new(Staging::new(device, Default::default()), true);

@@ -2,7 +2,7 @@
 //! print the estimates.
 
 use super::{PhasePlan, Plan, detection, segmentation};
-use crate::config::{Optimiser, Precision};
+use crate::config::{Optimiser, Precision, TaskKind};
 use crate::family::{Memory, Model};
 use crate::plan::head::Head;
 
@@ -60,14 +60,23 @@ fn number_bytes(plan: &Plan) -> f64 {
     }
 }
 
-/// The largest even micro-batch of at most `most` samples whose estimated memory leaves a tenth of `memory` bytes free; none if not
-/// even two samples fit.
+/// The smallest micro-batch of a task. Samples with classes are mixed in pairs, and the heads of a segmentation normalise over the
+/// micro-batch. A detection does neither.
+pub fn smallest_micro_batch(task: TaskKind) -> usize {
+    match task {
+        TaskKind::Classification | TaskKind::Segmentation => 2,
+        TaskKind::Detection => 1,
+    }
+}
+
+/// The largest even micro-batch of at most `most` samples whose estimated memory leaves a tenth of `memory` bytes free, or 1 if the
+/// task allows it and two samples do not fit; none if not even the smallest fits.
 pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: u64, most: usize, on_cpu: bool) -> Option<usize> {
     let cost = cost(plan, phase);
     let free = 0.9 * memory as f64 - state_bytes(plan, phase, cost.parameters, cost.trained_parameters);
     let fitting = (free / activation_bytes(plan, phase, on_cpu)).max(0.0) as usize;
-    let even = fitting.min(most) / 2 * 2;
-    (even > 0).then_some(even)
+    let smallest = smallest_micro_batch(plan.config.task);
+    (fitting.min(most) >= smallest).then(|| (fitting.min(most) / 2 * 2).max(smallest))
 }
 
 /// The operations of one forward pass on one sample through the network with these stage depths.

@@ -39,6 +39,12 @@ pub static SECTIONS: [Section; 2] = [
     },
 ];
 
+/// The figures of each class that a finished phase has recorded; none if its task has no such figures.
+pub fn figures_of_classes(run: &RunDir, node: &Node) -> Vec<ClassFigures> {
+    let figures = std::fs::read(run.classes(&node.name)).ok();
+    figures.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+}
+
 /// A finished model of a task downstream of classification: segmentation or detection.
 pub struct Downstream {
     pub kind: TaskKind,
@@ -54,8 +60,7 @@ pub struct Downstream {
 impl Downstream {
     /// Reads the figures of the classes and the pictures of a node from the run directory.
     pub fn read(run: &RunDir, node: &Node, (label, task, scores): (String, Task, Scores)) -> Downstream {
-        let figures = std::fs::read(run.classes(&node.name)).ok();
-        let classes = figures.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let classes = figures_of_classes(run, node);
         let mut files: Vec<_> = std::fs::read_dir(run.predictions(&node.name))
             .into_iter()
             .flatten()

@@ -1,12 +1,13 @@
 //! The table at the end of a run: the accuracy, cost and file of every model.
 
+use super::downstream::figures_of_classes;
 use crate::plan::Plan;
 use crate::run::graph::{Graph, Node};
 use crate::run::table::Method;
 use crate::store::ledger::Total;
 use crate::store::progress::duration;
 use crate::store::{RunDir, Seen, durable};
-use crate::task::{Scores, Task};
+use crate::task::{ClassFigures, Scores, Task};
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write;
@@ -23,6 +24,9 @@ pub struct Row {
     pub file: String,
     /// The number of images of the whole run that could not be read and were skipped, on all ranks and over all starts.
     pub unreadable_images: usize,
+    /// The figures of each class of a segmentation or a detection; empty if the run has not recorded them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<ClassFigures>,
     #[serde(skip)]
     task: Task,
     #[serde(skip)]
@@ -52,6 +56,7 @@ fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize, seen: &
         total,
         file: run.file(&node.file).display().to_string(),
         unreadable_images,
+        classes: figures_of_classes(run, node),
         task,
         method: model.method,
     })
@@ -129,6 +134,7 @@ mod tests {
             total: Total { images: 7, ..Total::default() },
             file: "assembled.h5".into(),
             unreadable_images: 0,
+            classes: Vec::new(),
             task,
             method: Method::Incubation,
         };

@@ -19,13 +19,13 @@ mod file;
 pub mod shares;
 pub mod table;
 
-use crate::config::Config;
+use crate::config::{Config, TaskKind};
 use crate::data;
-use crate::plan::Plan;
 use crate::plan::cost::cost;
+use crate::plan::{PhasePlan, Plan};
 use crate::run::state::{Evidence, Found, State, states};
 pub use crate::run::table::Method;
-use crate::run::table::{METHODS, REPORT};
+use crate::run::table::{METHODS, REPORT, TABLE};
 use crate::store::{RunDir, Seen};
 use crate::{require, usage};
 use anyhow::{Context, Result};
@@ -49,9 +49,12 @@ pub struct Cell {
     pub method: Method,
     /// The config and the number of training images.
     pub plan: Plan,
-    /// The floating-point operations of the phases of the cell's method.
+    /// The plans of its tasks downstream of classification.
+    pub downstream: Vec<Plan>,
+    /// The floating-point operations of the phases of the cell's method, also downstream.
     pub flops: f64,
-    /// The cell whose cost this cell should equal, and the cost of this cell divided by the cost of that cell, minus 1.
+    /// The cell whose cost this cell should equal, and the cost of this cell divided by the cost of that cell, minus 1. These costs leave
+    /// out phases downstream, which train the same epochs in both cells.
     pub equal_to: Option<(String, f64)>,
 }
 
@@ -93,6 +96,17 @@ impl Study {
     }
 }
 
+impl Cell {
+    /// The names of the phases that the cell trains, with their epochs.
+    pub fn epochs(&self) -> Vec<(&'static str, usize)> {
+        let phases = self.plan.config.phases();
+        let own = phases.into_iter().filter(|(name, _)| method_of(name) == self.method);
+        let own = own.map(|(name, training)| (name, training.epochs));
+        let downstream = self.downstream.iter().flat_map(|plan| of_method(plan, self.method));
+        own.chain(downstream.map(|phase| (phase.row, phase.training.epochs))).collect()
+    }
+}
+
 /// The cell of a combination of values. `images` caches the number of training images for each set of data keys.
 fn cell(file: &file::File, combination: &file::Combination, images: &mut BTreeMap<String, usize>) -> Result<Cell> {
     let method = combination.method;
@@ -102,15 +116,20 @@ fn cell(file: &file::File, combination: &file::Combination, images: &mut BTreeMa
         format!("run.dir={}", toml::Value::from(dir.display().to_string())),
     ];
     own.extend(baselines(Some(method)));
-    let mut plan_of = |base: &str, sets: &[String]| -> Result<Plan> {
-        let config = Config::parse(base, sets).with_context(|| format!("cell {name}"))?;
-        let key = config.recipe(&["data"]) + &config.data.path.display().to_string();
+    let mut of_task = |config: &Config, task: TaskKind| -> Result<Plan> {
+        let config = config.of_task(task);
+        let key = config.recipe(&["data", "segmentation", "detection"]) + &config.images_path().display().to_string();
+        let key = format!("{task:?} {key}");
         let known = match images.get(&key) {
             Some(&known) => known,
             None => data::train_images(&config)?,
         };
         images.insert(key, known);
         Plan::new(config, known)
+    };
+    let mut plan_of = |base: &str, sets: &[String]| -> Result<Plan> {
+        let config = Config::parse(base, sets).with_context(|| format!("cell {name}"))?;
+        of_task(&config, TaskKind::Classification)
     };
     let mut sets = [combination.sets.clone(), own].concat();
     let mut plan = plan_of(&combination.base, &sets)?;
@@ -131,7 +150,10 @@ fn cell(file: &file::File, combination: &file::Combination, images: &mut BTreeMa
             .with_context(|| format!("{epochs} epochs of {table} cost as much as {}", twin.name))?;
         equal_to = Some((twin.name.clone(), flops(&plan, method) / wanted - 1.0));
     }
-    Ok(Cell { name: name.clone(), method, flops: flops(&plan, method), plan, equal_to })
+    let tasks = plan.config.downstream();
+    let downstream = tasks.map(|task| of_task(&plan.config, task)).collect::<Result<Vec<Plan>>>()?;
+    let flops = std::iter::once(&plan).chain(&downstream).map(|plan| flops(plan, method)).sum();
+    Ok(Cell { name: name.clone(), method, flops, plan, downstream, equal_to })
 }
 
 /// The config keys with which a run trains only this one baseline, or no baseline.
@@ -142,13 +164,18 @@ fn baselines(only: Option<Method>) -> Vec<String> {
 
 /// The method to which a phase belongs.
 fn method_of(phase: &str) -> Method {
-    METHODS.into_iter().find(|method| method.key() == phase).unwrap_or(Method::Incubation)
+    let row = TABLE.iter().find(|row| row.name == phase);
+    row.and_then(|row| row.model).map_or(Method::Incubation, |model| model.method)
 }
 
-/// The operations of the phases that a method trains.
+/// The plan's phases that a method trains.
+fn of_method(plan: &Plan, method: Method) -> Vec<PhasePlan> {
+    plan.wanted_phases().into_iter().filter(|phase| method_of(phase.row) == method).collect()
+}
+
+/// The operations of the plan's phases that a method trains.
 fn flops(plan: &Plan, method: Method) -> f64 {
-    let phases = plan.wanted_phases();
-    phases.iter().filter(|phase| method_of(phase.row) == method).map(|phase| cost(plan, phase).flops).sum()
+    of_method(plan, method).iter().map(|phase| cost(plan, phase).flops).sum()
 }
 
 /// The cells with these names; all cells if there are no names.

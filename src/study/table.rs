@@ -1,6 +1,6 @@
 //! The table of a study's cells, with their costs and the hours that they need.
 
-use super::{Cell, Method, method_of};
+use super::{Cell, Method};
 use crate::plan::gpus::{GpuModel, UTILISATION};
 use serde::Serialize;
 use std::fmt::Write;
@@ -15,22 +15,21 @@ pub struct Line {
     pub flops: f64,
     /// The cell whose cost this cell should equal.
     pub equal_to: Option<String>,
-    /// The cost of this cell divided by the cost of that cell, minus 1.
+    /// The cost of this cell divided by the cost of that cell, minus 1, without phases downstream.
     pub difference: Option<f64>,
     pub is_done: bool,
-    /// Hours of training on this machine, or on one GPU of the kind that was named.
+    /// Hours of training on this machine, or on one GPU of the kind that was named. Phases downstream are assumed to be as fast as
+    /// training on images with classes.
     pub hours: f64,
 }
 
 impl Line {
     /// The line of a cell on a machine that computes `rate` operations per second of this cell's network.
     pub fn new(cell: &Cell, is_done: bool, rate: f64) -> Line {
-        let phases = cell.plan.config.phases();
-        let own = phases.into_iter().filter(|(name, _)| method_of(name) == cell.method);
         Line {
             cell: cell.name.clone(),
             method: cell.method,
-            epochs: own.map(|(name, training)| (name, training.epochs)).collect(),
+            epochs: cell.epochs(),
             flops: cell.flops,
             equal_to: cell.equal_to.as_ref().map(|(name, _)| name.clone()),
             difference: cell.equal_to.as_ref().map(|(_, difference)| *difference),

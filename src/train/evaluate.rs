@@ -11,17 +11,21 @@ use crate::stop::stop_requested;
 use crate::task::{ClassFigures, Task};
 use crate::weights::Staging;
 use anyhow::Result;
+use serde::Serialize;
 use std::collections::BTreeMap;
 use tch::Tensor;
 
 /// The key of the number of evaluated images, which is returned with the task's metrics.
 pub const IMAGES: &str = "images";
 
-/// The results of an evaluation.
+/// The results of an evaluation, which are serialised as one map.
+#[derive(Debug, Serialize)]
 pub struct Evaluation {
     /// The task's metrics and [`IMAGES`].
+    #[serde(flatten)]
     pub metrics: BTreeMap<String, f64>,
     /// The figures of each class, if the task has such figures.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<ClassFigures>,
 }
 

@@ -4,7 +4,6 @@ use crate::images::png;
 use crate::incubate::Incubate;
 use incubate::store::artefact;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::Path;
 
 const DETECTION: &str = r#"
@@ -49,8 +48,10 @@ fn a_run_with_annotated_objects_ends_with_a_detection_that_status_summary_and_re
     assert_eq!((row["box_ap"].as_f64().unwrap(), 3.0), (header.metrics["box_ap"], header.metrics["images"]));
     assert_eq!(header.meta, Some(artefact::read_header(&run.file("final.h5")).unwrap().1), "it derives from final.h5");
     let evaluated = run.ok(&["evaluate", "--weights", run.file("detect.h5").to_str().unwrap(), "--json"]).out;
-    let evaluated: BTreeMap<String, f64> = serde_json::from_str(&evaluated).unwrap();
-    assert_eq!(evaluated, header.metrics);
+    let mut evaluated: Value = serde_json::from_str(&evaluated).unwrap();
+    let classes = evaluated.as_object_mut().unwrap().remove("classes").unwrap();
+    assert_eq!(evaluated, serde_json::to_value(&header.metrics).unwrap());
+    assert!(classes.as_array().unwrap().len() == 3 && row["classes"] == classes, "{row}");
     let summary = run.ok(&["run"]);
     assert!(summary.out.contains("detect.h5") && summary.err.contains("detect: done already"), "{}", summary.out);
     let status = crate::incubate::plain(&["status", run.run_dir.to_str().unwrap()]).output().unwrap();
@@ -71,6 +72,27 @@ fn a_detection_that_is_killed_and_resumed_has_the_bits_of_an_uninterrupted_one()
     run.ok(&["detect"]);
     interrupted.ok_after_two_kills("detect");
     assert!(run.bytes("detect.h5") == interrupted.bytes("detect.h5"));
+}
+
+#[test]
+fn a_detection_takes_images_one_by_one_and_other_phases_do_not() {
+    let run = fine_tuned().set("run.micro_batch=1").set("detect.epochs=1");
+    let (one, two) = (run.fork(&FILES), run.fork(&FILES));
+    one.ok(&["detect"]);
+    two.mpirun(2, &["detect"]).ok();
+    let (one, two) = (one.losses("detect"), two.losses("detect"));
+    assert!(one.len() == 2 && one.iter().zip(&two).all(|(a, b)| (a - b).abs() < 1e-3 * a), "{one:?} and {two:?}");
+    let words = ["run.micro_batch = 1", "meta needs at least 2", "incubate detect CONFIG"];
+    for command in [&["run"][..], &["meta"], &["plan"], &["submit", "--dry-run"]] {
+        run.incubate(command).fails(2, &words);
+    }
+    run.set("segmentation.format=shapes")
+        .set("segmentation.train_images=4")
+        .set("segmentation.test_images=2")
+        .set("segmentation.crop=32")
+        .set("segment.global_batch=4")
+        .incubate(&["segment"])
+        .fails(2, &["run.micro_batch = 1", "segment needs at least 2"]);
 }
 
 #[test]
@@ -136,7 +158,8 @@ fn a_detector_of_cocos_layout_writes_results_with_cocos_ids_and_marks_objects_in
     let weights = ["--weights", detector.to_str().unwrap()];
     let evaluated =
         run.ok(&[&["evaluate", "--json", "--outputs", results.to_str().unwrap()][..], &weights].concat()).out;
-    let evaluated: BTreeMap<String, f64> = serde_json::from_str(&evaluated).unwrap();
+    let evaluated: Value = serde_json::from_str(&evaluated).unwrap();
+    assert_eq!(evaluated["classes"][1]["name"], "red & square");
     let entries: Vec<Value> = serde_json::from_slice(&std::fs::read(&results).unwrap()).unwrap();
     assert!(!entries.is_empty(), "it has learned nothing");
     for entry in &entries {
@@ -153,7 +176,7 @@ fn a_detector_of_cocos_layout_writes_results_with_cocos_ids_and_marks_objects_in
             .unwrap();
         let report: Value = serde_json::from_slice(&out.stdout).unwrap();
         let ap = 100.0 * report["figures"]["AP"].as_f64().unwrap();
-        assert!((ap - evaluated[key]).abs() < 1e-9, "{iou}: {ap} and {}", evaluated[key]);
+        assert!((ap - evaluated[key].as_f64().unwrap()).abs() < 1e-9, "{iou}: {ap} and {}", evaluated[key]);
     }
     let table = run.ok(&[&["evaluate"][..], &weights].concat()).out;
     assert!(table.lines().any(|line| line.starts_with("red & square ")), "{table}");

@@ -93,9 +93,35 @@ fn an_evaluation_gets_each_image_with_its_objects_in_the_images_own_pixels() {
         assert_eq!(sizes, [vec![1, 3, SIDE as i64, SIDE as i64]]);
     }
     let mut reader = ObjectReading::new(&config, &source.test, &source.bad).reader();
-    let (images_1chw, size) = reader.image_alone(3).unwrap();
-    assert_eq!(size, source.test.scene(3).unwrap().size);
+    let images_1chw = reader.image_alone(3).unwrap();
+    let photo = reader.photo();
+    assert_eq!([photo.height, photo.width], source.test.scene(3).unwrap().size);
     assert!(images_1chw[0] == batches[1].images[0].on(Device::Cpu));
+}
+
+#[test]
+fn objects_are_those_of_the_upright_image_and_one_reading_gives_the_networks_input_and_the_photograph() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = coco(folder.path(), |_| {});
+    // Stored with 6 columns and 8 rows, the image is upright after a quarter turn clockwise.
+    let red = |row: usize, column: usize| (30 * row + 5 * column) as u8;
+    let stored: Vec<u8> = (0..48).flat_map(|i| [red(i / 6, i % 6), 0, 0]).collect();
+    let turned: Vec<u8> = (0..48).map(|i| red(7 - i % 8, i / 8)).collect();
+    let path = folder.path().join("val2017/3.png");
+    let mut info = png::Info::with_size(6, 8);
+    info.color_type = png::ColorType::Rgb;
+    info.exif_metadata = Some(b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".into());
+    let encoder = png::Encoder::with_info(std::fs::File::create(&path).unwrap(), info).unwrap();
+    encoder.write_header().unwrap().write_image_data(&stored).unwrap();
+    let source = data::open_read_only(&config).unwrap();
+    let mut reader = ObjectReading::new(&config, &source.test, &source.bad).reader();
+    let (images_1chw, _) = reader.evaluate(0).unwrap();
+    assert_eq!(images_1chw[0].size()[0], 1, "its upright size is that of its annotations");
+    // The file is read once: what it holds later is not seen.
+    std::fs::write(&path, b"no image").unwrap();
+    let photo = reader.photo();
+    let reds: Vec<u8> = photo.bytes.chunks(photo.channels).map(|pixel| pixel[0]).collect();
+    assert_eq!((photo.width, photo.height, reds), (8, 6, turned));
 }
 
 /// Two training images and an evaluation image of 8 × 6 pixels, in COCO's layout.

@@ -73,6 +73,20 @@ fn bench_step_reports_the_speed_and_the_share_of_each_part() {
 }
 
 #[test]
+fn bench_step_trains_with_the_heads_of_a_segmentation_or_a_detection() {
+    let tiny = ["model.width=16", "model.heads=2", "model.patch_size=8", "segmentation.crop=32", "detection.crop=64"];
+    let tiny = tiny.iter().chain(&["segmentation.width=8", "segmentation.auxiliary_width=8", "detection.width=8"]);
+    let tiny: Vec<&str> =
+        tiny.chain(&["detection.hidden=16", "detection.regions=8"]).flat_map(|key| ["--set", *key]).collect();
+    for (work, name) in [(["--segment", "--batch=2"], "segment-e2e"), (["--detect", "--batch=1"], "detect-e2e")] {
+        let mut command = plain(&["bench", "step", "--model=vit-b", "--steps=1", "--threads=1", "--json"]);
+        let output = command.args(work).args(&tiny).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+        assert!(report["work"] == name && report["gflops"].as_f64().unwrap() > 0.0, "{report}");
+    }
+}
+
+#[test]
 fn bench_step_records_the_functions_of_the_timed_steps_alone() {
     let folder = tempfile::tempdir().unwrap();
     let trace = |steps: &str, path: &Path| {
@@ -93,8 +107,12 @@ fn bench_step_records_the_functions_of_the_timed_steps_alone() {
 
 #[test]
 fn bench_step_refuses_what_it_cannot_measure() {
-    for (argument, word) in [("--model=vit-xxl", "vit-xxl"), ("--stage=4", "stages are 0 to 3"), ("--batch=3", "even")]
-    {
+    for (argument, word) in [
+        ("--model=vit-xxl", "vit-xxl"),
+        ("--stage=4", "stages are 0 to 3"),
+        ("--batch=3", "even"),
+        ("--batch=1", "even"),
+    ] {
         let output = plain(&["bench", "step", argument]).output().unwrap();
         crate::incubate::ended(output).fails(2, &[word]);
     }

@@ -181,8 +181,14 @@ fn a_run_with_label_maps_ends_with_a_segmentation_that_status_summary_and_evalua
     assert_eq!((header.metrics["mIoU"], header.metrics["images"]), (mean_iou, 5.0));
     assert_eq!(header.meta, Some(artefact::read_header(&run.file("final.h5")).unwrap().1), "it derives from final.h5");
     let evaluated = run.ok(&["evaluate", "--weights", run.file("segment.h5").to_str().unwrap(), "--json"]).out;
-    let evaluated: BTreeMap<String, f64> = serde_json::from_str(&evaluated).unwrap();
-    assert_eq!(evaluated, header.metrics);
+    let mut evaluated: serde_json::Value = serde_json::from_str(&evaluated).unwrap();
+    let classes = evaluated.as_object_mut().unwrap().remove("classes").unwrap();
+    assert_eq!(evaluated, serde_json::to_value(&header.metrics).unwrap());
+    // The figures of the classes are also in the summary.
+    let kept: serde_json::Value = serde_json::from_slice(&run.bytes("logs/segment/classes.json")).unwrap();
+    assert!(classes == kept && row["classes"] == kept && models["models"][0]["classes"].is_null(), "{models}");
+    let of_classes: Vec<f64> = classes.as_array().unwrap().iter().filter_map(|class| class["IoU"].as_f64()).collect();
+    assert!((of_classes.iter().sum::<f64>() / of_classes.len() as f64 - mean_iou).abs() < 1e-9, "{classes}");
     let summary = run.ok(&["run"]);
     assert!(summary.out.contains("mIoU %") && summary.out.contains("segment.h5"), "{}", summary.out);
     assert!(summary.err.contains("segment: done already"), "{}", summary.err);
@@ -231,6 +237,9 @@ fn predictions_are_shown_as_pictures_of_masks_and_of_likely_classes() {
     assert!(folder.join("seen/photo.png").exists());
     let text = run.ok(&["evaluate", "--weights", run.file("segment.h5").to_str().unwrap()]).out;
     assert!(text.lines().any(|line| line.starts_with("red & round ")) && text.contains("IoU"), "{text}");
+    let json = run.ok(&["evaluate", "--weights", run.file("segment.h5").to_str().unwrap(), "--json"]).out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["classes"][1]["name"], &json["classes"][1]["class"]), (&"red & round".into(), &1.into()));
     // A report shows the figures of each class, and pictures of test images.
     crate::incubate::plain(&["report", run.run_dir.to_str().unwrap()]).output().unwrap();
     let page = String::from_utf8(run.bytes("report-so-far.html")).unwrap();

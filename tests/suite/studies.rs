@@ -4,7 +4,7 @@ use crate::documents::{blocks, root};
 use crate::incubate::{Ended, TINY, ended, plain};
 use crate::wait::wait_until;
 use incubate::study::{Method, Study};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -91,6 +91,32 @@ fn the_ranks_of_a_world_share_the_cells_and_a_second_start_trains_nothing() {
         page.contains("4 runs train a Vision Transformer") && page.contains("At equal cost Deep Incubation reaches")
     );
     assert!(page.contains("4 runs") && !page.contains("What this report lacks"), "{}", again.out);
+}
+
+#[test]
+fn the_announced_cost_of_a_cell_includes_the_phases_downstream_of_its_method() {
+    let maps = "segmentation.format = \"shapes\"\nsegmentation.train_images = 12\nsegmentation.test_images = 3\n\
+                segmentation.classes = 3\nsegmentation.reduce_zero_label = false\nsegmentation.crop = 32\n\
+                segmentation.width = 8\nsegmentation.auxiliary_width = 8\nsegment.epochs = 3\nsegment.global_batch = 4\n\
+                segment.warmup_epochs = 0";
+    let folder = Folder::new(&STUDY.replace("run.export = []", &format!("run.export = []\n{maps}")));
+    let lines = |folder: &Folder| -> Vec<Value> {
+        serde_json::from_str(&folder.study(&["--dry-run", "--json", "--gpu", "h100"]).ok().out).unwrap()
+    };
+    let (with, without) = (lines(&folder), lines(&Folder::new(STUDY)));
+    for (cell, phase) in [(0, "segment"), (2, "segment-e2e")] {
+        assert_eq!(with[cell]["epochs"].as_array().unwrap().last().unwrap(), &json!([phase, 3]), "{with:?}");
+        assert_eq!(with[cell]["difference"], without[cell]["difference"], "classes are learned at the same cost");
+        for key in ["flops", "hours"] {
+            assert!(with[cell][key].as_f64().unwrap() > without[cell][key].as_f64().unwrap(), "{key} of {with:?}");
+        }
+    }
+    folder.study(&["--only", "incubation-s0"]).ok();
+    let summary = fs::read(folder.file("incubation-s0/summary.json")).unwrap();
+    let summary: Vec<Value> = serde_json::from_slice(&summary).unwrap();
+    assert!(summary.iter().any(|model| model["model"] == "segmentation"), "{summary:?}");
+    let computed: f64 = summary.iter().map(|model| model["flops"].as_f64().unwrap()).sum();
+    assert!((computed / with[0]["flops"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{computed} and {with:?}");
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Reads and transforms images with annotated objects. Each worker has a reader of its own.
 
+use super::reader::unreadable;
 use crate::coco::objects::Scene;
 use crate::config::Config;
+use crate::data::image::pixels::View;
 use crate::data::image::scale_jitter::ScaleJitter;
 use crate::data::image::workbench::Workbench;
 use crate::data::source::bad_images::BadImages;
-use crate::data::source::samples::Split;
+use crate::data::source::samples::{Split, Stored};
 use crate::random::Random;
 use crate::usage;
 use anyhow::{Result, ensure};
@@ -68,7 +70,7 @@ impl ObjectReader {
         for other in (index..count).chain(0..index) {
             let scene = self.reading.split.scene(other)?;
             let mut random = Random::new(key);
-            let transformed = self.image(other, Some(&scene), |jitter, bench, bytes, _| {
+            let transformed = self.image(other, (Some(&scene), Workbench::open), |jitter, bench, bytes, _| {
                 jitter.train(bench, bytes, &scene, &mut random, &mut *out)
             })?;
             if let Some(scene) = transformed {
@@ -85,33 +87,31 @@ impl ObjectReader {
     /// If more images than the config allows are unreadable, or differ in size from their annotations.
     pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
         let scene = self.reading.split.scene(index)?;
-        let Some((images_1chw, _)) = self.fitted(index, Some(&scene))? else {
+        let Some(images_1chw) = self.image(index, (Some(&scene), Workbench::open_whole), fitted)? else {
             let none = |size: &[i64], kind: Kind| Tensor::empty(size, (kind, Device::Cpu));
             return Ok((vec![none(&[0, 3, 1, 1], Kind::Float)], none(&[0, 1], Kind::Double)));
         };
         Ok((images_1chw, Tensor::from_slice(&scene.to_row()).unsqueeze(0)))
     }
 
-    /// An image for evaluation (1, channel, row, column), whose objects need not be known, and its own height and width.
+    /// An image for evaluation (1, channel, row, column), whose objects need not be known.
     ///
     /// # Errors
     /// If it is unreadable.
-    pub fn image_alone(&mut self, index: usize) -> Result<(Vec<Tensor>, [usize; 2])> {
-        let image = self.fitted(index, None)?;
-        image.ok_or_else(|| usage!("{}: it cannot be read; see the warning above", self.reading.split.name(index)))
+    pub fn image_alone(&mut self, index: usize) -> Result<Vec<Tensor>> {
+        let image = self.read(index, (None, Workbench::open_whole), fitted);
+        image.map_err(|fault| unreadable(&self.reading.split, index, &fault))
     }
 
-    /// An image for evaluation, and its own height and width; none if it is unreadable.
-    fn fitted(&mut self, index: usize, scene: Option<&Scene>) -> Result<Option<(Vec<Tensor>, [usize; 2])>> {
-        let side = self.reading.side;
-        self.image(index, scene, |jitter, bench, bytes, size| {
-            let mut pixels = vec![0.0; 3 * side * side];
-            jitter.evaluate(bench, bytes, size, &mut pixels)?;
-            Ok((vec![Tensor::from_slice(&pixels).view([1, 3, side as i64, side as i64])], size))
-        })
+    /// The upright pixels of the image that was read last for an evaluation.
+    ///
+    /// # Panics
+    /// If no image has been read.
+    pub fn photo(&self) -> View<'_> {
+        self.bench.as_ref().expect("an image was read").photo(&self.bytes)
     }
 
-    /// Opens an image and gives it with its height and width to `transform`. Returns none if the image is unreadable, or differs in
+    /// Opens an image by a function of [`Workbench`], and gives it with its height and width to `transform`. Returns none if the image is unreadable, or differs in
     /// size from its annotations, if it has any.
     ///
     /// # Errors
@@ -119,30 +119,48 @@ impl ObjectReader {
     fn image<T>(
         &mut self,
         index: usize,
-        scene: Option<&Scene>,
+        of: (Option<&Scene>, Open),
         transform: impl FnOnce(&ScaleJitter, &mut Workbench, &[u8], [usize; 2]) -> Result<T>,
     ) -> Result<Option<T>> {
-        let ObjectReading { split, jitter, bad, .. } = self.reading.as_ref();
-        let read = || -> Result<T> {
-            let stored = split.read(index, &mut self.bytes)?;
-            let bench = match &mut self.bench {
-                Some(bench) => bench,
-                none => none.insert(jitter.bench()?),
-            };
-            let (height, width) = bench.open(&self.bytes, stored)?;
-            let size = [height, width];
-            if let Some(scene) = scene {
-                let [annotated_height, annotated_width] = scene.size;
-                ensure!(
-                    size == scene.size,
-                    "it has {width}×{height} pixels, but its annotations say {annotated_width}×{annotated_height}; make them of one size"
-                );
-            }
-            transform(jitter, bench, &self.bytes, size)
-        };
-        match read() {
+        match self.read(index, of, transform) {
             Ok(value) => Ok(Some(value)),
-            Err(fault) => bad.skip(split.name(index), fault).map(|()| None),
+            Err(fault) => self.reading.bad.skip(self.reading.split.name(index), fault).map(|()| None),
         }
     }
+
+    /// Opens an image, whose objects may be known, by `open`, and gives it with its height and width to `transform`.
+    fn read<T>(
+        &mut self,
+        index: usize,
+        (scene, open): (Option<&Scene>, Open),
+        transform: impl FnOnce(&ScaleJitter, &mut Workbench, &[u8], [usize; 2]) -> Result<T>,
+    ) -> Result<T> {
+        let ObjectReading { split, jitter, .. } = self.reading.as_ref();
+        let stored = split.read(index, &mut self.bytes)?;
+        let bench = match &mut self.bench {
+            Some(bench) => bench,
+            none => none.insert(jitter.bench()?),
+        };
+        let (height, width) = open(bench, &self.bytes, stored)?;
+        if let Some(scene) = scene {
+            let [annotated_height, annotated_width] = scene.size;
+            ensure!(
+                [height, width] == scene.size,
+                "it has {width}×{height} pixels{}, but its annotations say {annotated_width}×{annotated_height}; make them of one size",
+                bench.turned()
+            );
+        }
+        transform(jitter, bench, &self.bytes, [height, width])
+    }
+}
+
+/// [`Workbench::open`] or [`Workbench::open_whole`].
+type Open = fn(&mut Workbench, &[u8], Stored) -> Result<(usize, usize)>;
+
+/// An image for evaluation (1, channel, row, column).
+fn fitted(jitter: &ScaleJitter, bench: &mut Workbench, bytes: &[u8], size: [usize; 2]) -> Result<Vec<Tensor>> {
+    let side = jitter.side();
+    let mut pixels = vec![0.0; 3 * side * side];
+    jitter.evaluate(bench, bytes, size, &mut pixels)?;
+    Ok(vec![Tensor::from_slice(&pixels).view([1, 3, side as i64, side as i64])])
 }

@@ -1,8 +1,10 @@
 //! Reads and transforms images with label maps. Each worker has a reader of its own.
 
+use super::reader::unreadable;
 use crate::config::Config;
 use crate::data::image::decode::label_map::LabelMap;
 use crate::data::image::joint::{Crop, Joint};
+use crate::data::image::pixels::View;
 use crate::data::image::workbench::Workbench;
 use crate::data::source::bad_images::BadImages;
 use crate::data::source::samples::Split;
@@ -85,32 +87,27 @@ impl PairReader {
     /// If more images than the config allows are unreadable or differ in size from their label maps, or if a label map is unreadable.
     pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
         let map = self.map(index)?;
-        let Some((images_1chw, _)) = self.resized(index, Some(&map))? else {
+        let Some(images_1chw) = self.image(index, Some(&map), at_scales)? else {
             let none = |size: &[i64], kind: Kind| Tensor::empty(size, (kind, tch::Device::Cpu));
             return Ok((vec![none(&[0, 3, 1, 1], Kind::Float)], none(&[0, 1, 1], Kind::Uint8)));
         };
         Ok((images_1chw, Tensor::from_slice(&map.classes).view([1, map.height as i64, map.width as i64])))
     }
 
-    /// An image for evaluation at each scale (1, channel, row, column), which needs no label map, and its own height and width.
+    /// An image for evaluation at each scale (1, channel, row, column), which needs no label map.
     ///
     /// # Errors
     /// If it is unreadable.
-    pub fn image_alone(&mut self, index: usize) -> Result<(Vec<Tensor>, [usize; 2])> {
-        let image = self.resized(index, None)?;
-        image.ok_or_else(|| usage!("{}: it cannot be read; see the warning above", self.reading.split.name(index)))
+    pub fn image_alone(&mut self, index: usize) -> Result<Vec<Tensor>> {
+        self.read(index, None, at_scales).map_err(|fault| unreadable(&self.reading.split, index, &fault))
     }
 
-    /// An image for evaluation at each scale, and its own height and width; none if it is unreadable.
-    fn resized(&mut self, index: usize, map: Option<&LabelMap>) -> Result<Option<(Vec<Tensor>, [usize; 2])>> {
-        let evaluate = |joint: &Joint, bench: &mut Workbench, bytes: &[u8], size: (usize, usize)| {
-            let at_scale = |&scale: &f64| {
-                let (pixels, [height, width]) = joint.evaluate(bench, bytes, size, scale)?;
-                Ok(Tensor::from_slice(&pixels).view([1, 3, height as i64, width as i64]))
-            };
-            Ok((joint.scales().iter().map(at_scale).collect::<Result<Vec<_>>>()?, [size.0, size.1]))
-        };
-        self.image(index, map, evaluate)
+    /// The upright pixels of the image that was read last.
+    ///
+    /// # Panics
+    /// If no image has been read.
+    pub fn photo(&self) -> View<'_> {
+        self.bench.as_ref().expect("an image was read").photo(&self.bytes)
     }
 
     /// The label map of an image.
@@ -120,7 +117,8 @@ impl PairReader {
         map.map_err(|error| usage!("{}: {error:#}", split.map_name(index)))
     }
 
-    /// Opens an image and gives it with its (height, width) to `transform`. Returns none if the image is unreadable or differs in size from its label map, if it has one.
+    /// Opens an image and gives it with its (height, width) to `transform`. Returns none if the image is unreadable or differs in size
+    /// from its label map, if it has one.
     ///
     /// # Errors
     /// If more images than the config allows are unreadable or differ in size from their label maps.
@@ -130,28 +128,46 @@ impl PairReader {
         map: Option<&LabelMap>,
         transform: impl FnOnce(&Joint, &mut Workbench, &[u8], (usize, usize)) -> Result<T>,
     ) -> Result<Option<T>> {
-        let PairReading { split, joint, bad, .. } = self.reading.as_ref();
-        let read = || -> Result<T> {
-            let stored = split.read(index, &mut self.bytes)?;
-            let bench = match &mut self.bench {
-                Some(bench) => bench,
-                none => none.insert(joint.bench()?),
-            };
-            let (height, width) = bench.open(&self.bytes, stored)?;
-            if let Some(map) = map {
-                ensure!(
-                    (height, width) == (map.height, map.width),
-                    "it has {width}×{height} pixels, but its label map {} has {}×{}; make them of one size",
-                    split.map_name(index),
-                    map.width,
-                    map.height
-                );
-            }
-            transform(joint, bench, &self.bytes, (height, width))
-        };
-        match read() {
+        match self.read(index, map, transform) {
             Ok(value) => Ok(Some(value)),
-            Err(fault) => bad.skip(split.name(index), fault).map(|()| None),
+            Err(fault) => self.reading.bad.skip(self.reading.split.name(index), fault).map(|()| None),
         }
     }
+
+    /// Opens an image and gives it with its (height, width) to `transform`.
+    fn read<T>(
+        &mut self,
+        index: usize,
+        map: Option<&LabelMap>,
+        transform: impl FnOnce(&Joint, &mut Workbench, &[u8], (usize, usize)) -> Result<T>,
+    ) -> Result<T> {
+        let PairReading { split, joint, .. } = self.reading.as_ref();
+        let stored = split.read(index, &mut self.bytes)?;
+        let bench = match &mut self.bench {
+            Some(bench) => bench,
+            none => none.insert(joint.bench()?),
+        };
+        // Every transform needs the whole image.
+        let (height, width) = bench.open_whole(&self.bytes, stored)?;
+        if let Some(map) = map {
+            ensure!(
+                (height, width) == (map.height, map.width),
+                "it has {width}×{height} pixels{}, but its label map {} has {}×{}; make them of one size",
+                bench.turned(),
+                split.map_name(index),
+                map.width,
+                map.height
+            );
+        }
+        transform(joint, bench, &self.bytes, (height, width))
+    }
+}
+
+/// An image for evaluation at each scale (1, channel, row, column).
+fn at_scales(joint: &Joint, bench: &mut Workbench, bytes: &[u8], size: (usize, usize)) -> Result<Vec<Tensor>> {
+    let at_scale = |&scale: &f64| {
+        let (pixels, [height, width]) = joint.evaluate(bench, bytes, size, scale)?;
+        Ok(Tensor::from_slice(&pixels).view([1, 3, height as i64, width as i64]))
+    };
+    joint.scales().iter().map(at_scale).collect()
 }

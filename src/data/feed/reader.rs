@@ -1,12 +1,13 @@
 //! Reads and transforms images one at a time. Each worker has a reader of its own.
 
 use crate::config::Config;
+use crate::data::image::pixels::View;
 use crate::data::image::recipe::{Out, Recipe, Workbench};
 use crate::data::source::bad_images::BadImages;
-use crate::data::source::samples::Split;
+use crate::data::source::samples::{Split, Stored};
 use crate::random::Random;
 use crate::usage;
-use anyhow::Result;
+use anyhow::{Error, Result};
 use std::sync::Arc;
 
 /// The state that all readers of a split share.
@@ -75,9 +76,32 @@ impl Reader {
         Ok(read.then(|| self.reading.split.label(index)))
     }
 
+    /// Writes an image for evaluation (channel, row, column), whose class need not be known.
+    ///
+    /// # Errors
+    /// If it is unreadable.
+    pub fn image_alone(&mut self, index: usize, out: &mut [f32]) -> Result<()> {
+        let transformed =
+            self.transform(index, |recipe, bench, bytes, stored| recipe.evaluate_whole(bench, bytes, stored, out));
+        transformed.map_err(|fault| unreadable(&self.reading.split, index, &fault))
+    }
+
+    /// The stored pixels of the image that [`Reader::image_alone`] has read last.
+    ///
+    /// # Panics
+    /// If it has read none.
+    pub fn photo(&self) -> View<'_> {
+        self.bench.as_ref().expect("an image was read").photo(&self.bytes)
+    }
+
     /// Writes an image; false if it is unreadable.
     fn try_read(&mut self, index: usize, mut random: Random, out: Out) -> Result<bool> {
-        match self.transform(index, &mut random, out) {
+        let training = self.reading.training;
+        let transformed = self.transform(index, |recipe, bench, bytes, stored| match training {
+            true => recipe.train(bench, bytes, stored, &mut random, out),
+            false => recipe.evaluate(bench, bytes, stored, out),
+        });
+        match transformed {
             Ok(()) => Ok(true),
             Err(fault) => {
                 let Reading { split, bad, .. } = self.reading.as_ref();
@@ -86,20 +110,26 @@ impl Reader {
         }
     }
 
-    fn transform(&mut self, index: usize, random: &mut Random, out: Out) -> Result<()> {
+    /// Reads an image and gives it to `transform`.
+    fn transform(
+        &mut self,
+        index: usize,
+        transform: impl FnOnce(&Recipe, &mut Workbench, &[u8], Stored) -> Result<()>,
+    ) -> Result<()> {
         if self.bytes.capacity() > MOST_KEPT {
             self.bytes = Vec::new();
         }
-        let Reading { split, recipe, training, .. } = self.reading.as_ref();
+        let Reading { split, recipe, .. } = self.reading.as_ref();
         let stored = split.read(index, &mut self.bytes)?;
         let bench = match &mut self.bench {
             Some(bench) => bench,
             none => none.insert(recipe.workbench()?),
         };
-        if *training {
-            recipe.train(bench, &self.bytes, stored, random, out)
-        } else {
-            recipe.evaluate(bench, &self.bytes, stored, out)
-        }
+        transform(recipe, bench, &self.bytes, stored)
     }
+}
+
+/// The error of an image that a user has named.
+pub(super) fn unreadable(split: &Split, index: usize, fault: &Error) -> Error {
+    usage!("{}: {fault:#}; give JPEG or PNG images", split.name(index))
 }

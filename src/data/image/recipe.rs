@@ -6,7 +6,7 @@
 use super::decode::Decoder;
 use super::erase::Erased;
 use super::normalise::{Normalise, byte_planes};
-use super::pixels::{Area, Pixels, Region};
+use super::pixels::{Area, Pixels, Region, View};
 use super::randaugment::{self, Canvas, Policy};
 use super::resize::{Order, Resample};
 use super::{crop, erase};
@@ -206,11 +206,31 @@ impl Recipe {
         out: impl Into<Out<'a>>,
     ) -> Result<()> {
         bench.spent.begin();
-        let (height, width) = bench.decoder.open(bytes, stored)?;
+        let size = bench.decoder.open(bytes, stored)?;
+        self.evaluate_opened(bench, bytes, size, out.into())
+    }
+
+    /// As [`Recipe::evaluate`], but decodes the whole image, for [`Workbench::photo`].
+    ///
+    /// # Errors
+    /// The image cannot be decoded.
+    pub fn evaluate_whole(&self, bench: &mut Workbench, bytes: &[u8], stored: Stored, out: &mut [f32]) -> Result<()> {
+        let size = bench.decoder.open(bytes, stored)?;
+        bench.decoder.keep_whole(bytes, size)?;
+        self.evaluate_opened(bench, bytes, size, out.into())
+    }
+
+    fn evaluate_opened(
+        &self,
+        bench: &mut Workbench,
+        bytes: &[u8],
+        (height, width): (usize, usize),
+        mut out: Out,
+    ) -> Result<()> {
         let (area, within) = crop::centre(height, width, self.size, self.evaluated_share);
         let crop = Crop { area, within, reduction: 1, order: Order::RowsFirst };
         bench.draw(bytes, crop, self.size)?;
-        bench.normalise(&self.normalise, &mut out.into());
+        bench.normalise(&self.normalise, &mut out);
         Ok(())
     }
 
@@ -251,6 +271,11 @@ impl Recipe {
 }
 
 impl Workbench {
+    /// The whole stored image that [`Recipe::evaluate_whole`] has decoded, given the same bytes.
+    pub fn photo<'a>(&'a self, bytes: &'a [u8]) -> View<'a> {
+        self.decoder.whole(bytes)
+    }
+
     /// Decodes and resamples a part of the opened image onto the canvas, whose side becomes `size`.
     fn draw(&mut self, bytes: &[u8], crop: Crop, size: usize) -> Result<()> {
         let Workbench { decoder, resample, canvas, spent, .. } = self;

@@ -49,6 +49,11 @@ impl ScaleJitter {
         }
     }
 
+    /// Height = width of the network's input.
+    pub fn side(&self) -> usize {
+        self.side
+    }
+
     /// Memory for a worker.
     pub fn bench(&self) -> Result<Workbench> {
         Workbench::new(Resample::bilinear())

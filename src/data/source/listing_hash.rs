@@ -1,5 +1,5 @@
 //! The facts about a source's images that a run records: counts, class names, and hashes of the names, labels and objects, and of the
-//! lengths of the files of label maps.
+//! marks of label maps.
 
 use super::Source;
 use super::samples::Split;
@@ -26,8 +26,8 @@ fn listing(split: &Split, root: &str, task: TaskKind) -> Listing {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&split.label(index).to_le_bytes());
         hasher.update(split.listed_name(index, root).as_bytes());
-        if let Some(length) = split.map_length(index) {
-            hasher.update(&length.to_le_bytes());
+        if let Some(mark) = split.map_mark(index) {
+            hasher.update(&mark);
         }
         if task == TaskKind::Detection
             && let Ok(scene) = split.scene(index)

@@ -8,10 +8,15 @@ use super::samples::{Samples, Stored, StoredMap};
 use super::splits::{TRAINING, evaluation_split};
 use crate::{require, usage};
 use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 const IMAGES: &str = "images";
 const MAPS: &str = "annotations";
+/// The bytes at the end of a label map by which a change is noticed. The pixels' data in a PNG end with a checksum of all pixels (zlib,
+/// RFC 1950); only texts that a program has added come after it.
+const END: u64 = 256;
 
 /// One split of images with label maps.
 #[derive(Debug)]
@@ -94,8 +99,13 @@ impl Samples for Pairs {
         self.map(index).display().to_string()
     }
 
-    fn map_length(&self, index: usize) -> Option<u64> {
-        std::fs::metadata(self.map(index)).ok().map(|metadata| metadata.len())
+    fn map_mark(&self, index: usize) -> Option<Vec<u8>> {
+        let mut map = File::open(self.map(index)).ok()?;
+        let length = map.metadata().ok()?.len();
+        map.seek(SeekFrom::Start(length.saturating_sub(END))).ok()?;
+        let mut mark = length.to_le_bytes().to_vec();
+        map.take(END).read_to_end(&mut mark).ok()?;
+        Some(mark)
     }
 
     fn read_map(&self, index: usize, bytes: &mut Vec<u8>) -> Result<StoredMap> {
@@ -136,6 +146,26 @@ mod tests {
             pairs.read_map(index, &mut bytes).unwrap();
             assert_eq!(bytes, map.as_bytes());
         }
+    }
+
+    #[test]
+    fn a_label_in_the_first_row_changes_the_mark_of_a_map_that_keeps_its_length() {
+        let folder = folder(&WHOLE);
+        let (training, _) = open(folder.path()).unwrap();
+        let mark = |first: u8| {
+            let mut encoder = png::Encoder::new(File::create(folder.path().join(WHOLE[4])).unwrap(), 100, 100);
+            encoder.set_compression(png::Compression::NoCompression);
+            let mut labels: Vec<u8> = (0..10_000u32).map(|pixel| (pixel % 7) as u8).collect();
+            labels[3] = first;
+            encoder.write_header().unwrap().write_image_data(&labels).unwrap();
+            let mark = training.map_mark(0).unwrap();
+            assert_eq!(mark.len(), 8 + 256);
+            mark
+        };
+        let (one, other) = (mark(3), mark(4));
+        assert_eq!(one[..8], other[..8], "the files have one length");
+        assert!(one != other && one == mark(3));
+        assert_eq!(training.map_mark(1).unwrap()[8..], *WHOLE[5].as_bytes(), "a short file is taken whole");
     }
 
     #[test]

@@ -49,8 +49,8 @@ pub trait Samples: Send + Sync {
         self.name(index)
     }
 
-    /// The length in bytes of the file of an image's label map, by which a change of the map is noticed; none if it has no file.
-    fn map_length(&self, _index: usize) -> Option<u64> {
+    /// Bytes that differ if an image's label map has changed: the length and the end of its file; none if it has no file.
+    fn map_mark(&self, _index: usize) -> Option<Vec<u8>> {
         None
     }
 

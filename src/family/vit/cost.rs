@@ -51,6 +51,10 @@ fn end_flops(vit: &Vit, stage: usize, stages: usize) -> f64 {
     at(0, patch) + at(stages - 1, head)
 }
 
+/// The number of tokens up to which attention on a CPU is computed with matrix products, which keep the probabilities. Attention to more
+/// tokens is libtorch's fused kernel, which keeps none.
+pub const MOST_TOKENS_OF_PRODUCTS: usize = 1024;
+
 /// The number of activations that the first trained stage and all later stages keep for the backward pass of one sample. The
 /// activations of the block that is being computed are added.
 pub fn activations(vit: &Vit, training: &Memory) -> f64 {
@@ -58,13 +62,20 @@ pub fn activations(vit: &Vit, training: &Memory) -> f64 {
     let (n, d, h) = (vit.tokens() as f64, vit.width as f64, vit.hidden() as f64);
     let blocks = |stages: Range<usize>| depths[stages].iter().sum::<usize>() as f64;
     let (trained, suffix) = (blocks(trained.clone()), blocks(trained.end..depths.len()));
-    // On a CPU, attention also keeps its probabilities.
-    let probabilities = if *on_cpu { vit.heads as f64 * n * n } else { 0.0 };
+    // On a CPU, attention to few tokens also keeps its probabilities.
+    let is_fused = vit.tokens() > MOST_TOKENS_OF_PRODUCTS;
+    let probabilities = if *on_cpu && !is_fused { vit.heads as f64 * n * n } else { 0.0 };
     let (trained_block, frozen_block) = (n * (9.0 * d + 2.0 * h) + probabilities, n * (6.0 * d + h) + probabilities);
-    // Blocks with windows keep fewer probabilities. With checkpointing, blocks keep no probabilities anyway.
+    // Blocks with windows keep fewer probabilities, but small windows keep some even if the whole image has too many tokens for
+    // products. With checkpointing, blocks keep no probabilities anyway.
     let in_windows = (0..depths.len()).map(|stage| windows_of(vit, depths, stage)).sum::<f64>();
     let share = if vit.window == 0 { 0.0 } else { 1.0 - pairs(vit) as f64 / (n * n) };
-    let fewer = if *checkpointing { 0.0 } else { in_windows * share * probabilities };
+    let of_windows = if *on_cpu && is_fused && vit.window.pow(2) <= MOST_TOKENS_OF_PRODUCTS {
+        in_windows * vit.heads as f64 * pairs(vit) as f64
+    } else {
+        0.0
+    };
+    let fewer = if *checkpointing { 0.0 } else { in_windows * share * probabilities - of_windows };
     let kept = if *checkpointing {
         (trained + suffix) * n * d + trained_block
     } else {

@@ -1,7 +1,7 @@
 //! The Vision Transformer (arXiv 2010.11929) as timm and DeiT build it: patches and a class token, pre-norm blocks of
 //! attention and MLP, a final norm and a linear head on the class token.
 
-mod cost;
+pub mod cost;
 pub mod names;
 mod parameters;
 pub mod resample;

@@ -1,12 +1,14 @@
 //! Computes multi-head self-attention, without the projections before and after it, forward and backward.
 //!
 //! On a CPU, attention is two matrix products with a softmax between them. For the few hundred tokens of an image, libtorch's
-//! fused kernel for CPUs is up to four times slower in bf16, and slower for small heads in fp32. On a GPU, attention is one of
-//! libtorch's fused kernels, or matrix products if no fused kernel supports the tensors.
+//! fused kernel for CPUs is up to four times slower in bf16, and slower for small heads in fp32. For more than
+//! [`MOST_TOKENS_OF_PRODUCTS`] tokens it is twice as fast as products, whose probabilities would take gigabytes. On a GPU, attention is
+//! one of libtorch's fused kernels, or matrix products if no fused kernel supports the tensors.
 //!
 //! Tensor names end in their shape as in the other files of the ViT; also e = width of a head, x = b · heads.
 
 use super::cpu;
+use crate::family::vit::cost::MOST_TOKENS_OF_PRODUCTS;
 use crate::libtorch;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
@@ -22,10 +24,11 @@ pub enum Kept {
 }
 
 /// Computes softmax(q · kᵀ / √e) · v as (m, d) from q, k and v side by side in (m, 3·d). On a CPU it uses matrix products if
-/// `prefers_products`, else libtorch's fused kernel.
+/// `prefers_products` and the tokens are few, else libtorch's fused kernel.
 pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64, prefers_products: bool) -> (Tensor, Kept) {
     let layout = layout(qkv_m3d.size()[0], qkv_m3d.size()[1], n, heads, 3);
-    let fused = if prefers_products && cpu::is_supported(qkv_m3d) {
+    let are_few = n as usize <= MOST_TOKENS_OF_PRODUCTS;
+    let fused = if prefers_products && are_few && cpu::is_supported(qkv_m3d) {
         None
     } else {
         fused(qkv_m3d, n, heads).unwrap_or_else(|error| panic!("{error:#}"))
@@ -207,6 +210,15 @@ mod tests {
                 assert_eq!(fused.kernel, libtorch::Kernel::FlashForCpu);
                 check((fused.output().transpose(1, 2).reshape([b * n, -1]), Kept::Fused(fused)));
             }
+        }
+    }
+
+    #[test]
+    fn many_tokens_keep_no_probabilities() {
+        let _guard = tch::no_grad_guard();
+        for (n, expected) in [(1024, false), (1025, true)] {
+            let (_, kept) = forward(&wave(&[2 * n, 24], 1.0, Kind::Float), n, 1, true);
+            assert_eq!(matches!(kept, Kept::Fused(_)), expected, "{n} tokens");
         }
     }
 

@@ -1,21 +1,25 @@
 //! Decodes stored bytes to the pixels that Pillow's `Image.open(…).convert("RGB")` gives. The first bytes of a file decide whether
-//! it is a JPEG or a PNG, not its name. Gray, CMYK, palette and 16-bit images become RGB. An EXIF orientation is not applied, as in
-//! timm. Only the needed part of a JPEG is decoded.
+//! it is a JPEG or a PNG, not its name. Gray, CMYK, palette and 16-bit images become RGB. An EXIF orientation is applied only by
+//! [`Decoder::open_upright`]: timm does not apply it, mmsegmentation and detectron2 do. Only the needed part of a JPEG is decoded.
 
 pub mod jpeg;
 pub mod label_map;
+mod orientation;
 mod png;
 
 use super::pixels::{Pixels, Region, View, check_size};
 use crate::data::source::samples::Stored;
 use anyhow::{Result, bail, ensure};
 use jpeg::Jpeg;
+use orientation::Orientation;
 
 /// The decoders and their memory. Each thread has its own.
 pub struct Decoder {
     jpeg: Jpeg,
     pixels: Pixels,
     kind: Kind,
+    /// Whether the opened image was turned upright.
+    is_turned: bool,
 }
 
 /// The form of the opened image.
@@ -33,7 +37,12 @@ enum Kind {
 
 impl Decoder {
     pub fn new() -> Result<Decoder> {
-        Ok(Decoder { jpeg: Jpeg::new()?, pixels: Pixels::default(), kind: Kind::Raw { height: 0, width: 0 } })
+        Ok(Decoder {
+            jpeg: Jpeg::new()?,
+            pixels: Pixels::default(),
+            kind: Kind::Raw { height: 0, width: 0 },
+            is_turned: false,
+        })
     }
 
     /// Reads an image's (height, width). [`Decoder::view`] must then be given the same bytes.
@@ -59,26 +68,60 @@ impl Decoder {
                 bail!("neither a JPEG nor a PNG: the file begins with {:02x?}", &bytes[..bytes.len().min(4)])
             }
         };
-        self.kind = kind;
+        (self.kind, self.is_turned) = (kind, false);
         check_size(size.0, size.1)?;
         Ok(size)
     }
 
-    /// Decodes at least `region` of the opened image. A JPEG is decoded at 1/`reduction` of its size (1, 2, 4 or 8).
-    pub fn view<'a>(&'a mut self, bytes: &'a [u8], region: Region, reduction: usize) -> Result<View<'a>> {
-        let unreduced = View { bytes, channels: 3, width: 0, height: 0, reduction: 1, left: 0, top: 0 };
-        match self.kind {
-            Kind::Raw { height, width } => return Ok(View { width, height, ..unreduced }),
-            Kind::Whole => {}
-            Kind::Jpeg => {
-                let (left, top) = self.jpeg.decode(bytes, region, reduction, &mut self.pixels)?;
-                let Pixels { width, height, rgbx } = &self.pixels;
-                let bytes = rgbx.as_flattened();
-                return Ok(View { bytes, channels: 4, width: *width, height: *height, reduction, left, top });
-            }
+    /// As [`Decoder::open`], but a file with an EXIF orientation is decoded at once and turned upright, and the result is the size of
+    /// the upright image.
+    pub fn open_upright(&mut self, bytes: &[u8], stored: Stored) -> Result<(usize, usize)> {
+        let size = self.open(bytes, stored)?;
+        let orientation = if stored == Stored::Encoded { Orientation::of(bytes) } else { None };
+        let Some(orientation) = orientation else { return Ok(size) };
+        self.keep_whole(bytes, size)?;
+        self.pixels = orientation.upright(&self.pixels);
+        self.is_turned = true;
+        Ok((self.pixels.height, self.pixels.width))
+    }
+
+    /// Whether [`Decoder::open_upright`] has turned the opened image.
+    pub fn is_turned(&self) -> bool {
+        self.is_turned
+    }
+
+    /// Decodes the whole opened image, whose size is (height, width), so that no view of it is decoded again.
+    pub fn keep_whole(&mut self, bytes: &[u8], (height, width): (usize, usize)) -> Result<()> {
+        if self.kind == Kind::Jpeg {
+            self.jpeg.decode(bytes, Region { left: 0, top: 0, width, height }, 1, &mut self.pixels)?;
+            self.kind = Kind::Whole;
         }
+        Ok(())
+    }
+
+    /// Decodes at least `region` of the opened image. A JPEG is decoded at 1/`reduction` of its size (1, 2, 4 or 8), unless
+    /// [`Decoder::keep_whole`] has decoded it.
+    pub fn view<'a>(&'a mut self, bytes: &'a [u8], region: Region, reduction: usize) -> Result<View<'a>> {
+        if self.kind != Kind::Jpeg {
+            return Ok(self.whole(bytes));
+        }
+        let (left, top) = self.jpeg.decode(bytes, region, reduction, &mut self.pixels)?;
+        Ok(View { reduction, left, top, ..self.decoded() })
+    }
+
+    /// The whole opened image, which is no JPEG, or which [`Decoder::keep_whole`] has decoded.
+    pub fn whole<'a>(&'a self, bytes: &'a [u8]) -> View<'a> {
+        match self.kind {
+            Kind::Raw { height, width } => View { bytes, channels: 3, width, height, reduction: 1, left: 0, top: 0 },
+            Kind::Whole => self.decoded(),
+            Kind::Jpeg => unreachable!("the whole image is not decoded yet"),
+        }
+    }
+
+    /// The pixels that were decoded last.
+    fn decoded(&self) -> View<'_> {
         let Pixels { width, height, rgbx } = &self.pixels;
-        Ok(View { bytes: rgbx.as_flattened(), channels: 4, width: *width, height: *height, ..unreduced })
+        View { bytes: rgbx.as_flattened(), channels: 4, width: *width, height: *height, reduction: 1, left: 0, top: 0 }
     }
 }
 
