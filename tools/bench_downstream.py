@@ -14,7 +14,6 @@ memory below 1 that it takes less.
 """
 import argparse
 import json
-import os
 import random
 import resource
 import statistics
