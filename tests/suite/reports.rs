@@ -35,6 +35,13 @@ fn finished(seed: usize) -> Incubate {
     run
 }
 
+/// The words about the meta model of a run with four modules.
+fn words_of_the_meta_model(summary: &[Value]) -> String {
+    let flops: f64 = summary[..7].iter().map(|row| row["flops"].as_f64().unwrap()).sum();
+    let (share, top1) = (summary[0]["flops"].as_f64().unwrap() / flops, summary[0]["top1"].as_f64().unwrap());
+    format!("{share:.2} of the computation of Deep Incubation, reaches top-1 {top1:.2} %")
+}
+
 #[test]
 fn a_report_has_the_numbers_of_the_summary_and_of_the_status_and_needs_nothing_but_itself() {
     let run = finished(0);
@@ -87,13 +94,7 @@ fn a_report_has_the_numbers_of_the_summary_and_of_the_status_and_needs_nothing_b
         assert!(lead.contains(words) && page.contains(words), "{words}: {lead}");
     }
     assert!(page.contains(&format!("top-1 {:.2} %", summary[6]["top1"].as_f64().unwrap())), "{lead}");
-    let of_incubation = &summary[..7];
-    let flops: f64 = of_incubation.iter().map(|row| row["flops"].as_f64().unwrap()).sum();
-    let share = summary[0]["flops"].as_f64().unwrap() / flops;
-    let meta = format!(
-        "{share:.2} of the computation of Deep Incubation, reaches top-1 {:.2} %",
-        summary[0]["top1"].as_f64().unwrap()
-    );
+    let meta = words_of_the_meta_model(&summary);
     assert!(lead.contains(&meta), "{meta}: {lead}");
     assert!(page.contains("Test top-1 % against device-hours") && !page.contains("What this report lacks"));
     for name in [
