@@ -75,7 +75,12 @@ fn bench_step_reports_the_speed_and_the_share_of_each_part() {
 #[test]
 fn bench_step_trains_with_the_heads_of_a_segmentation_or_a_detection() {
     let tiny = ["model.width=16", "model.heads=2", "model.patch_size=8", "segmentation.crop=32", "detection.crop=64"];
-    let tiny = tiny.iter().chain(&["segmentation.width=8", "segmentation.auxiliary_width=8", "detection.width=8"]);
+    let tiny = tiny.iter().chain(&[
+        "segmentation.width=8",
+        "segmentation.auxiliary_width=8",
+        "detection.width=8",
+        "detection.window=4",
+    ]);
     let tiny: Vec<&str> =
         tiny.chain(&["detection.hidden=16", "detection.regions=8"]).flat_map(|key| ["--set", *key]).collect();
     for (work, name) in [(["--segment", "--batch=2"], "segment-e2e"), (["--detect", "--batch=1"], "detect-e2e")] {
