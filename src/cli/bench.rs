@@ -73,10 +73,10 @@ pub struct StepArgs {
     /// The target with InfoPro's losses for each stage
     #[arg(long, conflicts_with_all = ["stage", "e2e"])]
     infopro: bool,
-    /// The target with the heads of [segmentation], on crops of random labels
+    /// The target with the heads of `[segmentation]`, on crops of random labels
     #[arg(long, conflicts_with_all = ["stage", "e2e", "dgl", "infopro", "detect"])]
     segment: bool,
-    /// The target with the pyramid and the heads of [detection], on crops with seven random objects each
+    /// The target with the pyramid and the heads of `[detection]`, on crops with seven random objects each
     #[arg(long, conflicts_with_all = ["stage", "e2e", "dgl", "infopro"])]
     detect: bool,
     /// Samples per step
