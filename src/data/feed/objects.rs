@@ -70,7 +70,7 @@ impl ObjectReader {
         for other in (index..count).chain(0..index) {
             let scene = self.reading.split.scene(other)?;
             let mut random = Random::new(key);
-            let transformed = self.image(other, (Some(&scene), Workbench::open), |jitter, bench, bytes, _| {
+            let transformed = self.image(other, (&scene, Workbench::open), |jitter, bench, bytes, _| {
                 jitter.train(bench, bytes, &scene, &mut random, &mut *out)
             })?;
             if let Some(scene) = transformed {
@@ -87,7 +87,7 @@ impl ObjectReader {
     /// If more images than the config allows are unreadable, or differ in size from their annotations.
     pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
         let scene = self.reading.split.scene(index)?;
-        let Some(images_1chw) = self.image(index, (Some(&scene), Workbench::open_whole), fitted)? else {
+        let Some(images_1chw) = self.image(index, (&scene, Workbench::open_whole), fitted)? else {
             let none = |size: &[i64], kind: Kind| Tensor::empty(size, (kind, Device::Cpu));
             return Ok((vec![none(&[0, 3, 1, 1], Kind::Float)], none(&[0, 1], Kind::Double)));
         };
@@ -111,18 +111,18 @@ impl ObjectReader {
         self.bench.as_ref().expect("an image was read").photo(&self.bytes)
     }
 
-    /// Opens an image by a function of [`Workbench`], and gives it with its height and width to `transform`. Returns none if the image is unreadable, or differs in
-    /// size from its annotations, if it has any.
+    /// Opens an image by `open`, and gives it with its height and width to `transform`. Returns none if the image is unreadable, or
+    /// differs in size from its annotations.
     ///
     /// # Errors
     /// If more images than the config allows are unreadable, or differ in size from their annotations.
     fn image<T>(
         &mut self,
         index: usize,
-        of: (Option<&Scene>, Open),
+        (scene, open): (&Scene, Open),
         transform: impl FnOnce(&ScaleJitter, &mut Workbench, &[u8], [usize; 2]) -> Result<T>,
     ) -> Result<Option<T>> {
-        match self.read(index, of, transform) {
+        match self.read(index, (Some(scene), open), transform) {
             Ok(value) => Ok(Some(value)),
             Err(fault) => self.reading.bad.skip(self.reading.split.name(index), fault).map(|()| None),
         }

@@ -71,8 +71,8 @@ impl PairReader {
             let map = self.map(other)?;
             let mut random = Random::new(key);
             let out = Crop { pixels: &mut *pixels, classes: &mut *classes };
-            let transformed = self
-                .image(other, Some(&map), |joint, bench, bytes, _| joint.train(bench, bytes, &map, &mut random, out))?;
+            let transformed =
+                self.image(other, &map, |joint, bench, bytes, _| joint.train(bench, bytes, &map, &mut random, out))?;
             if transformed.is_some() {
                 return Ok(());
             }
@@ -87,7 +87,7 @@ impl PairReader {
     /// If more images than the config allows are unreadable or differ in size from their label maps, or if a label map is unreadable.
     pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
         let map = self.map(index)?;
-        let Some(images_1chw) = self.image(index, Some(&map), at_scales)? else {
+        let Some(images_1chw) = self.image(index, &map, at_scales)? else {
             let none = |size: &[i64], kind: Kind| Tensor::empty(size, (kind, tch::Device::Cpu));
             return Ok((vec![none(&[0, 3, 1, 1], Kind::Float)], none(&[0, 1, 1], Kind::Uint8)));
         };
@@ -118,17 +118,17 @@ impl PairReader {
     }
 
     /// Opens an image and gives it with its (height, width) to `transform`. Returns none if the image is unreadable or differs in size
-    /// from its label map, if it has one.
+    /// from its label map.
     ///
     /// # Errors
     /// If more images than the config allows are unreadable or differ in size from their label maps.
     fn image<T>(
         &mut self,
         index: usize,
-        map: Option<&LabelMap>,
+        map: &LabelMap,
         transform: impl FnOnce(&Joint, &mut Workbench, &[u8], (usize, usize)) -> Result<T>,
     ) -> Result<Option<T>> {
-        match self.read(index, map, transform) {
+        match self.read(index, Some(map), transform) {
             Ok(value) => Ok(Some(value)),
             Err(fault) => self.reading.bad.skip(self.reading.split.name(index), fault).map(|()| None),
         }

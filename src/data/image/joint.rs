@@ -100,8 +100,8 @@ impl Joint {
         Ok(())
     }
 
-    /// An image for evaluation (channel, row, column), resized to `scale` times its usual size, with its height and width. It has been opened by [`Workbench::open`],
-    /// which gave its `size`.
+    /// An image for evaluation (channel, row, column), resized to `scale` times its usual size, with its height and width. `size` is
+    /// what [`Workbench::open`] or [`Workbench::open_whole`] has returned for the image.
     ///
     /// # Errors
     /// If the image cannot be decoded.
