@@ -19,6 +19,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/native_layer_norm_backward.h>
 #include <ATen/ops/stack.h>
+#include <c10/core/CPUAllocator.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <cstring>
@@ -34,6 +35,25 @@ char *error_of(Act act) {
     return strdup(error.what());
   }
 }
+
+// The functions of set_allocator.
+void *(*take)(size_t);
+bool (*free_taken)(void *);
+
+// Takes the memory of CPU tensors by the functions above, and by libtorch's own allocator if `take` returns null.
+struct Allocator final : at::Allocator {
+  static void release(void *memory) {
+    if (!free_taken(memory))
+      c10::GetDefaultCPUAllocator()->raw_deallocate(memory);
+  }
+  at::DataPtr allocate(size_t bytes) override {
+    if (void *memory = take(bytes))
+      return {memory, memory, &release, at::Device(at::kCPU)};
+    return c10::GetDefaultCPUAllocator()->allocate(bytes);
+  }
+  at::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void *to, const void *from, size_t bytes) const override { default_copy_data(to, from, bytes); }
+};
 
 // The kernels of fused attention, numbered as in libtorch.rs.
 enum Kernel { NONE, FLASH, EFFICIENT, CUDNN, FLASH_FOR_CPU };
@@ -214,6 +234,14 @@ char *incubate_trace_start(bool gpus) {
 // Ends the recording and writes it to a file in Chrome's trace format.
 char *incubate_trace_write(const char *path) {
   return error_of([&] { torch::autograd::profiler::disableProfiler()->save(path); });
+}
+
+// Makes libtorch take and free the memory of CPU tensors by these functions.
+void incubate_set_allocator(void *(*take_memory)(size_t), bool (*free_memory)(void *)) {
+  take = take_memory, free_taken = free_memory;
+  // It must outlive all tensors, so it is never deleted.
+  static Allocator *allocator = new Allocator;
+  c10::SetCPUAllocator(allocator);
 }
 
 // Gives the GPU memory in libtorch's cache back to the driver.

@@ -8,6 +8,12 @@ use tch::{Device, Kind, Tensor};
 
 type Raw = *mut c_void;
 
+/// Returns memory of so many bytes, or null to leave them to libtorch.
+type Take = extern "C" fn(usize) -> Raw;
+
+/// Frees memory of [`Take`]. Returns false for other memory.
+type Free = extern "C" fn(Raw) -> bool;
+
 unsafe extern "C" {
     fn incubate_layer_norm_backward(
         out: *mut Raw,
@@ -59,6 +65,13 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn incubate_empty_pinned(out: *mut Raw, sizes: *const i64, dimensions: usize, alike: Raw) -> *mut c_char;
     fn incubate_empty_cache() -> *mut c_char;
+    fn incubate_set_allocator(take: Take, free: Free);
+}
+
+/// Makes libtorch take and free the memory of CPU tensors by these functions, which any thread may call.
+pub fn set_allocator(take: Take, free: Free) {
+    // SAFETY: libtorch only keeps the functions.
+    unsafe { incubate_set_allocator(take, free) };
 }
 
 fn raw(tensor: &Tensor) -> Raw {

@@ -6,7 +6,7 @@ use crate::collective::Solo;
 use crate::config::{Config, Precision, TaskKind};
 use crate::data::feed::batch::Batch;
 use crate::data::feed::images::{BatchImages, Handover};
-use crate::device;
+use crate::device::{self, memory};
 use crate::family::parameter::Parameter;
 use crate::libtorch::Trace;
 use crate::model::off::{Off, Optimisation};
@@ -57,6 +57,8 @@ pub struct StepReport {
     /// The peak of the process's resident memory. On a GPU, the memory that all processes use after the steps. This process then
     /// still holds the peak of its memory, because libtorch gives no memory back by itself.
     pub peak_mib: f64,
+    /// The memory of the process, or on a GPU of all processes, before the network is built: the program and libtorch.
+    pub base_mib: f64,
     pub share: Shares,
 }
 
@@ -135,6 +137,8 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     (config.module.training.global_batch, config.e2e.global_batch) = (batch, batch);
     (config.dgl.training.global_batch, config.infopro.training.global_batch) = (batch, batch);
     (config.segment.global_batch, config.detect.global_batch) = (batch, batch);
+    memory::begin_peak();
+    let base_mib = peak_mib(device)?;
     // The number of images sets the length of the phase. No timed step depends on this length.
     let plan = Plan { config, train_images: 256 * batch };
     let mut phase = plan.phase(row, stage);
@@ -185,6 +189,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
         matrix_product_gflops,
         utilisation: gflops / matrix_product_gflops,
         peak_mib,
+        base_mib,
         share: Shares::of(&times),
     })
 }
@@ -268,16 +273,14 @@ fn peak_mib(device: Device) -> Result<f64> {
     if device.is_cuda() {
         return Ok(device::cuda()?.memory_in_use()? as f64 / (1 << 20) as f64);
     }
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>().map_or(0.0, |kib| kib / 1024.0))
+    Ok(memory::peak_on_host() as f64 / (1 << 20) as f64)
 }
 
 /// The report for people.
 pub fn text(r: &StepReport) -> String {
     format!(
         "{} {} on {}, batch {}, {:?}, {} thread(s): {:.2} images/s ({:.3} s per step, the median of {})\n\
-         {:.0} of {:.0} GFLOP/s, {:.0} % of the matrix product; peak memory {:.0} MiB\n\
+         {:.0} of {:.0} GFLOP/s, {:.0} % of the matrix product; peak memory {:.0} MiB, {:.0} MiB of it before training\n\
          data {:.0} %, forward {:.0} %, backward {:.0} %, all-reduce {:.0} %, optimiser {:.0} %, waiting for the GPU {:.0} %\n",
         r.model,
         r.work,
@@ -292,6 +295,7 @@ pub fn text(r: &StepReport) -> String {
         r.matrix_product_gflops,
         100.0 * r.utilisation,
         r.peak_mib,
+        r.base_mib,
         100.0 * r.share.data,
         100.0 * r.share.forward,
         100.0 * r.share.backward,

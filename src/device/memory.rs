@@ -1,6 +1,7 @@
 //! Turns the panic with which libtorch reports exhausted memory into an ordinary error, measures free and used memory, and decides
 //! whether the allocator keeps freed memory.
 
+use super::pool;
 use crate::driver::cuda;
 use anyhow::Result;
 use std::any::Any;
@@ -97,10 +98,13 @@ pub fn peak_on_gpu(device: Device) -> u64 {
     cuda().and_then(|driver| driver.memory_in_use()).unwrap_or(0)
 }
 
-/// Sets whether glibc's allocator keeps the memory that a step frees for the next step. Each step takes and frees the same large
-/// tensors. If their memory went back to the kernel each time, every 4 KiB of it would cost a page fault: up to a sixth of the time
-/// of a small model's step. Must be called before other threads run.
+/// Sets whether the memory that a step frees is kept for the tensors that follow: the memory of large tensors by `pool.rs`, all other
+/// memory by glibc's allocator. If freed memory went back to the kernel, every 4 KiB of it would cost a page fault when it is taken
+/// again. Must be called before other threads run.
 pub fn keep_freed(keep: bool) {
+    if keep {
+        pool::use_for_tensors();
+    }
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: the call sets a number in the allocator.
@@ -113,8 +117,9 @@ pub fn keep_freed(keep: bool) {
     }
 }
 
-/// Gives the memory that glibc's allocator keeps, but that nothing uses, back to the kernel.
+/// Gives the memory that is kept, but that nothing uses, back to the kernel.
 pub fn give_back() {
+    pool::give_back();
     #[cfg(target_env = "gnu")]
     // SAFETY: the call only releases memory that is not in use.
     unsafe {

@@ -8,6 +8,7 @@ mod cores;
 pub mod later;
 mod libraries;
 pub mod memory;
+mod pool;
 pub mod tf32;
 
 use crate::config::{DeviceChoice, Precision};

@@ -14,7 +14,7 @@ pub enum Optimisation {
     Optimiser,
     /// Skipping the weight gradients of the frozen stages after a module. Deep Incubation's official code computes them.
     Suffix,
-    /// Keeping the memory that a step frees for the next step, instead of returning the memory to the operating system.
+    /// Keeping the memory that a step frees for the next tensors, instead of returning the memory to the operating system.
     Memory,
     /// Computing a residual branch only for the samples that keep the branch in stochastic depth.
     KeptSamples,

@@ -8,7 +8,6 @@ use super::optimiser::Optimiser;
 use crate::collective::Collective;
 use crate::data::feed::batch::Batch;
 use crate::device::later::Later;
-use crate::device::memory;
 use crate::model::{DropPath, EXTRAS, Network};
 use crate::plan::{PhasePlan, Plan};
 use crate::random::Random;
@@ -17,7 +16,7 @@ use crate::task::{Given, Loss, Objective, Part};
 use crate::weights::Staging;
 use anyhow::Result;
 use std::time::{Duration, Instant};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// The result of a step.
 #[derive(Debug, Clone, Copy)]
@@ -194,10 +193,6 @@ impl<'a> Stepper<'a> {
                 anyhow::Ok((gradients, tape))
             })?;
             timed(&mut times.backward, || network.backward(tape, gradients));
-            if input.is_some() && device == Device::Cpu {
-                // The tensors of the next segment have other sizes and would not reuse all of this memory.
-                memory::give_back();
-            }
         }
         Ok(())
     }
