@@ -1,6 +1,7 @@
 //! Networks whose stages learn from losses of their own: compared with plain PyTorch (`tools/golden_objectives.py`), and run as a
 //! user runs them.
 
+use crate::documents::root;
 use crate::incubate::{Incubate, ended, plain};
 use crate::parity::{BATCH, batch, golden, wave};
 use crate::runs::stop_after_a_checkpoint;
@@ -301,4 +302,17 @@ fn ranks_times_replicas_train_with_local_losses_as_one_replica_does() {
             assert!((a / b - 1.0).abs() < 1e-4, "step {step}: {a} alone, {b} by replicas");
         }
     }
+}
+
+#[test]
+fn local_losses_need_the_memory_of_one_stage_at_a_time() {
+    let config = root().join("configs/cifar-resnet-110.toml");
+    let needed = |method: &str| -> f64 {
+        let mut command = plain(&["bench", "step", method, "--batch=128", "--steps=1", "--threads=1", "--device=cpu"]);
+        command.args(["--json", "--set=model.layers=[4, 4, 4]", "--set=model.depths=[2, 2, 4, 4]", "--model"]);
+        let report: Value = serde_json::from_str(&ended(command.arg(&config).output().unwrap()).ok().out).unwrap();
+        report["peak_mib"].as_f64().unwrap() - report["base_mib"].as_f64().unwrap()
+    };
+    let (end_to_end, local) = (needed("--e2e"), needed("--dgl"));
+    assert!(local < 0.5 * end_to_end, "{local} MiB by DGL, {end_to_end} MiB end to end");
 }
