@@ -29,6 +29,11 @@ pub trait Collective {
     /// on the same core.
     fn barrier(&self) -> Result<()>;
 
+    /// Waits as [`Collective::barrier`] does. Meanwhile, a rank calls `idle` many times per second.
+    fn barrier_with(&self, _idle: &mut dyn FnMut()) -> Result<()> {
+        self.barrier()
+    }
+
     /// Waits until `is_done` returns true. It reports on work that follows an all-reduce on this member's device.
     ///
     /// # Errors

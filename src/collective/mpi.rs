@@ -200,9 +200,14 @@ impl Collective for Mpi {
     }
 
     fn barrier(&self) -> Result<()> {
+        self.barrier_with(&mut || ())
+    }
+
+    fn barrier_with(&self, idle: &mut dyn FnMut()) -> Result<()> {
         let mut request = self.comm.immediate_barrier();
         while let Err(pending) = request.test() {
             request = pending;
+            idle();
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())

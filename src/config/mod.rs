@@ -81,6 +81,7 @@ pub struct Run {
     pub checkpoint_every: Interval,
     pub keep_checkpoints: usize,
     pub log_steps: u64,
+    pub preview_epochs: u64,
     pub export: Vec<ExportFormat>,
 }
 

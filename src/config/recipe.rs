@@ -5,7 +5,7 @@ use super::overlay::flatten;
 
 /// Keys that decide how, where or which phases run, but not the results, apart from rounding. There is an exception: some results
 /// depend on the micro-batch, and the statistics of batch norm also on the number of replicas.
-const EXECUTION_KEYS: [&str; 22] = [
+const EXECUTION_KEYS: [&str; 23] = [
     "run.name",
     "run.dir",
     "run.e2e",
@@ -21,6 +21,7 @@ const EXECUTION_KEYS: [&str; 22] = [
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.log_steps",
+    "run.preview_epochs",
     "run.export",
     "data.path",
     "segmentation.path",

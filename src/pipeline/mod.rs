@@ -6,6 +6,7 @@ pub mod evaluate;
 pub mod extend;
 mod micro_batch;
 mod objects;
+mod periodic;
 mod phase;
 pub mod plan_report;
 pub mod predict;
@@ -15,6 +16,7 @@ pub mod seen;
 mod shares;
 mod statistics;
 
+use periodic::PeriodicPreviews;
 use shares::check_shares_of;
 pub use shares::{check_jobs, check_shares};
 
@@ -148,12 +150,19 @@ impl<'a> Job<'a> {
         if let Some(index) = only {
             let last = nodes.len() - 1;
             let node = nodes.get(index).ok_or_else(|| usage!("module {index}: the model has stages 0 to {last}"))?;
-            return self.train(node, all_ranks);
+            self.train(node, all_ranks)?;
+            PeriodicPreviews::new(self, all_ranks.is_zero()).preview_if_due();
+            return Ok(());
         }
         let part = assignment(all_ranks.rank(), all_ranks.size(), nodes.len());
         let group = self.world.split(part.group.start);
-        let trained = part.modules.iter().try_for_each(|&index| self.train(nodes[index], group.as_ref()));
-        self.rejoin(trained)
+        let mut previews = PeriodicPreviews::new(self, group.is_zero());
+        let trained = part.modules.iter().try_for_each(|&index| {
+            self.train(nodes[index], group.as_ref())?;
+            previews.preview_if_due();
+            Ok(())
+        });
+        self.rejoin(trained, &mut || previews.look())
     }
 
     /// Trains a phase that is not a module phase, on the ranks that its config key `on` names.
@@ -172,16 +181,16 @@ impl<'a> Job<'a> {
             Some(_) if self.world.all_ranks().is_zero() => Some(Box::new(Solo)),
             _ => None,
         };
-        self.rejoin(group.map_or(Ok(()), |group| self.train(node, group.as_ref())))
+        self.rejoin(group.map_or(Ok(()), |group| self.train(node, group.as_ref())), &mut || ())
     }
 
-    /// Waits for all ranks, after each has trained in its group. Returns a failure other than a stop at once, because the other
-    /// groups may train for hours.
-    fn rejoin(&self, trained: Result<()>) -> Result<()> {
+    /// Waits for all ranks, after each has trained in its group, and calls `idle` again and again meanwhile. Returns a failure other
+    /// than a stop at once, because the other groups may train for hours.
+    fn rejoin(&self, trained: Result<()>, idle: &mut dyn FnMut()) -> Result<()> {
         if trained.as_ref().is_err_and(|error| !Failure::is_stop(error)) {
             return trained;
         }
-        self.world.all_ranks().barrier()?;
+        self.world.all_ranks().barrier_with(idle)?;
         self.clock.leave_uncounted();
         agree(self.world.all_ranks(), trained)
     }

@@ -51,16 +51,20 @@ struct Previewer {
 /// # Errors
 /// There is no meta model yet, no module has weights, or a file is damaged.
 pub fn preview(config: Config, images: usize, device: Device) -> Result<Preview> {
-    let run = RunDir { path: config.run.dir.clone() };
     let source = data::open_read_only(&config)?;
-    let plan = Plan::new(config, source.train.len())?;
+    preview_of(&Plan::new(config, source.train.len())?, source, images, device)
+}
+
+/// Does the work of [`preview`] with the images of a source that is open.
+pub(super) fn preview_of(plan: &Plan, source: Source, images: usize, device: Device) -> Result<Preview> {
+    let run = RunDir { path: plan.config.run.dir.clone() };
     let meta_path = run.file(META.writes);
     if !meta_path.exists() {
         return Err(usage!("{}: missing; a preview needs the meta model", meta_path.display()));
     }
     let meta = artefact::read(&meta_path)?;
     let graph = plan.graph();
-    let nodes = graph.of(&MODULE).map(|node| newest(&plan, &run, node, &meta.hash));
+    let nodes = graph.of(&MODULE).map(|node| newest(plan, &run, node, &meta.hash));
     let modules: Vec<Module> = nodes.filter_map(Result::transpose).collect::<Result<_>>()?;
     if modules.is_empty() {
         return Err(usage!("{}: no module has a checkpoint yet; preview later", run.path.display()));

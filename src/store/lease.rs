@@ -11,12 +11,12 @@
 //! clocks of nodes may differ.
 
 use super::durable;
-use super::process::{host, machine, process_start, slurm_job, unix_time};
+use super::holder::Holder;
+use super::process::unix_time;
 use super::run_dir::RunDir;
 use crate::error::Failure;
 use crate::thread;
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -36,24 +36,9 @@ const SILENCE: u64 = 30;
 /// suspended for some seconds, it has not watched the lease in the meantime.
 const SILENT_LOOKS: u64 = SILENCE * 1000 / POLL.as_millis() as u64;
 
-/// The process that holds a phase.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Holder {
-    pub host: String,
-    pub pid: u32,
-    /// The start of the process, in clock ticks since boot, because the system may reuse a process ID.
-    started: u64,
-    /// The boot and the namespace in which the process ID is valid ([`machine`]).
-    machine: String,
-    /// The ID of the process's Slurm job.
-    pub job: Option<String>,
-    /// How often Slurm has restarted that job.
-    restarts: u64,
-    /// Whether the process has given the phase back.
-    released: bool,
-    /// The Unix time of the last renewal by the holder's clock. The status uses it; a process that waits for the lease does not.
-    pub renewed: f64,
-}
+/// The seconds since the last renewal, by the holder's clock, after which [`Lease::take_if_free`] takes a holder for dead. The clocks
+/// of nodes differ by less.
+const ABANDONED: f64 = 300.0;
 
 /// The right to write a phase. A thread renews it until it is dropped.
 pub struct Lease {
@@ -110,6 +95,22 @@ impl Lease {
                 return Err(Failure::Stopped { phase: phase.into(), step: 0 }.into());
             }
             std::thread::sleep(POLL);
+        }
+    }
+
+    /// Takes a phase if no living process holds it. Returns none at once if a process does.
+    pub fn take_if_free(run: &RunDir, phase: &str) -> Result<Option<Lease>> {
+        let folder = run.file("leases");
+        let holder = Holder::this_process();
+        let newest = newest(&folder, phase)?;
+        let is_free = newest.as_ref().is_none_or(|(_, other)| {
+            other.as_ref().is_some_and(|other| holder.may_follow(other) || unix_time() - other.renewed > ABANDONED)
+        });
+        let generation = newest.map_or(0, |(generation, _)| generation) + 1;
+        let fence = Fence { folder, phase: phase.into(), generation };
+        match is_free && fence.create(&holder)? {
+            true => Lease::renew(fence, holder, false).map(Some),
+            false => Ok(None),
         }
     }
 
@@ -215,35 +216,6 @@ impl Fence {
     }
 }
 
-impl Holder {
-    fn this_process() -> Holder {
-        let pid = std::process::id();
-        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-        Holder {
-            host: host(),
-            pid,
-            started: process_start(pid).unwrap_or_default(),
-            machine: machine(),
-            job: slurm_job(),
-            restarts: number("SLURM_RESTART_COUNT").unwrap_or(0),
-            released: false,
-            renewed: unix_time(),
-        }
-    }
-
-    /// Whether this process may take the phase from `other` at once, without waiting for [`SILENCE`] seconds without a renewal.
-    fn may_follow(&self, other: &Holder) -> bool {
-        let restarted = self.job.is_some() && self.job == other.job && self.restarts > other.restarts;
-        let gone = self.machine == other.machine && process_start(other.pid) != Some(other.started);
-        other.released || restarted || gone
-    }
-
-    fn name(&self) -> String {
-        let job = self.job.as_ref().map_or(String::new(), |job| format!("job {job}, "));
-        format!("{job}process {} on {}", self.pid, self.host)
-    }
-}
-
 /// The process that the newest lease of a phase names, unless that process has released the phase.
 pub fn holder(run: &RunDir, phase: &str) -> Option<Holder> {
     newest(&run.file("leases"), phase).ok()??.1.filter(|holder| !holder.released)
@@ -321,15 +293,19 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_gone_from_this_machine_holds_nothing() {
-        let this = Holder::this_process();
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let started = process_start(child.id()).unwrap_or(1);
-        child.wait().unwrap();
-        let gone = Holder { pid: child.id(), started, ..this.clone() };
-        assert!(this.may_follow(&gone) && !this.may_follow(&this));
-        let elsewhere = Holder { machine: "another".into(), ..gone };
-        assert!(!this.may_follow(&elsewhere), "only its silence shows that it is gone");
+    fn a_lease_that_another_process_holds_is_not_waited_for_until_it_is_released_or_abandoned() {
+        let (_folder, run) = run_dir();
+        let first = Lease::take_if_free(&run, "preview").unwrap().expect("nobody holds it");
+        assert!(Lease::take_if_free(&run, "preview").unwrap().is_none());
+        let away = Holder { machine: "another".into(), renewed: unix_time() - 2.0 * ABANDONED, ..first.holder.clone() };
+        drop(first);
+        let second = Lease::take_if_free(&run, "preview").unwrap().expect("it was released");
+        let fence = Fence { generation: 3, ..second.fence().clone() };
+        fence.create(&away).unwrap();
+        assert!(
+            Lease::take_if_free(&run, "preview").unwrap().is_some(),
+            "its holder has not renewed it for ten minutes"
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod checkpoints;
 mod data;
 pub mod durable;
 pub mod full_disk;
+mod holder;
 pub mod lease;
 pub mod ledger;
 pub mod metrics;

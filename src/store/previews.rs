@@ -31,6 +31,12 @@ pub struct Previewed {
 }
 
 impl Preview {
+    /// The number of steps that the weights of a model had taken; none if the preview does not show the model.
+    pub fn steps_of(&self, name: &str) -> Option<u64> {
+        let model = self.models.iter().find(|model| model.name == name)?;
+        model.steps.map(|(step, _)| step)
+    }
+
     /// The value of a model minus the value of the meta model.
     pub fn against_meta(&self, model: &Previewed) -> f64 {
         model.value - self.models[0].value

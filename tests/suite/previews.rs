@@ -1,8 +1,10 @@
-//! `incubate status --preview` evaluates what the modules have learnt so far, while they train.
+//! `incubate status --preview` evaluates what the modules have learnt so far, while they train. With `run.preview_epochs`, so does the
+//! run itself.
 
 use crate::incubate::{Ended, Incubate, ended, plain};
 use crate::wait::wait_until;
 use incubate::store::artefact;
+use incubate::store::previews::Preview;
 use serde_json::Value;
 use std::fs;
 use std::process::Stdio;
@@ -71,4 +73,44 @@ fn a_preview_reads_checkpoints_and_leaves_stages_without_weights_thin() {
     assert_eq!(models[1]["value"], models[2]["value"], "with one module both are the same network");
     let table = preview(&run, &[]).ok().out;
     assert!(table.contains(&format!("{step}/16000")) && table.contains("on 128 test images"), "{table}");
+}
+
+/// The lines of `previews.jsonl`.
+fn previews(run: &Incubate) -> Vec<Preview> {
+    let text = fs::read_to_string(run.file("previews.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_rank_previews_after_each_module_that_it_has_trained_and_the_results_keep_their_bits() {
+    let run = begun();
+    let other = run.fork(&["meta.h5", "config.toml"]).set("run.preview_epochs=1");
+    run.ok(&["run"]);
+    assert!(!run.file("previews.jsonl").exists(), "no preview was asked for");
+
+    let log = other.ok(&["run"]).err;
+    assert!(log.contains("preview: top-1") && log.contains("module-2"), "{log}");
+    let names = |preview: &Preview| preview.models.iter().map(|model| model.name.clone()).collect::<Vec<_>>().join(" ");
+    let shown: Vec<String> = previews(&other).iter().map(names).collect();
+    let all = ["module-0", "module-1", "module-2"];
+    // After the last module the assembly follows, and a preview would only repeat it.
+    let expected = (1..=3).map(|count| format!("meta {} assembled so far", all[..count].join(" ")));
+    assert_eq!(shown, expected.collect::<Vec<_>>());
+    for file in ["module-3.h5", "assembled.h5", "final.h5"] {
+        assert!(run.bytes(file) == other.bytes(file), "{file}");
+    }
+}
+
+#[test]
+fn a_rank_that_waits_for_other_modules_previews_their_checkpoints() {
+    let run = begun().set("run.preview_epochs=10").set("run.checkpoint_every=5 epochs").set("module.epochs=400");
+    run.ok(&["module", "--index", "0"]);
+    run.ok(&["module", "--index", "1"]);
+    let before = previews(&run).len();
+    run.mpirun(2, &["module"]).ok();
+    let meanwhile = previews(&run).into_iter().skip(before);
+    let is_partial = |steps: Option<u64>| steps.is_some_and(|step| step < 8 * 400);
+    let partial = meanwhile
+        .filter(|preview| is_partial(preview.steps_of("module-2")) || is_partial(preview.steps_of("module-3")));
+    assert!(partial.count() >= 1, "the waiting rank has previewed no module that was still training");
 }
