@@ -20,7 +20,7 @@ pub enum Failure {
     Interrupted { activity: String },
     /// Another rank of the world ends with this exit code and reports the reason.
     #[error("another rank ended with exit code {code}")]
-    Elsewhere { code: u8 },
+    OnOtherRank { code: u8 },
 }
 
 impl Failure {
@@ -30,7 +30,7 @@ impl Failure {
             Failure::Usage(_) => 2,
             Failure::Damaged { .. } => 3,
             Failure::Stopped { .. } | Failure::Interrupted { .. } => 75,
-            Failure::Elsewhere { code } => *code,
+            Failure::OnOtherRank { code } => *code,
         }
     }
 

@@ -78,7 +78,7 @@ fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
     let failure = error.chain().find_map(|e| e.downcast_ref::<Failure>());
     match (failure, world) {
         // The rank that failed logs the error. When it aborts the world, it also ends this rank, usually within the five seconds.
-        (Some(Failure::Elsewhere { .. }), _) => std::thread::sleep(Duration::from_secs(5)),
+        (Some(Failure::OnOtherRank { .. }), _) => std::thread::sleep(Duration::from_secs(5)),
         (_, None) if launched_rank() > 0 => {}
         _ => log::error!("{error:#}"),
     }

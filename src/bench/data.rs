@@ -10,7 +10,7 @@ use crate::data::image::decode::Decoder;
 use crate::data::image::normalise::Normalise;
 use crate::data::image::pixels::Region;
 use crate::data::image::randaugment::{Canvas, Operation};
-use crate::data::image::recipe::{Recipe, Spent};
+use crate::data::image::recipe::{Recipe, StepTimes};
 use crate::data::image::resize::{Order, Resample};
 use crate::data::image::shrink::{Form, Image, Shrink};
 use crate::data::source::folder::Folder;
@@ -171,7 +171,7 @@ fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bo
     let mut out = vec![0.0; 3 * config.model.image_size().pow(2)];
     let (rate, reading) = rate(passes, samples, |number, bytes, stored| {
         if number == 0 {
-            workbench.spent = Spent::default();
+            workbench.spent = StepTimes::default();
         }
         match training {
             true => recipe.train(&mut workbench, bytes, stored, &mut Random::new(&[number]), &mut out),
@@ -285,7 +285,7 @@ fn operations(config: &Config, files: &dyn Samples) -> Result<BTreeMap<&'static 
 }
 
 impl Parts {
-    fn of(reading: Duration, spent: &Spent, images: usize) -> Parts {
+    fn of(reading: Duration, spent: &StepTimes, images: usize) -> Parts {
         let each = |part: Duration| part.as_secs_f64() * 1e3 / images as f64;
         let [decode, resample, operations, normalise, erase] = spent.steps().map(each);
         Parts { read: each(reading), decode, resample, operations, normalise, erase }

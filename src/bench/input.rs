@@ -41,7 +41,7 @@ pub struct Rates {
 
 /// The images per second that a node's devices demand, and the images per second that its cores read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Input {
+pub struct InputReport {
     pub images_per_s_core: Rates,
     /// The number of cores that this process may use.
     pub cores: usize,
@@ -63,7 +63,7 @@ pub struct Input {
 ///
 /// # Errors
 /// The images cannot be opened or read.
-pub fn input(config: &Config, rate: f64, devices: usize) -> Result<Input> {
+pub fn input(config: &Config, rate: f64, devices: usize) -> Result<InputReport> {
     let rates = measure(config, &open_read_only(config)?.train)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     Ok(compare(config, rates, rate, cores, devices))
@@ -82,7 +82,7 @@ pub fn finding(config: &Config) -> Result<String> {
     if input.feeds { Ok(input.text()) } else { Err(usage!("{}", input.text())) }
 }
 
-/// Estimates the input of a node that trains `plan` on a world of `ranks` ranks. Returns the JSON of [`Input`] with its `text`. If
+/// Estimates the input of a node that trains `plan` on a world of `ranks` ranks. Returns the JSON of [`InputReport`] with its `text`. If
 /// the images cannot be opened or read, returns only a text that says why.
 pub fn of_plan(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let slurm = &plan.config.slurm;
@@ -95,14 +95,14 @@ pub fn of_plan(plan: &Plan, ranks: usize, rate: f64) -> Value {
     described.unwrap_or_else(|error| json!({"text": format!("not measured: {error:#}")}))
 }
 
-fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usize) -> Input {
+fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usize) -> InputReport {
     let plan = Plan::without_data(config.clone());
     let demands =
         plan.wanted_phases().into_iter().map(|phase| (rate / training_flops(&config.model, &phase), phase.name));
     let (per_device, phase) = demands.max_by(|a, b| a.0.total_cmp(&b.0)).expect("there are phases");
     let cores_at_work = (workers(config, cores, devices) * devices).min(cores);
     let (demanded, given) = (per_device * devices as f64, rates.now * cores_at_work as f64);
-    Input {
+    InputReport {
         images_per_s_core: rates,
         cores,
         devices,
@@ -114,10 +114,10 @@ fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usiz
     }
 }
 
-impl Input {
+impl InputReport {
     /// One line for people: the verdict. If the cores read too few images, also the cures.
     pub fn text(&self) -> String {
-        let Input { images_per_s_core: rates, cores, devices, demanded_images_per_s: demanded, .. } = self;
+        let InputReport { images_per_s_core: rates, cores, devices, demanded_images_per_s: demanded, .. } = self;
         let found = format!(
             "a core reads {:.0} images/s, and {} of {cores} core(s) read {:.0}; {devices} device(s) at full speed train on {demanded:.0} \
              in phase {}",

@@ -144,7 +144,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     let mut phase = plan.phase(row, stage);
     // Count the operations before `--without` changes the phase, because the work that `--without` adds is no progress.
     let flops = sample_flops(&plan, &phase) * batch as f64;
-    if off.has(Optimisation::Suffix) {
+    if off.contains(Optimisation::Suffix) {
         // The stages after the module count as trained, so that their weight gradients are computed too.
         phase.trained.end = stages;
     }
@@ -154,12 +154,12 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     let mut network = Network::without(off, &plan.config, &phase.depths, phase.trained.clone(), &auxiliary, &start)?;
     drop(start);
     let mut optimiser = Optimiser::new(&phase.training, network.flat());
-    if off.has(Optimisation::Optimiser) {
+    if off.contains(Optimisation::Optimiser) {
         optimiser = optimiser.by_libtorch();
     }
     let micro_batches = micro_batches(0..batch, plan.config.run.micro_batch.samples());
     let mut stepper = Stepper::new(&plan, &phase, &Solo, micro_batches.len());
-    let handover = Handover::new(Staging::new(device, Pinning::default()), !off.has(Optimisation::ByteImages));
+    let handover = Handover::new(Staging::new(device, Pinning::default()), !off.contains(Optimisation::ByteImages));
     let mut batches = random_batches(&plan, micro_batches, &handover);
     let mut step = |number: u64| stepper.step(&mut network, &mut optimiser, &mut batches, number, 1e-3);
     // A step of a task downstream takes long.

@@ -164,10 +164,10 @@ impl StepArgs {
         sets.extend_from_slice(&self.sets);
         let config = bench::step::config(&self.model, self.batch, &sets)?;
         let off: Off = self.without.iter().copied().collect();
-        memory::keep_freed(!off.has(Optimisation::Memory));
+        memory::keep_freed(!off.contains(Optimisation::Memory));
         start_libtorch(&config);
         let devices = devices(&config)?;
-        devices.take_up(0)?;
+        devices.prepare_thread(0)?;
         if let Some(attention) = self.attention {
             allow_attention(attention.kernels());
         }

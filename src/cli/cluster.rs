@@ -10,7 +10,7 @@ use crate::config::{DeviceChoice, TaskKind};
 use crate::pipeline::{check_jobs, extend, preview};
 use crate::plan::Plan;
 use crate::stop::stop_requested;
-use crate::store::{RunDir, Seen};
+use crate::store::{ArtefactCache, RunDir};
 use crate::{data, device, require, usage};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
@@ -56,7 +56,7 @@ fn check_data(plan: &Plan, accept_data: bool, dry_run: bool) -> Result<()> {
 }
 
 pub fn status(run_dir: &Path, json: bool) -> Result<()> {
-    let lines = status::status(run_dir, &mut Seen::default())?;
+    let lines = status::status(run_dir, &mut ArtefactCache::default())?;
     print_either(json, &lines, || status::table(&lines))
 }
 
@@ -73,9 +73,9 @@ pub fn preview(run_dir: &Path, images: usize, json: bool) -> Result<()> {
 /// Prints the status every two seconds until all its lines are done, a signal comes, or the reader closes the pipe. On a terminal
 /// each print replaces the print before.
 pub fn watch(run_dir: &Path) -> Result<()> {
-    let mut seen = Seen::default();
+    let mut artefacts = ArtefactCache::default();
     while !stop_requested() {
-        let lines = status::status(run_dir, &mut seen)?;
+        let lines = status::status(run_dir, &mut artefacts)?;
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
         let is_open = print_unless_closed(&format!("{clear}{}", status::table(&lines)))?;
         if !is_open || status::is_all_done(&lines) {

@@ -30,7 +30,7 @@ use crate::report::{self, summary};
 use crate::run::table::{
     ASSEMBLE, DETECT, DETECT_E2E, DGL, E2E, FINETUNE, INFOPRO, META, MODULE, Row, SEGMENT, SEGMENT_E2E,
 };
-use crate::store::Seen;
+use crate::store::ArtefactCache;
 use crate::task::Task;
 use crate::{export, import, model, pack, require, usage};
 use anyhow::{Context, Result};
@@ -240,10 +240,10 @@ fn finish(job: &Job) -> Result<Outcome> {
     } else {
         Vec::new()
     };
-    let mut seen = Seen::default();
-    let rows = summary::rows(&job.plan, &job.graph, &job.run, job.source.bad.count(), &mut seen)?;
+    let mut artefacts = ArtefactCache::default();
+    let rows = summary::rows(&job.plan, &job.graph, &job.run, job.source.bad.count(), &mut artefacts)?;
     summary::write(&job.run, &rows)?;
-    let report = report::conclude(&job.run.path, &mut seen)?;
+    let report = report::conclude(&job.run.path, &mut artefacts)?;
     Ok(Outcome { models: rows, exported, report, curves: job.run.file("logs") })
 }
 

@@ -23,7 +23,7 @@ pub fn gather(
             Kind::Script => exists_if(queue.has_done(node)),
             _ => find(node)?,
         };
-        Ok(Evidence { found, beat: None, queued: queue.about(node).cloned() })
+        Ok(Evidence { found, heartbeat: None, queued: queue.about(node).cloned() })
     });
     evidence.collect()
 }

@@ -8,7 +8,7 @@ use crate::run::graph::{Graph, Node};
 use crate::run::state::{Evidence, Found, State, states};
 use crate::store::ledger::Total;
 use crate::store::progress::{Progress, duration};
-use crate::store::{RunDir, Seen};
+use crate::store::{ArtefactCache, RunDir};
 use crate::task::{Score, Task};
 use anyhow::Result;
 use serde::{Serialize, Serializer};
@@ -48,23 +48,30 @@ fn as_word<S: Serializer>(state: &State, serializer: S) -> Result<S::Ok, S::Erro
     serializer.serialize_str(state.word())
 }
 
-/// All lines of the status of a run directory. `seen` keeps the headers of artefacts for the next call.
-pub fn status(path: &Path, seen: &mut Seen) -> Result<Vec<Line>> {
+/// All lines of the status of a run directory. `artefacts` keeps the headers of artefacts for the next call.
+pub fn status(path: &Path, artefacts: &mut ArtefactCache) -> Result<Vec<Line>> {
     let run = RunDir { path: path.into() };
     // The steps come from the heartbeats, so the data are not needed.
     let plan = Plan::without_data(RunDir::config_of(path)?);
     // If Slurm cannot be asked, the heartbeats and artefacts still show most of the status.
-    lines(&plan, &plan.graph(), &run, &Queue::as_far_as_known(&run)?, seen)
+    lines(&plan, &plan.graph(), &run, &Queue::as_far_as_known(&run)?, artefacts)
 }
 
 /// The lines of all nodes that are shown.
-pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut Seen) -> Result<Vec<Line>> {
-    let find = |node: &Node| Ok(seen.find(run, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))));
+pub fn lines(
+    plan: &Plan,
+    graph: &Graph,
+    run: &RunDir,
+    queue: &Queue,
+    artefacts: &mut ArtefactCache,
+) -> Result<Vec<Line>> {
+    let find =
+        |node: &Node| Ok(artefacts.find(run, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))));
     let mut gathered = gather(graph, &plan.config, queue, find)?;
     let heartbeat = |node: &Node| Progress::read(&run.path, &node.name).filter(|_| node.row.has_heartbeat());
     let heartbeats: Vec<Option<Progress>> = graph.nodes().iter().map(heartbeat).collect();
     for (evidence, heartbeat) in gathered.iter_mut().zip(&heartbeats) {
-        evidence.beat = heartbeat.as_ref().map(|progress| progress.beat(run));
+        evidence.heartbeat = heartbeat.as_ref().map(|progress| progress.heartbeat(run));
     }
     let is_imported = is_imported(graph, &gathered);
     let states = states(graph, &gathered);
@@ -74,7 +81,8 @@ pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut
             let plan = &plan.of_task(node.row.task());
             let mut line = line_of(plan, node, state, evidence, heartbeat.as_ref());
             line.computed = plan.phase_of(node).map_or(Total::default(), |phase| run.total(plan, &phase));
-            line.headline = Task::of(&plan.config).headline_score(seen.header(run, node).map(|header| &header.metrics));
+            line.headline =
+                Task::of(&plan.config).headline_score(artefacts.header(run, node).map(|header| &header.metrics));
             lines.push(line);
         }
     }
@@ -85,7 +93,7 @@ pub fn lines(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue, seen: &mut
 /// other node has a line if the run wants it, or if it trains and has a file or a heartbeat.
 fn is_shown(node: &Node, evidence: &Evidence, is_imported: bool) -> bool {
     let has_file = evidence.found != Found::Nothing;
-    let is_trained = node.row.phase().is_some() && (has_file || evidence.beat.is_some());
+    let is_trained = node.row.phase().is_some() && (has_file || evidence.heartbeat.is_some());
     let is_before_imported = node.is_wanted && !node.is_needed(is_imported);
     node.row.has_heartbeat() && if is_before_imported { has_file } else { node.is_wanted || is_trained }
 }
@@ -106,7 +114,7 @@ fn line_of(plan: &Plan, node: &Node, state: State, evidence: &Evidence, heartbea
         restarts: heartbeat.map_or(0, |p| p.restarts),
         goodput: heartbeat.filter(|p| p.seconds > 0.0 && p.steps > 0).map(|p| (p.useful_s / p.seconds).min(1.0)),
         host: running.map(|p| p.host.clone()),
-        heartbeat_s: evidence.beat.as_ref().map(|beat| beat.age).filter(|_| state != State::Done),
+        heartbeat_s: evidence.heartbeat.as_ref().map(|heartbeat| heartbeat.age).filter(|_| state != State::Done),
         computed: Total::default(),
         headline: Task::of(&plan.config).headline_score(None),
         state,

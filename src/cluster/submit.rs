@@ -12,7 +12,7 @@ use crate::plan::cost::cost;
 use crate::run::graph::{Graph, Node};
 use crate::run::state::{Found, JobState, State, states};
 use crate::store::progress::Progress;
-use crate::store::{RunDir, Seen, durable};
+use crate::store::{ArtefactCache, RunDir, durable};
 use crate::{require, usage};
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -193,8 +193,8 @@ fn situation(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<
 
 /// The nodes that are needed and not done, as positions in the graph.
 fn unfinished(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<Vec<usize>> {
-    let mut seen = Seen::default();
-    let find = |node: &Node| if node.is_wanted { seen.find(run, node) } else { Ok(Found::Nothing) };
+    let mut artefacts = ArtefactCache::default();
+    let find = |node: &Node| if node.is_wanted { artefacts.find(run, node) } else { Ok(Found::Nothing) };
     let evidence = gather(graph, &plan.config, queue, find)?;
     let is_imported = is_imported(graph, &evidence);
     let mut unfinished = Vec::new();

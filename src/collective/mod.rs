@@ -38,7 +38,7 @@ pub trait Collective {
     ///
     /// # Errors
     /// `is_done` fails. Over NCCL also: another member has failed, so that the work will never be done.
-    fn settle(&self, is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
+    fn wait_until(&self, is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
         wait_for(is_done)
     }
 
@@ -61,13 +61,13 @@ fn wait_for(is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
 }
 
 /// Makes all ranks succeed or fail together, after each has tried something by itself. If ranks have failed, the failed rank with
-/// the lowest number returns its own error. All other ranks return [`Failure::Elsewhere`], so that only one message is printed.
+/// the lowest number returns its own error. All other ranks return [`Failure::OnOtherRank`], so that only one message is printed.
 pub fn agree<T>(group: &dyn Collective, tried: Result<T>) -> Result<T> {
     let mut codes = vec![0.0; group.size()];
     codes[group.rank()] = tried.as_ref().err().map_or(0.0, |e| exit_code(e).into());
     group.all_reduce_f64(&mut codes)?;
     match codes.iter().position(|&code| code > 0.0) {
-        Some(first) if first != group.rank() => Err(Failure::Elsewhere { code: codes[first] as u8 }.into()),
+        Some(first) if first != group.rank() => Err(Failure::OnOtherRank { code: codes[first] as u8 }.into()),
         _ => tried,
     }
 }
@@ -88,7 +88,7 @@ pub fn from_zero<const N: usize>(group: &dyn Collective, own: [u8; N]) -> Result
 }
 
 /// Calls `ask` on rank zero alone, and gives every rank the answer.
-pub fn zero_says(group: &dyn Collective, ask: impl FnOnce() -> Result<bool>) -> Result<bool> {
+pub fn ask_zero(group: &dyn Collective, ask: impl FnOnce() -> Result<bool>) -> Result<bool> {
     let answer = on_zero(group, ask)?;
     let mut votes = [f64::from(u8::from(answer == Some(true)))];
     group.all_reduce_f64(&mut votes)?;

@@ -232,7 +232,7 @@ impl Nccl {
 
     /// Waits until `is_done` returns true for the work after a sum. `replica_has_ended` says whether another replica of this rank
     /// has ended.
-    pub fn settle(&self, is_done: &dyn Fn() -> Result<bool>, replica_has_ended: &dyn Fn() -> bool) -> Result<()> {
+    pub fn wait_until(&self, is_done: &dyn Fn() -> Result<bool>, replica_has_ended: &dyn Fn() -> bool) -> Result<()> {
         let began = Instant::now();
         let mut end_seen = None;
         while !is_done()? {
@@ -244,7 +244,7 @@ impl Nccl {
                 self.api.check("a peer failed while gradients were summed", state)?;
             }
             if replica_has_ended() && end_seen.get_or_insert_with(Instant::now).elapsed() > GRACE {
-                return Err(crate::error::Failure::Elsewhere { code: 1 }.into());
+                return Err(crate::error::Failure::OnOtherRank { code: 1 }.into());
             }
             let waited = began.elapsed();
             ensure!(
@@ -265,7 +265,7 @@ impl Nccl {
     fn sum_and_wait(&mut self, values: &mut Tensor, replica_has_ended: &dyn Fn() -> bool) -> Result<()> {
         self.all_reduce(values)?;
         let api = self.api;
-        self.settle(&|| api.default_stream_is_done(), replica_has_ended)
+        self.wait_until(&|| api.default_stream_is_done(), replica_has_ended)
     }
 
     /// Frees the communicator after the last sum. All members must call it at the same time.

@@ -41,21 +41,21 @@ struct Shared {
     pinning: Pinning,
 }
 
-/// Runs `act` once for each replica of this rank. Replica zero runs on the calling thread. `devices_suit_nccl` says whether NCCL
+/// Runs `act` once for each replica of this rank. Replica zero runs on the calling thread. `can_use_nccl` says whether NCCL
 /// can join this rank's devices. Collective over the group. If `act` succeeds on one replica, or a signal stops it there, it must
 /// end in the same way on all replicas of the group, because they leave NCCL together.
 ///
 /// # Errors
 /// The error of the lowest-numbered replica of this rank that failed by itself. If other replicas or ranks caused all failures, the
-/// [`Failure::Elsewhere`] of the lowest-numbered replica that failed. If a replica's thread cannot be started, the error of that
+/// [`Failure::OnOtherRank`] of the lowest-numbered replica that failed. If a replica's thread cannot be started, the error of that
 /// start.
 pub fn on_replicas(
     group: &dyn Collective,
     replicas: usize,
-    devices_suit_nccl: bool,
+    can_use_nccl: bool,
     act: &(dyn Fn(&Replica) -> Result<()> + Sync),
 ) -> Result<()> {
-    let shared = Shared::new(group, replicas, devices_suit_nccl)?;
+    let shared = Shared::new(group, replicas, can_use_nccl)?;
     let run = |local: usize, ranks: Option<&dyn Collective>| {
         let _close = CloseOnDrop(&shared.meeting);
         let replica = Replica { shared: &shared, local, ranks, nccl: RefCell::default() };
@@ -80,7 +80,7 @@ pub fn on_replicas(
         results.extend(threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))));
         results
     });
-    let elsewhere = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(Failure::Elsewhere { .. }));
+    let elsewhere = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(Failure::OnOtherRank { .. }));
     let (own, caused_elsewhere): (Vec<_>, Vec<_>) =
         results.into_iter().filter_map(Result::err).partition(|e| !elsewhere(e));
     own.into_iter().chain(caused_elsewhere).next().map_or(Ok(()), Err)
@@ -96,10 +96,10 @@ impl Drop for CloseOnDrop<'_> {
 }
 
 impl Shared {
-    fn new(group: &dyn Collective, replicas: usize, devices_suit_nccl: bool) -> Result<Shared> {
+    fn new(group: &dyn Collective, replicas: usize, can_use_nccl: bool) -> Result<Shared> {
         let mut counts = vec![0.0; group.size() + 1];
         counts[group.rank()] = replicas as f64;
-        counts[group.size()] = f64::from(u8::from(devices_suit_nccl && nccl::version().is_ok()));
+        counts[group.size()] = f64::from(u8::from(can_use_nccl && nccl::version().is_ok()));
         group.all_reduce_f64(&mut counts)?;
         let all_have_nccl = counts.pop() == Some(group.size() as f64);
         let counts: Vec<usize> = counts.into_iter().map(|count| count as usize).collect();
@@ -110,7 +110,7 @@ impl Shared {
         } else {
             None
         };
-        if devices_suit_nccl && id.is_none() && size > 1 {
+        if can_use_nccl && id.is_none() && size > 1 {
             let elsewhere = || "another rank cannot load NCCL, or NCCL cannot join its devices".into();
             let why = nccl::version().err().map_or_else(elsewhere, |error| format!("{error:#}"));
             log::warn!("gradients travel through host memory, because NCCL does not join the GPUs: {why}");
@@ -171,9 +171,9 @@ impl Replica<'_> {
 }
 
 impl Collective for Replica<'_> {
-    fn settle(&self, is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
+    fn wait_until(&self, is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
         match self.nccl.borrow_mut().as_mut() {
-            Some(nccl) => nccl.settle(is_done, &|| self.shared.meeting.is_closed()),
+            Some(nccl) => nccl.wait_until(is_done, &|| self.shared.meeting.is_closed()),
             None => crate::collective::wait_for(is_done),
         }
     }
@@ -274,7 +274,7 @@ impl Meeting {
         while state.round == round && !state.closed {
             state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
-        if state.round > round { Ok(()) } else { Err(Failure::Elsewhere { code: 1 }.into()) }
+        if state.round > round { Ok(()) } else { Err(Failure::OnOtherRank { code: 1 }.into()) }
     }
 
     fn close(&self) {

@@ -159,7 +159,7 @@ impl Devices {
     }
 
     /// Whether NCCL can join the devices. NCCL takes only GPUs, and refuses two members on one GPU.
-    pub fn suit_nccl(&self) -> bool {
+    pub fn can_use_nccl(&self) -> bool {
         self.are_gpus() && !self.shared
     }
 
@@ -172,7 +172,7 @@ impl Devices {
 
     /// Prepares the calling thread to drive a replica's GPU: pins the thread to the cores near the GPU, and makes the GPU current.
     /// Does nothing on the CPU.
-    pub fn take_up(&self, replica: usize) -> Result<()> {
+    pub fn prepare_thread(&self, replica: usize) -> Result<()> {
         let Device::Cuda(number) = self.list[replica] else { return Ok(()) };
         let driver = cuda()?;
         cores::pin(&cores::near(&driver.gpus()[number].address, &self.cores));
@@ -272,7 +272,7 @@ mod tests {
         let on_node = OnNode { rank: 0, ranks: 1 };
         let devices = |replicas| Devices::of_rank(DeviceChoice::Cpu, replicas, on_node).unwrap();
         assert_eq!((devices(0).replicas(), devices(3).replicas()), (1, 3));
-        assert!(!devices(3).suit_nccl() && devices(3).take_up(2).is_ok());
+        assert!(!devices(3).can_use_nccl() && devices(3).prepare_thread(2).is_ok());
         assert_eq!(devices(3).describe(), "the CPU, 3 replicas");
     }
 }

@@ -12,13 +12,13 @@ pub struct Parameter {
     /// `model_stages[stage]`.
     pub name: String,
     pub shape: Vec<i64>,
-    pub start: Start,
+    pub start: Initial,
     pub role: Role,
 }
 
 /// The initial value of a parameter or buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub enum Start {
+pub enum Initial {
     /// Normal with a standard deviation of 0.02. timm truncates the distribution at ±2, which is a hundred standard deviations away
     /// and so makes no difference.
     Normal,
@@ -45,7 +45,7 @@ pub enum Start {
 /// The initial value of a parameter whose stage grows from a shallower stage.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Grown {
-    /// The value that [`Start`] describes.
+    /// The value that [`Initial`] describes.
     Fresh,
     Zeros,
     /// The value of the parameter of this name in the shallower stage.

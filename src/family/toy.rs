@@ -1,7 +1,7 @@
 //! A minimal family for tests: an embedding of the centred images, residual layers, a linear head, and one buffer, which holds the
 //! running mean of each pixel. libtorch's autograd computes the backward pass.
 
-use super::parameter::{Parameter, Role, Start};
+use super::parameter::{Initial, Parameter, Role};
 use super::shape::Shape;
 use super::{Family, Memory, Model};
 use anyhow::Result;
@@ -61,22 +61,22 @@ impl Family for Toy {
     fn parameters(&self, depths: &[usize]) -> Vec<Parameter> {
         let (width, classes) = (self.width as i64, self.classes as i64);
         let pixels = (self.channels * self.image_size.pow(2)) as i64;
-        let row = |stage: usize, name: &str, shape: &[i64], start: Start, role: Role| Parameter {
+        let row = |stage: usize, name: &str, shape: &[i64], start: Initial, role: Role| Parameter {
             stage,
             name: name.into(),
             shape: shape.to_vec(),
             start,
             role,
         };
-        let fan_in = |numbers: i64| Start::FanIn { fan_in: numbers as usize };
+        let fan_in = |numbers: i64| Initial::FanIn { fan_in: numbers as usize };
         let mut all = vec![
             row(0, "embed.weight", &[width, pixels], fan_in(pixels), Role::Decayed),
-            row(0, "embed.mean", &[pixels], Start::Zeros, Role::Buffer { momentum: 0.1 }),
+            row(0, "embed.mean", &[pixels], Initial::Zeros, Role::Buffer { momentum: 0.1 }),
         ];
         for (stage, &depth) in depths.iter().enumerate() {
             for layer in 0..depth {
                 all.push(row(stage, &format!("{layer}.weight"), &[width, width], fan_in(width), Role::Decayed));
-                all.push(row(stage, &format!("{layer}.bias"), &[width], Start::Zeros, Role::Plain));
+                all.push(row(stage, &format!("{layer}.bias"), &[width], Initial::Zeros, Role::Plain));
             }
         }
         all.push(row(depths.len() - 1, "head.weight", &[classes, width], fan_in(width), Role::Decayed));

@@ -1,6 +1,6 @@
 //! Draws fresh weights and buffers from the counter-based generator, so that they are the same for any number of ranks.
 
-use crate::family::parameter::{Parameter, Start};
+use crate::family::parameter::{Initial, Parameter};
 use crate::random::{Random, key_of_text};
 use crate::weights::{Weights, floats_mut};
 use rayon::prelude::*;
@@ -26,16 +26,16 @@ pub fn fresh<'a>(parameters: impl Iterator<Item = &'a Parameter>, seed: u64) -> 
 fn draw(parameter: &Parameter, seed: u64, numbers: &mut [f32]) {
     let mut random = Random::new(&[seed, INIT, parameter.stage as u64, key_of_text(&parameter.name)]);
     numbers.fill_with(|| match parameter.start {
-        Start::Normal => (0.02 * random.normal()) as f32,
-        Start::FanIn { fan_in } => {
+        Initial::Normal => (0.02 * random.normal()) as f32,
+        Initial::FanIn { fan_in } => {
             let bound = 1.0 / (fan_in as f64).sqrt();
             random.between(-bound, bound) as f32
         }
-        Start::Uniform { bound } => random.between(-bound, bound) as f32,
-        Start::FanOut { fan_out } => ((2.0 / fan_out as f64).sqrt() * random.normal()) as f32,
-        Start::Deviation { deviation } => (deviation * random.normal()) as f32,
-        Start::Zeros => 0.0,
-        Start::Ones => 1.0,
+        Initial::Uniform { bound } => random.between(-bound, bound) as f32,
+        Initial::FanOut { fan_out } => ((2.0 / fan_out as f64).sqrt() * random.normal()) as f32,
+        Initial::Deviation { deviation } => (deviation * random.normal()) as f32,
+        Initial::Zeros => 0.0,
+        Initial::Ones => 1.0,
     });
 }
 

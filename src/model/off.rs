@@ -43,7 +43,7 @@ pub struct Off(u8);
 
 impl Off {
     /// Whether the optimisation `part` is switched off.
-    pub fn has(self, part: Optimisation) -> bool {
+    pub fn contains(self, part: Optimisation) -> bool {
         self.0 & 1 << part as u8 != 0
     }
 }

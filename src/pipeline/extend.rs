@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::run::graph::Graph;
 use crate::run::state::{Evidence, State, state};
 use crate::run::table::{FINETUNE, TABLE};
-use crate::store::{RunDir, Seen, durable};
+use crate::store::{ArtefactCache, RunDir, durable};
 use crate::{require, usage};
 use anyhow::Result;
 
@@ -43,7 +43,7 @@ fn prepare(config: &Config, epochs: usize) -> Result<()> {
     if last.exists() {
         let graph = Graph::new(&before, &TABLE);
         let node = graph.one(&FINETUNE);
-        let state = state(node, &Evidence::of_file(Seen::default().find(&run, node)?), None);
+        let state = state(node, &Evidence::of_file(ArtefactCache::default().find(&run, node)?), None);
         require!(state.or_refusal(node, last.clone())? == State::Done, "{}: not done", last.display());
         durable::rename(&last, &kept)?;
         keep_curves(&run, so_far);

@@ -21,7 +21,7 @@ use shares::check_shares_of;
 pub use shares::{check_jobs, check_shares};
 
 use crate::collective::mpi::World;
-use crate::collective::{Collective, Solo, agree, on_zero, zero_says};
+use crate::collective::{Collective, Solo, agree, ask_zero, on_zero};
 use crate::config::{Config, Ranks, TaskKind};
 use crate::data::{self, Source};
 use crate::device::{Devices, memory};
@@ -32,7 +32,7 @@ use crate::run::data::DataRecord;
 use crate::run::graph::{Graph, Node};
 use crate::run::table::{Kind, Row, Trains};
 use crate::store::progress::Progress;
-use crate::store::{RunDir, Seen};
+use crate::store::{ArtefactCache, RunDir};
 use crate::train::Clock;
 use crate::{require, usage};
 use anyhow::Result;
@@ -122,7 +122,7 @@ impl<'a> Job<'a> {
     /// Executes the rows that train or assemble and that the config asks for, in order. Finished nodes are verified and skipped. If
     /// a target was imported, the rows that would make it are skipped too.
     pub fn run(&self) -> Result<()> {
-        let is_imported = zero_says(self.world.all_ranks(), || self.is_imported())?;
+        let is_imported = ask_zero(self.world.all_ranks(), || self.is_imported())?;
         self.graph.rows(is_imported).into_iter().try_for_each(|row| self.row(row))
     }
 
@@ -146,7 +146,7 @@ impl<'a> Job<'a> {
     /// number of a module, all ranks train this module, and no other is trained.
     pub fn modules(&self, row: &Row, only: Option<usize>) -> Result<()> {
         let all_ranks = self.world.all_ranks();
-        let nodes: Vec<&Node> = self.graph.of(row).collect();
+        let nodes: Vec<&Node> = self.graph.nodes_of(row).collect();
         if let Some(index) = only {
             let last = nodes.len() - 1;
             let node = nodes.get(index).ok_or_else(|| usage!("module {index}: the model has stages 0 to {last}"))?;
@@ -227,7 +227,7 @@ impl<'a> Job<'a> {
     /// Whether a target was imported into the run directory.
     fn is_imported(&self) -> Result<bool> {
         for node in self.graph.nodes().iter().filter(|node| node.row.model.is_some_and(|model| model.may_be_imported)) {
-            if Seen::default().find(&self.run, node)?.is_imported(node) {
+            if ArtefactCache::default().find(&self.run, node)?.is_imported(node) {
                 return Ok(true);
             }
         }

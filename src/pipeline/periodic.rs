@@ -78,7 +78,7 @@ impl<'a> PeriodicPreviews<'a> {
         let Job { plan, graph, run, .. } = self.job;
         let newest = run.newest_preview();
         let (mut is_due, mut are_all_done) = (false, true);
-        for node in graph.of(&MODULE) {
+        for node in graph.nodes_of(&MODULE) {
             let phase = plan.phase_of(node).expect("the row trains modules");
             let is_done = run.file(&node.file).exists();
             let steps = match is_done {

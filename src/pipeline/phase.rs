@@ -5,7 +5,7 @@ use super::micro_batch::{self, with_what_fits};
 use super::record;
 use super::shares::{check_micro_batch, check_share};
 use crate::collective::replicas::on_replicas;
-use crate::collective::{Collective, agree, on_zero, zero_says};
+use crate::collective::{Collective, agree, ask_zero, on_zero};
 use crate::config::ModuleStart;
 use crate::data::feed::Feed;
 use crate::data::{self, Source};
@@ -22,7 +22,7 @@ use crate::run::graph::Node;
 use crate::run::state::{Evidence, Found, State, state};
 use crate::stop::stop_requested;
 use crate::store::lease::Lease;
-use crate::store::{Artefact, Seen, artefact};
+use crate::store::{Artefact, ArtefactCache, artefact};
 use crate::train::{self, Setting};
 use crate::usage;
 use crate::weights::{Weights, on_device};
@@ -34,7 +34,7 @@ impl Job<'_> {
     /// Trains a phase on a group of ranks, unless it is done. If this rank fails, returns its error at once, and the caller ends
     /// the whole world. Other ranks may be waiting for this rank in a collective call.
     pub(super) fn train(&self, node: &Node, group: &dyn Collective) -> Result<()> {
-        if zero_says(group, || self.is_done(node))? {
+        if ask_zero(group, || self.is_done(node))? {
             if group.is_zero() {
                 log::info!("{}: done already ({})", node.name, self.run.file(&node.file).display());
             }
@@ -45,7 +45,7 @@ impl Job<'_> {
             self.clock.leave_uncounted();
         }
         // While this rank waited for the lease, its holder may have finished the phase.
-        if zero_says(group, || self.is_done(node))? {
+        if ask_zero(group, || self.is_done(node))? {
             return Ok(());
         }
         let trained = self.train_on(node, group, lease.as_ref());
@@ -63,7 +63,7 @@ impl Job<'_> {
     /// The node's artefact is damaged or does not fit the node, for example because of another recipe, other data or another meta
     /// model.
     pub(super) fn is_done(&self, node: &Node) -> Result<bool> {
-        let found = Seen::default().find(&self.run, node)?;
+        let found = ArtefactCache::default().find(&self.run, node)?;
         let original = if found == Found::Nothing { None } else { self.original(node)? };
         let state = state(node, &Evidence::of_file(found), original.as_deref());
         Ok(state.or_refusal(node, self.run.file(&node.file))? == State::Done)
@@ -73,7 +73,7 @@ impl Job<'_> {
     /// from which it derives is missing.
     pub(super) fn original(&self, node: &Node) -> Result<Option<String>> {
         let Some(position) = self.graph.original(node) else { return Ok(None) };
-        let found = Seen::default().find(&self.run, &self.graph.nodes()[position])?;
+        let found = ArtefactCache::default().find(&self.run, &self.graph.nodes()[position])?;
         Ok(found.hash().map(str::to_string))
     }
 
@@ -105,8 +105,8 @@ impl Job<'_> {
         // Each replica takes its copy out of the list, so that no copy takes memory after training has begun.
         let starts = Mutex::new((0..devices.replicas()).map(|_| on_device(&start, Device::Cpu)).collect::<Vec<_>>());
         drop(start);
-        on_replicas(group, devices.replicas(), devices.suit_nccl(), &|replica| {
-            devices.take_up(replica.local)?;
+        on_replicas(group, devices.replicas(), devices.can_use_nccl(), &|replica| {
+            devices.prepare_thread(replica.local)?;
             let device = devices.device(replica.local);
             let own = share(phase.training.global_batch, replica.rank(), replica.size()).len();
             let configured = plan.config.run.micro_batch.samples();

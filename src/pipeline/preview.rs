@@ -64,7 +64,7 @@ pub(super) fn preview_of(plan: &Plan, source: Source, images: usize, device: Dev
     }
     let meta = artefact::read(&meta_path)?;
     let graph = plan.graph();
-    let nodes = graph.of(&MODULE).map(|node| newest(plan, &run, node, &meta.hash));
+    let nodes = graph.nodes_of(&MODULE).map(|node| newest(plan, &run, node, &meta.hash));
     let modules: Vec<Module> = nodes.filter_map(Result::transpose).collect::<Result<_>>()?;
     if modules.is_empty() {
         return Err(usage!("{}: no module has a checkpoint yet; preview later", run.path.display()));

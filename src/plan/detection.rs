@@ -3,7 +3,7 @@
 //! `task/detection` runs the layers.
 
 use crate::config::{Config, TaskKind};
-use crate::family::parameter::{Parameter, Role, Start};
+use crate::family::parameter::{Initial, Parameter, Role};
 
 /// The number of levels of the pyramid, p2 … p6. A level is one map. A cell of each level covers twice as many pixels in each
 /// direction as a cell of the level before.
@@ -51,8 +51,8 @@ struct Layer {
     kernel: usize,
     /// The number of outputs per channel for a training image: the cells of a map, or the cells of all regions together.
     cells: usize,
-    weight: Start,
-    bias: Start,
+    weight: Initial,
+    bias: Initial,
 }
 
 /// The kind of a layer.
@@ -135,17 +135,18 @@ impl Architecture {
         let (d, width, sides) = (self.channels, self.width, self.sides());
         let doubling = |name: &str, input: usize, output: usize, side: usize| {
             // torch's default. For the fan-in of a transposed convolution, torch counts the second dimension of the kernel.
-            let start = Start::FanIn { fan_in: output * 4 };
+            let start = Initial::FanIn { fan_in: output * 4 };
             Layer {
                 bias: start,
                 ..Layer::new(format!("backbone.{name}"), Form::Doubling, [input, output, 2], side.pow(2), start)
             }
         };
-        let norm = Layer::new("backbone.simfp_2.1".into(), Form::Norm, [d / 2, d / 2, 1], sides[1].pow(2), Start::Ones);
+        let norm =
+            Layer::new("backbone.simfp_2.1".into(), Form::Norm, [d / 2, d / 2, 1], sides[1].pow(2), Initial::Ones);
         let units = |level: usize, first: usize, input: usize| {
             [(first, input, 1), (first + 1, width, 3)].map(|(number, input, kernel)| {
                 let name = format!("backbone.simfp_{level}.{number}");
-                let start = Start::FanIn { fan_in: input * kernel * kernel };
+                let start = Initial::FanIn { fan_in: input * kernel * kernel };
                 Layer::new(name, Form::Unit, [input, width, kernel], sides[level - 2].pow(2), start)
             })
         };
@@ -161,7 +162,7 @@ impl Architecture {
         let (width, cells) = (self.width, self.sides().iter().map(|side| side.pow(2)).sum());
         let layer = |name: &str, output, kernel| {
             let name = format!("proposal_generator.rpn_head.{name}");
-            Layer::new(name, Form::Convolution, [width, output, kernel], cells, Start::Deviation { deviation: 0.01 })
+            Layer::new(name, Form::Convolution, [width, output, kernel], cells, Initial::Deviation { deviation: 0.01 })
         };
         vec![
             layer("conv.conv0", width, 3),
@@ -178,8 +179,8 @@ impl Architecture {
         let linear = |name: &str, input, output, start| {
             Layer::new(format!("roi_heads.{name}"), Form::Linear, [input, output, 1], regions, start)
         };
-        all.push(linear("box_head.fc1", input, hidden, Start::Uniform { bound: (3.0 / input as f64).sqrt() }));
-        let deviation = |deviation| Start::Deviation { deviation };
+        all.push(linear("box_head.fc1", input, hidden, Initial::Uniform { bound: (3.0 / input as f64).sqrt() }));
+        let deviation = |deviation| Initial::Deviation { deviation };
         all.push(linear("box_predictor.cls_score", hidden, self.classes + 1, deviation(0.01)));
         all.push(linear("box_predictor.bbox_pred", hidden, 4 * self.classes, deviation(0.001)));
         all
@@ -190,10 +191,10 @@ impl Architecture {
         let mut all = self.convolutions("mask_head.mask_fcn", regions * MASK_SIDE.pow(2));
         let cells = regions * MASK_OUTPUT.pow(2);
         // For the fan-out of a transposed convolution, torch counts the first dimension of the kernel.
-        let start = Start::FanOut { fan_out: width * 4 };
+        let start = Initial::FanOut { fan_out: width * 4 };
         let name = |name: &str| format!("roi_heads.mask_head.{name}");
         all.push(Layer::new(name("deconv"), Form::Doubling, [width, width, 2], cells, start));
-        let start = Start::Deviation { deviation: 0.001 };
+        let start = Initial::Deviation { deviation: 0.001 };
         all.push(Layer::new(name("predictor"), Form::Convolution, [width, self.classes, 1], cells, start));
         all
     }
@@ -201,7 +202,7 @@ impl Architecture {
     /// The convolutions of the box head or the mask head, with the initial values of detectron2's `c2_msra_fill`.
     fn convolutions(self, name: &str, cells: usize) -> Vec<Layer> {
         let width = self.width;
-        let start = Start::FanOut { fan_out: width * 9 };
+        let start = Initial::FanOut { fan_out: width * 9 };
         let layer =
             |number| Layer::new(format!("roi_heads.{name}{number}"), Form::Unit, [width, width, 3], cells, start);
         (1..=CONVOLUTIONS).map(layer).collect()
@@ -210,13 +211,13 @@ impl Architecture {
 
 impl Layer {
     /// Makes a layer whose bias, if it has one, starts at zero.
-    fn new(name: String, form: Form, [input, output, kernel]: [usize; 3], cells: usize, weight: Start) -> Layer {
-        Layer { name, form, input, output, kernel, cells, weight, bias: Start::Zeros }
+    fn new(name: String, form: Form, [input, output, kernel]: [usize; 3], cells: usize, weight: Initial) -> Layer {
+        Layer { name, form, input, output, kernel, cells, weight, bias: Initial::Zeros }
     }
 
     fn parameters(self, stage: usize) -> Vec<Parameter> {
         let Layer { name, form, input, output, kernel, weight, bias, .. } = self;
-        let parameter = |part: &str, shape: &[usize], start: Start| {
+        let parameter = |part: &str, shape: &[usize], start: Initial| {
             let shape = shape.iter().map(|&n| n as i64).collect();
             Parameter { stage, name: format!("{name}.{part}"), shape, start, role: Role::Decayed }
         };
@@ -230,8 +231,8 @@ impl Layer {
         match form {
             Form::Unit => vec![
                 weight,
-                parameter("norm.weight", &[output], Start::Ones),
-                parameter("norm.bias", &[output], Start::Zeros),
+                parameter("norm.weight", &[output], Initial::Ones),
+                parameter("norm.bias", &[output], Initial::Zeros),
             ],
             _ => vec![weight, parameter("bias", &[output], bias)],
         }

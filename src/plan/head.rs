@@ -1,6 +1,6 @@
 //! Heads of local losses as lists of layers. The parameters, the cost and the computation of a head follow from its list.
 
-use crate::family::parameter::{Parameter, Role, Start};
+use crate::family::parameter::{Initial, Parameter, Role};
 use crate::family::shape::Shape;
 
 /// A small network that reads the output of a stage during training.
@@ -75,19 +75,20 @@ impl Layer {
 
     /// The shape and the initial value of the weight and of the bias. The weights of convolutions start as in ResNets (He et al.).
     /// Linear layers and biases start as in PyTorch.
-    fn rows(self, input: Shape) -> Vec<(Vec<usize>, Start)> {
+    fn rows(self, input: Shape) -> Vec<(Vec<usize>, Initial)> {
         let width = input.width();
         match self {
             Layer::Convolution { output, kernel, bias, .. } => {
-                let weight = (vec![output, width, kernel, kernel], Start::FanOut { fan_out: output * kernel * kernel });
-                let bias = bias.then(|| (vec![output], Start::FanIn { fan_in: width * kernel * kernel }));
+                let weight =
+                    (vec![output, width, kernel, kernel], Initial::FanOut { fan_out: output * kernel * kernel });
+                let bias = bias.then(|| (vec![output], Initial::FanIn { fan_in: width * kernel * kernel }));
                 std::iter::once(weight).chain(bias).collect()
             }
             Layer::Linear { output } => {
-                let start = Start::FanIn { fan_in: width };
+                let start = Initial::FanIn { fan_in: width };
                 vec![(vec![output, width], start), (vec![output], start)]
             }
-            Layer::BatchNorm | Layer::LayerNorm => vec![(vec![width], Start::Ones), (vec![width], Start::Zeros)],
+            Layer::BatchNorm | Layer::LayerNorm => vec![(vec![width], Initial::Ones), (vec![width], Initial::Zeros)],
             _ => Vec::new(),
         }
     }
@@ -116,7 +117,7 @@ impl Head {
     pub fn parameters(&self, stage: usize) -> Vec<Parameter> {
         let of_layer = |(number, (layer, input)): (usize, (Layer, Shape))| {
             let parts = ["weight", "bias"].into_iter().zip(layer.rows(input));
-            let parameter = |(part, (shape, start)): (&str, (Vec<usize>, Start))| Parameter {
+            let parameter = |(part, (shape, start)): (&str, (Vec<usize>, Initial))| Parameter {
                 stage,
                 name: format!("{}.{number}.{part}", self.name),
                 role: if shape.len() > 1 { Role::Decayed } else { Role::Plain },

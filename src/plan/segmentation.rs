@@ -3,7 +3,7 @@
 //! into maps of the sizes that the heads expect.
 
 use crate::config::{Config, Neck, TAPS, TaskKind};
-use crate::family::parameter::{Parameter, Role, Start};
+use crate::family::parameter::{Initial, Parameter, Role};
 
 /// The numbers of rows, and of columns, to which the pyramid pooling module averages the coarsest map.
 pub const POOLED: [usize; 4] = [1, 2, 3, 6];
@@ -176,11 +176,11 @@ impl Architecture {
 impl Layer {
     fn parameters(self, stage: usize) -> Vec<Parameter> {
         let Layer { name, form, input, output, kernel, .. } = self;
-        let parameter = |name: String, shape: &[usize], start: Start, role: Role| {
+        let parameter = |name: String, shape: &[usize], start: Initial, role: Role| {
             let shape = shape.iter().map(|&n| n as i64).collect();
             Parameter { stage, name, shape, start, role }
         };
-        let both = |shape: &[usize], weight: Start, bias: Start| {
+        let both = |shape: &[usize], weight: Initial, bias: Initial| {
             let weight = parameter(format!("{name}.weight"), shape, weight, Role::Decayed);
             vec![weight, parameter(format!("{name}.bias"), &[output], bias, Role::Plain)]
         };
@@ -188,31 +188,31 @@ impl Layer {
             let buffer = Role::Buffer { momentum: BATCH_NORM_MOMENTUM };
             let of = |part: &str, start, role| parameter(format!("{name}.{part}"), &[output], start, role);
             vec![
-                of("weight", Start::Ones, Role::Plain),
-                of("bias", Start::Zeros, Role::Plain),
-                of("running_mean", Start::Zeros, buffer),
-                of("running_var", Start::Ones, buffer),
+                of("weight", Initial::Ones, Role::Plain),
+                of("bias", Initial::Zeros, Role::Plain),
+                of("running_mean", Initial::Zeros, buffer),
+                of("running_var", Initial::Ones, buffer),
             ]
         };
         let shape = [output, input, kernel, kernel];
         match form {
             Form::Unit => {
-                let start = Start::FanOut { fan_out: output * kernel * kernel };
+                let start = Initial::FanOut { fan_out: output * kernel * kernel };
                 let weight = parameter(format!("{name}.conv.weight"), &shape, start, Role::Decayed);
                 std::iter::once(weight).chain(norm(&format!("{name}.bn"))).collect()
             }
             // Xavier's uniform initialisation.
             Form::Convolution => {
                 let bound = (6.0 / ((input + output) * kernel * kernel) as f64).sqrt();
-                both(&shape, Start::Uniform { bound }, Start::Zeros)
+                both(&shape, Initial::Uniform { bound }, Initial::Zeros)
             }
             // torch's default. For the fan-in of a transposed convolution, torch counts the second dimension of the kernel.
             Form::Doubling => {
-                let start = Start::FanIn { fan_in: output * kernel * kernel };
+                let start = Initial::FanIn { fan_in: output * kernel * kernel };
                 both(&[input, output, kernel, kernel], start, start)
             }
             Form::Norm => norm(&name),
-            Form::Classifier => both(&shape, Start::Deviation { deviation: 0.01 }, Start::Zeros),
+            Form::Classifier => both(&shape, Initial::Deviation { deviation: 0.01 }, Initial::Zeros),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::run::table::{ASSEMBLE, Depths, Method};
 use crate::store::ledger::Total;
 use crate::store::previews::Preview;
 use crate::store::progress::Progress;
-use crate::store::{RunDir, Seen, metrics};
+use crate::store::{ArtefactCache, RunDir, metrics};
 use crate::task::{Scores, Task};
 use crate::usage;
 use anyhow::Result;
@@ -137,13 +137,13 @@ pub fn run_dirs(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Reads all runs. If several have the same name, they get the names of their folders or, if these repeat too, their paths. `seen`
+/// Reads all runs. If several have the same name, they get the names of their folders or, if these repeat too, their paths. `artefacts`
 /// caches the headers of artefacts.
 ///
 /// # Errors
 /// A path is no run directory.
-pub fn runs(paths: &[PathBuf], seen: &mut Seen) -> Result<Vec<Run>> {
-    let mut runs = paths.iter().map(|path| run(path, seen)).collect::<Result<Vec<Run>>>()?;
+pub fn runs(paths: &[PathBuf], artefacts: &mut ArtefactCache) -> Result<Vec<Run>> {
+    let mut runs = paths.iter().map(|path| run(path, artefacts)).collect::<Result<Vec<Run>>>()?;
     let distinct = |names: Vec<String>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
     let of_folder = |run: &Run| run.dir.path.file_name().map(|name| name.to_string_lossy().into_owned());
     let by_path = |run: &Run| run.dir.path.display().to_string();
@@ -156,7 +156,7 @@ pub fn runs(paths: &[PathBuf], seen: &mut Seen) -> Result<Vec<Run>> {
     Ok(runs)
 }
 
-fn run(path: &Path, seen: &mut Seen) -> Result<Run> {
+fn run(path: &Path, artefacts: &mut ArtefactCache) -> Result<Run> {
     let config = RunDir::config_of(path)?;
     let dir = RunDir { path: path.into() };
     let mut missing = Vec::new();
@@ -170,8 +170,8 @@ fn run(path: &Path, seen: &mut Seen) -> Result<Run> {
     }
     let plan = Plan { config, train_images };
     let graph = plan.graph();
-    let parts = parts(&plan, &graph, &dir, seen, &mut missing);
-    let downstream = downstream(&plan, &graph, &dir, seen);
+    let parts = parts(&plan, &graph, &dir, artefacts, &mut missing);
+    let downstream = downstream(&plan, &graph, &dir, artefacts);
     let unreadable = BadImages::of_run(0, path).count();
     let is_assembled = parts.iter().any(|part| part.node.row.name == ASSEMBLE.name && part.is_done());
     let preview = dir.newest_preview().filter(|_| !is_assembled);
@@ -180,25 +180,31 @@ fn run(path: &Path, seen: &mut Seen) -> Result<Run> {
 
 /// The nodes that write a model of the run's own task, if the run needs the node or has begun it. Models of other tasks are left
 /// out, because a page compares models by one metric.
-fn parts(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &mut Seen, missing: &mut Vec<String>) -> Vec<Part> {
+fn parts(
+    plan: &Plan,
+    graph: &Graph,
+    dir: &RunDir,
+    artefacts: &mut ArtefactCache,
+    missing: &mut Vec<String>,
+) -> Vec<Part> {
     let mut evidence = Vec::new();
     for node in graph.nodes() {
         let found = match node.expected {
-            Some(_) => seen.find(dir, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))),
+            Some(_) => artefacts.find(dir, node).unwrap_or_else(|error| Found::Unreadable(format!("{error:#}"))),
             None => Found::Nothing,
         };
-        let beat = Progress::read(&dir.path, &node.name).map(|progress| progress.beat(dir));
-        evidence.push(Evidence { found, beat, queued: None });
+        let heartbeat = Progress::read(&dir.path, &node.name).map(|progress| progress.heartbeat(dir));
+        evidence.push(Evidence { found, heartbeat, queued: None });
     }
     let is_imported = graph.nodes().iter().zip(&evidence).any(|(node, evidence)| evidence.found.is_imported(node));
     let states = states(graph, &evidence);
     let mut parts = Vec::new();
     for ((node, evidence), state) in graph.nodes().iter().zip(&evidence).zip(states) {
-        let is_there = evidence.found != Found::Nothing || evidence.beat.is_some();
+        let is_there = evidence.found != Found::Nothing || evidence.heartbeat.is_some();
         let label = node.label().filter(|_| node.row.task() == plan.config.task);
         if let (Some(label), true) = (label, is_there || node.is_needed(is_imported)) {
             let is_imported = evidence.found.is_imported(node);
-            let part = part(plan, dir, (node, label), (state, is_imported), seen);
+            let part = part(plan, dir, (node, label), (state, is_imported), artefacts);
             missing.extend(lacks(&part, plan.config.run.log_steps));
             parts.push(part.0);
         }
@@ -206,10 +212,10 @@ fn parts(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &mut Seen, missing: &mu
     parts
 }
 
-/// The models of tasks downstream whose artefacts exist. [`parts`] must have read all artefacts into `seen` before.
-fn downstream(plan: &Plan, graph: &Graph, dir: &RunDir, seen: &Seen) -> Vec<Downstream> {
+/// The models of tasks downstream whose artefacts exist. [`parts`] must have read all artefacts into `artefacts` before.
+fn downstream(plan: &Plan, graph: &Graph, dir: &RunDir, artefacts: &ArtefactCache) -> Vec<Downstream> {
     let of_node = |node: &Node| {
-        let (label, header) = (node.label()?, seen.header(dir, node)?);
+        let (label, header) = (node.label()?, artefacts.header(dir, node)?);
         let task = Task::of(&plan.config.of_task(node.row.task()));
         Some(Downstream::read(dir, node, (label, task, task.scores(&header.metrics))))
     };
@@ -225,7 +231,7 @@ fn part(
     dir: &RunDir,
     (node, label): (&Node, String),
     (state, is_imported): (State, bool),
-    seen: &Seen,
+    artefacts: &ArtefactCache,
 ) -> Read {
     let phase = plan.phase_of(node);
     let (lines, torn) = match metrics::read_and_count(&dir.logs(&node.name)) {
@@ -236,7 +242,7 @@ fn part(
         label,
         state,
         is_imported,
-        scores: seen.header(dir, node).map(|header| Task::of(&plan.config).scores(&header.metrics)),
+        scores: artefacts.header(dir, node).map(|header| Task::of(&plan.config).scores(&header.metrics)),
         total: phase.as_ref().map_or(Total::default(), |phase| dir.total(plan, phase)),
         starts: phase.as_ref().map_or(Vec::new(), |phase| dir.starts(plan, phase)),
         progress: Progress::read(&dir.path, &node.name),

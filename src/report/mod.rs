@@ -16,7 +16,7 @@ mod tables;
 mod time;
 mod words;
 
-use crate::store::{Seen, durable};
+use crate::store::{ArtefactCache, durable};
 use crate::{require, svg, usage};
 use anyhow::Result;
 use page::Page;
@@ -38,9 +38,9 @@ pub struct Written {
     pub files: Vec<PathBuf>,
 }
 
-/// Concludes a run: writes its page into its run directory. `seen` caches the headers of artefacts.
-pub fn conclude(run: &Path, seen: &mut Seen) -> Result<PathBuf> {
-    let page = make(&[run.into()], None, seen)?;
+/// Concludes a run: writes its page into its run directory. `artefacts` caches the headers of artefacts.
+pub fn conclude(run: &Path, artefacts: &mut ArtefactCache) -> Result<PathBuf> {
+    let page = make(&[run.into()], None, artefacts)?;
     let file = run.join(CONCLUDED);
     durable::replace_bytes(&file, page.html.as_bytes())?;
     Ok(file)
@@ -73,7 +73,7 @@ pub fn write(paths: &[PathBuf], out: Option<&Path>, figures: Option<&Path>) -> R
         "{}: a run writes this file at its end, and `submit` takes it as the sign of that; choose another --out",
         out.display()
     );
-    let page = make(&runs, folder.filter(|folder| runs[0] != *folder), &mut Seen::default())?;
+    let page = make(&runs, folder.filter(|folder| runs[0] != *folder), &mut ArtefactCache::default())?;
     let cannot = |error: anyhow::Error| usage!("{error:#}; the folder must exist and be writable");
     durable::replace_bytes(&out, page.html.as_bytes()).map_err(cannot)?;
     let files = figures.map_or(Ok(Vec::new()), |folder| write_files(&page, folder))?;
@@ -87,8 +87,8 @@ fn default_name(folder: &Path) -> &'static str {
 }
 
 /// Makes the page about run directories. If all are from one folder, `study` is this folder, which gives the page its title.
-fn make(run_dirs: &[PathBuf], study: Option<&Path>, seen: &mut Seen) -> Result<Page> {
-    let runs = gather::runs(run_dirs, seen)?;
+fn make(run_dirs: &[PathBuf], study: Option<&Path>, artefacts: &mut ArtefactCache) -> Result<Page> {
+    let runs = gather::runs(run_dirs, artefacts)?;
     let first = runs[0].task();
     let other = runs.iter().find(|run| run.task().headline() != first.headline());
     if let Some(other) = other {

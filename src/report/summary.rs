@@ -6,7 +6,7 @@ use crate::run::graph::{Graph, Node};
 use crate::run::table::Method;
 use crate::store::ledger::Total;
 use crate::store::progress::duration;
-use crate::store::{RunDir, Seen, durable};
+use crate::store::{ArtefactCache, RunDir, durable};
 use crate::task::{ClassFigures, Scores, Task};
 use anyhow::Result;
 use serde::Serialize;
@@ -34,19 +34,25 @@ pub struct Row {
 }
 
 /// The rows of all existing artefacts, in the order of the run. `unreadable_images` is the number of images that the run skipped.
-/// `seen` caches the headers of artefacts.
-pub fn rows(plan: &Plan, graph: &Graph, run: &RunDir, unreadable_images: usize, seen: &mut Seen) -> Result<Vec<Row>> {
+/// `artefacts` caches the headers of artefacts.
+pub fn rows(
+    plan: &Plan,
+    graph: &Graph,
+    run: &RunDir,
+    unreadable_images: usize,
+    artefacts: &mut ArtefactCache,
+) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for node in graph.nodes() {
-        seen.find(run, node)?;
-        rows.extend(row(plan, run, node, unreadable_images, seen));
+        artefacts.find(run, node)?;
+        rows.extend(row(plan, run, node, unreadable_images, artefacts));
     }
     Ok(rows)
 }
 
 /// The row of a node; none if the node writes no artefact or has not written it.
-fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize, seen: &Seen) -> Option<Row> {
-    let (model, label, header) = (node.row.model?, node.label()?, seen.header(run, node)?);
+fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize, artefacts: &ArtefactCache) -> Option<Row> {
+    let (model, label, header) = (node.row.model?, node.label()?, artefacts.header(run, node)?);
     let plan = &plan.of_task(node.row.task());
     let task = Task::of(&plan.config);
     let total = plan.phase_of(node).map_or(Total::default(), |phase| run.total(plan, &phase));

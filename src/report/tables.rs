@@ -5,7 +5,7 @@ use super::downstream::Section;
 use super::gather::{Part, Run};
 use super::groups::{Mean, Setting, mean_multiple};
 use super::table::{Cell, Table, grouped, multiple, plus_minus, scientific, signed};
-use super::time::{PARTS, Spent};
+use super::time::{PARTS, TimeParts};
 use crate::config::{Config, MicroBatch};
 use crate::plan::cost::{cost, memory};
 use crate::run::start::Peak;
@@ -243,7 +243,7 @@ pub fn times(runs: &[Run]) -> Table {
             let total = part.total.seconds;
             let mut row =
                 vec![Cell::text(&run.name), Cell::text(&part.label), Cell::number(format!("{total:.1}"), total)];
-            match Spent::of(part) {
+            match TimeParts::of(part) {
                 Some(spent) => row.extend(spent.parts().map(|value| Cell::number(format!("{value:.1}"), value))),
                 None => row.extend(PARTS.map(|_| Cell::none())),
             }

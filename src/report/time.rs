@@ -8,7 +8,7 @@ use crate::svg::chart::Colour;
 
 /// The seconds of a phase over all its starts, in parts that add up to the total.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Spent {
+pub struct TimeParts {
     /// Computing in steps whose results count.
     pub computing: f64,
     /// Summing gradients over replicas in these steps. GPUs sum while they compute, so on GPUs the summing counts as computing.
@@ -35,9 +35,9 @@ pub const PARTS: [&str; 7] = [
     "start-up, writing the model",
 ];
 
-impl Spent {
+impl TimeParts {
     /// The time of a part of a run; none if the part has made no step, or if there is no heartbeat.
-    pub fn of(part: &Part) -> Option<Spent> {
+    pub fn of(part: &Part) -> Option<TimeParts> {
         let progress = part.progress.as_ref().filter(|progress| progress.step > 0)?;
         let total = part.total.seconds;
         let useful = progress.useful_s.min(total);
@@ -52,7 +52,7 @@ impl Spent {
         let evaluation = sum(|spent| spent.evaluation).min(outside);
         let checkpoints = sum(|spent| spent.checkpoints).min(outside - evaluation);
         let computing = useful - data - all_reduce;
-        Some(Spent {
+        Some(TimeParts {
             computing,
             all_reduce,
             data,
@@ -65,7 +65,7 @@ impl Spent {
 
     /// The values in the order of [`PARTS`].
     pub fn parts(&self) -> [f64; 7] {
-        let Spent { computing, all_reduce, data, repeated, evaluation, checkpoints, rest } = *self;
+        let TimeParts { computing, all_reduce, data, repeated, evaluation, checkpoints, rest } = *self;
         [computing, all_reduce, data, repeated, evaluation, checkpoints, rest]
     }
 }
@@ -73,7 +73,7 @@ impl Spent {
 /// A bar for each phase of a run; none if no phase has trained.
 pub fn bars(run: &Run) -> Option<Bars> {
     let bar = |part: &Part| {
-        let spent = Spent::of(part)?;
+        let spent = TimeParts::of(part)?;
         Some(Bar { name: part.label.clone(), parts: spent.parts().to_vec(), label: duration(part.total.seconds) })
     };
     let bars: Vec<Bar> = run.parts.iter().filter_map(bar).collect();

@@ -1,6 +1,6 @@
 //! The nodes of a run: the rows of the table, expanded for a config.
 
-use super::table::{Depths, Kind, Row, Start};
+use super::table::{Depths, Kind, Origin, Row};
 use crate::config::Config;
 use crate::family::Model;
 use std::path::{Path, PathBuf};
@@ -65,14 +65,14 @@ impl Graph {
     }
 
     /// The nodes of a row.
-    pub fn of<'a>(&'a self, row: &Row) -> impl Iterator<Item = &'a Node> + use<'a> {
+    pub fn nodes_of<'a>(&'a self, row: &Row) -> impl Iterator<Item = &'a Node> + use<'a> {
         let name = row.name;
         self.nodes.iter().filter(move |node| node.row.name == name)
     }
 
     /// The node of a row that has only one.
     pub fn one(&self, row: &Row) -> &Node {
-        self.of(row).next().expect("every row but that of the scripts has a node")
+        self.nodes_of(row).next().expect("every row but that of the scripts has a node")
     }
 
     /// The nodes that a node needs.
@@ -83,8 +83,8 @@ impl Graph {
     /// The node whose weights a phase starts from, if it starts from any.
     pub fn start<'a>(&'a self, node: &'a Node) -> Option<&'a Node> {
         match node.row.phase()?.start {
-            Start::Fresh => None,
-            Start::From(row) => self.needs(node).find(|need| need.row.name == row),
+            Origin::Fresh => None,
+            Origin::From(row) => self.needs(node).find(|need| need.row.name == row),
         }
     }
 

@@ -47,7 +47,7 @@ pub enum Kind {
 /// How a row trains.
 #[derive(Debug, Clone, Copy)]
 pub struct Phase {
-    pub start: Start,
+    pub start: Origin,
     pub trains: Trains,
     pub task: TaskKind,
     pub objective: ObjectiveKind,
@@ -57,7 +57,7 @@ pub struct Phase {
 
 /// The origin of a phase's weights at step 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
+pub enum Origin {
     /// Newly initialised weights.
     Fresh,
     /// The artefact of the named row. In a module phase, the config key `module.start` decides how the trained stage starts.

@@ -55,7 +55,7 @@ pub enum Misfit {
 #[derive(Debug, Default)]
 pub struct Evidence {
     pub found: Found,
-    pub beat: Option<Beat>,
+    pub heartbeat: Option<Heartbeat>,
     pub queued: Option<Queued>,
 }
 
@@ -94,7 +94,7 @@ pub struct Stamp {
 
 /// The last heartbeat of the process that works or worked on a node.
 #[derive(Debug, Clone)]
-pub struct Beat {
+pub struct Heartbeat {
     pub says: Activity,
     pub error: Option<String>,
     /// Seconds since the last sign of life of the process: the heartbeat, or a later renewal of its lease.
@@ -204,10 +204,10 @@ fn misfit(node: &Node, stamp: &Stamp, original: Option<&str>) -> Option<Misfit> 
 
 /// The state of a node without a file.
 fn unfinished(evidence: &Evidence) -> State {
-    let beat = evidence.beat.as_ref();
+    let heartbeat = evidence.heartbeat.as_ref();
     // A pending job is queued, whatever its earlier starts reported. If a process was killed before it could report its end,
     // Slurm's report about the job counts.
-    let has_reported_end = beat.is_some_and(|beat| beat.says != Activity::Running);
+    let has_reported_end = heartbeat.is_some_and(|heartbeat| heartbeat.says != Activity::Running);
     if let Some(queued) = &evidence.queued {
         let reason = queued.reason.clone();
         match &queued.state {
@@ -217,11 +217,11 @@ fn unfinished(evidence: &Evidence) -> State {
             JobState::Active | JobState::Completed | JobState::Cancelled | JobState::Failed(_) => {}
         }
     }
-    match beat {
+    match heartbeat {
         None => State::Waiting,
-        Some(Beat { says: Activity::Stopped, .. }) => State::Stopped,
-        Some(Beat { says: Activity::Failed, error, .. }) => State::Failed(error.clone()),
-        Some(Beat { age, .. }) if *age <= SILENCE => State::Running,
+        Some(Heartbeat { says: Activity::Stopped, .. }) => State::Stopped,
+        Some(Heartbeat { says: Activity::Failed, error, .. }) => State::Failed(error.clone()),
+        Some(Heartbeat { age, .. }) if *age <= SILENCE => State::Running,
         Some(_) => State::Stalled,
     }
 }
@@ -308,8 +308,8 @@ mod tests {
         Node::new(&Config::parse("", &[]).unwrap(), &MODULE, Some(1))
     }
 
-    fn beat(says: Activity, age: f64) -> Option<Beat> {
-        Some(Beat { says, error: Some("a full disk".into()), age })
+    fn heartbeat(says: Activity, age: f64) -> Option<Heartbeat> {
+        Some(Heartbeat { says, error: Some("a full disk".into()), age })
     }
 
     fn queued(state: JobState) -> Option<Queued> {
@@ -318,22 +318,23 @@ mod tests {
 
     #[test]
     fn heartbeats_and_the_queue_decide_the_state_of_a_node_without_a_file() {
-        let word = |beat, queued| state(&module(), &Evidence { found: Found::Nothing, beat, queued }, None).word();
+        let word =
+            |heartbeat, queued| state(&module(), &Evidence { found: Found::Nothing, heartbeat, queued }, None).word();
         assert_eq!(word(None, None), "waiting");
-        assert_eq!(word(beat(Activity::Running, 59.0), None), "running");
-        assert_eq!(word(beat(Activity::Running, 61.0), None), "stalled");
-        assert_eq!(word(beat(Activity::Stopped, 1.0), None), "stopped");
-        assert_eq!(word(beat(Activity::Failed, 1.0), queued(JobState::Failed("FAILED".into()))), "failed");
-        assert_eq!(word(beat(Activity::Running, 1.0), queued(JobState::Active)), "running");
-        assert_eq!(word(beat(Activity::Failed, 1.0), queued(JobState::Pending)), "queued", "it is tried again");
+        assert_eq!(word(heartbeat(Activity::Running, 59.0), None), "running");
+        assert_eq!(word(heartbeat(Activity::Running, 61.0), None), "stalled");
+        assert_eq!(word(heartbeat(Activity::Stopped, 1.0), None), "stopped");
+        assert_eq!(word(heartbeat(Activity::Failed, 1.0), queued(JobState::Failed("FAILED".into()))), "failed");
+        assert_eq!(word(heartbeat(Activity::Running, 1.0), queued(JobState::Active)), "running");
+        assert_eq!(word(heartbeat(Activity::Failed, 1.0), queued(JobState::Pending)), "queued", "it is tried again");
         assert_eq!(word(None, queued(JobState::Cancelled)), "cancelled");
         assert_eq!(
-            word(beat(Activity::Stopped, 1.0), queued(JobState::Cancelled)),
+            word(heartbeat(Activity::Stopped, 1.0), queued(JobState::Cancelled)),
             "stopped",
             "it could say so itself"
         );
         let lost = Evidence { queued: queued(JobState::Failed("NODE_FAIL".into())), ..Evidence::default() };
-        let lost = Evidence { beat: beat(Activity::Running, 1.0), ..lost };
+        let lost = Evidence { heartbeat: heartbeat(Activity::Running, 1.0), ..lost };
         assert_eq!(state(&module(), &lost, None).why(&module()).unwrap(), "NODE_FAIL (Dependency)");
     }
 

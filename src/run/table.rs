@@ -25,7 +25,7 @@ pub static PACK: Row = Row {
 pub static META: Row = Row {
     name: "meta",
     kind: Kind::Train(Phase {
-        start: Start::Fresh,
+        start: Origin::Fresh,
         trains: Trains::Everything,
         task: TaskKind::Classification,
         objective: ObjectiveKind::EndToEnd,
@@ -50,7 +50,7 @@ pub static META: Row = Row {
 pub static MODULE: Row = Row {
     name: "module",
     kind: Kind::Train(Phase {
-        start: Start::From("meta"),
+        start: Origin::From("meta"),
         trains: Trains::Module,
         task: TaskKind::Classification,
         objective: ObjectiveKind::EndToEnd,
@@ -94,7 +94,7 @@ pub static ASSEMBLE: Row = Row {
 pub static FINETUNE: Row = Row {
     name: "finetune",
     kind: Kind::Train(Phase {
-        start: Start::From("assemble"),
+        start: Origin::From("assemble"),
         trains: Trains::Everything,
         task: TaskKind::Classification,
         objective: ObjectiveKind::EndToEnd,
@@ -119,7 +119,7 @@ pub static FINETUNE: Row = Row {
 pub static E2E: Row = Row {
     name: "e2e",
     kind: Kind::Train(Phase {
-        start: Start::Fresh,
+        start: Origin::Fresh,
         trains: Trains::Everything,
         task: TaskKind::Classification,
         objective: ObjectiveKind::EndToEnd,
@@ -144,7 +144,7 @@ pub static E2E: Row = Row {
 pub static DGL: Row = Row {
     name: "dgl",
     kind: Kind::Train(Phase {
-        start: Start::Fresh,
+        start: Origin::Fresh,
         trains: Trains::Everything,
         task: TaskKind::Classification,
         objective: ObjectiveKind::Dgl,
@@ -169,7 +169,7 @@ pub static DGL: Row = Row {
 pub static INFOPRO: Row = Row {
     name: "infopro",
     kind: Kind::Train(Phase {
-        start: Start::Fresh,
+        start: Origin::Fresh,
         trains: Trains::Everything,
         task: TaskKind::Classification,
         objective: ObjectiveKind::InfoPro,
@@ -194,7 +194,7 @@ pub static INFOPRO: Row = Row {
 pub static SEGMENT: Row = Row {
     name: "segment",
     kind: Kind::Train(Phase {
-        start: Start::From("finetune"),
+        start: Origin::From("finetune"),
         trains: Trains::Everything,
         task: TaskKind::Segmentation,
         objective: ObjectiveKind::EndToEnd,
@@ -219,7 +219,7 @@ pub static SEGMENT: Row = Row {
 pub static SEGMENT_E2E: Row = Row {
     name: "segment-e2e",
     kind: Kind::Train(Phase {
-        start: Start::From("e2e"),
+        start: Origin::From("e2e"),
         trains: Trains::Everything,
         task: TaskKind::Segmentation,
         objective: ObjectiveKind::EndToEnd,
@@ -244,7 +244,7 @@ pub static SEGMENT_E2E: Row = Row {
 pub static DETECT: Row = Row {
     name: "detect",
     kind: Kind::Train(Phase {
-        start: Start::From("finetune"),
+        start: Origin::From("finetune"),
         trains: Trains::Everything,
         task: TaskKind::Detection,
         objective: ObjectiveKind::EndToEnd,
@@ -269,7 +269,7 @@ pub static DETECT: Row = Row {
 pub static DETECT_E2E: Row = Row {
     name: "detect-e2e",
     kind: Kind::Train(Phase {
-        start: Start::From("e2e"),
+        start: Origin::From("e2e"),
         trains: Trains::Everything,
         task: TaskKind::Detection,
         objective: ObjectiveKind::EndToEnd,

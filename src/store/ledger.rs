@@ -31,8 +31,8 @@ fn of_earlier_version(plan: &Plan, phase: &PhasePlan, progress: &Progress) -> St
     let mut start = Start {
         began: "before there was a ledger".into(),
         end: None,
-        ranks: progress.ranks,
-        replicas: progress.ranks,
+        ranks: progress.replicas,
+        replicas: progress.replicas,
         precision: plan.config.run.precision,
         from: 0,
         to: 0,
@@ -124,8 +124,8 @@ mod tests {
         let phase = plan.phase(&META, None);
         assert_eq!(run.total(&plan, &phase), Total::default());
         // A version without a ledger has left this heartbeat.
-        let beat = Progress { step: 7, steps: 90, seconds: 10.0, ranks: 2, ..Progress::begun("meta") };
-        beat.write(&run.path).unwrap();
+        let heartbeat = Progress { step: 7, steps: 90, seconds: 10.0, replicas: 2, ..Progress::begun("meta") };
+        heartbeat.write(&run.path).unwrap();
         let old = run.starts(&plan, &phase);
         assert_eq!((old.len(), old[0].to, old[0].device_seconds), (1, 7, 20.0));
         run.enter("meta", &old[0]).unwrap();
@@ -141,7 +141,7 @@ mod tests {
             .unwrap();
         run.enter("meta", &start("stopped", 9, 10, 1)).unwrap();
         let running = Some(start("running", 10, 12, 1));
-        Progress { start: running, updated: unix_time(), ..beat }.write(&run.path).unwrap();
+        Progress { start: running, updated: unix_time(), ..heartbeat }.write(&run.path).unwrap();
         let began: Vec<String> = run.starts(&plan, &phase).into_iter().map(|start| start.began).collect();
         assert_eq!(began[1..], ["killed", "stopped", "running"]);
         let total = run.total(&plan, &phase);

@@ -2,6 +2,7 @@
 //! heartbeats, ledgers and previews.
 
 pub mod artefact;
+pub mod artefact_cache;
 mod checkpoints;
 mod data;
 pub mod durable;
@@ -14,9 +15,8 @@ pub mod previews;
 pub mod process;
 pub mod progress;
 pub mod run_dir;
-pub mod seen;
 mod tensorboard;
 
 pub use artefact::{Artefact, Header};
+pub use artefact_cache::ArtefactCache;
 pub use run_dir::RunDir;
-pub use seen::Seen;

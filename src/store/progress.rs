@@ -7,7 +7,7 @@ use super::lease;
 use super::process::{host, slurm_job, unix_time};
 use super::run_dir::RunDir;
 use crate::run::start::Start;
-use crate::run::state::{Activity, Beat};
+use crate::run::state::{Activity, Heartbeat};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -53,7 +53,8 @@ pub struct Progress {
     #[serde(default)]
     pub start: Option<Start>,
     /// The number of replicas that train the phase.
-    pub ranks: usize,
+    #[serde(alias = "ranks")]
+    pub replicas: usize,
     pub host: String,
     pub pid: u32,
     /// Unix time of this heartbeat.
@@ -98,7 +99,7 @@ impl Progress {
             error: None,
             trouble: None,
             start: None,
-            ranks: 1,
+            replicas: 1,
             host: host(),
             pid: std::process::id(),
             updated: unix_time(),
@@ -113,10 +114,10 @@ impl Progress {
 
     /// The evidence of this heartbeat about the state of its phase. A renewal of the lease is a sign of life too: during a long
     /// step or evaluation, only the thread that renews the lease gives signs of life.
-    pub fn beat(&self, run: &RunDir) -> Beat {
+    pub fn heartbeat(&self, run: &RunDir) -> Heartbeat {
         let since = |time: f64| (unix_time() - time).max(0.0);
         let renewed = lease::holder(run, &self.phase).map_or(f64::INFINITY, |holder| since(holder.renewed));
-        Beat { says: self.state, error: self.error.clone(), age: since(self.updated).min(renewed) }
+        Heartbeat { says: self.state, error: self.error.clone(), age: since(self.updated).min(renewed) }
     }
 
     /// Seconds until the phase ends at its last measured rate; none before a rate was measured.
@@ -148,7 +149,7 @@ mod tests {
         let run = RunDir { path: folder.path().into() };
         ["leases", "progress"].iter().for_each(|name| std::fs::create_dir(run.file(name)).unwrap());
         Progress { updated: unix_time() - 120.0, ..Progress::begun("meta") }.write(&run.path).unwrap();
-        let age = || Progress::read(&run.path, "meta").unwrap().beat(&run).age;
+        let age = || Progress::read(&run.path, "meta").unwrap().heartbeat(&run).age;
         assert!(age() >= 120.0);
         let lease = Lease::take(&run, "meta", || false).unwrap();
         assert!(age() < 60.0);

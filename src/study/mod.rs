@@ -26,7 +26,7 @@ use crate::plan::{PhasePlan, Plan};
 use crate::run::state::{Evidence, Found, State, states};
 pub use crate::run::table::Method;
 use crate::run::table::{METHODS, REPORT, TABLE};
-use crate::store::{RunDir, Seen};
+use crate::store::{ArtefactCache, RunDir};
 use crate::{require, usage};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -84,10 +84,10 @@ impl Study {
             return Ok(false);
         }
         let graph = cell.plan.graph();
-        let mut seen = Seen::default();
+        let mut artefacts = ArtefactCache::default();
         let mut evidence = Vec::new();
         for node in graph.nodes() {
-            let found = if node.expected.is_some() { seen.find(&run, node)? } else { Found::Nothing };
+            let found = if node.expected.is_some() { artefacts.find(&run, node)? } else { Found::Nothing };
             evidence.push(Evidence::of_file(found));
         }
         let states = states(&graph, &evidence);

@@ -90,7 +90,7 @@ impl<'a> Logging<'a> {
             logs.write_line(step, lr);
         }
         if logs.last_heartbeat.elapsed() >= HEARTBEAT {
-            logs.beat(Activity::Running);
+            logs.heartbeat(Activity::Running);
         }
     }
 
@@ -123,7 +123,7 @@ impl<'a> Logging<'a> {
         let has_changed = logs.progress.trouble.as_deref() != why;
         if has_changed || why.is_some() && logs.last_heartbeat.elapsed() >= HEARTBEAT {
             logs.progress.trouble = why.map(str::to_string);
-            logs.beat(Activity::Running);
+            logs.heartbeat(Activity::Running);
         }
     }
 
@@ -131,7 +131,7 @@ impl<'a> Logging<'a> {
     pub fn stopped(&mut self, step: u64) {
         let Some(logs) = &mut self.logs else { return };
         log::warn!("{}: stopped by a signal; checkpoint written at step {step}", logs.progress.phase);
-        logs.beat(Activity::Stopped);
+        logs.heartbeat(Activity::Stopped);
         logs.enter();
     }
 
@@ -141,7 +141,7 @@ impl<'a> Logging<'a> {
         self.clock.count_up_to(Instant::now());
         let Some(logs) = &mut self.logs else { return };
         logs.progress.step = step;
-        logs.beat(Activity::Done);
+        logs.heartbeat(Activity::Done);
         logs.enter();
         log::info!("{}: done in {}", logs.progress.phase, duration(logs.progress.seconds));
     }
@@ -174,7 +174,7 @@ impl<'a> Logs<'a> {
             restarts: earlier.as_ref().map_or(0, |p| p.restarts + 1),
             save_s: earlier.and_then(|p| p.save_s),
             micro_batch: Some(micro_batch),
-            ranks: group.size(),
+            replicas: group.size(),
             start: Some(start(setting, step)),
             ..Progress::begun(&phase.name)
         };
@@ -249,7 +249,7 @@ impl<'a> Logs<'a> {
         }
     }
 
-    fn beat(&mut self, state: Activity) {
+    fn heartbeat(&mut self, state: Activity) {
         self.progress.state = state;
         let (seconds, step) = (self.started.elapsed().as_secs_f64(), self.progress.step);
         self.progress.seconds = self.seconds_before + seconds;

@@ -215,7 +215,7 @@ impl Training<'_> {
         // Without the barrier, the other replicas would end the world before the first replica has finished writing its checkpoint.
         self.setting.group.barrier()?;
         if self.checkpoints.is_none() {
-            return Err(Failure::Elsewhere { code: 1 }.into());
+            return Err(Failure::OnOtherRank { code: 1 }.into());
         }
         let good = self.setting.run.checkpoints(&phase.name)?;
         let good = good.first().map_or("none".into(), |(_, path)| path.display().to_string());

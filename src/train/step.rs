@@ -152,14 +152,14 @@ impl<'a> Stepper<'a> {
     /// Waits until the newest step is done and says whether its loss is finite. The step remains unread.
     pub fn is_finite(&self) -> Result<bool> {
         let Some(Unread { extras, .. }) = &self.unread else { return Ok(true) };
-        self.group.settle(&|| extras.is_done())?;
+        self.group.wait_until(&|| extras.is_done())?;
         Ok(extras.numbers()?[0].is_finite())
     }
 
     /// Waits until a step is done and returns its outcome.
     fn read(&self, unread: Unread) -> Result<Outcome> {
         let Unread { step, extras, mut times } = unread;
-        timed(&mut times.device, || self.group.settle(&|| extras.is_done()))?;
+        timed(&mut times.device, || self.group.wait_until(&|| extras.is_done()))?;
         let extras = extras.numbers()?;
         Ok(Outcome { step, loss: extras[0].into(), norm: extras[2].into(), stop: extras[1] > 0.0, times })
     }

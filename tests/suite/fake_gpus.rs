@@ -114,8 +114,8 @@ impl Case {
         let devices = Devices::of_rank(DeviceChoice::Cuda, 2, OnNode { rank, ranks: self.processes })?;
         let pair = Pair { rank, other: UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?) };
         let group: &dyn Collective = if self.processes == 2 { &pair } else { &Solo };
-        on_replicas(group, 2, devices.suit_nccl(), &|replica| {
-            devices.take_up(replica.local)?;
+        on_replicas(group, 2, devices.can_use_nccl(), &|replica| {
+            devices.prepare_thread(replica.local)?;
             replica.join_nccl()?;
             act(&devices, replica)
         })
@@ -129,7 +129,7 @@ fn sum_thrice(replica: &Replica, round: usize) -> Result<()> {
     let mut values = [1, 2, 3].map(summand);
     values.iter_mut().try_for_each(|values| replica.all_reduce(values))?;
     let event = Event::now(cuda()?)?;
-    replica.settle(&|| event.has_passed())?;
+    replica.wait_until(&|| event.has_passed())?;
     let (size, ranks) = (replica.size(), (0..replica.size()).sum::<usize>());
     for (values, factor) in values.iter().zip(1..) {
         let expected = (ranks + size * factor * round) as f64;
@@ -216,7 +216,7 @@ fn a_replica_that_fails_in_a_sum_that_another_process_never_begins_ends_its_proc
         match replica.rank() {
             0 => {
                 replica.all_reduce(&mut ones())?;
-                replica.settle(&|| Ok(false))
+                replica.wait_until(&|| Ok(false))
             }
             1 => {
                 replica.all_reduce(&mut ones())?;

@@ -20,9 +20,10 @@ fn start_on_full_disk(run: &Incubate) -> (Child, PathBuf) {
 
 /// Waits for a heartbeat that tells of the full disk and is wanted, and returns its step.
 fn wait_for_trouble(run: &Incubate, is_wanted: impl Fn(&Progress) -> bool) -> u64 {
-    let beat = || Progress::read(&run.run_dir, "meta").filter(|beat| beat.trouble.is_some() && is_wanted(beat));
-    wait_until("a full disk", || beat().is_some());
-    beat().unwrap().step
+    let heartbeat =
+        || Progress::read(&run.run_dir, "meta").filter(|heartbeat| heartbeat.trouble.is_some() && is_wanted(heartbeat));
+    wait_until("a full disk", || heartbeat().is_some());
+    heartbeat().unwrap().step
 }
 
 #[test]
@@ -32,7 +33,7 @@ fn training_goes_on_beside_a_full_disk_and_waits_for_space_at_its_end() {
     whole.ok(&["meta"]);
     let (child, marker) = start_on_full_disk(&run);
     wait_for_trouble(&run, |_| true);
-    wait_for_trouble(&run, |beat| beat.step == beat.steps);
+    wait_for_trouble(&run, |heartbeat| heartbeat.step == heartbeat.steps);
     let status = plain(&["status", run.run_dir.to_str().unwrap()]).output().unwrap();
     let status = String::from_utf8(status.stdout).unwrap();
     let line = status.lines().find(|line| line.starts_with("meta")).unwrap();
@@ -54,7 +55,7 @@ fn a_stop_waits_for_space_for_its_checkpoint() {
     wait_for_trouble(&run, |_| true);
     // SAFETY: nobody has waited for the child yet.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
-    let waits = |beat: &Progress| beat.trouble.as_ref().is_some_and(|trouble| trouble.contains("it waits"));
+    let waits = |heartbeat: &Progress| heartbeat.trouble.as_ref().is_some_and(|trouble| trouble.contains("it waits"));
     let step = wait_for_trouble(&run, waits);
     assert!(!run.has_checkpoint() && step > 0);
     std::fs::remove_file(marker).unwrap();

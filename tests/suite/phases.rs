@@ -18,15 +18,15 @@ use incubate::device::{Devices, OnNode};
 use incubate::pipeline::Job;
 use incubate::report::summary;
 use incubate::run::graph::Graph;
-use incubate::run::table::{Depths, FINETUNE, Kind, Method, ModelSpec, Phase, Row, SlurmJob, Start, TABLE, Trains};
-use incubate::store::{Seen, artefact};
+use incubate::run::table::{Depths, FINETUNE, Kind, Method, ModelSpec, Origin, Phase, Row, SlurmJob, TABLE, Trains};
+use incubate::store::{ArtefactCache, artefact};
 use std::path::Path;
 
 /// Fine-tunes the finished model once more.
 static AGAIN: Row = Row {
     name: "again",
     kind: Kind::Train(Phase {
-        start: Start::From("finetune"),
+        start: Origin::From("finetune"),
         trains: Trains::Everything,
         task: TaskKind::Classification,
         objective: ObjectiveKind::EndToEnd,
@@ -68,11 +68,11 @@ fn a_new_phase_is_one_row() {
     assert_eq!((header("again.h5").phase.as_str(), header("again.h5").meta), ("again", header("final.h5").meta));
     job.run().unwrap();
 
-    let models = summary::rows(&job.plan, &graph, &job.run, 0, &mut Seen::default()).unwrap();
+    let models = summary::rows(&job.plan, &graph, &job.run, 0, &mut ArtefactCache::default()).unwrap();
     let models: Vec<&str> = models.iter().map(|row| row.model.as_str()).collect();
     assert_eq!(models[5..], ["assembled", "fine-tuned", "tuned again"]);
 
-    let lines = status::lines(&job.plan, &graph, &job.run, &Queue::default(), &mut Seen::default()).unwrap();
+    let lines = status::lines(&job.plan, &graph, &job.run, &Queue::default(), &mut ArtefactCache::default()).unwrap();
     assert!(status::is_all_done(&lines) && lines.last().unwrap().phase == "again", "{lines:?}");
 
     // The last job, `finalize`, executes the new phase.
@@ -105,7 +105,7 @@ fn every_row_comes_after_the_rows_that_it_needs() {
     for (position, row) in TABLE.iter().enumerate() {
         let before: Vec<&str> = TABLE[..position].iter().map(|row| row.name).collect();
         assert!(row.needs.iter().all(|need| before.contains(need)), "{}", row.name);
-        if let Some(Start::From(start)) = row.phase().map(|phase| phase.start) {
+        if let Some(Origin::From(start)) = row.phase().map(|phase| phase.start) {
             assert!(row.needs.contains(&start), "{} starts from a row that it does not need", row.name);
         }
     }

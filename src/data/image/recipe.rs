@@ -43,7 +43,7 @@ pub struct Workbench {
     /// The whole image, from which a padded crop is copied.
     resized: Pixels,
     canvas: Canvas,
-    pub spent: Spent,
+    pub spent: StepTimes,
 }
 
 /// The memory into which a transformed image is written (channel, row, column).
@@ -98,7 +98,7 @@ struct Crop {
 
 /// The time that each step of the work took, over all images.
 #[derive(Debug)]
-pub struct Spent {
+pub struct StepTimes {
     decode: Duration,
     resample: Duration,
     operations: Duration,
@@ -108,14 +108,21 @@ pub struct Spent {
     since: Instant,
 }
 
-impl Default for Spent {
-    fn default() -> Spent {
+impl Default for StepTimes {
+    fn default() -> StepTimes {
         let none = Duration::ZERO;
-        Spent { decode: none, resample: none, operations: none, normalise: none, erase: none, since: Instant::now() }
+        StepTimes {
+            decode: none,
+            resample: none,
+            operations: none,
+            normalise: none,
+            erase: none,
+            since: Instant::now(),
+        }
     }
 }
 
-impl Spent {
+impl StepTimes {
     /// The times of decoding, resampling, RandAugment or jitter, normalisation, and RandomErasing.
     pub fn steps(&self) -> [Duration; 5] {
         [self.decode, self.resample, self.operations, self.normalise, self.erase]
@@ -127,7 +134,7 @@ impl Spent {
     }
 
     /// Counts the running step as `step`, and begins the next one.
-    fn end(&mut self, step: impl FnOnce(&mut Spent) -> &mut Duration) {
+    fn end(&mut self, step: impl FnOnce(&mut StepTimes) -> &mut Duration) {
         let now = Instant::now();
         let spent = now - std::mem::replace(&mut self.since, now);
         *step(self) += spent;
@@ -156,7 +163,7 @@ impl Recipe {
             resample: Resample::default(),
             resized: Pixels::default(),
             canvas: Canvas::new([byte(0), byte(1), byte(2), 255]),
-            spent: Spent::default(),
+            spent: StepTimes::default(),
         })
     }
 
@@ -297,7 +304,7 @@ impl Workbench {
 fn draw(
     decoder: &mut Decoder,
     resample: &mut Resample,
-    spent: &mut Spent,
+    spent: &mut StepTimes,
     bytes: &[u8],
     crop: Crop,
     out: &mut Pixels,

@@ -2,7 +2,7 @@
 //! torchvision and timm: `conv1`, `bn1`, `layer{1…}.{0…}.{conv1,bn1,conv2,bn2,downsample.0,downsample.1}` and `fc`.
 
 use super::{Resnet, Shortcut};
-use crate::family::parameter::{Parameter, Role, Start};
+use crate::family::parameter::{Initial, Parameter, Role};
 
 /// The rate at which the running statistics follow the statistics of the batches, PyTorch's default.
 const MOMENTUM: f64 = 0.1;
@@ -27,7 +27,7 @@ pub fn parameters(resnet: &Resnet, depths: &[usize]) -> Vec<Parameter> {
         }
     }
     let (features, last) = (resnet.features(), depths.len() - 1);
-    let start = Start::FanIn { fan_in: features };
+    let start = Initial::FanIn { fan_in: features };
     table.add(last, "fc.weight", &[resnet.classes, features], start, Role::Decayed);
     table.add(last, "fc.bias", &[resnet.classes], start, Role::Plain);
     table.0
@@ -36,23 +36,23 @@ pub fn parameters(resnet: &Resnet, depths: &[usize]) -> Vec<Parameter> {
 struct Table(Vec<Parameter>);
 
 impl Table {
-    fn add(&mut self, stage: usize, name: &str, shape: &[usize], start: Start, role: Role) {
+    fn add(&mut self, stage: usize, name: &str, shape: &[usize], start: Initial, role: Role) {
         let shape = shape.iter().map(|&size| size as i64).collect();
         self.0.push(Parameter { stage, name: name.into(), shape, start, role });
     }
 
     fn convolution(&mut self, stage: usize, name: &str, [output, input, side]: [usize; 3]) {
-        let start = Start::FanOut { fan_out: output * side * side };
+        let start = Initial::FanOut { fan_out: output * side * side };
         self.add(stage, &format!("{name}.weight"), &[output, input, side, side], start, Role::Decayed);
     }
 
     fn norm(&mut self, stage: usize, name: &str, channels: usize) {
         let buffer = Role::Buffer { momentum: MOMENTUM };
         for (part, start, role) in [
-            ("weight", Start::Ones, Role::Plain),
-            ("bias", Start::Zeros, Role::Plain),
-            ("running_mean", Start::Zeros, buffer),
-            ("running_var", Start::Ones, buffer),
+            ("weight", Initial::Ones, Role::Plain),
+            ("bias", Initial::Zeros, Role::Plain),
+            ("running_mean", Initial::Zeros, buffer),
+            ("running_var", Initial::Ones, buffer),
         ] {
             self.add(stage, &format!("{name}.{part}"), &[channels], start, role);
         }

@@ -1,7 +1,7 @@
 //! The table of a ViT's parameters: stage, name within the stage, shape. The names are timm's, except for the numbers of blocks.
 
 use super::Vit;
-use crate::family::parameter::{Grown, Parameter, Role, Start};
+use crate::family::parameter::{Grown, Initial, Parameter, Role};
 
 /// The parameters of the network with these stage depths, in the order of timm's `state_dict`. Weight decay applies to matrices and
 /// kernels only, not to 1-d parameters, `cls_token` or `pos_embed`.
@@ -9,26 +9,26 @@ pub fn parameters(vit: &Vit, depths: &[usize]) -> Vec<Parameter> {
     let (width, hidden) = (vit.width as i64, vit.hidden() as i64);
     let last = depths.len() - 1;
     let mut all = Vec::new();
-    let mut add = |stage: usize, name: String, shape: &[i64], start: Start, role: Role| {
+    let mut add = |stage: usize, name: String, shape: &[i64], start: Initial, role: Role| {
         all.push(Parameter { stage, name, shape: shape.to_vec(), start, role });
     };
     let (channels, patch, classes) = (vit.channels as i64, vit.patch_size as i64, vit.classes as i64);
-    add(0, "cls_token".into(), &[1, 1, width], Start::Normal, Role::Plain);
-    add(0, "pos_embed".into(), &[1, vit.tokens() as i64, width], Start::Normal, Role::Plain);
+    add(0, "cls_token".into(), &[1, 1, width], Initial::Normal, Role::Plain);
+    add(0, "pos_embed".into(), &[1, vit.tokens() as i64, width], Initial::Normal, Role::Plain);
     // The patch projection keeps PyTorch's default initialisation of a convolution, as in timm.
-    let proj = Start::FanIn { fan_in: (channels * patch * patch) as usize };
+    let proj = Initial::FanIn { fan_in: (channels * patch * patch) as usize };
     add(0, "patch_embed.proj.weight".into(), &[width, channels, patch, patch], proj, Role::Decayed);
     add(0, "patch_embed.proj.bias".into(), &[width], proj, Role::Plain);
     for (stage, &depth) in depths.iter().enumerate() {
         for block in 0..depth {
             let mut pair = |name: &str, weight: &[i64], bias: bool| {
                 let (start, role) = match weight.len() {
-                    1 => (Start::Ones, Role::Plain),
-                    _ => (Start::Normal, Role::Decayed),
+                    1 => (Initial::Ones, Role::Plain),
+                    _ => (Initial::Normal, Role::Decayed),
                 };
                 add(stage, format!("blocks.{block}.{name}.weight"), weight, start, role);
                 if bias {
-                    add(stage, format!("blocks.{block}.{name}.bias"), &weight[..1], Start::Zeros, Role::Plain);
+                    add(stage, format!("blocks.{block}.{name}.bias"), &weight[..1], Initial::Zeros, Role::Plain);
                 }
             };
             pair("norm1", &[width], true);
@@ -42,10 +42,10 @@ pub fn parameters(vit: &Vit, depths: &[usize]) -> Vec<Parameter> {
     if vit.classes == 0 {
         return all;
     }
-    add(last, "norm.weight".into(), &[width], Start::Ones, Role::Plain);
-    add(last, "norm.bias".into(), &[width], Start::Zeros, Role::Plain);
-    add(last, "head.weight".into(), &[classes, width], Start::Normal, Role::Decayed);
-    add(last, "head.bias".into(), &[classes], Start::Zeros, Role::Plain);
+    add(last, "norm.weight".into(), &[width], Initial::Ones, Role::Plain);
+    add(last, "norm.bias".into(), &[width], Initial::Zeros, Role::Plain);
+    add(last, "head.weight".into(), &[classes, width], Initial::Normal, Role::Decayed);
+    add(last, "head.bias".into(), &[classes], Initial::Zeros, Role::Plain);
     all
 }
 

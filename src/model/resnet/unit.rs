@@ -11,7 +11,7 @@ use tch::Tensor;
 /// The stem, or a block.
 pub enum Unit {
     Stem(Convolution),
-    Block { first: Convolution, second: Convolution, shortcut: Way },
+    Block { first: Convolution, second: Convolution, shortcut: ShortcutPath },
 }
 
 /// A convolution without bias and the norm after it. They have three values: the kernels, and the scale and the shift of the norm.
@@ -25,7 +25,7 @@ pub struct Convolution {
 const VALUES: usize = 3;
 
 /// The shortcut around a block.
-pub enum Way {
+pub enum ShortcutPath {
     Identity,
     /// Every second pixel in each direction, with this number of channels of zeros before and after the channels of the input.
     Padded(i64),
@@ -65,9 +65,9 @@ pub fn block(resnet: &Resnet, block: &resnet::Block, get: Get) -> Result<Owner> 
     let first = build(["conv1", "bn1"], block.stride())?;
     let second = build(["conv2", "bn2"], 1)?;
     let shortcut = match resnet.shortcut {
-        _ if !block.changes_shape() => Way::Identity,
-        Shortcut::A => Way::Padded((block.output - block.input) as i64 / 2),
-        Shortcut::B => Way::Projected(build(["downsample.0", "downsample.1"], block.stride())?),
+        _ if !block.changes_shape() => ShortcutPath::Identity,
+        Shortcut::A => ShortcutPath::Padded((block.output - block.input) as i64 / 2),
+        Shortcut::B => ShortcutPath::Projected(build(["downsample.0", "downsample.1"], block.stride())?),
     };
     Ok((Unit::Block { first, second, shortcut }, parameters))
 }
@@ -89,7 +89,7 @@ impl Unit {
     pub fn values(&self) -> usize {
         match self {
             Unit::Stem(_) => VALUES,
-            Unit::Block { shortcut: Way::Projected(_), .. } => 3 * VALUES,
+            Unit::Block { shortcut: ShortcutPath::Projected(_), .. } => 3 * VALUES,
             Unit::Block { .. } => 2 * VALUES,
         }
     }
@@ -109,12 +109,12 @@ impl Unit {
                     branch_bchw *= scale_b11.unsqueeze(-1).to_kind(x_bchw.kind());
                 }
                 let around_bchw = match shortcut {
-                    Way::Identity => x_bchw.shallow_clone(),
-                    Way::Padded(zeros) => {
+                    ShortcutPath::Identity => x_bchw.shallow_clone(),
+                    ShortcutPath::Padded(zeros) => {
                         let every_second = x_bchw.slice(2, None, None, 2).slice(3, None, None, 2);
                         every_second.constant_pad_nd([0, 0, 0, 0, *zeros, *zeros])
                     }
-                    Way::Projected(convolution) => convolution.forward(x_bchw, &values[2 * VALUES..], mode),
+                    ShortcutPath::Projected(convolution) => convolution.forward(x_bchw, &values[2 * VALUES..], mode),
                 };
                 branch_bchw.g_add_(&around_bchw).relu_()
             }

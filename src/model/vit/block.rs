@@ -86,13 +86,13 @@ impl Block {
         (off, has_windows): (Off, bool),
         get: &dyn Fn(&str, bool) -> Result<Weight>,
     ) -> Result<Block> {
-        let kernels = !off.has(Optimisation::Kernels);
+        let kernels = !off.contains(Optimisation::Kernels);
         let linear = |name: &str, bias: bool| -> Result<Linear> {
             let bias = if bias { Some(get(&format!("{name}.bias"), false)?) } else { None };
             Ok(Linear {
                 weight: get(&format!("{name}.weight"), false)?,
                 bias,
-                float_sums: !off.has(Optimisation::FloatSums),
+                float_sums: !off.contains(Optimisation::FloatSums),
             })
         };
         let norm = |name: &str| -> Result<Norm> {
@@ -109,8 +109,8 @@ impl Block {
             heads: vit.heads as i64,
             windows: has_windows.then_some(Windows { side: vit.window as i64 }),
             kernels,
-            prefers_products: kernels && !off.has(Optimisation::Attention),
-            skips_dropped: !off.has(Optimisation::KeptSamples),
+            prefers_products: kernels && !off.contains(Optimisation::Attention),
+            skips_dropped: !off.contains(Optimisation::KeptSamples),
         })
     }
 

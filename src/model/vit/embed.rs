@@ -27,7 +27,7 @@ impl Embed {
     /// Builds the embedding. `get` returns a parameter by its name.
     pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str) -> Result<Weight>) -> Result<Embed> {
         let (weight, bias) = (get("patch_embed.proj.weight")?, Some(get("patch_embed.proj.bias")?));
-        let proj = Linear { weight, bias, float_sums: !off.has(Optimisation::FloatSums) };
+        let proj = Linear { weight, bias, float_sums: !off.contains(Optimisation::FloatSums) };
         Ok(Embed { patch: vit.patch_size as i64, cls_token: get("cls_token")?, pos_embed: get("pos_embed")?, proj })
     }
 

@@ -18,9 +18,9 @@ impl Head {
     /// Builds the head. `get` returns a parameter by its name. If its second argument is true, the parameter is in fp32 on a CPU.
     pub fn new(vit: &Vit, off: Off, get: &dyn Fn(&str, bool) -> Result<Weight>) -> Result<Head> {
         let (weight, bias) = (get("norm.weight", true)?, get("norm.bias", true)?);
-        let norm = Norm { weight, bias, eps: vit.layer_norm_eps, kernels: !off.has(Optimisation::Kernels) };
+        let norm = Norm { weight, bias, eps: vit.layer_norm_eps, kernels: !off.contains(Optimisation::Kernels) };
         let (weight, bias) = (get("head.weight", false)?, Some(get("head.bias", false)?));
-        let linear = Linear { weight, bias, float_sums: !off.has(Optimisation::FloatSums) };
+        let linear = Linear { weight, bias, float_sums: !off.contains(Optimisation::FloatSums) };
         Ok(Head { norm, linear })
     }
 }

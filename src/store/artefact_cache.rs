@@ -13,7 +13,7 @@ use std::time::SystemTime;
 /// The headers of the artefacts that were read, by path. Reading an artefact hashes the whole file, which takes too long to repeat
 /// whenever `incubate status --watch` refreshes. So an artefact is read again only if its length or modification time has changed.
 #[derive(Debug, Default)]
-pub struct Seen(BTreeMap<PathBuf, Cached>);
+pub struct ArtefactCache(BTreeMap<PathBuf, Cached>);
 
 /// The header of an artefact, with the length and modification time that the file had when it was read.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ struct Cached {
     hash: String,
 }
 
-impl Seen {
+impl ArtefactCache {
     /// Finds the file of a node in the run directory. If it is an artefact, verifies it and reads its header.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl Seen {
         Ok(Found::Artefact(cached.header.stamp(&cached.hash, data.as_ref())))
     }
 
-    /// The header of a node's artefact, if [`Seen::find`] has read it.
+    /// The header of a node's artefact, if [`ArtefactCache::find`] has read it.
     pub fn header(&self, run: &RunDir, node: &Node) -> Option<&Header> {
         self.0.get(&run.file(&node.file)).map(|cached| &cached.header)
     }
