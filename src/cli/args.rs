@@ -155,7 +155,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Write a page about one run or several: accuracy against cost for both methods, curves, models, time, memory
+    /// Write a page about one run or several: accuracy against cost of each method, curves, models, time, memory
     Report {
         /// Run directories, finished or not, or folders of run directories
         #[arg(required = true)]

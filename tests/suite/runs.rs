@@ -173,16 +173,20 @@ fn stop_by(signal: i32, mut command: Command, run: &Incubate) {
 #[test]
 fn a_closed_terminal_stops_a_run_in_order_and_nohup_keeps_it_running() {
     let run = Incubate::new().set("meta.epochs=100000");
-    stop_by(libc::SIGHUP, run.command(&["meta"]), &run);
-    let mut under_nohup = run.command(&["meta"]);
-    // SAFETY: between fork and exec only a signal's action is set, as nohup does.
-    unsafe {
-        under_nohup.pre_exec(|| {
-            libc::signal(libc::SIGHUP, libc::SIG_IGN);
-            Ok(())
-        })
+    // The tests themselves may run under nohup, whose children ignore the signal too.
+    let command_with = |action: libc::sighandler_t| {
+        let mut command = run.command(&["meta"]);
+        // SAFETY: between fork and exec only a signal's action is set, as nohup does.
+        unsafe {
+            command.pre_exec(move || {
+                libc::signal(libc::SIGHUP, action);
+                Ok(())
+            })
+        };
+        command
     };
-    let mut child = under_nohup.stderr(Stdio::null()).spawn().unwrap();
+    stop_by(libc::SIGHUP, command_with(libc::SIG_DFL), &run);
+    let mut child = command_with(libc::SIG_IGN).stderr(Stdio::null()).spawn().unwrap();
     let step = || Progress::read(&run.run_dir, "meta").map_or(0, |progress| progress.step);
     let wait_for_step_beyond = |before: u64| wait_until("a later step", || step() > before);
     wait_for_step_beyond(step());

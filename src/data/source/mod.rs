@@ -194,7 +194,11 @@ fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
 pub fn train_images(config: &Config) -> Result<usize> {
     let data = &config.data;
     match config.task {
-        TaskKind::Classification if data.train_images > 0 => Ok(subset_size(data.train_images, data.train_fraction)),
+        TaskKind::Classification if data.train_images > 0 => {
+            // Each class keeps an image.
+            let at_least = config.model.classes().min(data.train_images);
+            Ok(subset_size(data.train_images, data.train_fraction).max(at_least))
+        }
         TaskKind::Segmentation if config.segmentation.format == MapFormat::Shapes => {
             Ok(config.segmentation.train_images)
         }

@@ -146,8 +146,16 @@ fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
     if wanted >= kept {
         by_remainder.iter().take(wanted - kept).for_each(|&class| sizes[class] = images[class].min(sizes[class] + 1));
     } else {
-        let larger: Vec<usize> = by_remainder.into_iter().rev().filter(|&class| sizes[class] > 1).collect();
-        larger.iter().take(kept - wanted).for_each(|&class| sizes[class] -= 1);
+        let mut surplus = kept - wanted.max(images.len());
+        for &class in by_remainder.iter().rev().cycle() {
+            if surplus == 0 {
+                break;
+            }
+            if sizes[class] > 1 {
+                sizes[class] -= 1;
+                surplus -= 1;
+            }
+        }
     }
     sizes
 }
@@ -270,6 +278,8 @@ mod tests {
             (&[9, 2, 2], 0.3, &[2, 1, 1]),
             (&[1, 1, 1, 1], 0.25, &[1, 1, 1, 1]),
             (&[1300; 3], 0.29, &[377, 377, 377]),
+            // A large class loses one image for each small class.
+            (&[40, 1, 1, 1, 1], 0.25, &[7, 1, 1, 1, 1]),
         ] {
             let found = class_sizes(images, fraction);
             assert_eq!(found, sizes);
