@@ -1,8 +1,8 @@
-//! Turns stored images into batches, in three rooms. Each imports only from the rooms before it:
-//! 1. [`source`] holds labelled images: bytes of files, or planes of pixels in memory. It gives one image's bytes at a time.
-//! 2. [`image`] turns an image's bytes into pixels, and the pixels into the network's input, by the recipe of training or of
-//!    evaluation.
-//! 3. [`feed`] decides the images of each step, reads them ahead in threads, and makes batches of tensors.
+//! Turns stored images into batches, in three folders. Each folder imports only from the folders before it:
+//! 1. [`source`] gives the stored bytes of one labelled image at a time: a JPEG or PNG file, or uncompressed pixels.
+//! 2. [`image`] decodes these bytes, and transforms the pixels into the network's input. Training and evaluation have different
+//!    transforms.
+//! 3. [`feed`] chooses the images of each step, reads them ahead on threads, and makes batches of tensors.
 
 pub mod feed;
 pub mod image;

@@ -1,11 +1,12 @@
-//! The part of an image that becomes the model's input (timm 1.0: `transforms.py`, `RandomResizedCropAndInterpolation`;
+//! Chooses the part of an image that becomes the network's input (timm 1.0: `transforms.py`, `RandomResizedCropAndInterpolation`;
 //! torchvision: `Resize`, `CenterCrop`, `RandomCrop`).
 
 use super::pixels::{Area, Region};
 use crate::random::Random;
 
-/// Draws a random part of an image. Its share of the area is uniform in `scale`, and its ratio of width to height is log-uniform in
-/// `ratio`. After ten draws that do not fit into the image, the result is the largest central part with a ratio in that range.
+/// Draws a random part of an image. The part's share of the image's area is uniform in `scale`, and its ratio of width to height is
+/// log-uniform in `ratio`. If ten draws in a row do not fit into the image, returns the largest central part whose ratio is in
+/// `ratio`.
 pub fn random_resized(random: &mut Random, height: usize, width: usize, scale: [f64; 2], ratio: [f64; 2]) -> Region {
     for _attempt in 0..10 {
         let area = random.between(scale[0], scale[1]) * (height * width) as f64;
@@ -29,15 +30,15 @@ pub fn random_resized(random: &mut Random, height: usize, width: usize, scale: [
     Region { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
-/// (height, width) of an image after its shorter side is resized to `size` (torchvision's `Resize`).
+/// The (height, width) of an image after its shorter side is resized to `size`, as by torchvision's `Resize`.
 pub fn resized(height: usize, width: usize, size: usize) -> (usize, usize) {
     let long = |longer: usize, shorter: usize| (size as f64 * longer as f64 / shorter as f64) as usize;
     if width <= height { (long(height, width), size) } else { (size, long(width, height)) }
 }
 
-/// The first (row, column) of a random square of side `size` in an image with a border of `padding` pixels (torchvision's
-/// `RandomCrop`). Rows and columns are counted from the image's own first pixel, so the result is negative if the square begins in
-/// the border. The image's sides must not be shorter than `size`.
+/// Draws a square of side `size` in an image with a border of `padding` pixels, as torchvision's `RandomCrop` does. Returns the
+/// square's first (row, column). Both are counted from the image's own first pixel, and are negative if the square begins in the
+/// border. The image's sides must not be shorter than `size`.
 pub fn random_padded_start(
     random: &mut Random,
     (height, width): (usize, usize),
@@ -48,9 +49,9 @@ pub fn random_padded_start(
     (start(height), start(width))
 }
 
-/// The part of the stored image that evaluation shows, and the region that its resampling reads, both in pixels of the stored
-/// image. The part is the central square of side `size` of the image whose shorter side is resized to `size` / `share`. The region
-/// is the part plus the reach of the bicubic kernel.
+/// The part of the stored image that becomes the input of evaluation, and the region that resampling this part reads. Both are in
+/// pixels of the stored image. The image is resized so that its shorter side is `size` / `share`, rounded down. The part is the
+/// central square of side `size` of the resized image.
 pub fn centre(height: usize, width: usize, size: usize, share: f64) -> (Area, Region) {
     let (resized_h, resized_w) = resized(height, width, (size as f64 / share).floor() as usize);
     let offset = |resized: usize| ((resized - size) as f64 / 2.0).round_ties_even() as usize;
@@ -58,8 +59,9 @@ pub fn centre(height: usize, width: usize, size: usize, share: f64) -> (Area, Re
     source([height, width], [resized_h, resized_w], part)
 }
 
-/// The part of a stored image that becomes a part of the resized image, and the region that its resampling reads, both in pixels of
-/// the stored image. Sizes are height and width.
+/// Finds the area of the stored image that becomes `part` of the resized image, and the region that resampling this area reads.
+/// Both results are in pixels of the stored image. The first two arguments are the (height, width) of the stored and of the resized
+/// image.
 pub fn source([height, width]: [usize; 2], resized: [usize; 2], part: Region) -> (Area, Region) {
     let (per_row, per_column) = (height as f64 / resized[0] as f64, width as f64 / resized[1] as f64);
     let area = Area {
@@ -69,7 +71,8 @@ pub fn source([height, width]: [usize; 2], resized: [usize; 2], part: Region) ->
         height: part.height as f64 * per_row,
     };
     let span = |start: f64, length: f64, per: f64, most: usize| {
-        // A bicubic kernel reaches two output pixels, and at least two input pixels, to each side; a bilinear kernel half as far.
+        // A bicubic kernel reaches two output pixels, and at least two input pixels, to each side. A bilinear kernel reaches half
+        // as far. One more pixel is a margin.
         let reach = 2.0 * per.max(1.0) + 1.0;
         let first = (start - reach).floor().max(0.0) as usize;
         let last = ((start + length + reach).ceil() as usize).min(most);
@@ -80,7 +83,8 @@ pub fn source([height, width]: [usize; 2], resized: [usize; 2], part: Region) ->
     (area, Region { left, top, width: region_width, height: region_height })
 }
 
-/// The largest n in 8, 4, 2 such that `area`, decoded at 1/n, still has at least `size` pixels on both sides; else 1.
+/// The largest n of 8, 4 and 2 for which `area`, decoded at 1/n of its size, still has at least `size` pixels on both sides. If
+/// there is none, the result is 1.
 pub fn reduction(area: Area, size: usize) -> usize {
     let fits = |n: &usize| area.height.min(area.width) >= (n * size) as f64;
     [8, 4, 2].into_iter().find(fits).unwrap_or(1)

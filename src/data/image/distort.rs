@@ -1,19 +1,20 @@
-//! Photometric distortion: mmsegmentation 1.2.2's `PhotoMetricDistortion`, with OpenCV's HSV of bytes, whose hue has 180 values.
+//! Photometric distortion like mmsegmentation 1.2.2's `PhotoMetricDistortion`. Hue and saturation change in OpenCV's HSV of bytes,
+//! whose hue has 180 values.
 
 use super::pixels::Pixel;
 use crate::random::Random;
 
-/// The largest value that is added to or subtracted from the bytes.
+/// The largest value that a change of brightness adds to the bytes or subtracts from them.
 const MAX_BRIGHTNESS_MOVE: f64 = 32.0;
 /// The range of the factors of contrast and saturation.
 const FACTORS: [f64; 2] = [0.5, 1.5];
-/// The hue moves by a whole number from −`MAX_HUE_MOVE` to `MAX_HUE_MOVE` − 1.
+/// The hue is shifted by a whole number from −`MAX_HUE_MOVE` to `MAX_HUE_MOVE` − 1.
 const MAX_HUE_MOVE: usize = 18;
-/// How many values a hue may have: 0 to 179.
+/// How many values the hue has: 0 to 179.
 const HUE_VALUES: i32 = 180;
 
-/// Changes brightness, contrast, saturation and hue, each with a probability of one half. Contrast changes before the colours or
-/// after them.
+/// Changes brightness, contrast, saturation and hue, each with a probability of one half. The contrast changes either before
+/// saturation and hue or after them, also with a probability of one half.
 pub fn distort(pixels: &mut [Pixel], random: &mut Random) {
     let coin = |random: &mut Random| random.uniform() < 0.5;
     if coin(random) {
@@ -37,16 +38,18 @@ pub fn distort(pixels: &mut [Pixel], random: &mut Random) {
     contrast_if(pixels, !is_contrast_first);
 }
 
-/// Clips a number to a byte and drops its fraction.
+/// Clips a number to 0…255 and drops its fraction.
 fn byte(value: f32) -> u8 {
     value.clamp(0.0, 255.0) as u8
 }
 
+/// Replaces each byte with `factor` · byte + `shift`, clipped to 0…255.
 fn scale_and_shift(pixels: &mut [Pixel], factor: f64, shift: f64) {
     let table: [u8; 256] = std::array::from_fn(|value| byte(value as f32 * factor as f32 + shift as f32));
     pixels.iter_mut().for_each(|pixel| pixel[..3].iter_mut().for_each(|value| *value = table[usize::from(*value)]));
 }
 
+/// Applies `change` to the (hue, saturation, value) of each pixel.
 fn in_hsv(pixels: &mut [Pixel], change: impl Fn([u8; 3]) -> [u8; 3]) {
     for pixel in pixels {
         let [r, g, b, _] = *pixel;
@@ -54,7 +57,7 @@ fn in_hsv(pixels: &mut [Pixel], change: impl Fn([u8; 3]) -> [u8; 3]) {
     }
 }
 
-/// OpenCV's `COLOR_RGB2HSV` of bytes, computed in fixed-point numbers with 12 fraction bits.
+/// Converts bytes as OpenCV's `COLOR_RGB2HSV` does, in fixed-point numbers with 12 fraction bits.
 fn to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
     const BITS: i32 = 12;
     let fixed = |numerator: i32, denominator: i32| {
@@ -78,7 +81,7 @@ fn to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
     [(if h < 0 { h + HUE_VALUES } else { h }) as u8, s as u8, v as u8]
 }
 
-/// OpenCV's `COLOR_HSV2RGB` of bytes.
+/// Converts bytes as OpenCV's `COLOR_HSV2RGB` does.
 fn to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
     let sixths = f32::from(h) * (6.0 / HUE_VALUES as f32);
     let (s, v) = (f32::from(s) / 255.0, f32::from(v) / 255.0);
@@ -94,7 +97,7 @@ mod tests {
 
     #[test]
     fn hsv_of_bytes_is_opencvs() {
-        // The HSV values are from cv2 4.11. The way back must give the input within 1.
+        // The HSV values are from cv2 4.11. The conversion back must give each input byte within 1.
         for (rgb, hsv) in [
             ([255, 0, 0], [0, 255, 255]),
             ([0, 255, 0], [60, 255, 255]),

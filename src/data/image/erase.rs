@@ -1,12 +1,12 @@
-//! RandomErasing (timm 1.0: `random_erasing.py`, mode pixel, one box): replaces a rectangle by normal noise.
+//! RandomErasing (timm 1.0: `random_erasing.py`, mode `pixel`, one box): replaces a rectangle of an image with normal noise.
 
 use super::pixels::Region;
 use crate::random::Random;
 use std::sync::LazyLock;
 use tch::{Kind, Tensor};
 
-/// Draws a rectangle in a square of side `size`, with 2 to 33 % of its area. The ratio of height to width is log-uniform in
-/// [0.3, 1/0.3]. Returns none after ten draws that do not fit.
+/// Draws a rectangle in a square of side `size`. Its share of the square's area is uniform from 2 % to one third, and its ratio of
+/// height to width is log-uniform from 0.3 to 1/0.3. If ten draws in a row do not fit into the square, returns none.
 pub fn rectangle(size: usize, random: &mut Random) -> Option<Region> {
     for _attempt in 0..10 {
         let area = random.between(0.02, 1.0 / 3.0) * (size * size) as f64;
@@ -28,25 +28,25 @@ pub fn fill(out: &mut [f32], size: usize, region: Region, mut fill_row: impl FnM
     }
 }
 
-/// The index of the first number of each row of the rectangle, in planes of `size` × `size` numbers.
+/// The indices at which the rows of the rectangle begin, for `planes` planes of `size` × `size` numbers.
 fn rows(planes: usize, size: usize, region: Region) -> impl Iterator<Item = usize> {
     let rows = region.top..region.top + region.height;
     (0..planes).flat_map(move |plane| rows.clone().map(move |row| (plane * size + row) * size + region.left))
 }
 
-/// The noise for the rectangles of a batch whose images a device normalises. The device writes it by [`write_noise`].
+/// The noise for the rectangles of a batch whose images a device normalises. [`write_noise`] writes the noise on the device.
 #[derive(Debug, Default)]
 pub struct Erased {
-    /// For each row of a rectangle in a plane: the index of its first number in the batch, less the number of values before, and its
-    /// width.
+    /// For each row of a rectangle in a plane: an offset and the row's width. The row's value at index i of `values` belongs at
+    /// index i + offset of the batch.
     rows: Vec<[i64; 2]>,
-    /// The values of all rows.
+    /// The noise of all rows.
     values: Vec<f32>,
 }
 
 impl Erased {
-    /// Draws the noise of a rectangle in the image of `planes` planes of `size` × `size` numbers that begins at the index `start` of
-    /// the batch. The noise is that of [`fill`] with [`noise`].
+    /// Draws the noise of a rectangle. Its image begins at the index `start` of the batch, and has `planes` planes of `size` ×
+    /// `size` numbers. The noise is the same as that of [`fill`] with [`noise`].
     pub fn add(&mut self, (start, planes): (usize, usize), size: usize, region: Region, random: &mut Random) {
         for first in rows(planes, size, region) {
             let before = self.values.len();
@@ -56,7 +56,7 @@ impl Erased {
         }
     }
 
-    /// The rows (row, 2) and the values, as host tensors; none if nothing is erased.
+    /// `rows` (row, 2) and `values`, as tensors of the host. None if nothing is erased.
     pub fn tensors(&self) -> Option<[Tensor; 2]> {
         let rows = || Tensor::from_slice(self.rows.as_flattened()).view([-1, 2]);
         (!self.values.is_empty()).then(|| [rows(), Tensor::from_slice(&self.values)])
@@ -67,14 +67,14 @@ impl Erased {
 pub fn write_noise(images_bchw: &Tensor, [rows_r2, values]: [&Tensor; 2]) {
     let count = values.size()[0];
     let (starts, widths) = (rows_r2.select(1, 0), rows_r2.select(1, 1));
-    // With the count of values, a GPU need not be asked for the sum of the widths.
+    // Given the count, the host need not wait for a GPU to compute the sum of the widths.
     let starts = starts.repeat_interleave_self_tensor(&widths, 0, count);
     let places = starts + Tensor::arange(count, (Kind::Int64, values.device()));
     let _ = images_bchw.view(-1).index_copy_(0, &places, values);
 }
 
-/// Fills `out` with numbers from a standard normal distribution, fast: a nanosecond each. Each number is the sum of two random
-/// entries of a table of 4096. The variance is 1, the fourth moment is 2.996 instead of 3, and no number is beyond ± 5.2.
+/// Fills `out` with numbers whose distribution is nearly standard normal, in about a nanosecond each. Each number is the sum of two
+/// random entries of a table of 4096. The variance is 1, the fourth moment is 2.996 instead of 3, and no number is beyond ± 5.2.
 pub fn noise(out: &mut [f32], random: &mut Random) {
     let table = &*NORMAL;
     for pair in out.chunks_mut(2) {
@@ -86,15 +86,16 @@ pub fn noise(out: &mut [f32], random: &mut Random) {
     }
 }
 
-/// The normal distribution's quantiles at the middles of 4096 equal parts of its probability, scaled to a variance of 1/2, so
-/// that the sum of two has a variance of 1.
+/// The quantiles of the normal distribution at the middles of 4096 intervals of equal probability. They are scaled to a variance of
+/// 1/2, so that the sum of two has a variance of 1.
 static NORMAL: LazyLock<Vec<f32>> = LazyLock::new(|| {
     let raw: Vec<f64> = (0..4096).map(|i| quantile((f64::from(i) + 0.5) / 4096.0)).collect();
     let variance = raw.iter().map(|z| z * z).sum::<f64>() / raw.len() as f64;
     raw.iter().map(|z| (z / (2.0 * variance).sqrt()) as f32).collect()
 });
 
-/// The normal distribution's quantile by Acklam's rational approximation, with a relative error below 1.2e-9.
+/// The quantile of the normal distribution at the probability `p`. It is computed by Acklam's rational approximation, whose
+/// relative error is below 1.2e-9.
 fn quantile(p: f64) -> f64 {
     const CENTRE_NUMERATOR: [f64; 6] = [
         -3.969683028665376e1,
@@ -147,7 +148,7 @@ mod tests {
         assert!(mean(&|v| v).abs() < 0.01);
         assert!((mean(&|v| v * v) - 1.0).abs() < 0.01);
         assert!((mean(&|v| v.powi(4)) - 3.0).abs() < 0.1);
-        // Beyond one and two standard deviations: 31.73 % and 4.55 %.
+        // Of a normal distribution, 31.73 % is beyond one standard deviation, and 4.55 % beyond two.
         assert!((mean(&|v| f64::from(v.abs() > 1.0)) - 0.3173).abs() < 0.005);
         assert!((mean(&|v| f64::from(v.abs() > 2.0)) - 0.0455).abs() < 0.003);
         let correlation = values.windows(2).map(|w| f64::from(w[0] * w[1])).sum::<f64>() / values.len() as f64;

@@ -1,6 +1,8 @@
-//! Transforms images and their label maps together, as mmsegmentation 1.2.2 does for ADE20K (`_base_/datasets/ade20k.py`). Training:
-//! random resize, random crop with a limit on its largest class, flip, photometric distortion, normalisation, padding below and to
-//! the right. Evaluation: resize, normalisation. Images are interpolated as by OpenCV, label maps take the nearest pixel.
+//! Transforms images and their label maps together, as mmsegmentation 1.2.2 does for ADE20K (`_base_/datasets/ade20k.py`).
+//!
+//! Training: random resize, random crop with a limit on the share of its largest class, random horizontal flip, photometric
+//! distortion, normalisation, padding below and to the right. Evaluation: resize, normalisation. Images are interpolated as by
+//! OpenCV. In a resized label map, each pixel takes the class of the nearest pixel.
 
 use super::decode::label_map::LabelMap;
 use super::distort::distort;
@@ -13,29 +15,30 @@ use crate::data::source::samples::StoredMap;
 use crate::random::Random;
 use anyhow::Result;
 
-/// The transforms of a config, which all workers share.
+/// The transforms of a config. All worker threads share them.
 #[derive(Debug, Clone)]
 pub struct Joint {
     keys: Segmentation,
+    /// The probability of a horizontal flip.
     flip: f64,
     normalise: Normalise,
 }
 
-/// The image and the targets of a training sample.
+/// The memory into which a training sample is written. Both fields have the height and width `segmentation.crop`.
 pub struct Crop<'a> {
-    /// (channel, row, column), normalised. Outside of the image they are 0, the mean colour.
+    /// The normalised image (channel, row, column). The padding is 0, which is the mean colour.
     pub pixels: &'a mut [f32],
-    /// (row, column); [`IGNORED`] outside of the image.
+    /// The class of each pixel (row, column). The padding is [`IGNORED`].
     pub classes: &'a mut [u8],
 }
 
-/// A crop whose largest class has too large a share is drawn again at most this many times.
+/// If the largest class has too large a share of a crop, the crop is drawn again at most this many times.
 const DRAWS: usize = 10;
-/// At scale 1, the longer side of a resized image has at most this many times the side of the crop.
+/// At scale 1, the longer side of a resized image is at most this many times the side of the crop.
 const LONGEST: usize = 4;
 
 impl Joint {
-    /// The transforms of a config of segmentation that passed validation.
+    /// The transforms of a config for segmentation. The config must have passed validation.
     pub fn new(config: &Config) -> Joint {
         Joint {
             keys: config.segmentation.clone(),
@@ -49,15 +52,15 @@ impl Joint {
         &self.keys.test_scales
     }
 
-    /// Memory for a worker.
+    /// Allocates the memory of one worker thread.
     pub fn bench(&self) -> Result<Workbench> {
         Workbench::new(Resample::default())
     }
 
-    /// The label map in these stored bytes.
+    /// Decodes the stored bytes of a label map.
     ///
     /// # Errors
-    /// The map is damaged, or holds a label that the config does not know.
+    /// The label map is damaged, or holds a label that the config does not allow.
     pub fn map(&self, bytes: &[u8], stored: StoredMap) -> Result<LabelMap> {
         match stored {
             StoredMap::Png => LabelMap::decode(bytes, |label| self.keys.class_of(label)),
@@ -65,11 +68,11 @@ impl Joint {
         }
     }
 
-    /// Writes a training sample: its image and label map, transformed alike. All its randomness comes from `random`. The image has
-    /// been opened by [`Workbench::open`], and the label map has its size.
+    /// Transforms an image and its label map alike for training, and writes them to `out`. All randomness comes from `random`. The
+    /// image must have been opened by [`Workbench::open`], and `map` must have the size of the opened image.
     ///
     /// # Errors
-    /// If the image cannot be decoded.
+    /// The image cannot be decoded.
     pub fn train(
         &self,
         bench: &mut Workbench,
@@ -100,11 +103,12 @@ impl Joint {
         Ok(())
     }
 
-    /// An image for evaluation (channel, row, column), resized to `scale` times its usual size, with its height and width. `size` is
-    /// what [`Workbench::open`] or [`Workbench::open_whole`] has returned for the image.
+    /// Transforms an image for evaluation. It is resized to `scale` times the size that it would have in training at scale 1.
+    /// Returns the normalised image (channel, row, column) and its height and width. `size` is the (height, width) that
+    /// [`Workbench::open`] or [`Workbench::open_whole`] has returned for the image.
     ///
     /// # Errors
-    /// If the image cannot be decoded.
+    /// The image cannot be decoded.
     pub fn evaluate(
         &self,
         bench: &mut Workbench,
@@ -119,9 +123,9 @@ impl Joint {
         Ok((planes, [height, width]))
     }
 
-    /// Draws the part of the resized image. If one class has too large a share of the part's labelled pixels, or if no pixel is
-    /// labelled, the part is drawn again, up to [`DRAWS`] times. The last draw stands, whatever it holds. With a limit of 1 nothing is
-    /// drawn again.
+    /// Draws the part of the resized image that becomes the crop. The part is drawn again, up to [`DRAWS`] times, if one class has
+    /// too large a share of its labelled pixels, or if it has no labelled pixel. The last draw stands, whatever it holds. With a
+    /// limit of 1, nothing is drawn again.
     fn draw_part(&self, map: &LabelMap, (height, width): (usize, usize), random: &mut Random) -> Region {
         let side = self.keys.crop;
         let mut draw = || Region {
@@ -145,7 +149,8 @@ impl Joint {
 }
 
 impl Workbench {
-    /// Decodes the opened image and computes one part of its resized form. `part` is in pixels of the resized image.
+    /// Decodes the opened image, and writes one part of the resized image to `self.pixels`. `part` is in pixels of the resized
+    /// image.
     fn interpolate(
         &mut self,
         bytes: &[u8],
@@ -156,7 +161,7 @@ impl Workbench {
         let view = self.decoder.view(bytes, Region { left: 0, top: 0, width, height }, 1)?;
         let (y, x) = (height as f64 / resized_height as f64, width as f64 / resized_width as f64);
         let (left, top) = (part.left as f64 * x, part.top as f64 * y);
-        // Rounding must not lead beyond the border.
+        // Without `min`, rounding could move the area beyond the border.
         let area = Area {
             left,
             top,
@@ -169,7 +174,8 @@ impl Workbench {
     }
 }
 
-/// The size of an image that keeps its ratio and fits into [`LONGEST`] · crop × crop pixels, times `scale`: mmcv's `rescale_size`.
+/// The (height, width) of an image after resizing, as by mmcv's `rescale_size`. The ratio stays. The longer side is at most
+/// [`LONGEST`] · `crop` · `scale` pixels, and the shorter side at most `crop` · `scale`. One of the two limits is reached.
 fn fitting((height, width): (usize, usize), crop: usize, scale: f64) -> (usize, usize) {
     let (short, long) = ((crop as f64 * scale).floor(), ((LONGEST * crop) as f64 * scale).floor());
     let factor = (long / height.max(width) as f64).min(short / height.min(width) as f64);
@@ -177,15 +183,15 @@ fn fitting((height, width): (usize, usize), crop: usize, scale: f64) -> (usize, 
     (resized(height), resized(width))
 }
 
-/// A label map as it would be if it were resized by OpenCV's `INTER_NEAREST`.
+/// Reads a label map as if it were resized by OpenCV's `INTER_NEAREST`.
 struct Nearest<'a> {
     map: &'a LabelMap,
-    /// Height and width.
+    /// The height and width of the resized label map.
     resized: (usize, usize),
 }
 
 impl Nearest<'_> {
-    /// Writes the classes of a resized row from a column on.
+    /// Writes the classes of row `row` of the resized label map, from column `left` on.
     fn row(&self, row: usize, left: usize, out: &mut [u8]) {
         let LabelMap { height, width, classes } = self.map;
         let source = |at: usize, from: usize, to: usize| (at * from / to).min(from - 1);
@@ -195,7 +201,7 @@ impl Nearest<'_> {
         }
     }
 
-    /// How many pixels of each class a part holds.
+    /// How many pixels of each class a part of the resized label map holds.
     fn counts(&self, part: Region) -> [usize; 256] {
         let mut counts = [0; 256];
         let mut classes = vec![0; part.width];
@@ -207,7 +213,7 @@ impl Nearest<'_> {
     }
 }
 
-/// Whether there are several classes, and the largest has less than `limit` of the pixels that have a class.
+/// Whether there are several classes, and the largest class has less than the share `limit` of the pixels that have a class.
 fn is_mixed(counts: &[usize; 256], limit: f64) -> bool {
     let labelled = &counts[..usize::from(IGNORED)];
     let (all, largest) = (labelled.iter().sum::<usize>(), labelled.iter().copied().max().unwrap_or(0));

@@ -1,27 +1,27 @@
-//! Mixup, CutMix and smoothed targets (timm 1.0: `mixup.py`, mode batch). The images at the positions 2j and 2j + 1 of a batch are
-//! partners, which are mixed with each other. λ and CutMix's box are drawn for each [`BLOCK`] of the global batch, as timm draws
-//! them for each GPU's part of the batch.
+//! Mixup, CutMix and smoothed targets (timm 1.0: `mixup.py`, mode `batch`). The images at the positions 2j and 2j + 1 of a batch
+//! are partners: they are mixed with each other. λ and CutMix's box are drawn once for each block of [`BLOCK`] samples of the
+//! global batch. timm draws them once for each GPU's part of the batch.
 
 use crate::config::Data;
 use crate::random::Random;
 use std::ops::Range;
 use tch::Tensor;
 
-/// The number of samples that share one draw, whatever the number of replicas: one GPU's part of a batch in DeiT's recipe
+/// The number of samples that share one draw, whatever the number of replicas. It is one GPU's part of a batch in DeiT's recipe
 /// (arXiv 2012.12877: 1,024 images on 8 GPUs).
 pub const BLOCK: usize = 128;
 
-/// The mixing of one block in one step.
+/// How the images of one block are mixed in one step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mix {
-    /// The share of a sample's own label; the partner's label has the rest.
+    /// The share of a sample's own label (λ). The label of its partner has the rest.
     pub lambda: f64,
-    /// CutMix's box (rows, columns); none for Mixup, which changes nothing if λ is 1.
+    /// The box of CutMix (rows, columns). None for Mixup, and if nothing is mixed (λ is then 1).
     pub region: Option<(Range<usize>, Range<usize>)>,
 }
 
 impl Mix {
-    /// Draws the mixing of a block. `key` identifies the block.
+    /// Draws how a block is mixed. `size` is the height and the width of its images, and `key` identifies the block.
     pub fn draw(data: &Data, size: usize, key: &[u64]) -> Mix {
         let mut random = Random::new(key);
         let is_cutmix = match (data.mixup > 0.0, data.cutmix > 0.0) {
@@ -39,12 +39,12 @@ impl Mix {
             centre.saturating_sub(side / 2)..(centre + side.div_ceil(2)).min(size)
         };
         let (rows, columns) = (span(), span());
-        // The box may end at the image's border, so λ follows from its real area.
+        // The border of the image may cut the box off, so λ is computed from the real area of the box.
         let lambda = 1.0 - (rows.len() * columns.len()) as f64 / (size * size) as f64;
         Mix { lambda, region: Some((rows, columns)) }
     }
 
-    /// Mixes partners in place. `batch` has an even number of images (channel, row, column).
+    /// Mixes partners in place. `batch` must have an even number of images (channel, row, column).
     pub fn images(&self, batch: &mut [f32], channels: usize, size: usize) {
         let image = channels * size * size;
         for pair in batch.chunks_exact_mut(2 * image) {
@@ -89,7 +89,8 @@ impl Mix {
         }
     }
 
-    /// The target distributions (sample, class) of the images' labels.
+    /// The distributions over the classes (sample, class) that the mixed images have as targets. `labels` are the classes before
+    /// the mixing, and `smoothing` is the share that is spread evenly over all classes.
     pub fn targets(&self, labels: &[u32], classes: usize, smoothing: f64) -> Vec<f32> {
         let of_every_class = smoothing / classes as f64;
         let mut targets = vec![of_every_class as f32; labels.len() * classes];

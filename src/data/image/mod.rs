@@ -1,6 +1,7 @@
-//! Turns the bytes of an image into the network's input: [`decode`] gives pixels, and [`recipe`] crops, resizes, augments and
-//! normalises them. Then [`mix`] mixes the images of a batch. [`joint`] transforms images together with their label maps,
-//! [`scale_jitter`] images together with their objects, both in the memory of a [`workbench`]. [`shrink`] makes the images of a pack.
+//! Turns the bytes of an image into the network's input. [`decode`] gives pixels. For classification, [`recipe`] crops, resizes,
+//! augments and normalises them, and [`mix`] then mixes the images of a batch. For segmentation, [`joint`] transforms an image
+//! together with its label map. For detection, [`scale_jitter`] transforms an image together with its objects. [`joint`] and
+//! [`scale_jitter`] work in the memory of a [`workbench`]. [`shrink`] makes the smaller images that `incubate pack` stores.
 
 pub mod crop;
 pub mod decode;

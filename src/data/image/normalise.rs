@@ -1,17 +1,18 @@
-//! Converts pixels to the values that the network takes: (byte / 255 − mean) / deviation, in planes. A device computes the same bits
-//! from planes of bytes.
+//! Converts pixels to planes of the values that the network takes: (byte / 255 − mean) / standard deviation. Either the host
+//! computes them, or a device does so from planes of bytes. Both give the same bits.
 
 use super::pixels::{Pixel, Pixels};
 use super::randaugment::{IDENTITY, Table};
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
-/// The normalisation of gray or of colour images.
+/// The normalisation of gray images or of colour images.
 #[derive(Debug, Clone)]
 pub enum Normalise {
-    /// The normalised value of each of the 256 bytes. Red, green and blue of a gray image are equal, and one plane is written.
+    /// The normalised value of each of the 256 bytes. One plane is written, from the red of the pixels: red, green and blue of a
+    /// gray image are equal.
     Gray(Box<[f32; 256]>),
-    /// Three planes are written: red, green and blue.
+    /// The normalisation of red, green and blue. Three planes are written.
     Colour([Linear; 3]),
 }
 
@@ -23,7 +24,7 @@ pub struct Linear {
 }
 
 impl Normalise {
-    /// The normalisation by the mean and deviation of each of one or three channels.
+    /// The normalisation by the mean and the standard deviation of each channel. One channel means gray images, three mean colour.
     pub fn new(mean: &[f64], std: &[f64]) -> Normalise {
         if let ([mean], [std]) = (mean, std) {
             return Normalise::Gray(Box::new(std::array::from_fn(|byte| ((byte as f64 / 255.0 - mean) / std) as f32)));
@@ -34,7 +35,8 @@ impl Normalise {
         }))
     }
 
-    /// Writes an image's planes (channel, row, column). `table` is applied to its bytes first, and `flipped` mirrors its rows.
+    /// Writes the normalised planes of an image (channel, row, column). `table` is applied to the bytes first. If `flipped`, each
+    /// row is reversed.
     pub fn apply(&self, pixels: &Pixels, table: Option<&Table>, flipped: bool, out: &mut [f32]) {
         match self {
             Normalise::Gray(values) => {
@@ -57,8 +59,8 @@ impl Normalise {
         }
     }
 
-    /// The fp32 numbers that [`normalised`] takes: the value of each byte (256), or the scale and the bias of each channel
-    /// (2, channel, 1, 1).
+    /// The fp32 numbers that [`normalised`] takes. For gray images they are the value of each byte, with the shape (256). For
+    /// colour images they are the scale and the bias of each channel, with the shape (2, 3, 1, 1).
     pub fn numbers(&self) -> Tensor {
         match self {
             Normalise::Gray(values) => Tensor::from_slice(&values[..]),
@@ -69,8 +71,8 @@ impl Normalise {
         }
     }
 
-    /// Writes an image's planes (channel, row, column) of `side` rows and columns, which are 0 below and to the right of the image.
-    /// `flipped` mirrors the image's rows, and `planes` is memory.
+    /// Writes the three normalised planes of a colour image (channel, row, column) with `side` rows and columns. Below and to the
+    /// right of the image, the planes are 0. If `flipped`, each row of the image is reversed. `planes` is scratch memory.
     pub fn apply_padded(&self, pixels: &Pixels, flipped: bool, side: usize, planes: &mut Vec<f32>, out: &mut [f32]) {
         let plane = pixels.width * pixels.height;
         planes.resize(3 * plane, 0.0);
@@ -84,8 +86,8 @@ impl Normalise {
     }
 }
 
-/// Writes an image's planes (channel, row, column) of bytes, from which [`normalised`] makes the values of [`Normalise::apply`]. A
-/// gray image has one plane.
+/// Writes the planes of an image as bytes (channel, row, column). From these, [`normalised`] computes the values of
+/// [`Normalise::apply`]. A gray image has one plane.
 pub fn byte_planes(pixels: &Pixels, table: Option<&Table>, flipped: bool, out: &mut [u8]) {
     for (channel, plane) in out.chunks_exact_mut(pixels.rgbx.len()).enumerate() {
         let bytes = plane.iter_mut().zip(&pixels.rgbx);
@@ -99,8 +101,8 @@ pub fn byte_planes(pixels: &Pixels, table: Option<&Table>, flipped: bool, out: &
     }
 }
 
-/// Normalises bytes (batch, channel, row, column) on their device, with [`Normalise::numbers`] on the same device. The result has the
-/// bits of [`Normalise::apply`]: the product is rounded before the bias is added.
+/// Normalises bytes (batch, channel, row, column) on their device. `numbers` is [`Normalise::numbers`] on the same device. The
+/// result has the bits of [`Normalise::apply`], because the product is rounded before the bias is added.
 pub fn normalised(bytes_bchw: &Tensor, numbers: &Tensor) -> Tensor {
     if numbers.dim() == 1 {
         let values = numbers.index_select(0, &bytes_bchw.to_kind(Kind::Int).view(-1));
@@ -109,7 +111,7 @@ pub fn normalised(bytes_bchw: &Tensor, numbers: &Tensor) -> Tensor {
     (bytes_bchw * numbers.get(0)).g_add_(&numbers.get(1))
 }
 
-/// For each channel, the normalised value of each byte if `table` is applied first.
+/// For each channel and each byte, the normalised value if `table` is applied to the byte first.
 fn values(channels: &[Linear; 3], table: &Table) -> [[f32; 256]; 3] {
     std::array::from_fn(|c| {
         let Linear { scale, bias } = channels[c];
@@ -156,7 +158,7 @@ mod tests {
     fn a_device_normalises_every_byte_to_the_same_bits() {
         let mut random = Random::new(&[1]);
         let side = 16;
-        // The red of the pixels takes every value.
+        // The red of the 256 pixels takes every value of a byte.
         let rgbx = (0..=255u8).map(|byte| [byte, byte ^ 0x5a, 255 - byte, 255]).collect();
         let pixels = Pixels { width: side, height: side, rgbx };
         let inverted: Table = IDENTITY.map(|channel| channel.map(|byte| 255 - byte / 2));

@@ -2,41 +2,42 @@
 
 use anyhow::{Result, ensure};
 
-/// Red, green, blue and an unused byte: vector units work on whole pixels of four bytes.
+/// Red, green, blue and an unused byte. The fourth byte lets vector instructions work on whole pixels.
 pub type Pixel = [u8; 4];
 
-/// A decoded image, row after row.
+/// A decoded image.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pixels {
     pub width: usize,
     pub height: usize,
-    /// height · width pixels.
+    /// height · width pixels, row after row.
     pub rgbx: Vec<Pixel>,
 }
 
-/// Larger images are refused before memory is taken for them. From this size on Pillow warns of a decompression bomb.
+/// Images with more pixels are refused before memory is allocated for them. Above this limit, Pillow warns of a decompression bomb.
 const MOST_PIXELS: usize = 89_478_485;
 
 const BLACK: Pixel = [0, 0, 0, 255];
 
-/// The largest memory that is kept for the next image, in pixels: 64 MiB.
+/// Memory of at most this many pixels (64 MiB) is kept for the next image.
 const MOST_KEPT: usize = 16 << 20;
 
 impl Pixels {
-    /// Sets the size; the pixels' values are left undefined. Memory is allocated only to grow.
+    /// Sets the size. The pixels may keep old values, so the caller must write them all. Memory is allocated only to grow.
     pub fn resize(&mut self, height: usize, width: usize) {
         (self.height, self.width) = (height, width);
         self.rgbx.resize(height * width, [0; 4]);
     }
 
-    /// Frees the memory of a huge image.
+    /// Frees the memory if it exceeds `MOST_KEPT` pixels, which leaves the image empty.
     pub fn free_if_huge(&mut self) {
         if self.rgbx.capacity() > MOST_KEPT {
             *self = Pixels::default();
         }
     }
 
-    /// Copies the part of `image` that begins at (row, column) and has the size of `self`. Pixels outside of the image become black.
+    /// Copies the part of `image` that begins at row `top` and column `left`, and has the size of `self`. Pixels outside of `image`
+    /// become black.
     pub fn copy_part(&mut self, image: &Pixels, (top, left): (isize, isize)) {
         let inside = |start: isize, length: usize, most: usize| {
             let first = (-start).clamp(0, length as isize) as usize;
@@ -56,9 +57,9 @@ impl Pixels {
         }
     }
 
-    /// Copies the part of `image` that begins at (row, column) and has the size of `self`. Pixels outside of the image are mirrored at
-    /// its first or last row and column, which are not repeated. The part may reach beyond the image by fewer rows and columns than the
-    /// image has.
+    /// Copies the part of `image` that begins at row `top` and column `left`, and has the size of `self`. Pixels outside of `image`
+    /// are mirrored at its first or last row and column, which are not repeated. On each side the part must extend beyond `image`
+    /// by fewer rows or columns than `image` has.
     pub fn copy_mirrored_part(&mut self, image: &Pixels, (top, left): (isize, isize)) {
         let mirrored = |number: isize, count: usize| {
             let last = count as isize - 1;
@@ -72,7 +73,7 @@ impl Pixels {
         }
     }
 
-    /// One row.
+    /// The pixels of one row.
     pub fn row(&self, row: usize) -> &[Pixel] {
         &self.rgbx[row * self.width..(row + 1) * self.width]
     }
@@ -87,7 +88,7 @@ pub struct Region {
     pub height: usize,
 }
 
-/// A rectangle with fractional borders.
+/// A rectangle whose borders may lie within pixels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Area {
     pub left: f64,
@@ -96,17 +97,18 @@ pub struct Area {
     pub height: f64,
 }
 
-/// A decoded part of an image.
+/// A decoded part of an image, possibly at a reduced size.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
+    /// Row after row.
     pub bytes: &'a [u8],
-    /// Bytes of a pixel: 3 (RGB) or 4 ([`Pixel`]).
+    /// Bytes per pixel: 3 (RGB) or 4 ([`Pixel`]).
     pub channels: usize,
     pub width: usize,
     pub height: usize,
-    /// The image was decoded at a fraction of its size: 1, 2, 4 or 8 for 1/1 to 1/8.
+    /// The image was decoded at 1/`reduction` of its height and width: 1, 2, 4 or 8.
     pub reduction: usize,
-    /// The column and row of the reduced image at which the part begins.
+    /// The part begins at this column and at row `top` of the reduced image.
     pub left: usize,
     pub top: usize,
 }
@@ -119,7 +121,7 @@ impl Region {
     }
 }
 
-/// Refuses an image without pixels or with too many.
+/// Refuses an image without pixels, or with more than `MOST_PIXELS`.
 pub fn check_size(height: usize, width: usize) -> Result<()> {
     ensure!(height > 0 && width > 0, "it claims {width} × {height} pixels");
     let pixels = height.saturating_mul(width);
@@ -139,7 +141,7 @@ mod tests {
             part.copy_mirrored_part(&image, start);
             part.rgbx.iter().map(|pixel| pixel[0]).collect()
         };
-        // As `torch.nn.functional.pad(…, mode="reflect")` pads rows of 0…3, 4…7 and 8…11.
+        // The values of `torch.nn.functional.pad(…, mode="reflect")` for the rows 0…3, 4…7 and 8…11.
         assert_eq!(reds((-2, -2)), [10, 9, 8, 9, 6, 5, 4, 5, 2, 1, 0, 1, 6, 5, 4, 5]);
         assert_eq!(reds((1, 2)), [6, 7, 6, 5, 10, 11, 10, 9, 6, 7, 6, 5, 2, 3, 2, 1]);
         assert_eq!(reds((0, 0))[..8], [0, 1, 2, 3, 4, 5, 6, 7]);

@@ -1,7 +1,10 @@
-//! Transforms images with classes by DeiT's recipe (its `datasets.py: build_transform`, with timm 1.0's `transforms_factory.py`), the
-//! same for all sources. Training: random crop, horizontal flip, RandAugment or colour jitter, normalisation, RandomErasing.
-//! Evaluation: resize, centre crop, normalisation. The size of the input decides the random crop: RandomCrop with padding up to 32
-//! pixels, RandomResizedCrop above.
+//! Transforms images for classification by DeiT's recipe (its `datasets.py: build_transform`, with timm 1.0's
+//! `transforms_factory.py`). All sources have the same recipe.
+//!
+//! Training: random crop, horizontal flip, RandAugment or colour jitter, normalisation, RandomErasing. The random crop is a
+//! RandomCrop with padding if the side of the network's input is at most 32 pixels; otherwise it is a RandomResizedCrop.
+//!
+//! Evaluation: resize, centre crop, normalisation.
 
 use super::decode::Decoder;
 use super::erase::Erased;
@@ -16,7 +19,8 @@ use crate::random::Random;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// Inputs up to this size get a padded random crop in training, and the whole shorter side in evaluation.
+/// If the network's input has at most this side in pixels, training pads and crops images, and evaluation shows their whole shorter
+/// side.
 const LARGEST_PADDED: usize = 32;
 
 /// The side of evaluation's centre crop, as a share of the resized image's shorter side.
@@ -24,10 +28,10 @@ pub fn evaluated_share(config: &Config) -> f64 {
     if config.model.image_size() <= LARGEST_PADDED { 1.0 } else { config.data.crop_percent }
 }
 
-/// The transforms of a config, which all workers share.
+/// The transforms of a config. All worker threads share them.
 #[derive(Debug, Clone)]
 pub struct Recipe {
-    /// Height = width of the network's input.
+    /// The height and the width of the network's input.
     size: usize,
     data: Data,
     evaluated_share: f64,
@@ -36,26 +40,26 @@ pub struct Recipe {
     normalise: Normalise,
 }
 
-/// The memory of one worker, which is reused from image to image.
+/// The memory of one worker thread. It is reused from image to image.
 pub struct Workbench {
     decoder: Decoder,
     resample: Resample,
-    /// The whole image, from which a padded crop is copied.
+    /// The whole resized image, from which a padded crop is copied. Only small inputs use it.
     resized: Pixels,
     canvas: Canvas,
-    pub spent: StepTimes,
+    pub spent: Spent,
 }
 
 /// The memory into which a transformed image is written (channel, row, column).
 pub enum Out<'a> {
-    /// Takes the normalised image.
+    /// Receives the normalised image.
     Normalised(&'a mut [f32]),
-    /// Takes the image as bytes, which a device normalises later.
+    /// Receives the image as bytes, which a device normalises later.
     Bytes {
         bytes: &'a mut [u8],
-        /// The index of the image's first number in its batch.
+        /// The index of the image's first number among all numbers of its batch.
         start: usize,
-        /// Takes the noise of RandomErasing, which the device writes after it has normalised the bytes.
+        /// Receives the noise of RandomErasing. The device writes it into the image after it has normalised the bytes.
         erased: &'a mut Erased,
     },
 }
@@ -67,7 +71,7 @@ impl<'a, Numbers: AsMut<[f32]> + ?Sized> From<&'a mut Numbers> for Out<'a> {
 }
 
 impl Out<'_> {
-    /// The same memory for a shorter time.
+    /// Borrows the same memory for a shorter lifetime.
     pub fn reborrow(&mut self) -> Out<'_> {
         match self {
             Out::Normalised(numbers) => Out::Normalised(numbers),
@@ -75,7 +79,8 @@ impl Out<'_> {
         }
     }
 
-    /// Replaces a rectangle of an image of `size` rows and columns by noise.
+    /// Replaces a rectangle of an image of `size` × `size` pixels with noise. If `self` takes bytes, the noise is only noted for
+    /// the device.
     fn erase(&mut self, size: usize, region: Region, random: &mut Random) {
         match self {
             Out::Normalised(numbers) => erase::fill(numbers, size, region, |row| erase::noise(row, random)),
@@ -86,55 +91,48 @@ impl Out<'_> {
     }
 }
 
-/// The part of an image that becomes the network's input, and how it is decoded and resampled.
+/// The part of a stored image that becomes the network's input, and how the part is decoded and resampled.
 struct Crop {
     area: Area,
-    /// Pixels outside of this region are not read.
+    /// The resampling reads no pixels outside of this region, even if its kernel would.
     within: Region,
-    /// The image is decoded at 1/`reduction` of its size.
+    /// A JPEG is decoded at 1/`reduction` of its height and width.
     reduction: usize,
     order: Order,
 }
 
-/// The time that each step of the work took, over all images.
+/// The total time of each step of the work, over all images.
 #[derive(Debug)]
-pub struct StepTimes {
+pub struct Spent {
     decode: Duration,
     resample: Duration,
     operations: Duration,
     normalise: Duration,
     erase: Duration,
-    /// The time at which the running step began.
+    /// When the present step began.
     since: Instant,
 }
 
-impl Default for StepTimes {
-    fn default() -> StepTimes {
+impl Default for Spent {
+    fn default() -> Spent {
         let none = Duration::ZERO;
-        StepTimes {
-            decode: none,
-            resample: none,
-            operations: none,
-            normalise: none,
-            erase: none,
-            since: Instant::now(),
-        }
+        Spent { decode: none, resample: none, operations: none, normalise: none, erase: none, since: Instant::now() }
     }
 }
 
-impl StepTimes {
-    /// The times of decoding, resampling, RandAugment or jitter, normalisation, and RandomErasing.
+impl Spent {
+    /// The times of decoding, resampling, RandAugment or colour jitter, normalisation, and RandomErasing, in this order.
     pub fn steps(&self) -> [Duration; 5] {
         [self.decode, self.resample, self.operations, self.normalise, self.erase]
     }
 
-    /// Begins an image.
+    /// Begins the first step of an image.
     fn begin(&mut self) {
         self.since = Instant::now();
     }
 
-    /// Counts the running step as `step`, and begins the next one.
-    fn end(&mut self, step: impl FnOnce(&mut StepTimes) -> &mut Duration) {
+    /// Adds the time since the present step began to the total that `step` chooses, and begins the next step.
+    fn end(&mut self, step: impl FnOnce(&mut Spent) -> &mut Duration) {
         let now = Instant::now();
         let spent = now - std::mem::replace(&mut self.since, now);
         *step(self) += spent;
@@ -153,21 +151,21 @@ impl Recipe {
         }
     }
 
-    /// Memory for a worker.
+    /// Allocates the memory of one worker thread.
     pub fn workbench(&self) -> Result<Workbench> {
         let mean = &self.data.mean;
-        // A gray image has one mean, which stands for red, green and blue.
+        // The config of gray images has one mean, which is used for red, green and blue.
         let byte = |channel: usize| (255.0 * mean[channel % mean.len()]).round_ties_even().min(255.0) as u8;
         Ok(Workbench {
             decoder: Decoder::new()?,
             resample: Resample::default(),
             resized: Pixels::default(),
             canvas: Canvas::new([byte(0), byte(1), byte(2), 255]),
-            spent: StepTimes::default(),
+            spent: Spent::default(),
         })
     }
 
-    /// Writes a training image (channel, row, column) into `out`. All its randomness comes from `random`.
+    /// Transforms an image for training, and writes it to `out` (channel, row, column). All its randomness comes from `random`.
     ///
     /// # Errors
     /// The image cannot be decoded.
@@ -200,8 +198,8 @@ impl Recipe {
         Ok(())
     }
 
-    /// Writes an image for evaluation (channel, row, column) into `out`. It is decoded at its full size, whatever
-    /// `data.reduced_decode` says, and resampled in Pillow's order, so that other programs see the same pixels.
+    /// Transforms an image for evaluation, and writes it to `out` (channel, row, column). The image is decoded at its full size,
+    /// whatever `data.reduced_decode` says, and resampled in Pillow's order. So programs that use Pillow see the same pixels.
     ///
     /// # Errors
     /// The image cannot be decoded.
@@ -217,7 +215,7 @@ impl Recipe {
         self.evaluate_opened(bench, bytes, size, out.into())
     }
 
-    /// As [`Recipe::evaluate`], but decodes the whole image, for [`Workbench::photo`].
+    /// As [`Recipe::evaluate`], but decodes the whole image, which [`Workbench::photo`] then returns.
     ///
     /// # Errors
     /// The image cannot be decoded.
@@ -241,8 +239,9 @@ impl Recipe {
         Ok(())
     }
 
-    /// Draws a random part of the image, resized to the input's size. For a small input it instead resizes the image's shorter
-    /// side to the input's side, adds a border, and draws a random part of the input's size.
+    /// Draws a random part of the image, and resizes it to the size of the network's input. For a small input, instead resizes the
+    /// shorter side of the image to the input's side, adds a border, and draws a random part of the input's size. In both cases the
+    /// part is written onto the canvas.
     fn draw_random_crop(
         &self,
         bench: &mut Workbench,
@@ -278,18 +277,18 @@ impl Recipe {
 }
 
 impl Workbench {
-    /// The whole stored image that [`Recipe::evaluate_whole`] has decoded, given the same bytes.
+    /// The whole stored image, after [`Recipe::evaluate_whole`] has decoded it. `bytes` must be the same as there.
     pub fn photo<'a>(&'a self, bytes: &'a [u8]) -> View<'a> {
         self.decoder.whole(bytes)
     }
 
-    /// Decodes and resamples a part of the opened image onto the canvas, whose side becomes `size`.
+    /// Decodes a part of the opened image, and resamples it onto the canvas, whose side becomes `size`.
     fn draw(&mut self, bytes: &[u8], crop: Crop, size: usize) -> Result<()> {
         let Workbench { decoder, resample, canvas, spent, .. } = self;
         draw(decoder, resample, spent, bytes, crop, canvas.begin(size))
     }
 
-    /// Writes the canvas. A device normalises the image later if `out` takes bytes.
+    /// Writes the image of the canvas to `out`. If `out` takes bytes, the image is not normalised: a device does this later.
     fn normalise(&mut self, normalise: &Normalise, out: &mut Out) {
         let Canvas { pixels, table, flipped, .. } = &self.canvas;
         match out {
@@ -304,7 +303,7 @@ impl Workbench {
 fn draw(
     decoder: &mut Decoder,
     resample: &mut Resample,
-    spent: &mut StepTimes,
+    spent: &mut Spent,
     bytes: &[u8],
     crop: Crop,
     out: &mut Pixels,

@@ -1,47 +1,50 @@
-//! Bicubic and bilinear resampling like Pillow's `Image.resize(…, BICUBIC)` and `BILINEAR`: antialiased, a = −0.5, with bytes between
-//! the two passes. Bilinear interpolation like OpenCV's `resize(…, INTER_LINEAR)`, which is not antialiased.
+//! Resizes images in two ways.
+//! - [`Resample::resample`] works like Pillow's `Image.resize(…, BICUBIC)` and `BILINEAR`, which are antialiased. The parameter of
+//!   the cubic is −0.5. The result of the first of two passes is rounded to bytes.
+//! - [`Resample::interpolate`] works like OpenCV's bilinear `resize(…, INTER_LINEAR)`, which is not antialiased.
 
 use super::pixels::{Area, Pixels, Region, View};
 use anyhow::Result;
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-/// The order of the two passes. The numbers between them are rounded and clipped to bytes, so the order changes a fifth of the
-/// bytes by 1, and bytes near black and white by more.
+/// The order of the two passes. The numbers between the passes are rounded and clipped to bytes. So the order changes a fifth of
+/// the result's bytes by 1, and bytes near black and white by more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// The faster order.
+    /// First along the columns, which changes the height. This is the faster order.
     ColumnsFirst,
-    /// Pillow's order; from version 13 on, Pillow takes columns first if the height is reduced much more than the width.
+    /// First along the rows, which changes the width. This is Pillow's order, but from version 13 on Pillow takes columns first if
+    /// the height is reduced much more than the width.
     RowsFirst,
 }
 
-/// A resampler and its memory.
+/// Resizes images, and keeps the memory for this from image to image.
 pub struct Resample {
     /// The kernel of [`Resample::resample`].
     kernel: FilterType,
     resizer: Resizer,
-    /// The image after the first pass.
+    /// The image after the first pass, if rows come first.
     between: Vec<u8>,
-    /// The result with three bytes a pixel, if the input has three too.
+    /// The result with three bytes per pixel, if the input has three bytes per pixel too.
     rgb: Vec<u8>,
 }
 
 impl Default for Resample {
-    /// A resampler with a bicubic kernel.
+    /// Creates a `Resample` whose [`Resample::resample`] uses a bicubic kernel.
     fn default() -> Resample {
         Resample { kernel: FilterType::CatmullRom, resizer: Resizer::default(), between: Vec::new(), rgb: Vec::new() }
     }
 }
 
 impl Resample {
-    /// A resampler with a bilinear kernel.
+    /// Creates a `Resample` whose [`Resample::resample`] uses a bilinear kernel.
     pub fn bilinear() -> Resample {
         Resample { kernel: FilterType::Bilinear, ..Resample::default() }
     }
 
     /// Resamples `area` of the stored image to the size of `out`. Pixels outside of `within` are not read, as if the image were
-    /// first cropped to it.
+    /// first cropped to `within`. Both rectangles are in pixels of the stored image, even if `view` shows it at a reduced size.
     pub fn resample(&mut self, view: &View, area: Area, within: Region, order: Order, out: &mut Pixels) -> Result<()> {
         let scale = view.reduction;
         let (left, top) = ((within.left / scale).max(view.left), (within.top / scale).max(view.top));
@@ -51,13 +54,13 @@ impl Resample {
         let reduced = |length: f64| length / scale as f64;
         let (x, y) = ((reduced(area.left) - left as f64).max(0.0), (reduced(area.top) - top as f64).max(0.0));
         let (w, h) = (reduced(area.width).min(width as f64 - x), reduced(area.height).min(height as f64 - y));
-        let (is_rgb, size) = (view.channels == 3, 3 * out.rgbx.len());
+        let (is_rgb, rgb_bytes) = (view.channels == 3, 3 * out.rgbx.len());
         let kind = if is_rgb { PixelType::U8x3 } else { PixelType::U8x4 };
         let image = ImageRef::new(view.width as u32, view.height as u32, view.bytes, kind)?;
         let (part_x, part_y) = ((left - view.left) as u32, (top - view.top) as u32);
         let part = CroppedImage::new(&image, part_x, part_y, width as u32, height as u32)?;
         let (out_width, out_height) = (out.width as u32, out.height as u32);
-        self.rgb.resize(if is_rgb { size } else { 0 }, 0);
+        self.rgb.resize(if is_rgb { rgb_bytes } else { 0 }, 0);
         let bytes = if is_rgb { &mut self.rgb[..] } else { out.rgbx.as_flattened_mut() };
         let mut to = Image::from_slice_u8(out_width, out_height, bytes, kind)?;
         let kernel = self.kernel;
@@ -76,12 +79,12 @@ impl Resample {
         Ok(())
     }
 
-    /// Interpolates `area` of a stored image, which was decoded whole, to the size of `out`.
+    /// Interpolates `area` of the stored image to the size of `out`. `view` must show the whole image at its full size.
     pub fn interpolate(&mut self, view: &View, area: Area, out: &mut Pixels) -> Result<()> {
-        let (is_rgb, size) = (view.channels == 3, 3 * out.rgbx.len());
+        let (is_rgb, rgb_bytes) = (view.channels == 3, 3 * out.rgbx.len());
         let kind = if is_rgb { PixelType::U8x3 } else { PixelType::U8x4 };
         let image = ImageRef::new(view.width as u32, view.height as u32, view.bytes, kind)?;
-        self.rgb.resize(if is_rgb { size } else { 0 }, 0);
+        self.rgb.resize(if is_rgb { rgb_bytes } else { 0 }, 0);
         let (width, height) = (out.width as u32, out.height as u32);
         let bytes = if is_rgb { &mut self.rgb[..] } else { out.rgbx.as_flattened_mut() };
         let mut to = Image::from_slice_u8(width, height, bytes, kind)?;
@@ -96,7 +99,7 @@ impl Resample {
     }
 }
 
-/// Copies pixels of three bytes to pixels of four.
+/// Copies pixels of three bytes to pixels of four bytes.
 fn spread(rgb: &[u8], out: &mut Pixels) {
     let pixels = rgb.as_chunks::<3>().0;
     out.rgbx.iter_mut().zip(pixels).for_each(|(out, &[r, g, b])| *out = [r, g, b, 255]);

@@ -1,6 +1,8 @@
-//! Transforms images with annotated objects as detectron2 does for ViTDet (`projects/ViTDet/configs/common/coco_loader_lsj.py`).
-//! Training, the «large-scale jitter»: flip, resize to a random size, random crop, normalisation, padding below and to the right.
-//! Evaluation: resize, normalisation, padding. Images are resampled as by Pillow.
+//! Transforms images and their annotated objects together, as detectron2 does for ViTDet
+//! (`projects/ViTDet/configs/common/coco_loader_lsj.py`).
+//!
+//! Training, called «large-scale jitter»: random horizontal flip, resize to a random size, random crop, normalisation, padding
+//! below and to the right. Evaluation: resize, normalisation, the same padding. Images are resampled as by Pillow.
 
 use super::crop;
 use super::normalise::Normalise;
@@ -13,17 +15,19 @@ use crate::config::Config;
 use crate::random::Random;
 use anyhow::Result;
 
-/// The transforms of a config, which all workers share.
+/// The transforms of a config. All worker threads share them.
 #[derive(Debug, Clone)]
 pub struct ScaleJitter {
-    /// Height = width of the network's input.
+    /// The height and the width of the network's input.
     side: usize,
+    /// The smallest and the largest scale in training.
     resize: [f64; 2],
+    /// The probability of a horizontal flip.
     flip: f64,
     normalise: Normalise,
 }
 
-/// How an image becomes a training sample.
+/// How an image is flipped, resized and cropped.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Placement {
     flipped: bool,
@@ -31,15 +35,15 @@ struct Placement {
     size: [usize; 2],
     /// Height and width of the resized image.
     resized: [usize; 2],
-    /// The part of the flipped and resized image.
+    /// The crop, in pixels of the flipped and resized image.
     part: Region,
 }
 
-/// An object whose box is not wider and higher than this many pixels is no target.
+/// An object is left out if its box is at most this many pixels wide or high.
 const SMALLEST: f64 = 1e-5;
 
 impl ScaleJitter {
-    /// The transforms of a config of detection that passed validation.
+    /// The transforms of a config for detection. The config must have passed validation.
     pub fn new(config: &Config) -> ScaleJitter {
         ScaleJitter {
             side: config.detection.crop,
@@ -49,21 +53,22 @@ impl ScaleJitter {
         }
     }
 
-    /// Height = width of the network's input.
+    /// The height and the width of the network's input.
     pub fn side(&self) -> usize {
         self.side
     }
 
-    /// Memory for a worker.
+    /// Allocates the memory of one worker thread.
     pub fn bench(&self) -> Result<Workbench> {
         Workbench::new(Resample::bilinear())
     }
 
-    /// Writes a training image (channel, row, column), and returns its objects. All its randomness comes from `random`. The image has
-    /// been opened by [`Workbench::open`], and the scene has its size.
+    /// Transforms an image and its objects for training. Writes the image to `out` (channel, row, column), and returns the objects.
+    /// All randomness comes from `random`. The image must have been opened by [`Workbench::open`], and `scene` must have the size
+    /// of the opened image.
     ///
     /// # Errors
-    /// If the image cannot be decoded.
+    /// The image cannot be decoded.
     pub fn train(
         &self,
         bench: &mut Workbench,
@@ -80,19 +85,21 @@ impl ScaleJitter {
         Ok(placement.scene(scene))
     }
 
-    /// Writes an image for evaluation (channel, row, column). It has been opened by [`Workbench::open`], which gave its `size`.
+    /// Transforms an image for evaluation, and writes it to `out` (channel, row, column). The image must have been opened by
+    /// [`Workbench::open`], which returned its `size`.
     ///
     /// # Errors
-    /// If the image cannot be decoded.
+    /// The image cannot be decoded.
     pub fn evaluate(&self, bench: &mut Workbench, bytes: &[u8], size: [usize; 2], out: &mut [f32]) -> Result<()> {
         let resized = fitted(size, self.side);
         let part = Region { left: 0, top: 0, width: resized[1], height: resized[0] };
         self.image(bench, bytes, Placement { flipped: false, size, resized, part }, out)
     }
 
-    /// Decodes, resamples and normalises the placed part of an image.
+    /// Decodes an image, flips, resizes and crops it as `placement` says, normalises it, and writes it to `out` with padding.
     fn image(&self, bench: &mut Workbench, bytes: &[u8], placement: Placement, out: &mut [f32]) -> Result<()> {
         let Placement { flipped, size, resized, mut part } = placement;
+        // The image is resampled first and flipped afterwards, so the part is mirrored here.
         if flipped {
             part.left = resized[1] - part.left - part.width;
         }
@@ -107,8 +114,9 @@ impl ScaleJitter {
 }
 
 impl Placement {
-    /// An image of this size (height, width) is resized to fit `scale` times the square of this side, keeps its ratio, and is cropped
-    /// to the square. The crop begins at the same share of the rows and of the columns that are left over.
+    /// The placement of an image of `size` (height, width). The ratio stays, and the longer side is resized to `side` · `scale`.
+    /// Then the image is cropped to at most `side` rows and columns. Of the rows that do not fit, the share `share` lies above the
+    /// crop, and the rest below. Of the columns that do not fit, the same share lies to the left.
     fn new(size: [usize; 2], side: usize, flipped: bool, scale: f64, share: f64) -> Placement {
         let target = side as f64 * scale;
         let factor = (target / size[0] as f64).min(target / size[1] as f64);
@@ -123,8 +131,9 @@ impl Placement {
         Placement { flipped, size, resized, part }
     }
 
-    /// The objects of the image as they are in the part. Objects outside of the part are left out. The boxes of objects with polygons
-    /// are drawn anew around the parts of the polygons.
+    /// Moves the objects of the image into the crop. Objects outside of the crop are left out. An object's polygons are cut at the
+    /// borders of the crop, and its new box is the smallest box around the cut polygons. Of an object without polygons, only the
+    /// box is moved and cut.
     fn scene(&self, scene: &Scene) -> Scene {
         let objects = scene.objects.iter().filter_map(|object| self.object(object)).collect();
         Scene { image: scene.image, size: [self.part.height, self.part.width], objects }
@@ -148,7 +157,7 @@ impl Placement {
         (bbox[2] > SMALLEST && bbox[3] > SMALLEST).then_some(Object { bbox, area, outline, ..*object })
     }
 
-    /// A polygon of the stored image in pixels of the part.
+    /// Converts the corners of a polygon from pixels of the stored image to pixels of the crop.
     fn polygon(&self, corners: &[f64]) -> Vec<f64> {
         let [y_factor, x_factor] = [0, 1].map(|axis| self.resized[axis] as f64 / self.size[axis] as f64);
         let placed = |&[x, y]: &[f64; 2]| {

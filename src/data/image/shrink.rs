@@ -1,4 +1,4 @@
-//! Makes the images of a pack: with a bounded shorter side, as JPEG or as rows of RGB bytes.
+//! Makes the images that `incubate pack` stores. Their shorter side is bounded, and they are JPEGs or rows of RGB bytes.
 
 use super::decode::{Decoder, jpeg};
 use super::pixels::{Pixels, Region};
@@ -7,28 +7,29 @@ use crate::data::source::samples::Stored;
 use crate::data::source::shard::Encoding;
 use anyhow::Result;
 
-/// The defaults of `incubate pack`: the largest shorter side, and JPEG's quality.
+/// The default of `incubate pack` for the largest shorter side, in pixels.
 pub const SHORT_SIDE: u32 = 256;
+/// The default of `incubate pack` for the quality of JPEGs.
 pub const QUALITY: u8 = 90;
 
-/// An image as it is stored.
+/// An image in the form in which a pack stores it.
 pub struct Image {
     pub bytes: Vec<u8>,
     pub height: usize,
     pub width: usize,
 }
 
-/// How images are stored.
+/// The form in which a pack stores images.
 #[derive(Debug, Clone, Copy)]
 pub struct Form {
     pub encoding: Encoding,
-    /// The largest shorter side.
+    /// The largest shorter side, in pixels.
     pub size: usize,
-    /// JPEG's quality, 1 to 100.
+    /// The quality of JPEGs, 1 to 100.
     pub quality: u8,
 }
 
-/// A decoder and a resampler with their memory. Each thread has its own.
+/// Decodes and shrinks images. Each thread has its own `Shrink`, because its memory is reused from image to image.
 pub struct Shrink {
     decoder: Decoder,
     resample: Resample,
@@ -36,7 +37,7 @@ pub struct Shrink {
 }
 
 impl Form {
-    /// The default of `incubate pack`.
+    /// The form that `incubate pack` uses by default, for a given encoding.
     pub fn usual(encoding: Encoding) -> Form {
         Form { encoding, size: SHORT_SIDE as usize, quality: QUALITY }
     }
@@ -47,8 +48,8 @@ impl Shrink {
         Ok(Shrink { decoder: Decoder::new()?, resample: Resample::default(), pixels: Pixels::default() })
     }
 
-    /// Decodes a whole image, so that damage is found now, and shrinks it if it is too large. In a pack of JPEGs, a JPEG that is small
-    /// enough keeps its bytes, because encoding it a second time would only lose quality.
+    /// Decodes a whole image, so that damage is found now, and shrinks it if its shorter side is too long. In a pack of JPEGs, a
+    /// JPEG that is small enough keeps its bytes, because encoding it a second time would only lose quality.
     pub fn shrink(&mut self, bytes: &[u8], stored: Stored, form: Form) -> Result<Image> {
         let (height, width) = self.decoder.open(bytes, stored)?;
         let whole = Region { left: 0, top: 0, width, height };
@@ -70,7 +71,7 @@ impl Shrink {
     }
 }
 
-/// (height, width) of the same proportions with a shorter side of at most `size`.
+/// The (height, width) of an image that is shrunk, if necessary, until its shorter side is `size`. The proportions stay.
 fn bounded(height: usize, width: usize, size: usize) -> (usize, usize) {
     let short = height.min(width);
     let scaled = |side: usize| (side * size + short / 2) / short;

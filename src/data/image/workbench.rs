@@ -1,4 +1,4 @@
-//! The memory in which a worker decodes and transforms an image with a label map or with objects.
+//! The memory in which a worker thread decodes and transforms an image that has a label map or objects.
 
 use super::decode::Decoder;
 use super::pixels::{Pixels, View};
@@ -6,11 +6,13 @@ use super::resize::Resample;
 use crate::data::source::samples::Stored;
 use anyhow::Result;
 
-/// The memory of one worker.
+/// The memory of one worker thread. It is reused from image to image.
 pub struct Workbench {
     pub(super) decoder: Decoder,
     pub(super) resample: Resample,
+    /// The resized part of the image.
     pub(super) pixels: Pixels,
+    /// The normalised image (channel, row, column) before it is padded.
     pub(super) planes: Vec<f32>,
 }
 
@@ -19,30 +21,32 @@ impl Workbench {
         Ok(Workbench { decoder: Decoder::new()?, resample, pixels: Pixels::default(), planes: Vec::new() })
     }
 
-    /// Reads an image's height and width, upright by its EXIF orientation. The transforms must then be given the same bytes.
+    /// Opens an image, and returns the height and width that it has when it is upright by its EXIF orientation. The transforms must
+    /// then be given the same bytes.
     ///
     /// # Errors
-    /// If the bytes are no image.
+    /// The bytes are not an image, or the image is damaged.
     pub fn open(&mut self, bytes: &[u8], stored: Stored) -> Result<(usize, usize)> {
         self.decoder.open_upright(bytes, stored)
     }
 
-    /// As [`Workbench::open`], but decodes the whole image at once, for several transforms and [`Workbench::photo`].
+    /// As [`Workbench::open`], but decodes the whole image at once. Several transforms then share the pixels, which
+    /// [`Workbench::photo`] returns.
     ///
     /// # Errors
-    /// If the bytes are no image.
+    /// The bytes are not an image, or the image is damaged.
     pub fn open_whole(&mut self, bytes: &[u8], stored: Stored) -> Result<(usize, usize)> {
         let size = self.open(bytes, stored)?;
         self.decoder.keep_whole(bytes, size)?;
         Ok(size)
     }
 
-    /// Words for an error about the size of the opened image.
+    /// The end of an error message about the size of the opened image. It is empty unless the image was turned upright.
     pub fn turned(&self) -> &'static str {
         if self.decoder.is_turned() { " after its EXIF orientation is applied" } else { "" }
     }
 
-    /// The whole upright image that [`Workbench::open_whole`] has opened, given the same bytes.
+    /// The whole upright image, after [`Workbench::open_whole`] has opened it. `bytes` must be the same as there.
     pub fn photo<'a>(&'a self, bytes: &'a [u8]) -> View<'a> {
         self.decoder.whole(bytes)
     }

@@ -1,26 +1,26 @@
-//! JPEG through libjpeg-turbo's TurboJPEG interface (libjpeg-turbo.org, `turbojpeg.h`), built from source and linked
-//! statically.
+//! Decodes and encodes JPEGs by libjpeg-turbo's TurboJPEG interface (libjpeg-turbo.org, `turbojpeg.h`). The library is built from
+//! source and linked statically.
 
 use crate::data::image::pixels::{Pixel, Pixels, Region};
 use anyhow::{Result, anyhow, ensure};
 use std::ffi::{CStr, c_int};
 use turbojpeg_sys as tj;
 
-/// A decompressor and its memory.
+/// Decodes JPEGs, and keeps the memory for this from image to image.
 pub struct Jpeg {
     handle: tj::tjhandle,
     height: usize,
     width: usize,
-    /// The offset of the image's height in the opened file, if it was found.
+    /// Where the opened file holds the image's height, in bytes from its beginning. None if the height was not found.
     height_offset: Option<usize>,
-    /// A copy of the file with a lower height, so that the rows below the wanted part are not decoded.
+    /// A copy of the file whose header says a lower height, so that the rows below the wanted part are not decoded.
     lowered: Vec<u8>,
-    /// Whether TurboJPEG has last read the header of `lowered`.
+    /// Whether the header that TurboJPEG read last was that of `lowered`.
     last_header_is_lowered: bool,
 }
 
-// SAFETY: the handle is a heap object that no other thread knows. TurboJPEG's only state per thread is an error text, which is
-// not used here.
+// SAFETY: the handle is a heap object that no other thread knows. The only state that TurboJPEG keeps per thread is an error text,
+// which is not used here.
 unsafe impl Send for Jpeg {}
 
 impl Drop for Jpeg {
@@ -30,15 +30,16 @@ impl Drop for Jpeg {
     }
 }
 
-/// The most scans of a progressive JPEG that are read. Real files have about ten, a hostile file may have thousands.
+/// A progressive JPEG with more scans is refused. Real files have about ten scans, but a hostile file may have thousands.
 const MOST_SCANS: c_int = 100;
-/// The most megabytes that libjpeg may take for the coefficients of a progressive JPEG. They are enough for the largest image that is
-/// read, even without chroma subsampling.
+/// libjpeg may allocate at most this many megabytes for the coefficients of a progressive JPEG. This is enough for the largest
+/// image that is read, even if it has three channels without chroma subsampling.
 const MOST_MEMORY: c_int = 600;
-/// The most bytes of memory that are kept for the next copy of a file.
+/// Memory of at most this many bytes is kept for the next copy of a file.
 const MOST_KEPT: usize = 16 << 20;
 
-/// The decoded part extends beyond the wanted region by at least this many pixels on each side, unless the image ends there.
+/// The decoded part extends beyond the wanted region by at least this many pixels of the reduced image on each side, unless the
+/// image ends there.
 const MARGIN: usize = 2;
 
 impl Jpeg {
@@ -53,15 +54,15 @@ impl Jpeg {
         })
     }
 
-    /// Reads the header: (height, width). Like Pillow, it refuses a file without its end, and accepts other damage to the pixels'
-    /// data.
+    /// Reads the header of a file, and returns the image's (height, width). Like Pillow, it refuses a file whose end is missing,
+    /// but accepts other damage to the data of the pixels.
     pub fn open(&mut self, bytes: &[u8]) -> Result<(usize, usize)> {
-        // A decompressor keeps the tables of its last image. It would use them for an image without tables, such as a frame of
-        // Motion JPEG, for which a new decompressor uses the standard's tables. A new decompressor takes less than a microsecond.
+        // An image without tables, such as a frame of Motion JPEG, needs the standard's tables. A new decompressor uses them, but
+        // an old decompressor would use the tables of its last image. Creating a decompressor takes less than a microsecond.
         let last = std::mem::replace(&mut self.handle, decompressor()?);
         // SAFETY: the handle came from tj3Init and is destroyed once.
         unsafe { tj::tj3Destroy(last) };
-        // SAFETY: the handle is a decompressor, the pointer and length are a slice's.
+        // SAFETY: the handle is a decompressor, and the pointer and the length are those of one slice.
         self.check(unsafe { tj::tj3DecompressHeader(self.handle, bytes.as_ptr(), bytes.len() as tj::size_t) })?;
         self.last_header_is_lowered = false;
         (self.height, self.width) = (self.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT), self.get(tj::TJPARAM_TJPARAM_JPEGWIDTH));
@@ -74,8 +75,9 @@ impl Jpeg {
         Ok((self.height, self.width))
     }
 
-    /// Decodes a region of the opened image, and pixels around it, at 1/`reduction` of the size (1, 2, 4 or 8). Returns the
-    /// column and row of the reduced image at which the decoded part begins.
+    /// Decodes a region of the opened image, and pixels around the region, at 1/`reduction` (1, 2, 4 or 8) of the image's height
+    /// and width. `region` is in pixels of the stored image. Returns the column and row of the reduced image at which the decoded
+    /// part begins.
     pub fn decode(
         &mut self,
         bytes: &[u8],
@@ -84,7 +86,7 @@ impl Jpeg {
         out: &mut Pixels,
     ) -> Result<(usize, usize)> {
         if std::mem::take(&mut self.last_header_is_lowered) {
-            // SAFETY: the handle is a decompressor, the pointer and length are a slice's.
+            // SAFETY: the handle is a decompressor, and the pointer and the length are those of one slice.
             self.check(unsafe { tj::tj3DecompressHeader(self.handle, bytes.as_ptr(), bytes.len() as tj::size_t) })?;
         }
         let scaled = |length: usize| length.div_ceil(reduction);
@@ -92,12 +94,13 @@ impl Jpeg {
         // SAFETY: the handle is a decompressor.
         self.check(unsafe { tj::tj3SetScalingFactor(self.handle, scaling) })?;
         let (height, width) = (scaled(self.height), scaled(self.width));
-        // The upsampling of chroma reads one pixel beyond the region. With a margin, the region has the same pixels as if the whole
-        // image were decoded.
+        // The upsampling of chroma reads one pixel beyond the region. With the margin, the pixels of the region are the same as if
+        // the whole image were decoded.
         let right = (scaled(region.left + region.width) + MARGIN).min(width);
         let bottom = (scaled(region.top + region.height) + MARGIN).min(height);
         let left = (region.left / reduction).saturating_sub(MARGIN) / self.unit(reduction) * self.unit(reduction);
         let top = (region.top / reduction).saturating_sub(MARGIN);
+        // TurboJPEG cannot crop an image if it does not know its chroma subsampling. Such an image is decoded whole.
         let known = self.get_signed(tj::TJPARAM_TJPARAM_SUBSAMP) >= 0;
         let (left, top, right, bottom) = if known { (left, top, right, bottom) } else { (0, 0, width, height) };
         let part = if (left, top, right, bottom) == (0, 0, width, height) {
@@ -114,8 +117,8 @@ impl Jpeg {
         let colours = self.get(tj::TJPARAM_TJPARAM_COLORSPACE) as tj::TJCS;
         let cmyk = [tj::TJCS_TJCS_CMYK, tj::TJCS_TJCS_YCCK].contains(&colours);
         let format = if cmyk { tj::TJPF_TJPF_CMYK } else { tj::TJPF_TJPF_RGBX };
-        // SAFETY: `out` has (bottom − top) rows of (right − left) pixels of four bytes, the size of the cropping region; pitch
-        // 0 means rows without gaps.
+        // SAFETY: `out` has (bottom − top) rows of (right − left) pixels of four bytes, which is the size of the cropping region. A
+        // pitch of 0 means rows without gaps.
         self.check(unsafe {
             tj::tj3Decompress8(
                 self.handle,
@@ -132,9 +135,9 @@ impl Jpeg {
         Ok((left, top))
     }
 
-    /// Copies the file to `lowered` with the image's height lowered to `bottom`, rounded up to whole coding units, so that the
-    /// rows below are not decoded. False if no coding unit lies below, or
-    /// if `open` did not find the height in the file.
+    /// Copies the file to `lowered`, and lowers the image's height in the copy to `bottom`, rounded up to whole coding units. The
+    /// rows below are then not decoded. Does nothing and returns false if no whole coding unit lies below, or if `open` did not
+    /// find the height in the file.
     fn lower(&mut self, bytes: &[u8], bottom: usize) -> bool {
         let heights = [8, 8, 16, 8, 16, 8, 32];
         let unit = heights.get(self.get(tj::TJPARAM_TJPARAM_SUBSAMP)).copied().unwrap_or(32);
@@ -149,7 +152,7 @@ impl Jpeg {
         true
     }
 
-    /// The width of a coding unit in the reduced image. A decoded part begins at a multiple of it.
+    /// The width of a coding unit in pixels of the reduced image. A decoded part must begin at a multiple of this width.
     fn unit(&self, reduction: usize) -> usize {
         let widths = [8, 16, 16, 8, 8, 32, 8];
         let subsampling = self.get(tj::TJPARAM_TJPARAM_SUBSAMP);
@@ -161,12 +164,12 @@ impl Jpeg {
     }
 
     fn get_signed(&self, parameter: tj::TJPARAM) -> c_int {
-        // SAFETY: the handle is live, and TurboJPEG checks the parameter.
+        // SAFETY: the handle is live, and TurboJPEG checks the parameter's number.
         unsafe { tj::tj3Get(self.handle, parameter as c_int) }
     }
 
-    /// Accepts a warning, as Pillow does, unless it says that the file ended before the image. The text decides whether it is a
-    /// warning, because after a warning TurboJPEG also reports errors as warnings.
+    /// Accepts a warning, as Pillow does, unless the warning says that the file ended before the image. After a warning, TurboJPEG
+    /// also reports errors with the code of a warning. So the text must be that of a warning too.
     fn check(&self, returned: c_int) -> Result<()> {
         if returned == 0 {
             return Ok(());
@@ -182,7 +185,7 @@ impl Jpeg {
     }
 }
 
-/// The beginnings of libjpeg's warnings (`jerror.h`, JWRN) except «Premature end of JPEG file».
+/// How libjpeg's warnings about a file begin (`jerror.h`, JWRN), except «Premature end of JPEG file».
 const WARNINGS: [&str; 5] = [
     "Corrupt JPEG data:",
     "Inconsistent progression sequence",
@@ -197,14 +200,13 @@ const END: [u8; 2] = [0xFF, 0xD9];
 /// Offsets in a JPEG file.
 #[derive(Clone, Copy)]
 struct Offsets {
-    /// The image's height in the frame's header.
+    /// Where the frame's header holds the image's height.
     height: usize,
-    /// The first scan.
+    /// Where the first scan begins, after its marker.
     scan: usize,
 }
 
-/// Finds the offsets. Returns none if the file has no frame before its first scan, or no scan; then libjpeg's error names the
-/// fault.
+/// Finds the offsets. Returns none if the file has no scan, or no frame before its first scan. libjpeg then reports the fault.
 fn find_offsets(bytes: &[u8]) -> Option<Offsets> {
     let (mut at, mut height) = (2, None);
     loop {
@@ -213,11 +215,11 @@ fn find_offsets(bytes: &[u8]) -> Option<Offsets> {
         let marker = bytes[at];
         at += 1;
         match marker {
-            // Not a marker, or a marker without a segment.
+            // These are no markers, or markers without a segment.
             0x00 | 0x01 | 0xD0..=0xD8 => continue,
             0xD9 => return None,
             0xDA => return Some(Offsets { height: height.filter(|&height| height + 2 <= at)?, scan: at }),
-            // The start of a frame; DHT, JPG and DAC are no frames.
+            // A frame starts here, unless the marker is DHT, JPG or DAC.
             0xC0..=0xCF if ![0xC4, 0xC8, 0xCC].contains(&marker) => height = Some(at + 3),
             _ => {}
         }
@@ -225,7 +227,7 @@ fn find_offsets(bytes: &[u8]) -> Option<Offsets> {
     }
 }
 
-/// Pillow's conversion of CMYK to RGB (`Convert.c: cmyk2rgb`). A JPEG's CMYK is stored inverted, as by Adobe.
+/// Converts CMYK to RGB as Pillow does (`Convert.c: cmyk2rgb`). JPEGs hold inverted CMYK, because Adobe's programs write it so.
 fn rgb_of_inverted_cmyk([c, m, y, k]: Pixel) -> Pixel {
     let ink = |inverted: u8| {
         let product = u32::from(255 - inverted) * u32::from(k) + 128;
@@ -234,10 +236,11 @@ fn rgb_of_inverted_cmyk([c, m, y, k]: Pixel) -> Pixel {
     [ink(c), ink(m), ink(y), 255]
 }
 
-/// Compresses rows of RGB bytes (4:2:0, baseline).
+/// Encodes rows of RGB bytes as a baseline JPEG with 4:2:0 chroma subsampling. `quality` is from 1 to 100.
 ///
 /// # Errors
-/// The image has no pixels, or more than 65,500 on a side, which JPEG cannot hold.
+/// The number of bytes is not 3 · height · width, or the image has no pixels, or more than 65,500 on a side, which is libjpeg's
+/// limit.
 pub fn encode(rgb: &[u8], height: usize, width: usize, quality: u8) -> Result<Vec<u8>> {
     ensure!(rgb.len() == 3 * height * width, "{} bytes are not {height}×{width} RGB pixels", rgb.len());
     let handle = init(tj::TJINIT_TJINIT_COMPRESS)?;
@@ -251,7 +254,7 @@ fn compress(handle: tj::tjhandle, rgb: &[u8], height: usize, width: usize, quali
     set(handle, tj::TJPARAM_TJPARAM_QUALITY, quality.into())?;
     set(handle, tj::TJPARAM_TJPARAM_SUBSAMP, tj::TJSAMP_TJSAMP_420)?;
     let (mut buffer, mut size) = (std::ptr::null_mut(), 0);
-    // SAFETY: the slice holds height · width pixels of three bytes; TurboJPEG allocates the buffer.
+    // SAFETY: the slice holds height · width pixels of three bytes, and TurboJPEG allocates the buffer.
     let returned = unsafe {
         tj::tj3Compress8(
             handle,
@@ -265,23 +268,24 @@ fn compress(handle: tj::tjhandle, rgb: &[u8], height: usize, width: usize, quali
         )
     };
     let result = if returned == 0 {
-        // SAFETY: after success the buffer holds `size` bytes.
+        // SAFETY: after success, the buffer holds `size` bytes.
         Ok(unsafe { std::slice::from_raw_parts(buffer, size as usize) }.to_vec())
     } else {
         Err(anyhow!("cannot compress {width} × {height} pixels: {}", error_text(handle)))
     };
-    // SAFETY: the buffer is TurboJPEG's own or null.
+    // SAFETY: the buffer was allocated by TurboJPEG, or is null.
     unsafe { tj::tj3Free(buffer.cast()) }
     result
 }
 
 fn init(kind: tj::TJINIT) -> Result<tj::tjhandle> {
-    // SAFETY: any number is a valid kind; null is an error.
+    // SAFETY: TurboJPEG checks the kind, and returns null for an error.
     let handle = unsafe { tj::tj3Init(kind as c_int) };
     ensure!(!handle.is_null(), "TurboJPEG cannot start: out of memory");
     Ok(handle)
 }
 
+/// A new decompressor with the limits for hostile files.
 fn decompressor() -> Result<tj::tjhandle> {
     let handle = init(tj::TJINIT_TJINIT_DECOMPRESS)?;
     set(handle, tj::TJPARAM_TJPARAM_SCANLIMIT, MOST_SCANS)?;
@@ -290,13 +294,13 @@ fn decompressor() -> Result<tj::tjhandle> {
 }
 
 fn set(handle: tj::tjhandle, parameter: tj::TJPARAM, value: c_int) -> Result<()> {
-    // SAFETY: the handle is live; TurboJPEG checks parameter and value.
+    // SAFETY: the handle is live, and TurboJPEG checks the parameter and the value.
     let returned = unsafe { tj::tj3Set(handle, parameter as c_int, value) };
     ensure!(returned == 0, "TurboJPEG: {}", error_text(handle));
     Ok(())
 }
 
 fn error_text(handle: tj::tjhandle) -> String {
-    // SAFETY: the handle is live; the text is a C string that lives as long.
+    // SAFETY: the handle is live, and the text is a C string that lives as long as the handle.
     unsafe { CStr::from_ptr(tj::tj3GetErrorStr(handle)) }.to_string_lossy().into_owned()
 }

@@ -1,5 +1,5 @@
-//! Decodes label maps: PNGs whose grey values of 8 bits, or palette indices of any depth, are the labels. A grey PNG of fewer bits
-//! is refused, because programs differ in whether they scale its values.
+//! Decodes label maps. A label map is a PNG with one label for each pixel. The labels are gray values of 8 bits, or palette indices
+//! of any bit depth. A gray PNG of fewer bits is refused, because programs differ in whether they scale its values to 0…255.
 
 use crate::data::image::pixels::check_size;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -11,16 +11,16 @@ use std::io::{BufRead, Cursor, Seek};
 pub struct LabelMap {
     pub height: usize,
     pub width: usize,
-    /// Row after row; `IGNORED` for a pixel without a class.
+    /// One class for each pixel, row after row. A pixel without a class has `IGNORED` (255).
     pub classes: Vec<u8>,
 }
 
 impl LabelMap {
-    /// Decodes a PNG and turns each label into its class, or into `IGNORED` if its pixels have no class. `class_of` gives none for a
-    /// label that the config does not know.
+    /// Decodes a PNG, and replaces each label with its class by `class_of`. `class_of` gives `IGNORED` for labels that mean «no
+    /// class», and `None` for labels that the config does not allow.
     ///
     /// # Errors
-    /// The PNG is damaged or of another kind, or holds a label that the config does not know.
+    /// The PNG is damaged, is not a label map, or holds a label for which `class_of` gives `None`.
     pub fn decode(png: &[u8], class_of: impl Fn(u8) -> Option<u8>) -> Result<LabelMap> {
         let Labels { height, width, labels } = Labels::read(Cursor::new(png), check_size)?;
         let table: Vec<Option<u8>> = (0..=u8::MAX).map(class_of).collect();
@@ -39,22 +39,23 @@ impl LabelMap {
     }
 }
 
-/// The labels of a PNG, row after row, as they are stored.
+/// The labels of a label map, as they are stored in the PNG.
 pub struct Labels {
     pub height: usize,
     pub width: usize,
+    /// One label for each pixel, row after row.
     pub labels: Vec<u8>,
 }
 
 impl Labels {
-    /// Reads a PNG, after `check` has agreed to its height and width.
+    /// Reads a PNG. `check` is given the height and width before memory is allocated, and may refuse them.
     ///
     /// # Errors
-    /// The PNG is damaged, is no label map, or has a size that `check` refuses.
+    /// The PNG is damaged, is not a label map, or has a size that `check` refuses.
     pub fn read(png: impl BufRead + Seek, check: impl FnOnce(usize, usize) -> Result<()>) -> Result<Labels> {
         let broken = |e: png::DecodingError| anyhow!("not a readable PNG: {e}");
         let mut decoder = png::Decoder::new(png);
-        // The indices of a palette are read, not its colours.
+        // Without transformations, a palette's indices are read, not its colours.
         decoder.set_transformations(Transformations::IDENTITY);
         let mut reader = decoder.read_info().map_err(broken)?;
         let info = reader.info();
@@ -73,8 +74,8 @@ impl Labels {
     }
 }
 
-/// Unpacks numbers of `bits` bits each. Every line of `line_size` bytes begins with `width` of them, the first in the highest
-/// bits.
+/// Unpacks numbers of `bits` bits each. Each line has `line_size` bytes and begins with `width` numbers. The first number of a byte
+/// is in its highest bits.
 fn unpacked(packed: &[u8], line_size: usize, width: usize, bits: usize) -> Vec<u8> {
     let per_byte = 8 / bits;
     let number = |line: &[u8], x: usize| {

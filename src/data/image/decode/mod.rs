@@ -1,6 +1,9 @@
 //! Decodes stored bytes to the pixels that Pillow's `Image.open(…).convert("RGB")` gives. The first bytes of a file decide whether
-//! it is a JPEG or a PNG, not its name. Gray, CMYK, palette and 16-bit images become RGB. An EXIF orientation is applied only by
-//! [`Decoder::open_upright`]: timm does not apply it, mmsegmentation and detectron2 do. Only the needed part of a JPEG is decoded.
+//! it is a JPEG or a PNG, not its name. Gray, CMYK, palette and 16-bit images become RGB. Only the needed part of a JPEG is
+//! decoded.
+//!
+//! Only [`Decoder::open_upright`] applies an EXIF orientation. The transforms of mmsegmentation and detectron2 need it, but timm
+//! does not apply the orientation.
 
 pub mod jpeg;
 pub mod label_map;
@@ -13,26 +16,25 @@ use anyhow::{Result, bail, ensure};
 use jpeg::Jpeg;
 use orientation::Orientation;
 
-/// The decoders and their memory. Each thread has its own.
+/// Decodes images. Each thread has its own `Decoder`, because its memory is reused from image to image.
 pub struct Decoder {
     jpeg: Jpeg,
+    /// The pixels that were decoded last.
     pixels: Pixels,
     kind: Kind,
     /// Whether the opened image was turned upright.
     is_turned: bool,
 }
 
-/// The form of the opened image.
+/// The form in which the opened image is available.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    /// The stored bytes are a JPEG, of which [`Decoder::view`] decodes the needed part.
     Jpeg,
-    /// The whole image is already decoded into `pixels`.
+    /// The whole image is already decoded into [`Decoder::pixels`].
     Whole,
-    /// The stored bytes are rows of RGB bytes.
-    Raw {
-        height: usize,
-        width: usize,
-    },
+    /// The stored bytes are rows of RGB bytes, and need no decoding.
+    Raw { height: usize, width: usize },
 }
 
 impl Decoder {
@@ -45,7 +47,8 @@ impl Decoder {
         })
     }
 
-    /// Reads an image's (height, width). [`Decoder::view`] must then be given the same bytes.
+    /// Opens an image, and returns its (height, width). A PNG is decoded at once. [`Decoder::view`] must then be given the same
+    /// bytes.
     pub fn open(&mut self, bytes: &[u8], stored: Stored) -> Result<(usize, usize)> {
         self.pixels.free_if_huge();
         let (kind, size) = match stored {
@@ -73,8 +76,8 @@ impl Decoder {
         Ok(size)
     }
 
-    /// As [`Decoder::open`], but a file with an EXIF orientation is decoded at once and turned upright, and the result is the size of
-    /// the upright image.
+    /// As [`Decoder::open`], but a file with an EXIF orientation is decoded at once and turned upright. The result is then the
+    /// (height, width) of the upright image.
     pub fn open_upright(&mut self, bytes: &[u8], stored: Stored) -> Result<(usize, usize)> {
         let size = self.open(bytes, stored)?;
         let orientation = if stored == Stored::Encoded { Orientation::of(bytes) } else { None };
@@ -90,7 +93,8 @@ impl Decoder {
         self.is_turned
     }
 
-    /// Decodes the whole opened image, whose size is (height, width), so that no view of it is decoded again.
+    /// If the opened image is a JPEG, decodes the whole of it, so that later views need no decoding. (height, width) must be the
+    /// size that [`Decoder::open`] returned.
     pub fn keep_whole(&mut self, bytes: &[u8], (height, width): (usize, usize)) -> Result<()> {
         if self.kind == Kind::Jpeg {
             self.jpeg.decode(bytes, Region { left: 0, top: 0, width, height }, 1, &mut self.pixels)?;
@@ -99,8 +103,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Decodes at least `region` of the opened image. A JPEG is decoded at 1/`reduction` of its size (1, 2, 4 or 8), unless
-    /// [`Decoder::keep_whole`] has decoded it.
+    /// Decodes at least `region` of the opened image. A JPEG is decoded at 1/`reduction` (1, 2, 4 or 8) of its height and width,
+    /// unless [`Decoder::keep_whole`] or [`Decoder::open_upright`] has already decoded the whole of it.
     pub fn view<'a>(&'a mut self, bytes: &'a [u8], region: Region, reduction: usize) -> Result<View<'a>> {
         if self.kind != Kind::Jpeg {
             return Ok(self.whole(bytes));
@@ -109,7 +113,7 @@ impl Decoder {
         Ok(View { reduction, left, top, ..self.decoded() })
     }
 
-    /// The whole opened image, which is no JPEG, or which [`Decoder::keep_whole`] has decoded.
+    /// The whole opened image. If it is a JPEG, [`Decoder::keep_whole`] must have decoded it.
     pub fn whole<'a>(&'a self, bytes: &'a [u8]) -> View<'a> {
         match self.kind {
             Kind::Raw { height, width } => View { bytes, channels: 3, width, height, reduction: 1, left: 0, top: 0 },
@@ -118,14 +122,14 @@ impl Decoder {
         }
     }
 
-    /// The pixels that were decoded last.
+    /// The pixels that were decoded last, as the view of a whole image.
     fn decoded(&self) -> View<'_> {
         let Pixels { width, height, rgbx } = &self.pixels;
         View { bytes: rgbx.as_flattened(), channels: 4, width: *width, height: *height, reduction: 1, left: 0, top: 0 }
     }
 }
 
-/// Converts planes to pixels. A gray plane becomes red, green and blue.
+/// Converts planes of bytes to pixels. The bytes of a single plane become red, green and blue alike.
 fn merge_planes(bytes: &[u8], channels: usize, size: usize, pixels: &mut Pixels) -> Result<()> {
     let plane = size * size;
     ensure!(

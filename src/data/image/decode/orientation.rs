@@ -1,18 +1,19 @@
-//! The orientation that a camera has noted in a file's EXIF data (CIPA DC-008, tag 0x0112).
+//! The orientation that a camera has written into a file's EXIF data (CIPA DC-008, tag 0x0112).
 
 use crate::data::image::pixels::Pixels;
 use exif::{In, Reader, Tag};
 use std::io::Cursor;
 
-/// How the stored rows and columns lie in the upright image: 2 to 8 by the standard's table.
+/// How stored rows and columns lie in the upright image, as a number of the standard's table, 2 to 8. The number 1 means that the
+/// image is stored upright, and has no `Orientation`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Orientation(u32);
 
 impl Orientation {
-    /// The orientation of a JPEG or PNG; none if it is stored upright, or if its EXIF data say nothing that can be read.
+    /// The orientation of a JPEG or PNG. None if the file is stored upright, or if its EXIF data hold no readable orientation.
     pub fn of(file: &[u8]) -> Option<Orientation> {
         let mut reader = Reader::new();
-        // Cameras write much that is malformed after the first fields.
+        // Some cameras write malformed fields after the first fields. Such a field must not hide the orientation.
         reader.continue_on_error(true);
         let exif =
             reader.read_from_container(&mut Cursor::new(file)).or_else(|e| e.distill_partial_result(|_| ())).ok()?;
@@ -20,9 +21,10 @@ impl Orientation {
         (2..=8).contains(&number).then_some(Orientation(number))
     }
 
-    /// The upright image of the stored pixels, as Pillow's `ImageOps.exif_transpose` gives it.
+    /// Turns stored pixels upright, as Pillow's `ImageOps.exif_transpose` does.
     pub fn upright(self, stored: &Pixels) -> Pixels {
-        // Rows become columns first. Then the stored rows, the stored columns, or both are read backwards.
+        // From 5 on, the stored rows become the columns of the upright image. For each number, the stored rows, the stored columns,
+        // or both may also be read in reverse order.
         let is_transposed = self.0 >= 5;
         let (rows_backwards, columns_backwards) = ([3, 4, 6, 7].contains(&self.0), [2, 3, 7, 8].contains(&self.0));
         let (height, width) = if is_transposed { (stored.width, stored.height) } else { (stored.height, stored.width) };
@@ -42,13 +44,13 @@ mod tests {
     use crate::data::image::pixels::Region;
     use crate::data::source::samples::Stored;
 
-    /// EXIF data with an orientation alone.
+    /// EXIF data that hold only an orientation.
     fn exif(orientation: u8) -> Vec<u8> {
         let entry = [0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, orientation, 0, 0];
         [b"MM\0*\0\0\0\x08\0\x01".as_slice(), &entry, &[0; 4]].concat()
     }
 
-    /// A PNG of 3×2 pixels, whose red values are 1, 2, 3 and 4, 5, 6.
+    /// A PNG with two rows of three pixels. Their red values are 1, 2, 3 and 4, 5, 6.
     fn png(orientation: u8) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut info = png::Info::with_size(3, 2);
@@ -60,7 +62,7 @@ mod tests {
         bytes
     }
 
-    /// Height, width and red values.
+    /// The height, width and red values of a file as the decoder gives them.
     fn seen(decoder: &mut Decoder, file: &[u8], upright: bool) -> (usize, usize, Vec<u8>) {
         let open = if upright { Decoder::open_upright } else { Decoder::open };
         let (height, width) = open(decoder, file, Stored::Encoded).unwrap();
@@ -71,7 +73,7 @@ mod tests {
     #[test]
     fn the_eight_orientations_of_a_file_are_those_of_pillow() {
         let mut decoder = Decoder::new().unwrap();
-        // By `ImageOps.exif_transpose` of Pillow 13.
+        // The expected values are from `ImageOps.exif_transpose` of Pillow 13.
         for (orientation, (height, width, reds)) in [
             (1, (2, 3, [1, 2, 3, 4, 5, 6])),
             (2, (2, 3, [3, 2, 1, 6, 5, 4])),

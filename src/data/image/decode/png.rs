@@ -1,11 +1,11 @@
-//! Decodes PNGs of every colour type and depth.
+//! Decodes PNGs of every colour type and bit depth.
 
 use crate::data::image::pixels::{Pixel, Pixels, check_size};
 use anyhow::{Result, anyhow};
 use png::{BitDepth, ColorType, Transformations};
 
-/// Decodes a PNG as Pillow converts it to RGB: alpha is dropped, not blended. 16-bit colours keep their high byte, and 16-bit gray is
-/// clipped at 255 (Pillow reads it as mode `I;16`).
+/// Decodes a PNG to the RGB that Pillow gives. Alpha is dropped, not blended. Numbers of 16 bits keep their high byte, but 16-bit
+/// gray without alpha is clipped at 255, because Pillow reads it as mode `I;16`.
 pub fn decode(bytes: &[u8], out: &mut Pixels) -> Result<()> {
     let broken = |e: png::DecodingError| anyhow!("not a whole PNG: {e}");
     let mut decoder = png::Decoder::new(std::io::Cursor::new(bytes));
@@ -32,6 +32,7 @@ pub fn decode(bytes: &[u8], out: &mut Pixels) -> Result<()> {
     Ok(())
 }
 
+/// Converts one row of `channels` bytes per pixel.
 fn fill(out: &mut [Pixel], row: &[u8], channels: usize, pixel: impl Fn(&[u8]) -> Pixel) {
     out.iter_mut().zip(row.chunks_exact(channels)).for_each(|(out, bytes)| *out = pixel(bytes));
 }

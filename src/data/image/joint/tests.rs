@@ -14,7 +14,7 @@ fn joint(sets: &[&str]) -> Joint {
     Joint::new(&Config::parse("", &sets).unwrap())
 }
 
-/// An image of flat areas, each with a colour of its own: red says the class.
+/// An image of flat areas of 10 rows and 14 columns, and its label map. The red of a pixel is 20 times its class.
 fn image(height: usize, width: usize) -> (Vec<u8>, LabelMap) {
     let class = |row: usize, column: usize| (row / 10 * 3 + column / 14) as u8 % 9;
     let classes: Vec<u8> =
@@ -23,7 +23,7 @@ fn image(height: usize, width: usize) -> (Vec<u8>, LabelMap) {
     (bytes, LabelMap { height, width, classes })
 }
 
-/// The red bytes and the classes of a training sample.
+/// The red values, in units of bytes, and the classes of a training sample.
 fn sample(joint: &Joint, (bytes, map): &(Vec<u8>, LabelMap), key: u64) -> (Vec<f64>, Vec<u8>) {
     let side = joint.keys.crop;
     let (mut pixels, mut classes) = (vec![9.0; 3 * side * side], vec![9; side * side]);
@@ -44,7 +44,7 @@ fn an_image_and_its_map_are_resized_cropped_flipped_and_padded_alike() {
         let (red, classes) = sample(&joint, &image, key);
         samples.insert(classes.clone());
         let inside: Vec<usize> = (0..classes.len()).filter(|&i| classes[i] != IGNORED).collect();
-        // Near a border between classes colours are blended, and the nearest pixel may be of the other class.
+        // Near a border between two classes, the colours are blended, and the nearest pixel may have the other class.
         let right = inside.iter().filter(|&&i| (red[i] - 20.0 * f64::from(classes[i])).abs() < 4.0).count();
         assert!(right as f64 > 0.6 * inside.len() as f64, "{key}: {right} of {}", inside.len());
         let outside = (0..classes.len()).filter(|&i| classes[i] == IGNORED);
@@ -64,7 +64,7 @@ fn a_sample_is_a_function_of_its_key_alone() {
 
 #[test]
 fn a_crop_of_one_class_is_drawn_again() {
-    // One class on nine tenths of the width.
+    // One class covers nine tenths of the width.
     let (height, width) = (32, 320);
     let classes: Vec<u8> = (0..height * width).map(|i| u8::from(i % width >= 288)).collect();
     let image = (vec![50; 3 * height * width], LabelMap { height, width, classes });
@@ -82,12 +82,13 @@ fn a_crop_of_one_class_is_drawn_again() {
 
 #[test]
 fn sizes_are_those_of_mmcv_and_nearest_is_that_of_opencv() {
-    // mmcv.rescale_size((w, h), (2048, 512)), and with the scale times 0.7.
+    // The expected values are those of mmcv.rescale_size((w, h), (2048, 512)), and in the fourth line of (2048, 512) times 0.7.
     assert_eq!(fitting((512, 683), 512, 1.0), (512, 683));
     assert_eq!(fitting((300, 400), 512, 1.0), (512, 683));
     assert_eq!(fitting((200, 1600), 512, 1.0), (256, 2048));
     assert_eq!(fitting((512, 683), 512, 0.7), (358, 478));
-    // cv2.resize(np.arange(5)[None], (7, 1), interpolation=cv2.INTER_NEAREST), and to 3.
+    // The expected values are those of cv2.resize(np.arange(5)[None], (7, 1), interpolation=cv2.INTER_NEAREST), and of the same
+    // with (3, 1).
     let map = LabelMap { height: 1, width: 5, classes: vec![0, 1, 2, 3, 4] };
     let row = |width: usize| {
         let mut out = vec![0; width];

@@ -1,46 +1,47 @@
 //! Shears, translates and rotates like Pillow's `Image.transform(…, AFFINE, resample=BICUBIC)` (`Geometry.c`). Pixels are
-//! interpolated by a cubic with a = −1 over 4 × 4 pixels, and truncated, not rounded. For the interpolation the border pixels of
-//! the image repeat outside of it, but an output pixel whose centre comes from outside gets the fill colour.
+//! interpolated by a cubic with a = −1 over 4 × 4 pixels, and truncated, not rounded. If the 4 × 4 pixels extend beyond the image,
+//! the image's border pixels are repeated there. An output pixel whose centre comes from outside of the image gets the fill colour.
 
 use super::enhance::truncated;
 use crate::data::image::pixels::Pixel;
 use multiversion::multiversion;
 use std::ops::Range;
 
-/// A square image, and the memory for the image that an operation draws from it.
+/// A square image, and the memory into which an operation draws the changed image.
 pub struct Drawing<'a> {
     pub from: &'a [Pixel],
     pub to: &'a mut [Pixel],
-    /// The side of both images.
+    /// The side of both images, in pixels.
     pub size: usize,
     /// The colour of pixels that come from outside of the image.
     pub fill: Pixel,
     pub scratch: &'a mut Scratch,
 }
 
-/// Memory that is reused from operation to operation.
+/// Memory that is reused from one operation to the next.
 #[derive(Default)]
 pub struct Scratch {
+    /// The image, or one row of it, with repeated border pixels around it.
     padded: Vec<Pixel>,
-    /// For each column: the whole pixels of its offset, the weights for the fraction, and the output rows whose source is inside the
-    /// input image.
+    /// For each column: the whole pixels of its offset, the weights for the fraction of its offset, and the output rows that come
+    /// from inside the input image.
     columns: Vec<(isize, [f32; 4], Range<usize>)>,
 }
 
-/// The number of pixels around a padded image on each side.
+/// How many pixels of padding a padded image or row has on each side.
 const PAD: usize = 2;
 
-/// The cubic's weights of four neighbours for a point at `fraction` of the way from the second to the third.
+/// The cubic's weights of four neighbouring pixels, for a point at `fraction` of the way from the second pixel to the third.
 fn weights(fraction: f32) -> [f32; 4] {
     let (x, x2, x3) = (fraction, fraction * fraction, fraction * fraction * fraction);
     [-x + 2.0 * x2 - x3, 1.0 - 2.0 * x2 + x3, x + x2 - x3, x3 - x2]
 }
 
-/// A small number that is added before truncation. The sum of the weights is 1 only up to rounding, and a flat area of 100 must
-/// not become 99.
+/// A small number that is added before truncation. The sum of the weights is 1 only up to rounding, and an area of equal bytes 100
+/// must not become 99.
 const SLACK: f32 = 1e-3;
 
-/// Shifts each row to the left by `offset(row)` pixels.
+/// Shifts each row to the left by `offset(row)` pixels. A negative offset shifts it to the right.
 pub fn shift_rows(drawing: Drawing, offset: impl Fn(usize) -> f64) {
     let Drawing { from, to, size, fill, scratch } = drawing;
     scratch.padded.resize(size + 2 * PAD, [0; 4]);
@@ -61,7 +62,7 @@ pub fn shift_rows(drawing: Drawing, offset: impl Fn(usize) -> f64) {
     }
 }
 
-/// Shifts the whole image up by `offset` pixels.
+/// Shifts the whole image up by `offset` pixels. A negative offset shifts it down.
 pub fn shift_up(drawing: Drawing, offset: f64) {
     let Drawing { from, to, size, fill, .. } = drawing;
     let (whole, fraction, covered) = split_offset(offset, size);
@@ -78,7 +79,7 @@ pub fn shift_up(drawing: Drawing, offset: f64) {
     }
 }
 
-/// Shifts each column up by `offset(column)` pixels.
+/// Shifts each column up by `offset(column)` pixels. A negative offset shifts it down.
 pub fn shift_columns(drawing: Drawing, offset: impl Fn(usize) -> f64) {
     let Drawing { from, to, size, fill, scratch } = drawing;
     pad(from, size, &mut scratch.padded);
@@ -110,7 +111,8 @@ fn interpolate_columns(scratch: &Scratch, size: usize, fill: Pixel, to: &mut [Pi
     }
 }
 
-/// The whole pixels and the fraction of an offset, and the output positions whose centres come from inside the image.
+/// Splits an offset into its whole pixels and its fraction. Also returns the output positions whose centres come from inside the
+/// image.
 fn split_offset(offset: f64, size: usize) -> (isize, f32, Range<usize>) {
     let whole = offset.floor();
     let index = |position: f64| position.ceil().clamp(0.0, size as f64) as usize;
@@ -118,7 +120,7 @@ fn split_offset(offset: f64, size: usize) -> (isize, f32, Range<usize>) {
     (whole as isize, (offset - whole) as f32, covered)
 }
 
-/// Each output byte is the weighted sum of four input bytes, truncated.
+/// Writes the weighted sum of four input bytes, truncated, to each output byte.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn interpolate(taps: [&[u8]; 4], weights: [f32; 4], out: &mut [u8]) {
     let [a, b, c, d] = taps.map(|tap| &tap[..out.len()]);
@@ -154,7 +156,7 @@ fn draw_rotated(padded: &[Pixel], size: usize, [cos, sin]: [f64; 2], fill: Pixel
     }
 }
 
-/// The interpolated pixel at a point of a padded image.
+/// The interpolated pixel at a point of a padded image. Integer coordinates are the centres of its pixels.
 #[inline(always)]
 fn cubic(padded: &[Pixel], stride: usize, x: f64, y: f64) -> Pixel {
     let (left, top) = (x as usize, y as usize);
@@ -171,7 +173,7 @@ fn cubic(padded: &[Pixel], stride: usize, x: f64, y: f64) -> Pixel {
     sum.map(truncated)
 }
 
-/// Writes the image to `padded`, with its border pixels repeated `PAD` times around it.
+/// Writes the image to `padded`, with its border pixels repeated [`PAD`] times on each side.
 fn pad(from: &[Pixel], size: usize, padded: &mut Vec<Pixel>) {
     let stride = size + 2 * PAD;
     padded.resize(stride * stride, [0; 4]);

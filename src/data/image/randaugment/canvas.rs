@@ -1,5 +1,6 @@
-//! A square image with deferred operations. Operations on single bytes are collected in one table, which is applied together
-//! with a later operation or with the normalisation. Mirroring is deferred too, because most operations commute with it.
+//! A square image with deferred operations. Operations that change each byte by itself are collected in one table. The table is
+//! applied before a later operation that needs the pixels, or by the normalisation. Mirroring is deferred too: a geometric
+//! operation mirrors the image first, and the other operations commute with mirroring.
 
 use super::operation::Operation;
 use super::table::{self, Histogram, IDENTITY, Table};
@@ -9,21 +10,21 @@ use crate::data::image::pixels::{Pixel, Pixels};
 /// A square image and the operations that are still to be applied.
 pub struct Canvas {
     pub pixels: Pixels,
-    /// The table that is still to be applied to every byte, if there is one.
+    /// The deferred table, which is still to be applied to every byte. None if no table is deferred.
     pub table: Option<Box<Table>>,
-    /// Whether the rows are still to be mirrored.
+    /// Whether each row is still to be reversed.
     pub flipped: bool,
-    /// The colour of pixels that a geometric operation takes from outside of the image.
+    /// The colour of output pixels that a geometric operation takes from outside of the image.
     fill: Pixel,
-    /// The memory of the next image.
+    /// The memory into which the next operation draws its result.
     spare: Vec<Pixel>,
     scratch: affine::Scratch,
-    /// The memory of the next table.
+    /// The memory of the next deferred table.
     spare_table: Option<Box<Table>>,
 }
 
 impl Canvas {
-    /// A canvas without an image. `fill` is the colour of pixels that a geometric operation takes from outside of the image.
+    /// A canvas without an image. `fill` is the colour of output pixels that a geometric operation takes from outside of the image.
     pub fn new(fill: Pixel) -> Canvas {
         Canvas {
             pixels: Pixels::default(),
@@ -36,7 +37,7 @@ impl Canvas {
         }
     }
 
-    /// Begins an image of `size` × `size`, whose pixels the caller writes.
+    /// Begins an image of `size` × `size` pixels, which the caller must write. Deferred operations of the last image are dropped.
     pub fn begin(&mut self, size: usize) -> &mut Pixels {
         self.spare_table = self.table.take().or(self.spare_table.take());
         self.flipped = false;
@@ -44,7 +45,7 @@ impl Canvas {
         &mut self.pixels
     }
 
-    /// Applies or defers an operation.
+    /// Applies an operation, or defers it.
     pub fn apply(&mut self, operation: Operation) {
         use Operation::*;
         let size = self.pixels.width as f64;
@@ -90,6 +91,7 @@ impl Canvas {
         self.spare_table = spare_table;
     }
 
+    /// The histogram that the image would have if the deferred table were applied.
     fn histogram(&self) -> Histogram {
         let histogram = table::histogram(&self.pixels.rgbx);
         self.table.as_ref().map_or(histogram, |table| table::mapped(&histogram, table))
@@ -105,8 +107,8 @@ impl Canvas {
         self.spare_table = Some(table);
     }
 
-    /// Redraws the image by a geometric operation, after mirroring it if that is deferred. Most geometric operations do not commute
-    /// with mirroring.
+    /// Redraws the image by a geometric operation. A deferred mirroring is done first, because most geometric operations do not
+    /// commute with it.
     fn move_pixels(&mut self, draw: impl FnOnce(affine::Drawing)) {
         if std::mem::take(&mut self.flipped) {
             let width = self.pixels.width;
@@ -115,7 +117,7 @@ impl Canvas {
         self.redraw(draw);
     }
 
-    /// Draws a new image from the present one.
+    /// Draws a new image from the present image, after applying the deferred table.
     fn redraw(&mut self, draw: impl FnOnce(affine::Drawing)) {
         self.apply_table();
         self.spare.resize(self.pixels.rgbx.len(), [0; 4]);

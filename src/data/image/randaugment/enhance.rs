@@ -1,29 +1,31 @@
-//! Color and Sharpness, which blend an image with a gray or a smoothed copy (Pillow: `ImageEnhance.py`, `Blend.c`, `Filter.c`),
-//! and the gray for Color and Contrast.
+//! The operations Color and Sharpness, which blend an image with a gray or a smoothed copy (Pillow: `ImageEnhance.py`, `Blend.c`,
+//! `Filter.c`), and the mean gray for the operation Contrast.
 
 use crate::data::image::pixels::Pixel;
 use multiversion::multiversion;
 
-/// A finite number clipped to 0…255 and truncated, as by `value as u8`, which the compiler does not vectorise.
+/// Clips a number to 0…255 and truncates it, as `value as u8` does. The compiler vectorises this form, but not `value as u8`. The
+/// number must be finite.
 #[inline(always)]
 pub fn truncated(value: f32) -> u8 {
     // SAFETY: a finite number clipped to 0…255 fits into an i32.
     unsafe { value.clamp(0.0, 255.0).to_int_unchecked::<i32>() as u8 }
 }
 
-/// Pillow's `Image.blend` of two bytes: truncated, not rounded. A factor outside of 0…1 extrapolates.
+/// Blends two bytes as Pillow's `Image.blend` does: the result is truncated, not rounded. A factor of 0 gives `from`, a factor of 1
+/// gives `to`, and a factor outside of 0…1 extrapolates.
 #[inline(always)]
 pub fn blend(from: u8, to: u8, factor: f32) -> u8 {
     truncated(f32::from(from) + factor * (f32::from(to) - f32::from(from)))
 }
 
-/// Pillow's conversion to mode `L`.
+/// The gray value of a pixel, by Pillow's conversion to mode `L`.
 #[inline(always)]
 fn gray([r, g, b, _]: Pixel) -> u8 {
     ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
 }
 
-/// The mean gray, rounded as by `ImageEnhance.Contrast`.
+/// The mean gray value of an image, rounded as in Pillow's `ImageEnhance.Contrast`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 pub fn mean_gray(pixels: &[Pixel]) -> u8 {
     let sum: u64 =
@@ -31,7 +33,7 @@ pub fn mean_gray(pixels: &[Pixel]) -> u8 {
     (sum as f64 / pixels.len() as f64 + 0.5) as u8
 }
 
-/// Blends each pixel with its gray.
+/// Blends each pixel with its gray value: the factor 0 gives gray, the factor 1 changes nothing.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 pub fn color(pixels: &mut [Pixel], factor: f32) {
     for pixel in pixels {
@@ -40,7 +42,8 @@ pub fn color(pixels: &mut [Pixel], factor: f32) {
     }
 }
 
-/// Blends each pixel with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13. The border pixels stay.
+/// Blends each pixel with the smoothed image: the factor 0 gives the smoothed image, the factor 1 changes nothing. The image is
+/// smoothed by the kernel (1 1 1, 1 5 1, 1 1 1) / 13. Its border pixels do not change.
 pub fn sharpness(from: &[Pixel], size: usize, factor: f32, to: &mut [Pixel]) {
     to.copy_from_slice(from);
     for row in 1..size - 1 {
@@ -50,7 +53,7 @@ pub fn sharpness(from: &[Pixel], size: usize, factor: f32, to: &mut [Pixel]) {
     }
 }
 
-/// Writes one row without its first and last pixel. The same channel of the next pixel is four bytes further on.
+/// Writes one row except its first and last pixel. Pixels have four bytes, so `i` and `i + 4` are the same channel of neighbours.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn sharpen_row([above, own, below]: [&[u8]; 3], factor: f32, out: &mut [u8]) {
     let inner = out.len() - 8;
@@ -59,7 +62,7 @@ fn sharpen_row([above, own, below]: [&[u8]; 3], factor: f32, out: &mut [u8]) {
     for i in 0..inner {
         let column = |i: usize| u32::from(a[i]) + u32::from(o[i]) + u32::from(b[i]);
         let sum = column(i) + column(i + 4) + column(i + 8) + 4 * u32::from(o[i + 4]);
-        // Pillow rounds the sum over 13 half up.
+        // Pillow rounds sum / 13 to the nearest number.
         let smooth = ((2 * sum + 13) / 26) as u8;
         out[i] = blend(smooth, o[i + 4], factor);
     }

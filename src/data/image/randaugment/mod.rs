@@ -1,5 +1,5 @@
-//! RandAugment (timm 1.0: `auto_augment.py`): a few operations drawn with replacement, each applied with some probability and
-//! with a magnitude that varies from image to image.
+//! RandAugment (timm 1.0: `auto_augment.py`): for each image a few operations are drawn with replacement. Each drawn operation is
+//! applied with some probability, and with a random magnitude.
 
 mod affine;
 mod canvas;
@@ -17,7 +17,7 @@ pub use table::{IDENTITY, Table};
 const KINDS: usize = 15;
 
 impl Policy {
-    /// Draws the operations of an image and applies them.
+    /// Draws the operations for an image, and applies them.
     pub fn apply(&self, canvas: &mut Canvas, random: &mut Random) {
         for _layer in 0..self.layers {
             if let Some(operation) = self.draw(random) {
@@ -26,7 +26,7 @@ impl Policy {
         }
     }
 
-    /// Draws an operation with the policy's probability; otherwise returns none.
+    /// Draws an operation, or none if the policy's probability decides against it.
     pub fn draw(&self, random: &mut Random) -> Option<Operation> {
         let kind = random.below(KINDS);
         if random.uniform() >= self.probability {
@@ -38,7 +38,9 @@ impl Policy {
     }
 }
 
-/// The operation of a kind at a level in 0…1 (timm's `LEVEL_TO_ARG`).
+/// The operation of number `kind` (0 to 14) with the argument that `level` (0…1) gives it (timm's `LEVEL_TO_ARG`). `negative` is
+/// the direction of operations that have two. If `increasing`, a higher level strengthens every operation that depends on the
+/// level.
 fn operation(kind: usize, level: f64, negative: bool, increasing: bool) -> Operation {
     let signed = |value: f64| if negative { -value } else { value };
     let enhance = || if increasing { (1.0 + signed(0.9 * level)).max(0.1) } else { 0.1 + 1.8 * level };
@@ -65,8 +67,8 @@ fn operation(kind: usize, level: f64, negative: bool, increasing: bool) -> Opera
     }
 }
 
-/// torchvision's `ColorJitter`: brightness, contrast and saturation in random order, of one strength. timm uses it if there is no
-/// RandAugment.
+/// Changes brightness, contrast and saturation in random order, as torchvision's `ColorJitter` does. All three factors are drawn
+/// from 1 − `strength` (but at least 0) to 1 + `strength`. As in timm, images are jittered only if the config has no RandAugment.
 pub fn jitter(canvas: &mut Canvas, strength: f64, random: &mut Random) {
     let mut order = [0, 1, 2];
     random.shuffle(&mut order);

@@ -6,25 +6,25 @@ pub enum Operation {
     AutoContrast,
     Equalize,
     Invert,
-    /// Keeps this number of high bits of each byte.
+    /// Keeps this many high bits of each byte, and sets the others to 0.
     Posterize(u32),
-    /// Inverts bytes from this value on.
+    /// Inverts the bytes that are at least this value.
     Solarize(u32),
-    /// Adds this value to bytes below 128.
+    /// Adds this value to the bytes below 128, and clips the sums to 255.
     SolarizeAdd(u32),
-    /// Blends with the gray image: 0 is gray, 1 the image itself.
+    /// Blends the image with its gray copy: the factor 0 gives the copy, the factor 1 the image itself.
     Color(f64),
-    /// Blends with the mean gray: 0 is gray, 1 the image itself.
+    /// Blends the image with its mean gray value: the factor 0 gives gray, the factor 1 the image itself.
     Contrast(f64),
-    /// Blends with black: 0 is black, 1 the image itself.
+    /// Blends the image with black: the factor 0 gives black, the factor 1 the image itself.
     Brightness(f64),
-    /// Blends with the smoothed image: 0 is smooth, 1 the image itself.
+    /// Blends the image with a smoothed copy: the factor 0 gives the copy, the factor 1 the image itself.
     Sharpness(f64),
-    /// Rotates counter-clockwise by degrees.
+    /// Rotates the image counter-clockwise by this many degrees.
     Rotate(f64),
-    /// Shifts each row to the left by this many pixels for each row from the top.
+    /// Shifts each row to the left, by this many pixels more than the row above it.
     ShearX(f64),
-    /// Shifts each column up by this many pixels for each column from the left.
+    /// Shifts each column up, by this many pixels more than the column to the left of it.
     ShearY(f64),
     /// Shifts the image to the left by this share of its side.
     TranslateX(f64),

@@ -1,4 +1,5 @@
-//! Operations on single bytes, as tables: the new value of each byte, for each channel.
+//! Operations that change each byte by itself, as tables of the new values, and histograms from which some of the tables are
+//! computed.
 
 use super::enhance::blend;
 use crate::data::image::pixels::Pixel;
@@ -9,7 +10,7 @@ pub type Table = [[u8; 256]; 3];
 /// The number of pixels with each value of each channel.
 pub type Histogram = [[u32; 256]; 3];
 
-/// Leaves every byte as it is.
+/// The table that leaves every byte unchanged.
 pub static IDENTITY: Table = {
     let mut table = [[0; 256]; 3];
     let mut value = 0;
@@ -22,21 +23,22 @@ pub static IDENTITY: Table = {
     table
 };
 
-/// The table that maps every channel by the same function.
+/// The table that maps the bytes of all channels by the same function.
 pub fn uniform(new_value: impl Fn(u32) -> u32) -> Table {
     [std::array::from_fn(|value| new_value(value as u32) as u8); 3]
 }
 
-/// Appends `after` to `table`: it is applied to the values that `table` gives.
+/// Changes `table` so that it maps each byte first by its old values and then by `after`.
 pub fn compose(table: &mut Table, after: &Table) {
     for (table, after) in table.iter_mut().zip(after) {
         table.iter_mut().for_each(|value| *value = after[*value as usize]);
     }
 }
 
-/// Counts the values of each channel.
+/// Counts how many pixels have each value, for each channel.
 pub fn histogram(pixels: &[Pixel]) -> Histogram {
-    // Neighbours often have the same value. Two neighbours count in two histograms, so that one increment does not wait for the other.
+    // Neighbouring pixels often have the same value. They are counted in two histograms, so that one increment does not wait for
+    // the other.
     let mut counts = [[[0u32; 256]; 3]; 2];
     let mut count = |which: usize, pixel: &Pixel| {
         for (counts, &value) in counts[which].iter_mut().zip(pixel) {
@@ -51,7 +53,7 @@ pub fn histogram(pixels: &[Pixel]) -> Histogram {
     sum
 }
 
-/// The histogram of an image after `table` is applied to it.
+/// The histogram of an image after `table` is applied to the image. `histogram` is that of the image before.
 pub fn mapped(histogram: &Histogram, table: &Table) -> Histogram {
     let mut result = [[0; 256]; 3];
     for channel in 0..3 {
@@ -62,7 +64,7 @@ pub fn mapped(histogram: &Histogram, table: &Table) -> Histogram {
     result
 }
 
-/// Pillow's `ImageOps.autocontrast` without a cutoff: each channel is stretched to 0…255.
+/// Pillow's `ImageOps.autocontrast` without a cutoff: the values of each channel are stretched linearly to 0…255.
 pub fn auto_contrast(histogram: &Histogram) -> Table {
     std::array::from_fn(|channel| {
         let counts = &histogram[channel];
@@ -73,12 +75,12 @@ pub fn auto_contrast(histogram: &Histogram) -> Table {
         }
         let scale = 255.0 / (high - low) as f64;
         let offset = -(low as f64) * scale;
-        // The conversion truncates towards zero and clips.
+        // The conversion truncates the number and clips it to 0…255.
         std::array::from_fn(|value| (value as f64 * scale + offset) as u8)
     })
 }
 
-/// Pillow's `ImageOps.equalize`.
+/// Pillow's `ImageOps.equalize`, which flattens the histogram of each channel.
 pub fn equalize(histogram: &Histogram) -> Table {
     std::array::from_fn(|channel| {
         let counts = &histogram[channel];
@@ -96,7 +98,7 @@ pub fn equalize(histogram: &Histogram) -> Table {
     })
 }
 
-/// Pillow's `Image.blend` of a constant with each byte.
+/// Pillow's `Image.blend` of a constant with each byte: the factor 0 gives the constant, the factor 1 the byte.
 pub fn blend_with(constant: u8, factor: f64) -> Table {
     uniform(|value| blend(constant, value as u8, factor as f32).into())
 }

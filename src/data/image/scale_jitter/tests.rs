@@ -4,7 +4,7 @@ use hotcoco::mask;
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
-/// As in `tools/golden_coco_data.py`.
+/// The height and width of the image, as in `tools/golden_coco_data.py`.
 const SIZE: [usize; 2] = [120, 160];
 
 #[derive(Deserialize)]
@@ -23,14 +23,14 @@ struct Case {
     placed: Vec<Option<Placed>>,
 }
 
-/// The part of an object within a crop, by shapely.
+/// The part of an object within a crop, computed by shapely.
 #[derive(Deserialize)]
 struct Placed {
     bbox: [f64; 4],
     area: f64,
-    /// Its run lengths.
+    /// The run lengths of the part.
     cut: String,
-    /// The run lengths of the object's mask, which was flipped, resized and cropped as an image.
+    /// The run lengths of the object's mask after the mask was flipped, resized and cropped as an image.
     moved: String,
 }
 
@@ -61,7 +61,7 @@ fn scene(objects: &[Vec<Vec<f64>>]) -> Scene {
     Scene { image: 3, size: SIZE, objects: objects.iter().enumerate().map(object).collect() }
 }
 
-/// Compares normalised planes with the RGB bytes of a crop by Pillow, outside of which they are 0.
+/// Compares normalised planes with the RGB bytes of Pillow's crop. Outside of the crop, the planes must be 0.
 fn assert_pixels(what: &str, planes: &[f32], side: usize, name: &str) {
     let file = include_bytes!("../../../../tests/golden/coco_data.safetensors");
     let file = SafeTensors::deserialize(file).unwrap();
@@ -136,7 +136,7 @@ fn boxes_areas_and_masks_of_cut_objects_are_shapelys() {
                 area(true) as f64 / area(false) as f64
             };
             assert!(overlap(&placed.cut) > 0.999, "{what}: {}", overlap(&placed.cut));
-            // Half a pixel along the outline is much of a small or thin object.
+            // The masks may differ by half a pixel along the outline, which is a large share of a small or thin object.
             if placed.area > 30_000.0 && scale > 1.0 {
                 assert!(overlap(&placed.moved) > 0.98, "{what}: {}", overlap(&placed.moved));
             }
@@ -153,7 +153,7 @@ fn boxes_without_outlines_are_moved_and_cut() {
     let object = |bbox| Object { bbox, ..whole.clone() };
     let objects = vec![whole.clone(), object([100.0, 100.0, 50.0, 15.0]), object([0.0, 0.0, 4.0, 4.0])];
     let scene = Scene { image: 0, size: SIZE, objects };
-    // The image becomes 240 × 320 pixels, of which the crop shows the rows from 44 and the columns from 64.
+    // The image becomes 240 rows of 320 pixels. The crop shows 160 rows from row 32 on, and 160 columns from column 64 on.
     let placement = Placement::new(SIZE, 160, true, 2.0, 0.4);
     assert_eq!((placement.part.top, placement.part.left), (32, 64));
     let boxes: Vec<[f64; 4]> = placement.scene(&scene).objects.into_iter().map(|object| object.bbox).collect();
@@ -179,7 +179,7 @@ fn a_sample_is_a_function_of_its_key_and_draws_use_the_whole_range() {
         (15..59).contains(&padded) && (24..30).contains(&smallest),
         "{padded} are padded, the smallest has {smallest}"
     );
-    // Half of all images are flipped: the small object in the lower right corner is then on the left.
+    // Half of all images are flipped. The small object in the lower right corner is then on the left.
     let small = |key| sample(key).0.objects.into_iter().find(|object| object.class == 4);
     let lefts: Vec<f64> = (0..60).filter_map(small).map(|object| object.bbox[0]).collect();
     let (at_left, seen) = (lefts.iter().filter(|&&left| left < 20.0).count(), lefts.len());
