@@ -18,8 +18,8 @@ use tch::Tensor;
 pub struct TestBatch {
     /// The images of the batch, or the only image at each scale of the evaluation.
     pub images: Vec<BatchImages>,
-    /// The class of each image (batch), or the label map of the only image (1, row, column) at its own size, or the objects of
-    /// the only image in fp64 (1, number) in its own pixels.
+    /// The class of each image (batch). For a single image with a label map, the map (1, row, column) at its own size. For a
+    /// single image with objects, the objects in fp64 (1, number), in pixels of the image at its own size.
     pub labels: Tensor,
     /// The memory of the images, if it is reused.
     _memory: Option<Borrowed>,

@@ -31,8 +31,8 @@ pub struct Coco {
 /// learn, as detectron2 does.
 ///
 /// # Errors
-/// A usage error that names the file and the cure, if a file is missing or malformed, if the splits list different categories or
-/// not `detection.classes` of them, or if no training image has an object to learn from.
+/// A usage error that names the file and the cure, if a file is missing or malformed. Also if the splits list different
+/// categories or not `detection.classes` of them, or if no training image has an object to learn from.
 pub fn open(keys: &Detection) -> Result<(Coco, Coco)> {
     let (training_file, training) = split(keys, ["train2017", "train"], Purpose::Training)?;
     let (evaluation_file, evaluation) = split(keys, ["val2017", "val"], Purpose::Evaluation)?;

@@ -34,8 +34,8 @@ pub struct Folder {
 /// Opens the training and the evaluation split, and keeps their indexes in the folder `indexes`, if it is given.
 ///
 /// # Errors
-/// A usage error if a split is missing, if there are several evaluation splits, if a class has no image or a folder cannot be
-/// listed, or if the splits have different classes.
+/// A usage error if a split is missing, or if there are several evaluation splits. Also if a class has no image, a folder cannot
+/// be listed, or the splits have different classes.
 pub fn open(folder: &Path, indexes: Option<&IndexFolder>) -> Result<(Folder, Folder)> {
     let name = evaluation_split(folder, |name| Ok(folder.join(name).is_dir()))?;
     let split = |name: &str| Folder::open(&folder.join(name), indexes.map(|indexes| indexes.file(name)).as_ref());

@@ -29,8 +29,8 @@ pub struct Pairs {
 /// Opens the training and the evaluation split.
 ///
 /// # Errors
-/// A usage error if a split is missing or has fewer than two images, if there are several evaluation splits, or if an image has
-/// no label map.
+/// A usage error if a split is missing or has fewer than two images. Also if there are several evaluation splits, or if an image
+/// has no label map.
 pub fn open(folder: &Path) -> Result<(Pairs, Pairs)> {
     let images = folder.join(IMAGES);
     require!(

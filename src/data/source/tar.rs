@@ -29,8 +29,8 @@ pub struct TarShards {
 /// Opens the training and the evaluation split, and keeps their indexes in the folder `indexes`, if it is given.
 ///
 /// # Errors
-/// A usage error if a split has no tars or there are several evaluation splits, if a tar is damaged or has a path that leaves its
-/// folder, or if an image has no label.
+/// A usage error if a split has no tars, or if there are several evaluation splits. Also if a tar is damaged or has a path that
+/// leaves its folder, or if an image has no label.
 pub fn open(root: &Path, indexes: Option<&IndexFolder>) -> Result<(TarShards, TarShards)> {
     let split = |name: &str| TarShards::open(root, name, indexes.map(|indexes| indexes.file(name)).as_ref());
     let training = split(TRAINING)?;
@@ -46,8 +46,8 @@ impl TarShards {
     /// Indexes the tars of a split, or reads the index from the file `kept` if the tars have not changed since it was written.
     ///
     /// # Errors
-    /// A usage error if the split has no tars, if a tar is damaged or has a path that leaves its folder, or if an image lacks a
-    /// label.
+    /// A usage error if the split has no tars. Also if a tar is damaged or has a path that leaves its folder, or if an image has
+    /// no label.
     pub fn open(root: &Path, split: &str, kept: Option<&IndexFile>) -> Result<TarShards> {
         let tars = tars(root, split)?;
         let index = Index::cached(
