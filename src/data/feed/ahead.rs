@@ -1,5 +1,6 @@
-//! A stream of items that worker threads make ahead of the consumer. With W workers, worker w makes the items w, w + W, w + 2W, and
-//! so on, and the consumer takes one item of each worker in turn. So the number of workers changes the speed and the memory, but no item.
+//! A stream of items that worker threads make ahead of the consumer. With W workers, worker w makes the items w, w + W, w + 2W,
+//! and so on, and the consumer takes one item of each worker in turn. So the number of workers changes the speed and the memory,
+//! but not the items.
 
 use crate::thread;
 use anyhow::Result;
@@ -10,7 +11,7 @@ use std::thread::JoinHandle;
 /// The most items that a worker keeps ready.
 const MOST_READY: usize = 3;
 /// The bytes that the items of all workers may take, both the items that are ready and the items that are being made. Each worker
-/// makes one item even if these take more.
+/// makes one item even if all these items take more.
 const MOST_BYTES: usize = 512 << 20;
 
 /// How many items of `bytes` bytes each worker keeps ready, apart from the item that it is making. If the number is 0, a worker
@@ -67,7 +68,8 @@ impl<T: Send + 'static> Ahead<T> {
 impl<T> Iterator for Ahead<T> {
     type Item = T;
 
-    /// Waits for the next item; none after the last one. If its worker has panicked, the panic is resumed in the calling thread.
+    /// Waits for the next item. Returns none after the last item. If the item's worker has panicked, the panic is resumed in the
+    /// calling thread.
     fn next(&mut self) -> Option<T> {
         let item = self.workers[self.next].recv().ok();
         if item.is_none()
@@ -82,7 +84,7 @@ impl<T> Iterator for Ahead<T> {
 }
 
 impl<T> Drop for Ahead<T> {
-    /// Waits for the workers to end, since none may make tensors while the program ends.
+    /// Waits for the workers to end, because no thread may make tensors while the program ends.
     fn drop(&mut self) {
         self.workers.clear();
         for thread in self.threads.drain(..).flatten() {
@@ -98,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_ready_items_are_bounded_in_number_and_in_bytes() {
-        // ViT-B's micro-batch of 64 images, and one of 512.
+        // The bytes of 64 images and of 512 images of ViT-B (3 × 224 × 224, fp32).
         let (of_64, of_512) = (64 * 3 * 224 * 224 * 4, 512 * 3 * 224 * 224 * 4);
         assert_eq!([1, 3, 8, 30].map(|workers| ready(workers, of_64)), [3, 3, 0, 0]);
         assert_eq!([ready(1, of_512), ready(4, of_512), ready(4, 100)], [0, 0, 3]);

@@ -1,4 +1,4 @@
-//! Micro-batches of training images, and how they get to a device.
+//! Micro-batches of training images, and their way to a device.
 
 use super::batch_memory::Borrowed;
 use super::images::BatchImages;
@@ -10,33 +10,36 @@ use tch::{Device, Kind, Tensor};
 /// One micro-batch of training images.
 #[derive(Debug)]
 pub struct Batch {
+    /// The parts of the micro-batch, in the order of their samples.
     pub(super) pieces: Vec<Piece>,
     /// The positions of the samples in the global batch.
     pub positions: Range<usize>,
 }
 
-/// A part of a micro-batch. For a GPU the loader puts its tensors into pinned memory.
+/// A part of a micro-batch. For a GPU, the loader puts its images and most targets into pinned memory.
 #[derive(Debug)]
 pub(super) struct Piece {
     pub images: BatchImages,
-    /// The task's targets, whose first dimension counts samples: distributions over the classes (batch, class), label maps (batch,
-    /// row, column), or rows of objects in fp64 (batch, number), which are not in pinned memory.
+    /// The targets of the task: distributions over the classes (batch, class), label maps (batch, row, column), or rows of
+    /// objects in fp64 (batch, number). Rows of objects are not in pinned memory.
     pub targets: Tensor,
-    /// The mixing of the images, if the device has still to do it.
+    /// The mixing of the images, if the device must still mix them.
     pub mix: Option<Mix>,
     /// The memory of the images, if it is reused.
     pub memory: Option<Borrowed>,
 }
 
 impl Batch {
-    /// Makes a batch of images, or of normalised images (batch, channel, row, column), and targets that are already mixed.
+    /// Makes a batch of one piece, from images and targets that need no mixing. A tensor of images is (batch, channel, row,
+    /// column) and normalised.
     pub fn of(images: impl Into<BatchImages>, targets: Tensor, positions: Range<usize>) -> Batch {
         Batch { pieces: vec![Piece { images: images.into(), targets, mix: None, memory: None }], positions }
     }
 
-    /// Copies the batch to a device, and normalises and mixes its images there if that is not done yet. Returns the images (batch,
-    /// channel, row, column), the targets and, if it is reused, the memory of the images, which must be dropped after them. Rows of
-    /// objects stay on the host, which reads them.
+    /// Copies the batch to a device, and normalises and mixes its images there if the workers have not done so. Returns the
+    /// images (batch, channel, row, column), the targets, and the memory of the images if it is reused. The memory must be
+    /// dropped after the images. If the batch has several pieces, the images are a copy and no memory is returned. Rows of
+    /// objects stay on the host, where the task reads them.
     pub fn on(self, device: Device) -> (Tensor, Tensor, Option<Borrowed>) {
         let on_device = |Piece { images, targets, mix, memory }: Piece| {
             let images_bchw = images.on(device);
@@ -54,13 +57,13 @@ impl Batch {
     }
 }
 
-/// Whether targets are rows of objects, the only targets in fp64.
+/// Whether targets are rows of objects. No other targets are in fp64.
 pub(super) fn is_rows(targets: &Tensor) -> bool {
     targets.kind() == Kind::Double
 }
 
-/// The targets of all pieces. Rows of objects have the length of the longest row of their piece, and get zeros up to the longest row
-/// of all pieces.
+/// Joins the targets of all pieces. The rows of objects of each piece are as long as its longest row. They get zeros up to the
+/// longest row of all pieces.
 fn joined(targets: &[&Tensor]) -> Tensor {
     let longest = targets.iter().map(|targets| targets.size()[1]).max().unwrap_or(0);
     let padded = |targets: &&Tensor| match longest - targets.size()[1] {

@@ -1,5 +1,5 @@
-//! Reuses the memory of batches. If many threads allocated tens of megabytes for each batch, the allocator would fragment: a loader
-//! that holds 350 MiB grew to more than a gigabyte.
+//! Reuses the memory of batches. If many threads allocated tens of megabytes for each batch, the allocator would fragment the
+//! memory: a loader that held 350 MiB grew to more than a gigabyte.
 
 use super::ahead::held_by_worker;
 use crate::usage;
@@ -8,11 +8,11 @@ use anyhow::Result;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Tensors that are not in use.
+/// Host tensors that are not in use. All clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct BatchMemory(Arc<Mutex<Vec<Tensor>>>);
 
-/// A tensor in use. Dropping this makes the tensor available again, so all its views must be dropped before.
+/// A tensor in use. Dropping it makes the tensor available again, so all views of the tensor must be dropped before.
 #[derive(Debug)]
 pub struct Borrowed {
     memory: BatchMemory,
@@ -20,7 +20,7 @@ pub struct Borrowed {
 }
 
 impl BatchMemory {
-    /// Takes a host tensor of undefined values that is not in use, or allocates it.
+    /// Takes a host tensor of this shape and kind that is not in use, or allocates one. Its values are undefined.
     ///
     /// # Errors
     /// There is no memory for a new tensor.
@@ -41,12 +41,12 @@ impl Drop for Borrowed {
     }
 }
 
-/// Takes or allocates a host tensor for images, fp32 or bytes. For a GPU it is in pinned memory, which libtorch keeps until the GPU
-/// has copied the images.
+/// Gets a host tensor for images of this kind, fp32 or bytes. For a CPU, takes or allocates a tensor of `memory`. For a GPU,
+/// allocates pinned memory, which libtorch keeps until the GPU has copied the images.
 ///
 /// # Errors
-/// A usage error if there is no memory. Its text says how much memory the `workers` of a replica take, and the cure. The text does not
-/// quote libtorch's message, because that would look like the error of a step that needs a smaller micro-batch.
+/// A usage error if there is no memory. Its text says how much memory the `workers` workers of a replica take, and the cure. The
+/// text does not quote libtorch's message, because that would look like the error of a step that needs a smaller micro-batch.
 pub fn allocate(
     memory: &BatchMemory,
     (shape, kind): ([i64; 4], Kind),

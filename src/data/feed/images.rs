@@ -1,5 +1,5 @@
-//! The images of a batch on their way to a device: normalised by the data workers, or as bytes that the device normalises. Bytes are a
-//! quarter of the size, and become the same bits.
+//! The images of a batch on their way to a device: normalised by the data workers, or as bytes that the device normalises. Bytes
+//! take a quarter of the memory, and the device makes the same normalised bits of them.
 
 use crate::config::{Config, TaskKind};
 use crate::data::image::erase::{Erased, write_noise};
@@ -11,17 +11,18 @@ use tch::{Device, Kind, Tensor};
 /// The form in which data workers hand over images.
 #[derive(Debug, Clone)]
 pub enum Handover {
-    /// Normalised and mixed.
+    /// Normalised and, if they have classes, mixed.
     Finished,
-    /// Normalised. The device that takes the images from this memory mixes them.
+    /// Normalised. The device of this [`Staging`] mixes the images.
     Unmixed(Staging),
-    /// As bytes, which the device that takes them from this memory normalises and mixes. Images with label maps or objects are
-    /// normalised by the workers even so, because no byte stands for the zeros around them.
+    /// As bytes, which the device of this [`Staging`] normalises and mixes. But workers normalise images with label maps or
+    /// objects themselves, because no byte becomes the zeros around such images.
     Bytes(Staging),
 }
 
 impl Handover {
-    /// The form for the device of `staging`: finished for a CPU. A GPU gets bytes if `as_bytes`.
+    /// The form for the device of `staging`. A CPU gets finished images. A GPU gets bytes if `as_bytes`, and unmixed images
+    /// otherwise.
     pub fn new(staging: Staging, as_bytes: bool) -> Handover {
         match (staging.is_pinned(), as_bytes) {
             (false, _) => Handover::Finished,
@@ -30,7 +31,7 @@ impl Handover {
         }
     }
 
-    /// The memory from which the device takes the images.
+    /// The allocator of the memory from which the device takes the images.
     pub fn staging(&self) -> Staging {
         match self {
             Handover::Finished => Staging::of_cpu(),
@@ -49,7 +50,8 @@ impl Handover {
     }
 }
 
-/// The kind of images that are normalised with these numbers by a device, or else by the workers.
+/// The kind of the images that the workers write: bytes if there are `numbers`, with which a device normalises them, and fp32
+/// otherwise.
 pub(super) fn kind(numbers: &Option<Tensor>) -> Kind {
     if numbers.is_some() { Kind::Uint8 } else { Kind::Float }
 }
@@ -71,14 +73,15 @@ pub enum BatchImages {
 }
 
 impl From<Tensor> for BatchImages {
-    /// Takes images that are normalised.
+    /// Takes normalised images.
     fn from(images_bchw: Tensor) -> BatchImages {
         BatchImages::Normalised(images_bchw)
     }
 }
 
 impl BatchImages {
-    /// Makes a batch of images that workers wrote by [`out`]: bytes if there are `numbers`.
+    /// Makes a batch of images that a worker wrote into [`out`]. They are bytes if there are `numbers`, and `erased` is then
+    /// their noise.
     pub(super) fn written(
         images_bchw: Tensor,
         erased: &Erased,
@@ -112,7 +115,8 @@ impl BatchImages {
         }
     }
 
-    /// The normalised images (batch, channel, row, column) on a device. Does not wait for a copy from pinned memory.
+    /// Copies the images (batch, channel, row, column) to a device. There, normalises images of bytes and writes their noise.
+    /// Does not wait for a copy from pinned memory.
     pub fn on(&self, device: Device) -> Tensor {
         match self {
             BatchImages::Normalised(images_bchw) => upload(images_bchw, device),
@@ -127,8 +131,8 @@ impl BatchImages {
     }
 }
 
-/// The memory of one image in a host tensor of images (batch, channel, row, column), which are bytes or fp32. `erased` takes the noise for
-/// images of bytes.
+/// The memory of the image `number` in a host tensor of images (batch, channel, row, column) of bytes or fp32. For bytes,
+/// `erased` takes the noise of RandomErasing.
 pub(super) fn out<'a>(images_bchw: &'a mut Tensor, number: usize, erased: &'a mut Erased) -> Out<'a> {
     let image = images_bchw.numel() / images_bchw.size()[0] as usize;
     let start = number * image;

@@ -1,4 +1,4 @@
-//! Loads micro-batches of training images. Worker threads make them ahead of the step.
+//! Loads micro-batches of training images. Worker threads make them before a step needs them.
 
 use super::Feed;
 use super::ahead::Ahead;
@@ -20,12 +20,12 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Kind, Tensor};
 
-/// The most samples of a micro-batch that a worker makes at a time, so that all workers share the work on a large micro-batch.
+/// The largest number of samples of a micro-batch that a worker makes at a time. So several workers share a large micro-batch.
 const PIECE: usize = 64;
 const _: () = assert!(BLOCK.is_multiple_of(PIECE) && PIECE.is_multiple_of(2));
 
-/// The pieces of a micro-batch. They end at multiples of [`PIECE`] in the global batch, so that each lies in one [`BLOCK`] of
-/// samples that are mixed alike.
+/// Divides the positions of a micro-batch into pieces, at multiples of [`PIECE`] in the global batch. So each piece lies in one
+/// [`BLOCK`], whose samples are mixed alike.
 fn pieces(micro_batch: &Range<usize>) -> Vec<Range<usize>> {
     let starts = (micro_batch.start / PIECE..micro_batch.end.div_ceil(PIECE)).map(|piece| piece * PIECE);
     starts.map(|start| start.max(micro_batch.start)..(start + PIECE).min(micro_batch.end)).collect()
@@ -34,9 +34,9 @@ fn pieces(micro_batch: &Range<usize>) -> Vec<Range<usize>> {
 /// The endless stream of a replica's micro-batches.
 pub struct Loader {
     pieces: Ahead<Result<Piece>>,
-    /// The micro-batches of each step, and the number of pieces of each.
+    /// The positions of each micro-batch of a step in the global batch, and its number of pieces.
     micro_batches: Vec<(Range<usize>, usize)>,
-    /// The index of the next micro-batch.
+    /// The index in `micro_batches` of the next micro-batch.
     next: usize,
 }
 
@@ -53,12 +53,12 @@ struct Shared {
     staging: Staging,
     /// The kind of the images that the workers write.
     kind: Kind,
-    /// The pieces of the replica's micro-batches of each step.
+    /// The positions of the pieces of all the replica's micro-batches in a step.
     pieces: Vec<Range<usize>>,
     first_step: u64,
     memory: BatchMemory,
     workers: usize,
-    /// The order of the epoch that a worker asked for last, with the epoch's number. Workers in the same epoch share it.
+    /// The number and the order of the epoch that a worker asked for last. Workers in the same epoch share the order.
     epoch: Mutex<Option<(u64, Arc<Epoch>)>>,
 }
 
@@ -76,12 +76,13 @@ enum AnyReader {
     WithObjects(ObjectReader),
 }
 
-/// A worker, with the order of the epoch that it is in.
+/// The state of one worker.
 struct Worker {
     shared: Arc<Shared>,
     reader: AnyReader,
     /// [`Handover::numbers`]
     numbers: Option<Tensor>,
+    /// The number and the order of the epoch of its last piece.
     epoch: Option<(u64, Arc<Epoch>)>,
 }
 
@@ -89,8 +90,8 @@ struct Worker {
 const MIX_KEY: u64 = 3;
 
 impl Loader {
-    /// Starts the workers of one replica in a phase that continues at `first_step`. `micro_batches` are the replica's part of every
-    /// global batch.
+    /// Starts the workers of one replica in a phase that continues at `first_step`. `micro_batches` are the positions of the
+    /// replica's micro-batches in every global batch.
     ///
     /// # Errors
     /// A usage error if a thread cannot be started.
@@ -145,7 +146,7 @@ impl Loader {
 impl Iterator for Loader {
     type Item = Result<Batch>;
 
-    /// Waits for the next micro-batch. The stream has no end, but its next item may be an error.
+    /// Waits for the next micro-batch. The stream has no end, but an item may be an error.
     fn next(&mut self) -> Option<Result<Batch>> {
         let (positions, count) = &self.micro_batches[self.next];
         self.next = (self.next + 1) % self.micro_batches.len();
@@ -166,8 +167,8 @@ impl Images {
 }
 
 impl Shared {
-    /// Writes the images of these samples and mixes them, unless a device does so later. `erased` takes the noise for images of bytes.
-    /// Returns their targets, and the mixing if a device has still to do it.
+    /// Writes the images of these samples, and mixes them unless a device will mix them. `erased` takes the noise for images of
+    /// bytes. Returns the mixed targets, and the mixing if a device must still mix the images.
     fn with_classes(
         &self,
         reader: &mut Reader,
@@ -188,7 +189,7 @@ impl Shared {
         Ok((targets_bc, None))
     }
 
-    /// The order of an epoch, with its number.
+    /// The number and the order of an epoch.
     fn order(&self, epoch: u64) -> (u64, Arc<Epoch>) {
         let mut newest = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
         match &*newest {
@@ -203,7 +204,7 @@ impl Shared {
 }
 
 impl Worker {
-    /// Makes the piece with this number. Pieces are numbered from 0 through all steps from the first on.
+    /// Makes the piece with this number. Piece 0 is the first piece of `first_step`, and the numbers go on through all steps.
     fn make(&mut self, number: usize) -> Result<Piece> {
         let shared = self.shared.clone();
         let step = shared.first_step + (number / shared.pieces.len()) as u64;

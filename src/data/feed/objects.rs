@@ -19,7 +19,7 @@ pub struct ObjectReading {
     split: Split,
     jitter: ScaleJitter,
     bad: Arc<BadImages>,
-    /// Height = width of the images.
+    /// Height = width of the network's input.
     side: usize,
 }
 
@@ -27,6 +27,7 @@ pub struct ObjectReading {
 pub struct ObjectReader {
     reading: Arc<ObjectReading>,
     bytes: Vec<u8>,
+    /// None before the first image.
     bench: Option<Workbench>,
 }
 
@@ -41,19 +42,19 @@ impl ObjectReading {
         ObjectReader { reading: self.clone(), bytes: Vec::new(), bench: None }
     }
 
-    /// The bytes of an image for evaluation: three fp32 planes.
+    /// The size of an image for evaluation in bytes: three fp32 planes.
     pub fn image_bytes(&self) -> usize {
         4 * 3 * self.side * self.side
     }
 }
 
 impl ObjectReader {
-    /// Writes training images (channel, row, column), one after another, and returns their objects in fp64 (batch, number): each row
-    /// is [`Scene::to_row`] with zeros up to the length of the longest row. A sample is the index of an image and the key of the
-    /// random numbers of its transform.
+    /// Writes training images (channel, row, column) into `pixels`, one after another, and returns their objects in fp64 (batch,
+    /// number). Each row is [`Scene::to_row`] with zeros up to the length of the longest row. A sample is the index of an image,
+    /// and the key of the random numbers of its transform.
     ///
     /// # Errors
-    /// If more images than the config allows are unreadable, or differ in size from their annotations.
+    /// More images than the config allows are unreadable or differ in size from their annotations, or no image can be used.
     pub fn train(&mut self, samples: &[(usize, [u64; 4])], pixels: &mut [f32]) -> Result<Tensor> {
         let side = self.reading.side;
         let outs = pixels.chunks_exact_mut(3 * side * side);
@@ -64,7 +65,7 @@ impl ObjectReader {
         Ok(Tensor::from_slice(&rows.concat()).view([samples.len() as i64, longest as i64]))
     }
 
-    /// Writes a training image or, if it is unreadable, the next readable one. Returns its objects.
+    /// Writes a training image or, if it cannot be used, the next image that can. Returns the objects of the written image.
     fn train_one(&mut self, index: usize, key: &[u64], out: &mut [f32]) -> Result<Scene> {
         let count = self.reading.split.len();
         for other in (index..count).chain(0..index) {
@@ -80,11 +81,12 @@ impl ObjectReader {
         Err(usage!("none of the {count} images can be read; see the warnings above"))
     }
 
-    /// An image for evaluation (1, channel, row, column), and its objects in pixels of the stored image, in fp64 (1, number) as
-    /// [`Scene::to_row`] writes them. If the image is unreadable, the first dimension of both is 0.
+    /// An image for evaluation (1, channel, row, column), and its objects in fp64 (1, number) as [`Scene::to_row`] writes them.
+    /// The objects are in pixels of the upright image before it is resized. If the image is skipped, the first dimension of both
+    /// tensors is 0.
     ///
     /// # Errors
-    /// If more images than the config allows are unreadable, or differ in size from their annotations.
+    /// More images than the config allows are unreadable or differ in size from their annotations.
     pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
         let scene = self.reading.split.scene(index)?;
         let Some(images_1chw) = self.image(index, (&scene, Workbench::open_whole), fitted)? else {
@@ -97,25 +99,25 @@ impl ObjectReader {
     /// An image for evaluation (1, channel, row, column), whose objects need not be known.
     ///
     /// # Errors
-    /// If it is unreadable.
+    /// A usage error if the image is unreadable.
     pub fn image_alone(&mut self, index: usize) -> Result<Vec<Tensor>> {
         let image = self.read(index, (None, Workbench::open_whole), fitted);
         image.map_err(|fault| unreadable(&self.reading.split, index, &fault))
     }
 
-    /// The upright pixels of the image that was read last for an evaluation.
+    /// The upright pixels of the image that [`ObjectReader::evaluate`] or [`ObjectReader::image_alone`] has read last.
     ///
     /// # Panics
-    /// If no image has been read.
+    /// If no image has been read, or if a training image was read last.
     pub fn photo(&self) -> View<'_> {
         self.bench.as_ref().expect("an image was read").photo(&self.bytes)
     }
 
-    /// Opens an image by `open`, and gives it with its height and width to `transform`. Returns none if the image is unreadable, or
-    /// differs in size from its annotations.
+    /// Opens an image by `open`, and gives it with its height and width to `transform`. If the image is unreadable or differs in
+    /// size from its annotations, skips it and returns none.
     ///
     /// # Errors
-    /// If more images than the config allows are unreadable, or differ in size from their annotations.
+    /// More images than the config allows are unreadable or differ in size from their annotations.
     fn image<T>(
         &mut self,
         index: usize,
@@ -128,7 +130,8 @@ impl ObjectReader {
         }
     }
 
-    /// Opens an image, whose objects may be known, by `open`, and gives it with its height and width to `transform`.
+    /// Opens an image by `open`, and gives it with its height and width to `transform`. If `scene` is given, fails unless the
+    /// image has the size of the scene.
     fn read<T>(
         &mut self,
         index: usize,
@@ -154,7 +157,7 @@ impl ObjectReader {
     }
 }
 
-/// [`Workbench::open`] or [`Workbench::open_whole`].
+/// Opens an image: [`Workbench::open`] or [`Workbench::open_whole`].
 type Open = fn(&mut Workbench, &[u8], Stored) -> Result<(usize, usize)>;
 
 /// An image for evaluation (1, channel, row, column).

@@ -19,6 +19,7 @@ pub struct PairReading {
     split: Split,
     joint: Joint,
     bad: Arc<BadImages>,
+    /// Height = width of a training crop, in pixels.
     crop: usize,
 }
 
@@ -27,6 +28,7 @@ pub struct PairReader {
     reading: Arc<PairReading>,
     bytes: Vec<u8>,
     map_bytes: Vec<u8>,
+    /// None before the first image.
     bench: Option<Workbench>,
 }
 
@@ -41,19 +43,19 @@ impl PairReading {
         PairReader { reading: self.clone(), bytes: Vec::new(), map_bytes: Vec::new(), bench: None }
     }
 
-    /// The bytes of the largest usual image for evaluation: three fp32 planes of 4 · crop × crop pixels.
+    /// The size in bytes of the largest image for evaluation at scale 1: three fp32 planes of 4 · crop × crop pixels.
     pub fn largest_bytes(&self) -> usize {
         4 * 3 * 4 * self.crop * self.crop
     }
 }
 
 impl PairReader {
-    /// Writes training images (channel, row, column) of `side` rows and columns, one after another, and returns their label maps
-    /// (batch, row, column). A sample is the index of an image and the key of the random numbers
-    /// of its transform.
+    /// Writes training images (channel, row, column) of `side` rows and columns into `pixels`, one after another. Returns their
+    /// label maps (batch, row, column). A sample is the index of an image, and the key of the random numbers of its transform.
     ///
     /// # Errors
-    /// If more images than the config allows are unreadable or differ in size from their label maps, or if a label map is unreadable.
+    /// More images than the config allows are unreadable or differ in size from their label maps, no image can be used, or a label
+    /// map is unreadable.
     pub fn train(&mut self, samples: &[(usize, [u64; 4])], side: usize, pixels: &mut [f32]) -> Result<Tensor> {
         let mut classes = vec![0u8; samples.len() * side * side];
         let outs = pixels.chunks_exact_mut(3 * side * side).zip(classes.chunks_exact_mut(side * side));
@@ -63,7 +65,7 @@ impl PairReader {
         Ok(Tensor::from_slice(&classes).view([samples.len() as i64, side as i64, side as i64]))
     }
 
-    /// Writes a training image or, if it is unreadable, the next readable one.
+    /// Writes a training image or, if it cannot be used, the next image that can.
     fn train_one(&mut self, index: usize, key: &[u64], out: Crop) -> Result<()> {
         let Crop { pixels, classes } = out;
         let count = self.reading.split.len();
@@ -80,11 +82,11 @@ impl PairReader {
         Err(usage!("none of the {count} images can be read; see the warnings above"))
     }
 
-    /// An image for evaluation at each scale (1, channel, row, column), and its label map (1, row, column) at its own size. If the image
-    /// is unreadable, the first dimension of all tensors is 0.
+    /// An image for evaluation at each scale (1, channel, row, column), and its label map (1, row, column) at the size of the
+    /// upright image. If the image is skipped, there is one image tensor, and the first dimension of both tensors is 0.
     ///
     /// # Errors
-    /// If more images than the config allows are unreadable or differ in size from their label maps, or if a label map is unreadable.
+    /// More images than the config allows are unreadable or differ in size from their label maps, or a label map is unreadable.
     pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
         let map = self.map(index)?;
         let Some(images_1chw) = self.image(index, &map, at_scales)? else {
@@ -97,7 +99,7 @@ impl PairReader {
     /// An image for evaluation at each scale (1, channel, row, column), which needs no label map.
     ///
     /// # Errors
-    /// If it is unreadable.
+    /// A usage error if the image is unreadable.
     pub fn image_alone(&mut self, index: usize) -> Result<Vec<Tensor>> {
         self.read(index, None, at_scales).map_err(|fault| unreadable(&self.reading.split, index, &fault))
     }
@@ -117,11 +119,11 @@ impl PairReader {
         map.map_err(|error| usage!("{}: {error:#}", split.map_name(index)))
     }
 
-    /// Opens an image and gives it with its (height, width) to `transform`. Returns none if the image is unreadable or differs in size
-    /// from its label map.
+    /// Opens an image and gives it with its (height, width) to `transform`. If the image is unreadable or differs in size from
+    /// its label map, skips it and returns none.
     ///
     /// # Errors
-    /// If more images than the config allows are unreadable or differ in size from their label maps.
+    /// More images than the config allows are unreadable or differ in size from their label maps.
     fn image<T>(
         &mut self,
         index: usize,
@@ -134,7 +136,7 @@ impl PairReader {
         }
     }
 
-    /// Opens an image and gives it with its (height, width) to `transform`.
+    /// Opens an image and gives it with its (height, width) to `transform`. If `map` is given, fails unless both have one size.
     fn read<T>(
         &mut self,
         index: usize,

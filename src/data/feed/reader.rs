@@ -1,4 +1,4 @@
-//! Reads and transforms images one at a time. Each worker has a reader of its own.
+//! Reads and transforms images with classes, one at a time. Each worker has a reader of its own.
 
 use crate::config::Config;
 use crate::data::image::pixels::View;
@@ -24,17 +24,20 @@ pub struct Reading {
 pub struct Reader {
     reading: Arc<Reading>,
     bytes: Vec<u8>,
+    /// None before the first image.
     bench: Option<Workbench>,
 }
 
-/// The most bytes of memory that are kept for the next file.
+/// The largest memory, in bytes, that a reader keeps for the stored bytes of the next image. Larger memory is freed.
 const MOST_KEPT: usize = 64 << 20;
 
 impl Reading {
+    /// The state of readers that apply the random transform of training.
     pub fn training(config: &Config, split: &Split, bad: &Arc<BadImages>) -> Arc<Reading> {
         Self::new(config, split, bad, true)
     }
 
+    /// The state of readers that apply the fixed transform of evaluation.
     pub fn evaluation(config: &Config, split: &Split, bad: &Arc<BadImages>) -> Arc<Reading> {
         Self::new(config, split, bad, false)
     }
@@ -50,12 +53,13 @@ impl Reading {
 }
 
 impl Reader {
-    /// Writes an image (channel, row, column) or, if it is unreadable, the next readable one. Returns the label.
+    /// Writes an image (channel, row, column) or, if it is unreadable, the next readable image. Returns the label of the written
+    /// image.
     ///
     /// # Errors
-    /// A usage error if more images are unreadable than the config allows, or if all are. If the image over the
-    /// limit lies in a damaged pack, the error is [`crate::error::Failure::Damaged`]. Another error if the operating system fails to
-    /// read a file, which may be intact.
+    /// A usage error if more images are unreadable than the config allows, or if all images are unreadable. If the image over the
+    /// limit is in a damaged pack, the error is [`crate::error::Failure::Damaged`]. Another error if the operating system fails
+    /// to read a file, which may be intact.
     pub fn read<'a>(&mut self, index: usize, random: &Random, out: impl Into<Out<'a>>) -> Result<u32> {
         let mut out = out.into();
         let images = self.reading.split.len();
@@ -70,7 +74,7 @@ impl Reader {
     /// Writes an image (channel, row, column) and returns its label; none if it is unreadable.
     ///
     /// # Errors
-    /// As for [`Reader::read`], but it is no error by itself that all images are unreadable.
+    /// As for [`Reader::read`], but no other image is tried, so unreadable images within the limit are no error.
     pub fn read_this<'a>(&mut self, index: usize, random: &Random, out: impl Into<Out<'a>>) -> Result<Option<u32>> {
         let read = self.try_read(index, random.clone(), out.into())?;
         Ok(read.then(|| self.reading.split.label(index)))
@@ -79,22 +83,22 @@ impl Reader {
     /// Writes an image for evaluation (channel, row, column), whose class need not be known.
     ///
     /// # Errors
-    /// If it is unreadable.
+    /// A usage error if the image is unreadable.
     pub fn image_alone(&mut self, index: usize, out: &mut [f32]) -> Result<()> {
         let transformed =
             self.transform(index, |recipe, bench, bytes, stored| recipe.evaluate_whole(bench, bytes, stored, out));
         transformed.map_err(|fault| unreadable(&self.reading.split, index, &fault))
     }
 
-    /// The stored pixels of the image that [`Reader::image_alone`] has read last.
+    /// The pixels of the image that [`Reader::image_alone`] has read last, as they are stored.
     ///
     /// # Panics
-    /// If it has read none.
+    /// If no image has been read, or if another function has read the last image.
     pub fn photo(&self) -> View<'_> {
         self.bench.as_ref().expect("an image was read").photo(&self.bytes)
     }
 
-    /// Writes an image; false if it is unreadable.
+    /// Writes an image. If it is unreadable, skips it and returns false.
     fn try_read(&mut self, index: usize, mut random: Random, out: Out) -> Result<bool> {
         let training = self.reading.training;
         let transformed = self.transform(index, |recipe, bench, bytes, stored| match training {
@@ -129,7 +133,7 @@ impl Reader {
     }
 }
 
-/// The error of an image that a user has named.
+/// The error for an unreadable image that a user has named.
 pub(super) fn unreadable(split: &Split, index: usize, fault: &Error) -> Error {
     usage!("{}: {fault:#}; give JPEG or PNG images", split.name(index))
 }

@@ -1,10 +1,10 @@
 //! Decides which image stands at each position of each step's global batch.
 //!
-//! Repeated augmentation follows DeiT's RASampler: it shuffles the images, repeats each several times in a row, and keeps as many
-//! samples as an epoch has. A step takes the next `global_batch` samples of the epoch. The even positions of the step's batch get the
-//! first half of these samples, the odd positions the second half. So mixing partners (positions 2j and 2j + 1) are different images if
-//! `repeats` is at most half the batch. Ranks and micro-batches divide the batch at even positions, so partners stay together. No sample
-//! depends on the number of ranks or workers.
+//! Repeated augmentation follows DeiT's RASampler: it shuffles the images, repeats each image `repeats` times in a row, and keeps
+//! as many samples as an epoch has. A step takes the next `global_batch` samples of the epoch. The even positions of the step's
+//! batch get the first half of these samples, the odd positions the second half. So mixing partners (positions 2j and 2j + 1) are
+//! different images if `repeats` is at most half the batch. Ranks and micro-batches divide the batch at even positions, so
+//! partners stay together. No sample depends on the number of ranks or workers.
 
 use crate::random::Random;
 
@@ -23,6 +23,7 @@ pub struct Sampler {
 /// The order of an epoch's images.
 #[derive(Debug)]
 pub struct Epoch {
+    /// The indexes of the images, shuffled. Each of them stands for `repeats` samples in a row.
     order: Vec<u32>,
     repeats: usize,
 }
@@ -35,7 +36,7 @@ impl Sampler {
         Epoch { order, repeats: self.repeats }
     }
 
-    /// Which sample of the epoch, counted from 0, stands at a position of a step's batch.
+    /// The number, from 0, of the epoch's sample that stands at a position of a step's batch.
     fn number_in_epoch(&self, step: u64, position: usize) -> usize {
         let start_of_half = position % 2 * (self.global_batch / 2);
         (step % self.steps_per_epoch) as usize * self.global_batch + start_of_half + position / 2

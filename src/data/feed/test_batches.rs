@@ -14,12 +14,12 @@ use anyhow::Result;
 use std::ops::Range;
 use tch::Tensor;
 
-/// Test images, transformed for evaluation. For a GPU, images of one size are in pinned memory.
+/// Test images, transformed for evaluation. For a GPU, images with classes are in pinned memory.
 pub struct TestBatch {
     /// The images of the batch, or the only image at each scale of the evaluation.
     pub images: Vec<BatchImages>,
-    /// The class of each image (batch), the label map of the only image (1, row, column) at its own size, or the objects of the only
-    /// image (1, number) in its own pixels.
+    /// The class of each image (batch). For a single image with a label map, the map (1, row, column) at its own size. For a
+    /// single image with objects, the objects in fp64 (1, number), in pixels of the image at its own size.
     pub labels: Tensor,
     /// The memory of the images, if it is reused.
     _memory: Option<Borrowed>,
@@ -28,8 +28,8 @@ pub struct TestBatch {
 /// Batches in order, or the error that ends them.
 pub type TestBatches = Box<dyn Iterator<Item = Result<TestBatch>>>;
 
-/// Streams the test images of `range` in order. Leaves out unreadable images. Images of one size come in batches of at most `size` and at
-/// most 128, images with label maps or objects one by one.
+/// Streams the test images of `range` in order. Leaves out unreadable images, so a batch may be empty. Images with classes come
+/// in batches of at most `size` images, and at most 128. Images with label maps or objects come one by one.
 pub fn test_batches(
     config: &Config,
     feed: Feed,
@@ -70,7 +70,8 @@ fn with_objects(
     })
 }
 
-/// Batches of one image each. Their sizes may differ, so no memory is reused. `reader` makes the reader of a worker.
+/// Batches of one image each. An image takes about `bytes` bytes. Sizes may differ, so no memory is reused. `reader` makes the
+/// reader of a worker.
 fn one_by_one<R>(
     workers: usize,
     bytes: usize,
@@ -94,6 +95,7 @@ where
     })
 }
 
+/// Images with classes, which all have the size of the model's input, in batches.
 fn of_one_size(
     config: &Config,
     feed: Feed,
@@ -130,10 +132,11 @@ fn of_one_size(
     })
 }
 
-/// The largest batch, which is enough to keep a device busy without a backward pass.
+/// The largest number of images in a batch. It is enough to keep a device busy without a backward pass.
 const LARGEST_BATCH: usize = 128;
 
-/// Reads the images of `range` in order into a host tensor, and returns their labels. An unreadable image leaves no gap in the batch.
+/// Reads the images of `range` into a host tensor, in order, and returns their labels. An unreadable image leaves no gap in the
+/// batch.
 fn read_batch(reader: &mut Reader, images_bchw: &mut Tensor, range: Range<usize>) -> Result<Vec<i64>> {
     let mut labels: Vec<i64> = Vec::with_capacity(range.len());
     let mut erased = Erased::default();

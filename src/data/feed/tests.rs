@@ -1,4 +1,4 @@
-//! Images that a device normalises compared with images that the workers normalise.
+//! Compares images that a device normalises with images that the workers normalise.
 
 use super::Feed;
 use super::images::{BatchImages, Handover};
@@ -15,14 +15,15 @@ use tch::{Device, Tensor};
 /// The samples of a step: two pieces of one block of mixed samples, and a part of the next block.
 const GLOBAL_BATCH: usize = 160;
 
-/// Drawn images: gray and colour with the padded crop of small images, and colour with the resized crop of others.
+/// The side and the config keys of drawn images: gray and colour with the padded crop of small images, and colour with the
+/// resized crop of larger images.
 const DRAWN: [(usize, &str); 3] = [
     (16, "channels = 1\n[data]\nmean = [0.1307]\nstd = [0.3081]"),
     (24, "[data]\ncrop_border = \"reflect\""),
     (40, "[data]\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]"),
 ];
 
-/// A plan for drawn images, half of which get a rectangle of noise.
+/// A plan and a source of drawn images, half of which get a rectangle of noise in training.
 fn drawn((side, keys): (usize, &str), sets: &[&str]) -> (Plan, Source) {
     let text = format!(
         "[model]\nimage_size = {side}\npatch_size = 8\nclasses = 5\n{keys}\nformat = \"shapes\"\ntrain_images = 320\n\
@@ -33,7 +34,7 @@ fn drawn((side, keys): (usize, &str), sets: &[&str]) -> (Plan, Source) {
     (Plan::new(config, source.train.len()).unwrap(), source)
 }
 
-/// The bits of images and targets in two steps of all ranks, and the pieces of the batches that are bytes with noise.
+/// The bits of images and targets in two steps of all ranks, and the number of pieces that are bytes with noise.
 fn stream((plan, source): &(Plan, Source), handover: &Handover, ranks: usize, micro: usize) -> (Vec<u32>, usize) {
     let phase = plan.phase(&META, None);
     let own = |rank| micro_batches(share(GLOBAL_BATCH, rank, ranks), micro);

@@ -18,8 +18,8 @@ impl<'a> Feed<'a> {
     }
 }
 
-/// The workers of one of `replicas` that share `cores`: as many as the config says, or for 0 an equal part of the cores that the
-/// replicas leave.
+/// The number of workers of each of the `replicas` replicas that share `cores` cores. It is `run.workers` or, if that is 0, an
+/// equal part of the cores that the replicas leave free.
 pub fn workers(config: &Config, cores: usize, replicas: usize) -> usize {
     match config.run.workers {
         // A replica needs a core for itself, and at least one worker.

@@ -1,5 +1,5 @@
-//! Skips unreadable images and names each in a warning, up to a limit for the whole run. Each process of a run notes the names of its
-//! unreadable images in a file in the run directory, and reads the other processes' notes.
+//! Skips unreadable images and names each in a warning, up to a limit for the whole run. Each process of a run notes the names of
+//! its unreadable images in a file in the run directory, and reads the notes of the other processes.
 
 use crate::error::exit_code;
 use crate::usage;
@@ -10,22 +10,24 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// The unreadable images that the processes of a run have met.
+/// The unreadable images that the processes of a run have found, and how many they may skip.
 #[derive(Debug)]
 pub struct BadImages {
+    /// How many images may be skipped.
     limit: usize,
-    /// The folder of all processes' notes; without one, this process counts alone.
+    /// The folder of the notes of all processes. If it is none, this process counts alone.
     notes: Option<PathBuf>,
+    /// The names of the unreadable images that this process has found or read in the notes.
     names: Mutex<BTreeSet<String>>,
 }
 
 impl BadImages {
-    /// Skips up to `limit` images of this process.
+    /// Skips up to `limit` images, and counts the images of this process alone.
     pub fn new(limit: usize) -> BadImages {
         BadImages { limit, notes: None, names: Mutex::default() }
     }
 
-    /// Skips up to `limit` images of all processes of a run, including the processes before a restart.
+    /// Skips up to `limit` images, and counts the images of all processes of a run, including the processes before a restart.
     pub fn of_run(limit: usize, run: &Path) -> BadImages {
         BadImages { notes: Some(run.join(NOTES)), ..Self::new(limit) }
     }
@@ -53,7 +55,7 @@ impl BadImages {
                     "data.bad_images = {limit} are skipped already; restore the images or raise data.bad_images"
                 ),
             };
-            // The error of a damaged pack keeps its exit code.
+            // The error of a damaged pack keeps its exit code, which is 3.
             return Err(match exit_code(&fault) {
                 3 => fault.context(format!("{name} is unreadable; {allowed}")),
                 _ => usage!("{name}: {fault:#}; {allowed}"),
@@ -65,14 +67,14 @@ impl BadImages {
         Ok(())
     }
 
-    /// How many images the whole run has skipped; without notes, this process.
+    /// How many images the whole run has skipped. Without notes, how many this process has skipped.
     pub fn count(&self) -> usize {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         self.add_notes(&mut names);
         names.len()
     }
 
-    /// Adds the names that all processes have noted.
+    /// Adds the names in the notes of all processes to `names`.
     fn add_notes(&self, names: &mut BTreeSet<String>) {
         let Some(folder) = &self.notes else { return };
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -83,7 +85,7 @@ impl BadImages {
 
     /// Adds a name to this process's notes.
     fn note(&self, name: &str) {
-        // An evaluation may come before the run and must not make the run directory.
+        // An evaluation may start before the run, and must not make the run directory. Only a run writes its config there.
         let Some(folder) = self.notes.as_ref().filter(|folder| folder.with_file_name("config.toml").exists()) else {
             return;
         };
@@ -98,7 +100,7 @@ impl BadImages {
     }
 }
 
-/// The run directory's folder of notes.
+/// The folder of notes in the run directory.
 const NOTES: &str = "unreadable";
 
 /// Whether the fault is a failure of the operating system, such as too many open files, and not a fault of the image's bytes.

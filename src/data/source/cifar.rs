@@ -1,10 +1,12 @@
-//! CIFAR-10 and CIFAR-100, binary version (cs.toronto.edu/~kriz/cifar.html): records of label bytes and 3×32×32 planes.
+//! Reads CIFAR-10 and CIFAR-100 in the binary version (cs.toronto.edu/~kriz/cifar.html). A record is one or two label bytes and
+//! an image's three planes of 32 × 32 bytes.
 
 use super::images::Images;
 use crate::usage;
 use anyhow::Result;
 use std::path::Path;
 
+/// The bytes of an image.
 const PIXELS: usize = 3 * 32 * 32;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -13,7 +15,7 @@ pub enum Variant {
     Hundred,
 }
 
-/// Reads the training and the evaluation split from the unpacked folder.
+/// Reads the training and the evaluation split from the folder of the unpacked files.
 pub fn open(folder: &Path, variant: Variant) -> Result<(Images, Images)> {
     let (train, test): (Vec<String>, &str) = match variant {
         Variant::Ten => ((1..=5).map(|i| format!("data_batch_{i}.bin")).collect(), "test_batch.bin"),
@@ -23,7 +25,7 @@ pub fn open(folder: &Path, variant: Variant) -> Result<(Images, Images)> {
 }
 
 fn read(folder: &Path, names: &[String], variant: Variant) -> Result<Images> {
-    // CIFAR-100 has a coarse label before the fine label, and the fine label is the class.
+    // In CIFAR-100 a coarse label comes before the fine label, and the fine label is the class.
     let label_bytes = if variant == Variant::Ten { 1 } else { 2 };
     let record = label_bytes + PIXELS;
     let mut images = Images { pixels: Vec::new(), labels: Vec::new(), channels: 3, size: 32 };

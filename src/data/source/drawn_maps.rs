@@ -1,6 +1,6 @@
-//! Images with label maps that the program draws, for tests and first tries without a download. With one config, the split and the
-//! number of an image determine its pixels. Class 0 is the background; every other class is a colour, in discs and boxes that may
-//! overlap.
+//! Images with label maps that the program draws, for tests and first tries without a download. For a given config, the split and
+//! the number of an image determine its pixels. Class 0 is the background; every other class is a colour, in discs and boxes that
+//! may overlap.
 
 use super::drawn_shapes::{self, Shape};
 use super::samples::{Samples, Stored, StoredMap};
@@ -12,14 +12,16 @@ use anyhow::Result;
 #[derive(Debug)]
 pub struct DrawnMaps {
     seed: u64,
+    /// 1 for training, 2 for evaluation.
     split: u64,
     images: usize,
+    /// The number of classes, with the background.
     classes: usize,
-    /// The shortest side that an image may have; the longest is half longer.
+    /// The smallest height and width of an image, in pixels. The largest are half as large again.
     side: usize,
 }
 
-/// The training and the evaluation split.
+/// Makes the training and the evaluation split. Each image is drawn when it is read.
 pub fn draw(config: &Config) -> (DrawnMaps, DrawnMaps) {
     let keys = &config.segmentation;
     let split = |split: u64, images: usize| DrawnMaps {
@@ -33,12 +35,12 @@ pub fn draw(config: &Config) -> (DrawnMaps, DrawnMaps) {
 }
 
 impl DrawnMaps {
-    /// The stream of an image's random numbers, and its height and width.
+    /// Begins the stream of an image's random numbers, and draws its height and width.
     fn begin(&self, index: usize) -> (Random, [usize; 2]) {
         drawn_shapes::begin([self.seed, DRAWN, self.split, index as u64], self.side)
     }
 
-    /// The class of each pixel, row after row.
+    /// Draws five shapes, and returns the class of each pixel, row after row. A later shape covers an earlier one.
     fn classes_of(&self, random: &mut Random, [height, width]: [usize; 2]) -> Vec<u8> {
         let shapes: Vec<Shape> = (0..5).map(|_| Shape::draw(random, [height, width], self.classes)).collect();
         let class =
@@ -78,7 +80,7 @@ impl Samples for DrawnMaps {
     }
 }
 
-/// The part of random keys for drawn images.
+/// The part of random keys for drawn images with label maps.
 const DRAWN: u64 = 0xD4A3;
 
 #[cfg(test)]

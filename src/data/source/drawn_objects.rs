@@ -1,6 +1,6 @@
-//! Images with annotated objects that the program draws, for tests and first tries without a download. With one config, the split and
-//! the number of an image determine its pixels and its objects. A class is a colour, in discs and boxes. Objects may overlap, but none
-//! hides most of another one, and their masks go on below the objects that cover them.
+//! Images with annotated objects that the program draws, for tests and first tries without a download. For a given config, the
+//! split and the number of an image determine its pixels and its objects. A class is a colour, in discs and boxes. Objects may
+//! overlap, but at least half of each object stays visible. The outline of an object includes the part that other objects cover.
 
 use super::drawn_shapes::{self, Shape};
 use super::samples::{Samples, Stored};
@@ -15,22 +15,23 @@ use std::f64::consts::TAU;
 #[derive(Debug)]
 pub struct DrawnObjects {
     seed: u64,
+    /// 1 for training, 2 for evaluation.
     split: u64,
     images: usize,
     /// The names of the classes.
     classes: Vec<String>,
     /// Whether the objects have outlines.
     masks: bool,
-    /// The shortest side that an image may have; the longest is half longer.
+    /// The smallest height and width of an image, in pixels. The largest are half as large again.
     side: usize,
 }
 
-/// The most objects of an image.
+/// The largest number of objects in an image.
 const MOST: usize = 5;
-/// The corners of the polygon around a disc.
+/// The number of corners of a disc's outline, a polygon within the disc.
 const CORNERS: usize = 32;
 
-/// The training and the evaluation split.
+/// Makes the training and the evaluation split. Each image is drawn when it is read.
 pub fn draw(config: &Config) -> (DrawnObjects, DrawnObjects) {
     let keys = &config.detection;
     let split = |split: u64, images: usize| DrawnObjects {
@@ -45,21 +46,23 @@ pub fn draw(config: &Config) -> (DrawnObjects, DrawnObjects) {
 }
 
 impl DrawnObjects {
-    /// The stream of an image's random numbers behind those of its objects, its height and width, its objects, and the class of each
-    /// pixel with 0 for the background.
+    /// Draws the objects of an image. Returns the stream of its random numbers after the objects, its height and width, its
+    /// objects, and the class of each pixel (from 1; 0 is the background).
     fn drawn(&self, index: usize) -> (Random, [usize; 2], Vec<Shape>, Vec<u8>) {
         let (mut random, size) = drawn_shapes::begin([self.seed, DRAWN, self.split, index as u64], self.side);
         let mut shapes: Vec<Shape> = Vec::new();
-        // The number of the shape that is seen at each pixel, from 1, and the pixels of each shape that were seen at first.
+        // The number of the shape that is visible at each pixel, from 1; 0 is the background.
         let mut seen = vec![0usize; size[0] * size[1]];
+        // By the number of a shape, how many pixels it covered when it was drawn.
         let mut whole: Vec<usize> = vec![0];
         for _ in 0..MOST {
             let shape = Shape::draw(&mut random, size, self.classes.len() + 1);
             let covered: Vec<usize> = (0..seen.len()).filter(|at| shape.covers(at / size[1], at % size[1])).collect();
-            let mut left = vec![0; whole.len()];
-            seen.iter().for_each(|&number| left[number] += 1);
-            covered.iter().for_each(|&at| left[seen[at]] -= 1);
-            let hides = (1..whole.len()).any(|number| 2 * left[number] < whole[number]);
+            // How many pixels of each shape stay visible if the new shape is drawn.
+            let mut visible = vec![0; whole.len()];
+            seen.iter().for_each(|&number| visible[number] += 1);
+            covered.iter().for_each(|&at| visible[seen[at]] -= 1);
+            let hides = (1..whole.len()).any(|number| 2 * visible[number] < whole[number]);
             if !hides && !covered.is_empty() {
                 whole.push(covered.len());
                 covered.iter().for_each(|&at| seen[at] = shapes.len() + 1);
@@ -71,9 +74,11 @@ impl DrawnObjects {
         (random, size, shapes, classes)
     }
 
+    /// The annotated object of a shape; none if its polygon is outside of the image.
     fn object(&self, shape: &Shape, [height, width]: [usize; 2]) -> Option<Object> {
         let corners = if shape.is_disc { CORNERS } else { 4 };
         let [down, right] = shape.radii;
+        // The corners of a box lie on its diagonals.
         let reach = if shape.is_disc { 1.0 } else { std::f64::consts::SQRT_2 };
         let corner = |number: usize| {
             let angle = TAU * (number as f64 + 0.5) / corners as f64;

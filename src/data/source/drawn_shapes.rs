@@ -2,18 +2,19 @@
 
 use crate::random::Random;
 
-/// A disc or a box.
+/// A disc or a box, whose height and width may differ.
 pub struct Shape {
-    /// From 1: 0 is the background.
+    /// The class, from 1; 0 is the background.
     pub class: usize,
     pub is_disc: bool,
-    /// Row and column.
+    /// Row and column of the centre, in pixels.
     pub centre: [f64; 2],
+    /// Half the height and half the width, in pixels.
     pub radii: [f64; 2],
 }
 
 impl Shape {
-    /// Draws a shape of one of `classes`, which count the background.
+    /// Draws a random shape, whose centre is in the image. `classes` is the number of classes, with the background.
     pub fn draw(random: &mut Random, [height, width]: [usize; 2], classes: usize) -> Shape {
         let smaller = height.min(width) as f64;
         Shape {
@@ -32,15 +33,14 @@ impl Shape {
     }
 }
 
-/// The colour of a class, of which there are 256. Classes with neighbouring numbers differ clearly.
+/// The red, green and blue of a class, from 0 to 255. Classes with neighbouring numbers have clearly different colours.
 pub fn colour(class: u8) -> [f64; 3] {
     let hue = f64::from(class) * 0.618_034 % 1.0 * std::f64::consts::TAU;
     let channel = |shift: f64| 128.0 + 90.0 * (hue + shift).cos();
     if class == 0 { [60.0; 3] } else { [channel(0.0), channel(2.1), channel(4.2)] }
 }
 
-/// The stream of an image's random numbers, and its height and width. The shortest side that an image may have is `side`, and the
-/// longest is half longer.
+/// Begins the stream of an image's random numbers, and draws its height and width: each from `side` to 1.5 · `side` pixels.
 pub fn begin(key: [u64; 4], side: usize) -> (Random, [usize; 2]) {
     let mut random = Random::new(&key);
     let mut length = || side + random.below(side / 2 + 1);
@@ -48,7 +48,7 @@ pub fn begin(key: [u64; 4], side: usize) -> (Random, [usize; 2]) {
     (random, size)
 }
 
-/// Replaces the content of `bytes` by the RGB bytes of pixels of these classes, with noise.
+/// Replaces the content of `bytes` by the RGB bytes of an image whose pixels have these classes. Adds normal noise.
 pub fn paint(classes: Vec<u8>, random: &mut Random, bytes: &mut Vec<u8>) {
     bytes.clear();
     for class in classes {

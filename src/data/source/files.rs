@@ -9,13 +9,13 @@ use anyhow::Result;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Files in the order in which they were named.
+/// The files, in the order in which they were named.
 struct Files(Vec<PathBuf>);
 
-/// A source whose splits are these files, none of which may be unreadable.
+/// Makes a source of these files. Each of its two splits holds all files, and no file may be unreadable.
 ///
 /// # Errors
-/// A usage error that names a path that is no file.
+/// A usage error that names the first path that is not a file.
 pub fn open(files: &[PathBuf]) -> Result<Source> {
     for file in files {
         require!(file.is_file(), "{}: no such file; give JPEG or PNG images", file.display());

@@ -1,6 +1,7 @@
-//! Image folders as torchvision's ImageFolder reads them: `train/CLASS/…` and `val/CLASS/…` (or `validation`, `test`) with JPEG
-//! and PNG files at any depth. Classes are numbered in the order of their names, images in the order of their paths. Unlike
-//! torchvision, hidden folders and files (`.ipynb_checkpoints`, `._photo.jpg`) are ignored.
+//! Reads folders of images in the layout of torchvision's ImageFolder. JPEG and PNG files are at any depth below `train/CLASS/`
+//! and `val/CLASS/` (or `validation` or `test` in place of `val`). Classes are numbered in the order of their names, and images
+//! in the order of their paths. Unlike torchvision, this program ignores hidden folders and files, such as `.ipynb_checkpoints`
+//! and `._photo.jpg`.
 
 use super::index::{
     Index, IndexFile, IndexFolder, LARGEST, Stamp, fingerprint, fingerprint_of, sample_length, stamp_of,
@@ -16,22 +17,25 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// The extensions of image files. Capital letters count as small letters.
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
 /// One split: the image files below a folder.
 #[derive(Debug)]
 pub struct Folder {
+    /// The folder of the split.
     root: PathBuf,
     /// The names of the classes, in the order of the labels.
     classes: Vec<String>,
-    /// Its groups are the class folders and the folders within them.
+    /// The images. The groups of the index are the class folders and the folders within them.
     index: Index,
 }
 
-/// Opens the training and the evaluation split, and keeps their indexes in the folder `indexes`, if there is one.
+/// Opens the training and the evaluation split, and keeps their indexes in the folder `indexes`, if it is given.
 ///
 /// # Errors
-/// A usage error if a split is missing or empty, or if the splits have different classes.
+/// A usage error if a split is missing, or if there are several evaluation splits. Also if a class has no image, a folder cannot
+/// be listed, or the splits have different classes.
 pub fn open(folder: &Path, indexes: Option<&IndexFolder>) -> Result<(Folder, Folder)> {
     let name = evaluation_split(folder, |name| Ok(folder.join(name).is_dir()))?;
     let split = |name: &str| Folder::open(&folder.join(name), indexes.map(|indexes| indexes.file(name)).as_ref());
@@ -51,7 +55,8 @@ pub fn open(folder: &Path, indexes: Option<&IndexFolder>) -> Result<(Folder, Fol
 }
 
 impl Folder {
-    /// Lists every image of one split, or reads the list from `kept` if the folders have not changed since.
+    /// Lists every image of one split, or reads the list from the file `kept` if the folders have not changed since it was
+    /// written.
     pub fn open(root: &Path, kept: Option<&IndexFile>) -> Result<Folder> {
         let index = Index::cached(kept, |groups| fingerprint(root, groups), || build(root))?;
         let class_folders = index.groups.iter().filter(|group| !group.contains(&b'/'));
@@ -59,14 +64,17 @@ impl Folder {
         Ok(Folder { root: root.into(), classes, index })
     }
 
-    /// Lists every image below a folder as one class.
+    /// Lists every image below a folder as an image of one class without a name.
+    ///
+    /// # Errors
+    /// A usage error if the folder cannot be listed, or if it has fewer than two images.
     pub fn flat(root: &Path) -> Result<Folder> {
         let class = class(root, ".".into(), &[])?;
         require!(class.files.len() >= 2, "{}: fewer than two .jpg, .jpeg or .png files", root.display());
         Ok(Folder { root: root.into(), classes: vec![String::new()], index: number(&[class])? })
     }
 
-    /// The path of an image below the folder.
+    /// The path of an image relative to the folder of the split.
     pub(super) fn path(&self, index: usize) -> PathBuf {
         self.index.path(index)
     }
@@ -75,8 +83,9 @@ impl Folder {
 /// The folders and files of one class.
 #[derive(Default)]
 struct Class {
+    /// The class folder and the folders within it, relative to the folder of the split.
     folders: Vec<String>,
-    /// The stamp of each folder before it was listed.
+    /// The stamp that each folder had before it was listed.
     stamps: Vec<Stamp>,
     /// The index in `folders` of each file's folder, and the file's name.
     files: Vec<(usize, String)>,
@@ -84,6 +93,7 @@ struct Class {
     hidden: usize,
 }
 
+/// Lists the images of a split. Returns their index, and the fingerprint that the folders had before they were listed.
 fn build(root: &Path) -> Result<(Index, blake3::Hash)> {
     let metadata = std::fs::metadata(root).ok();
     let own = metadata.as_ref().map(stamp_of).unwrap_or_default();
@@ -112,7 +122,7 @@ fn build(root: &Path) -> Result<(Index, blake3::Hash)> {
     Ok((index, fingerprint))
 }
 
-/// The index of all files, class after class.
+/// Makes the index of all files, class after class.
 fn number(classes: &[Class]) -> Result<Index> {
     let mut index = Index::default();
     for (label, class) in classes.iter().enumerate() {
@@ -127,7 +137,7 @@ fn number(classes: &[Class]) -> Result<Index> {
     Ok(index)
 }
 
-/// Lists the class folder `name` of `root`; `above` holds the identities of the folders above it.
+/// Lists the class folder `name` of `root`. `above` holds the identities of the folders above the class folder.
 fn class(root: &Path, name: String, above: &[Identity]) -> Result<Class> {
     let path = root.join(&name);
     let mut class = Class::default();
@@ -141,8 +151,8 @@ fn class(root: &Path, name: String, above: &[Identity]) -> Result<Class> {
 }
 
 impl Class {
-    /// Lists a folder, depth first, with its files and folders in the order of their names. `above` holds the identities of the
-    /// folders above it.
+    /// Lists a folder and the folders within it, depth first, in the order of their names. `above` holds the identities of the
+    /// folders above it, to which no link may lead.
     fn walk(&mut self, root: &Path, folder: String, above: &mut Vec<Identity>) -> Result<()> {
         stop::check("listing images")?;
         let path = root.join(&folder);
@@ -157,6 +167,7 @@ impl Class {
         self.hidden += hidden;
         for (name, entry) in entries {
             let kind = entry.file_type()?;
+            // A link whose name is that of an image counts as a file. Reading the image finds out whether it is one.
             if kind.is_dir() || !is_image(&name) && kind.is_symlink() && entry.path().is_dir() {
                 self.walk(root, format!("{folder}/{name}"), above)?;
             } else if is_image(&name) {
@@ -170,7 +181,7 @@ impl Class {
     }
 }
 
-/// The numbers of a folder's device and inode, which a link to it shares.
+/// The numbers of a folder's device and inode. A link to the folder has the same numbers.
 type Identity = (u64, u64);
 
 fn identity(folder: &Metadata) -> Identity {
@@ -181,11 +192,11 @@ fn is_image(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|own| EXTENSIONS.iter().any(|known| own.eq_ignore_ascii_case(known)))
 }
 
-/// The entries of a folder in the order of their names, and the number of hidden entries. The entries do not include hidden ones, nor
-/// files whose names are not UTF-8.
+/// Lists a folder. Returns its entries in the order of their names, and the number of its hidden entries. Leaves out hidden
+/// entries, and files other than images if their names are not UTF-8.
 ///
 /// # Errors
-/// The name of an image or a folder is not UTF-8.
+/// The folder cannot be read, or the name of an image or a folder in it is not UTF-8.
 fn entries(folder: &Path) -> Result<(Vec<(String, DirEntry)>, usize)> {
     let (mut entries, mut hidden) = (Vec::new(), 0);
     for entry in std::fs::read_dir(folder)? {
@@ -232,13 +243,13 @@ impl Samples for Folder {
 /// The file cannot be read, is not regular, or is larger than any image.
 pub(super) fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
     bytes.clear();
-    // A link may lead to a pipe, whose opening would wait for a writer without this flag.
+    // The path may lead to a pipe. Without this flag, opening the pipe would wait for a writer.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     ensure!(metadata.is_file(), "it is not a regular file");
     let length = sample_length(metadata.len())?;
     bytes.reserve(length as usize + 1);
-    // The file may be growing.
+    // The file may grow while it is read, so the length is checked again.
     file.take(LARGEST + 1).read_to_end(bytes)?;
     sample_length(bytes.len() as u64)?;
     Ok(())
@@ -248,7 +259,7 @@ pub(super) fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
 pub(super) mod tests {
     use super::*;
 
-    /// A folder with these files, each of which holds its own path.
+    /// Makes a folder with these files. Each file holds its own path as text.
     pub fn folder(files: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for file in files {
@@ -292,7 +303,7 @@ pub(super) mod tests {
         let folder = folder(&["train/a/1.jpg/2.png", "train/a/x/3.jpg"]);
         let path = |name: &str| folder.path().join("train/a").join(name);
         let pipe = std::ffi::CString::new(path("pipe").into_os_string().into_encoded_bytes()).unwrap();
-        // SAFETY: the call makes a pipe of that name.
+        // SAFETY: the pointer is to a text that ends with a NUL and outlives the call.
         assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
         for (link, target) in [("4.jpg", "pipe"), ("5.jpg", "/dev/zero")] {
             std::os::unix::fs::symlink(target, path(link)).unwrap();

@@ -1,4 +1,6 @@
-//! The MNIST family: IDX files, plain or gzipped (yann.lecun.com/exdb/mnist: magic 0x0000 08 rank, big-endian sizes).
+//! Reads data sets of the MNIST family: IDX files, plain or gzipped (yann.lecun.com/exdb/mnist). A file begins with the bytes 0,
+//! 0, 8 (which stands for u8 values) and the number of dimensions. The size of each dimension follows as a big-endian u32, and
+//! then the values follow.
 
 use super::images::Images;
 use crate::{require, usage};
@@ -7,7 +9,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Reads the training and the evaluation split from a folder of the four files with their usual names.
+/// Reads the training and the evaluation split from a folder that holds the four files under their usual names.
 pub fn open(folder: &Path) -> Result<(Images, Images)> {
     Ok((split(folder, "train")?, split(folder, "t10k")?))
 }
@@ -33,7 +35,7 @@ fn split(folder: &Path, prefix: &str) -> Result<Images> {
     Ok(Images { pixels, labels: labels.into_iter().map(u32::from).collect(), channels: 1, size: sizes[1] })
 }
 
-/// Reads one file, and returns its path, its sizes and its bytes.
+/// Reads a file of `rank` dimensions. Returns its path, the size of each dimension, and the values.
 fn read(folder: &Path, name: &str, rank: usize) -> Result<(PathBuf, Vec<usize>, Vec<u8>)> {
     let plain = folder.join(name);
     let gzipped = folder.join(format!("{name}.gz"));
@@ -50,7 +52,8 @@ fn read(folder: &Path, name: &str, rank: usize) -> Result<(PathBuf, Vec<usize>, 
     Ok((path, sizes, bytes))
 }
 
-/// Parses a file. It allocates memory for the bytes that exist, not for the sizes that the header claims.
+/// Parses a file of `rank` dimensions, and returns the size of each dimension and the values. Allocates memory for the values
+/// that the file holds, not for the sizes that its header claims.
 fn parse(mut source: impl Read, rank: usize) -> Result<(Vec<usize>, Vec<u8>), String> {
     let broken = |e: std::io::Error| format!("cannot be read: {e}; the file is damaged, fetch it again");
     let mut header = vec![0; 4 + 4 * rank];
@@ -94,7 +97,7 @@ mod tests {
         assert!(fault(&idx(&[2, 3, 3], 19)).contains("more follow"));
         assert!(fault(&idx(&[2, 9], 18)).contains("not an IDX file"));
         assert!(fault(&[0, 0]).contains("cannot be read"));
-        // A header that claims far more than memory holds costs nothing.
+        // For a header that claims more bytes than memory holds, no memory is allocated.
         assert!(fault(&idx(&[u32::MAX, 1000, 1000], 5)).contains("only 5 follow"));
         assert!(fault(&idx(&[u32::MAX, u32::MAX, u32::MAX], 5)).contains("overflow"));
     }

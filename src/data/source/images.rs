@@ -1,4 +1,4 @@
-//! A split whose images lie decoded in memory: all of one size, in planes.
+//! A split whose images are all decoded in memory. They are square and of one size.
 
 use super::samples::{Samples, Stored};
 use anyhow::Result;
@@ -6,12 +6,12 @@ use anyhow::Result;
 /// The images of one split.
 #[derive(Debug)]
 pub struct Images {
-    /// Pixel bytes, image after image, each in planes (channel, row, column).
+    /// The pixel bytes, image after image. The bytes of an image are in the order (channel, row, column).
     pub pixels: Vec<u8>,
     pub labels: Vec<u32>,
     /// 1 (gray) or 3 (red, green, blue).
     pub channels: usize,
-    /// Height = width.
+    /// Height = width, in pixels.
     pub size: usize,
 }
 

@@ -1,13 +1,15 @@
-//! The index of a split: the file and label of each sample, and its offset in a tar. A sample takes about 45 bytes in a few large
-//! allocations. A file in the run directory keeps the index, so that a restarted run does not list its images a second time.
+//! The index of a split: the file and label of each sample, and its offset in a tar. In memory, a sample takes the bytes of its
+//! name and 12 more, or 24 more in a tar. All samples share a few large allocations. A file in the run directory keeps the index,
+//! so that a restarted run does not list its images a second time.
 //!
 //! # The file's format, version 2
 //! ```text
 //! line 1     «incubate index, format 2», a line break
 //! 32 bytes   the BLAKE3 hash of all bytes after it
-//! 32 bytes   the fingerprint of the folders or tars: their names, sizes and times of change
-//! sections   each a length in bytes (u64) and the bytes, numbers little-endian: the groups' names and their ends, the samples'
-//!            names and their ends, group, label, offset, length
+//! 32 bytes   the fingerprint of the folders or tars: their names, sizes and modification times
+//! sections   each is its length in bytes (u64) and its bytes; all numbers are little-endian. The sections are the names of the
+//!            groups and their ends, the names of the samples and their ends, and then the columns group, label, offset and
+//!            length of the samples. Offsets are u64, all other columns and the ends are u32
 //! ```
 
 use super::names::Names;
@@ -23,6 +25,7 @@ const MAGIC: &[u8] = b"incubate index, format 2\n";
 #[derive(Debug, Clone)]
 pub struct IndexFolder {
     pub path: PathBuf,
+    /// Whether the files may be written. They may always be read.
     pub may_write: bool,
 }
 
@@ -30,11 +33,12 @@ pub struct IndexFolder {
 #[derive(Debug, Clone)]
 pub struct IndexFile {
     pub path: PathBuf,
+    /// Whether the file may be written. It may always be read.
     pub may_write: bool,
 }
 
 impl IndexFolder {
-    /// The file of one split.
+    /// The index file of one split.
     pub fn file(&self, split: &str) -> IndexFile {
         IndexFile { path: self.path.join(format!("{split}.index")), may_write: self.may_write }
     }
@@ -43,12 +47,13 @@ impl IndexFolder {
 /// The samples of one split, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Index {
-    /// The folders of image files, or the tars, relative to the split's folder.
+    /// The folders of image files, relative to the folder of the split; or the tars, relative to the folder of the source.
     pub groups: Names,
-    /// The name of each sample: of its file in the folder, or of its member in the tar.
+    /// The name of each sample: the name of its file in the folder, or of its member in the tar.
     pub names: Names,
     /// The index in `groups` of each sample's folder or tar.
     pub group: Vec<u32>,
+    /// The class of each sample.
     pub label: Vec<u32>,
     /// The offset of each sample's bytes in its tar; empty for folders.
     pub offset: Vec<u64>,
@@ -65,17 +70,17 @@ impl Index {
         self.label.is_empty()
     }
 
-    /// The path of a sample's file relative to the split's folder.
+    /// The path of a sample's file relative to the folder of the split, for samples in folders.
     pub fn path(&self, index: usize) -> PathBuf {
         self.groups.path(self.group[index] as usize).join(self.names.path(index))
     }
 
-    /// Reads the index from `file` if the fingerprint of the groups has not changed. Otherwise builds the index and writes it to
-    /// `file`. If the file cannot be written, only warns.
+    /// Reads the index from `file`, if the file is intact and the fingerprint of the groups has not changed. Otherwise builds the
+    /// index and writes it to `file`, if the file may be written. If writing fails, only warns. Without a file, builds the index.
     ///
-    /// `fingerprint` computes the present fingerprint of the groups, which must change whenever a sample is added, removed or moved.
-    /// `build` returns the index, and the fingerprint that it took before it listed the samples. If files were added or removed during
-    /// the listing, the index is not written.
+    /// `fingerprint` computes the present fingerprint of the groups. It must change whenever a sample is added, removed or moved.
+    /// `build` returns the index, and the fingerprint that it took before it listed the samples. If the fingerprint has changed
+    /// during the listing, the index is not written.
     pub fn cached(
         file: Option<&IndexFile>,
         fingerprint: impl Fn(&Names) -> Result<blake3::Hash>,
@@ -101,6 +106,7 @@ impl Index {
         Ok(index)
     }
 
+    /// The content of the index file.
     fn encode(&self, fingerprint: blake3::Hash) -> Vec<u8> {
         let mut body = fingerprint.as_bytes().to_vec();
         let mut section = |bytes: &[u8]| {
@@ -119,7 +125,7 @@ impl Index {
         [MAGIC, blake3::hash(&body).as_bytes(), &body].concat()
     }
 
-    /// Parses the bytes of [`Index::encode`]. Returns none for any other bytes.
+    /// Parses the bytes of [`Index::encode`] into the index and the fingerprint. Returns none for any other bytes.
     fn decode(bytes: &[u8]) -> Option<(Index, blake3::Hash)> {
         let (hash, body) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<32>()?;
         if blake3::hash(body) != *hash {
@@ -143,7 +149,7 @@ impl Index {
     }
 }
 
-/// Writes a file beside `path` and renames it. It does not sync the file, because a torn or lost index is built anew.
+/// Writes a file beside `path` and renames it to `path`. Does not sync the file, because a torn or lost index is built anew.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().context("the index needs a folder")?;
     fs::create_dir_all(folder)?;
@@ -152,28 +158,30 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(fs::rename(&beside, path)?)
 }
 
-/// The size of a file (0 for a folder), and its modification time in seconds and nanoseconds. A change of a file, or of the list of a
-/// folder's entries, changes the stamp.
+/// The size of a file (0 for a folder), and its modification time in seconds and nanoseconds. It changes if a file changes, or if
+/// an entry of a folder is added, removed or renamed.
 pub type Stamp = [i64; 3];
 
+/// The stamp of a file or folder; if it is a link, of its target.
 pub fn stamp(path: &Path) -> Result<Stamp> {
     Ok(stamp_of(&fs::metadata(path).with_context(|| format!("{}", path.display()))?))
 }
 
+/// The stamp in the metadata of a file or folder.
 pub fn stamp_of(metadata: &Metadata) -> Stamp {
     let size = if metadata.is_file() { metadata.len() as i64 } else { 0 };
     [size, metadata.mtime(), metadata.mtime_nsec()]
 }
 
-/// A fingerprint of `root` and of folders or files below it: their names, sizes and times of change.
+/// A hash of the names and stamps of `root` and of the groups below it, which are folders or tars.
 pub fn fingerprint(root: &Path, groups: &Names) -> Result<blake3::Hash> {
     let own = stamp(root)?;
     let stamps = (0..groups.len()).map(|index| stamp(&root.join(groups.path(index)))).collect::<Result<Vec<_>>>()?;
     fingerprint_of(root, own, groups.iter().zip(stamps))
 }
 
-/// The fingerprint from stamps that were taken earlier: `own` is the stamp of the folder `root`, and `groups` has the name and stamp of
-/// each group.
+/// The fingerprint by stamps that were taken earlier. `own` is the stamp of the folder `root`, and `groups` gives the name and
+/// stamp of each group.
 pub fn fingerprint_of<'a>(
     root: &Path,
     own: Stamp,
@@ -192,10 +200,10 @@ pub fn fingerprint_of<'a>(
     Ok(hasher.finalize())
 }
 
-/// More bytes than any image has.
+/// The largest stored image that is read, in bytes: 256 MiB.
 pub const LARGEST: u64 = 1 << 28;
 
-/// A sample's length in bytes, if it may be an image's.
+/// Checks that the length of a sample in bytes is at most [`LARGEST`], and returns the length.
 pub fn sample_length(length: u64) -> Result<u32> {
     ensure!(length <= LARGEST, "claims {length} bytes, more than any image that is read ({LARGEST})");
     Ok(length as u32)

@@ -1,19 +1,20 @@
-//! Whether files are there, by listing each of their folders once: on a parallel file system, asking for many files one by one is slow.
+//! Checks whether files exist. Lists each of their folders once, because asking a parallel file system for many files one by one
+//! is slow.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The names in the folders that were listed.
+/// For each folder that was listed, the names in it.
 #[derive(Default)]
 pub struct Listed(BTreeMap<PathBuf, HashSet<OsString>>);
 
 impl Listed {
-    /// Whether a folder holds a file of this name.
+    /// Whether the folder of `file` has an entry of this name. Lists each folder only once.
     ///
     /// # Errors
-    /// If the folder of the file cannot be listed.
+    /// The folder cannot be listed.
     pub fn holds(&mut self, file: &Path) -> io::Result<bool> {
         let (folder, name) = (file.parent().unwrap_or(Path::new("")), file.file_name().unwrap_or_default());
         if !self.0.contains_key(folder) {

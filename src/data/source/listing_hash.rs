@@ -1,5 +1,5 @@
-//! The facts about a source's images that a run records: counts, class names, and hashes of the names, labels and objects, and of the
-//! marks of label maps.
+//! Makes the record of a source's images, by which a run notices that they have changed. It holds their number, the names of the
+//! classes, and hashes of the images' names, labels and objects and of the marks of their label maps.
 
 use super::Source;
 use super::samples::Split;
@@ -7,8 +7,8 @@ use crate::coco::objects::Scene;
 use crate::config::{Config, TaskKind};
 use crate::run::data::{DataSet, Listing};
 
-/// The facts about the images that a run of this config trains and evaluates on. Names are hashed without the source's folder,
-/// so that data may move.
+/// The record of the images that a run of this config trains and evaluates on. The hashed names leave out the folder of the
+/// source, so that the data may be moved.
 pub fn data_set(config: &Config, source: &Source) -> DataSet {
     let root = config.images_path().display().to_string();
     DataSet {
@@ -20,7 +20,7 @@ pub fn data_set(config: &Config, source: &Source) -> DataSet {
 
 fn listing(split: &Split, root: &str, task: TaskKind) -> Listing {
     let mut in_order = blake3::Hasher::new();
-    // A sum does not depend on the order.
+    // Four sums of the four parts of each image's hash. They do not depend on the order of the images.
     let mut sums = [0u64; 4];
     for index in 0..split.len() {
         let mut hasher = blake3::Hasher::new();
@@ -32,7 +32,7 @@ fn listing(split: &Split, root: &str, task: TaskKind) -> Listing {
         if task == TaskKind::Detection
             && let Ok(scene) = split.scene(index)
         {
-            // The number of an image is no fact about the image.
+            // The number is left out, because it says where the image is in the split.
             let row = Scene { image: 0, ..scene }.to_row();
             hasher.update(&row.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>());
         }
@@ -56,7 +56,7 @@ mod tests {
     use anyhow::Result;
     use std::sync::Arc;
 
-    /// Names with labels.
+    /// Images that have only names and labels.
     struct Named(&'static [(&'static str, u32)]);
 
     impl Samples for Named {

@@ -1,5 +1,5 @@
-//! Sources of labelled images, which are stored or drawn: a training split and an evaluation split. Each kind of source has a file of
-//! its own, which opens two splits that implement [`samples::Samples`].
+//! Sources of images with classes, label maps or objects. The images are stored or drawn. A source has a training split and an
+//! evaluation split, which implement [`samples::Samples`]. Each kind of source has a file of its own, which opens both splits.
 
 pub mod bad_images;
 mod cifar;
@@ -37,31 +37,33 @@ use splits::TRAINING;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The images of a config.
+/// The training and evaluation images of a config.
 #[derive(Clone)]
 pub struct Source {
     pub train: Split,
-    /// The images of evaluation.
+    /// The evaluation images.
     pub test: Split,
-    /// The unreadable images of both splits.
+    /// Skips and counts the unreadable images of both splits.
     pub bad: Arc<BadImages>,
 }
 
-/// Opens the config's source. The run directory keeps the indexes of folders and tars, and the names of unreadable images.
+/// Opens the config's source. The run directory keeps the indexes of folders and tars of images with classes, and the names of
+/// unreadable images.
 ///
 /// # Errors
-/// A usage error that names the file if anything is missing or malformed, or does not fit the model;
+/// A usage error that names the file, if anything is missing or malformed, or if the images do not fit the config;
 /// [`Failure::Damaged`](crate::error::Failure::Damaged) if a shard of a pack is damaged.
 pub fn open(config: &Config) -> Result<Source> {
     let bad = Arc::new(BadImages::of_run(config.data.bad_images, &config.run.dir));
     checked(Source { bad, ..open_with(config, true)? }, config)
 }
 
-/// Opens the config's source and writes nothing.
+/// Opens the config's source as [`open`] does, but writes nothing and counts the unreadable images of this process alone.
 pub fn open_read_only(config: &Config) -> Result<Source> {
     checked(open_with(config, false)?, config)
 }
 
+/// For classification, checks that both splits fit the config, and keeps `data.train_fraction` of the training images.
 fn checked(source: Source, config: &Config) -> Result<Source> {
     if config.task != TaskKind::Classification {
         return Ok(source);
@@ -71,7 +73,8 @@ fn checked(source: Source, config: &Config) -> Result<Source> {
     Ok(Source { train: subset(source.train, config.data.train_fraction, config.run.seed), ..source })
 }
 
-/// Opens the config's source with all training images, and without comparing it with the model.
+/// Opens the config's source with all training images, whatever `data.train_fraction` says. Does not check that the images fit
+/// the config.
 pub fn open_unchecked(config: &Config) -> Result<Source> {
     open_with(config, true)
 }
@@ -105,7 +108,7 @@ fn open_with(config: &Config, may_write: bool) -> Result<Source> {
     Ok(Source { train, test, bad })
 }
 
-/// Opens the images with label maps of `[segmentation]`.
+/// Opens the images with label maps that `[segmentation]` names.
 fn open_maps(config: &Config) -> Result<Source> {
     let keys = &config.segmentation;
     require!(
@@ -120,7 +123,7 @@ fn open_maps(config: &Config) -> Result<Source> {
     Ok(Source { train, test, bad: Arc::new(BadImages::new(config.data.bad_images)) })
 }
 
-/// Opens the images with annotated objects of `[detection]`.
+/// Opens the images with annotated objects that `[detection]` names.
 fn open_objects(config: &Config) -> Result<Source> {
     let keys = &config.detection;
     require!(
@@ -135,10 +138,10 @@ fn open_objects(config: &Config) -> Result<Source> {
     Ok(Source { train, test, bad: Arc::new(BadImages::new(config.data.bad_images)) })
 }
 
-/// The run directory's folder of indexes.
+/// The folder of the indexes in the run directory.
 const INDEXES: &str = "index";
 
-/// The format of the images in a folder; none if the names in the folder do not show it.
+/// Recognises a folder of images by the names in it: a pack, tars, or a folder of classes. Returns none for any other folder.
 pub fn format_of(folder: &Path) -> Option<Format> {
     if packed::files(folder, TRAINING).is_ok_and(|shards| !shards.is_empty()) {
         return Some(Format::Packed);
@@ -153,11 +156,11 @@ fn shared<S: Samples + 'static>((train, test): (S, S)) -> (Split, Split) {
     (Arc::new(train), Arc::new(test))
 }
 
-/// Compares a split with the model and with the numbers of images in the config.
+/// Checks that a split fits the model's input and classes, and that it holds as many images as the config says.
 fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
     let (model, data) = (&config.model, &config.data);
     let path = data.path.display();
-    // Other images are decoded to RGB and resized to the model's size.
+    // An image that is not stored as planes is decoded to RGB and resized to the model's size.
     let (channels, size) = split.planes().unwrap_or((3, model.image_size()));
     require!(
         (channels, size) == (model.channels(), model.image_size()),
@@ -190,7 +193,7 @@ fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// The number of training images that a run uses. The source is opened only if the config does not say the number.
+/// The number of training images that a run uses. The source is opened only if the config does not give this number.
 pub fn train_images(config: &Config) -> Result<usize> {
     let data = &config.data;
     match config.task {

@@ -5,9 +5,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Names one after the other in one allocation: a million of them take two large allocations, not a million small ones.
+/// Names, one after another in one list of bytes. A million names take two large allocations instead of a million small ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Names {
+    /// The bytes of all names.
     pub(super) text: Vec<u8>,
     /// The offset in `text` at which each name ends.
     pub(super) ends: Vec<u32>,
@@ -24,6 +25,7 @@ impl Names {
         Ok(())
     }
 
+    /// The bytes of a name.
     pub fn get(&self, index: usize) -> &[u8] {
         let start = index.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
         &self.text[start..self.ends[index] as usize]

@@ -5,13 +5,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, OnceLock};
 
-/// How many files of one split stay open. Every other file is opened for each read. The number is two fifths of the files that this
-/// process may have open, because a source has two splits, but at least 256.
+/// How many files of one split stay open. Each further file is opened anew for each read. The number is two fifths of the files
+/// that this process may have open, because a source has two splits, but at least 256.
 static MOST_OPEN: LazyLock<usize> = LazyLock::new(|| (raised_limit() * 2 / 5).max(256));
 
-/// Raises the process's soft limit of open files (usually 1024) to its hard limit, and returns it.
+/// Raises the process's soft limit of open files (usually 1024) to its hard limit, but not above `ENOUGH`. Returns the limit, but
+/// at most `ENOUGH`.
 fn raised_limit() -> usize {
-    /// Enough for the shards of a large pack. Some systems have a hard limit of a billion.
+    /// Enough for the shards of a large pack. On some systems the hard limit is a billion.
     const ENOUGH: libc::rlim_t = 1 << 20;
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a live rlimit, which the calls fill and read; if they fail, nothing changes.
@@ -29,6 +30,7 @@ fn raised_limit() -> usize {
 #[derive(Debug)]
 pub struct OpenFiles {
     paths: Vec<PathBuf>,
+    /// The files that stay open: the first [`MOST_OPEN`] paths, each from its first read on.
     open: Vec<OnceLock<File>>,
 }
 
@@ -42,14 +44,14 @@ impl OpenFiles {
         &self.paths[file]
     }
 
-    /// Replaces `bytes` by `length` bytes from `offset` on.
+    /// Replaces the content of `bytes` by `length` bytes of a file, from `offset` on.
     pub fn read(&self, file: usize, offset: u64, length: usize, bytes: &mut Vec<u8>) -> std::io::Result<()> {
         bytes.resize(length, 0);
         match self.open.get(file) {
             None => File::open(&self.paths[file])?.read_exact_at(bytes, offset),
             Some(slot) => {
                 if slot.get().is_none() {
-                    // If another thread was faster, this handle is closed.
+                    // If another thread has opened the file meanwhile, this handle is closed and the other is used.
                     let _ = slot.set(File::open(&self.paths[file])?);
                 }
                 slot.get().expect("set above").read_exact_at(bytes, offset)

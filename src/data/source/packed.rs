@@ -1,8 +1,8 @@
-//! Packs: folders of shards `train-00000.h5`, … and `val-00000.h5`, … (or `validation`, `test` in place of `val`), which
-//! `incubate pack` writes; [`super::shard`] specifies a shard.
+//! Reads packs, which `incubate pack` writes. A pack is a folder of shards `train-00000.h5`, … and `val-00000.h5`, … (or
+//! `validation` or `test` in place of `val`). [`super::shard`] specifies the format of a shard.
 //!
-//! The tables of a split's shards are read through HDF5 when the split is opened. All threads then read samples straight from
-//! the files at the same time, and compare them with their checksums.
+//! The tables of a split's shards are read through HDF5 when the split is opened. Afterwards many threads may read samples at the
+//! same time, directly from the files. Each sample that is read is compared with its checksum.
 
 use super::open_files::OpenFiles;
 use super::samples::{Samples, Stored};
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Packed {
     shards: Vec<Shard>,
-    /// The index in the split of each shard's first sample, and at the end the number of all samples.
+    /// The index in the split of each shard's first sample, and at the end the number of samples in all shards.
     starts: Vec<usize>,
     files: OpenFiles,
 }
@@ -26,7 +26,8 @@ pub struct Packed {
 /// Opens the training and the evaluation split.
 ///
 /// # Errors
-/// A usage error if a shard is missing or the splits have different classes, [`Failure::Damaged`] if a shard is damaged.
+/// A usage error if a shard is missing or belongs to another pack, or if the splits have different classes. [`Failure::Damaged`]
+/// if a shard is damaged.
 pub fn open(folder: &Path) -> Result<(Packed, Packed)> {
     let training = Packed::open(folder, TRAINING)?;
     let name = evaluation_name(folder)?;
@@ -43,7 +44,7 @@ fn evaluation_name(folder: &Path) -> Result<&'static str> {
     evaluation_split(folder, |name| Ok(!files(folder, name)?.is_empty()))
 }
 
-/// All shards that are in a folder, split by split.
+/// The paths of all shards in a folder: the training shards, and then the evaluation shards.
 ///
 /// # Errors
 /// The folder cannot be read or has several evaluation splits.
@@ -51,12 +52,12 @@ pub fn all_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok([files(folder, TRAINING)?, files(folder, evaluation_name(folder)?)?].concat())
 }
 
-/// The name of a shard's file.
+/// The name of the file of a split's shard. Shards are numbered from 0.
 pub fn file_name(split: &str, number: usize) -> String {
     format!("{split}-{number:05}.h5")
 }
 
-/// The shards of a split that are in a folder, in order.
+/// The paths of a split's shards in a folder, in order.
 ///
 /// # Errors
 /// The folder cannot be read.
@@ -78,7 +79,7 @@ impl Packed {
     /// Reads the tables of a split's shards.
     ///
     /// # Errors
-    /// A usage error if a shard is missing, [`Failure::Damaged`] if one is damaged.
+    /// A usage error if a shard is missing or belongs to another pack. [`Failure::Damaged`] if a shard is damaged.
     pub fn open(folder: &Path, split: &str) -> Result<Packed> {
         let paths = files(folder, split)?;
         require!(
@@ -135,7 +136,8 @@ impl Samples for Packed {
         format!("{}: sample {row} ({source})", self.files.path(shard).display())
     }
 
-    /// The name in the source of the pack, wherever the pack is and however it is divided into shards.
+    /// The image's name in the source from which the pack was made. It depends neither on the folder of the pack nor on its
+    /// shards.
     fn listed_name(&self, index: usize, _root: &str) -> String {
         let (shard, row) = self.find(index);
         String::from_utf8_lossy(self.shards[shard].samples.name.get(row)).into_owned()
@@ -161,11 +163,11 @@ impl Samples for Packed {
     }
 }
 
-/// Reads a whole shard and compares every sample with its checksum.
+/// Reads a whole shard and compares every sample with its checksum. Returns the shard without its samples' bytes.
 ///
 /// # Errors
-/// [`Failure::Damaged`], with the number of damaged samples and the names of the first, or another error if the shard cannot be
-/// read.
+/// [`Failure::Damaged`] if the table or a sample is damaged. The error gives the number of damaged samples and the names of the
+/// first five. Another error if the shard cannot be read.
 pub fn verify(path: &Path) -> Result<Shard> {
     let shard = shard::read(path)?;
     let packed =
@@ -205,7 +207,7 @@ mod tests {
     use super::*;
     use shard::Table;
 
-    /// Shard `number` of `shards`, with the samples `first..first + 2`, each two bytes of its number.
+    /// Writes shard `number` of `shards` with the samples `first` and `first + 1`. Both bytes of a sample are its number.
     fn write(folder: &Path, split: &str, number: usize, shards: usize, first: u8, classes: &[&str]) {
         let bytes: Vec<u8> = (first..first + 2).flat_map(|sample| [sample; 2]).collect();
         let mut samples = Table { label: vec![0, 1], end: vec![2, 4], ..Table::default() };

@@ -1,6 +1,6 @@
-//! Images with label maps, as ADE20K lays them out: `images/SPLIT/…` with JPEG and PNG files at any depth, and for each of them
-//! `annotations/SPLIT/….png` of the same name. The training split is called `training` or `train`, the evaluation split
-//! `validation`, `val` or `test`. Images are numbered in the order of their paths.
+//! Reads images with label maps in the layout of ADE20K. JPEG and PNG files are at any depth below `images/SPLIT/`. The label map
+//! of an image is the PNG file of the same path and name below `annotations/SPLIT/`. The training split is called `training` or
+//! `train`, and the evaluation split `validation`, `val` or `test`. Images are numbered in the order of their paths.
 
 use super::folder::{Folder, read_file};
 use super::listed::Listed;
@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 const IMAGES: &str = "images";
 const MAPS: &str = "annotations";
-/// The bytes at the end of a label map by which a change is noticed. The pixels' data in a PNG end with a checksum of all pixels (zlib,
-/// RFC 1950); only texts that a program has added come after it.
+/// A change of a label map is noticed by this many bytes at the end of its file. The pixel data of a PNG end with a checksum of
+/// all pixels (zlib, RFC 1950). After it there are only texts that a program may have added.
 const END: u64 = 256;
 
 /// One split of images with label maps.
@@ -29,7 +29,8 @@ pub struct Pairs {
 /// Opens the training and the evaluation split.
 ///
 /// # Errors
-/// A usage error if a split is missing or has fewer than two images, or that names an image without a label map.
+/// A usage error if a split is missing or has fewer than two images. Also if there are several evaluation splits, or if an image
+/// has no label map.
 pub fn open(folder: &Path) -> Result<(Pairs, Pairs)> {
     let images = folder.join(IMAGES);
     require!(
@@ -52,7 +53,7 @@ impl Pairs {
         Ok(pairs)
     }
 
-    /// Refuses an image without a label map.
+    /// Fails if an image has no label map.
     fn require_maps(&self) -> Result<()> {
         let mut listed = Listed::default();
         for index in 0..self.len() {
@@ -71,9 +72,9 @@ impl Pairs {
         Ok(())
     }
 
-    /// The file of an image's label map.
+    /// The path of an image's label map.
     fn map(&self, index: usize) -> PathBuf {
-        // An image directly in the folder of its split has the path `./name`.
+        // An image directly in the folder of its split has the path `./name`. `components` removes the dot.
         self.maps.join(self.images.path(index).with_extension("png")).components().collect()
     }
 }

@@ -1,4 +1,4 @@
-//! The interface of every source's splits: [`Samples`].
+//! The trait that the splits of all sources implement, [`Samples`], and subsets of a split.
 
 use crate::coco::objects::Scene;
 use crate::coco::results::Ids;
@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The labelled images of one split, read one at a time by any thread.
+/// The images of one split with their labels, label maps or objects. Any thread may read them, one image at a time.
 pub trait Samples: Send + Sync {
     /// How many images the split holds.
     fn len(&self) -> usize;
@@ -16,19 +16,19 @@ pub trait Samples: Send + Sync {
         self.len() == 0
     }
 
-    /// The class of an image, from 0; 0 if the images have label maps or objects.
+    /// The class of an image, from 0; always 0 if the images have no classes.
     fn label(&self, index: usize) -> u32;
 
-    /// The image's name in messages, such as a path, or a shard and the name of a member.
+    /// The image's name in messages, such as its path, or the path of a tar and the name of a member.
     fn name(&self, index: usize) -> String;
 
-    /// The image's name below the folder `root` of its source, which stays the same if the source is moved or packed.
+    /// The image's name relative to `root`, the folder of its source. It stays the same if the source is moved or packed.
     fn listed_name(&self, index: usize, root: &str) -> String {
         let name = self.name(index);
         name.strip_prefix(root).map_or(name.as_str(), |below| below.trim_start_matches('/')).to_string()
     }
 
-    /// The classes' names in order of label; empty if the source does not name them.
+    /// The names of the classes in the order of their labels; empty if the source does not name them.
     fn classes(&self) -> &[String] {
         &[]
     }
@@ -49,7 +49,8 @@ pub trait Samples: Send + Sync {
         self.name(index)
     }
 
-    /// Bytes that differ if an image's label map has changed: the length and the end of its file; none if it has no file.
+    /// Bytes that change with an image's label map: the length of its file, and the end of the file. None if there is no file
+    /// that can be read.
     fn map_mark(&self, _index: usize) -> Option<Vec<u8>> {
         None
     }
@@ -57,20 +58,20 @@ pub trait Samples: Send + Sync {
     /// Replaces the content of `bytes` by the stored bytes of an image's label map.
     ///
     /// # Errors
-    /// If the label map cannot be read, or if the source has none.
+    /// The label map cannot be read, or the source has no label maps.
     fn read_map(&self, _index: usize, _bytes: &mut Vec<u8>) -> Result<StoredMap> {
         bail!("the images of this source have no label maps")
     }
 
-    /// The objects of an image, whose size is that of the image.
+    /// The objects of an image. The size of the scene is the size that the annotations give for the image.
     ///
     /// # Errors
-    /// If the source has no objects.
+    /// The source has no objects.
     fn scene(&self, _index: usize) -> Result<Scene> {
         bail!("the images of this source have no objects")
     }
 
-    /// The ids of images and classes in the source's annotations, if it has any.
+    /// The ids that the source's annotations give the images and the classes; none if there are no annotations.
     fn ids(&self) -> Option<Ids> {
         None
     }
@@ -99,13 +100,14 @@ pub enum Stored {
 /// One split of a source.
 pub type Split = Arc<dyn Samples>;
 
-/// The number of a split's images that a share of it holds.
+/// The number of images that a subset holds if it keeps `fraction` of `images` images.
 pub fn subset_size(images: usize, fraction: f64) -> usize {
     (images as f64 * fraction).round() as usize
 }
 
-/// Keeps a share of each class, chosen by the seed (the paper's experiments with 50 % and 25 % of the data). The subset has
-/// [`subset_size`] images, or one image of each class if that is more.
+/// Keeps `fraction` of the images of each class, chosen by the seed, and at least one image of each class. (Deep Incubation's
+/// paper also trains on 50 % and 25 % of the data.) The subset has [`subset_size`] images, or more if many classes are so small
+/// that one image exceeds their share.
 pub fn subset(split: Split, fraction: f64, seed: u64) -> Split {
     if fraction >= 1.0 {
         return split;
@@ -125,7 +127,7 @@ pub fn subset(split: Split, fraction: f64, seed: u64) -> Split {
     Arc::new(Subset { split, kept })
 }
 
-/// At most so many of the images, in an order that the seed decides.
+/// Chooses at most `images` images of a split. The seed decides the choice and the order.
 pub fn sample(split: &Split, images: usize, seed: u64) -> Split {
     let mut kept: Vec<u32> = (0..split.len() as u32).collect();
     Random::new(&[seed, SAMPLE]).shuffle(&mut kept);
@@ -133,9 +135,9 @@ pub fn sample(split: &Split, images: usize, seed: u64) -> Split {
     Arc::new(Subset { split: split.clone(), kept })
 }
 
-/// The number of images to keep of each class. Each class keeps its share rounded down, but at least one image. Then the classes with
-/// the largest remainders keep one more until the sum is [`subset_size`]. If the sum is already larger, the classes with the smallest
-/// remainders keep one less, except classes of which one image is kept.
+/// The number of images to keep of each class. Each class keeps its share, rounded down, but at least one image. Then the classes
+/// with the largest remainders keep one more until the sum is [`subset_size`]. If the sum is already larger, the classes with the
+/// smallest remainders keep one less, except classes of which one image is kept.
 fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
     let share = |class: usize| images[class] as f64 * fraction;
     let mut sizes: Vec<usize> = (0..images.len()).map(|class| (share(class).floor() as usize).max(1)).collect();
@@ -160,14 +162,14 @@ fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
     sizes
 }
 
-/// Parts of random keys: `SUBSET` for [`subset`], `SAMPLE` for [`sample`].
+/// Parts of the keys of random numbers: `SUBSET` for [`subset`], `SAMPLE` for [`sample`].
 const SUBSET: u64 = 0x5b5e7;
 const SAMPLE: u64 = 0x5a3b1e;
 
-/// A subset of a split's images.
+/// A subset of a split's images. It passes on their classes, but no label maps and no objects.
 struct Subset {
     split: Split,
-    /// The indexes of the images in the split.
+    /// The index in `split` of each image of the subset.
     kept: Vec<u32>,
 }
 

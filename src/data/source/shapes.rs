@@ -1,6 +1,7 @@
-//! Draws images of any size, for tests and benchmarks without a download. With one config, the split and the number of an image
-//! determine its pixels. A class is one of five outlines with stripes of one direction and frequency. Position, size, colour and noise
-//! vary from image to image.
+//! Draws images with classes, which have the size of the model's input, for tests and benchmarks without a download. For a given
+//! config, the split and the number of an image determine its pixels. A class is one of five outlines with stripes of one
+//! direction and frequency. The position and size of the outline, the phase of the stripes, the colour and the noise vary from
+//! image to image.
 
 use super::images::Images;
 use crate::config::Config;
@@ -25,6 +26,7 @@ pub fn draw(config: &Config) -> (Images, Images) {
     (split(1, data.train_images), split(2, data.test_images))
 }
 
+/// Appends the bytes (channel, row, column) of one image to `pixels`.
 fn draw_one(pixels: &mut Vec<u8>, mut random: Random, class: usize, channels: usize, size: usize) {
     let (x0, y0) = (random.between(-0.2, 0.2), random.between(-0.2, 0.2));
     let radius = random.between(0.45, 0.75);
@@ -34,6 +36,7 @@ fn draw_one(pixels: &mut Vec<u8>, mut random: Random, class: usize, channels: us
     for tint in tint {
         for row in 0..size {
             for column in 0..size {
+                // The centre of a row or column, from −1 to 1 across the image.
                 let at = |i: usize| (2 * i + 1) as f64 / size as f64 - 1.0;
                 let (x, y) = ((at(column) - x0) / radius, (at(row) - y0) / radius);
                 let inside = match class % 5 {

@@ -1,23 +1,24 @@
-//! One shard of a pack: an HDF5 file of a few thousand samples, which `incubate pack` writes.
+//! Writes and reads one shard of a pack: an HDF5 file of many samples. `incubate pack` decides how many.
 //!
 //! # Layout, format version 1
 //! ```text
-//! bytes 0–511     the seal (`seal.rs`): «incubate pack, format 1», the file's length, the offset and length of /bytes, and
-//!                 the BLAKE3 hash of every byte from 512 on except /bytes, whose samples have checksums of their own
+//! bytes 0–511     the seal (`seal.rs`): «incubate pack, format 1», the file's length, the BLAKE3 hash of every byte from
+//!                 512 on except /bytes, and where /bytes begins and ends. The samples in /bytes have checksums of their own
 //! from byte 512   HDF5 (libver earliest, which h5py, h5dump and HDFView open) of n samples:
 //!   attributes of /   format_version, software, encoding ("jpeg" or "raw"), split (its name), shard (its number from
-//!                     0), shards (their number in the split), recipe (hash of the images' names and labels and of the options)
+//!                     0), shards (their number in the split), recipe (a hash of the names and labels of the shard's images,
+//!                     of the names of the classes, and of the form in which images are packed)
 //!   /classes          text: the name of each class, in order of label
-//!   /bytes            u8, contiguous: the samples, one after the other; each a JPEG file, or height × width × 3 bytes of
+//!   /bytes            u8, contiguous: the samples, one after another. Each is a JPEG file, or height × width × 3 bytes of
 //!                     red, green and blue, row after row
 //!   /offset           u64, n + 1: sample i is bytes[offset[i] .. offset[i + 1]]
 //!   /label            u32, n
 //!   /height /width    u32, n: in pixels, as stored (a JPEG's EXIF orientation is not applied)
-//!   /crc32c           u32, n: the checksum of each sample's bytes
-//!   /name             text, n: the name of each sample in the source it was packed from
+//!   /crc32c           u32, n: the CRC-32C of each sample's bytes
+//!   /name             text, n: the name of each sample in the source from which it was packed
 //! ```
-//! The HDF5 library admits one thread at a time. So it reads only a shard's table, once, when the shard is opened. Samples are then
-//! read straight from the file at their offsets.
+//! Only one thread at a time may use the HDF5 library. So the library reads only the table of a shard, when the shard is opened.
+//! Later, samples are read directly from the file at their offsets.
 
 use super::names::Names;
 use crate::error::Failure;
@@ -35,7 +36,7 @@ pub const SEAL: seal::Kind = seal::Kind {
     cure: "delete it and start `incubate pack` again, or restore it from a copy",
 };
 
-/// The form of a shard's samples.
+/// The form of a shard's samples: JPEG files, or rows of RGB bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
     Jpeg,
@@ -43,7 +44,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// The value of the file's attribute.
+    /// The value of the attribute `encoding`.
     pub fn name(self) -> &'static str {
         match self {
             Encoding::Jpeg => "jpeg",
@@ -61,14 +62,15 @@ pub struct Shard {
     pub number: usize,
     /// The number of shards in the split.
     pub shards: usize,
+    /// The attribute `recipe`.
     pub recipe: String,
     pub classes: Vec<String>,
     pub samples: Table,
-    /// The offset of /bytes in the file; [`read`] sets it, [`write()`] ignores it.
+    /// The offset of /bytes in the file; 0 if /bytes is empty. [`read`] sets the offset, and [`write()`] ignores it.
     pub bytes_offset: u64,
 }
 
-/// The columns of a shard, a row for each sample.
+/// The columns of a shard, with a row for each sample.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table {
     pub name: Names,
@@ -76,7 +78,7 @@ pub struct Table {
     pub height: Vec<u32>,
     pub width: Vec<u32>,
     pub crc32c: Vec<u32>,
-    /// The end of each sample in /bytes.
+    /// The offset in /bytes at which each sample ends.
     pub end: Vec<u64>,
 }
 
@@ -92,7 +94,7 @@ impl Table {
     }
 }
 
-/// Writes a shard to `path` without a sync.
+/// Writes a shard to `path` without a sync. `bytes` holds the samples, one after another.
 pub fn write(path: &Path, shard: &Shard, bytes: &[u8]) -> Result<()> {
     let file = File::with_options().with_fcpl(|p| p.userblock(seal::BLOCK)).create(path)?;
     file.new_attr::<i32>().create("format_version")?.write_scalar(&SEAL.version)?;
@@ -135,7 +137,7 @@ fn text_of(text: &str) -> Result<VarLenUnicode> {
         .with_context(|| format!("{text:?} contains a NUL byte, which HDF5 cannot store; rename it"))
 }
 
-/// The offset of /bytes in the file; 0 if it is empty.
+/// The offset of /bytes in the file; 0 if /bytes is empty.
 fn bytes_offset(file: &File) -> Result<u64> {
     let bytes = file.dataset("bytes")?;
     match bytes.offset() {
@@ -147,10 +149,10 @@ fn bytes_offset(file: &File) -> Result<u64> {
     }
 }
 
-/// Verifies a shard except its samples' bytes, and reads its table.
+/// Verifies a shard apart from its samples' bytes, and reads its table.
 ///
 /// # Errors
-/// [`Failure::Damaged`] if the shard has changed since it was written.
+/// [`Failure::Damaged`] if the shard has changed since it was written. A usage error if it is missing or cannot be read.
 pub fn read(path: &Path) -> Result<Shard> {
     let sealed = SEAL.verify(path)?;
     let parsed = parse(path, &sealed).context("its table does not fit together");
@@ -194,6 +196,7 @@ fn parse(path: &Path, sealed: &seal::Sealed) -> Result<Shard> {
     Ok(shard)
 }
 
+/// Checks that the columns have one length, divide /bytes into samples, and name only classes of the shard.
 fn check(shard: &Shard, offset: &[u64], bytes: u64) -> Result<()> {
     let samples = &shard.samples;
     for (name, length) in [

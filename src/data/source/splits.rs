@@ -4,16 +4,17 @@ use crate::usage;
 use anyhow::Result;
 use std::path::Path;
 
+/// The name of the training split.
 pub const TRAINING: &str = "train";
 
 /// The names that an evaluation split may have.
 const EVALUATION: [&str; 3] = ["val", "validation", "test"];
 
 /// The name of the evaluation split in a folder. `holds` says whether the folder has a split with a given name. If the folder has
-/// none, the result is "val", so that the error of opening that split says what is missing.
+/// no evaluation split, the result is "val", so that the error of opening that split says what is missing.
 ///
 /// # Errors
-/// A usage error if the folder has several, or the error of `holds`.
+/// A usage error if the folder has several evaluation splits, or the error of `holds`.
 pub fn evaluation_split(folder: &Path, holds: impl Fn(&str) -> Result<bool>) -> Result<&'static str> {
     let mut found = Vec::new();
     for name in EVALUATION {

@@ -1,9 +1,10 @@
-//! Tar shards as webdataset names them: `train-*.tar` and `val-*.tar`, or folders `train` and `val` of tars (or `validation`,
-//! `test` in place of `val`). The members of a sample follow each other in the tar and share the path up to the first dot of
-//! the file name, the key. A sample has an image, `KEY.jpg`, `KEY.jpeg` or `KEY.png`, and its label: the text of `KEY.cls`, or
-//! `label` or `cls` in `KEY.json`. Other members are ignored.
+//! Reads tar shards in the layout of webdataset: `train-*.tar` and `val-*.tar`, or folders `train` and `val` of tars (or
+//! `validation` or `test` in place of `val`). The members of a sample follow one another in the tar and share a key, the path up
+//! to the first dot of the file name. A sample has an image, `KEY.jpg`, `KEY.jpeg` or `KEY.png`, and its label: the number in
+//! `KEY.cls`, or the value of `label` or `cls` in `KEY.json`. Other members are ignored.
 //!
-//! The index is built from the members' headers and labels. All threads then read images at their offsets at the same time.
+//! The index is built from the members' headers and labels. Afterwards many threads may read images at the same time, directly
+//! from the tars at their offsets.
 
 use super::index::{Index, IndexFile, IndexFolder, fingerprint};
 use super::names::Names;
@@ -25,10 +26,11 @@ pub struct TarShards {
     files: OpenFiles,
 }
 
-/// Opens the training and the evaluation split, and keeps their indexes in the folder `indexes`, if there is one.
+/// Opens the training and the evaluation split, and keeps their indexes in the folder `indexes`, if it is given.
 ///
 /// # Errors
-/// A usage error that names the tar and member, if a tar is damaged or unsafe or an image has no label.
+/// A usage error if a split has no tars, or if there are several evaluation splits. Also if a tar is damaged or has a path that
+/// leaves its folder, or if an image has no label.
 pub fn open(root: &Path, indexes: Option<&IndexFolder>) -> Result<(TarShards, TarShards)> {
     let split = |name: &str| TarShards::open(root, name, indexes.map(|indexes| indexes.file(name)).as_ref());
     let training = split(TRAINING)?;
@@ -41,15 +43,17 @@ pub fn has_training_tars(root: &Path) -> bool {
 }
 
 impl TarShards {
-    /// Indexes the tars of a split, or reads the index from `kept` if no tar has changed since.
+    /// Indexes the tars of a split, or reads the index from the file `kept` if the tars have not changed since it was written.
     ///
     /// # Errors
-    /// A usage error that names the tar and member, if a tar is damaged or unsafe or an image has no label.
+    /// A usage error if the split has no tars. Also if a tar is damaged or has a path that leaves its folder, or if an image has
+    /// no label.
     pub fn open(root: &Path, split: &str, kept: Option<&IndexFile>) -> Result<TarShards> {
         let tars = tars(root, split)?;
         let index = Index::cached(
             kept,
-            // The list is compared too, because the fingerprint of the listed tars stays the same when another tar is added.
+            // The list is compared too. If a tar is added to the folder of the split, the stamps of `root` and of the other tars
+            // stay the same.
             |groups| {
                 ensure!(*groups == tars, "the list of tars has changed");
                 fingerprint(root, groups)
@@ -85,7 +89,7 @@ impl Samples for TarShards {
     }
 }
 
-/// The names of a split's tars relative to `root`, in order.
+/// The paths of a split's tars relative to `root`, in order.
 fn tars(root: &Path, split: &str) -> Result<Names> {
     let found = find(root, split)?;
     require!(
@@ -100,8 +104,8 @@ fn tars(root: &Path, split: &str) -> Result<Names> {
     Ok(names)
 }
 
-/// The tars of a split in order: the tars in the folder with the split's name or, without such a folder, the tars whose names begin
-/// with the split's name and `-`.
+/// The paths of a split's tars in order. If `root` has a folder with the split's name, they are the tars in this folder.
+/// Otherwise they are the tars in `root` whose names begin with the split's name and `-`. Hidden tars are left out.
 fn find(root: &Path, split: &str) -> Result<Vec<PathBuf>> {
     let inside = root.join(split);
     let (folder, prefix) =
@@ -121,6 +125,7 @@ fn find(root: &Path, split: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Scans the tars on all threads, and makes the index of their samples.
 fn build(root: &Path, tars: Names) -> Result<Index> {
     let scanned: Vec<(Vec<Sample>, usize)> = (0..tars.len())
         .into_par_iter()
@@ -228,7 +233,7 @@ mod tests {
     fn a_key_with_dots_a_second_label_and_a_compressed_tar_are_refused_by_name() {
         let zero: &[u8] = b"0";
         refused(&tar(&[("photo.0.jpg", b"x"), ("photo.0.cls", zero)]), &["photo.0.jpg", "first dot", "rename"]);
-        // A further picture of a sample, such as a map of its labels, is no image of its own.
+        // `1.seg.png`, such as a label map, is ignored, because the sample has an image already.
         assert_eq!(opened(&tar(&[("1.jpg", b"x"), ("1.seg.png", b"y"), ("1.cls", zero)])).unwrap().len(), 1);
         let disagreeing = [("1.cls", zero), ("1.jpg", b"x"), ("1.json", br#"{"label": 1}"#)];
         refused(&tar(&disagreeing), &["1.json", "label 1", "1.cls says 0"]);
@@ -279,7 +284,7 @@ mod tests {
         refused(&tar(&[("1.jpg", b"x"), ("1.cls", b"cat")]), &["1.cls", "\"cat\"", "not a class number"]);
         refused(&tar(&[("1.jpg", b"x"), ("1.cls", b"-1")]), &["not a class number"]);
         refused(&tar(&[("1.jpg", b"x"), ("1.json", b"{")]), &["1.json"]);
-        // The builder refuses to write these names, so they are put in by hand.
+        // The builder refuses these names, so the test writes them into the header itself.
         for name in ["../../etc/1.jpg", "/etc/1.jpg"] {
             refused(
                 &with_header(|header| header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes())),

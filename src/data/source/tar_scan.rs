@@ -10,33 +10,37 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path};
 
-/// The bytes of a block. Members begin and end at multiples of it.
+/// The size of a tar's block in bytes. Members begin and end at multiples of this size.
 const BLOCK: u64 = 512;
-/// More bytes than any label has.
+/// The largest `.cls` or `.json` that is read, in bytes.
 const LARGEST_LABEL: u64 = 1 << 20;
 
-/// An image in a tar.
+/// An image in a tar, with its label.
 pub struct Sample {
+    /// The path of the image within the tar.
     pub member: Vec<u8>,
     pub label: u32,
+    /// The offset of the image's bytes in the tar.
     pub offset: u64,
+    /// The length of the image in bytes.
     pub length: u32,
 }
 
 /// The sample whose members are being read.
 #[derive(Default)]
 struct Partial {
+    /// The path of its members up to the first dot of the file name.
     key: Vec<u8>,
-    /// The member of the image, its offset and its length.
+    /// The path of the image within the tar, its offset and its length.
     image: Option<(Vec<u8>, u64, u32)>,
-    /// The label and the member that holds it.
+    /// The label, and the path of the member that holds it.
     label: Option<(u32, Vec<u8>)>,
-    /// An image whose name has another dot before its extension.
+    /// An image that is ignored because its name has another dot before the extension, such as `photo.0.jpg`.
     dotted: Option<Vec<u8>>,
 }
 
 impl Partial {
-    /// Adds a member, whose lower-case extension is `extension`, if it is an image or a label.
+    /// Adds a member if it is an image or a label. `extension` is the rest of its name after the first dot, in lower case.
     fn add(&mut self, member: Vec<u8>, extension: &[u8], entry: &mut tar::Entry<&File>) -> Result<()> {
         match extension {
             _ if is_image(extension) => {
@@ -56,7 +60,7 @@ impl Partial {
         }
     }
 
-    /// Adds the label of a .cls or .json. A .json may describe the image without its class, which a .cls then holds.
+    /// Adds the label of a .cls or .json. A .json may lack the label, because a .cls may hold it.
     fn add_label(&mut self, member: Vec<u8>, extension: &[u8], entry: &mut tar::Entry<&File>) -> Result<()> {
         let context = || format!("member {}", member.escape_ascii());
         ensure!(
@@ -81,6 +85,7 @@ impl Partial {
         Ok(())
     }
 
+    /// Adds the sample to `samples`. Fails if it has an image without a label, or a label without an image.
     fn finish(self, samples: &mut Vec<Sample>) -> Result<()> {
         match (self.image, self.label) {
             (Some((member, offset, length)), Some((label, _))) => {
@@ -108,15 +113,15 @@ impl Partial {
     }
 }
 
-/// The samples of one tar, in order, and the number of hidden members, which are ignored.
+/// Lists the samples of one tar in order, and counts the hidden members, which are ignored.
 pub fn scan(path: &Path) -> Result<(Vec<Sample>, usize)> {
-    // Opening a pipe would wait for a writer.
+    // A pipe is refused before it is opened, because opening it would wait for a writer.
     ensure!(std::fs::metadata(path)?.is_file(), "it is not a regular file");
     let file = File::open(path)?;
     let file_length = file.metadata()?.len();
     require_uncompressed(&file)?;
     let mut archive = tar::Archive::new(&file);
-    // `cat a.tar b.tar` leaves the end mark of the first tar in the middle.
+    // `cat a.tar b.tar` leaves the end mark of the first tar in the middle, and the samples behind it count.
     archive.set_ignore_zeros(true);
     let mut hidden = 0;
     let mut samples = Vec::new();
@@ -147,7 +152,7 @@ pub fn scan(path: &Path) -> Result<(Vec<Sample>, usize)> {
     Ok((samples, hidden))
 }
 
-/// Checks a member and returns the offset of the block after it.
+/// Checks a member, and returns the offset of the first block after it.
 fn end_of_member(member: &[u8], entry: &mut tar::Entry<&File>, file_length: u64) -> Result<u64> {
     let sparse = entry.header().entry_type().is_gnu_sparse() || has_sparse_header(entry)?;
     ensure!(!sparse, "member {}: it is stored sparse; write the tar without --sparse", member.escape_ascii());
@@ -156,7 +161,8 @@ fn end_of_member(member: &[u8], entry: &mut tar::Entry<&File>, file_length: u64)
     ensure!(end <= file_length, "truncated: {} ends at byte {end} of {file_length}; fetch it again", context());
     require_inside(member).with_context(context)?;
     if let Some(target) = entry.link_name_bytes() {
-        // The target of a symbolic link is relative to the link's folder, but the target of a hard link to the tar's root.
+        // The target of a symbolic link is relative to the link's folder, but the target of a hard link is relative to the root
+        // of the tar.
         let symbolic = entry.header().entry_type().is_symlink();
         let folder = Path::new(OsStr::from_bytes(member)).parent().filter(|_| symbolic).unwrap_or(Path::new(""));
         require_inside(folder.join(OsStr::from_bytes(&target)).as_os_str().as_bytes()).with_context(context)?;
@@ -164,17 +170,17 @@ fn end_of_member(member: &[u8], entry: &mut tar::Entry<&File>, file_length: u64)
     Ok(end)
 }
 
-/// Whether a lower-case extension is an image's.
+/// Whether a lower-case extension is that of an image.
 fn is_image(extension: &[u8]) -> bool {
     matches!(extension, b"jpg" | b"jpeg" | b"png")
 }
 
-/// Whether a member or a folder of its path is hidden, like the `._` files that macOS adds.
+/// Whether the name of a member, or of a folder in its path, begins with a dot, such as the `._` files that macOS adds.
 fn is_hidden(member: &[u8]) -> bool {
     member.split(|&byte| byte == b'/').any(|part| part.starts_with(b".") && !matches!(part, b"." | b".."))
 }
 
-/// Whether the extended headers of POSIX say that a member is stored sparse.
+/// Whether the extended headers of POSIX (pax) say that a member is stored sparse.
 fn has_sparse_header(entry: &mut tar::Entry<&File>) -> Result<bool> {
     let Some(mut extensions) = entry.pax_extensions()? else { return Ok(false) };
     Ok(extensions.any(|extension| extension.is_ok_and(|extension| extension.key_bytes().starts_with(b"GNU.sparse."))))
@@ -196,17 +202,18 @@ fn require_uncompressed(file: &File) -> Result<()> {
     }
 }
 
-/// A member's path up to the first dot of its file name, and the rest after that dot.
+/// A member's path up to the first dot of its file name, and the rest after that dot; none if the file name has no dot.
 fn key(member: &[u8]) -> Option<(&[u8], &[u8])> {
     let name = member.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     let dot = name + member[name..].iter().position(|&byte| byte == b'.')?;
     Some((&member[..dot], &member[dot + 1..]))
 }
 
-/// Refuses a member whose path leaves the tar's folder. Members are never unpacked, but such a tar cannot be trusted.
-fn require_inside(member: &[u8]) -> Result<()> {
+/// Refuses the path of a member, or of a link's target, that leaves the tar's folder. Members are never unpacked, but such a tar
+/// cannot be trusted.
+fn require_inside(path: &[u8]) -> Result<()> {
     let mut depth = 0;
-    let inside = Path::new(OsStr::from_bytes(member)).components().all(|part| {
+    let inside = Path::new(OsStr::from_bytes(path)).components().all(|part| {
         depth += match part {
             Component::Normal(_) => 1,
             Component::CurDir => 0,
@@ -226,7 +233,7 @@ fn number(text: &str) -> Result<u32> {
     })
 }
 
-/// The label, if the JSON has one.
+/// The label in the text of a .json; none if the text has no label.
 fn label_in_json(text: &str) -> Option<Result<u32>> {
     let value: serde_json::Value = match serde_json::from_str(&standard_json(text)) {
         Ok(value) => value,
@@ -236,8 +243,8 @@ fn label_in_json(text: &str) -> Option<Result<u32>> {
     Some(number(label.as_str().unwrap_or(&label.to_string())))
 }
 
-/// Makes JSON conform to the standard: removes the byte order mark of Windows programs, and replaces Python's NaN and Infinity by
-/// null.
+/// Makes JSON conform to the standard. Removes the byte order mark that Windows programs write, and replaces the numbers NaN,
+/// Infinity and -Infinity that Python writes by null.
 fn standard_json(text: &str) -> String {
     let text = text.trim_start_matches('\u{feff}');
     let mut out = String::with_capacity(text.len());
