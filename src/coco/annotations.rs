@@ -1,5 +1,5 @@
-//! Reads COCO's annotations (cocodataset.org, `instances_*.json`) for training and for evaluation, by the rules of detectron2's
-//! `load_coco_json`.
+//! Reads COCO's annotations (cocodataset.org, `instances_*.json`). Training takes objects by the rules of detectron2's
+//! `load_coco_json`. An evaluation takes all objects.
 
 use super::json::{
     self, Field, Flag, Id, NUMBER_OR_TEXT, StoredCategory, at_entry, check_ids, needed, positions, refusal,
@@ -14,16 +14,17 @@ use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The objects that are read.
+/// The purpose of reading objects, which decides which objects are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Objects from which a network can learn: no crowds, and with masks only objects with a polygon.
+    /// Only objects from which a network can learn. No crowds are read. With masks, only objects with a polygon are read; without
+    /// masks, only objects whose box has an area.
     Training,
     /// All objects.
     Evaluation,
 }
 
-/// The content of a file.
+/// The content of a file of annotations.
 #[derive(Debug)]
 pub struct Annotations {
     /// The id and name of each category in the order of the ids, which is the order of the classes.
@@ -36,16 +37,16 @@ pub struct Annotations {
 #[derive(Debug)]
 pub struct AnnotatedImage {
     pub id: Id,
-    /// Its path below the folder of the split.
+    /// The path of the image below the folder of the split.
     pub file_name: String,
-    /// Its objects. The scene's size is the size that the file says.
+    /// The image's objects, and its size as the file states it.
     pub scene: Scene,
 }
 
 #[derive(Deserialize)]
 struct StoredDataset<'a> {
     images: Option<Vec<StoredImage>>,
-    /// The text of each entry.
+    /// The JSON text of each entry. Threads parse the entries later in parallel.
     #[serde(borrow)]
     annotations: Option<Vec<&'a RawValue>>,
     categories: Option<Vec<StoredCategory>>,
@@ -71,10 +72,11 @@ struct StoredObject<'a> {
     segmentation: Option<&'a RawValue>,
 }
 
-/// Reads a file of annotations, with the outlines of the objects if `masks`.
+/// Reads a file of annotations. The outlines of the objects are read only if `masks` is true.
 ///
 /// # Errors
-/// A usage error that names the file and the entry, if an entry is malformed, or if its category is not listed.
+/// A usage error that names the file, if it cannot be read or parsed. The error also names the entry, if an entry is malformed or
+/// its category is not listed.
 pub fn read(file: &Path, purpose: Purpose, masks: bool) -> Result<Annotations> {
     let bytes = json::read(file)?;
     let dataset = json::parse(file, &bytes, b'{')?;
@@ -110,7 +112,7 @@ impl Annotations {
     }
 }
 
-/// The listed images by their ids. If two entries have one id, the later counts, as in pycocotools.
+/// The listed images by their ids. If two entries have the same id, the later entry counts, as in pycocotools.
 fn images(entries: Vec<StoredImage>) -> Result<BTreeMap<Id, AnnotatedImage>, String> {
     let mut images = BTreeMap::new();
     for (entry, image) in entries.into_iter().enumerate() {
@@ -119,6 +121,7 @@ fn images(entries: Vec<StoredImage>) -> Result<BTreeMap<Id, AnnotatedImage>, Str
         let file_name = needed(image.file_name, "file_name", "a text").map_err(named)?;
         let height = needed(image.height, "height", "a whole number").map_err(named)? as usize;
         let width = needed(image.width, "width", "a whole number").map_err(named)? as usize;
+        // The source of the images sets the image's number later.
         let scene = Scene { image: 0, size: [height, width], objects: Vec::new() };
         images.insert(id.clone(), AnnotatedImage { id, file_name, scene });
     }
@@ -128,7 +131,7 @@ fn images(entries: Vec<StoredImage>) -> Result<BTreeMap<Id, AnnotatedImage>, Str
 
 /// An entry of the list of annotations.
 enum Entry {
-    /// The position of its image, and the object.
+    /// The position of the object's image, and the object.
     Of(usize, Object),
     OfUnlistedImage,
     NotForTraining,
@@ -138,7 +141,7 @@ enum Entry {
 struct ObjectReader<'a> {
     images: BTreeMap<&'a Id, u64>,
     classes: BTreeMap<&'a Id, u64>,
-    /// Height and width of the images.
+    /// The height and width of each image.
     sizes: Vec<[usize; 2]>,
     purpose: Purpose,
     masks: bool,
@@ -180,7 +183,7 @@ impl ObjectReader<'_> {
         Ok(Entry::Of(image, Object { class: class as usize, bbox, area, is_crowd, outline }))
     }
 
-    /// The outline of an object in an image of this height and width; none if it has no polygon.
+    /// The outline of an object in an image of this height and width; [`Outline::None`] if the object has no valid polygon.
     fn outline(&self, text: &str, [height, width]: [usize; 2]) -> Result<Outline, String> {
         let stored: Segmentation =
             serde_json::from_str(text).map_err(|e| format!("has a segmentation that cannot be read: {e}"))?;

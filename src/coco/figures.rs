@@ -6,17 +6,17 @@ use hotcoco::detection::AccumulatedEval;
 use hotcoco::params::IouType;
 use hotcoco::{Annotation, COCO, COCOeval, Category, Dataset, Image, Segmentation};
 
-/// The figures of detections. Each is from 0 to 1, or −1 without objects to find.
+/// COCO's figures of detections. Each is from 0 to 1, or −1 if there are no objects to find.
 #[derive(Debug)]
 pub struct Figures {
-    /// AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl.
+    /// The names and values of AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, in this order.
     pub all: Vec<(&'static str, f64)>,
-    /// The average precision of each category, with the category's position.
+    /// The position of each category in the order of the ids, and its average precision.
     pub of_categories: Vec<(usize, f64)>,
     pub curves: Vec<Curve>,
 }
 
-/// The mean precision of all categories at recalls from 0 to 1, for a threshold of the overlap.
+/// The mean precision of all categories at recalls from 0 to 1, for one threshold of the IoU.
 #[derive(Debug)]
 pub struct Curve {
     pub threshold: f64,
@@ -24,7 +24,8 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
-/// The figures of detections, of their masks or of their boxes. The ids of images and of categories count from 0.
+/// The figures of the masks of detections if `of_masks`, otherwise of their boxes. The ids of images and of categories count from
+/// 0.
 ///
 /// # Errors
 /// If the detections cannot be evaluated against the annotations.
@@ -42,8 +43,8 @@ pub fn figures(annotations: COCO, detections: COCO, of_masks: bool) -> Result<Fi
     Ok(Figures { all, of_categories, curves: curves(accumulated, &evaluation.params.iou_thrs) })
 }
 
-/// The mean precision of a category over all thresholds and recalls, for objects of all areas and the highest limit of
-/// detections.
+/// The mean precision of a category over all thresholds and recalls. It counts objects of all areas, and as many detections of an
+/// image as the highest limit allows.
 fn category_ap(accumulated: &AccumulatedEval, category: usize) -> f64 {
     let shape = &accumulated.shape;
     let precision = |t: usize, r: usize| accumulated.precision[shape.precision_idx(t, r, category, 0, shape.m - 1)];
@@ -68,9 +69,10 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     if count == 0 { -1.0 } else { sum / f64::from(count) }
 }
 
-/// The figures of what was detected in images with so many classes of objects, of the masks or of the boxes.
+/// The figures of the masks of detections if `of_masks`, otherwise of their boxes. `classes` is the number of classes.
 ///
-/// If masks are evaluated, the boxes of detections are ignored, as in detectron2. An object of unknown outline counts as its box.
+/// If masks are evaluated, the boxes of detections are ignored, as in detectron2. An annotated object without an outline then
+/// counts as the rectangle of its box.
 ///
 /// # Errors
 /// As [`figures`].
@@ -146,7 +148,7 @@ mod tests {
         };
         let runs = super::super::outlines::run_lengths([20, 30], [4..12, 2..10], |_, _| true);
         let found = |class, bbox| Detected { class, score: 0.9, bbox, runs: runs.clone() };
-        // Images come in any order. The second class has no object, and nothing of it counts.
+        // The images are not in the order of their numbers. Class 1 has no object, so its detection does not count.
         let images = [
             (Scene { image: 7, size: [20, 30], objects: vec![object(2, 2.0)] }, Vec::new()),
             (
@@ -156,7 +158,7 @@ mod tests {
         ];
         for of_masks in [false, true] {
             let Figures { all, of_categories, curves } = figures_of_scenes(&images, 3, of_masks).unwrap();
-            // Of class 2 half is found: precision 1 up to a recall of 0.5, which is 51 of 101 recalls.
+            // Half of class 2's objects are found: the precision is 1 up to a recall of 0.5, which is 51 of 101 recalls.
             let half = 51.0 / 101.0;
             let is_near = |value: f64, expected: f64| (value - expected).abs() < 1e-12;
             for ((category, ap), expected) in of_categories.into_iter().zip([1.0, -1.0, half]) {

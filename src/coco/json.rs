@@ -1,7 +1,7 @@
 //! Reads the entries of COCO's JSON files.
 //!
-//! A field that nobody needs may hold anything, because programs that write such files differ in these fields. Errors are texts that
-//! continue «entry 3 (from 0) of `annotations`». Ids may be numbers or texts, as in pycocotools.
+//! A field that is not needed may hold any value, because programs that write such files differ in these fields. The texts of
+//! errors continue «entry 3 (from 0) of `annotations`» (see [`at_entry`]). Ids may be numbers or strings, as in pycocotools.
 
 use crate::usage;
 use anyhow::Result;
@@ -19,7 +19,7 @@ pub enum Id {
     Text(String),
 }
 
-/// An id as it is written in JSON. pandas writes whole numbers as 1.0.
+/// An id as it is written in JSON. pandas may write whole numbers as 1.0.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum StoredId {
@@ -28,7 +28,7 @@ enum StoredId {
     Text(String),
 }
 
-/// The value of a field: of the kind that is needed, or of any other.
+/// The value of a field, which has the needed type or any other type.
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub enum Value<T> {
@@ -36,7 +36,7 @@ pub enum Value<T> {
     Other(IgnoredAny),
 }
 
-/// None if the field is absent or null.
+/// A field of an entry; none if it is absent or null.
 pub type Field<T> = Option<Value<T>>;
 
 /// An entry of the list `categories`.
@@ -61,7 +61,7 @@ pub fn refusal(file: &Path, what: &str) -> anyhow::Error {
     usage!("{}: {what}", file.display())
 }
 
-/// Reads a file of JSON. `NaN` and `Infinity`, which Python writes although JSON has neither, become texts.
+/// Reads a file of JSON. Python writes `NaN` and `Infinity`, which JSON does not have. They are replaced by empty strings.
 ///
 /// # Errors
 /// A usage error if the file cannot be read.
@@ -71,7 +71,8 @@ pub fn read(file: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Parses the bytes of a file, which must begin with this bracket.
+/// Parses the bytes of a file of JSON, which must begin with this bracket. A byte order mark and white space before it are
+/// skipped.
 ///
 /// # Errors
 /// A usage error that names the file.
@@ -88,7 +89,8 @@ pub fn parse<'a, T: Deserialize<'a>>(file: &Path, bytes: &'a [u8], bracket: u8) 
     serde_json::from_slice(text).map_err(|e| refusal(file, &e.to_string()))
 }
 
-/// Replaces `NaN` and `Infinity` outside of texts by an empty text. A field with a text is refused if its number is needed.
+/// Replaces `NaN`, `Infinity` and `-Infinity` outside of strings by an empty string and spaces. If the field needs a number, it
+/// is refused later.
 fn replace_nan_and_infinity(json: &mut [u8]) {
     let (mut in_text, mut at) = (false, 0);
     while at < json.len() {
@@ -109,10 +111,10 @@ fn replace_nan_and_infinity(json: &mut [u8]) {
     }
 }
 
-/// The value of a field that must be there. `kind` says in an error what it must be.
+/// The value of a field that must be present. `kind` describes the needed type in the text of an error.
 ///
 /// # Errors
-/// If the field is absent or of another kind.
+/// If the field is absent or has another type.
 pub fn needed<T>(field: Field<T>, name: &str, kind: &str) -> Result<T, String> {
     match field {
         Some(Value::Needed(value)) => Ok(value),
@@ -121,7 +123,7 @@ pub fn needed<T>(field: Field<T>, name: &str, kind: &str) -> Result<T, String> {
     }
 }
 
-/// The value of a field; none if it is absent or of another kind.
+/// The value of a field; none if the field is absent or has another type.
 pub fn valid<T>(field: Field<T>) -> Option<T> {
     match field {
         Some(Value::Needed(value)) => Some(value),
@@ -132,7 +134,7 @@ pub fn valid<T>(field: Field<T>) -> Option<T> {
 /// Whether the field `iscrowd` is set. It may be absent.
 ///
 /// # Errors
-/// If it is no truth value.
+/// If its value is neither a truth value nor a whole number.
 pub fn is_crowd(field: &Field<Flag>) -> Result<bool, String> {
     match field {
         None => Ok(false),
@@ -142,7 +144,8 @@ pub fn is_crowd(field: &Field<Flag>) -> Result<bool, String> {
     }
 }
 
-/// An error's text, which begins with the entry. The list of results has no name: `list` is then empty.
+/// The text of an error, which begins with the number of the entry. `list` is empty for a results file, whose only list has no
+/// name.
 pub fn at_entry(list: &str, entry: usize, what: &str) -> String {
     if list.is_empty() {
         format!("entry {entry} (from 0) {what}")
@@ -151,7 +154,8 @@ pub fn at_entry(list: &str, entry: usize, what: &str) -> String {
     }
 }
 
-/// The names of the categories in the order of their ids. If two entries have one id, the later counts, as in pycocotools.
+/// The names of the categories in the order of their ids. A category without a name is named by its id. If two entries have the
+/// same id, the later entry counts, as in pycocotools.
 ///
 /// # Errors
 /// If an entry has no id, if there are no categories, or if their ids have no common order.
@@ -166,7 +170,8 @@ pub fn categories(entries: Option<Vec<StoredCategory>>) -> Result<BTreeMap<Id, S
     Ok(categories)
 }
 
-/// Fails if there are no ids, or if they are numbers and texts, which have no common order. The ids are sorted.
+/// Fails if there are no ids. Also fails if some ids are numbers and others are strings, because these have no common order. The
+/// ids must be sorted, so that numbers come first.
 ///
 /// # Errors
 /// A text that names the list.
@@ -182,7 +187,7 @@ pub fn check_ids<'a>(list: &str, ids: impl DoubleEndedIterator<Item = &'a Id>) -
     }
 }
 
-/// The position of each id in sorted order.
+/// The position of each id. The ids must be sorted.
 pub fn positions<'a>(ids: impl Iterator<Item = &'a Id>) -> BTreeMap<&'a Id, u64> {
     ids.zip(0..).collect()
 }

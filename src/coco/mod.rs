@@ -1,4 +1,5 @@
-//! COCO's objects: how their annotations are read, how they travel between rooms, and the figures of detections.
+//! Annotated and detected objects as in COCO: reading annotations, objects as rows of numbers, outlines and masks, COCO's
+//! figures, and results files. COCO's figures are average precisions and average recalls.
 
 pub mod annotations;
 pub mod figures;

@@ -1,15 +1,15 @@
-//! The objects of an image, and a row of numbers that holds them: the form in which targets travel from the loader to a task, and
-//! detections from a task to an evaluation. All lengths are in pixels; x counts columns and y counts rows, both from the upper left
-//! corner of the image.
+//! The objects of an image, and their form as a row of numbers. As rows, targets travel from the loader to a task, and detections
+//! from a task to an evaluation. All lengths are in pixels. x counts columns and y counts rows, both from the upper left corner
+//! of the image.
 
 use anyhow::{Context, Result, ensure};
 
-/// An image's size, and the objects that it holds.
+/// The number and the size of an image, and the objects that it contains.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Scene {
     /// The image's number in its split.
     pub image: usize,
-    /// Height and width of the part of the image that holds the objects.
+    /// The height and width of the image. In a training crop they are those of the part that the image fills.
     pub size: [usize; 2],
     pub objects: Vec<Object>,
 }
@@ -17,13 +17,14 @@ pub struct Scene {
 /// An annotated object.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {
-    /// From 0, in the order of the categories' ids.
+    /// The class, counted from 0 in the order of the categories' ids.
     pub class: usize,
-    /// Left, top, width, height.
+    /// Left, top, width and height.
     pub bbox: [f64; 4],
-    /// The area that an evaluation sorts the object by.
+    /// The area in square pixels. By this area an evaluation decides whether the object is small, medium or large.
     pub area: f64,
-    /// A crowd is no target of training, and an evaluation ignores what is found in it.
+    /// Whether the annotation marks a crowd of objects. Networks do not train on crowds, and an evaluation ignores detections
+    /// within them.
     pub is_crowd: bool,
     pub outline: Outline,
 }
@@ -31,11 +32,12 @@ pub struct Object {
 /// The pixels of an object.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outline {
-    /// Not known.
+    /// The outline is not known.
     None,
-    /// Polygons x, y, x, y …, whose union is the object.
+    /// Polygons, each as coordinates x, y, x, y …. Their union is the object.
     Polygons(Vec<Vec<f64>>),
-    /// COCO's run lengths, column after column, beginning with the pixels outside of the object.
+    /// COCO's run lengths: the pixels are ordered column after column, and the runs are alternately outside and inside of the
+    /// object. The first run is outside.
     Runs(Vec<u32>),
 }
 
@@ -43,16 +45,16 @@ pub enum Outline {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Detected {
     pub class: usize,
-    /// From 0 to 1.
+    /// The score, from 0 to 1.
     pub score: f64,
-    /// Left, top, width, height.
+    /// Left, top, width and height.
     pub bbox: [f64; 4],
-    /// The run lengths of its pixels; empty if no masks are computed.
+    /// The run lengths of the object's pixels, as in [`Outline::Runs`]; empty if no masks are computed.
     pub runs: Vec<u32>,
 }
 
 impl Scene {
-    /// The scene as a row of numbers, whose first number is its length.
+    /// The scene as a row of numbers. The first number is the length of the row.
     pub fn to_row(&self) -> Vec<f64> {
         let mut row = vec![0.0, self.image as f64, self.size[0] as f64, self.size[1] as f64, self.objects.len() as f64];
         for object in &self.objects {
@@ -78,7 +80,7 @@ impl Scene {
         row
     }
 
-    /// Reads a scene from the beginning of `row`, and returns it with the rest of the row.
+    /// Reads a scene from the first row in `row`, and returns it with the numbers after this row.
     ///
     /// # Errors
     /// If the row was not written by [`Scene::to_row`].
@@ -112,13 +114,14 @@ impl Object {
     }
 }
 
-/// Height and width of an image of this size when its longer side is resized to `side` pixels, as detectron2's `ResizeShortestEdge` rounds.
+/// The height and width of an image of this size after its longer side is resized to `side` pixels. They are rounded as by
+/// detectron2's `ResizeShortestEdge`.
 pub fn fitted(size: [usize; 2], side: usize) -> [usize; 2] {
     let scale = side as f64 / size[0].max(size[1]) as f64;
     size.map(|length| ((length as f64 * scale + 0.5) as usize).clamp(1, side))
 }
 
-/// Detected objects as a row of numbers, whose first number is its length.
+/// Detected objects as a row of numbers. The first number is the length of the row.
 pub fn detected_to_row(detected: &[Detected]) -> Vec<f64> {
     let mut row = vec![0.0, detected.len() as f64];
     for one in detected {
@@ -131,7 +134,7 @@ pub fn detected_to_row(detected: &[Detected]) -> Vec<f64> {
     row
 }
 
-/// Reads detected objects from the beginning of `row`, and returns them with the rest of the row.
+/// Reads detected objects from the first row in `row`, and returns them with the numbers after this row.
 ///
 /// # Errors
 /// If the row was not written by [`detected_to_row`].
@@ -149,7 +152,7 @@ pub fn detected_from_row(row: &[f64]) -> Result<(Vec<Detected>, &[f64])> {
 struct Numbers<'a>(&'a [f64]);
 
 impl<'a> Numbers<'a> {
-    /// The numbers of the first row after its length, and the rows after it.
+    /// The numbers of the first row without its length, and the rows after it.
     fn begin(rows: &'a [f64]) -> Result<(Numbers<'a>, &'a [f64])> {
         let length = *rows.first().context("the row of objects is empty")? as usize;
         ensure!((1..=rows.len()).contains(&length), "a row of {length} numbers does not fit into {}", rows.len());

@@ -4,8 +4,9 @@ use super::objects::Outline;
 use anyhow::{Result, anyhow};
 use hotcoco::mask::{decode, fr_polys};
 
-/// The part of an object in a box (left, top, right, bottom), drawn on `side` × `side` pixels, row after row: 1 inside, 0 outside.
-/// detectron2's `rasterize_polygons_within_box`, which takes a box to have sides of at least 0.1. An outline without polygons is empty.
+/// Draws the part of an object in a box (left, top, right, bottom) on `side` × `side` pixels. Returns the pixels row after row: 1
+/// inside of the object, 0 outside. As in detectron2's `rasterize_polygons_within_box`, a side of the box that is shorter than
+/// 0.1 counts as 0.1. An outline without polygons has no pixels inside.
 pub fn rasterised(outline: &Outline, [left, top, right, bottom]: [f32; 4], side: usize) -> Vec<u8> {
     let Outline::Polygons(polygons) = outline else { return vec![0; side * side] };
     let scale = |length: f32| f64::from(side as f32 / length.max(0.1));
@@ -19,8 +20,8 @@ pub fn rasterised(outline: &Outline, [left, top, right, bottom]: [f32; 4], side:
     (0..side * side).map(|i| drawn[i % side * side + i / side]).collect()
 }
 
-/// COCO's run lengths of an outline in an image of this height and width, as pycocotools draws polygons; empty if the outline is not
-/// known.
+/// COCO's run lengths of an outline in an image of this height and width. Polygons are drawn as by pycocotools. The result is
+/// empty if the outline is not known.
 ///
 /// # Errors
 /// If the image is too large.
@@ -35,8 +36,8 @@ pub fn runs_of(outline: &Outline, [height, width]: [usize; 2]) -> Result<Vec<u32
     }
 }
 
-/// COCO's run lengths of a mask of which only a part, rows × columns, may be inside: pixels column after column, beginning with those
-/// outside.
+/// COCO's run lengths ([`Outline::Runs`]) of a mask. Only pixels in both `rows` and `columns` may be inside. `is_inside` takes
+/// the row and the column of such a pixel.
 pub fn run_lengths(
     [height, width]: [usize; 2],
     [rows, columns]: [std::ops::Range<usize>; 2],

@@ -1,26 +1,26 @@
-//! Polygons, each a list of corners x, y, x, y …, and their parts within a rectangle.
+//! Polygons, each a list of coordinates x, y, x, y … of its corners, and their parts within a rectangle.
 
 use super::objects::Outline;
 
 /// A rectangle: left, top, right, bottom.
 pub type Sides = [f64; 4];
 
-/// A polygon with fewer than three corners, or with half a corner, has no pixels.
+/// Whether the coordinates are those of a polygon: three or more corners, each with x and y.
 pub fn is_polygon(numbers: &[f64]) -> bool {
     numbers.len() >= 6 && numbers.len().is_multiple_of(2)
 }
 
-/// The part of a polygon within a rectangle, by the algorithm of Sutherland and Hodgman (1974). If the part of a concave polygon is in
-/// several pieces, lines along the rectangle's sides join them. The lines have no area, so the pixels of the result are right, but its
-/// corners may lie outside of the pieces: [`bounds`] finds the extent of the pieces.
+/// The part of a polygon within a rectangle, by the algorithm of Sutherland and Hodgman (1974). If the part of a concave polygon
+/// is in several pieces, lines along the rectangle's sides join them. These lines have no area, so the result has the right
+/// pixels. But some of its corners may lie outside of the pieces, so [`bounds`] computes the extent of the pieces.
 pub fn clipped(polygon: &[f64], [left, top, right, bottom]: Sides) -> Vec<f64> {
     let mut corners: Vec<[f64; 2]> = polygon.as_chunks().0.to_vec();
     for (axis, border, sign) in [(0, left, 1.0), (0, right, -1.0), (1, top, 1.0), (1, bottom, -1.0)] {
-        let inside = |corner: [f64; 2]| (corner[axis] - border) * sign;
+        let distance_inside = |corner: [f64; 2]| (corner[axis] - border) * sign;
         let mut kept = Vec::with_capacity(corners.len() + 4);
         for (index, &corner) in corners.iter().enumerate() {
             let next = corners[(index + 1) % corners.len()];
-            let (here, there) = (inside(corner), inside(next));
+            let (here, there) = (distance_inside(corner), distance_inside(next));
             if here >= 0.0 {
                 kept.push(corner);
             }
@@ -36,8 +36,8 @@ pub fn clipped(polygon: &[f64], [left, top, right, bottom]: Sides) -> Vec<f64> {
     corners.into_flattened()
 }
 
-/// The smallest rectangle around the part of a polygon within a rectangle; none if no part is within. Its sides go through ends of the
-/// parts of edges within the rectangle, and through corners of the rectangle that are within the polygon.
+/// The smallest rectangle around the part of a polygon within a rectangle; none if no part is within. Two kinds of points decide
+/// its sides: the ends of the edges' parts within the rectangle, and corners of the rectangle that are within the polygon.
 pub fn bounds(polygon: &[f64], within: Sides) -> Option<Sides> {
     let corners = polygon.as_chunks::<2>().0;
     let edges = corners.iter().enumerate().map(|(index, &corner)| (corner, corners[(index + 1) % corners.len()]));
@@ -47,7 +47,7 @@ pub fn bounds(polygon: &[f64], within: Sides) -> Option<Sides> {
     around(points.chain(held.filter(|&point| holds(corners, point))))
 }
 
-/// The ends of the part of an edge within a rectangle, by the algorithm of Liang and Barsky (1984).
+/// The ends of the part of an edge within a rectangle, by the algorithm of Liang and Barsky (1984); none if no part is within.
 fn edge_within(from: [f64; 2], to: [f64; 2], [left, top, right, bottom]: Sides) -> Option<[[f64; 2]; 2]> {
     let (mut first, mut last) = (0.0f64, 1.0f64);
     for (axis, low, high) in [(0, left, right), (1, top, bottom)] {
@@ -84,12 +84,12 @@ fn around(points: impl Iterator<Item = [f64; 2]>) -> Option<Sides> {
     })
 }
 
-/// The smallest rectangle around several.
+/// The smallest rectangle around several rectangles; none if there are none.
 pub fn union(rectangles: impl Iterator<Item = Sides>) -> Option<Sides> {
     around(rectangles.flat_map(|[left, top, right, bottom]| [[left, top], [right, bottom]]))
 }
 
-/// The sum of the areas of an outline's polygons, whose edges must not cross; 0 if it has none.
+/// The sum of the areas of an outline's polygons, whose edges must not cross; 0 if the outline has no polygons.
 pub fn area_of(outline: &Outline) -> f64 {
     let Outline::Polygons(polygons) = outline else { return 0.0 };
     polygons.iter().map(|polygon| area(polygon)).sum()
@@ -104,7 +104,7 @@ fn area(polygon: &[f64]) -> f64 {
     (corners.iter().enumerate().map(twice).sum::<f64>() / 2.0).abs()
 }
 
-/// The parts of polygons within a rectangle, and the smallest rectangle around these parts. None if no part with an area is within.
+/// The parts of polygons within a rectangle, and the smallest rectangle around these parts; none if no part within has an area.
 pub fn part(polygons: &[Vec<f64>], within: Sides) -> Option<(Outline, Sides)> {
     let parts = polygons.iter().filter_map(|polygon| {
         let sides = bounds(polygon, within)?;

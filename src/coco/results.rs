@@ -6,7 +6,7 @@ use hotcoco::Rle;
 use hotcoco::mask::rle_to_string;
 use serde_json::{Value, json};
 
-/// The ids by which the annotations name the images of a split and the classes, each in the order of their numbers.
+/// The ids that the annotations give to the images of a split and to the classes, each in the order of their numbers.
 #[derive(Debug, Clone)]
 pub struct Ids {
     pub images: Vec<Id>,
@@ -14,13 +14,14 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// Ids that are the numbers themselves.
+    /// Ids that are the numbers of the images and classes themselves.
     pub fn numbers(images: usize, classes: usize) -> Ids {
         let numbers = |count: usize| (0..count as i64).map(Id::Number).collect();
         Ids { images: numbers(images), categories: numbers(classes) }
     }
 
-    /// The entry of an object that was detected in an image. A mask is a compressed run-length code.
+    /// The entry of a results file for an object that was detected in an image. A mask is written as a compressed run-length
+    /// code.
     pub fn entry(&self, scene: &Scene, detected: &Detected) -> Value {
         let mut entry = json!({
             "image_id": self.images[scene.image],

@@ -1,5 +1,7 @@
 //! Classification: one class for each image. The network gives logits (b, c). Training targets are distributions over the classes
 //! (b, c), which Mixup, CutMix and label smoothing blend. The labels of an evaluation are class numbers (b).
+//!
+//! Tensor names end in their shape: b = batch, c = classes, k = the classes with the highest logits, 1 = a dimension of size 1.
 
 use super::{Better, Loss, Metric};
 use std::collections::BTreeMap;
@@ -16,14 +18,15 @@ const TOP1: Metric = Metric {
 
 const TOP5: Metric = Metric { key: "top5", name: "top-5", ..TOP1 };
 
-/// Cross entropy with the label, whatever the training targets are.
+/// The mean cross entropy with the labels. Mixup, CutMix and label smoothing act on training targets only, so they do not change
+/// it.
 const LOSS: Metric =
     Metric { key: "loss", name: "loss", unit: "", decimals: 4, better: Better::Lower, has_column: false };
 
 pub const METRICS: [Metric; 3] = [TOP1, TOP5, LOSS];
 
-/// The sum over the batch of −Σ target · log softmax(logits), in fp32 (timm's `SoftTargetCrossEntropy` before its mean), and its
-/// gradient.
+/// The sum over samples and classes of −target · log softmax(logits), in fp32, and its gradient with respect to the logits. The
+/// mean over the samples would be timm's `SoftTargetCrossEntropy`.
 pub fn loss(outputs: &[Tensor], targets_bc: &Tensor) -> Loss {
     let log_probability_bc = outputs[0].log_softmax(-1, Kind::Float);
     let sum = -(targets_bc * &log_probability_bc).sum(Kind::Float);
@@ -31,7 +34,7 @@ pub fn loss(outputs: &[Tensor], targets_bc: &Tensor) -> Loss {
     Loss { sum, gradients: vec![log_probability_bc.exp() * weight_b1 - targets_bc] }
 }
 
-/// That sum alone, for autograd.
+/// The same sum as in [`loss`], without its gradient, for use with autograd.
 pub fn cross_entropy(logits_bc: &Tensor, targets_bc: &Tensor) -> Tensor {
     -(targets_bc * logits_bc.log_softmax(-1, Kind::Float)).sum(Kind::Float)
 }
@@ -40,8 +43,8 @@ pub fn random_targets(samples: usize, classes: usize) -> Tensor {
     Tensor::randn([samples as i64, classes as i64], (Kind::Float, Device::Cpu)).softmax(-1, Kind::Float)
 }
 
-/// Adds a batch to the sums, which are in the order of [`METRICS`]: the images whose class is the best guess, the images whose class
-/// is among the five best guesses, and the loss.
+/// Adds a batch to the sums, which are in the order of [`METRICS`]. The first sum counts the images whose label has the highest
+/// logit. The second counts those whose label has one of the five highest logits. The third adds up the losses.
 pub fn add(sums: &mut [f64], outputs: &[Tensor], labels_b: &Tensor) {
     let [logits_bc] = outputs else { unreachable!("classification reads the logits alone") };
     let classes = logits_bc.size()[1];
@@ -53,7 +56,7 @@ pub fn add(sums: &mut [f64], outputs: &[Tensor], labels_b: &Tensor) {
     sums[2] -= log_probability.sum(Kind::Double).double_value(&[]);
 }
 
-/// The standard error of a share of images, in per cent (binomial).
+/// The standard error of an accuracy of `value` percent on `images` images, in percentage points (binomial distribution).
 pub fn headline_error(value: f64, images: usize) -> Option<f64> {
     let share = (value / 100.0).clamp(0.0, 1.0);
     (images > 0).then(|| 100.0 * (share * (1.0 - share) / images as f64).sqrt())

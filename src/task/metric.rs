@@ -3,29 +3,28 @@
 use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
 
-/// A kind of number that an evaluation gives.
+/// A number by which an evaluation describes the quality of a model.
 #[derive(Debug, PartialEq)]
 pub struct Metric {
-    /// Its name in JSON, in the metrics of artefacts and, after `test/`, in the curves.
+    /// The metric's name in JSON, in the headers of artefacts and, after the prefix `test/`, in the learning curves.
     pub key: &'static str,
-    /// Its name for people.
+    /// The metric's name in texts for people.
     pub name: &'static str,
-    /// Empty for a plain number.
+    /// The unit, such as %; empty for a plain number.
     pub unit: &'static str,
     /// The number of digits after the decimal point.
     pub decimals: usize,
     pub better: Better,
-    /// Whether tables of models have a column for it.
+    /// Whether tables of models have a column for the metric.
     pub has_column: bool,
 }
 
 /// Which of two values of a metric is the better one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Better {
-    /// The higher one; a perfect model reaches `perfect`.
-    Higher {
-        perfect: f64,
-    },
+    /// The higher value. A perfect model reaches `perfect`.
+    Higher { perfect: f64 },
+    /// The lower value.
     Lower,
 }
 
@@ -35,7 +34,7 @@ impl Metric {
         [self.name, self.unit].join(" ").trim_end().to_string()
     }
 
-    /// A value without its unit.
+    /// A value with the metric's number of decimals and without its unit.
     pub fn number(&self, value: f64) -> String {
         format!("{value:.*}", self.decimals)
     }
@@ -46,7 +45,7 @@ impl Metric {
     }
 }
 
-/// The figures of one class of a segmentation or a detection.
+/// The figures of one class in an evaluation of segmentation or detection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassFigures {
     pub class: usize,
@@ -55,29 +54,32 @@ pub struct ClassFigures {
     pub figures: OfClass,
 }
 
+/// The numbers that describe how well a model predicts one class.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum OfClass {
     Pixels {
-        /// Intersection over union in percent; none if the class has neither labels nor predictions.
+        /// Intersection over union in percent; none if neither a label nor a prediction has the class. Pixels whose label is no
+        /// class do not count.
         #[serde(rename = "IoU")]
         iou: Option<f64>,
-        /// The share of the labelled pixels that are right, in percent; none if no pixel has this label.
+        /// The share of the pixels with this label that are predicted as this class, in percent; none if no pixel has this label.
         #[serde(rename = "Acc")]
         accuracy: Option<f64>,
         /// How many pixels have this label.
         pixels: u64,
     },
     Objects {
-        /// Average precision in percent; none if no object has this class, and for masks if there are none.
+        /// The average precision of boxes in percent; none if `objects` is 0.
         box_ap: Option<f64>,
+        /// The average precision of masks in percent; none if `objects` is 0, or if masks are not evaluated.
         mask_ap: Option<f64>,
-        /// How many annotated objects have this class, crowds excepted.
+        /// How many annotated objects have this class, without crowds.
         objects: u64,
     },
 }
 
-/// A figure of a class for a table.
+/// A figure of a class, as a table shows it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Figure {
     Percent(Option<f64>),
@@ -100,14 +102,15 @@ impl OfClass {
     }
 }
 
-/// The value of a metric for a model; none before the first evaluation. It is serialised as a map with the metric's key.
+/// The value of a metric for a model. It is serialised as a map from the metric's key to the value.
 #[derive(Debug, Clone, Copy)]
 pub struct Score {
     pub metric: &'static Metric,
+    /// None if the model has not been evaluated, or if its evaluation does not have this metric.
     pub value: Option<f64>,
 }
 
-/// The scores of a model in several metrics, in their order. They are serialised as one map.
+/// The scores of a model in several metrics. They are serialised as one map.
 #[derive(Debug, Clone)]
 pub struct Scores(pub Vec<Score>);
 
@@ -116,7 +119,7 @@ impl Score {
         Score { metric, value: values.and_then(|values| values.get(metric.key)).copied() }
     }
 
-    /// The value for a column whose title says the unit; `missing` stands for no value.
+    /// The value for a column whose title names the unit; `missing` if there is no value.
     pub fn cell(&self, missing: &str) -> String {
         self.value.map_or(missing.into(), |value| self.metric.number(value))
     }

@@ -1,10 +1,10 @@
-//! The task that a network learns: the loss of a batch with its gradients, and the metrics of an evaluation. Other rooms print and
-//! store metrics by the data here, and name none of them.
+//! The task that a network learns: the loss of a part of a batch with its gradients, and the metrics of an evaluation. Other code
+//! prints and stores metrics as [`Metric`] describes them, and names no single metric.
 //!
-//! A new task is a variant of [`Task`] with a file of its own beside `classification.rs`. The targets of a batch are one
-//! tensor whose first dimension counts samples; only the task knows what its numbers mean.
+//! A new task is a variant of [`Task`] with a file of its own beside `classification.rs`. The training targets of a batch are one
+//! tensor, whose first dimension counts samples. Only the task knows the meaning of its numbers.
 //!
-//! Shape suffixes: b = batch, c = classes, k = the best guesses.
+//! Tensor names end in their shape: b = batch, c = channels, h and w = rows and columns.
 
 mod classification;
 mod detection;
@@ -37,15 +37,15 @@ pub enum Task {
     Detection(Detection),
 }
 
-/// The part of a step's batch that a loss is computed of.
+/// The part of a step's global batch for which a loss is computed: in training, one micro-batch of a replica.
 #[derive(Clone)]
 pub struct Part<'a> {
-    /// The replicas that compute the step together, which a loss may call.
+    /// The replicas that compute the step together. A loss may sum tensors over them.
     pub group: &'a dyn Collective,
-    /// The key of the phase's randomness.
+    /// The seed of the phase's random numbers.
     pub seed: u64,
     pub step: u64,
-    /// The positions of the samples in the global batch.
+    /// The positions of the part's samples in the global batch.
     pub positions: Range<usize>,
     /// The number of samples in the global batch.
     pub global_batch: f64,
@@ -53,14 +53,14 @@ pub struct Part<'a> {
 
 /// The loss of a part of a batch.
 pub struct Loss {
-    /// Its contribution to the mean over the global batch: a scalar.
+    /// The part's contribution to the mean loss over the global batch: a scalar.
     pub sum: Tensor,
-    /// The gradients of that contribution with respect to the outputs at the taps, in the order of the taps.
+    /// The gradients of `sum` with respect to the outputs at the taps, in the order of the taps.
     pub gradients: Vec<Tensor>,
 }
 
 impl Loss {
-    /// The contribution of a loss that is a sum over samples to the mean over so many.
+    /// Divides a loss that is a sum over samples by the number of samples in the global batch.
     fn divided(self, samples: f64) -> Loss {
         let Loss { sum, gradients } = self;
         Loss { sum: sum / samples, gradients: gradients.into_iter().map(|gradient| gradient / samples).collect() }
@@ -77,7 +77,7 @@ impl Task {
         }
     }
 
-    /// The outputs of the network that the task reads.
+    /// The places in the network whose outputs the task reads.
     pub fn taps(self) -> Vec<Tap> {
         match self {
             Task::Classification { .. } => vec![Tap::Head],
@@ -86,8 +86,8 @@ impl Task {
         }
     }
 
-    /// The parameters and buffers that the task's model has beside those of the network, which has so many stages. Their stage
-    /// is the number of the network's stages.
+    /// The parameters and buffers that the task adds to a network of `stages` stages. Their stage number is `stages`, the number
+    /// after that of the last stage.
     pub fn parameters(self, stages: usize) -> Vec<Parameter> {
         match self {
             Task::Classification { .. } => Vec::new(),
@@ -96,8 +96,8 @@ impl Task {
         }
     }
 
-    /// The loss of a part of a batch, given its outputs at the taps and its training targets. Adds the gradients of the task's own
-    /// parameters to the network's flat buffer. Collective over the part's group.
+    /// The loss of a part of a batch, given the network's outputs at the taps and the training targets. Adds the gradients of the
+    /// task's own parameters to their sums in the network's flat buffer. Collective over the part's group.
     pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Result<Loss> {
         match self {
             Task::Classification { .. } => Ok(classification::loss(outputs, targets).divided(part.global_batch)),
@@ -106,7 +106,7 @@ impl Task {
         }
     }
 
-    /// Random training targets of a batch, for trials and timings.
+    /// Random training targets of `samples` samples, for trial steps and benchmarks.
     pub fn random_targets(self, samples: usize) -> Tensor {
         match self {
             Task::Classification { classes } => classification::random_targets(samples, classes),
@@ -115,7 +115,7 @@ impl Task {
         }
     }
 
-    /// The metrics in the order in which they are shown; the first one is the headline.
+    /// The metrics in the order of display. The first metric is the headline.
     pub fn metrics(self) -> &'static [Metric] {
         match self {
             Task::Classification { .. } => &classification::METRICS,
@@ -129,7 +129,8 @@ impl Task {
         &self.metrics()[0]
     }
 
-    /// The standard error of the headline on so many test images, were they drawn anew; none if it is no mean over images.
+    /// The standard error of the headline's value on a random choice of `images` test images. None if there are no images, or if
+    /// the headline is not a mean over images.
     pub fn headline_error(self, value: f64, images: usize) -> Option<f64> {
         match self {
             Task::Classification { .. } => classification::headline_error(value, images),
@@ -137,7 +138,8 @@ impl Task {
         }
     }
 
-    /// The sums of an evaluation before its first batch. They add up over batches and over ranks, or grow into a list of all images.
+    /// The state of an evaluation before its first batch. For classification and segmentation, it is a list of sums that add up
+    /// over batches and ranks. For detection, it is an empty list, to which each image adds its numbers.
     pub fn sums(self) -> Vec<f64> {
         match self {
             Task::Classification { .. } => vec![0.0; self.metrics().len()],
@@ -146,13 +148,14 @@ impl Task {
         }
     }
 
-    /// Whether the sums of several ranks are joined into one list instead of added up.
+    /// Whether the lists of several ranks are joined end to end instead of being added up.
     pub fn joins_sums(self) -> bool {
         matches!(self, Task::Detection(_))
     }
 
-    /// Evaluates a batch of images, or one image at several scales, whose labels are in host memory. Returns the outputs at the taps or
-    /// the predictions, in host memory.
+    /// Runs the network on a batch of test images, given once for each scale of the evaluation. Only segmentation has several
+    /// scales. Segmentation and detection take one image at a time. The labels are in host memory. Returns the outputs at the
+    /// taps (classification) or the predictions (other tasks), in host memory.
     pub fn infer(self, network: &Network, images_bchw: &[Tensor], labels: &Tensor) -> Result<Vec<Tensor>> {
         let outputs = match self {
             Task::Classification { .. } => network.forward(&images_bchw[0], &self.taps()),
@@ -162,7 +165,8 @@ impl Task {
         Ok(outputs.iter().map(|output| output.to_device(Device::Cpu)).collect())
     }
 
-    /// Adds a batch of evaluated images to the sums: what [`Task::infer`] gave, and the labels, all in host memory.
+    /// Adds a batch of evaluated images to the sums. `outputs` is the result of [`Task::infer`]. Outputs and labels are in host
+    /// memory.
     pub fn add(self, sums: &mut Vec<f64>, outputs: &[Tensor], labels: &Tensor) {
         match self {
             Task::Classification { .. } => classification::add(sums, outputs, labels),
@@ -171,14 +175,14 @@ impl Task {
         }
     }
 
-    /// Computes the values of all metrics from the sums over this number of images, and the figures of each class, if the task has
-    /// such figures, with the names that the config or the data give the classes.
+    /// Computes the values of all metrics from the sums over `images` images, and the figures of each class. Classification has
+    /// no figures of classes. The names of the classes come from the config for segmentation, and from the data for detection.
     pub fn figures(
         self,
         sums: &[f64],
         images: f64,
         config: &Config,
-        of_data: &[String],
+        names_in_data: &[String],
     ) -> (BTreeMap<String, f64>, Vec<ClassFigures>) {
         match self {
             Task::Classification { .. } => (classification::values(sums, images), Vec::new()),
@@ -186,12 +190,12 @@ impl Task {
                 let name = |class| config.segmentation.class_name(class);
                 (task.values(sums), segmentation::of_classes(sums, name))
             }
-            Task::Detection(task) => task.figures(sums, of_data),
+            Task::Detection(task) => task.figures(sums, names_in_data),
         }
     }
 
-    /// What [`Task::infer`] gave and the labels of an evaluated batch, named as in the file that is compared with the results of
-    /// another program.
+    /// The result of [`Task::infer`] and the labels of an evaluated batch, with their names in the safetensors file that
+    /// `evaluate --outputs` writes. This file serves to compare the results with those of another program.
     pub fn named_outputs<'a>(self, outputs: &'a [Tensor], labels: &'a Tensor) -> Vec<(&'static str, &'a Tensor)> {
         match self {
             Task::Classification { .. } => vec![("logits", &outputs[0]), ("labels", labels)],
@@ -200,7 +204,7 @@ impl Task {
         }
     }
 
-    /// All metrics of an evaluation in one line for people.
+    /// The metrics of an evaluation in one line for people. Metrics without a value are left out.
     pub fn text(self, values: &BTreeMap<String, f64>) -> String {
         let known = self.metrics().iter().filter_map(|metric| Some(metric.text(*values.get(metric.key)?)));
         known.collect::<Vec<_>>().join(", ")

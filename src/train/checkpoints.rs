@@ -1,5 +1,5 @@
-//! Writes checkpoints with a thread while training continues. If the weights are in host memory, the thread borrows them, and the
-//! next update waits until the file holds them. Weights on a GPU are first copied to host memory.
+//! Writes checkpoints in a thread while training continues. If the weights are in host memory, the thread borrows them, and the
+//! next update waits until they are written into the file. Weights on a GPU are first copied to host memory.
 
 use super::Setting;
 use super::trainer::Trainer;
@@ -22,18 +22,18 @@ use tch::{Device, Kind, Tensor};
 pub struct Checkpoints {
     due: Due,
     header: Header,
-    /// The buffers to write; none while the writer has them.
+    /// The buffers to write; none while the thread has them.
     buffers: Option<Buffers>,
     to_writer: Option<Sender<Snapshot>>,
     written: Receiver<Result<Written>>,
     thread: Option<JoinHandle<()>>,
-    /// The seconds that the last save took.
+    /// The seconds that the last save took; none before the first save.
     save_s: Option<f64>,
     /// Why the last checkpoint is missing, if the disk was full.
     full: Option<Full>,
 }
 
-/// A checkpoint that a full disk has prevented. The next checkpoint is tried after the pause.
+/// A checkpoint that could not be written because the disk was full. After the pause, a checkpoint is due again.
 struct Full {
     text: String,
     tried: Instant,
@@ -44,28 +44,28 @@ struct Full {
 struct Buffers {
     weights: Tensor,
     state: Vec<(&'static str, Tensor)>,
-    /// The memory of the tensors, if they are copies.
+    /// The pinned memory of the tensors; empty if they are the trainer's own tensors.
     pinned: Vec<PinnedMemory>,
 }
 
-/// A checkpoint to be written.
+/// A checkpoint that the thread must write.
 struct Snapshot {
     header: Header,
     buffers: Buffers,
-    /// The loan of the trainer's buffers, if the buffers are not copies.
+    /// The loan of the trainer's tensors; none if the buffers are copies.
     loan: Option<Loan>,
 }
 
-/// The writer's answer about one checkpoint.
+/// The thread's answer about one checkpoint.
 struct Written {
     buffers: Buffers,
-    /// The time that the write took; none if no file was written, because the weights are not finite or the disk is full.
+    /// The time that the save took; none if no file was written, because the weights are not finite or the disk is full.
     took: Option<Duration>,
     /// The error of a full disk.
     full: Option<anyhow::Error>,
 }
 
-/// The state of the thread that writes.
+/// The state of the thread that writes checkpoints.
 struct Writer {
     run: RunDir,
     phase: String,
@@ -74,7 +74,7 @@ struct Writer {
 }
 
 impl Checkpoints {
-    /// Starts the writer of a phase; `header` is the header of its checkpoints except for the step.
+    /// Starts the thread that writes the checkpoints of a phase. `header` is their header, but each checkpoint has its own step.
     ///
     /// # Errors
     /// There is no memory for copies of a GPU's buffers, or for a thread.
@@ -102,7 +102,8 @@ impl Checkpoints {
         })
     }
 
-    /// Whether a checkpoint is due after `step`. No checkpoint is due while the last one is still being written.
+    /// Whether a checkpoint is due after `step`. No checkpoint is due while the last one is still being written. After a full
+    /// disk, the next one is due when the pause is over.
     ///
     /// # Errors
     /// An earlier checkpoint could not be written.
@@ -120,7 +121,7 @@ impl Checkpoints {
     }
 
     /// Writes a checkpoint of the present step and waits until it is on the disk. If the disk is full, tries again for up to an
-    /// hour and tells `tell` why. Returns false if the weights are not finite.
+    /// hour and calls `tell` with the reason. Returns false if the weights are not finite.
     pub fn save_now(&mut self, trainer: &mut Trainer, tell: &mut dyn FnMut(Option<&str>)) -> Result<bool> {
         self.finish()?;
         let save = || {
@@ -151,7 +152,7 @@ impl Checkpoints {
         self.written.recv().map_err(|_| anyhow!("the checkpoint writer has died"))?
     }
 
-    /// Waits for the last checkpoint and frees the memory of the copies.
+    /// Waits until the last checkpoint is written, and frees the memory of the copies.
     pub fn close(mut self) -> Result<()> {
         self.finish()?;
         if let Some(Buffers { weights, state, pinned }) = self.buffers.take() {
@@ -161,7 +162,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The seconds that the last save took, until the file was renamed to its path.
+    /// The seconds that the last save took: the write of its file and the removal of old checkpoints. None before the first save.
     pub fn save_s(&self) -> Option<f64> {
         self.save_s
     }
@@ -178,7 +179,7 @@ impl Checkpoints {
         self.buffers = Some(written.buffers);
     }
 
-    /// Starts to write a checkpoint of the present step. The last checkpoint must be done.
+    /// Starts to write a checkpoint of the present step. The write of the last checkpoint must be done.
     pub fn begin(&mut self, trainer: &mut Trainer) -> Result<()> {
         let mut buffers = self.buffers.take().expect("the writer has given them back");
         let loan = buffers.take_state(trainer);
@@ -201,8 +202,8 @@ impl Drop for Checkpoints {
 }
 
 impl Buffers {
-    /// The trainer's own buffers if they are in host memory; for buffers of a GPU, copies in pinned memory, because copying to
-    /// pinned memory is fastest.
+    /// The trainer's own tensors if they are in host memory. For tensors on a GPU, tensors of the same sizes in pinned memory,
+    /// into which copies are fastest. [`Buffers::take_state`] fills them.
     fn of(trainer: &Trainer) -> Result<Buffers> {
         let mut pinned = Vec::new();
         let mut host = |tensor: &Tensor| -> Result<Tensor> {
@@ -221,7 +222,7 @@ impl Buffers {
         Ok(Buffers { weights, state, pinned })
     }
 
-    /// Makes the buffers hold the present state of the trainer: copies it, or borrows it until the loan ends.
+    /// Makes the buffers hold the present state of the trainer: copies it from a GPU, or borrows it until the loan ends.
     fn take_state(&mut self, trainer: &mut Trainer) -> Option<Loan> {
         let flat = trainer.network.flat_mut();
         if flat.buffer().device() == Device::Cpu {
@@ -251,7 +252,7 @@ impl Writer {
         }
     }
 
-    /// Writes a checkpoint unless its weights are not finite, and returns whether it has.
+    /// Writes a checkpoint if its weights are finite, and removes old checkpoints. Returns whether it has written.
     fn write(&self, header: &Header, buffers: &Buffers, loan: Option<Loan>) -> Result<bool> {
         if !floats(&buffers.weights).iter().all(|weight| weight.is_finite()) {
             // The loss of the next step ends the phase, with an error that names the last good checkpoint.
@@ -265,17 +266,17 @@ impl Writer {
         let state = buffers.state.iter().map(|(name, tensor)| (*name, tensor));
         let all: Vec<(&str, &Tensor)> = std::iter::once(("weights", &buffers.weights)).chain(state).collect();
         let path = self.run.checkpoint(&self.phase, header.step);
-        // End the loan before waiting for the disk, because the buffers are no longer needed.
+        // The loan ends before the file is synced to the disk, because the buffers are no longer needed then.
         artefact::write_checkpoint(&path, header, &all, self.fence.as_ref(), || drop(loan))?;
         self.run.prune_checkpoints(&self.phase, header.step, self.keep_checkpoints, self.fence.as_ref());
         Ok(true)
     }
 }
 
-/// The mean time between failures of one job, in seconds. The interval grows with the square root of this time, so the order of
-/// magnitude suffices: large jobs on large machines report about a day.
+/// The mean time between failures of one job, in seconds: a day, as for large jobs on large machines. The interval grows with the
+/// square root of this time, so the order of magnitude suffices.
 const BETWEEN_FAILURES: f64 = 86_400.0;
-/// With `auto`, the time until the first checkpoint. The time that its save takes decides the later interval.
+/// With `auto`, the time until the first checkpoint. The interval to later checkpoints depends on the time that its save takes.
 const FIRST: Duration = Duration::from_secs(60);
 /// The bounds of the interval between later checkpoints of `auto`, in seconds.
 const SHORTEST: f64 = 10.0;
@@ -299,7 +300,7 @@ impl Due {
     }
 
     fn is_now(&self, step: u64, save_s: Option<f64>) -> bool {
-        // A checkpoint is due at multiples of n, so that a resumed run writes them at the same steps.
+        // A checkpoint is due at multiples of n, so that a resumed run writes checkpoints at the same steps.
         let passed = |n: u64| step / n > self.last_step / n;
         match self.every {
             Interval::Never => false,

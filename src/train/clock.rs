@@ -1,5 +1,5 @@
-//! Counts the time of a rank. Every second counts for one of its phases, or for none if the rank waited for others or worked on another
-//! run of a study.
+//! Counts the time of a rank. Every second counts for one of the rank's phases. It counts for none if the rank waited for other
+//! ranks or worked on another run of a study.
 
 use crate::store::process::process_age;
 use std::sync::Mutex;
@@ -12,14 +12,14 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Starts at the start of this process, so that the first phase gets the time of loading.
+    /// The clock of this process. It starts at the start of the process, so the time of loading counts for the first phase.
     pub fn of_process() -> Clock {
         let now = Instant::now();
         let start = now.checked_sub(Duration::from_secs_f64(process_age())).unwrap_or(now);
         Clock { counted_until: Mutex::new(start) }
     }
 
-    /// Counts the time up to now for no phase: the rank has waited for others, or worked on another run.
+    /// Counts the time up to now for no phase. The rank has waited for other ranks, or worked on another run.
     pub fn leave_uncounted(&self) {
         self.count_up_to(Instant::now());
     }
@@ -29,6 +29,7 @@ impl Clock {
         std::mem::replace(&mut *self.counted_until.lock().expect("no holder panics"), now)
     }
 
+    /// Marks the time up to `time` as counted.
     pub(super) fn count_up_to(&self, time: Instant) {
         self.begin_phase(time);
     }

@@ -29,9 +29,9 @@ pub struct Evaluation {
     pub classes: Vec<ClassFigures>,
 }
 
-/// Evaluates a network. Batches have at most `batch` and at most 128 images. `see` is called with each batch in host memory and with the
-/// task's outputs for it. Returns none if a signal asked one of the ranks to stop, because an evaluation can take longer than the time
-/// that is left. Collective over the group.
+/// Evaluates a network. Batches have at most `batch` and at most 128 images. Calls `see` with each batch that has readable
+/// images, in host memory, and with the task's outputs for it. Returns none if a signal asked one of the ranks to stop, because
+/// an evaluation can take longer than the time that is left. Collective over the group.
 pub fn evaluate(
     network: &Network,
     feed: Feed,
@@ -80,13 +80,13 @@ pub fn evaluate(
     Ok(Some(Evaluation { metrics, classes }))
 }
 
-/// The sums of all members.
+/// The sums over all members of the group.
 fn added(mut sums: Vec<f64>, group: &dyn Collective) -> Result<Vec<f64>> {
     group.all_reduce_f64(&mut sums)?;
     Ok(sums)
 }
 
-/// The numbers of all members, one member after another.
+/// The numbers of all members of the group, one member after another.
 fn joined(own: Vec<f64>, group: &dyn Collective) -> Result<Vec<f64>> {
     let mut lengths = vec![0.0; group.size()];
     lengths[group.rank()] = own.len() as f64;

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tch::Device;
 
-/// The logs of a phase. Only the group's first replica writes them.
+/// The logs of a phase. Only the group's first replica has logs; the others count only their time.
 pub struct Logging<'a> {
     clock: &'a Clock,
     logs: Option<Logs<'a>>,
@@ -34,21 +34,21 @@ struct Logs<'a> {
     flops_per_image: f64,
     metrics: Metrics,
     progress: Progress,
-    /// Seconds of earlier starts.
+    /// The seconds that earlier starts of the phase took.
     seconds_before: f64,
-    /// The time from which this start's time counts. It lies before the first step, because preparations count too.
+    /// The moment from which this start's time counts. It is before the first step, because preparations count too.
     started: Instant,
-    /// The time at which the current step began: the end of the last step, evaluation or checkpoint.
+    /// The moment at which the current step began: the end of the last step, evaluation or checkpoint.
     step_began: Instant,
     last_heartbeat: Instant,
     window: Window,
-    /// Steps of this start whose gradients were not finite.
+    /// How many steps of this start had gradients that were not finite.
     skipped: u64,
-    /// Whether the next failed write gives a warning. After a warning, no other is given until a heartbeat was written.
+    /// Whether the next failed write gives a warning. After a warning, no other warning is given until a heartbeat is written.
     warns: bool,
 }
 
-/// The sums since the last log line.
+/// The sums over the steps since the last log line or evaluation.
 struct Window {
     since: Instant,
     step: u64,
@@ -62,6 +62,7 @@ impl Window {
     }
 }
 
+/// The least time between two regular heartbeats. A heartbeat is the phase's progress file, written anew.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
 impl<'a> Logging<'a> {
@@ -103,13 +104,13 @@ impl<'a> Logging<'a> {
         let values: Vec<(&str, f64)> = named.iter().map(|(key, value)| (key.as_str(), *value)).collect();
         let written = logs.metrics.log(step, &values);
         logs.warn_once(written);
-        // The time of an evaluation is no training time.
+        // The time of an evaluation does not count in the training speed of the next log line.
         logs.window = Window::from(step);
         let seconds = logs.since_step();
         logs.progress.start.iter_mut().for_each(|start| start.spent.evaluation += seconds);
     }
 
-    /// Records how long the last checkpoint took. The time until now counts for no step.
+    /// Records how long the last checkpoint took. The time since the last step counts for checkpoints, and for no step.
     pub fn saved(&mut self, save_s: Option<f64>) {
         let Some(logs) = &mut self.logs else { return };
         logs.progress.save_s = save_s.or(logs.progress.save_s);
@@ -117,7 +118,7 @@ impl<'a> Logging<'a> {
         logs.progress.start.iter_mut().for_each(|start| start.spent.checkpoints += seconds);
     }
 
-    /// Writes into the heartbeat why the phase cannot be saved at present; none if it can be saved.
+    /// Writes into the heartbeat why the phase cannot be saved at present. `why` is none if the phase can be saved.
     pub fn trouble(&mut self, why: Option<&str>) {
         let Some(logs) = &mut self.logs else { return };
         let has_changed = logs.progress.trouble.as_deref() != why;
@@ -137,7 +138,7 @@ impl<'a> Logging<'a> {
 
     /// Logs that the artefact is written.
     pub fn done(&mut self, step: u64) {
-        // Every rank counts its time: each may be the first of the next phase's group.
+        // Every rank counts its time, because each may be the first rank of the next phase's group.
         self.clock.count_up_to(Instant::now());
         let Some(logs) = &mut self.logs else { return };
         logs.progress.step = step;
@@ -207,13 +208,13 @@ impl<'a> Logs<'a> {
         })
     }
 
-    /// The seconds since the end of the last step, evaluation or checkpoint, which ends now.
+    /// Returns the seconds since the last step, evaluation or checkpoint ended, and starts to count anew.
     fn since_step(&mut self) -> f64 {
         let now = Instant::now();
         (now - std::mem::replace(&mut self.step_began, now)).as_secs_f64()
     }
 
-    /// Writes a log line and the metrics of the steps since the last log line.
+    /// Writes a log line and the metrics of the steps in the window.
     fn write_line(&mut self, step: u64, lr: f64) {
         let steps = (step - self.window.step).max(1) as f64;
         let seconds = self.window.since.elapsed().as_secs_f64().max(1e-9);
@@ -236,7 +237,7 @@ impl<'a> Logs<'a> {
         self.window = Window::from(step);
     }
 
-    /// Warns of the first step that changed nothing, of the second, the fourth, and so on.
+    /// Warns of the first skipped step, of the second, the fourth, the eighth, and so on.
     fn warn_of_skipped(&mut self, step: u64) {
         self.skipped += 1;
         if self.skipped.is_power_of_two() {
@@ -265,15 +266,15 @@ impl<'a> Logs<'a> {
         self.warn_once(written);
     }
 
-    /// Enters this start in the ledger. If that fails, the next start enters it from the heartbeat.
+    /// Enters this start in the phase's ledger. If that fails, the next start enters it from the heartbeat.
     fn enter(&mut self) {
         let start = Start { end: Some(self.progress.state), ..self.progress.start.clone().expect("it was begun") };
         let entered = self.run.enter(&self.progress.phase, &start);
         self.warn_once(entered);
     }
 
-    /// Warns of the first of several failed writes. Training goes on: a shared file system may refuse a heartbeat or a line
-    /// of the curves for a moment, and only checkpoints and artefacts must not be lost.
+    /// Warns of the first of several failed writes. Training continues: a shared file system may refuse a heartbeat or a line of
+    /// the curves for a moment. Only checkpoints and artefacts must not be lost.
     fn warn_once(&mut self, written: Result<()>) {
         if let (Err(error), true) = (written, self.warns) {
             self.warns = false;

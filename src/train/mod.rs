@@ -54,15 +54,15 @@ pub struct Setting<'a> {
 
 /// Trains a phase to its end, from its newest checkpoint if there is one, and writes its artefact.
 ///
-/// `start` holds all parameters at step 0. `meta` is the content hash of the artefact from which the phase derives, if any: the meta
-/// model or, for segmentation, the classifier.
+/// `start` holds all parameters at step 0. `meta` is the content hash of the artefact from which the phase derives, if any: the
+/// meta model or, for segmentation and detection, the classifier.
 ///
 /// # Errors
 /// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.
 pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&str>) -> Result<()> {
     let trainer = Trainer::resume(setting, phase, start, meta)?;
-    // Training would not reuse the memory of the start weights and of the trial step that chose the micro-batch, because its tensors
-    // have other sizes.
+    // Training would not reuse the memory of the start weights and of the trial step that chose the micro-batch, because its
+    // tensors have other sizes.
     memory::give_back();
     empty_cache(setting.device);
     let logging = Logging::open(setting, phase, trainer.step)?;
@@ -119,7 +119,8 @@ impl Training<'_> {
             *step += 1;
             let is_last = *step == phase.steps;
             let evaluates = eval_steps > 0 && step.is_multiple_of(eval_steps);
-            // Evaluate, and write the last checkpoint, only after the loss of the newest step is known to be finite.
+            // An evaluation, the end of the phase and a stop first wait for the outcome of the newest step. Its loss is then
+            // known to be finite.
             let waits = is_last || evaluates || done.is_some_and(|outcome| outcome.stop);
             let newest = if waits { stepper.last()? } else { None };
             let outcomes = || done.iter().chain(&newest);
@@ -193,26 +194,27 @@ impl Training<'_> {
         setting.group.barrier()
     }
 
-    /// Ends the phase after a signal, with a checkpoint of the newest step even if only the final evaluation remains.
+    /// Ends the phase after a signal. Writes a checkpoint of the newest step even if only the final evaluation remains.
     fn stop(&mut self) -> Result<()> {
         if let Some(checkpoints) = &mut self.checkpoints {
             if !checkpoints.save_now(&mut self.trainer, &mut |why| self.logging.trouble(why))? {
-                // With such weights the loss of the next step would not be finite.
+                // The weights are not finite, so the loss of the next step would not be finite either.
                 return self.not_finite(self.trainer.step);
             }
             self.logging.saved(checkpoints.save_s());
         }
-        // No replica leaves while another may still be in the all-reduce with the request to stop.
+        // No replica leaves while another replica may still be in the all-reduce of the request to stop.
         self.setting.group.barrier()?;
         Err(Failure::Stopped { phase: self.phase.name.clone(), step: self.trainer.step }.into())
     }
 
-    /// Ends the phase because the loss of `step`, counted from 0, is not finite. All replicas have the same loss, and the first replica
-    /// reports the error.
+    /// Ends the phase because the loss of `step`, counted from 0, is not finite. All replicas have the same loss, and the first
+    /// replica reports the error.
     fn not_finite(&mut self, step: u64) -> Result<()> {
         let phase = self.phase;
         self.checkpoints.as_mut().map_or(Ok(()), Checkpoints::finish)?;
-        // Without the barrier, the other replicas would end the world before the first replica has finished writing its checkpoint.
+        // Without the barrier, the other replicas could abort all ranks before the first replica has finished writing its
+        // checkpoint.
         self.setting.group.barrier()?;
         if self.checkpoints.is_none() {
             return Err(Failure::OnOtherRank { code: 1 }.into());

@@ -1,8 +1,10 @@
-//! One optimiser step: forward and backward of each micro-batch, one all-reduce of the gradients, clipping, the optimiser.
+//! One optimiser step: the forward and backward pass of each micro-batch, one all-reduce of the gradients, clipping, and the
+//! update of the weights.
 //!
-//! Unless gradients of several GPUs are summed in host memory, the host does not wait for a GPU within a step: it reads the loss and the
-//! stop flag of a step while the GPU computes the next step. So with a GPU the loop gets the outcome of a step one step late; on the CPU
-//! it gets the outcome at once.
+//! The host reads the loss and the stop flag of a step while a GPU computes the next step. So with a GPU the loop gets the
+//! outcome of a step one step late. On the CPU it gets the outcome at once. Within a step, the host waits for a GPU in three
+//! cases. The first is a sum of the gradients of several GPUs in host memory. The second is detection, because it selects
+//! and samples boxes on the host. The third are losses of InfoPro, which copy constants to the GPU.
 
 use super::optimiser::Optimiser;
 use crate::collective::Collective;
@@ -25,25 +27,27 @@ pub struct Outcome {
     pub step: u64,
     /// The mean loss over the global batch.
     pub loss: f64,
-    /// The norm of all gradients. If it is not finite, the step has changed nothing.
+    /// The norm of all gradients before clipping. If it is not finite, the step has changed no trained weight.
     pub norm: f64,
     /// Whether a signal has asked a rank of the group to stop.
     pub stop: bool,
     pub times: Times,
 }
 
-/// The time that this replica spent on each part of a step. With a GPU, the times of computation are the times that the host takes to
-/// give the GPU the work, and the host waits for the GPU in `device`.
+/// The time that this replica spent on each part of a step. With a GPU, the times of computation are the times in which the host
+/// gives the GPU the work; the host waits for the results in `device`. Detection also waits within `forward`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
     /// Waiting for the loader.
     pub data: Duration,
+    /// Copying the batch to the device, the forward pass, and the losses with the backward passes of their heads.
     pub forward: Duration,
+    /// The backward pass through the stages.
     pub backward: Duration,
     pub all_reduce: Duration,
     /// The optimiser, including the norm of the gradients.
     pub optimiser: Duration,
-    /// Waiting until the GPU has done the work.
+    /// Waiting until the GPU has done the work of the step.
     pub device: Duration,
 }
 
@@ -66,15 +70,15 @@ fn timed<T>(time: &mut Duration, act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A step that is given to the device and whose outcome the host has not read.
+/// A step whose work was given to the device and whose outcome the host has not read.
 struct Unread {
     step: u64,
-    /// The copy of the loss, the number of replicas that a signal has asked to stop, and the norm of the gradients.
+    /// A copy of three numbers: the loss, the number of replicas that a signal has asked to stop, and the norm of the gradients.
     extras: Later,
     times: Times,
 }
 
-/// Makes the steps of a phase.
+/// Runs the steps of a phase.
 pub struct Stepper<'a> {
     group: &'a dyn Collective,
     objective: Objective,
@@ -111,8 +115,8 @@ impl<'a> Stepper<'a> {
     }
 
     /// Trains on one global batch, of which this replica takes its micro-batches from `batches`. If the loss or the norm of the
-    /// gradients is not finite, the weights do not change. Returns the outcome of the newest step that is done: this step on a CPU,
-    /// the step before it, if there is one, on a GPU.
+    /// gradients is not finite, the trained weights do not change. Returns the outcome of the newest step that is done. On a CPU
+    /// it is this step; on a GPU it is the step before it, if there is one.
     pub fn step(
         &mut self,
         network: &mut Network,
@@ -124,7 +128,8 @@ impl<'a> Stepper<'a> {
         let mut times = Times::default();
         let _ = network.flat_mut().gradients_mut().zero_();
         if self.dropout {
-            // libtorch's generator draws the dropout masks. With a seed for each step and rank a resumed run draws the same masks.
+            // libtorch's generator draws the dropout masks. With a seed for each step and rank, a resumed run draws the same
+            // masks.
             tch::manual_seed(crate::random::key(&[self.seed, DROPOUT, step, self.group.rank() as u64]) as i64);
         }
         for _ in 0..self.micro_batches {
@@ -149,7 +154,8 @@ impl<'a> Stepper<'a> {
         self.unread.take().map(|newest| self.read(newest)).transpose()
     }
 
-    /// Waits until the newest step is done and says whether its loss is finite. The step remains unread.
+    /// Waits until the newest step is done and returns whether its loss is finite; true if its outcome was returned before. The
+    /// step remains unread.
     pub fn is_finite(&self) -> Result<bool> {
         let Some(Unread { extras, .. }) = &self.unread else { return Ok(true) };
         self.group.wait_until(&|| extras.is_done())?;
@@ -164,7 +170,8 @@ impl<'a> Stepper<'a> {
         Ok(Outcome { step, loss: extras[0].into(), norm: extras[2].into(), stop: extras[1] > 0.0, times })
     }
 
-    /// Adds the loss and the gradients of one micro-batch, each divided by the size of the global batch.
+    /// Adds the loss and the gradients of one micro-batch, each divided by the size of the global batch, to the sums in the flat
+    /// buffer.
     fn accumulate(&mut self, network: &mut Network, batch: Batch, step: u64, times: &mut Times) -> Result<()> {
         let positions = batch.positions.clone();
         let (group, global_batch) = (self.group, self.global_batch);
@@ -201,7 +208,7 @@ impl<'a> Stepper<'a> {
 /// The number in random keys that belongs to the seeds of dropout.
 const DROPOUT: u64 = 5;
 
-/// Draws the samples that stochastic depth drops.
+/// Draws the residual branches that stochastic depth drops, for each sample.
 struct DropPathRule {
     /// The drop rate of each residual branch of the network; empty if nothing is dropped.
     rates: Vec<f64>,
@@ -209,8 +216,8 @@ struct DropPathRule {
 }
 
 impl DropPathRule {
-    /// Draws the scales (branches, b) of one micro-batch; none if nothing is dropped. The key holds the position of a sample in
-    /// the global batch, so the scales do not depend on how the global batch is split.
+    /// Draws the factors (branches, b) of the residual branches for one micro-batch; none if nothing is dropped. The random key
+    /// contains the position of a sample in the global batch. So the factors do not depend on how the global batch is split.
     fn draw(&self, step: u64, positions: std::ops::Range<usize>) -> Option<Tensor> {
         if self.rates.is_empty() {
             return None;
@@ -278,7 +285,7 @@ mod tests {
             for step in 0..5 {
                 let outcome = stepper.step(&mut network, &mut optimiser, &mut batches, step, 1e-2).unwrap();
                 assert_eq!(outcome.map(|o| o.step), if runs_ahead { step.checked_sub(1) } else { Some(step) });
-                // The question before a checkpoint changes nothing.
+                // `is_finite`, which is asked before a checkpoint, changes nothing.
                 assert!(step % 2 == 0 || stepper.is_finite().unwrap());
                 outcomes.extend(outcome);
             }

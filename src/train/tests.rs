@@ -1,4 +1,4 @@
-//! Tests the loop with a family that has a buffer and leaves its backward pass to autograd.
+//! Tests the loop with a family that has a buffer and leaves its backward pass to libtorch's autograd.
 
 use super::*;
 use crate::collective::Solo;
@@ -50,7 +50,7 @@ impl Collective for Failing {
     }
 }
 
-/// Trains the target on a group, always from the same fresh weights.
+/// Trains the target in the phase of a row on a group, always from the same fresh weights.
 fn train(plan: &Plan, row: &'static Row, group: &dyn Collective) -> Result<Artefact> {
     let (run, source, phase) = (RunDir::open(&plan.config)?, data::open(&plan.config)?, plan.phase(row, None));
     assert_eq!(phase.steps, STEPS);
@@ -66,7 +66,6 @@ fn train(plan: &Plan, row: &'static Row, group: &dyn Collective) -> Result<Artef
         ranks: 1,
         data: None,
     };
-    // Each row starts from the same weights.
     super::run(&setting, &phase, fresh(phase.parameters(plan).iter(), 7), None)?;
     artefact::read(&run.file(&phase.file))
 }

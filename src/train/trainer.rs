@@ -20,13 +20,13 @@ pub struct Trainer {
     pub optimiser: Optimiser,
     /// How many steps are done.
     pub step: u64,
-    /// The parameters of the objective's own heads, which only checkpoints hold.
+    /// The parameters of the task and of the heads of local losses ([`Objective::auxiliary`]).
     auxiliary: Vec<Parameter>,
 }
 
 impl Trainer {
-    /// Resumes from the newest checkpoint that verifies, which the first replica chooses, or starts from `start` if there is none.
-    /// Frozen stages always have the weights of `start`. Collective over the group.
+    /// Resumes from the newest valid checkpoint, which the first replica chooses, or starts from `start` if there is none. Frozen
+    /// stages always have the weights of `start`. Collective over the group.
     pub fn resume(setting: &Setting, phase: &PhasePlan, mut start: Weights, meta: Option<&str>) -> Result<Trainer> {
         let Setting { plan, run, group, device, .. } = *setting;
         let auxiliary = Objective::of(&plan.config, &phase.borders).auxiliary();
@@ -36,7 +36,7 @@ impl Trainer {
             Network::new(&plan.config, &phase.depths, phase.trained.clone(), &auxiliary, &on_device(weights, device))
         };
         let newest = if group.is_zero() { run.newest_checkpoint(&phase.name, &phase.recipe, meta)? } else { None };
-        // Whether there is a checkpoint, and its step.
+        // 1 if there is a checkpoint, otherwise 0; and the step of the checkpoint.
         let mut chosen = newest.as_ref().map_or([0.0; 2], |checkpoint| [1.0, checkpoint.header.step as f64]);
         group.all_reduce_f64(&mut chosen)?;
         let checkpoint = match (chosen, newest) {
@@ -61,12 +61,13 @@ impl Trainer {
         Ok(Trainer { network, optimiser, step: header.step, auxiliary })
     }
 
-    /// The header of a checkpoint of the present step. Only checkpoints hold the heads of local losses.
+    /// The header of a checkpoint of the present step. Unlike artefacts of finished phases, checkpoints also hold the heads of
+    /// local losses.
     pub fn checkpoint_header(&self, setting: &Setting, phase: &PhasePlan, meta: Option<&str>) -> Header {
         Header { auxiliary: self.auxiliary.clone(), ..self.header(setting, phase, meta, BTreeMap::new()) }
     }
 
-    /// The header of an artefact of the present step.
+    /// The header of an artefact with the weights of the present step.
     pub fn header(
         &self,
         setting: &Setting,
@@ -90,8 +91,8 @@ impl Trainer {
         }
     }
 
-    /// The weights that are evaluated and written as the phase's artefact with this header, in host memory. They are the moving
-    /// average if the phase keeps one.
+    /// The weights that are evaluated and that the phase's artefact with this header holds, in host memory. They are the moving
+    /// average if the phase keeps one. The heads of local losses are left out.
     pub(super) fn result(&self, header: &Header) -> Weights {
         let flat = self.network.flat();
         let evaluated = self.optimiser.average().unwrap_or(flat.buffer());
@@ -101,7 +102,8 @@ impl Trainer {
         weights
     }
 
-    /// The evaluation of the weights of [`Trainer::result`]; none if a signal asked a rank to stop. Collective over the group.
+    /// Evaluates the weights that [`Trainer::result`] returns. Returns none if a signal asked a rank to stop. Collective over the
+    /// group.
     pub(super) fn evaluate(&mut self, setting: &Setting) -> Result<Option<Evaluation>> {
         let Setting { plan, feed, group, micro_batch, .. } = *setting;
         let weights: Option<Tensor> = self.optimiser.average().map(|average| {

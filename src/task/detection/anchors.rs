@@ -3,27 +3,28 @@
 use super::boxes::Corners;
 use crate::plan::detection::{LEVELS, RATIOS};
 
-/// The side of a square anchor in cells of its level.
+/// The side of a square anchor, in cells of its level's map.
 const CELLS: f64 = 8.0;
 
 /// The anchors of a square image.
 pub struct Anchors {
-    /// Level after level, in the order row, column, ratio.
+    /// All anchors, level after level. Within a level they are ordered by row, then by column, then by ratio.
     pub all: Vec<Corners>,
-    /// How many each level has.
+    /// The number of anchors of each level.
     pub counts: [usize; LEVELS],
 }
 
 impl Anchors {
-    /// The anchors of maps with so many rows and columns. Tokens are `patch` pixels wide, and the third level has their grid. With
-    /// patches of 16 pixels the sides of square anchors are 32, 64, 128, 256 and 512 pixels.
+    /// The anchors of the levels' maps, each of which has `sides` rows and as many columns. A token is `patch` pixels wide, and a
+    /// cell of level 2 covers one token. With patches of 16 pixels, the sides of square anchors are 32, 64, 128, 256 and 512
+    /// pixels.
     pub fn new(sides: [usize; LEVELS], patch: usize) -> Anchors {
         let of_levels = sides.into_iter().enumerate().flat_map(|(level, side)| of_level(side, stride(patch, level)));
         Anchors { all: of_levels.collect(), counts: sides.map(|side| RATIOS.len() * side.pow(2)) }
     }
 }
 
-/// The pixels between two cells of a level, counted from 0.
+/// The distance between neighbouring cells of a level's map, in pixels. Levels count from 0, the finest.
 pub fn stride(patch: usize, level: usize) -> f64 {
     patch as f64 * 2f64.powi(level as i32 - 2)
 }

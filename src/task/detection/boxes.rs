@@ -1,14 +1,15 @@
-//! Boxes by their corners in pixels, and the deltas that turn one box into another: detectron2's `pairwise_iou` and
-//! `Box2BoxTransform`, in fp32 as there.
+//! Boxes, given by their corners in pixels, and the deltas that turn one box into another: detectron2's `pairwise_iou` and
+//! `Box2BoxTransform`, in fp32 as in detectron2.
 
 /// Left, top, right, bottom.
 pub type Corners = [f32; 4];
 
-/// The factors of a coder's deltas (x, y, width, height) for anchors, and for regions.
+/// The factors by which the deltas (x, y, width, height) from anchors are multiplied.
 pub const OF_ANCHORS: [f32; 4] = [1.0; 4];
+/// The same factors for the deltas from regions.
 pub const OF_REGIONS: [f32; 4] = [10.0, 10.0, 5.0, 5.0];
 
-/// The largest logarithm of a ratio of widths that is decoded: ln(1000 / 16).
+/// The upper limit of a decoded logarithm of a ratio of widths or heights: ln(1000 / 16).
 const MOST_GROWTH: f32 = 4.135_166_6;
 
 pub fn area(a: &Corners) -> f32 {
@@ -38,7 +39,7 @@ fn sides_and_centre(a: &Corners) -> [f32; 4] {
     [width, height, a[0] + 0.5 * width, a[1] + 0.5 * height]
 }
 
-/// The deltas that turn `from` into `to`.
+/// The deltas that turn `from` into `to`, multiplied by `factors`.
 pub fn encode(from: &Corners, to: &Corners, factors: [f32; 4]) -> [f32; 4] {
     let ([width, height, x, y], [to_width, to_height, to_x, to_y]) = (sides_and_centre(from), sides_and_centre(to));
     let [of_x, of_y, of_width, of_height] = factors;
@@ -50,12 +51,12 @@ pub fn encode(from: &Corners, to: &Corners, factors: [f32; 4]) -> [f32; 4] {
     ]
 }
 
-/// The box into which deltas turn `from`.
+/// The box into which deltas turn `from`. The deltas are divided by `factors` first.
 pub fn decode(from: &Corners, deltas: &[f32], factors: [f32; 4]) -> Corners {
     let [width, height, x, y] = sides_and_centre(from);
     let delta = |i: usize| deltas[i] / factors[i];
     let (x, y) = (delta(0) * width + x, delta(1) * height + y);
-    // `min` would turn a delta that is not a number into the largest growth.
+    // This comparison keeps a delta that is NaN, which `min` would replace by the limit.
     let growth = |i: usize| if delta(i) > MOST_GROWTH { MOST_GROWTH } else { delta(i) }.exp();
     let (width, height) = (growth(2) * width, growth(3) * height);
     [x - 0.5 * width, y - 0.5 * height, x + 0.5 * width, y + 0.5 * height]

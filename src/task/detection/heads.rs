@@ -11,21 +11,23 @@ const LAYER_NORM_EPS: f64 = 1e-6;
 /// The pyramid and the heads with their parameters.
 pub struct Heads {
     weights: BTreeMap<String, Weight>,
-    /// The parameters as leaves of the graph in training, else as they are. Those of norms are fp32.
+    /// The parameters, which are leaves of autograd's graph in training. Those of norms are fp32.
     values: BTreeMap<String, Tensor>,
     /// The number type of convolutions and linear layers.
     kind: Kind,
 }
 
-/// What the RPN says of the anchors of all levels, in the order of [`anchors`](super::anchors), in fp32.
+/// The predictions of the RPN (region proposal network) for the anchors of all levels, in the order of
+/// [`Anchors`](super::anchors::Anchors), in fp32.
 pub struct Anchored {
-    /// Whether an anchor holds an object (b, a).
+    /// The logits (b, a) of the probability that an anchor contains an object.
     pub logits: Tensor,
-    /// (b, a, 4).
+    /// The deltas (b, a, 4) from each anchor to its object.
     pub deltas: Tensor,
 }
 
 impl Heads {
+    /// The pyramid and the heads of a network, in training if `trains`.
     pub fn new(architecture: Architecture, network: &Network, trains: bool) -> Heads {
         let stage = network.stages();
         let weight = |name: String| {
@@ -41,7 +43,7 @@ impl Heads {
         Heads { weights, values, kind: network.options().0 }
     }
 
-    /// Adds the gradients of all parameters that the loss has reached to their sums.
+    /// Adds the gradients of all parameters that the losses have reached to their sums in the flat buffer.
     pub fn add_gradients(&self) {
         for (name, weight) in &self.weights {
             let gradient = self.values[name].grad();
@@ -51,7 +53,7 @@ impl Heads {
         }
     }
 
-    /// The maps p2 … p6 (b, c, row, column) of the map of tokens (b, d, row, column).
+    /// The maps p2 … p6 (b, c, row, column) of the pyramid, computed from the map of the tokens (b, d, row, column).
     pub fn pyramid(&self, map: &Tensor) -> Vec<Tensor> {
         let map = &map.to_kind(self.kind);
         let doubled = |name: &str, x: &Tensor| self.doubled(&format!("backbone.{name}"), x);
@@ -72,7 +74,7 @@ impl Heads {
         ]
     }
 
-    /// The RPN on all maps.
+    /// Runs the RPN on all maps.
     pub fn anchored(&self, maps: &[Tensor]) -> Anchored {
         let name = |name: &str| format!("proposal_generator.rpn_head.{name}");
         let ratios = RATIOS.len() as i64;
@@ -89,8 +91,8 @@ impl Heads {
         Anchored { logits: Tensor::cat(&logits, 1), deltas: Tensor::cat(&deltas, 1) }
     }
 
-    /// The logits (r, classes + 1) of pooled regions (r, c, 7, 7), of which the last one is the background's, and their deltas
-    /// (r, classes, 4), in fp32.
+    /// Runs the box head on pooled regions (r, c, 7, 7). Returns the logits (r, classes + 1), of which the last belongs to the
+    /// background, and the deltas (r, classes, 4), both in fp32.
     pub fn boxes(&self, features: &Tensor) -> [Tensor; 2] {
         let linear = |name: &str, x: &Tensor| {
             let [weight, bias] = self.weight_and_bias(&format!("roi_heads.{name}"));
@@ -104,7 +106,8 @@ impl Heads {
         [logits, deltas.reshape([r, deltas.size()[1] / 4, 4])]
     }
 
-    /// The logits (r, 28, 28) of the masks of pooled regions (r, c, 14, 14), each of the class of this number (r), in fp32.
+    /// Runs the mask head on pooled regions (r, c, 14, 14). Returns the logits (r, 28, 28) of one mask for each region, in fp32.
+    /// It is the mask of the region's class, whose number `classes` (r) holds.
     pub fn masks(&self, features: &Tensor, classes: &Tensor) -> Tensor {
         let hidden = self.doubled("roi_heads.mask_head.deconv", &self.units("mask_head.mask_fcn", features)).relu();
         let logits = self.convolution("roi_heads.mask_head.predictor", &hidden);
@@ -113,12 +116,13 @@ impl Heads {
         of_class.squeeze_dim(1).to_kind(Kind::Float)
     }
 
-    /// The convolutions of a head of regions.
+    /// The convolutions with which the box head and the mask head begin, each with LayerNorm and ReLU.
     fn units(&self, name: &str, features: &Tensor) -> Tensor {
         let unit = |x: Tensor, number: usize| self.unit(&format!("roi_heads.{name}{number}"), &x).relu();
         (1..=CONVOLUTIONS).fold(features.to_kind(self.kind), unit)
     }
 
+    /// A convolution without bias, and LayerNorm.
     fn unit(&self, name: &str, x_bchw: &Tensor) -> Tensor {
         let x_bchw = convolved(x_bchw, &self.values[&format!("{name}.weight")], None);
         self.norm(&format!("{name}.norm"), &x_bchw)
@@ -137,6 +141,7 @@ impl Heads {
         convolved(x_bchw, weight, Some(bias))
     }
 
+    /// A transposed convolution that doubles the number of rows and columns.
     fn doubled(&self, name: &str, x_bchw: &Tensor) -> Tensor {
         let [weight, bias] = self.weight_and_bias(name);
         x_bchw.conv_transpose2d(weight, Some(bias), [2, 2], [0, 0], [0, 0], 1, [1, 1])
@@ -147,10 +152,10 @@ impl Heads {
     }
 }
 
-/// The only norm that belongs to no convolution.
+/// The prefix of the names of the only norm that is not part of a [`Heads::unit`].
 const NORM_ALONE: &str = "backbone.simfp_2.1.";
 
-/// A convolution that keeps the size.
+/// A convolution that keeps the number of rows and columns.
 fn convolved(x_bchw: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let padding = weight.size()[2] / 2;
     x_bchw.conv2d(weight, bias, [1, 1], [padding, padding], [1, 1], 1)

@@ -15,11 +15,11 @@ use crate::weights::{floats, upload};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-/// A detection has a score above this.
+/// The score of a detection must be above this value.
 const LEAST_SCORE: f32 = 0.05;
-/// The overlap up to which two detections of one class may stay.
+/// Of two detections of one class whose overlap (IoU) is above this value, the one with the lower score is removed.
 const MOST_OVERLAP: f64 = 0.5;
-/// The most detections of an image.
+/// The largest number of detections of an image.
 const MOST: usize = 100;
 
 /// A detection in pixels of the resized image.
@@ -29,8 +29,8 @@ struct Found {
     corners: Corners,
 }
 
-/// The objects detected in the map of tokens (1, d, row, column) of an image that was resized to `size` from its `original` height and
-/// width, in pixels of the original image, the most certain first.
+/// Detects the objects in an image, given the map of its tokens (1, d, row, column). The image was resized to `size` from its
+/// `original` height and width. Returns the detections in pixels of the original image, the highest score first.
 pub fn detected(task: Detection, heads: &Heads, map: &Tensor, size: [usize; 2], original: [usize; 2]) -> Vec<Detected> {
     let maps = heads.pyramid(map);
     let limits = Limits { of_level: task.limits.of_level.min(MOST_OF_LEVEL), ..task.limits };
@@ -66,10 +66,11 @@ pub fn detected(task: Detection, heads: &Heads, map: &Tensor, size: [usize; 2], 
     found.par_iter().enumerate().filter_map(of_original).collect()
 }
 
-/// The proposals of a level before suppression, half of those of training.
+/// The largest number of proposals of a level before suppression in an evaluation: half of that in training.
 const MOST_OF_LEVEL: usize = 1000;
 
-/// The detections from regions with these probabilities (r, classes + 1) and deltas (r, classes, 4).
+/// The detections in an image of this size. The regions `boxes` have these class probabilities (r, classes + 1) and deltas (r,
+/// classes, 4).
 fn best(boxes: &[Corners], probabilities: &Tensor, deltas: &Tensor, size: [usize; 2]) -> Vec<Found> {
     let [probabilities, deltas] =
         [probabilities, deltas].map(|tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous());

@@ -1,8 +1,8 @@
-//! The five losses of Mask R-CNN with weights of 1, as in detectron2: of the RPN the cross entropy and the boxes, of the regions the
-//! classes, the boxes and the masks.
+//! The losses of Mask R-CNN, added with weights of 1 as in detectron2. The RPN (region proposal network) has a cross entropy and
+//! a box loss. Regions have a class loss, a box loss and a mask loss.
 //!
-//! The losses of a micro-batch are means over its images, its regions, and its regions with an object. They contribute to the global
-//! batch by the micro-batch's share of the images, as if it were the batch of a GPU of its own in detectron2.
+//! Each loss is normalised within its micro-batch. It contributes to the global batch by the micro-batch's share of the images.
+//! So a micro-batch corresponds to the batch of one GPU in detectron2.
 
 use super::boxes::{Corners, OF_ANCHORS, OF_REGIONS, encode};
 use super::heads::{Anchored, Heads};
@@ -22,22 +22,24 @@ use anyhow::Result;
 use rayon::prelude::*;
 use tch::{Device, Kind, Reduction, Tensor};
 
-/// The part of random keys for the anchors and the regions that train.
+/// The number in random keys that belongs to the draw of the anchors that train.
 const DRAWN_ANCHORS: u64 = 8;
+/// The number in random keys that belongs to the draw of the regions that train.
 const DRAWN_REGIONS: u64 = 9;
 
-/// An image's objects as the losses need them.
+/// The objects of an image, in the form that the losses need.
 struct Targets {
+    /// The height and width of the part of the crop that the image fills.
     size: [usize; 2],
     boxes: Vec<Corners>,
     classes: Vec<usize>,
     outlines: Vec<Outline>,
 }
 
-/// A region that trains: what it is to find, if anything.
+/// A region that trains, with the object that it must find.
 struct Trained {
     region: Region,
-    /// The number of the object within its image.
+    /// The number of the object within its image; none if the region belongs to the background.
     object: Option<usize>,
 }
 
@@ -48,7 +50,8 @@ pub fn loss(task: Detection, network: &Network, outputs: &[Tensor], rows: &Tenso
     Ok(Loss { sum, gradients: vec![gradient] })
 }
 
-/// The losses of a micro-batch, and the gradient at the tap (b, 1 + n, d) of the micro-batch's contribution.
+/// The losses of a micro-batch, and the gradient of their sum at the tap (b, 1 + n, d). The gradient, but not the losses, is
+/// multiplied by the micro-batch's share of the global batch.
 pub(super) fn losses(
     task: Detection,
     network: &Network,
@@ -60,7 +63,7 @@ pub(super) fn losses(
     let heads = Heads::new(task.architecture, network, true);
     let tap = tokens.detach().set_requires_grad(true);
     let pyramid = tch::with_grad(|| heads.pyramid(&task.map(&tap)));
-    // The graph is cut here: the gradients of regions reach the maps without autograd.
+    // The graph is cut here, because on a CPU the gradients of pooled regions reach the maps without autograd.
     let maps: Vec<Tensor> = pyramid.iter().map(|map| map.detach().set_requires_grad(true)).collect();
     let anchored = tch::with_grad(|| heads.anchored(&maps));
     let anchors = task.anchors();
@@ -109,8 +112,8 @@ fn targets(rows: &Tensor) -> Result<Vec<Targets>> {
     (0..rows.size()[0]).map(of_row).collect()
 }
 
-/// The cross entropy and the box loss of the RPN: sums over the drawn anchors, and over those of them that hold an object, divided by
-/// the number of places for drawn anchors.
+/// The cross entropy of the RPN, summed over the drawn anchors, and its box loss (L1), summed over the drawn anchors that contain
+/// an object. Both sums are divided by the largest number of anchors that can be drawn.
 fn anchor_losses(
     task: Detection,
     anchored: &Anchored,
@@ -137,15 +140,15 @@ fn anchor_losses(
     }
     let device = anchored.logits.device();
     let places = (task.drawn_anchors.all * targets.len()) as f64;
-    let logits = anchored.logits.flatten(0, -1).index_select(0, &numbers(&drawn, device));
+    let logits = anchored.logits.flatten(0, -1).index_select(0, &on_device(&drawn, device));
     let expected = upload(&Tensor::from_slice(&is_object), device);
     let entropy = logits.binary_cross_entropy_with_logits::<Tensor>(&expected, None, None, Reduction::Sum);
-    let found = anchored.deltas.view([-1, 4]).index_select(0, &numbers(&with_object, device));
+    let found = anchored.deltas.view([-1, 4]).index_select(0, &on_device(&with_object, device));
     let expected = upload(&Tensor::from_slice(&deltas).view([-1, 4]), device);
     [entropy / places, found.l1_loss(&expected, Reduction::Sum) / places]
 }
 
-fn numbers(numbers: &[i64], device: Device) -> Tensor {
+fn on_device(numbers: &[i64], device: Device) -> Tensor {
     upload(&Tensor::from_slice(numbers), device)
 }
 
@@ -166,8 +169,8 @@ fn regions(task: Detection, proposals: Vec<Vec<Corners>>, targets: &[Targets], p
     proposals.into_iter().zip(targets).enumerate().flat_map(of_image).collect()
 }
 
-/// The cross entropy of the classes, a mean over all regions, and the box loss, a sum over the regions with an object divided by the
-/// number of all.
+/// The cross entropy of the classes and the box loss (L1). The cross entropy is a mean over all regions. The box loss is a sum
+/// over the regions with an object, divided by the number of all regions.
 fn region_losses(heads: &Heads, pooled: &Pooled, trained: &[Trained], targets: &[Targets]) -> [Tensor; 2] {
     let [logits, deltas] = heads.boxes(&pooled.features);
     let (device, classes) = (logits.device(), deltas.size()[1]);
@@ -176,7 +179,7 @@ fn region_losses(heads: &Heads, pooled: &Pooled, trained: &[Trained], targets: &
         None => classes,
     };
     let expected: Vec<i64> = trained.iter().map(class).collect();
-    let entropy = logits.cross_entropy_loss::<Tensor>(&numbers(&expected, device), None, Reduction::Mean, -100, 0.0);
+    let entropy = logits.cross_entropy_loss::<Tensor>(&on_device(&expected, device), None, Reduction::Mean, -100, 0.0);
     let (mut with_object, mut of_objects) = (Vec::new(), Vec::new());
     for (number, Trained { region, object }) in trained.iter().enumerate() {
         if let Some(object) = object {
@@ -184,17 +187,18 @@ fn region_losses(heads: &Heads, pooled: &Pooled, trained: &[Trained], targets: &
             of_objects.extend(encode(&region.corners, &targets[region.image].boxes[*object], OF_REGIONS));
         }
     }
-    let found = deltas.view([-1, 4]).index_select(0, &numbers(&with_object, device));
+    let found = deltas.view([-1, 4]).index_select(0, &on_device(&with_object, device));
     let expected = upload(&Tensor::from_slice(&of_objects).view([-1, 4]), device);
     [entropy, found.l1_loss(&expected, Reduction::Sum) / trained.len() as f64]
 }
 
-/// The mean cross entropy of all pixels of the masks of regions with an object, each of the object's class.
+/// The binary cross entropy of the masks of regions with an object: a mean over all pixels of these masks. Each mask is that of
+/// the object's class.
 fn mask_loss(heads: &Heads, pooled: &Pooled, trained: &[&Trained], targets: &[Targets]) -> Tensor {
     let object = |trained: &Trained| trained.object.expect("the region has an object");
     let classes: Vec<i64> =
         trained.iter().map(|trained| targets[trained.region.image].classes[object(trained)] as i64).collect();
-    let logits = heads.masks(&pooled.features, &numbers(&classes, pooled.features.device()));
+    let logits = heads.masks(&pooled.features, &on_device(&classes, pooled.features.device()));
     let mask = |trained: &&Trained| {
         let outline = &targets[trained.region.image].outlines[object(trained)];
         rasterised(outline, trained.region.corners, MASK_OUTPUT)

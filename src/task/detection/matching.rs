@@ -1,34 +1,38 @@
-//! Which object a box is to find, and which boxes train: detectron2's `Matcher` and `subsample_labels`, with a draw that depends on
-//! nothing but its key.
+//! Decides which object a box must find, and which boxes train. Follows detectron2's `Matcher` and `subsample_labels`, but the
+//! random draw depends on its key alone.
 
 use super::boxes::{Corners, iou};
 use crate::random::Random;
 use rayon::prelude::*;
 
-/// The limits of the overlap of a box with its best object.
+/// The limits of the overlap (IoU) by which a box gets its label.
 #[derive(Debug, Clone, Copy)]
 pub struct Matcher {
+    /// A box is negative if its overlap with every object is below this limit.
     negative_below: f32,
+    /// A box is positive if its overlap with an object is at least this limit.
     positive_from: f32,
-    /// Whether the boxes of the largest overlap with an object are positive, however small that overlap is.
+    /// Whether the boxes with the largest overlap with an object are positive too, however small that overlap is.
     keeps_best: bool,
 }
 
 pub const OF_ANCHORS: Matcher = Matcher { negative_below: 0.3, positive_from: 0.7, keeps_best: true };
 pub const OF_PROPOSALS: Matcher = Matcher { negative_below: 0.5, positive_from: 0.5, keeps_best: false };
 
-/// What a box is to be in training.
+/// The role of a box in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Label {
+    /// The box contains background.
     Negative,
+    /// The box does not train.
     Ignored,
-    /// It is to find the object of this number.
+    /// The box must find the object with this number.
     Positive(usize),
 }
 
 impl Matcher {
-    /// The label of each box. A box that is the best for one object but overlaps more with another is to find the other. An object
-    /// without any overlap has no best box.
+    /// The label of each box. A positive box must find the object with which it overlaps most, even if it is the best box of
+    /// another object. An object without any overlap has no best box.
     pub fn labels(self, boxes: &[Corners], objects: &[Corners]) -> Vec<Label> {
         let best = |a: &Corners| {
             let overlaps = objects.iter().map(|object| iou(object, a)).enumerate();
@@ -42,7 +46,7 @@ impl Matcher {
         };
         let label = |a: &Corners| match best(a) {
             (number, overlap) if overlap >= self.positive_from => Label::Positive(number),
-            // A box without any overlap is nobody's best.
+            // A box without any overlap is no object's best box.
             (number, overlap) if overlap > 0.0 && self.keeps_best && is_best(a) => Label::Positive(number),
             (_, overlap) if overlap < self.negative_below => Label::Negative,
             _ => Label::Ignored,
@@ -58,7 +62,7 @@ pub struct Sample {
     pub negative: Vec<usize>,
 }
 
-/// How many boxes of an image train.
+/// The largest numbers of boxes of an image that train: of all boxes, and of positive boxes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quota {
     pub all: usize,
@@ -66,7 +70,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// Draws the boxes that train: of the positive ones as many as are allowed, and negative ones in the other places.
+    /// Draws the boxes that train: as many positive boxes as are allowed, and negative boxes for the remaining places.
     pub fn draw(self, labels: &[Label], random: &mut Random) -> Sample {
         let of = |is_wanted: &dyn Fn(&Label) -> bool| {
             (0..labels.len()).filter(|&number| is_wanted(&labels[number])).collect::<Vec<_>>()
@@ -77,7 +81,7 @@ impl Quota {
     }
 }
 
-/// Draws so many of the numbers, or all if there are no more. Returns them in ascending order.
+/// Draws `count` of the numbers at random, or all if there are fewer. Returns them in ascending order.
 fn chosen(mut numbers: Vec<usize>, count: usize, random: &mut Random) -> Vec<usize> {
     let count = count.min(numbers.len());
     for i in 0..count {

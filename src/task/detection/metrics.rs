@@ -1,5 +1,5 @@
-//! COCO's average precision of boxes and of masks in percent, as pycocotools computes it. The sums of an evaluation are a list: for
-//! each image the row of its label and the row of what was detected.
+//! COCO's average precision of boxes and of masks in percent, as pycocotools computes it. The sums of an evaluation are a list.
+//! For each image it holds the row of its label, which is a scene, and the row of its detections.
 
 use crate::coco::figures::{Figures, figures_of_scenes};
 use crate::coco::objects::{Detected, Scene, detected_from_row};
@@ -23,7 +23,7 @@ const fn other(key: &'static str, name: &'static str, has_column: bool) -> Metri
 /// How many of COCO's figures are average precisions.
 const PRECISIONS: usize = 6;
 
-/// Those of boxes, then those of masks, each in the order of COCO's figures.
+/// The metrics of boxes, then the metrics of masks, each in the order of COCO's figures.
 static METRICS: [Metric; 2 * PRECISIONS] = [
     BOX_AP,
     other("box_ap50", "box AP50", true),
@@ -43,14 +43,14 @@ pub fn metrics(masks: bool) -> &'static [Metric] {
     if masks { &METRICS } else { &METRICS[..PRECISIONS] }
 }
 
-/// Adds an image: the rows of what was detected and of its label.
+/// Adds the rows of an image to the list: its label, then its detections.
 pub fn add(sums: &mut Vec<f64>, detected: &Tensor, label: &Tensor) {
     for row in [label, detected] {
         sums.extend(Vec::<f64>::try_from(row.get(0)).expect("a row holds f64"));
     }
 }
 
-/// The images of a list of sums.
+/// The scene and the detections of each image in a list of sums.
 fn images(mut sums: &[f64]) -> Vec<(Scene, Vec<Detected>)> {
     let mut images = Vec::new();
     while !sums.is_empty() {
@@ -77,7 +77,7 @@ pub fn figures(
     (values(&figures), of_classes(&figures, &objects, names))
 }
 
-/// The metrics in percent. One without an object to find is left out, but for the headline, which is then 0.
+/// The metrics in percent. A metric without objects to find is left out. Only the headline is never left out; it is then 0.
 fn values(figures: &[Figures]) -> BTreeMap<String, f64> {
     let precisions = figures.iter().flat_map(|figures| &figures.all[..PRECISIONS]).map(|&(_, value)| value);
     let known = METRICS.iter().zip(precisions).filter(|(_, value)| *value >= 0.0);
@@ -87,7 +87,7 @@ fn values(figures: &[Figures]) -> BTreeMap<String, f64> {
     values
 }
 
-/// The average precision of each class, which has so many objects.
+/// The figures of each class. `objects` holds the number of objects of each class.
 fn of_classes(figures: &[Figures], objects: &[u64], names: &[String]) -> Vec<ClassFigures> {
     let precision = |number: usize, class: usize| {
         let of_categories = &figures.get(number)?.of_categories;

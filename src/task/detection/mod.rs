@@ -1,11 +1,12 @@
-//! Detection: the boxes, classes and masks of objects. Mask R-CNN (arXiv 1703.06870) on a plain ViT (arXiv 2203.16527), exactly as
-//! detectron2's `mask_rcnn_vitdet`; without masks it is Faster R-CNN. All heads read the tokens of the last stage.
+//! Detection: the boxes, classes and masks of objects. Mask R-CNN (arXiv 1703.06870) on a plain ViT (arXiv 2203.16527), exactly
+//! as detectron2's `mask_rcnn_vitdet`. Without masks it is Faster R-CNN. The heads read a feature pyramid, which is computed from
+//! the tokens of the last stage.
 //!
-//! A batch's targets are rows of [`Scene`], in pixels of the crop. Boxes are selected, matched and drawn on the host, in fp32, so the
-//! host waits for a GPU within a step.
+//! The training targets of a batch are [`Scene`]s as rows of numbers, in pixels of the crop. The host selects, matches and
+//! samples boxes, in fp32, so it waits for a GPU within a step.
 //!
-//! Tensor names end in their shape: b = batch, n = tokens, d = numbers of a token, a = anchors, r = regions, c = channels, h and w =
-//! rows and columns.
+//! Tensor names end in their shape: b = batch, n = tokens, d = width of a token, a = anchors, r = regions, c = channels, h and w
+//! = rows and columns, 1 = a single image.
 
 mod anchors;
 mod boxes;
@@ -37,21 +38,22 @@ use proposals::Limits;
 use std::collections::BTreeMap;
 use tch::Tensor;
 
-/// The task of a config, with all that its heads, losses and evaluation depend on.
+/// The task as a config sets it: all values on which the heads, the losses and the evaluation depend.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Detection {
     architecture: Architecture,
-    /// The last stage, whose output the heads read.
+    /// The number of the last stage, whose output the pyramid reads.
     tapped: usize,
+    /// The side of a token's patch in pixels.
     patch: usize,
-    /// The proposals of an image in training.
+    /// The limits of the number of proposals of an image in training.
     limits: Limits,
     drawn_anchors: Quota,
     drawn_regions: Quota,
 }
 
 impl Detection {
-    /// The task of a config of detection that passed validation.
+    /// The task of a validated config, whose task must be detection.
     pub fn of(config: &Config) -> Detection {
         let architecture = Architecture::of(config).expect("the config was validated");
         Detection {
@@ -68,24 +70,25 @@ impl Detection {
         vec![Tap::Stage(self.tapped)]
     }
 
-    /// The parameters of the pyramid and the heads, by detectron2's names. Their stage is that after the network's `stages`.
+    /// The parameters of the pyramid and the heads, with detectron2's names. Their stage number is `stages`, the number after
+    /// that of the network's last stage.
     pub fn parameters(self, stages: usize) -> Vec<Parameter> {
         self.architecture.parameters(stages)
     }
 
-    /// The contribution of a part of a batch to the mean loss, and the gradient at the tap. The gradients of the heads' parameters are
-    /// added to the flat buffer of the network.
+    /// The contribution of a part of a batch to the mean loss, and its gradient at the tap. Adds the gradients of the pyramid's
+    /// and the heads' parameters to their sums in the network's flat buffer.
     pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Result<Loss> {
         loss::loss(self, network, outputs, targets, part)
     }
 
-    /// A few boxes with polygons for each image, as rows of scenes (b, numbers).
+    /// Random training targets: a row (b, numbers) for each image, which holds a scene of a few objects.
     pub fn random_targets(self, samples: usize) -> Tensor {
         random_targets::random_targets(self.architecture, samples)
     }
 
-    /// What is detected in an image (1, c, crop, crop) whose label is a row (1, numbers) of a scene in pixels of the original image: a
-    /// row (1, numbers) of detections in those pixels.
+    /// Detects the objects in an image (1, c, crop, crop). `labels` (1, numbers) holds the row of its scene, which gives the size
+    /// of the original image. Returns a row (1, numbers) of detections, in pixels of the original image.
     pub fn infer(self, network: &Network, image_1chw: &Tensor, labels: &Tensor) -> Result<Tensor> {
         let (scene, _) = Scene::from_row(&Vec::<f64>::try_from(labels.get(0))?)?;
         let size = fitted(scene.size, self.architecture.crop);
@@ -95,7 +98,7 @@ impl Detection {
         Ok(Tensor::from_slice(&detected_to_row(&detected)).unsqueeze(0))
     }
 
-    /// Adds an evaluated image to the list of all.
+    /// Adds an evaluated image to the list of all evaluated images.
     pub fn add(self, sums: &mut Vec<f64>, detected: &Tensor, label: &Tensor) {
         metrics::add(sums, detected, label);
     }
@@ -104,12 +107,13 @@ impl Detection {
         metrics(self.architecture.masks)
     }
 
-    /// The metrics, and the figures of each class. A class that has none of these `names` is called by its number.
+    /// The metrics, and the figures of each class. A class without a name in `names` is called by its number.
     pub fn figures(self, sums: &[f64], names: &[String]) -> (BTreeMap<String, f64>, Vec<ClassFigures>) {
         metrics::figures(sums, (self.architecture.classes, names), self.architecture.masks)
     }
 
-    /// The map (b, d, row, column) of the tokens (b, 1 + n, d), without the class token.
+    /// The map (b, d, row, column) that the tokens of the patches form, given all tokens (b, 1 + n, d). The class token is left
+    /// out.
     fn map(self, tokens_bnd: &Tensor) -> Tensor {
         let (b, n, d) = tokens_bnd.size3().expect("tokens are (b, n, d)");
         let grid = self.architecture.grid as i64;

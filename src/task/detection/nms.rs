@@ -1,5 +1,5 @@
-//! Non-maximum suppression as torchvision's `nms` and `batched_nms`: a box goes if it overlaps with a kept one of a higher score by
-//! more than a limit. Of equal scores, the box of the lower number comes first.
+//! Non-maximum suppression as in torchvision's `nms` and `batched_nms`. A box is removed if its overlap (IoU) with a kept box of
+//! a higher score is above a limit. Between equal scores, the box with the lower number counts as the higher.
 
 use super::boxes::{Corners, iou};
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ pub fn nms(boxes: &[Corners], scores: &[f32], limit: f64) -> Vec<usize> {
     kept
 }
 
-/// As [`nms`], where only boxes of one group suppress each other.
+/// As [`nms`], but only boxes of the same group suppress each other.
 pub fn grouped_nms(boxes: &[Corners], scores: &[f32], groups: &[usize], limit: f64) -> Vec<usize> {
     let mut of_groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (number, &group) in groups.iter().enumerate() {
@@ -29,7 +29,7 @@ pub fn grouped_nms(boxes: &[Corners], scores: &[f32], groups: &[usize], limit: f
     by_score(kept.collect(), scores)
 }
 
-/// The numbers by descending scores; of equal scores, the lower number first.
+/// The numbers by descending scores. Of equal scores, the lower number comes first.
 fn by_score(mut numbers: Vec<usize>, scores: &[f32]) -> Vec<usize> {
     numbers.sort_unstable_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
     numbers
@@ -55,7 +55,7 @@ mod tests {
             assert_eq!(kept, numbers(&format!("nms.grouped.{limit}")));
             assert!(kept.len() > nms(&boxes, &scores, limit).len() && kept.len() < boxes.len());
         }
-        // No box, one, the same box several times, and scores that are equal.
+        // No box, one box, the same box several times, and equal scores.
         assert!(grouped_nms(&[], &[], &[], 0.5).is_empty());
         assert_eq!(nms(&boxes[..1], &scores[..1], 0.5), [0]);
         assert_eq!(nms(&[boxes[0]; 5], &[0.5, 0.75, 0.75, 0.25, 0.5], 0.5), [1]);

@@ -3,11 +3,12 @@
 use super::boxes::Corners;
 use crate::coco::outlines::run_lengths;
 
-/// The probability from which a pixel is inside.
+/// A pixel is inside of the object if its probability is at least this value.
 const INSIDE: f32 = 0.5;
 
-/// COCO's run lengths of a mask of probabilities (side, side), row after row, that fills a box of an image of this height and width.
-/// The centre of a pixel takes the value interpolated between the mask's cells, whose neighbours outside are 0.
+/// Stretches a mask of probabilities (side, side), stored row after row, over a box of an image of this height and width. Returns
+/// COCO's run lengths of the pixels inside of the object. The probability at the centre of a pixel is interpolated between the
+/// cells of the mask. Cells outside of the mask count as 0.
 pub fn pasted(mask: &[f32], corners: &Corners, [height, width]: [usize; 2]) -> Vec<u32> {
     let side = mask.len().isqrt();
     let [left, top, right, bottom] = *corners;
@@ -34,7 +35,8 @@ pub fn pasted(mask: &[f32], corners: &Corners, [height, width]: [usize; 2]) -> V
     run_lengths([height, width], [rows.0.clone(), columns.0.clone()], is_inside)
 }
 
-/// The place of the centre of a pixel among so many cells between `low` and `high`.
+/// The position of a pixel's centre, in cells, of which there are `cells` from `low` to `high`. The centre of the first cell is
+/// at 0.
 fn place(pixel: usize, [low, high]: [f32; 2], cells: usize) -> f32 {
     let from_minus_one = (pixel as f32 + 0.5 - low) / (high - low) * 2.0 - 1.0;
     ((from_minus_one + 1.0) * cells as f32 - 1.0) / 2.0

@@ -1,5 +1,5 @@
-//! Pools regions from the maps of the pyramid: on a CPU by [`regions`](super::regions), on a GPU by libtorch's `grid_sampler`, whose
-//! gradient is autograd's.
+//! Pools regions from the maps of the pyramid: on a CPU by [`regions`](super::regions), on a GPU by libtorch's `grid_sampler`,
+//! which autograd differentiates.
 
 use super::anchors::stride;
 use super::regions::{Map, Pooling, Region, Samples};
@@ -8,18 +8,18 @@ use crate::weights::{floats, floats_mut, upload};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// The most numbers that the samples of a call on a GPU hold: 512 MB.
+/// The most numbers that the samples of one call of `grid_sampler` hold: 512 MiB in fp32.
 const MOST_SAMPLES: usize = 1 << 27;
 
 /// Pooled regions (r, c, bins, bins) in fp32.
 pub struct Pooled {
-    /// A leaf of the graph behind it on a CPU. On a GPU its graph leads to the maps.
+    /// On a CPU, a leaf of autograd's graph. On a GPU, its graph leads to the maps.
     pub features: Tensor,
-    /// None on a GPU.
+    /// The pooling that [`Pooled::add_gradients`] differentiates; none on a GPU.
     on_host: Option<Pooling>,
 }
 
-/// Pools regions from maps (b, c, row, column), the finest first.
+/// Pools regions from maps (b, c, row, column), the finest first, to `bins` rows and columns.
 pub fn pool(maps: &[Tensor], regions: &[Region], bins: usize, patch: usize) -> Pooled {
     let maps = &maps[..POOLED_LEVELS];
     if maps[0].device() != Device::Cpu {
@@ -28,10 +28,10 @@ pub fn pool(maps: &[Tensor], regions: &[Region], bins: usize, patch: usize) -> P
     let sides: Vec<(usize, f32)> =
         maps.iter().enumerate().map(|(level, map)| side_and_scale(map, level, patch)).collect();
     let pooling = Pooling::new(regions, &sides, bins, patch);
-    let last: Vec<Tensor> = maps.iter().map(|map| channels_last(&map.detach())).collect();
+    let maps_bhwc: Vec<Tensor> = maps.iter().map(|map| channels_last(&map.detach())).collect();
     let c = maps[0].size()[1];
     let of_level = |(map, &(side, _))| Map { numbers: floats(map), side, channels: c as usize };
-    let of_levels: Vec<Map> = last.iter().zip(&sides).map(of_level).collect();
+    let of_levels: Vec<Map> = maps_bhwc.iter().zip(&sides).map(of_level).collect();
     let (r, bins) = (regions.len() as i64, bins as i64);
     let mut output = Tensor::empty([r, bins, bins, c], (Kind::Float, Device::Cpu));
     pooling.forward(&of_levels, floats_mut(&mut output));
@@ -39,34 +39,36 @@ pub fn pool(maps: &[Tensor], regions: &[Region], bins: usize, patch: usize) -> P
 }
 
 impl Pooled {
-    /// Adds to the gradients (b, c, row, column) of the maps what reaches them through these regions, unless autograd has done so.
+    /// Adds the gradients that reach the maps through these regions to `gradients` (b, c, row, column). On a GPU it does nothing,
+    /// because autograd has added them.
     pub fn add_gradients(&self, gradients: &mut [Tensor]) {
         let gradient = self.features.grad();
         let Some(pooling) = self.on_host.as_ref().filter(|_| gradient.defined()) else { return };
         let gradient = channels_last(&gradient);
         for (level, sum) in gradients.iter_mut().enumerate().take(POOLED_LEVELS) {
-            let mut last = channels_last(sum).copy();
+            let mut sum_bhwc = channels_last(sum).copy();
             let (side, channels) = (sum.size()[2] as usize, sum.size()[1] as usize);
-            pooling.backward(level, floats(&gradient), (side, channels), floats_mut(&mut last));
-            *sum = last.permute([0, 3, 1, 2]).to_kind(sum.kind());
+            pooling.backward(level, floats(&gradient), (side, channels), floats_mut(&mut sum_bhwc));
+            *sum = sum_bhwc.permute([0, 3, 1, 2]).to_kind(sum.kind());
         }
     }
 }
 
-/// The tensor (b, row, column, c) in fp32.
+/// The tensor (b, c, row, column) as (b, row, column, c) in fp32.
 fn channels_last(bchw: &Tensor) -> Tensor {
     bchw.permute([0, 2, 3, 1]).to_kind(Kind::Float).contiguous()
 }
 
-/// Rows, and columns, of the map of a level, and its cells per pixel.
+/// The number of rows, and of columns, of the map of a level, and its cells per pixel.
 fn side_and_scale(map: &Tensor, level: usize, patch: usize) -> (usize, f32) {
     (map.size()[2] as usize, (1.0 / stride(patch, level)) as f32)
 }
 
-/// Regions of one level and image with the same numbers of samples.
+/// The level, the image and the numbers of samples per bin (rows, columns) that regions have in common. Such regions are sampled
+/// together.
 type Bucket = (usize, usize, [usize; 2]);
 
-/// The pooled regions by `grid_sampler`, with their graph.
+/// The pooled regions (r, c, bins, bins), computed by `grid_sampler`, with their graph.
 fn sampled(maps: &[Tensor], regions: &[Region], bins: usize, patch: usize) -> Tensor {
     let mut buckets: BTreeMap<Bucket, Vec<usize>> = BTreeMap::new();
     for (number, region) in regions.iter().enumerate() {
@@ -92,20 +94,20 @@ fn sampled(maps: &[Tensor], regions: &[Region], bins: usize, patch: usize) -> Te
     Tensor::cat(&parts, 0).index_select(0, &upload(&Tensor::from_slice(&places), device))
 }
 
-/// The samples of the rows and of the columns of a region.
+/// The samples of a region along the rows and along the columns of a map.
 fn axes(region: &Region, scale: f32, bins: usize) -> [Samples; 2] {
     let [left, top, right, bottom] = region.corners;
     [Samples::new([top, bottom], scale, bins), Samples::new([left, right], scale, bins)]
 }
 
-/// The pooled regions (r, c, bins, bins) of a map (1, c, row, column).
+/// The pooled regions (r, c, bins, bins) of a map (1, c, row, column). All these regions have `per_bin` samples in a bin.
 fn sample(map: &Tensor, regions: &[&Region], (scale, bins): (f32, usize), per_bin: [usize; 2]) -> Tensor {
     let (r, c, side) = (regions.len() as i64, map.size()[1], map.size()[2] as usize);
     let bins_of = bins as i64;
     if per_bin.contains(&0) {
         return Tensor::zeros([r, c, bins_of, bins_of], (Kind::Float, map.device()));
     }
-    // Along each axis, the places from −1 to 1, and the weights, which are 0 outside of the map.
+    // Along each axis, the positions of the samples from −1 to 1, and their weights, which are 0 outside of the map.
     let [(ys, of_rows), (xs, of_columns)] = [0, 1].map(|axis| {
         let (mut places, mut weights) = (Vec::new(), Vec::new());
         for region in regions {

@@ -1,5 +1,5 @@
-//! Proposals: the anchors that most likely hold an object, moved by their deltas. As in detectron2's `find_top_rpn_proposals`. They are
-//! selected on the host.
+//! Proposals: the anchors that most likely contain an object, moved by their deltas, as in detectron2's `find_top_rpn_proposals`.
+//! The device finds the highest logits. The host moves the anchors and suppresses overlaps.
 
 use super::anchors::Anchors;
 use super::boxes::{Corners, OF_ANCHORS, clipped, decode, is_empty};
@@ -10,22 +10,23 @@ use crate::weights::floats;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-/// The overlap up to which two proposals of one level may stay.
+/// Of two proposals of one level whose overlap (IoU) is above this value, the less likely one is removed.
 const MOST_OVERLAP: f64 = 0.7;
 
-/// How many proposals an image has.
+/// The largest numbers of proposals of an image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
-    /// Of a level, before suppression.
+    /// In each level, before suppression.
     pub of_level: usize,
-    /// Of all levels, after it.
+    /// In all levels together, after suppression.
     pub all: usize,
 }
 
-/// The numbers of a proposal in the tensor that travels to the host: its logit, four deltas, and the number of its anchor.
+/// How many numbers describe a proposal in the tensor that is copied to the host: its logit, four deltas, and the number of its
+/// anchor.
 const NUMBERS: usize = 6;
 
-/// The proposals of each image, the most likely first. `sizes` are the heights and widths of the images.
+/// The proposals of each image, the most likely first. `sizes` are the heights and widths of the images in pixels.
 pub fn proposals(anchored: &Anchored, anchors: &Anchors, sizes: &[[usize; 2]], limits: Limits) -> Vec<Vec<Corners>> {
     let (best, counts) = best_of_levels(anchored, anchors.counts, limits.of_level);
     let groups: Vec<usize> = counts.iter().enumerate().flat_map(|(level, &count)| vec![level; count]).collect();
@@ -35,7 +36,7 @@ pub fn proposals(anchored: &Anchored, anchors: &Anchors, sizes: &[[usize; 2]], l
         let (mut boxes, mut scores, mut levels) = (Vec::new(), Vec::new(), Vec::new());
         for (proposal, &level) in of_image.chunks_exact(NUMBERS).zip(&groups) {
             let corners = decode(&anchors.all[proposal[5] as usize], &proposal[1..5], OF_ANCHORS);
-            // A network that diverges gives numbers that are not finite.
+            // A network that diverges gives numbers that are not finite. Such proposals are left out.
             let is_finite = corners.iter().chain(&proposal[..1]).all(|number| number.is_finite());
             let corners = clipped(&corners, size);
             if is_finite && !is_empty(&corners) {
@@ -50,7 +51,8 @@ pub fn proposals(anchored: &Anchored, anchors: &Anchors, sizes: &[[usize; 2]], l
     numbers.par_chunks(numbers.len() / sizes.len()).zip(sizes).map(of_image).collect()
 }
 
-/// The numbers (b, n, 6) of the anchors of each level with the highest logits, in host memory, and how many each level has.
+/// The anchors with the highest logits of each level, as rows of [`NUMBERS`] numbers (b, n, 6) in host memory. Also how many of
+/// these anchors each level has.
 fn best_of_levels(anchored: &Anchored, of_levels: [usize; LEVELS], most: usize) -> (Tensor, [usize; LEVELS]) {
     let (logits, deltas) = (anchored.logits.detach(), anchored.deltas.detach());
     let counts = of_levels.map(|of_level| of_level.min(most));
@@ -64,7 +66,7 @@ fn best_of_levels(anchored: &Anchored, of_levels: [usize; LEVELS], most: usize) 
     let best = Tensor::cat(&of_levels.into_iter().zip(counts).map(of_level).collect::<Vec<_>>(), 1);
     let (b, n) = best.size2().expect("a row for each image");
     let of_each = best.unsqueeze(-1);
-    // fp32 holds these numbers of anchors exactly.
+    // fp32 holds the numbers of the anchors exactly.
     let parts = [
         logits.gather(1, &best, false).unsqueeze(-1),
         deltas.gather(1, &of_each.expand([b, n, 4], false), false),

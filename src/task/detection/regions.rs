@@ -1,9 +1,9 @@
 //! RoIAlign (arXiv 1703.06870) with `aligned=True` and an adaptive number of samples, as in torchvision 0.26 and detectron2's
 //! `ROIPooler`, on the host.
 //!
-//! The value of a bin is the mean of samples of the map, each interpolated between four cells. It is a sum over rows and columns of
-//! cells times a weight of the row and a weight of the column: the weights of one axis do not depend on the other one. So the gradient
-//! of a map can be computed row by row, always in the same order.
+//! The value of a bin is the mean of samples of the map, each interpolated between four cells. This is a weighted sum of cells.
+//! The weight of a cell is the product of a weight of its row and a weight of its column. So the gradient of a map can be
+//! computed row by row, always in the same order.
 
 use super::boxes::{Corners, area};
 use crate::plan::detection::POOLED_LEVELS;
@@ -17,9 +17,10 @@ pub struct Region {
     pub corners: Corners,
 }
 
-/// The side of a box, in patches, that is pooled from the map of the tokens: 224 pixels with patches of 16.
+/// A box whose area has this square root, in patches, is pooled from the map with one cell for each token. It is 224 pixels with
+/// patches of 16 pixels.
 const CANONICAL: f32 = 14.0;
-/// The level of the map of the tokens.
+/// The level of the map with one cell for each token.
 const CANONICAL_LEVEL: f32 = 2.0;
 
 impl Region {
@@ -31,16 +32,19 @@ impl Region {
     }
 }
 
-/// The samples of a region along one axis of a map.
+/// The samples of a region along one axis of a map. Positions are in cells; the centre of the first cell is at 0.
 pub struct Samples {
-    /// The first sample, the distance of bins and the number of samples of a bin.
+    /// The position at which the region begins.
     start: f32,
+    /// The length of a bin.
     bin: f32,
+    /// The number of samples of a bin.
     pub per_bin: usize,
 }
 
 impl Samples {
-    /// The samples of `low … high` pixels of a map whose cells are 1 / `scale` pixels wide, for so many bins.
+    /// The samples of a region from `low` to `high` pixels, which is divided into `bins` bins. A cell of the map is 1 / `scale`
+    /// pixels wide.
     pub fn new([low, high]: [f32; 2], scale: f32, bins: usize) -> Samples {
         let (start, end) = (low * scale - 0.5, high * scale - 0.5);
         let length = end - start;
@@ -48,7 +52,8 @@ impl Samples {
         Samples { start, bin: length / bins as f32, per_bin }
     }
 
-    /// The place of a sample in cells, within a map of so many cells; none if it lies outside.
+    /// The position of a sample on a map of `cells` cells; none if it is below −1 or above `cells`. A position beyond the
+    /// outermost cells' centres is moved to the nearest of them.
     pub fn place(&self, bin: usize, sample: usize, cells: usize) -> Option<f32> {
         let offset = (sample as f32 + 0.5) * self.bin / self.per_bin as f32;
         let place = self.start + bin as f32 * self.bin + offset;
@@ -77,7 +82,7 @@ impl Samples {
     }
 }
 
-/// A map in host memory: batch, row, column, channel.
+/// A map in host memory: numbers ordered by image, row, column and channel.
 #[derive(Clone, Copy)]
 pub struct Map<'a> {
     pub numbers: &'a [f32],
@@ -85,7 +90,7 @@ pub struct Map<'a> {
     pub channels: usize,
 }
 
-/// A region with its weights of rows and columns for each bin.
+/// A region with the rows and the columns of cells that each of its bins reads, and their weights.
 struct Weighed {
     level: usize,
     image: usize,
@@ -93,14 +98,14 @@ struct Weighed {
     columns: Vec<Vec<(usize, f32)>>,
 }
 
-/// Regions to pool to `bins` rows and columns from maps, each of which belongs to one of them.
+/// Regions that are pooled to `bins` rows and columns. Each region reads the map of one level.
 pub struct Pooling {
     all: Vec<Weighed>,
     bins: usize,
 }
 
 impl Pooling {
-    /// `maps` have a side and a scale each.
+    /// Prepares the pooling of regions. For each level, `maps` holds the number of rows of its map and its cells per pixel.
     pub fn new(regions: &[Region], maps: &[(usize, f32)], bins: usize, patch: usize) -> Pooling {
         let weighed = |region: &Region| {
             let level = region.level(patch);
@@ -112,7 +117,7 @@ impl Pooling {
         Pooling { all: regions.par_iter().map(weighed).collect(), bins }
     }
 
-    /// Writes the pooled regions: region, row, column, channel.
+    /// Writes the pooled regions to `output`, ordered by region, row, column and channel.
     pub fn forward(&self, maps: &[Map], output: &mut [f32]) {
         if self.all.is_empty() {
             return;
@@ -132,8 +137,8 @@ impl Pooling {
         });
     }
 
-    /// Adds the gradient of the map of a level, given the gradient of the pooled regions. Each row of the map is summed by one thread,
-    /// in the order of the regions.
+    /// Adds the gradient of the map of a level to `output`, given the gradient of the pooled regions. Each row of the map is
+    /// summed by one thread, in the order of the regions.
     pub fn backward(&self, level: usize, gradient: &[f32], (side, channels): (usize, usize), output: &mut [f32]) {
         let mut of_rows: Vec<Vec<(usize, usize, f32)>> = vec![Vec::new(); output.len() / (side * channels)];
         for (number, region) in self.all.iter().enumerate().filter(|(_, region)| region.level == level) {

@@ -1,4 +1,5 @@
-//! Comparisons with detectron2's results, which tools/golden_detection.py has written, and what holds for any network.
+//! Comparisons with detectron2's results, which tools/golden_detection.py has written, and tests of properties that any network
+//! has.
 
 use super::boxes::Corners;
 use super::*;
@@ -18,7 +19,8 @@ pub fn corners(boxes: &Tensor) -> Vec<Corners> {
     numbers.as_chunks().0.to_vec()
 }
 
-/// Asserts that the numbers differ from those expected by at most `error`, relative to the largest of these if that is above 1.
+/// Asserts that no number differs from the expected number by more than `error`. If the largest expected magnitude is above 1,
+/// `error` is relative to it.
 pub fn assert_close(what: &str, numbers: &[f32], expected: &Tensor, error: f64) {
     let ours = Tensor::from_slice(numbers).view(expected.size().as_slice());
     let limit = error * expected.abs().max().double_value(&[]).max(1.0);
@@ -81,7 +83,7 @@ fn golden_model() -> (Detection, Network) {
     (task, network)
 }
 
-/// Tokens (b, 1 + n, d) of which the map is noise.
+/// Tokens (b, 1 + n, d) whose map is noise. The class token is 0.
 fn golden_tokens(b: i64, phase: f64) -> Tensor {
     let map = (noise(&[b, 16, 64], phase) * 4.0 - 2.0).to_kind(Kind::Float).transpose(1, 2);
     Tensor::cat(&[map.narrow(1, 0, 1).zeros_like(), map], 1)
@@ -110,7 +112,7 @@ fn golden_scenes() -> Vec<Scene> {
     [([32, 32], first), ([24, 30], second), ([32, 20], Vec::new())].into_iter().enumerate().map(scene).collect()
 }
 
-/// The rows of scenes, padded to one length.
+/// The rows of scenes, padded with zeros to the same length.
 fn rows(scenes: &[Scene]) -> Tensor {
     let mut rows: Vec<Vec<f64>> = scenes.iter().map(Scene::to_row).collect();
     let longest = rows.iter().map(Vec::len).max().unwrap();
@@ -137,7 +139,7 @@ fn the_five_losses_and_all_gradients_are_detectron2s() {
         assert_close(&format!("loss {number}"), &[*loss], &golden["whole.losses"].narrow(0, number as i64, 1), 1e-5);
     }
     let close = |what: &str, ours: &Tensor, expected: &Tensor| {
-        // Relative to the largest gradient, however small it is.
+        // The allowed error is relative to the largest gradient, however small it is.
         let largest = expected.abs().max().double_value(&[]);
         assert!(largest > 0.0, "{what}");
         assert_close(what, &floats(&(ours * 2.0 / largest)), &(expected / largest), 1e-4);
@@ -203,7 +205,8 @@ fn drawn_boxes_depend_on_the_position_alone_and_parts_add_up() {
         (losses, gradient)
     };
     let (both, first, second, elsewhere) = (losses(0, 2, 0), losses(0, 1, 0), losses(1, 1, 1), losses(1, 1, 0));
-    // The losses of the RPN and of the regions of two images are means over the images, since every image has as many.
+    // Each of the first four losses of two images is the mean of the images' losses, because both images have equally many
+    // anchors and regions that train.
     for (number, both) in both.0.iter().enumerate().take(4) {
         let mean = (first.0[number] + second.0[number]) / 2.0;
         assert!((both - mean).abs() < 1e-5 * mean.max(1.0), "loss {number}: {both} and {mean}");

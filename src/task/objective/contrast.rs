@@ -3,17 +3,17 @@
 use crate::plan::local::CONTRAST_BLOCK;
 use tch::{Device, Kind, Tensor};
 
-/// The temperature, which is also the base temperature of InfoPro's code.
+/// The temperature τ. InfoPro's code multiplies the loss by τ / base temperature. This factor is 1, because both are 0.07.
 const TEMPERATURE: f64 = 0.07;
-/// Stands for minus infinity.
+/// Replaces the similarity of a sample to itself, so that the softmax gives it a share of 0.
 const NEVER: f64 = -1e9;
 
-/// The sum of the losses of all samples, given their vectors (b, d) and class numbers (b). Samples are compared only within blocks of
-/// [`CONTRAST_BLOCK`] neighbours of the global batch. So the caller must give whole blocks; only the last block of the global batch may be
-/// shorter.
+/// The sum of the losses of all samples, given their vectors (b, d) and class numbers (b). Samples are compared only within
+/// blocks of [`CONTRAST_BLOCK`] consecutive samples of the global batch. So the caller must give whole blocks. Only the last
+/// block of the global batch may be shorter.
 pub fn loss(vectors_bd: &Tensor, classes_b: &Tensor) -> Tensor {
     let b = vectors_bd.size()[0];
-    // A square root has no gradient at 0.
+    // The tiny number keeps the gradient of the square root finite at 0.
     let squares_b1 = vectors_bd.square().sum_dim_intlist([1i64].as_slice(), true, Kind::Float) + 1e-24;
     let unit_bd = vectors_bd / squares_b1.sqrt();
     let blocks = (0..b).step_by(CONTRAST_BLOCK).map(|start| {
@@ -23,9 +23,9 @@ pub fn loss(vectors_bd: &Tensor, classes_b: &Tensor) -> Tensor {
     blocks.reduce(|sum, block| sum + block).expect("a part of a batch has samples")
 }
 
-/// The sum of the losses of a block's samples, with unit vectors z and the temperature τ. The loss of a sample is minus the mean, over the
-/// other samples p of its class, of log (exp(z·z_p / τ) / Σ_a exp(z·z_a / τ)), where a runs over all other samples of the block. It is 0
-/// if no other sample has this class.
+/// The sum of the losses of a block's m samples, with unit vectors z (m, d) and the temperature τ. The loss of a sample is minus
+/// the mean, over the other samples p of its class, of log (exp(z·z_p / τ) / Σ_a exp(z·z_a / τ)). Here a runs over all other
+/// samples of the block. The loss is 0 if no other sample has this class.
 fn of_block(unit_md: &Tensor, classes_m: &Tensor) -> Tensor {
     let m = unit_md.size()[0];
     let is_itself_mm = Tensor::eye(m, (Kind::Bool, Device::Cpu)).to_device(unit_md.device());
@@ -41,7 +41,7 @@ fn of_block(unit_md: &Tensor, classes_m: &Tensor) -> Tensor {
 mod tests {
     use super::*;
 
-    /// The sum by the formula, in a double loop over the samples of each block.
+    /// The loss by its formula, in a double loop over the samples of each block.
     fn by_loops(vectors: &[Vec<f64>], classes: &[i64]) -> f64 {
         let block_of = |i: usize| i / CONTRAST_BLOCK * CONTRAST_BLOCK..(i / CONTRAST_BLOCK + 1) * CONTRAST_BLOCK;
         let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();

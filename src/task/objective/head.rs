@@ -3,11 +3,12 @@
 use crate::plan::head::{Head, Layer};
 use tch::{Kind, Tensor};
 
-/// PyTorch's defaults.
+/// The epsilons are PyTorch's defaults.
 const BATCH_NORM_EPS: f64 = 1e-5;
 const LAYER_NORM_EPS: f64 = 1e-5;
 
-/// The output of a head, in fp32, on the output of a stage. `values` are the parameters in the order of the layers.
+/// The output of a head in fp32. `input` is the output of a stage, and `values` are the head's parameters in the order of its
+/// layers.
 pub fn forward(head: &Head, values: &[Tensor], input: &Tensor) -> Tensor {
     let (mut x, mut rest) = (input.shallow_clone(), values);
     for layer in &head.layers {

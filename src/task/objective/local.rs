@@ -1,4 +1,4 @@
-//! The losses at the border of two stages. libtorch's autograd computes the gradients of their heads.
+//! The local losses at the border between two stages. libtorch's autograd differentiates the heads and the losses.
 
 use super::super::classification::cross_entropy;
 use super::{Given, Loss, Part, contrast, head, reconstruction};
@@ -6,14 +6,15 @@ use crate::model::{Network, Weight};
 use crate::plan::local::{LocalLoss, LossKind};
 use tch::{Kind, Tensor};
 
-/// A head's parameters: as the flat buffer holds them, and as leaves of autograd's graph.
+/// A head's parameters: views of the network's flat buffer, and leaves of autograd's graph.
 struct Parameters {
     weights: Vec<Weight>,
     leaves: Vec<Tensor>,
 }
 
-/// The contribution of a part of a batch to the mean losses, and the gradient at the stage's output, which is the only tap unless
-/// there is no loss. The gradients of the heads' parameters are added to the flat buffer of the network.
+/// The contribution of a part of a batch to the weighted sum of the mean losses, and its gradient at the stage's output. The
+/// stage's output is the only element of `outputs`, which is empty if there are no losses. Adds the gradients of the heads'
+/// parameters to their sums in the network's flat buffer.
 pub fn loss(losses: &[LocalLoss], network: &Network, outputs: &[Tensor], given: &Given, part: &Part) -> Loss {
     let [output] = outputs else {
         return Loss { sum: Tensor::zeros([], (Kind::Float, network.options().1)), gradients: Vec::new() };

@@ -1,7 +1,9 @@
-//! The objective of training: which losses the network learns from, and through which of its stages the gradient of each passes.
+//! The objective of training: the losses from which the network learns, and the stages through which the gradient of each loss
+//! passes.
 //!
-//! An objective divides the stages into segments that train one after the other: the forward pass of a segment, its losses, its
-//! backward pass. No gradient passes from a segment to the one before it, so the activations of one segment exist at a time.
+//! An objective divides the stages into segments of consecutive stages. With each micro-batch, the segments train one after the
+//! other: forward pass, losses, backward pass. No gradient passes from a segment to the segment before it. So only the
+//! activations of one segment are in memory at a time.
 
 mod contrast;
 mod head;
@@ -23,24 +25,25 @@ pub struct Given {
     pub targets: Tensor,
 }
 
-/// The losses of a phase.
+/// The objective of a phase.
 #[derive(Debug, Clone)]
 pub struct Objective {
     task: Task,
     segments: Vec<Segment>,
-    /// K, the number of stages.
+    /// The number of stages of the network.
     stages: usize,
 }
 
-/// Neighbouring stages that one gradient passes.
+/// Consecutive stages that train together: the gradients of the segment's losses pass through them and no further.
 #[derive(Debug, Clone)]
 pub struct Segment {
     pub stages: Range<usize>,
-    /// The outputs that the losses read.
+    /// The places whose outputs the losses read.
     pub taps: Vec<Tap>,
     losses: Losses,
 }
 
+/// The losses of a segment.
 #[derive(Debug, Clone)]
 enum Losses {
     Task(Task),
@@ -48,7 +51,8 @@ enum Losses {
 }
 
 impl Objective {
-    /// The task's loss at the end of the network, and local losses at `borders`, which are in the order of the stages.
+    /// The objective with the local losses of `borders`, which are in the order of the stages, and the task's loss in the last
+    /// segment.
     pub fn of(config: &Config, borders: &[Border]) -> Objective {
         let (task, stages) = (Task::of(config), config.model.stages());
         let mut segments = Vec::new();
@@ -72,8 +76,9 @@ impl Objective {
         &self.segments
     }
 
-    /// The parameters beside the network's: those of the task, and those of the heads of local losses, which are in checkpoints
-    /// alone. Their stage is the number of the network's stages.
+    /// The parameters that do not belong to the network: the parameters of the task and of the heads of local losses. Only
+    /// checkpoints hold the heads of local losses; the artefact of a finished phase does not. The stage of all these parameters
+    /// is the number of the network's stages.
     pub fn auxiliary(&self) -> Vec<Parameter> {
         let local = self.segments.iter().flat_map(|segment| match &segment.losses {
             Losses::Task(_) => &[][..],
@@ -85,8 +90,8 @@ impl Objective {
 }
 
 impl Segment {
-    /// The losses of a part of a batch, given the outputs at the taps. Adds the gradients of the auxiliary parameters to the
-    /// network's flat buffer.
+    /// The segment's loss of a part of a batch, given the outputs at the taps. Adds the gradients of the parameters in
+    /// [`Objective::auxiliary`] to their sums in the network's flat buffer.
     pub fn loss(&self, network: &Network, outputs: &[Tensor], given: &Given, part: &Part) -> Result<Loss> {
         match &self.losses {
             Losses::Task(task) => task.loss(network, outputs, &given.targets, part),

@@ -1,18 +1,18 @@
-//! The loss of a reconstructed image: binary cross entropy of each pixel's value in 0…1, as in InfoPro.
+//! The loss of a reconstructed image as in InfoPro: the binary cross entropy of each value of the image, which lies in 0…1.
 
 use tch::{Kind, Tensor};
 
-/// The sum over the samples of the mean over the numbers of an image. The logits (b, c, h, w) are those of the numbers, and the
-/// target is the image that the network sees, before it was normalised. Random erasing puts in numbers outside of 0…1, with which
-/// the loss would have no lower bound, so the target is clamped.
+/// The sum over the samples of the loss of an image, which is the mean over its pixels and channels. `logits_bchw` (b, c, h, w)
+/// are the predicted logits of the target's values. The target is the network's input with its normalisation undone. It is
+/// clamped to 0…1, because random erasing writes values outside of this range, for which the loss would have no lower bound.
 pub fn loss(logits_bchw: &Tensor, images_bchw: &Tensor, mean: &[f64], std: &[f64]) -> Tensor {
     let target_bchw = target(images_bchw, mean, std);
     let numbers = (logits_bchw.numel() as i64 / logits_bchw.size()[0]) as f64;
-    // log (1 + exp z) − t z, whose gradient is sigmoid(z) − t.
+    // For a logit z and a target t this is log (1 + exp z) − t z, whose gradient is sigmoid(z) − t.
     (logits_bchw.softplus() - logits_bchw * target_bchw).sum(Kind::Float) / numbers
 }
 
-/// The image with values in 0…1.
+/// The images with their normalisation undone, clamped to 0…1. `mean` and `std` have a number for each channel.
 fn target(images_bchw: &Tensor, mean: &[f64], std: &[f64]) -> Tensor {
     let of_channels = |values: &[f64]| {
         let values: Vec<f32> = values.iter().map(|value| *value as f32).collect();

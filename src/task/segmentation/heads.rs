@@ -14,24 +14,25 @@ use tch::{Kind, Tensor};
 pub struct Heads<'a> {
     pub(super) task: Segmentation,
     weights: BTreeMap<String, Weight>,
-    /// The parameters as leaves of the graph in training, else as they are. BatchNorm's are fp32.
+    /// The parameters and buffers. In training the parameters are leaves of autograd's graph. The values of BatchNorm are fp32.
     values: BTreeMap<String, Tensor>,
-    /// None in evaluation.
+    /// The further inputs of training; none in evaluation.
     pub(super) training: Option<Training<'a>>,
-    /// The means and variances that BatchNorm has computed in training, by the names of the buffers.
+    /// The means and variances of the batch that BatchNorm has computed in training, with the names of the buffers that follow
+    /// them.
     statistics: RefCell<Vec<(String, Tensor)>>,
 }
 
-/// The input of a pass of training beside the maps.
+/// The inputs of a training pass besides the maps.
 pub struct Training<'a> {
-    /// The factors (b, c, 1, 1) of the channels before the two classifiers.
+    /// The dropout factors (b, c, 1, 1) of the channels before the classifiers of UPerNet and of the FCN.
     pub masks: [Tensor; 2],
-    /// The cuts at norms over all replicas; none if norms are over the micro-batch.
+    /// The cuts of autograd's graph at norms over all replicas; none if norms are over the micro-batch.
     pub cuts: Option<Cuts<'a>>,
 }
 
 impl<'a> Heads<'a> {
-    /// The heads for a pass of training, or for evaluation.
+    /// The neck and the heads for a training pass or, if `training` is none, for evaluation.
     pub fn new(task: Segmentation, network: &Network, training: Option<Training<'a>>) -> Heads<'a> {
         let stage = network.stages();
         let all = task.architecture.parameters(stage);
@@ -50,14 +51,14 @@ impl<'a> Heads<'a> {
         Heads { task, weights, values, training, statistics: RefCell::default() }
     }
 
-    /// Differentiates what the loss has not reached because of cuts, and adds the gradients of all parameters to their sums.
-    /// Collective over the group.
+    /// Runs the backward pass from the last cut to the taps, if there are cuts. The backward pass of the loss has stopped at the
+    /// cuts. Then adds the gradients of all parameters to their sums in the flat buffer. Collective over the group.
     pub fn backward(&self) -> Result<()> {
         let cuts = self.training.as_ref().and_then(|training| training.cuts.as_ref());
         cuts.map_or(Ok(()), |cuts| cuts.backward(&self.weights))?;
         for (name, weight) in self.weights.iter().filter(|(name, _)| !is_buffer(name)) {
             let gradient = self.values[name].grad();
-            // The cuts have added the gradients of the norms' parameters.
+            // A norm's parameters have no gradient here if there are cuts, because [`Cuts::backward`] has added it already.
             if gradient.defined() {
                 weight.accumulate(|| gradient);
             }
@@ -65,14 +66,16 @@ impl<'a> Heads<'a> {
         Ok(())
     }
 
-    /// Adds BatchNorm's statistics of a part of `samples` to the sums from which its buffers are moved.
+    /// Adds BatchNorm's statistics, multiplied by the number of samples of this part, to their sums in the flat buffer. At the
+    /// end of the step, BatchNorm's buffers move towards the mean of these statistics over the global batch.
     pub fn add_statistics(&self, samples: i64) {
         for (name, value) in self.statistics.borrow().iter() {
             self.weights[name].accumulate(|| value * samples);
         }
     }
 
-    /// UPerNet's logits (b, c, row, column) in fp32, of the size of the finest of the maps (b, d, row, column).
+    /// UPerNet's logits (b, c, row, column) in fp32, with the rows and columns of the finest map. `maps` (b, d, row, column)
+    /// begins with the finest.
     pub fn uper(&self, maps: &[Tensor]) -> Result<Tensor> {
         let unit = |name: &str, x: &Tensor| self.unit(&format!("decode_head.{name}"), x);
         let (coarsest, finer) = maps.split_last().expect("there are four maps");
@@ -97,7 +100,7 @@ impl<'a> Heads<'a> {
         Ok(self.classify("decode_head", 0, unit("fpn_bottleneck", &Tensor::cat(&outputs, 1))?))
     }
 
-    /// The FCN's logits (b, c, row, column) in fp32, of one of the maps; none without an FCN.
+    /// The FCN's logits (b, c, row, column) in fp32, with the rows and columns of the map that it reads; none if there is no FCN.
     pub fn fcn(&self, maps: &[Tensor]) -> Result<Option<Tensor>> {
         let architecture = self.task.architecture;
         if !architecture.has_auxiliary {
@@ -107,6 +110,7 @@ impl<'a> Heads<'a> {
         Ok(Some(self.classify("auxiliary_head", 1, self.unit("auxiliary_head.convs.0", map)?)))
     }
 
+    /// A convolution without bias, BatchNorm and ReLU.
     fn unit(&self, name: &str, x_bchw: &Tensor) -> Result<Tensor> {
         let weight = &self.values[&format!("{name}.conv.weight")];
         let padding = weight.size()[2] / 2;
@@ -136,7 +140,7 @@ impl<'a> Heads<'a> {
                 (output, mean, variance)
             }
             Some(Training { cuts: None, .. }) => {
-                // With a momentum of 1 these become the mean and the unbiased variance of this part of the batch.
+                // With a momentum of 1 these tensors become the mean and the unbiased variance of this part of the batch.
                 let (mean, variance) = (mean.zeros_like(), variance.zeros_like());
                 let (of_mean, of_variance) = (Some(&mean), Some(&variance));
                 let output =
@@ -150,6 +154,7 @@ impl<'a> Heads<'a> {
         Ok(output)
     }
 
+    /// The logits of a head: dropout with the mask of this number in training, and the classifier.
     fn classify(&self, head: &str, number: usize, x_bchw: Tensor) -> Tensor {
         let masks = self.training.as_ref().map(|training| &training.masks);
         let mask = masks.map(|masks| masks[number].to_kind(x_bchw.kind()));
@@ -158,7 +163,7 @@ impl<'a> Heads<'a> {
         logits.to_kind(Kind::Float)
     }
 
-    /// A convolution with a bias, which keeps the size.
+    /// A convolution with a bias that keeps the number of rows and columns.
     pub(super) fn convolution(&self, name: &str, x_bchw: &Tensor) -> Tensor {
         let [weight, bias] = self.weight_and_bias(name);
         let padding = weight.size()[2] / 2;
@@ -174,7 +179,7 @@ fn is_buffer(name: &str) -> bool {
     name.contains(".running_")
 }
 
-/// The map interpolated to the rows and columns of another.
+/// The map, interpolated to the rows and columns of another map.
 fn resized_like(map: &Tensor, other: &Tensor) -> Tensor {
     let to = [other.size()[2], other.size()[3]];
     if map.size()[2..] == to { map.shallow_clone() } else { map.upsample_bilinear2d(to, false, None, None) }

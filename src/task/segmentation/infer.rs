@@ -1,5 +1,6 @@
-//! Evaluation of one image, as mmsegmentation does it: whole, or in windows of the size of the crop whose logits are averaged; then
-//! at the size of the label map the class of the largest logit.
+//! Evaluates one image as mmsegmentation does. The network reads the image as a whole, or in windows of the size of the crop,
+//! whose logits are averaged. The logits are interpolated to the size of the label map, and each pixel gets the class of its
+//! largest logit. With several scales or mirror images, it gets the class of the largest sum of probabilities.
 
 use super::{Heads, Inference, Segmentation};
 use crate::model::Network;
@@ -7,9 +8,11 @@ use anyhow::Result;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
-/// The most logits of the size of a label map that exist at a time.
+/// The most numbers of interpolated logits that [`largest`] computes at a time, if a single class does not have more: 256 MiB in
+/// fp32.
 const MOST_LOGITS: i64 = 1 << 26;
 
+/// The class of each pixel (1, h, w) of an image, given at each scale.
 pub fn infer(task: Segmentation, network: &Network, images_1chw: &[Tensor], [h, w]: [i64; 2]) -> Result<Tensor> {
     let heads = Heads::new(task, network, None);
     let at_scale = |image_1chw: &Tensor| match task.inference {
@@ -18,14 +21,14 @@ pub fn infer(task: Segmentation, network: &Network, images_1chw: &[Tensor], [h, 
     };
     let classes_1hw = match images_1chw {
         [image_1chw] if !task.flip => largest(&at_scale(image_1chw)?, [h, w]),
-        images_1chw => mean_probabilities(images_1chw, task.flip, [h, w], &at_scale)?.argmax(1, false),
+        images_1chw => summed_probabilities(images_1chw, task.flip, [h, w], &at_scale)?.argmax(1, false),
     };
     Ok(classes_1hw.to_kind(Kind::Uint8).to_device(Device::Cpu))
 }
 
-/// The sum of the probabilities (1, c, h, w) of all classes over the scales of an image and, if `flip`, over their mirror images, as
-/// mmsegmentation's `SegTTAModel` adds them up.
-fn mean_probabilities(
+/// The sum of the class probabilities (1, c, h, w) over the scales of an image, as in mmsegmentation's `SegTTAModel`. If `flip`,
+/// the mirror images are added too.
+fn summed_probabilities(
     images_1chw: &[Tensor],
     flip: bool,
     [h, w]: [i64; 2],
@@ -44,7 +47,7 @@ fn mean_probabilities(
     Ok(sum.expect("an image has a scale"))
 }
 
-/// The logits (1, c, row, column) of an image at its size.
+/// The logits (1, c, row, column) of an image, interpolated to the size of the image.
 fn logits(task: Segmentation, network: &Network, heads: &Heads, image_1chw: &Tensor) -> Result<Tensor> {
     let (_, _, h, w) = image_1chw.size4().expect("an image is (1, c, h, w)");
     let tokens = network.forward(image_1chw, &task.taps());
@@ -52,7 +55,7 @@ fn logits(task: Segmentation, network: &Network, heads: &Heads, image_1chw: &Ten
     Ok(heads.uper(&heads.neck(maps)?)?.upsample_bilinear2d([h, w], false, None, None))
 }
 
-/// The mean of the logits of all windows that hold a pixel.
+/// The logits (1, c, h, w) of an image. Those of a pixel are the mean over all windows that contain the pixel.
 fn sliding(task: Segmentation, image_1chw: &Tensor, logits: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let (_, _, h, w) = image_1chw.size4().expect("an image is (1, c, h, w)");
     let options = (Kind::Float, image_1chw.device());
@@ -72,7 +75,8 @@ fn sliding(task: Segmentation, image_1chw: &Tensor, logits: &dyn Fn(&Tensor) -> 
     Ok(sums / counts)
 }
 
-/// The windows along one side of an image. The last one ends at the border; a side shorter than the crop has one window.
+/// The windows along one side of an image, `stride` pixels apart. The last window ends at the border. A side shorter than the
+/// crop has one window.
 fn windows(side: usize, crop: usize, stride: usize) -> Vec<Range<usize>> {
     let count = (side + stride - 1).saturating_sub(crop) / stride + 1;
     let window = |number: usize| {
@@ -82,8 +86,8 @@ fn windows(side: usize, crop: usize, stride: usize) -> Vec<Range<usize>> {
     (0..count).map(window).collect()
 }
 
-/// The class (1, row, column) of the largest of the logits (1, c, …), interpolated to this size. The interpolated logits exist for
-/// some of the classes at a time.
+/// The class (1, h, w) of the largest logit of each pixel, after an interpolation of the logits (1, c, row, column) to this size.
+/// To save memory, some of the classes are interpolated at a time.
 fn largest(logits_1chw: &Tensor, [h, w]: [i64; 2]) -> Tensor {
     let classes = logits_1chw.size()[1];
     let each = (MOST_LOGITS / (h * w)).clamp(1, classes);
@@ -107,7 +111,8 @@ mod tests {
 
     #[test]
     fn windows_are_those_of_mmsegmentation() {
-        // `EncoderDecoder.slide_inference` of mmsegmentation 1.2.2 for crops of 512 with a stride of 341.
+        // The expected windows are those of `EncoderDecoder.slide_inference` of mmsegmentation 1.2.2 for crops of 512 with a
+        // stride of 341.
         let starts = |side| windows(side, 512, 341).iter().map(|window| window.start).collect::<Vec<_>>();
         assert_eq!([starts(512), starts(683), starts(1024)], [vec![0], vec![0, 171], vec![0, 341, 512]]);
         assert_eq!(windows(300, 512, 341), vec![0..300]);
@@ -117,15 +122,15 @@ mod tests {
     #[test]
     fn scales_and_mirror_images_have_one_vote_each() {
         let image = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([1, 1, 2, 3]);
-        // A function of the pixel alone is the same in the mirror.
+        // Logits that depend on the pixel's value alone are mirrored with the image, so `flip` only doubles the sums.
         let even = |image: &Tensor| Ok(Tensor::cat(&[image * 0.3, -image], 1));
         let of = |flip, logits: &dyn Fn(&Tensor) -> Result<Tensor>| {
-            mean_probabilities(&[image.copy(), image.copy()], flip, [2, 3], logits).unwrap()
+            summed_probabilities(&[image.copy(), image.copy()], flip, [2, 3], logits).unwrap()
         };
         let (plain, flipped) = (of(false, &even), of(true, &even));
         assert!((&plain * 2.0 - &flipped).abs().max().double_value(&[]) < 1e-6);
         assert!((plain.sum(Kind::Float).double_value(&[]) - 12.0).abs() < 1e-5, "a sum over two scales of six pixels");
-        // A function of the column is averaged with its mirror image.
+        // Logits that depend on the column alone become symmetric.
         let ramp = |_: &Tensor| {
             let ramp = Tensor::from_slice(&[0.0f32, 1.0, 2.0]).view([1, 1, 1, 3]).expand([1, 1, 2, 3], false);
             Ok(Tensor::cat(&[&ramp, &ramp.zeros_like()], 1))
@@ -139,7 +144,7 @@ mod tests {
         let task =
             task(&["segmentation.crop=16", "segmentation.stride=10", "segmentation.classes=2", "model.image_size=16"]);
         let image = (Tensor::arange(20 * 37, (Kind::Float, Device::Cpu)) + 1.0).view([1, 1, 20, 37]);
-        // Logits that are a function of the pixel alone are the same in every window.
+        // Logits that depend on the pixel's value alone are the same in every window.
         let logits = |window: &Tensor| Ok(Tensor::cat(&[window * 2.0, -window], 1));
         let whole = logits(&image).unwrap();
         assert!((sliding(task, &image, &logits).unwrap() - &whole).abs().max().double_value(&[]) < 1e-3);

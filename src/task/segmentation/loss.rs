@@ -1,4 +1,5 @@
-//! The loss of a part of a batch: cross entropy at the size of the crop, of UPerNet and, with a weight, of the FCN.
+//! The loss of a part of a batch: the cross entropy of UPerNet's logits plus the weighted cross entropy of the FCN's logits. Both
+//! kinds of logits are interpolated to the size of the crop.
 
 use super::heads::Training;
 use super::norm::Cuts;
@@ -9,11 +10,11 @@ use crate::weights::upload;
 use anyhow::Result;
 use tch::{Device, Kind, Reduction, Tensor};
 
-/// The most logits of the size of the crop that exist at a time: 256 MB.
+/// The most numbers of interpolated logits that exist at a time, if a single sample does not have more: 256 MiB in fp32.
 const MOST_LOGITS: i64 = 1 << 26;
 
 pub fn loss(task: Segmentation, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Result<Loss> {
-    // A group of one replica has all samples of a step in its only micro-batch.
+    // A single replica needs no cuts. With `NormOver::Step`, its only micro-batch holds all samples of the step.
     let is_cut = task.norm_over == NormOver::Step && part.group.size() > 1;
     let masks = masks(task, part, network.options().1);
     let heads = Heads::new(task, network, Some(Training { masks, cuts: is_cut.then(|| Cuts::new(part.group)) }));
@@ -29,7 +30,7 @@ pub fn loss(task: Segmentation, network: &Network, outputs: &[Tensor], targets: 
         PixelMean::All => Tensor::full([], (b * side * side) as f64, (Kind::Float, targets.device())),
         PixelMean::Labelled => targets.not_equal(i64::from(IGNORED)).sum(Kind::Float).clamp_min(1.0),
     };
-    // Every sample of the part counts as much as one of the other parts.
+    // The part contributes its mean over pixels by its share of the global batch's samples.
     let scale = (b as f64 / part.global_batch) / pixels;
     let (mut sum, gradient) = cross_entropy(&logits, targets, side);
     let mut weighted = tch::with_grad(|| (&logits * gradient * &scale).sum(Kind::Float));
@@ -45,7 +46,8 @@ pub fn loss(task: Segmentation, network: &Network, outputs: &[Tensor], targets: 
     Ok(Loss { sum: sum * scale, gradients: taps.iter().map(Tensor::grad).collect() })
 }
 
-/// The factors (b, c, 1, 1) by which channels are dropped before each classifier: 0, or 1 / keep probability.
+/// The dropout factors (b, c, 1, 1) before the classifiers of UPerNet and of the FCN. A channel's factor is 0 or 1 / keep
+/// probability.
 pub(super) fn masks(task: Segmentation, part: &Part, device: Device) -> [Tensor; 2] {
     let keep = 1.0 - task.dropout;
     let mut number = 0;
@@ -62,10 +64,12 @@ pub(super) fn masks(task: Segmentation, part: &Part, device: Device) -> [Tensor;
     })
 }
 
+/// The number in random keys that belongs to the dropout before the classifiers.
 const HEAD_DROPOUT: u64 = 7;
 
-/// The sum over all pixels with a class of the cross entropy of logits (b, c, row, column), interpolated to `side` rows and columns,
-/// with targets (b, side, side), and the gradient of that sum. The interpolated logits exist for a slice of the batch at a time.
+/// The sum of the cross entropy over all pixels with a class, and the gradient of this sum with respect to the logits (b, c, row,
+/// column). The logits are first interpolated to the size of the targets (b, side, side). To save memory, some of the samples are
+/// interpolated at a time.
 pub(super) fn cross_entropy(logits_bchw: &Tensor, targets_bhw: &Tensor, side: i64) -> (Tensor, Tensor) {
     let (b, c, ..) = logits_bchw.size4().expect("logits are (b, c, h, w)");
     let each = (MOST_LOGITS / (c * side * side)).clamp(1, b);

@@ -1,5 +1,5 @@
-//! mIoU, mAcc and aAcc as mmsegmentation's `IoUMetric` computes them: from sums over all images, and means over the classes that have
-//! a figure.
+//! mIoU, mAcc and aAcc as mmsegmentation's `IoUMetric` computes them. They follow from counts of pixels, summed over all images.
+//! mIoU and mAcc are means over the classes that have an IoU, or an accuracy.
 
 use super::IGNORED;
 use crate::task::{Better, ClassFigures, Metric, OfClass};
@@ -21,12 +21,14 @@ const PIXEL_ACCURACY: Metric = Metric { key: "aAcc", name: "aAcc", ..MEAN_IOU };
 
 pub const METRICS: [Metric; 3] = [MEAN_IOU, MEAN_ACCURACY, PIXEL_ACCURACY];
 
-/// The sums before the first image: for each class the pixels that are right, that are predicted, and that are labelled.
+/// The sums before the first image, all 0. They are the numbers of right pixels of all classes, then of pixels predicted as each
+/// class, then of pixels labelled as each class.
 pub fn sums(classes: usize) -> Vec<f64> {
     vec![0.0; 3 * classes]
 }
 
-/// Adds the pixels of predictions and labels of one size, in host memory. Pixels without a class do not count.
+/// Adds the pixels of predictions and labels, which have the same size and are in host memory. Pixels whose label is no class do
+/// not count.
 pub fn add(sums: &mut [f64], predictions: &Tensor, labels: &Tensor) {
     let classes = sums.len() / 3;
     let numbers = |tensor: &Tensor| Vec::<u8>::try_from(tensor.flatten(0, -1)).expect("classes are bytes");
@@ -60,7 +62,7 @@ pub fn values(sums: &[f64]) -> BTreeMap<String, f64> {
     METRICS.iter().map(|metric| metric.key.to_string()).zip(figures).collect()
 }
 
-/// The figures of each class, which `name` names.
+/// The figures of each class. `name` returns the name of a class.
 pub fn of_classes(sums: &[f64], name: impl Fn(usize) -> String) -> Vec<ClassFigures> {
     let classes = sums.len() / 3;
     let [right, predicted, labelled] = [0, 1, 2].map(|part| &sums[part * classes..(part + 1) * classes]);

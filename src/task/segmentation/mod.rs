@@ -1,8 +1,9 @@
-//! Semantic segmentation: one class for each pixel. UPerNet (arXiv 1807.10221) and an auxiliary FCN, as in mmsegmentation 1.2.2, read
-//! the outputs of four stages. Targets are label maps (b, row, column) of the size of the crop; the label [`IGNORED`] has no class.
+//! Semantic segmentation: one class for each pixel. UPerNet (arXiv 1807.10221) and an auxiliary FCN (fully convolutional
+//! network), as in mmsegmentation 1.2.2, read the outputs of four stages. Training targets are label maps (b, row, column) of the
+//! size of the crop. The label [`IGNORED`] marks a pixel without a class.
 //!
-//! Tensor names end in their shape: b = batch, n = tokens, d = numbers of a token, c = channels or classes, h and w = rows and
-//! columns.
+//! Tensor names end in their shape: b = batch, n = tokens, d = width of a token, c = channels or classes, h and w = rows and
+//! columns, 1 = a single image.
 
 mod heads;
 mod infer;
@@ -24,27 +25,28 @@ use heads::Heads;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// The task of a config, with all that its heads, loss and evaluation depend on.
+/// The task as a config sets it: all values on which the heads, the loss and the evaluation depend.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Segmentation {
     architecture: Architecture,
-    /// The stages that the heads read.
+    /// The stages whose outputs the heads read, through the neck if there is one.
     tapped: [usize; TAPS],
     tokens: Tokens,
-    /// The weight of the FCN's loss; 0 for no FCN.
+    /// The weight of the FCN's loss; 0 if there is no FCN.
     auxiliary_weight: f64,
+    /// The probability with which dropout drops a channel before each classifier.
     dropout: f64,
     mean: PixelMean,
     norm_over: NormOver,
     inference: Inference,
-    /// The pixels between two windows of a sliding evaluation.
+    /// The distance in pixels from the start of one window of a sliding evaluation to the start of the next.
     stride: usize,
-    /// Whether an evaluation also looks at the mirrored images.
+    /// Whether an evaluation also reads the mirror image of each image.
     flip: bool,
 }
 
 impl Segmentation {
-    /// The task of a config of segmentation that passed validation.
+    /// The task of a validated config, whose task must be segmentation.
     pub fn of(config: &Config) -> Segmentation {
         let keys = &config.segmentation;
         Segmentation {
@@ -65,13 +67,14 @@ impl Segmentation {
         self.tapped.map(Tap::Stage).to_vec()
     }
 
-    /// The parameters and buffers of the neck and the heads, by mmsegmentation's names. Their stage is that after the network's `stages`.
+    /// The parameters and buffers of the neck and the heads, with mmsegmentation's names. Their stage number is `stages`, the
+    /// number after that of the network's last stage.
     pub fn parameters(self, stages: usize) -> Vec<Parameter> {
         self.architecture.parameters(stages)
     }
 
-    /// The contribution of a part of a batch to the mean loss, and the gradients at the taps. The gradients of the heads'
-    /// parameters are added to the flat buffer of the network. Collective over the part's group.
+    /// The contribution of a part of a batch to the mean loss, and its gradients at the taps. Adds the gradients of the neck's
+    /// and the heads' parameters to their sums in the network's flat buffer. Collective over the part's group.
     pub fn loss(self, network: &Network, outputs: &[Tensor], targets: &Tensor, part: &Part) -> Result<Loss> {
         loss::loss(self, network, outputs, targets, part)
     }
@@ -81,8 +84,8 @@ impl Segmentation {
         Tensor::randint(self.architecture.classes as i64, [b, side, side], (Kind::Uint8, Device::Cpu))
     }
 
-    /// The class of each pixel (1, row, column) of an image, given at several scales (1, c, row, column), at the size of its label map,
-    /// in host memory.
+    /// The class of each pixel (1, row, column) of an image, at the size of its label map and in host memory. `images_1chw` holds
+    /// the image at each scale of the evaluation.
     pub fn infer(self, network: &Network, images_1chw: &[Tensor], labels_1hw: &Tensor) -> Result<Tensor> {
         let (_, h, w) = labels_1hw.size3().expect("a label map is (1, row, column)");
         infer::infer(self, network, images_1chw, [h, w])
@@ -100,7 +103,8 @@ impl Segmentation {
         metrics::values(sums)
     }
 
-    /// The map (b, d, row, column) of the tokens (b, 1 + n, d) of images of this size.
+    /// The map (b, d, row, column) that the tokens of the patches form. `tokens_bnd` (b, 1 + n, d) are all tokens of images of
+    /// this size in pixels. The class token is left out.
     fn map(self, tokens_bnd: &Tensor, [height, width]: [i64; 2]) -> Tensor {
         let (b, n, d) = tokens_bnd.size3().expect("tokens are (b, n, d)");
         let grid = [height, width].map(|side| (side as usize).div_ceil(self.tokens.patch) as i64);

@@ -1,4 +1,5 @@
-//! The necks between the stages and the heads, as in mmsegmentation 1.2.2. They give maps of four, two, one and half the size.
+//! The necks between the stages and the heads, as in mmsegmentation 1.2.2. The sides of the maps that they give are 4, 2, 1 and ½
+//! times those of the stages' maps.
 
 use super::heads::Heads;
 use crate::config::Neck;
@@ -7,19 +8,20 @@ use anyhow::Result;
 use tch::Tensor;
 
 impl Heads<'_> {
-    /// The maps (b, d, row, column) that the heads read, the finest first, from those of the tapped stages.
+    /// The maps (b, d, row, column) that the heads read, the finest first. `maps` are the maps of the tapped stages.
     pub fn neck(&self, maps: Vec<Tensor>) -> Result<Vec<Tensor>> {
         let maps = match self.task.architecture.neck {
             Neck::None => return Ok(maps),
             Neck::Mln => maps.iter().enumerate().map(|(level, map)| self.level(level, map)).collect(),
             Neck::Pyramid => self.pyramid(&maps)?,
         };
-        // Several layers read each map. A cut differentiates the neck once, after all of them.
+        // Several layers read each map. Because of the cut, the backward pass goes through the neck only once, after the
+        // gradients of all these layers are summed.
         let cuts = self.training.as_ref().and_then(|training| training.cuts.as_ref());
         Ok(cuts.map_or_else(|| maps.iter().map(Tensor::shallow_clone).collect(), |cuts| cuts.cut(&maps)))
     }
 
-    /// A level of `MultiLevelNeck`: a convolution, a change of size, and another convolution.
+    /// A level of `MultiLevelNeck`: a convolution, an interpolation to another size, and another convolution.
     fn level(&self, level: usize, map: &Tensor) -> Tensor {
         let lateral = self.convolution(&format!("neck.lateral_convs.{level}.conv"), map);
         let factor = FACTORS[level];
@@ -33,7 +35,7 @@ impl Heads<'_> {
         self.convolution(&format!("neck.convs.{level}.conv"), &resized)
     }
 
-    /// `Feature2Pyramid`: transposed convolutions, and a maximum for the coarsest map.
+    /// `Feature2Pyramid`: transposed convolutions for the two finest maps, and max pooling for the coarsest.
     fn pyramid(&self, maps: &[Tensor]) -> Result<Vec<Tensor>> {
         let doubled = self.doubled("neck.upsample_4x.0", &maps[0]);
         let normed = self.norm("neck.upsample_4x.1", &doubled)?.gelu("none");
@@ -45,6 +47,7 @@ impl Heads<'_> {
         ])
     }
 
+    /// A transposed convolution that doubles the number of rows and columns.
     fn doubled(&self, name: &str, map: &Tensor) -> Tensor {
         let [weight, bias] = self.weight_and_bias(name);
         map.conv_transpose2d(weight, Some(bias), [2, 2], [0, 0], [0, 0], 1, [1, 1])

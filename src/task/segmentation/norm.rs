@@ -1,5 +1,6 @@
 //! BatchNorm in training over the samples of all replicas, as SyncBatchNorm. The gradient of such a norm needs sums over all
-//! replicas. So the graph of the heads is cut at each norm, and is differentiated piece by piece, from the loss to the taps.
+//! replicas. So autograd's graph of the heads is cut at each norm. The backward pass runs through the pieces of the graph one by
+//! one, from the loss to the taps.
 
 use crate::collective::Collective;
 use crate::libtorch;
@@ -11,7 +12,7 @@ use tch::{Kind, Tensor};
 
 pub const BATCH_NORM_EPS: f64 = 1e-5;
 
-/// All dimensions but that of the channels.
+/// The dimensions of a tensor (b, c, h, w) except the channels.
 const OTHERS: [i64; 3] = [0, 2, 3];
 
 /// The places at which the graph of the heads is cut, in the order of the forward pass.
@@ -22,23 +23,23 @@ pub struct Cuts<'a> {
 
 /// A place at which the graph is cut.
 struct Cut {
-    /// The tensor (b, c, h, w) before the cut, with its graph.
+    /// The tensor (b, c, h, w) before the cut, in which the earlier piece of the graph ends.
     input: Tensor,
-    /// The tensor behind the cut, a leaf of the graph behind it.
+    /// The tensor after the cut, a leaf with which the next piece of the graph begins.
     output: Tensor,
-    /// The norm between the two; none if they are equal.
+    /// The norm that computes `output` from `input`; none if the two are equal.
     norm: Option<Norm>,
 }
 
-/// What the backward pass of a norm needs. All numbers of channels are (1, c, 1, 1), in fp32.
+/// The values that the backward pass of a norm needs. Mean, inverse and gamma have the shape (1, c, 1, 1). All tensors are fp32.
 struct Norm {
-    /// Its name, as in `decode_head.bottleneck.bn`.
+    /// The norm's name, such as `decode_head.bottleneck.bn`.
     name: String,
     mean: Tensor,
-    /// 1 / standard deviation.
+    /// 1 / √(variance + ε).
     inverse: Tensor,
     gamma: Tensor,
-    /// The values of a channel on all replicas, a scalar.
+    /// How many values a channel has on all replicas together: a scalar.
     count: Tensor,
 }
 
@@ -54,7 +55,7 @@ impl<'a> Cuts<'a> {
         Cuts { group, all: RefCell::default() }
     }
 
-    /// Cuts the graph of tensors that several layers read.
+    /// Cuts the graph at tensors that several layers read. Returns the leaves after the cuts.
     pub fn cut(&self, inputs: &[Tensor]) -> Vec<Tensor> {
         let cut = |input: &Tensor| {
             let output = input.detach().set_requires_grad(true);
@@ -65,7 +66,7 @@ impl<'a> Cuts<'a> {
         inputs.iter().map(cut).collect()
     }
 
-    /// Normalises x (b, c, h, w) over the samples of all replicas, and cuts its graph. Collective over the group.
+    /// Normalises x (b, c, h, w) over the samples of all replicas, and cuts the graph there. Collective over the group.
     pub fn norm(&self, name: &str, x_bchw: &Tensor, [gamma, beta]: [&Tensor; 2]) -> Result<Normed> {
         tch::no_grad(|| {
             let x = x_bchw.detach().to_kind(Kind::Float);
@@ -86,8 +87,9 @@ impl<'a> Cuts<'a> {
         })
     }
 
-    /// The means (c) over all replicas, the sums (c) of the squared differences from them, and the number of values of a channel.
-    /// Every replica combines the same numbers in the same order, so all have the same bits.
+    /// The means (c), the sums (c) of the squared differences from them, and the number of values of a channel, all over the
+    /// samples of all replicas. Every replica combines the same numbers in the same order, so the results have the same bits on
+    /// all replicas.
     fn moments(&self, x_bchw: &Tensor) -> Result<[Tensor; 3]> {
         let c = x_bchw.size()[1];
         let mean = x_bchw.mean_dim(OTHERS.as_slice(), true, Kind::Float);
@@ -107,8 +109,8 @@ impl<'a> Cuts<'a> {
         Ok([mean, squares, count])
     }
 
-    /// Differentiates the pieces of the graph, after the loss was differentiated down to the last cut. Adds the gradients of the
-    /// norms' parameters to those of `weights`. Collective over the group.
+    /// Runs the backward pass through the pieces of the graph, after the loss's own backward pass has reached the last cut. Adds
+    /// the gradients of the norms' parameters to their sums in `weights`. Collective over the group.
     pub fn backward(&self, weights: &BTreeMap<String, Weight>) -> Result<()> {
         tch::no_grad(|| {
             let cuts = self.all.take();
@@ -124,8 +126,8 @@ impl<'a> Cuts<'a> {
         })
     }
 
-    /// The gradient of a norm's input from that of its output, as the derivative of the mean and the variance over all replicas
-    /// demands. Adds the gradients of the norm's parameters to those of `weights`.
+    /// The gradient of a norm's input, given the gradient of its output. It takes into account that the mean and the variance
+    /// depend on the inputs of all replicas. Adds the gradients of the norm's parameters to their sums in `weights`.
     fn through(
         &self,
         norm: Norm,
@@ -184,7 +186,7 @@ mod tests {
             let (start, count) = (samples[..replica.local].iter().sum(), samples[replica.local]);
             let x = leaf(&x_bchw.narrow(0, start, count));
             let cuts = Cuts::new(replica);
-            // A function before the norm, so that the graph before the cut is differentiated too.
+            // The factor before the norm tests that the backward pass also runs through the graph before the cut.
             let normed = cuts.norm("bn", &(&x * 2.0), [&gamma, &beta])?;
             (&normed.output * factor_bchw.narrow(0, start, count)).sum(Kind::Float).backward();
             let weight = || Weight { value: gamma.copy(), gradient: Some(gamma.zeros_like()) };

@@ -3,7 +3,7 @@ use crate::collective::Solo;
 use crate::config::TaskKind;
 use std::ops::Range;
 
-/// The task of ViT-B at crops of 512 pixels, unless a key is set.
+/// The task of ViT-B at crops of 512×512 pixels, unless `sets` changes a key.
 pub fn task(sets: &[&str]) -> Segmentation {
     Segmentation::of(&config(sets))
 }
@@ -16,7 +16,7 @@ fn config(sets: &[&str]) -> Config {
 
 #[test]
 fn an_evaluation_has_the_logits_of_mmsegmentation() {
-    // As in tools/golden_segmentation.py.
+    // The formula of the numbers in tools/golden_segmentation.py.
     let wave = |shape: &[i64], phase: f64| {
         let count: i64 = shape.iter().product();
         (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 0.37 + phase).sin().to_kind(Kind::Float).view(shape)

@@ -8,7 +8,7 @@ use crate::weights::floats_mut;
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
-/// The numbers of the config, and the moments.
+/// AdamW with its settings and its moments.
 pub struct AdamW {
     betas: [f64; 2],
     eps: f64,
@@ -16,7 +16,7 @@ pub struct AdamW {
     exp_avg_sq: Tensor,
 }
 
-/// The constants of one update.
+/// The constants of one update of a group.
 struct Pass {
     /// The factor that clips the gradients.
     scale: f32,

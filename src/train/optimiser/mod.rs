@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
-/// The optimiser of a phase: the rule of its updates with the moments, and if the config asks for it, the moving average of the
+/// The optimiser of a phase: the rule of its updates with the moments, and, if the config asks for one, the moving average of the
 /// weights.
 pub struct Optimiser {
     rule: Box<dyn Rule>,
@@ -26,7 +26,7 @@ pub struct Optimiser {
     steps: u64,
     /// Whether libtorch's own operations update weights on the CPU too.
     by_libtorch: bool,
-    /// Parts of the flat buffer whose learning rate is multiplied by a factor. Together they are all trainable numbers.
+    /// Parts of the flat buffer, each with the factor of its learning rate. Together the parts are all trainable numbers.
     rates: Vec<(Range<usize>, f64)>,
 }
 
@@ -57,14 +57,15 @@ impl Group {
 
 /// The values of one update.
 struct Update {
-    /// How many updates there were, with this one.
+    /// The number of updates so far, including this one.
     steps: u64,
     lr: f64,
     /// The factor that clips the gradients.
     scale: f32,
 }
 
-/// The values of one update, of which those that depend on the gradients are fp32 scalars on the device.
+/// The values of one update on a device. Those that depend on the gradients are fp32 scalars on the device, so that the host does
+/// not wait for them.
 struct DeviceUpdate {
     steps: u64,
     lr: f64,
@@ -75,7 +76,7 @@ struct DeviceUpdate {
 }
 
 impl Optimiser {
-    /// Starts with moments of zero and with the weights as their average.
+    /// An optimiser with moments of 0, whose moving average begins with the present weights.
     pub fn new(training: &Training, flat: &FlatParameters) -> Optimiser {
         let rule: Box<dyn Rule> = match training.optimiser {
             config::Optimiser::AdamW => Box::new(AdamW::new(training, flat)),
@@ -93,8 +94,8 @@ impl Optimiser {
         }
     }
 
-    /// The same optimiser, but the learning rate of each of these parts of the flat buffer is multiplied by the part's factor. Together
-    /// the parts are all trainable numbers.
+    /// The same optimiser, but with these factors of the learning rate, each for a part of the flat buffer. Together the parts
+    /// are all trainable numbers.
     pub fn with_rates(self, rates: Vec<(Range<usize>, f64)>) -> Optimiser {
         Optimiser { rates, ..self }
     }
@@ -126,7 +127,7 @@ impl Optimiser {
         Ok(optimiser)
     }
 
-    /// The buffers that a checkpoint keeps.
+    /// The tensors that a checkpoint keeps.
     pub fn state(&self) -> Vec<(&'static str, &Tensor)> {
         let mut state = self.rule.moments();
         state.extend(self.ema.as_ref().map(|ema| ("ema", ema)));
@@ -139,8 +140,8 @@ impl Optimiser {
     }
 
     /// Updates the weights once, with the gradients' global norm limited to `clip`; 0 means no limit. If the loss or the norm is
-    /// not finite, weights, moments and average stay as they are, but the update is counted. The norm is stored behind the gradients in
-    /// their buffer ([`FlatParameters::set_norm`]).
+    /// not finite, weights, moments and average stay as they are, but the update is counted. The norm is stored after the
+    /// gradients in their buffer ([`FlatParameters::set_norm`]).
     pub fn step(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         self.steps += 1;
         flat.wait_for_loan();
@@ -186,7 +187,7 @@ impl Optimiser {
         });
     }
 
-    /// Updates the weights as `step_on_host` does, for buffers on any device: a kernel for each group.
+    /// Updates the weights as `step_on_host` does, for buffers on any device, with one call of libtorch for each group.
     fn step_on_device(&mut self, flat: &mut FlatParameters, clip: f64, lr: f64) {
         let norm = flat.gradients().narrow(0, 0, flat.trainable() as i64).norm();
         flat.set_norm(&norm);
@@ -209,7 +210,7 @@ fn divisor(norm: &Tensor, limit: f64) -> Tensor {
 }
 
 /// The norm of all gradients. The squares are added in chunks, so that the rounding error does not grow with the number of
-/// parameters. The sums of the chunks are added in order, so that the norm does not depend on the number of threads.
+/// gradients. The sums of the chunks are added in order, so that the norm does not depend on the number of threads.
 fn norm(gradients: &[f32]) -> f64 {
     const CHUNK: usize = 4096;
     let mut sums = vec![0.0f64; gradients.len().div_ceil(CHUNK)];

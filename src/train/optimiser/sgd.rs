@@ -9,22 +9,24 @@ use crate::weights::floats_mut;
 use multiversion::multiversion;
 use tch::Tensor;
 
-/// The numbers of the config, and the moment.
+/// SGD with its settings and its moment.
 pub struct Sgd {
     momentum: f64,
     nesterov: bool,
-    /// The sum of the gradients so far. Each step multiplies it by `momentum` before the new gradient is added.
+    /// The sum of the gradients so far, including weight decay. Each step multiplies the sum by `momentum` before it adds the new
+    /// gradient.
     moment: Tensor,
 }
 
-/// The constants of one update.
+/// The constants of one update of a group.
 struct Pass {
     /// The factor that clips the gradients.
     scale: f32,
     momentum: f32,
     weight_decay: f32,
     lr: f32,
-    /// Whether the weights move by the gradient plus momentum · moment (Nesterov's rule as torch has it) instead of by the moment.
+    /// Whether the weights move by the gradient plus momentum · moment (Nesterov's rule as in torch) instead of by the moment
+    /// alone.
     nesterov: bool,
 }
 

@@ -85,7 +85,8 @@ fn learn_at_the_rates_of_beit(optimiser: &str) {
         });
         flat.layout().named(flat.buffer())
     };
-    // `LearningRateDecayOptimizerConstructor` of mmsegmentation 1.2.2 for a BEiT of five blocks with a decay of 0.65.
+    // The expected factors are those of `LearningRateDecayOptimizerConstructor` of mmsegmentation 1.2.2 for a BEiT of five blocks
+    // with a decay of 0.65.
     let expected = [0.075_418_890_625, 0.116_029_062_5, 0.178_506_25, 0.274_625, 0.422_5, 0.65, 1.0];
     let all = after(1e-2, Some(phase.rates(&plan, &[])), false);
     let on_device = after(1e-2, Some(phase.rates(&plan, &[])), true);
@@ -130,7 +131,7 @@ fn compute_the_same(sets: &[&str]) {
         on_host.step_on_host(&mut host, clip, lr);
         on_device.step_on_device(&mut device, clip, lr);
     }
-    // A loss or a gradient that is not finite changes nothing, whether or not the gradients are clipped.
+    // With a loss or a gradient that is not finite, an update changes nothing, whether or not the gradients are clipped.
     for (flat, optimiser) in [(&mut host, &mut on_host), (&mut device, &mut on_device)] {
         let all = |flat: &FlatParameters, optimiser: &Optimiser| {
             optimiser.state().iter().map(|(_, t)| t.copy()).chain([flat.buffer().copy()]).collect::<Vec<_>>()
