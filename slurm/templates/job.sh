@@ -18,7 +18,8 @@ for name in ${!PMI_@} ${!PMIX_@} ${!OMPI_COMM_@} ${!SLURM_STEP_@} ${!SLURM_STEPI
   case $name in PMIX_MCA_*) ;; *) unset "$name" ;; esac
 done
 
-# If sbatch was told to export no variables, srun would export none either, and the ranks would lack the variables of the setup below.
+# If sbatch was told to export no variables, srun would export none either, and the ranks would lack the variables that the
+# setup below sets.
 unset SLURM_EXPORT_ENV
 
 # `set -u` comes after the setup, since `module load` and conda read variables that are not set.
@@ -40,8 +41,8 @@ step() {
   child=$!
   # A signal that came before the child was known has not been passed on.
   [ -z "$stop_requested$ended_by_slurm" ] || pass_on
-  # A trapped signal interrupts `wait`, which then returns more than 128. So wait again until the child is gone, and once more for its
-  # exit code.
+  # A trapped signal interrupts `wait`, which then returns more than 128. So wait again until the child is gone, and once more for
+  # its exit code.
   while true; do
     wait "$child"
     code=$?
@@ -58,8 +59,8 @@ step() {
   return "$code"
 }
 
-# Prints how many steps this job's phases have saved in all. By this number the script notices a start that has gained no step. A phase
-# whose heartbeat still says «running» was lost with its node, so its steps do not count.
+# Prints how many steps this job's phases have saved in all. By this number the script notices a start that has gained no step. A
+# phase whose heartbeat still says «running» was lost with its node, so its steps do not count.
 steps_saved() {
   local total=0 number
   for number in $(cd "$run_dir/progress" 2>/dev/null && grep -Ls '"state":"running"' {watched} |
