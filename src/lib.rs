@@ -38,8 +38,8 @@
 //! 0  thread, stop       starting threads; whether a signal asked this process to stop
 //! ```
 //! The rooms of one floor do not import each other, except on floors 0 and 1. A test reads the imports. `mpi::` stays in
-//! `collective/mpi.rs`. Reading and writing HDF5 stays in `store/artefact.rs` and `data/source/shard.rs`. `clap` stays in `cli/` and
-//! `main.rs`.
+//! `collective/mpi.rs`. Reading and writing HDF5 stays in `store/artefact.rs` and `data/source/shard.rs`. `clap` stays in `cli/`
+//! and `main.rs`.
 //!
 //! # From `main` to one optimiser step in five hops
 //! 1. `main.rs` parses the command line, sets up logging and signals, joins the world of ranks, and turns any error into an exit
