@@ -29,7 +29,7 @@ SIZES = {
 
 
 def stages(size):
-    """The list of the stages' state dicts, as the official code saves it. The weights are random, and spread like trained weights."""
+    """The list of the stages' state dicts, as the official code saves it. The random weights spread like trained weights."""
     _, image, patch, classes, width, depths, qkv_bias = SIZES[size]
     generator = torch.Generator().manual_seed(1)
 
