@@ -14,9 +14,9 @@ pub fn cores_of_this_rank() -> usize {
     })
 }
 
-/// This rank's share of the `cores` that it sees. All of them belong to a rank that is bound. It is bound if its launcher sees more
-/// than `cores`, or if `cores` for each of the node's `ranks` are at most `cores_on_node`, the cores that Slurm has given the job
-/// on this node.
+/// This rank's share of the `cores` that it sees. A rank that is bound to them has all of them. It is bound if its launcher sees
+/// more than `cores`, or if `cores` × `ranks` is at most `cores_on_node`, the cores that Slurm has given the job on this node.
+/// `ranks` is the number of ranks on the node.
 fn share(cores: usize, ranks: usize, launchers_cores: Option<usize>, cores_on_node: Option<usize>) -> usize {
     let is_bound =
         launchers_cores.is_some_and(|all| all > cores) || cores_on_node.is_some_and(|all| cores * ranks <= all);

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a tarball of the program, a launcher, the libraries of MPI (with its plug-ins) and HDF5, the configs, the documentation, the
 # Slurm scripts and the Python scripts. Unpack it on the shared file system. The program then runs without installation on nodes of
-# the same processor family whose C library (glibc) is at least as new as this machine's, so build the bundle on the oldest system
+# the same processor family whose C library (glibc) is at least as new as this machine's. So build the bundle on the oldest system
 # that you have.
 #   tools/bundle.sh [--with-libtorch] [FILE]          default: target/incubate-VERSION-ARCH.tar.gz
 # --with-libtorch adds about 500 MB. Without it, set LIBTORCH on the nodes to a libtorch 2.11.0 or to the folder `torch` of a Python
