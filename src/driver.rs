@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
-/// The driver, or the reason why this process computes on the CPU. It is set once, when `device::load` loads CUDA.
+/// The driver, or the reason why this process cannot use GPUs. `device::load` sets it once, unless the config asks for the CPU.
 pub static CUDA: OnceLock<Result<Driver, String>> = OnceLock::new();
 
 /// The driver, once CUDA is loaded.
@@ -26,6 +26,7 @@ type Status = c_int;
 
 /// The driver's functions, which stay loaded until the process ends.
 pub struct Driver {
+    /// The newest CUDA version that the driver supports: 1000 × major + 10 × minor.
     version: c_int,
     /// The visible GPUs, in the order of the driver and of libtorch.
     gpus: Vec<Gpu>,
@@ -58,9 +59,9 @@ unsafe impl Send for PinnedMemory {}
 
 /// CU_MEMHOSTALLOC_PORTABLE: the memory is pinned for all GPUs.
 const PORTABLE: c_uint = 1;
-/// CU_EVENT_DISABLE_TIMING.
+/// CU_EVENT_DISABLE_TIMING: the event does not record a time.
 const NO_TIMING: c_uint = 2;
-/// CUDA_ERROR_NOT_READY.
+/// CUDA_ERROR_NOT_READY: the GPU has not reached the event yet.
 const NOT_READY: Status = 600;
 
 /// A GPU as the driver describes it.
@@ -79,7 +80,7 @@ impl Driver {
     /// # Errors
     /// The node has no driver, or the driver does not work.
     pub fn open() -> Result<Driver> {
-        // SAFETY: the initialisers of the driver's library do no harm; the library is leaked below, so it stays loaded.
+        // SAFETY: the initialisers of the driver's library are safe to run. The library is leaked below, so it stays loaded.
         let library = unsafe { Library::new("libcuda.so.1") }.context("this node has no NVIDIA driver")?;
         let library: &'static Library = Box::leak(Box::new(library));
         macro_rules! function {
@@ -185,8 +186,8 @@ impl PinnedMemory {
         self.start
     }
 
-    /// Frees the memory. Dropping a `PinnedMemory` does not free it, because freeing waits for the GPU, and after an error this may
-    /// take for ever.
+    /// Frees the memory. Dropping a `PinnedMemory` does not free the memory: freeing waits for the GPU, and after an error it may
+    /// wait for ever.
     pub fn free(self) {
         // SAFETY: the memory came from cuMemHostAlloc and is freed once.
         unsafe { (self.driver.free_host)(self.start) };
@@ -194,7 +195,8 @@ impl PinnedMemory {
 }
 
 impl Event {
-    /// Records the event behind all work that the default stream of the calling thread's current GPU has been given so far.
+    /// Makes an event and records it in the default stream of the calling thread's current GPU, after all work that the stream has
+    /// been given so far.
     pub fn now(driver: &'static Driver) -> Result<Event> {
         let mut event = std::ptr::null_mut();
         // SAFETY: the output is one pointer.

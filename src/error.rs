@@ -12,7 +12,7 @@ pub enum Failure {
     /// A file is damaged, or is not the file that it should be, and must not be used.
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
-    /// A signal has stopped the phase. Its work up to this step is on the disk, and the same command resumes there.
+    /// A signal has stopped the phase. A checkpoint of this step is on the disk, and the same command resumes there.
     #[error("stopped by a signal in phase {phase} at step {step}; start the same command again to resume")]
     Stopped { phase: String, step: u64 },
     /// A signal has stopped the process during an activity that leaves nothing to resume.

@@ -1,10 +1,10 @@
-//! The rank of this process, the number of ranks on its node, and its cores. mpirun or Slurm gives them in environment variables,
-//! so they are known before MPI is initialised.
+//! The rank of this process, the number of ranks on its node, and its cores, before MPI is initialised. The launcher (mpirun or
+//! Slurm) gives the ranks in environment variables. The cores follow from the affinity masks of this process and its launcher.
 
 use std::sync::OnceLock;
 
-/// The number of cores on which this rank may compute: the cores to which it is bound, or its share if the ranks of the node share
-/// cores. The first call fixes the number, because a thread that is pinned later sees fewer cores.
+/// The number of cores on which this rank may compute: the cores to which it is bound, or an equal share of them if the ranks of
+/// the node share cores. The first call fixes the number, because a thread that is pinned later sees fewer cores.
 pub fn cores_of_this_rank() -> usize {
     static CORES: OnceLock<usize> = OnceLock::new();
     *CORES.get_or_init(|| {
@@ -14,16 +14,17 @@ pub fn cores_of_this_rank() -> usize {
     })
 }
 
-/// This rank's share of the `cores` that it sees. If its launcher sees more than `cores`, the launcher has bound this rank, and all
-/// `cores` belong to the rank. The same holds if all `ranks` of the node together see at most `cores_on_node` cores, the cores that
-/// Slurm has given the job on this node.
+/// This rank's share of the `cores` that it sees. A rank that is bound to them has all of them. It is bound if its launcher sees
+/// more than `cores`, or if `cores` × `ranks` is at most `cores_on_node`, the cores that Slurm has given the job on this node.
+/// `ranks` is the number of ranks on the node.
 fn share(cores: usize, ranks: usize, launchers_cores: Option<usize>, cores_on_node: Option<usize>) -> usize {
     let is_bound =
         launchers_cores.is_some_and(|all| all > cores) || cores_on_node.is_some_and(|all| cores * ranks <= all);
     if is_bound { cores } else { (cores / ranks.max(1)).max(1) }
 }
 
-/// The number of cores that the launcher may use on this node. The launcher, such as mpirun, is an ancestor of this process.
+/// The number of cores that the launcher may use on this node. The launcher, such as mpirun, is an ancestor of this process. None
+/// if no ancestor is a known launcher.
 fn launchers_cores() -> Option<usize> {
     const LAUNCHERS: [&str; 8] =
         ["mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "slurmstepd", "hydra_pmi_proxy"];
@@ -40,7 +41,8 @@ fn launchers_cores() -> Option<usize> {
     None
 }
 
-/// The rank that the launcher has given this process. Messages that only one rank prints before MPI is initialised need it.
+/// The rank that the launcher has given this process; 0 without a launcher. With it, a message can be left to one rank before MPI
+/// is initialised.
 pub fn launched_rank() -> usize {
     ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]
         .iter()
@@ -107,7 +109,7 @@ mod tests {
         // mpirun, or Slurm's step daemon, has bound the rank.
         assert_eq!(share(2, 4, Some(8), None), 2);
         assert_eq!(share(16, 4, None, Some(64)), 16);
-        // The job has all cores of the node, but its ranks are not bound.
+        // The job has all 64 cores of the node, but its ranks are not bound.
         assert_eq!(share(64, 4, Some(64), Some(64)), 16);
         // mpirun runs in a container that has one core for each rank.
         assert_eq!(share(4, 4, Some(4), None), 1);

@@ -18,7 +18,7 @@
 //! 5  downstream         the official figures of results on COCO and ADE20K
 //! 5  cluster            Slurm scripts and submission, status, doctor
 //! 4  train              THE LOOP (read this first), one optimiser step, AdamW and SGD, evaluation
-//! 3  task               losses with their gradients, and metrics as data; classification, segmentation and detection with their heads; objectives
+//! 3  task               losses with their gradients, metrics as data; classification, segmentation and detection; objectives
 //! 2  data               source: image folders, tars, packs, IDX, CIFAR, drawn images; image: decoding, augmentation; feed: loader
 //! 2  model              staged networks of each family, flat parameters, initialisation
 //! 2  collective         trait Collective { rank, size, all_reduce, barrier }: solo, mpi, replicas of a rank, nccl
@@ -27,7 +27,7 @@
 //! 1  run                the graph of a run as data: the table of its rows, the rule that decides the state of each node
 //! 1  plan               everything that follows from the config: phases, schedules, local losses, groups, cost
 //! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
-//! 1  launcher           the rank and the cores of this process, according to mpirun or Slurm
+//! 1  launcher           the rank and the cores of this process, known before MPI is initialised
 //! 1  driver, libtorch   the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind
 //! 1  seal               checksums that find damage before a byte of an HDF5 file is parsed
 //! 1  svg                pictures: curves, charts, bars, a confusion matrix, masks and objects over photographs
@@ -37,8 +37,9 @@
 //! 0  bounds             limits of the numbers in a config
 //! 0  thread, stop       starting threads; whether a signal asked this process to stop
 //! ```
-//! Rooms of one floor do not see each other (a test reads the imports). `mpi::` stays in `collective/mpi.rs`. Reading and writing
-//! HDF5 stays in `store/artefact.rs` and `data/source/shard.rs`. `clap` stays in `cli/` and `main.rs`.
+//! The rooms of one floor do not import each other, except on floors 0 and 1. A test reads the imports. `mpi::` stays in
+//! `collective/mpi.rs`. Reading and writing HDF5 stays in `store/artefact.rs` and `data/source/shard.rs`. `clap` stays in `cli/`
+//! and `main.rs`.
 //!
 //! # From `main` to one optimiser step in five hops
 //! 1. `main.rs` parses the command line, sets up logging and signals, joins the world of ranks, and turns any error into an exit
@@ -51,17 +52,18 @@
 //!
 //! # Invariants
 //! - All randomness is a pure function of a key such as (seed, epoch, sample) ([`random`]), so there is no generator state to
-//!   save. On a CPU, a resumed run has the same bits as an uninterrupted run. The samples of each step are the same for any number
-//!   of ranks and workers.
+//!   save. On a CPU, a resumed run gives the same bits as an uninterrupted run. The samples of each step are the same for any
+//!   number of ranks and workers.
 //! - The backward pass of a ViT is written out ([`model`]), not left to autograd. A test compares every gradient with timm's.
-//! - Within a step the host does not wait for a GPU, with two exceptions: if the gradients of several GPUs are summed in host
-//!   memory, and if a detector trains, whose boxes the host selects. The host reads the loss of a step while the GPU computes the
-//!   next step ([`train::step`]).
+//! - Within a step the host does not wait for a GPU, with two exceptions. It waits if the gradients of several GPUs are summed in
+//!   host memory, and if a detector trains, because the host selects its boxes. The host reads the loss of a step while the GPU
+//!   computes the next step ([`train::step`]).
 //! - The trained parameters of a phase, their gradients and their moments are flat buffers ([`model::FlatParameters`]), so a step
 //!   sums its gradients in one all-reduce. No activations are kept for the frozen stages before the trained stages. No weight
 //!   gradients are computed for the frozen stages after them.
-//! - Artefacts, checkpoints, packs, configs and reports are written under a temporary name, synced and renamed ([`store::durable`]). An
-//!   artefact is verified whole before a byte of it is parsed ([`store::artefact`]). Nothing in a model or data file is executed.
+//! - Artefacts, checkpoints, packs, configs and reports are written under a temporary name, synced and renamed
+//!   ([`store::durable`]). An artefact is verified whole before a byte of it is parsed ([`store::artefact`]). Nothing in a model or
+//!   data file is executed.
 //! - Either all ranks make a collective call, or none does. If a step can fail on one rank alone, the ranks first agree on its
 //!   result ([`collective::agree`]). Any other failure ends the whole world ([`collective::mpi::World::abort`]).
 //!

@@ -64,8 +64,8 @@ Kernel preferred(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v) 
   case at::SDPBackend::flash_attention:
     if (q.is_cpu())
       return FLASH_FOR_CPU;
-    // FlashAttention takes only head sizes that are multiples of 8. libtorch's own attention pads other sizes, and these tensors
-    // are not padded.
+    // FlashAttention takes only head sizes that are multiples of 8. libtorch's own attention pads other sizes, but the code here
+    // does not.
     return q.size(-1) % 8 == 0 ? FLASH : NONE;
   case at::SDPBackend::efficient_attention:
     return EFFICIENT;
@@ -109,8 +109,8 @@ char *incubate_layer_norm_backward(at::Tensor **out, const at::Tensor *gradient,
   });
 }
 
-// Adds to the gradients of the leaves of a tensor's graph, given the tensor's own gradient. The graph stays, because other tensors
-// may share a part of it.
+// Differentiates through the graph of a tensor, given the tensor's own gradient, and adds to the gradients of the graph's leaves.
+// The graph stays, because other tensors may share a part of it.
 char *incubate_backward(const at::Tensor *tensor, const at::Tensor *gradient) {
   return error_of([&] { tensor->backward(*gradient, /*retain_graph=*/true); });
 }
@@ -150,9 +150,9 @@ char *incubate_allow_attention(bool flash, bool efficient, bool cudnn) {
   });
 }
 
-// Computes attention of q, k and v, each (b, h, n, e), with a fused kernel. Writes the number of the kernel, which is 0 if no kernel
-// takes the tensors. Otherwise also writes the output and five tensors for the backward pass: logsumexp, seed and offset of the
-// generator, and the cumulative lengths of q and k.
+// Computes attention of q, k and v, each (b, h, n, e), with a fused kernel. Writes the number of the kernel, which is 0 if no
+// kernel takes the tensors. Otherwise also writes the output and five tensors for the backward pass, of which some kernels leave
+// some empty: logsumexp, seed and offset of the generator, and the cumulative lengths of q and k.
 char *incubate_attention(int *kernel, at::Tensor **out, at::Tensor *const *qkv) {
   return error_of([&] {
     auto &q = *qkv[0], &k = *qkv[1], &v = *qkv[2];
@@ -210,7 +210,7 @@ char *incubate_attention_backward(at::Tensor **out, int kernel, const at::Tensor
   });
 }
 
-// Writes an uninitialised tensor in pinned host memory. Its numbers have the kind of those of `alike`.
+// Writes an uninitialised tensor in pinned host memory, with the data type of `alike`.
 char *incubate_empty_pinned(at::Tensor **out, const int64_t *sizes, size_t dimensions, const at::Tensor *alike) {
   return error_of([&] {
     auto options = at::TensorOptions(alike->scalar_type()).pinned_memory(true);

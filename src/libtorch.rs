@@ -78,12 +78,12 @@ fn raw(tensor: &Tensor) -> Raw {
     tensor.as_ptr().cast_mut().cast()
 }
 
-/// Panics with the error message of a call, if there is one, as tch does.
+/// Panics with the error message of a call, as tch does. A null pointer means that there was no error.
 fn check(message: *mut c_char) {
     try_check(message).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Returns the error message of a call as an error, if there is one.
+/// Turns the error message of a call into an error. A null pointer means that there was no error.
 fn try_check(message: *mut c_char) -> Result<()> {
     if message.is_null() {
         return Ok(());
@@ -95,7 +95,7 @@ fn try_check(message: *mut c_char) -> Result<()> {
     Err(anyhow!(text))
 }
 
-/// Takes ownership of a tensor that `libtorch.cpp` has made. Returns none for a null pointer.
+/// Takes ownership of a tensor that `libtorch.cpp` has made. A null pointer gives none.
 fn take(raw: Raw) -> Option<Tensor> {
     // SAFETY: `libtorch.cpp` writes only pointers to new at::Tensors, and tch deletes the tensor.
     (!raw.is_null()).then(|| unsafe { Tensor::from_ptr(raw.cast()) })
@@ -118,8 +118,8 @@ pub fn layer_norm_backward(
     (dx.expect("the call has written it"), dweight.zip(dbias).map(|(weight, bias)| [weight, bias]))
 }
 
-/// Adds to the gradients of the leaves of a tensor's graph, given the tensor's own gradient. The graph stays, because other tensors
-/// may share a part of it.
+/// Differentiates through the graph of a tensor, given the tensor's own gradient, and adds to the gradients of the graph's leaves.
+/// The graph stays, because other tensors may share a part of it.
 pub fn backward(tensor: &Tensor, gradient: &Tensor) {
     // SAFETY: both are live tensors; libtorch checks their shapes.
     check(unsafe { incubate_backward(raw(tensor), raw(gradient)) });
@@ -268,7 +268,7 @@ pub fn empty_pinned(sizes: &[i64], kind: Kind) -> Result<Tensor> {
     take(out).context("libtorch has written no tensor")
 }
 
-/// A recording of libtorch's functions on the calling thread and, if a GPU was given, of the kernels of all GPUs.
+/// A recording of libtorch's functions on the thread that started it and, if the device is a GPU, of the kernels of all GPUs.
 pub struct Trace(Device);
 
 impl Trace {
@@ -278,7 +278,8 @@ impl Trace {
         try_check(unsafe { incubate_trace_start(device.is_cuda()) }).map(|()| Trace(device))
     }
 
-    /// Waits until the GPU has done its work, ends the recording, and writes it to a file in Chrome's trace format.
+    /// Waits until the GPU has done its work, ends the recording, and writes it to a file in Chrome's trace format. Must be called
+    /// on the thread that started the recording.
     pub fn write(self, path: &Path) -> Result<()> {
         if let Device::Cuda(number) = self.0 {
             tch::Cuda::synchronize(number as i64);

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         let _ = std::io::stdout().flush();
         // SAFETY: null stands for all of C's streams, such as NCCL's log.
         unsafe { libc::fflush(std::ptr::null_mut()) };
-        // Everything is written. Skip the exit handlers of CUDA's and NCCL's libraries, which can only fail.
+        // Everything is written, so skip the exit handlers of the libraries of CUDA and NCCL: they are not needed, and may fail.
         // SAFETY: the call ends the process.
         unsafe { libc::_exit(code.into()) };
     }
@@ -59,16 +59,16 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Asks for a stop at the next step. A second SIGINT (Ctrl-C) ends the process at once. A second signal of another kind does not,
-/// because Slurm sends a warning signal and then TERM.
+/// Asks for a stop at the next step. A SIGINT (Ctrl-C) after an earlier signal ends the process at once. Another second signal does
+/// not, because Slurm sends a warning signal and then TERM.
 fn stop(signal: i32) {
     if STOP.swap(true, Ordering::Relaxed) && signal == SIGINT {
         let _ = signal_hook::low_level::emulate_default_handler(signal);
     }
 }
 
-/// Logs the error of a command, and aborts the world unless all ranks stop because of a signal. A rank whose failure came from
-/// another rank logs nothing. Returns the exit code.
+/// Logs the error of a command, and aborts the world unless the error is a stop by a signal, at which all ranks stop. A rank whose
+/// failure came from another rank logs nothing. If the world could not be joined, only rank zero logs. Returns the exit code.
 fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
     let code = exit_code(error);
     if Failure::is_stop(error) {
@@ -77,7 +77,7 @@ fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
     }
     let failure = error.chain().find_map(|e| e.downcast_ref::<Failure>());
     match (failure, world) {
-        // The rank that failed logs the error. When it aborts the world, it also ends this rank, usually within the five seconds.
+        // The rank that failed logs the error and aborts the world. That ends this rank too, usually within the five seconds.
         (Some(Failure::OnOtherRank { .. }), _) => std::thread::sleep(Duration::from_secs(5)),
         (_, None) if launched_rank() > 0 => {}
         _ => log::error!("{error:#}"),

@@ -1,6 +1,6 @@
-//! The seal of a finished file: a user block of text before the HDF5 part. The seal holds the length of the file and the hash of
-//! all bytes behind the block, so that damage is found before any byte is parsed. The hash may leave out a range of bytes. In a
-//! pack this range holds the images. Each image has a checksum of its own, which is compared when the image is read.
+//! The seal of a finished file: a text in HDF5's user block, the first 512 bytes of the file. The seal holds the length of the file
+//! and the hash of all bytes behind the block, so that damage is found before HDF5 parses any byte. The hash may leave out a range
+//! of bytes. In a pack this range holds the images. Each image has a checksum of its own, which is compared when the image is read.
 //! ```text
 //! incubate KIND, format VERSION
 //! length BYTES
@@ -28,7 +28,7 @@ pub struct Kind {
     pub name: &'static str,
     /// The version of the format.
     pub version: i32,
-    /// The cure in an error about a damaged file.
+    /// What to do about a damaged file, for the error text.
     pub cure: &'static str,
 }
 
@@ -42,7 +42,7 @@ pub struct Sealed {
 }
 
 impl Kind {
-    /// Whether a file begins with the seal of this kind.
+    /// Whether a file begins with a seal of this kind, of any version.
     pub fn is(&self, path: &Path) -> bool {
         let magic = self.magic();
         let mut begin = vec![0; magic.len()];
@@ -54,7 +54,7 @@ impl Kind {
     pub fn set(&self, path: &Path, except: Range<u64>) -> Result<String> {
         let mut file = OpenOptions::new().read(true).write(true).open(path)?;
         let length = file.metadata()?.len();
-        // The disk writes while the content is hashed from memory.
+        // The disk writes while the content, which is still in the page cache, is hashed.
         start_writing(&file);
         let hash = hash(&mut file, &except, length)?;
         file.seek(SeekFrom::Start(0))?;
@@ -113,7 +113,7 @@ impl Kind {
         Ok(Sealed { hash, except })
     }
 
-    /// The cure in an error about a missing file.
+    /// What to do about a missing file, for the error text.
     fn cure_if_missing(&self) -> &'static str {
         match self.name {
             "pack" => "write it with `incubate pack`, or name another file",

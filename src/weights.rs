@@ -1,4 +1,4 @@
-//! Named tensors, which the rooms of floor 2 exchange; access to their numbers; and the copies of tensors to a device.
+//! Named tensors, which the rooms of floor 2 exchange, access to the numbers of tensors, and copies of tensors to a device.
 
 use crate::driver::cuda;
 use crate::libtorch;
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tch::{Device, Kind, Tensor};
 
-/// Parameters by (stage, name within the stage). The name is that of the family's table of parameters.
+/// Parameters and buffers by (stage, name within the stage). The names are those of the family's table of parameters and buffers.
 pub type Weights = BTreeMap<(usize, String), Tensor>;
 
 /// Copies weights to a device. A weight that is already there is shared, not copied.
@@ -20,8 +20,9 @@ pub fn on_device(weights: &Weights, device: Device) -> Weights {
 pub struct Pinning(Arc<RwLock<()>>);
 
 impl Pinning {
-    /// Keeps all threads that share this lock from pinning memory until the guard is dropped. While several GPUs begin a sum, a
-    /// thread that pins may wait for a GPU, and another GPU may wait for that thread.
+    /// Keeps all threads that share this lock from pinning memory until the guard is dropped. While several GPUs begin an
+    /// all-reduce, one GPU may have begun it and wait for another. A thread that pins may wait for the first GPU, and the call that
+    /// makes the other GPU begin may wait for that thread.
     pub fn forbid(&self) -> RwLockWriteGuard<'_, ()> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }

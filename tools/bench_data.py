@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Compares `incubate bench data` with `peer_data.py`, which measures timm's DeiT transforms. Both programs take the images of the
-same folder and run in turn. Prints one table and one JSON line.
+"""Compares `incubate bench data` with `peer_data.py`, which measures timm's DeiT transforms. Both programs read the images of the
+same folder, and run in turn. Prints one table and one JSON line.
 
   tools/bench_data.py --incubate target/release/incubate --python python3 [--pairs 5] [--folder DIR]
 
@@ -18,7 +18,7 @@ import tempfile
 
 from bench_step import HERE, answer
 
-# Each row: its name, and the JSON keys of incubate's rate and of the rate of timm to compare with.
+# Each row: its name, the JSON key of incubate's rate, and the JSON key of the rate of timm to compare with.
 ROWS = [
     ("decode", "decode_per_s_core", "decode"),
     ("training transform from JPEG files", "train_per_s_core", "train"),

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Times training steps of ViT-B for segmentation and detection on the CPU by incubate and by mmsegmentation or detectron2 in turn, and
-prints a table.
+"""Times training steps of ViT-B for segmentation and detection on the CPU, by incubate and by mmsegmentation or detectron2 in turn.
+Prints a table.
 
   tools/bench_downstream.py INCUBATE DETECTRON2 [--only detection] [--pairs 3] [--steps 2] [--threads 1]
       (needs what check_segmentation.py and check_detection.py need; DETECTRON2 is a clone)
 
-Segmentation is UPerNet with an auxiliary FCN for 150 classes. Detection is Mask R-CNN with a simple feature pyramid for 80 categories, in
-windows of 14 tokens; detectron2's blocks are timm's with a class token, as in check_detection.py. Images are random numbers. Labels are
-random, and each image has seven random octagons, as in `incubate bench step`. A step is forward, backward and AdamW, without stochastic
-depth. Each measurement is a process of its own, whose peak of resident memory is compared too. The table has the shortest step of all
-pairs, because other programs on the machine only lengthen a step. A ratio of times above 1 means that incubate is faster, a ratio of
-memory below 1 that it takes less.
+Segmentation is UPerNet with an auxiliary FCN for 150 classes. Detection is Mask R-CNN with a simple feature pyramid for 80
+categories, with attention in windows of 14×14 tokens. detectron2 gets timm's blocks with a class token, as in check_detection.py.
+Images are random numbers. Labels are random, and each image has seven random octagons, as in `incubate bench step`. A step is
+forward, backward and AdamW, without stochastic depth. Each measurement is a process of its own, whose peak of resident memory is
+compared too. The table has the shortest step of all pairs, because other programs on the machine only lengthen a step. A ratio of
+times above 1 means that incubate is faster. A ratio of memory below 1 means that it takes less.
 """
 import argparse
 import json
@@ -34,7 +34,7 @@ OBJECTS = 7
 
 
 def segmentation_step(crop, batch, neck):
-    """A function that computes mmsegmentation's loss, and the model."""
+    """Returns a function that computes mmsegmentation's loss, and the model."""
     import torch
     from check_segmentation import build
     from mmengine.structures import PixelData
@@ -60,7 +60,7 @@ def octagons(crop, drawn):
 
 
 def detection_step(crop, batch, clone):
-    """A function that computes the sum of detectron2's losses, and the model."""
+    """Returns a function that computes the sum of detectron2's losses, and the model."""
     import torch
     from check_detection import detectron2_model
 
@@ -144,7 +144,7 @@ def main():
             continue
         pairs = []
         for turn in range(options.pairs):
-            # The first of a pair may find another clock rate than the second.
+            # The first program of a pair may run at another clock rate than the second, so the programs take turns in being first.
             if turn % 2:
                 pairs.append((ours(options, *case), theirs(options, number)))
             else:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Times training steps of ResNet-110 on the CPU by incubate and by plain PyTorch in turn, and prints a table.
+"""Times training steps of ResNet-110 on the CPU, by incubate and by plain PyTorch in turn, and prints a table.
 
   tools/bench_resnet.py INCUBATE [--batch 64] [--pairs 4] [--steps 3] [--threads 2]      (needs torch)
 
-PyTorch trains tools/resnet_reference.py: end to end, and each module in its hybrid as Deep Incubation's official code does it, which
-also computes the gradients of the frozen stages after the module. A ratio above 1 means that incubate is faster.
+PyTorch trains tools/resnet_reference.py end to end, and each module in its hybrid. Like the code of Deep Incubation's authors, it
+then also computes the weight gradients of the frozen stages after the module. A ratio above 1 means that incubate is faster.
 """
 import argparse
 import json
@@ -22,7 +22,7 @@ CASES = [("end to end", [18, 18, 18], None), ("module 0", [18, 1, 1], 0), ("modu
 
 
 def of_pytorch(layers, stage, options):
-    """The seconds of a step."""
+    """The seconds of a step of PyTorch. `layers` are the blocks of each layer; `stage` is the stage that trains, None for all."""
     model = ResNet(layers).train()
     parts = [[model.conv1, model.bn1, model.layer1], [model.layer2], [model.layer3, model.fc]]
     for number, part in enumerate(parts):
@@ -45,7 +45,7 @@ def of_pytorch(layers, stage, options):
 
 
 def of_incubate(stage, options):
-    """The seconds of a step."""
+    """The seconds of a step of incubate."""
     phase = ["--e2e"] if stage is None else ["--stage", str(stage)]
     sizes = [f"--{name}={getattr(options, name)}" for name in ("batch", "steps", "threads")]
     command = [options.incubate, "-qq", "bench", "step", "--model", CONFIG, "--json", *sizes, *phase]
@@ -63,7 +63,7 @@ def main():
     for name, layers, stage in CASES:
         pairs = []
         for number in range(options.pairs):
-            # The first of a pair may find another clock rate than the second.
+            # The first program of a pair may run at another clock rate than the second, so the programs take turns in being first.
             if number % 2:
                 pairs.append((of_incubate(stage, options), of_pytorch(layers, stage, options)))
             else:

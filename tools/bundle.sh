@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Makes a tarball of the program, a launcher, the libraries of MPI (with its plug-ins) and HDF5, the configs, the documentation and
-# the Python scripts. Unpack it on the shared file system. The program then runs without installation on nodes of the same processor
-# family whose C library (glibc) is at least as new as this machine's, so build the bundle on the oldest system that you have.
+# Makes a tarball of the program, a launcher, the libraries of MPI (with its plug-ins) and HDF5, the configs, the documentation, the
+# Slurm scripts and the Python scripts. Unpack it on the shared file system. The program then runs without installation on nodes of
+# the same processor family whose C library (glibc) is at least as new as this machine's. So build the bundle on the oldest system
+# that you have.
 #   tools/bundle.sh [--with-libtorch] [FILE]          default: target/incubate-VERSION-ARCH.tar.gz
-# Without --with-libtorch (about 500 MB), set LIBTORCH on the nodes to a libtorch 2.11.0 or to the folder `torch` of a Python
+# --with-libtorch adds about 500 MB. Without it, set LIBTORCH on the nodes to a libtorch 2.11.0 or to the folder `torch` of a Python
 # that has it. To use a site's Open MPI 4 instead of the bundled one, set MPI_LIB to its lib folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,7 +32,8 @@ cp -r configs docs slurm LICENSE README.md CONTRIBUTING.md CHANGELOG.md "$root/"
 mkdir "$root/tools"
 cp tools/*.py "$root/tools/"
 
-# Copies all libraries that the program and MPI's plug-ins load, except libtorch with its CUDA and OpenMP libraries, and the C library.
+# Copies all libraries that the program and MPI's plug-ins load, except the C library, and libtorch with its CUDA and OpenMP
+# libraries.
 plugins() { find "$1" -name '*.so' 2>/dev/null || true; }
 mpi=$(ldd target/release/incubate | awk '$1 ~ /^libmpi/ {print $3}')
 mpi=$(dirname "$(readlink -f "$mpi")")

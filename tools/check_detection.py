@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Detects objects by detectron2's own model, transforms and inference with the weights of incubate, and compares the detections.
+"""Detects objects with incubate's weights by detectron2's own model, transforms and inference, and compares the detections.
 
   incubate detect CONFIG
   tools/check_detection.py INCUBATE RUN_DIR DETECTRON2      (needs torch, torchvision, timm, h5py, pillow, pycocotools, fvcore, iopath,
                                                              omegaconf, hydra-core; DETECTRON2 is a clone)
 
-RUN_DIR holds detect.h5 and the config, whose detection.path must be a folder of COCO's layout. Both programs write results of the test
-images. Of the detections with a score of at least 0.1, 95 % must have a counterpart of the same class with an IoU of at least 0.9 and a
-score that differs by at most 0.02, because a resized photograph may differ by one grey value. pycocotools evaluates both programs' results. The
-figures that incubate prints must be those of its own results file, and the figures of the two programs may differ by one point, since
-detections with nearly equal scores may change places. A larger difference gives exit code 1.
+RUN_DIR holds detect.h5 and the config, whose detection.path must be a folder of COCO's layout. Both programs write results of the
+test images. Of the detections with a score of at least 0.1, 95 % must have a counterpart of the same class with an IoU of at least
+0.9 and a score that differs by at most 0.02, because a resized photograph may differ by one grey value. pycocotools evaluates both
+programs' results. The figures that incubate prints must be those of its own results file, and the figures of the two programs may
+differ by one point, since detections with nearly equal scores may change places. A larger difference gives exit code 1.
 """
 import contextlib
 import functools
@@ -39,7 +39,7 @@ NAMES = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"]
 
 
 def detectron2_model(clone, config):
-    """`configs/common/models/mask_rcnn_vitdet.py` with a backbone whose blocks are timm's, with a class token."""
+    """detectron2's model `configs/common/models/mask_rcnn_vitdet.py`, with timm's blocks and a class token in the backbone."""
     sys.path.insert(0, clone)
     # The model uses none of the compiled operators.
     sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
@@ -127,9 +127,9 @@ def detectron2_model(clone, config):
 
 
 def weights(path, net):
-    """The parameters of detect.h5 by detectron2's names, and those of the blocks by timm's."""
+    """The parameters of detect.h5: those of the blocks by timm's names, all others by detectron2's names."""
     state, depths = {}, net["depths"]
-    # detectron2 names a part of the pyramid after the logarithm of its stride, incubate as for patches of 16 pixels.
+    # detectron2 names a part of the pyramid after the logarithm of its stride. incubate uses the names for patches of 16 pixels.
     lower = 4 - int(math.log2(net["patch_size"]))
     with h5py.File(path) as file:
         for stage, group in file["stage"].items():
@@ -166,7 +166,7 @@ def results(model, config, coco):
 
 
 def counterparts(ours, theirs):
-    """The share of the first detections that have a counterpart among the second ones."""
+    """The share of the detections `ours` with a score of at least LEAST_SCORE that have a counterpart in `theirs`."""
     kept = [one for one in ours if one["score"] >= LEAST_SCORE]
     found = 0
     for one in kept:
@@ -215,7 +215,7 @@ def main(incubate, run, clone):
     for kind, word in [("bbox", "box"), ("segm", "mask")][: 1 + config["detection"]["masks"]]:
         a, b = figures(coco, ours, kind), figures(coco, theirs, kind)
         for name in NAMES:
-            # Without an object of this size both are −1.
+            # Without an object of this size, pycocotools gives −1, which is −100 %.
             shown = printed.get(f"{word}_{name}", -100.0)
             differs = abs(a[name] - b[name]) > TOLERANCE or abs(a[name] - shown) > 1e-6
             is_bad |= differs

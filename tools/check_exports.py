@@ -126,8 +126,8 @@ def check_transformers(folder, inputs, logits):
 
 
 def check_pixels(what, got, inputs, std):
-    """Compares pixels as bytes. Pillow rounds to bytes between the two passes of a resize, and a different order of arithmetic
-    may change that rounding: any byte may be off by 1, and two bytes in a hundred thousand by 2."""
+    """Compares pixels as bytes. Pillow rounds to bytes between the two passes of a resize, and another order of arithmetic may
+    change that rounding. So any byte may be off by 1, and two bytes in a hundred thousand may be off by 2."""
     off = ((got - inputs) * std * 255).abs().round()
     worst, share = int(off.max()), (off > 1).double().mean().item()
     require(f"{what}: pixels of {len(inputs)} images", worst <= 1 or (worst <= 2 and share <= 2e-5),
@@ -159,8 +159,8 @@ def check_preprocessing(folder, inputs, images):
     check_pixels("timm preprocessing", torch.stack([transform(image) for image in opened]), inputs, std)
     transform = load_source("hf_evaluate", f"{folder}/hf/evaluate.py").transform(f"{folder}/hf")
     check_pixels("evaluate.py's preprocessing", torch.stack([transform(image) for image in opened]), inputs, std)
-    # A centre crop halves the margins. torchvision rounds half a pixel to the even number, most processors of transformers round it
-    # down. So the processors are compared on the images for which both give the same margin.
+    # A centre crop halves the margins. torchvision rounds half a pixel to the even number, and most processors of transformers
+    # round it down. So a processor must agree on the images for which both give the same margin.
     size = inputs.shape[-1]
     short = int(size / config["crop_pct"])
     margins = [(int(short * max(i.size) / min(i.size)) - size, short - size) for i in opened]
@@ -282,7 +282,7 @@ def check_detectors(folder, inputs, model, detectron2, mmdetection):
 
 
 def check_large(path):
-    """Checks a mapped file of more than 4 GiB by its first and last tensors."""
+    """Checks the first and the last tensor of a memory-mapped file of more than 4 GiB."""
     weights = torch.load(path, weights_only=True, mmap=True)
     size = sum(t.numel() * t.element_size() for t in weights.values())
     require("larger than 4 GiB", size > 1 << 32, f"({len(weights)} tensors, {size / 2**30:.2f} GiB)")

@@ -29,7 +29,7 @@ SIZES = {
 
 
 def stages(size):
-    """The list of the stages' state dicts, as the official code saves it, with random weights spread like trained weights."""
+    """The list of the stages' state dicts, as the official code saves it. The random weights spread like trained weights."""
     _, image, patch, classes, width, depths, qkv_bias = SIZES[size]
     generator = torch.Generator().manual_seed(1)
 
@@ -71,8 +71,8 @@ def flat(stage_weights):
     return whole
 
 
-# Widths and heights. Some give even margins at the centre crop and some odd. Some images are smaller than the network's input, and
-# some are so large that they are decoded at a reduced size.
+# Widths and heights. Some give even margins at the centre crop, and some give odd margins. Some images are smaller than the
+# network's input, and some are so large that training would decode them at a reduced size.
 IMAGES = [(640, 427), (1024, 683), (427, 640), (500, 375), (333, 500), (225, 226), (97, 131), (2049, 1365)]
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Loads an exported timm folder with the real timm and evaluates it on test images of the MNIST family, with the preprocessing
-of its config.
+"""Loads an exported timm folder with timm itself, and evaluates the model on test images of the MNIST family, with the
+preprocessing of the exported config.
 
   tools/check_timm.py RUN_DIR/export/timm IMAGE_FOLDER        (needs torch, timm)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes tests/golden/coco and tests/golden/ade20k: generated annotations, results and label maps, and their figures. pycocotools
-computes the figures of COCO; those of ADE20K are computed here in plain numpy.
+computes the figures of COCO. This script computes those of ADE20K in plain numpy.
 
   tools/downstream_golden.py [FOLDER [SEED IMAGES]]      (needs numpy, pycocotools, Pillow; by default FOLDER is tests/golden)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the results of the real timm and torch with which tests/suite/parity.rs compares incubate's results.
+"""Writes the results of timm and torch with which tests/suite/parity.rs compares incubate's results.
 
   tools/golden.py [FOLDER]      (needs torch, timm, safetensors; by default FOLDER is tests/golden)
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/coco_data.safetensors and coco_data.json: images and objects transformed as by detectron2's large-scale jitter,
-with Pillow for the pixels, shapely for the polygons and pycocotools for the masks.
-    python tools/golden_coco_data.py [FOLDER]"""
+"""Writes tests/golden/coco_data.safetensors and coco_data.json: images and objects transformed as by detectron2's large-scale
+jitter, with Pillow for the pixels, shapely for the polygons and pycocotools for the masks.
+
+  tools/golden_coco_data.py [FOLDER]      (needs those three, numpy and safetensors; by default FOLDER is tests/golden)
+"""
 import json
 import os
 import sys
@@ -14,10 +16,10 @@ from safetensors.numpy import save_file
 from shapely.geometry import Polygon, box
 
 HEIGHT, WIDTH = 120, 160
-# Resized sides whose ratio to the stored ones is simple would give many numbers halfway between two bytes.
-# Whether the image is flipped, the scale, and the share of the leftover rows and columns at which the crop begins.
+# Each case: whether the image is flipped, the scale, and the share of the leftover rows and columns at which the crop begins. The
+# scales give no simple ratio of the resized sides to the stored sides, which would give many numbers halfway between two bytes.
 CASES = [(False, 0.7, 0.5), (True, 1.93, 0.3), (True, 0.1, 0.0), (False, 1.35, 0.9)]
-# The sides of the square for pixels and for masks.
+# The sides of the square crop, for pixels and for masks.
 SIDES = (64, 512)
 OBJECTS = [
     [[20.5, 30, 80, 25.25, 95, 70, 60, 100.75, 15, 80]],
@@ -43,7 +45,7 @@ def picture():
 
 
 def placement(side, scale, share):
-    """detectron2's ResizeScale and FixedSizeCrop: the resized (height, width), the offset (row, column) and the size of the crop."""
+    """detectron2's ResizeScale and FixedSizeCrop: the resized (height, width), and the crop's offset (row, column) and size."""
     size = (HEIGHT, WIDTH)
     target = np.multiply((side, side), scale)
     factor = np.minimum(target[0] / size[0], target[1] / size[1])
@@ -96,7 +98,7 @@ def placed(polygons, case, side):
 
 
 def codes():
-    """Both forms of run lengths, and the runs that pycocotools decodes."""
+    """The masks of some objects in both forms of run-length encoding."""
     found = []
     for polygons in OBJECTS[:3]:
         code = raster(polygons, HEIGHT, WIDTH)

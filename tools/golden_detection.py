@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/detection.safetensors: results of detectron2 and torchvision, with which the tests of src/task/detection compare
-incubate's results.
+"""Writes tests/golden/detection.safetensors: results of detectron2 and torchvision, with which the tests of src/task/detection
+compare incubate's results.
 
   tools/golden_detection.py DETECTRON2 [FOLDER]      (needs torch 2.11, torchvision 0.26, pycocotools, scipy, safetensors)
 
-DETECTRON2 is a clone of github.com/facebookresearch/detectron2 (02b5c4e). Its files of plain Python compute anchors, deltas, labels,
-proposals, losses, mask targets and detections; they need none of its compiled operators. Weights and tokens of the whole model come
-from the formula `noise`, which the test computes too.
+DETECTRON2 is a clone of github.com/facebookresearch/detectron2 (02b5c4e). Its files of plain Python compute anchors, deltas,
+labels, proposals, losses, mask targets and detections; they need none of its compiled operators. Weights and tokens of the whole
+model come from the formula `noise`, which the test computes too.
 """
 import importlib
 import importlib.machinery
@@ -26,7 +26,7 @@ FOLDER = sys.argv[2] if len(sys.argv) > 2 else "tests/golden"
 
 
 class Stand_ins:
-    """Finds stand-ins for modules that are not installed and that the used functions do not call."""
+    """Gives stand-ins for modules that need not be installed, because the functions used here do not call them."""
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("fvcore", "iopath", "omegaconf", "cloudpickle") or name.startswith("detectron2.data"):
@@ -148,7 +148,7 @@ def pieces():
 
 
 def pooled(maps, boxes, images, bins, patch):
-    """`ROIPooler` of detectron2: the level of each box, and RoIAlign from the map of its level."""
+    """`ROIPooler` of detectron2: RoIAlign of each box from the map of the box's level. Also returns the levels."""
     levels = poolers.assign_boxes_to_levels([Boxes(boxes)], 2, 5, 14 * patch, 4)
     output = torch.zeros(len(boxes), maps[0].shape[1], bins, bins)
     for level in range(4):
@@ -163,7 +163,7 @@ def pooled(maps, boxes, images, bins, patch):
 def pooling():
     maps = [uniform(2, 3, side, side) for side in (32, 16, 8, 4)]
     inside = some_boxes(20, 80)
-    # Over the borders, outside, without area, long and thin, and of every level.
+    # Boxes over the borders, outside of the image, without area, long and thin, and of every level of the pyramid.
     others = [[-30, -20, 60, 50], [100, 90, 170, 180], [200, 200, 240, 260], [20, 30, 20, 60], [40, 40, 40, 40], [5, 60, 125, 61],
               [-100, -80, 160, 200], [-200, -100, 300, 400], [0, 0, 128, 128], [-300, -300, 500, 600], [10, 10, 10.2, 10.2]]
     boxes = torch.cat([inside, torch.tensor(others, dtype=torch.float32)])
@@ -181,10 +181,11 @@ def pooling():
             golden[f"pool.gradient.{bins}.{level}"] = leaf.grad
 
 
-# The whole model, small but for its heads.
+# The sizes of the whole model, which is small.
 WIDTH, GRID, PATCH, CLASSES, CHANNELS, HIDDEN, PER_LEVEL, PROPOSALS = 16, 8, 4, 5, 8, 24, 100, 60
 SIDES = [32, 16, 8, 4, 2]
-# Height and width of the part of the crop with the image; classes, boxes and polygons of its objects.
+# Each scene: the height and width of the part of the crop that shows the image, and of each object the class, the box (x, y, w, h)
+# and the polygons.
 SCENES = [
     ([32, 32], [(1, [3, 4, 16, 12], [[3, 4, 19, 4, 19, 16, 3, 16]]),
                 (4, [10, 9, 18, 20], [[10, 9, 28, 12, 20, 29], [11, 20, 17, 22, 12, 27]]),
@@ -282,7 +283,7 @@ def proposals_of(logits, deltas, sizes, training):
 
 
 def proposal_losses(logits, deltas, targets, everything):
-    """`RPN.losses`, where all anchors that are not ignored are drawn."""
+    """`RPN.losses`, if all anchors that are not ignored are drawn. `everything` is the number of anchors to draw."""
     anchors = anchors_of(SIDES, PATCH)
     labels, boxes = [], []
     for target in targets:
@@ -298,7 +299,7 @@ def proposal_losses(logits, deltas, targets, everything):
 
 
 def labelled(proposals, targets):
-    """`ROIHeads.label_and_sample_proposals`, where all are drawn."""
+    """`ROIHeads.label_and_sample_proposals`, if all proposals are drawn."""
     proposals = proposal_utils.add_ground_truth_to_proposals([target.gt_boxes for target in targets], proposals)
     for each, target in zip(proposals, targets, strict=True):
         matches, labels = matchers["proposals"](structures.pairwise_iou(target.gt_boxes, each.proposal_boxes))

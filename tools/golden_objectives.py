@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/objective-curves.json and infopro-*: losses and gradients of networks whose stages learn from losses of their
-own, with which tests/suite/objectives.rs compares incubate's.
+"""Writes tests/golden/objective-curves.json and infopro-*: losses and gradients of networks whose stages learn from local losses.
+tests/suite/objectives.rs compares incubate's losses and gradients with them.
 
   tools/golden_objectives.py [FOLDER]      (needs torch, timm and safetensors; by default FOLDER is tests/golden)
 
@@ -76,7 +76,7 @@ def contrast(vectors, classes):
 
 
 def filled(head, name):
-    """Gives the head weights by the formula of golden.py, and returns it in fp64."""
+    """Gives a head weights by the formula of golden.py, and returns the head in fp64."""
     with torch.no_grad():
         for own, parameter in head.named_parameters():
             values = 0.1 * golden.wave(parameter.numel(), sum(f"{name}.{own}".encode()))
@@ -87,8 +87,7 @@ def filled(head, name):
 
 
 class Stages:
-    """The stages of a network: a function of each, the last of which includes the network's own head, and the named parameters of
-    each."""
+    """The stages of a network. Each has a function and named parameters. Those of the last stage include the network's own head."""
 
     def __init__(self, functions, parameters):
         self.functions, self.parameters = functions, parameters
@@ -143,8 +142,8 @@ def dgl(stages, heads, optimizers, images, targets):
 
 
 def resnet_curve(shape, depths, head, steps):
-    """The sums of the losses of `steps` steps. The norms of the head `mlp_sr` amplify errors of rounding, so that only its first steps
-    can be compared."""
+    """The sum of all stages' losses in each of `steps` steps. The norms of the head `mlp_sr` amplify rounding errors, so only its
+    first steps can be compared."""
     stages = resnet(shape, depths)
     image, _, classes, width, *_ = golden_resnet.SHAPES[shape]
     heads = [filled(head(width << layer, -(-image // (1 << layer)), classes), f"local.{layer}.classes") for layer in (0, 1)]
@@ -170,8 +169,8 @@ def vit_curve(shape):
 
 
 def infopro(stages, decoders, heads, loss, images, targets):
-    """InfoPro's losses and gradients of one batch. From the first stage to the last one with a head, the weight of the decoder's loss
-    falls from 1 to 0.5, and the weight of the classifier's loss rises from 0.5 to 1."""
+    """InfoPro's losses and gradients of one batch. From the first stage to the last one with a head, the weight of the decoder's
+    loss falls from 1 to 0.5, and the weight of the classifier's loss rises from 0.5 to 1."""
     pixels, classes = (images * 0.5 + 0.5).clamp(0, 1), targets.argmax(1)
     x, found = images, {}
     for stage, function in enumerate(stages.functions):

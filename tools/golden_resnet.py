@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from resnet_reference import ResNet
 from safetensors.torch import save_file
 
-# image side, channels, classes, width, blocks of each layer, shortcut, and per hybrid: the blocks of each layer, and the range of
-# blocks that train
+# image side, channels, classes, width, blocks of each layer, shortcut, and for each hybrid the blocks of each layer and the range
+# of blocks that train
 SHAPES = {
     # depths = [2, 2, 2]
     "even": (12, 3, 5, 4, [2, 2, 2], "A", [([2, 1, 1], (0, 2)), ([1, 2, 1], (1, 3)), ([1, 1, 2], (2, 4))]),
@@ -68,7 +68,7 @@ def blocks(model):
 
 
 def trained_parts(model, span):
-    """The parts of a hybrid that train: the blocks of `span`, with the first block also the stem, and with the last also the head."""
+    """The parts of a hybrid that train: the blocks of `span`. The stem belongs to the first block, and the head to the last."""
     parts = blocks(model)[span[0] : span[1]]
     parts += [model.conv1, model.bn1] if span[0] == 0 else []
     return parts + ([model.fc] if span[1] == len(blocks(model)) else [])

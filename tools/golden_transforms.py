@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/transforms.safetensors and transforms.json with the real timm, torchvision and Pillow: the results of decoding,
-of each operation and of whole transforms on a few images, and histograms of 100,000 draws of every random parameter.
-    python tools/golden_transforms.py [FOLDER]"""
+"""Writes tests/golden/transforms.safetensors and transforms.json with timm, torchvision and Pillow: the results of decoding, of
+each operation and of whole transforms on a few images, and histograms of 100,000 draws of every random parameter.
+
+  tools/golden_transforms.py [FOLDER]      (needs those three, torch, numpy and safetensors; by default FOLDER is tests/golden)
+"""
 import io
 import json
 import math
@@ -33,7 +35,7 @@ OPERATIONS = [("AutoContrast", ()), ("Equalize", ()), ("Invert", ()), ("Posteriz
 
 
 def picture(height, width):
-    """An image of smooth colours, a sharp edge and noise. It does not use the whole range of values, so contrast can be stretched."""
+    """An image of smooth colours, sharp edges and noise. It leaves out the extreme values, so that contrast can be stretched."""
     y, x = np.mgrid[:height, :width]
     planes = [110 + 70 * np.sin(0.11 * x + 0.07 * y + c) + 40 * ((x + 2 * y) % 37 < 12) for c in range(3)]
     noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
@@ -131,7 +133,8 @@ def pictures():
             jittered = adjust[name](jittered, factor)
         result["jitter." + ", ".join(f"{name} {factor}" for name, factor in factors.items())] = np.asarray(jittered)
     result |= erased(image)
-    # A photograph's size, evaluated at the input sizes of the configs. Every seventh pixel is kept.
+    # An image of a photograph's size, evaluated at the input sizes of the configs. Every seventh pixel of every seventh row is
+    # kept.
     file = encoded(picture(450, 600).resize((600, 450)), format="JPEG", quality=85)
     result["photo.jpg"] = file
     photo = Image.open(io.BytesIO(file.tobytes())).convert("RGB")
@@ -143,8 +146,9 @@ def pictures():
 
 
 def small():
-    """A colour and a gray image of 20 pixels, and each after the training transform of DeiT's build_transform for at most 32 pixels,
-    once with each operation. A key holds the padded crop's position in the image, whether the image is flipped, and the operation."""
+    """A colour and a gray image of 20 pixels, and each after the training transform of DeiT's build_transform for at most 32
+    pixels, once with each operation. A key holds the padded crop's position in the image, whether the image is flipped, and the
+    operation."""
     result = {}
     for mode in ("RGB", "L"):
         image = picture(SMALL, SMALL).convert(mode)

@@ -45,7 +45,7 @@ STEPS_TRACED = 4
 
 
 def compared_config(program):
-    """The config that the parts «reference» and «same results …» train; with --device cpu a smaller one."""
+    """The config with which the parts «reference» and «same results …» train. With --device cpu it is smaller."""
     return DEIT_TI if program.on_gpu else SMALL.replace("epochs = 8", "epochs = 1")
 
 
@@ -137,14 +137,14 @@ def same_results(program, precision, recomputed=False):
 
 
 def small_meta(program):
-    """The losses of the small meta model on the CPU, which is trained if it has not been yet."""
+    """The losses of the small meta model on the CPU. Trains the model if this has not been done yet."""
     if not (program.scratch / "small" / "meta.h5").exists():
         program.train("meta", "small")
     return program.losses("small", "meta")
 
 
 def same_meta(program, run, sets, **variables):
-    """The small meta model has the CPU's losses if it trains with these settings and environment variables."""
+    """Checks that the small meta model has the CPU's losses if it trains with these settings and environment variables."""
 
     def act(_):
         if run == "two-replicas" and program.on_gpu and number_of_gpus() < 2:
@@ -160,7 +160,7 @@ def same_meta(program, run, sets, **variables):
 
 def resumed(program, first, then):
     def act(_):
-        """A phase that is stopped on one device resumes from its checkpoint on the other."""
+        """Checks that a phase that is stopped on one device resumes from its checkpoint on the other."""
         expected = small_meta(program)
         run = f"from-{first}-to-{then}"
         sets = {"cpu": [], "device": program.devices()}
@@ -182,7 +182,7 @@ def resumed(program, first, then):
 
 def out_of_memory(program):
     def act(_):
-        """A phase that runs out of memory ends with one error, which names a micro-batch. On a GPU, this micro-batch must fit."""
+        """Checks that a phase that runs out of memory ends with one error, which names a micro-batch. On a GPU, it must fit."""
         width, side, patch, batch = (1024, 224, 16, 1024) if program.on_gpu else (512, 16, 1, 512)
         depths = [6, 6, 6, 6] if program.on_gpu else [1, 1, 1, 1]
         sets = [f"model.width={width}", f"model.image_size={side}", f"model.patch_size={patch}", f"model.depths={depths}",
@@ -203,7 +203,7 @@ def out_of_memory(program):
 
 def automatic_micro_batch(program):
     def act(_):
-        """`run.micro_batch = "auto"` chooses a micro-batch that fits, records it, and trains to the CPU's losses."""
+        """Checks that `run.micro_batch = "auto"` chooses a micro-batch that fits, records it, and trains to the CPU's losses."""
         expected = small_meta(program)
         done = program.train("meta", "auto", [*program.devices(), "run.micro_batch=auto"])
         progress = json.loads((program.scratch / "auto" / "progress" / "meta.json").read_text())
@@ -214,14 +214,14 @@ def automatic_micro_batch(program):
 
 
 def module_work(program, stage):
-    """The module's step that «module step …» measures, as arguments of `bench step` and peer_step.py, and its number of samples."""
+    """The step that «module step …» measures: the arguments of `bench step` and of peer_step.py, and the number of samples."""
     model, batch, steps = ("vit-l", 128, 10) if program.on_gpu else ("tiny-28", 8, 2)
     return ["--model", model, "--batch", str(batch), "--steps", str(steps), "--stage", str(stage)], batch
 
 
 def compared_with_peer(program, stage, name, options, note):
-    """Measures a module's step, unless an earlier part has measured it, and the same step by peer_step.py with these options. `name`
-    is the key of the peer's results."""
+    """Measures a module's step, unless an earlier part has measured it, and the same step by peer_step.py with these options.
+    `name` is the key of the peer's results."""
     work, batch = module_work(program, stage)
     file = program.scratch / f"module-step-stage-{stage}.json"
     earlier = json.loads(file.read_text()) if file.exists() else None
@@ -273,8 +273,8 @@ def kernel_table(program):
 
 
 def table_of(events, on_gpu):
-    """The 40 kernels of a trace (on a CPU: libtorch's functions) that take the most time: their calls and milliseconds per step, and
-    their share in the sum of all times. A function's time includes the functions that it calls."""
+    """The 40 kernels of a trace (on a CPU: libtorch's functions) that take the most time: their calls and milliseconds per step,
+    and their share in the sum of all times. A function's time includes the functions that it calls."""
     kinds = {"kernel", "gpu_memcpy", "gpu_memset"} if on_gpu else {"cpu_op"}
     microseconds = {}
     for event in events:

@@ -51,7 +51,8 @@ epochs = 8
 clip_grad = 0.5
 ema = 0.9
 """
-# A network as large as DeiT-Ti, whose shapes matter on a GPU, with steps so few and small that a CPU can do them as well.
+# A network of the size of DeiT-Ti, so that kernels on a GPU get realistic shapes. Its steps are few and small, so that a CPU can do
+# them too.
 DEIT_TI = """
 [run]
 device = "cpu"

@@ -97,8 +97,8 @@ class Study:
         return out if child.returncode == 0 else None
 
     def speed_of(self, phase):
-        """Trains a phase for one epoch in the scratch folder. Returns the images per second of the second half of its steps, because
-        the first steps are slow."""
+        """Trains a phase for one epoch in the scratch folder. Returns the images per second of the second half of its steps,
+        because the first steps are slow."""
         trial = self.program.scratch / f"trial-{phase}"
         if self.run(phase, trial, [f"{phase}.epochs=1", "run.log_steps=1"]) is None:
             sys.exit("no time is left after the first epochs: give more --seconds")
@@ -107,7 +107,7 @@ class Study:
         return statistics.median(speeds[len(speeds) // 2 :])
 
     def epochs(self):
-        """The epochs of each phase: those of an earlier start, or as many as the time allows."""
+        """The number of epochs of each phase: that of an earlier start, or as many as the time allows."""
         kept = self.run_dir / "study-epochs.json"
         if kept.exists():
             return json.loads(kept.read_text())
@@ -153,10 +153,11 @@ def shards(data, scratch):
 def chosen_epochs(flops, seconds, available):
     """The epochs of each phase, chosen so that each of the two methods takes about half of the available seconds. `flops` are the
     operations of an epoch of each phase, `seconds` the time of an epoch of the meta model and of the target."""
-    # Seconds per operation. The speed of a hybrid lies between those of the meta model and the target, so the slower one is assumed.
+    # Seconds per operation. The speed of a hybrid lies between the speeds of the meta model and the target, so the lower of both is
+    # assumed.
     slowness = {phase: seconds[phase] / flops[phase] for phase in seconds}
     modules = sum(count for phase, count in flops.items() if phase.startswith("module"))
-    # One unit is three epochs of the meta model and of each module, and one epoch of fine-tuning, the paper's proportion.
+    # The phases keep a fixed proportion: a unit is three epochs of the meta model and of each module, and one epoch of fine-tuning.
     unit = 3 * (flops["meta"] + modules) * max(slowness.values()) + seconds["e2e"]
     units = max(available / 2 / unit, 1 / 3)
     stages, finetune = max(round(3 * units), 1), max(round(units), 1)

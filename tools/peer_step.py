@@ -6,9 +6,9 @@
 --mode e2e trains the whole target. In the other modes only --stage is deep and trains, and the other stages have one block each.
 --mode frozen computes no weight gradients of the other stages. --mode official computes (and discards) the weight gradients of the
 stages after --stage, as the code of Deep Incubation's authors does. --dtype bfloat16 uses autocast. On a GPU the optimiser is
-PyTorch's fused AdamW, and each step uploads its images from pinned memory. Prints one JSON line. With --compile, standard error shows
-which steps have ended, because the first one may take minutes. Needs torch. Without timm the script measures the same network from
-peer_vit.py.
+PyTorch's fused AdamW, and each step uploads its images from pinned memory. Prints one JSON line. With --compile, standard error
+shows which steps have begun and ended, because the first step may take minutes. Needs torch. Without timm the script measures the
+same network from peer_vit.py.
 """
 
 import argparse

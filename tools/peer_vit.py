@@ -1,5 +1,5 @@
-"""timm's Vision Transformer in PyTorch alone, for peer_step.py on a machine without timm: the same operations in the same order, and
-the same names of parameters. Dropout and the other parts that timm switches off by default are left out."""
+"""timm's Vision Transformer in PyTorch alone, for peer_step.py on a machine without timm. It has the same operations in the same
+order, and the same names of parameters. Dropout and the other parts that timm switches off by default are left out."""
 
 import torch
 from torch import nn
@@ -53,7 +53,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Takes those arguments of timm's class that peer_step.py gives."""
+    """Takes the arguments of timm's class that peer_step.py gives."""
 
     def __init__(self, img_size, patch_size, in_chans, num_classes, embed_dim, depth, num_heads):
         super().__init__()

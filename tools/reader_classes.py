@@ -71,7 +71,7 @@ def mmdet_norm_options(eps):
 
 
 def shapes_by_pattern(state):
-    """The shapes of the tensors by name. One name with `{n}` stands for the tensors of n blocks, which have the same shape."""
+    """The shapes of the tensors by name. A name with `{n}` stands for the tensors of n blocks, which have the same shape."""
     found = {}
     for name, tensor in state.items():
         parts = name.split(".")

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs everything that building and running incubate needs. It is quick if nothing is missing, and safe to run again.
+# Installs everything that building and running incubate needs, except Rust. It is quick if nothing is missing, and safe to run
+# again.
 #   tools/setup.sh [--tests] [--print]     --tests also installs what only the tests and the linters need: Slurm, munge, python3,
 #                                          pgrep, cargo-nextest, shellcheck, ruff
 #                                          --print shows every command that would install something, without running it
@@ -10,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 TORCH=2.11.0
 RUST=1.89
-# The newest version that this Rust builds.
+# The newest cargo-nextest that Rust 1.89 builds.
 NEXTEST=0.9.110
 RUFF=0.17.6
 cache=${INCUBATE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/incubate}
@@ -79,7 +80,7 @@ if lacks_libtorch || lacks_ruff; then
   have python3 || need python3
   python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv
 fi
-# The wheels that are fetched below are for x86_64.
+# The wheels that this script fetches are for x86_64.
 if [ -z "${LIBTORCH:-}" ] && [ "$(uname -m)" != x86_64 ]; then
   fail "this machine is $(uname -m), and only x86_64's libtorch can be fetched. Install libtorch $TORCH for it (on aarch64:
 pip's torch==$TORCH, folder site-packages/torch), set LIBTORCH to its folder, and start again."

@@ -3,6 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools/setup.sh --tests
-# Slurm's daemons are in a folder that is only in root's PATH.
+# Debian puts Slurm's daemons into a folder that is only in root's PATH.
 PATH=$HOME/.cargo/bin:$PATH:/usr/sbin:/sbin
 exec cargo nextest run --release --locked --no-fail-fast "$@"

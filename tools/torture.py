@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Disturbs tiny runs (meta model, modules, assembly, fine-tuning, export) and checks that they end with the bits of an undisturbed run.
+"""Disturbs tiny runs, from the meta model to the export, and checks that they end with the bits of an undisturbed run.
 
 Usage: tools/torture.sh [HOURS] [--binary FILE] [--seed N] [--count N] [--only KIND,…] [--jobs N]
 
@@ -47,7 +47,7 @@ from torture_slurm import SLURM_KINDS, Cluster, SubmittedRun
 ROOT = Path(__file__).parents[1]
 # The numbers of ranks and of replicas of each rank.
 WORLDS = [(1, 1), (1, 1), (1, 1), (1, 2), (1, 2), (2, 1), (2, 2), (3, 1), (4, 1)]
-# Slurm's daemons are in a folder that is only in root's PATH.
+# Debian puts Slurm's daemons into a folder that is only in root's PATH.
 os.environ["PATH"] += ":/usr/sbin:/sbin"
 
 
@@ -118,7 +118,7 @@ class Torture:
 
     @contextlib.contextmanager
     def tracked(self, run):
-        """Keeps the run in `running`, so that `end` can kill its processes. Afterwards kills those that are left."""
+        """Keeps the run in `running`, so that `end` can kill its processes. Afterwards kills the processes that are left."""
         self.running.add(run)
         try:
             yield

@@ -48,9 +48,10 @@ epochs = 4
 """
 
 STOPPED, DAMAGED = 75, 3
-# The exit codes of a start whose ranks were killed: mpirun reports the signal, or the failure of another rank.
+# The exit codes of a start whose ranks were killed. A single rank ends by the signal. mpirun reports the signal, or the failure of
+# another rank.
 KILLED = [-signal.SIGKILL, 128 + signal.SIGKILL, 1]
-# A busy machine may take long, but a run whose log has no new line for this number of seconds hangs.
+# A busy machine may take long. But if the log of a run has no new line for this number of seconds, the run hangs.
 PATIENCE = 3600
 DAY = 86_400
 
@@ -65,7 +66,7 @@ class Run:
     mode = ""
 
     def __init__(self, binary, folder, ranks, replicas, clock_library=None):
-        """`clock_library` is preloaded if the run's clock is to be stepped."""
+        """`clock_library` is preloaded if the run's clock is to jump."""
         self.binary, self.folder, self.ranks, self.replicas = binary, folder, ranks, replicas
         self.clock_library = clock_library
         # The small disk of the kind `full` is mounted on this folder.
@@ -150,8 +151,8 @@ class Run:
             self.lines()
 
     def end(self, *starts):
-        """Waits until these starts have ended. Each is given with the exit codes that are allowed besides 0. Deletes the damaged files
-        that the starts refuse with exit code 3, as a user would. Two starts at the same time may refuse the same file."""
+        """Waits until these starts have ended. Each is given with the exit codes that are allowed besides 0. Deletes the damaged
+        files that the starts refuse with exit code 3, as a user would. Two starts at the same time may refuse the same file."""
         ended, said = [(self.wait(started), codes) for started, codes in starts], self.news()
         self.is_done = any(code == 0 for code, _ in ended)
         refused = re.findall(r"ERROR (?:\[\d+\] )?(.*?\.h5)", said) if self.may_be_damaged else []
@@ -171,8 +172,8 @@ class Run:
         raise Different("the run refuses more files than were damaged")
 
     def disturb(self, kind, rng, lines):
-        """Starts the run and disturbs it after up to `lines` more lines of its log. Returns whether the disturbance happened; it does
-        not if the run has ended before."""
+        """Starts the run and disturbs it after up to `lines` more lines of its log. Returns whether the disturbance happened; it
+        does not if the run has ended before."""
         if kind in ("torn", "flipped"):
             return self.damage(kind, rng, lines)
         if self.is_done:
@@ -270,8 +271,8 @@ class Run:
         return True
 
     def second(self, started, rng):
-        """Starts the same run a second time on the same run directory, and in half of the cases kills the first start. The first start
-        may also lose a phase to the second if it was too slow to renew its lease."""
+        """Starts the same run a second time on the same run directory, and in half of the cases kills the first start. The first
+        start may also lose a phase to the second if it was too slow to renew its lease."""
         self.start()
         if rng.random() < 0.5:
             self.waited(started, random.Random(rng.random()), 60)
@@ -279,9 +280,9 @@ class Run:
         return True
 
     def damage(self, kind, rng, lines):
-        """Kills the run if it is not done, and cuts a random file of it or flips a bit of the file. In half of the cases the file is an
-        artefact or checkpoint. Returns whether there was a file. config.toml and dataset.json, which only a person can mend, stay
-        whole."""
+        """Kills the run if it is not done, and cuts a random file of it or flips a bit of the file. In half of the cases the file
+        is an artefact or checkpoint. Returns whether there was a file. config.toml and dataset.json, which only a person can mend,
+        stay whole."""
         if not self.is_done:
             started = self.start()
             if self.waited(started, rng, lines):
@@ -305,8 +306,8 @@ class Run:
 
 
 def read_only(folder, wanted):
-    """Makes a folder read-only or writable again, and returns whether that worked. Permissions do not bind root, but the file system's
-    attribute `immutable` does."""
+    """Makes a folder read-only or writable again, and returns whether that worked. Permissions do not bind root, but the file
+    system's attribute `immutable` does."""
     if os.geteuid() != 0:
         folder.chmod(0o555 if wanted else 0o755)
         return True
@@ -314,7 +315,7 @@ def read_only(folder, wanted):
 
 
 def stopped_by(number):
-    """The exit codes of a start that got a signal: stopped, or ended by the signal before the program had a handler for it."""
+    """The exit codes of a start that got a signal: it stopped in order, or the signal came before the program had a handler."""
     return [STOPPED, -number, 128 + number]
 
 

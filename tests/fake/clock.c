@@ -1,5 +1,5 @@
-/* A calendar clock that is ahead by the seconds in the file $CLOCK_STEP. For LD_PRELOAD. The monotonic clock goes on undisturbed, as
-   it does when a real clock is set. */
+/* Loaded with LD_PRELOAD, this library puts the calendar clock ahead by the seconds in the file $CLOCK_STEP. As when a real clock
+   is set, the monotonic clock does not change. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>

@@ -16,7 +16,7 @@ typedef struct { int device; long place; } Event;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static Device devices[FAKE_LARGEST];
-// One more than the sums that each device of this process has begun; 0 for a device that is in no communicator.
+// The number of sums that each device of this process has begun, plus one; 0 for a device that is in no communicator.
 static long begun[FAKE_LARGEST];
 static __thread int current = -1;
 
@@ -53,7 +53,7 @@ void fake_leaves(int device) {
     pthread_mutex_unlock(&lock);
 }
 
-// Whether some of this process's devices have begun a sum that others have not.
+// Whether some of this process's devices have begun a sum that its other devices have not.
 static int is_between_begins(void) {
     long least = 0, most = 0;
     pthread_mutex_lock(&lock);
@@ -97,7 +97,7 @@ int cuMemGetInfo_v2(size_t *free, size_t *total) {
     return current < 0 ? INVALID_CONTEXT : 0;
 }
 
-// Pinning memory may wait for the work of all devices, so no device may stand between the begins of a sum meanwhile.
+// Real pinning may wait for the work of all devices. Meanwhile either all devices of the process must have begun a sum, or none.
 int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
     if (current < 0) return INVALID_CONTEXT;
     for (int part = 0; part < 5; part++) {

@@ -1,4 +1,5 @@
-/* A disk that is full for artefacts and checkpoints as long as the file $FULL_DISK exists. For LD_PRELOAD. */
+/* Loaded with LD_PRELOAD, this library lets writes of artefacts and checkpoints fail as on a full disk, as long as the file
+   $FULL_DISK exists. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

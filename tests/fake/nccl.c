@@ -19,10 +19,10 @@ enum { FLOAT32 = 7, SUM = 0, MOST_NUMBERS = 1 << 14, MOST_BEGUN = 64 };
 
 typedef struct { char internal[128]; } ncclUniqueId;
 
-// What a member shows to the others. A member holds a lock on the byte of the file with its number while it lives.
+// What a member shows to the other members. As long as a member lives, it locks the byte of the file whose offset is its rank.
 typedef struct {
     atomic_int joined, device;
-    // The newest sum that it has begun, brought its numbers to, and done.
+    // The newest sums that the member has begun, has brought its numbers to, and has done. Sums are counted from 1.
     atomic_long begun, brought, done;
     atomic_size_t count;
     float numbers[MOST_NUMBERS];
@@ -50,7 +50,7 @@ static int is_gone(Member *own, int rank) {
     return rank != own->rank && !locks(own->file, rank, F_OFD_GETLK, F_WRLCK);
 }
 
-// Waits until all members have reached this sum; 0 if a member is gone or this one is leaving.
+// Waits until all members have reached this sum. Returns 0 if another member is gone or this member is leaving, else 1.
 static int all_reach(Member *own, size_t offset, long sum) {
     for (int rank = 0; rank < own->size; rank++) {
         atomic_long *reached = (atomic_long *)((char *)&own->seats[rank] + offset);
@@ -63,11 +63,11 @@ static int all_reach(Member *own, size_t offset, long sum) {
     return 1;
 }
 
-// One sum of a member, on its stream.
+// Computes one sum of a member, on its stream. Returns 0 if the sum cannot be completed.
 static int add(Member *own, long sum) {
     Work work = own->work[sum % MOST_BEGUN];
     Seat *seat = &own->seats[own->rank];
-    // Nobody may still read the numbers of the sum before.
+    // Wait until no member still reads this seat's numbers of the sum before.
     if (!all_reach(own, offsetof(Seat, done), sum - 1)) return 0;
     memcpy(seat->numbers, work.numbers, work.count * sizeof(float));
     atomic_store(&seat->count, work.count);

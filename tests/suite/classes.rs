@@ -6,7 +6,7 @@ use incubate::store::artefact;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Draws a folder with a class for each name.
+/// Writes drawn images of a class for each name: four for training and four for evaluation.
 pub fn draw(folder: &Path, names: &[&str]) {
     for (split, number) in [("train", 0), ("val", 9)] {
         for (class, name) in names.iter().enumerate() {
@@ -20,7 +20,7 @@ pub fn draw(folder: &Path, names: &[&str]) {
     }
 }
 
-/// A meta model of these classes, trained for one epoch.
+/// A run whose meta model was trained on these classes for one epoch.
 pub fn trained(names: &[&str]) -> Incubate {
     let tiny = TINY.replace("channels = 1", "channels = 3").replace("0.3", "0.3, 0.3, 0.3");
     let tiny = tiny.replace("format = \"shapes\"", "format = \"folder\"\npath = \"images\"").replace("= 512", "= 0");
@@ -84,7 +84,7 @@ fn artefacts_and_exports_of_data_without_class_names_have_none() {
     run.ok(&["meta"]);
     let weights = run.file("meta.h5");
     assert!(artefact::read(&weights).unwrap().header.class_names.is_empty());
-    // HDF5 writes the name of an attribute with a zero at its end.
+    // HDF5 writes the name of an attribute with a zero byte at its end.
     assert!(!run.bytes("meta.h5").windows(8).any(|bytes| bytes == b"classes\0"));
     run.ok(&["export", "--weights", weights.to_str().unwrap(), "--format", "timm", "--format", "hf"]);
     assert!(!run.file("export/meta/timm/class_map.txt").exists());

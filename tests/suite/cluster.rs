@@ -127,7 +127,7 @@ impl Cluster {
         node.trim().strip_prefix('n').and_then(|number| number.parse().ok()).expect("the job runs on one node")
     }
 
-    /// Kills the daemon of a node and, with `all`, all processes of all jobs. Then sets the node down in Slurm.
+    /// Kills the daemon of a node and, with `all`, all processes of all jobs. Then tells Slurm that the node is down.
     pub fn lose_node(&mut self, node: usize, all: bool) {
         let slurmd = &mut self.daemons[1 + node];
         slurmd.kill().unwrap();
@@ -195,8 +195,8 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// The first of four free ports below the range from which the system chooses ports. Tests that run at the same time look at
-/// other ports.
+/// The first of four free ports below the range from which the system chooses ports. Tests that run at the same time begin their
+/// search at different ports.
 fn free_ports() -> u16 {
     let first = 20_000 + 4 * (std::process::id() % 2_500) as u16;
     (first..32_000)

@@ -99,7 +99,7 @@ fn assembly_refuses_a_mixture() {
         std::fs::write(run.file("module-1.h5"), foreign).unwrap();
     };
     let cure = "delete module-1.h5 and train module 1 again";
-    // The module was trained in another meta model of the same recipe. No config gives such a module, so the header is changed.
+    // The module was trained in another meta model of the same recipe. No config leads to such a module, so its header is changed.
     replace_module_1(|module| module.header.meta = Some("0".repeat(64)));
     run.incubate(&["assemble"]).fails(3, &["module-1.h5", "another meta model", cure]);
     // The module has another recipe.
@@ -130,7 +130,7 @@ fn no_command_takes_a_module_of_another_meta_model_for_done() {
     let lines: serde_json::Value = serde_json::from_str(&status.out).unwrap();
     let line = lines.as_array().unwrap().iter().find(|line| line["phase"] == "module-1").unwrap();
     assert!(line["state"] == "stale" && line["why"].as_str().unwrap().contains(words[2]), "{line}");
-    // A different module under its name does not count as done either.
+    // The file of another module under this name does not count as done either.
     std::fs::copy(run.file("module-2.h5"), run.file("module-1.h5")).unwrap();
     run.incubate(&["submit", "--dry-run"]).fails(3, &["module-1.h5", "holds module 2, not module 1"]);
 }
@@ -191,7 +191,7 @@ fn a_full_disk_fails_the_write_with_one_error_and_leaves_no_pieces() {
     let run = Incubate::new();
     run.ok(&["meta"]);
     std::fs::remove_file(run.file("meta.h5")).unwrap();
-    // A limit on file size, with its signal ignored, fails a write in the middle as a full disk does.
+    // If its signal is ignored, a limit on the file size makes a write fail in the middle, as a full disk does.
     let script =
         format!("trap '' XFSZ; ulimit -f 20; exec \"$0\" meta config.toml --run-dir '{}'", run.run_dir.display());
     let output = std::process::Command::new("bash")

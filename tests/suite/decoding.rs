@@ -1,4 +1,4 @@
-//! Compares decoded files with the pixels that Pillow decodes, which `tools/golden_transforms.py` wrote, and decodes damaged files.
+//! Compares decoded files with the pixels that Pillow decodes (written by `tools/golden_transforms.py`), and decodes damaged files.
 
 use crate::golden::{SAME, difference, golden};
 use incubate::data::image::crop;
@@ -62,7 +62,7 @@ fn a_jpeg_without_its_end_is_refused_even_if_only_its_top_is_decoded() {
         let error = top(&photo[..length]).unwrap_err().to_string();
         assert!(error.contains("not a whole JPEG"), "{length}: {error}");
     }
-    // If an end marker comes too early, the missing pixels are filled with gray, as by Pillow.
+    // If an end marker comes too early, the missing pixels become gray, as in Pillow.
     let mut early = photo[..photo.len() / 2].to_vec();
     early.extend([0xFF, 0xD9]);
     assert_eq!(top(&early).unwrap(), 34);
@@ -131,7 +131,8 @@ fn damaged_empty_and_monstrous_files_are_refused() {
     assert!(fault(b"GIF89a").contains("neither a JPEG nor a PNG"));
     assert!(fault(&jpeg[..jpeg.len() / 2]).contains("not a whole JPEG"), "{}", fault(&jpeg[..jpeg.len() / 2]));
     assert!(fault(&png[..png.len() / 2]).contains("not a whole PNG"), "{}", fault(&png[..png.len() / 2]));
-    // These small files claim 60,000 × 60,000 pixels. The size is at a fixed offset, and in a PNG it has a checksum.
+    // These small files claim 60,000 × 60,000 pixels. In the JPEG, the size follows the marker of the frame. In the PNG, it is at a
+    // fixed offset and part of a checksum.
     let frame = jpeg.windows(2).position(|w| w == [0xFF, 0xC0]).unwrap();
     let mut bomb = jpeg.clone();
     bomb[frame + 5..frame + 9].copy_from_slice(&[0xEA, 0x60, 0xEA, 0x60]);

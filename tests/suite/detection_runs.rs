@@ -31,7 +31,7 @@ fn tiny() -> Incubate {
     Incubate::of_thin_stages_with(DETECTION)
 }
 
-/// The files of a run that a detection of its final model needs.
+/// The files of a run from which a detection of its final model can start.
 const FILES: [&str; 2] = ["meta.h5", "final.h5"];
 
 /// A run directory in which everything before the detection is done.
@@ -104,14 +104,14 @@ fn ranks_and_replicas_give_the_losses_and_the_figures_of_one_replica_at_the_same
     let (alone, together) = (one.losses("detect"), four.losses("detect"));
     assert_eq!(alone.len(), 4);
     assert!(alone.iter().zip(&together).all(|(a, b)| (a - b).abs() < 1e-3 * a), "{alone:?} and {together:?}");
-    // The same weights are evaluated by one process and by four replicas: all images are counted once.
+    // One run is evaluated by one replica, the other by four. Both count each image once.
     let [of_one, of_four] =
         [&one, &four].map(|run| artefact::read_header(&run.file("detect.h5")).unwrap().0.metrics["images"]);
     assert_eq!((of_one, of_four), (3.0, 3.0));
 }
 
-/// A folder of COCO's layout: images of 60×40 pixels, each with a red box at its own place and, in the training images, a crowd. The
-/// categories have the ids 90, 3 and 17.
+/// A folder of COCO's layout. Each image has 60×40 pixels and a red box, at another place in each image. The training images also
+/// have a crowd. The categories have the ids 90, 3 and 17.
 fn coco(folder: &Path) {
     for (split, count) in [("train2017", 6), ("val2017", 2)] {
         let (mut images, mut objects) = (Vec::new(), Vec::new());
@@ -167,7 +167,7 @@ fn a_detector_of_cocos_layout_writes_results_with_cocos_ids_and_marks_objects_in
         assert!([3, 17, 90].contains(&entry["category_id"].as_i64().unwrap()), "{entry}");
         assert_eq!(entry["segmentation"]["size"], json!([40, 60]));
     }
-    // The program's other door to COCO's figures reads the file, and agrees.
+    // `incubate evaluate coco` reads the results file and gives the same figures.
     let annotations = run.folder.path().join("coco/annotations/instances_val2017.json");
     for (iou, key) in [("bbox", "box_ap"), ("segm", "mask_ap")] {
         let files = ["--annotations", annotations.to_str().unwrap(), "--results", results.to_str().unwrap()];

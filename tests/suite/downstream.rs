@@ -1,4 +1,4 @@
-//! Compares the figures of COCO and ADE20K with those of pycocotools and numpy, which `tools/downstream_golden.py` wrote.
+//! Compares the figures of COCO and ADE20K with those of pycocotools and numpy (written by `tools/downstream_golden.py`).
 
 use crate::incubate::{Ended, ended, plain};
 use incubate::error::exit_code;
@@ -73,7 +73,7 @@ fn masks_that_come_with_boxes_are_evaluated_without_them_as_the_frameworks_do() 
 fn figures_of(annotations: &Value, results: &Value, kind: &str) -> Vec<f64> {
     let folder = tempfile::tempdir().unwrap();
     let [truth, found] = ["annotations.json", "results.json"].map(|name| folder.path().join(name));
-    // Python writes NaN, which is not JSON.
+    // Python writes NaN, which is not JSON, so serde_json cannot write it. Until here a text stands for it.
     std::fs::write(&truth, annotations.to_string().replace("\"not a number\"", "NaN")).unwrap();
     std::fs::write(&found, results.to_string()).unwrap();
     let report: Value = serde_json::from_str(&coco(&truth, &found, &["--iou", kind, "--json"]).ok().out).unwrap();
@@ -316,7 +316,8 @@ fn label_maps_that_are_malformed_of_another_size_or_hold_an_unknown_class_are_na
         std::fs::write(&prediction, &intact[..length]).unwrap();
         refused(&["predictions/a.png", "not a readable PNG"]);
     }
-    // No memory is allocated for a size that the header only claims, such as 1000 × (2³¹ − 1) pixels. The header has a checksum.
+    // The header claims a size that the file does not have, such as 1000 × (2³¹ − 1) pixels. No memory may be allocated for it. The
+    // header has a checksum, which must be right.
     for (claimed, words) in [([1000, 3], "1000×3 pixels"), ([1000, 0x7fff_ffff], "at most 67108864")] {
         let mut bomb = intact.clone();
         bomb[16..24].copy_from_slice(&claimed.map(u32::to_be_bytes).concat());

@@ -5,7 +5,7 @@ use incubate::random::Random;
 use std::ops::Range;
 use std::path::Path;
 
-/// Rows of RGB bytes: stripes at a random offset with noise. The class decides their direction and colour.
+/// Rows of RGB bytes: stripes at a random offset with noise. The class decides their direction, width and colour.
 pub fn rgb(class: u64, number: u64, height: usize, width: usize) -> Vec<u8> {
     let mut random = Random::new(&[class, number]);
     let phase = random.between(0.0, std::f64::consts::TAU);
@@ -36,7 +36,7 @@ pub fn png(class: u64, number: u64, height: usize, width: usize) -> Vec<u8> {
     file
 }
 
-/// The extension and the bytes of an image. Images have a few sizes; most are JPEG and some are PNG.
+/// The extension and the bytes of an image. The images have a few sizes. One in ten is a PNG, the others are JPEGs.
 fn image(class: u64, number: u64) -> (&'static str, Vec<u8>) {
     let (height, width) = (40 + 8 * (number as usize % 3), 64 - 4 * (number as usize % 5));
     if number % 10 == 9 {

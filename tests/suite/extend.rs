@@ -53,7 +53,7 @@ fn a_longer_fine_tuning_starts_from_the_final_model_and_survives_a_stop() {
     stop_after_a_checkpoint(&stopped, &LONGER);
     stopped.ok(&LONGER);
     assert!(stopped.bytes("final.h5") == after, "a stop leaves no trace");
-    // The folder is as after a kill before the new config was written.
+    // The folder is in the state that a kill just before the new config is written would leave.
     fs::rename(interrupted.file("final.h5"), interrupted.file("final-1-epochs.h5")).unwrap();
     interrupted.ok(&LONGER);
     assert!(interrupted.bytes("final.h5") == after);

@@ -23,7 +23,7 @@ use tch::{Device, Kind, Tensor};
 /// The environment variable that tells a started test process its rank.
 const RANK: &str = "TEST_RANK";
 
-/// Two processes as a group of ranks. They exchange their numbers through a socket, which is the standard input of both.
+/// Two processes as a group of ranks. They exchange numbers through two connected sockets, one as the standard input of each.
 struct Pair {
     rank: usize,
     other: UnixStream,

@@ -6,7 +6,8 @@ use incubate::store::progress::Progress;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// Makes the disk full for artefacts and checkpoints, and starts the training.
+/// Starts the training on a disk that is full for artefacts and checkpoints. Returns the process, and the path of a file: the disk
+/// is full as long as this file exists.
 fn start_on_full_disk(run: &Incubate) -> (Child, PathBuf) {
     let (library, marker) = (run.folder.path().join("full_disk.so"), run.folder.path().join("full"));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/full_disk.c");
@@ -18,7 +19,7 @@ fn start_on_full_disk(run: &Incubate) -> (Child, PathBuf) {
     (command.spawn().unwrap(), marker)
 }
 
-/// Waits for a heartbeat that tells of the full disk and is wanted, and returns its step.
+/// Waits for a heartbeat that reports the full disk and for which `is_wanted` is true. Returns its step.
 fn wait_for_trouble(run: &Incubate, is_wanted: impl Fn(&Progress) -> bool) -> u64 {
     let heartbeat =
         || Progress::read(&run.run_dir, "meta").filter(|heartbeat| heartbeat.trouble.is_some() && is_wanted(heartbeat));

@@ -1,5 +1,5 @@
-//! Reads ten thousand randomly damaged inputs. Each is read or refused by its name, and none crashes the program. The damage comes
-//! from fixed seeds, so that a failure can be repeated.
+//! Reads ten thousand randomly damaged inputs. Each is read, or refused with its name, and none crashes the program. The damage
+//! comes from fixed seeds, so that a failure can be repeated.
 
 use crate::drawn;
 use crate::incubate::{ended, plain};
@@ -85,7 +85,7 @@ fn is_read_or_named(split: &Split, index: usize, code: u8) -> bool {
     true
 }
 
-/// Reads damaged files as evaluation does, which must name each unreadable one, and as training does, which must skip them.
+/// Reads damaged files as evaluation and as training do. Evaluation must name each unreadable file, and training must skip it.
 fn decode_damaged(seed: u64, extension: &'static str, files: &[Vec<u8>]) {
     let file = |number: u64| damaged(&files[number as usize % files.len()], &mut Random::new(&[seed, number]));
     let split: Split = Arc::new(Files { extension, bytes: (0..EACH).map(file).collect() });
@@ -105,7 +105,7 @@ fn decode_damaged(seed: u64, extension: &'static str, files: &[Vec<u8>]) {
     }
     let skipped = bad.count();
     assert!(trained >= 4 * (split.len() - skipped) && skipped > 0, "{trained} trained, {skipped} skipped");
-    // An image that cannot be read is replaced by the next one that can.
+    // An image that cannot be read is replaced by the next readable image.
     for index in 0..split.len() {
         assert_eq!(reader.read(index, &Random::new(&[index as u64]), &mut out).unwrap(), 0);
     }

@@ -1,5 +1,5 @@
-//! Messages about GPUs that cannot be used, plans for GPUs, and the scripts for GPU machines, which run on a CPU here.
-//! tools/gpu_check.py has the tests that need a GPU.
+//! Messages about GPUs that cannot be used, plans for GPUs, and the scripts for machines with GPUs, which run on a CPU here.
+//! `tools/gpu_check.py` has the tests that need a GPU.
 
 use crate::drawn;
 use crate::incubate::{Ended, Incubate, ended, plain};

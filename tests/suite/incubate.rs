@@ -65,7 +65,8 @@ impl Incubate {
         Self::with(TINY)
     }
 
-    /// A run of [`TINY`] on colour images whose stages have one block and whose phases have few epochs, with more tables of the config.
+    /// A run of [`TINY`] with colour images, stages of one block, and one epoch in each phase after the meta model. The text
+    /// `tables` is added to the config.
     pub fn of_thin_stages_with(tables: &str) -> Incubate {
         let text = TINY.replace("channels = 1", "channels = 3").replace("[0.3]", "[0.3, 0.3, 0.3]");
         let text =
@@ -151,7 +152,7 @@ impl Incubate {
         self
     }
 
-    /// Starts a phase three times, and kills it twice after a checkpoint and three more steps.
+    /// Starts a phase three times. Kills it twice, each time after a checkpoint exists and the phase has logged three more steps.
     pub fn ok_after_two_kills(&self, phase: &str) {
         for _ in 0..2 {
             let before = self.losses(phase).len();
@@ -164,7 +165,7 @@ impl Incubate {
         self.ok(&[phase]);
     }
 
-    /// Another folder with the same config and copies of these files from the run directory.
+    /// A run in another folder, with the same config and with copies of these files from the run directory.
     pub fn fork(&self, files: &[&str]) -> Incubate {
         let config = std::fs::read_to_string(self.folder.path().join("config.toml")).unwrap();
         let mut fork = Incubate::with(&config);

@@ -70,7 +70,7 @@ fn twenty_kills_at_random_moments_of_every_phase_leave_no_trace_in_the_result() 
     uninterrupted.ok(&["run"]);
     let killed = build();
     let mut random = Random::new(&[20]);
-    // These kills come within 0.3 s of the start, even before a file is opened.
+    // These kills come within 0.3 s of the start, perhaps before a file is opened.
     for _ in 0..2 {
         let child = start(&killed);
         std::thread::sleep(Duration::from_secs_f64(random.between(0.0, 0.3)));

@@ -117,7 +117,7 @@ fn objects_are_those_of_the_upright_image_and_one_reading_gives_the_networks_inp
     let mut reader = ObjectReading::new(&config, &source.test, &source.bad).reader();
     let (images_1chw, _) = reader.evaluate(0).unwrap();
     assert_eq!(images_1chw[0].size()[0], 1, "its upright size is that of its annotations");
-    // The file is read once: what it holds later is not seen.
+    // The file is read only once, so a later change of it is not seen.
     std::fs::write(&path, b"no image").unwrap();
     let photo = reader.photo();
     let reds: Vec<u8> = photo.bytes.chunks(photo.channels).map(|pixel| pixel[0]).collect();

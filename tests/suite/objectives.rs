@@ -1,4 +1,4 @@
-//! Networks whose stages learn from losses of their own: compared with plain PyTorch (`tools/golden_objectives.py`), and run as a
+//! Networks whose stages learn from local losses. They are compared with plain PyTorch (`tools/golden_objectives.py`), and run as a
 //! user runs them.
 
 use crate::documents::root;
@@ -28,7 +28,7 @@ fn with(mut plan: Plan, sets: &[&str]) -> Plan {
     plan
 }
 
-/// A network with the weights of the golden results, with the heads of its local losses, and its objective.
+/// A network with the heads of its local losses and with the weights of the golden results, and its objective.
 fn network(plan: &Plan, phase: &PhasePlan, mut weights: Weights) -> (Network, Objective) {
     tch::set_num_threads(1);
     let objective = Objective::of(&plan.config, &phase.borders);
@@ -53,7 +53,8 @@ fn vit_weights(plan: &Plan) -> Weights {
     parity::weights(plan, plan.config.model.depths())
 }
 
-/// The loss of each segment and the gradients after one batch. `targets_of` gives the targets of a segment by the segment's number.
+/// The loss of each segment (a range of stages that learn from one loss) and the gradients, after one batch. `targets_of` gives the
+/// targets of a segment by its number.
 fn trained(
     plan: &Plan,
     row: &'static Row,
@@ -88,6 +89,8 @@ fn segment_of((stage, name): &(usize, String)) -> usize {
     of_head.map_or(*stage, |stage| stage.parse().unwrap())
 }
 
+/// Gives all segments except one other targets. The gradients of that segment must keep their bits. The other gradients must
+/// change, if they depend on targets.
 fn assert_isolated(plan: &Plan, row: &'static Row, weights: fn(&Plan) -> Weights) {
     let plain = gradients(plan, row, weights(plan));
     let stages = plan.config.model.stages();
@@ -103,7 +106,7 @@ fn assert_isolated(plan: &Plan, row: &'static Row, weights: fn(&Plan) -> Weights
     }
 }
 
-/// Both losses at both borders of three stages, as in `tools/golden_objectives.py`.
+/// The keys for both losses of InfoPro at both borders of three stages, as in `tools/golden_objectives.py`.
 const BOTH: [&str; 4] =
     ["infopro.reconstruction=[1, 0.5]", "infopro.classes=[0.5, 1]", "infopro.drop_path=0", "data.mixup=0"];
 

@@ -1,4 +1,4 @@
-//! Packs drawn images with `incubate pack`, and trains on packs.
+//! Packs drawn images with `incubate pack`, and trains on packs, folders and tars.
 
 use crate::drawn;
 use crate::incubate::{Ended, Incubate, ended, flip, plain};
@@ -53,7 +53,7 @@ fn a_folder_is_packed_with_its_names_and_labels_and_small_jpegs_as_they_are() {
     let (labels, names, samples) = shard(&images.path("pack/train-00000.h5"));
     assert_eq!((labels[0], labels[29], names[12].as_str()), (0, 2, "train/class-01/0002.jpg"));
     assert_eq!(samples[12], std::fs::read(images.path("images/train/class-01/0002.jpg")).unwrap());
-    // PNG becomes JPEG.
+    // A PNG is packed as a JPEG.
     assert!(names[9].ends_with(".png") && samples[9].starts_with(&[0xFF, 0xD8]));
     assert!(verify(&images.path("pack")).ok().out.contains("30 train samples, jpeg"));
 }

@@ -1,5 +1,5 @@
-//! Compares with results of the real timm and torch, which `tools/golden.py` has written. `INCUBATE_GOLDEN` is the path of
-//! other results, for example of newer versions.
+//! Compares with results of timm and torch, which `tools/golden.py` has written. The environment variable INCUBATE_GOLDEN can name
+//! a folder with other results, for example of newer versions.
 
 use incubate::collective::Solo;
 use incubate::config::{Config, Schedule};
@@ -60,6 +60,7 @@ pub fn golden(name: &str) -> PathBuf {
     PathBuf::from(folder).join(name)
 }
 
+/// Numbers that `tools/golden.py` and the other golden scripts compute in the same way, for weights and batches.
 pub fn wave(count: usize, phase: f64) -> impl Iterator<Item = f64> {
     (0..count).map(move |k| (0.37 * k as f64 + phase).sin())
 }
@@ -182,8 +183,8 @@ fn the_deit_schedule_equals_timms_scheduler_stepped_as_the_official_code_steps_i
 
 #[test]
 fn clipping_bounds_what_the_optimiser_sees() {
-    // One step from zero moments, with and without clipping. The scale of the gradient changes AdamW's moments, but not its
-    // first update.
+    // One step from zero moments, with and without clipping. The moments are compared, because the scale of the gradient does not
+    // change AdamW's first update.
     let (_, plan, phase) = cases().remove(0);
     let gradient_norm = |clip: f64| {
         let mut phase = phase.clone();

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::Path;
 
 fn meta_losses(sets: &[&str]) -> Vec<f64> {
-    // If images are not mixed, the loss falls within these few epochs.
+    // If images are neither mixed nor erased, the loss falls within these few epochs.
     let run = Incubate::new().set("meta.epochs=12").set("data.mixup=0").set("data.cutmix=0").set("data.erase=0");
     let run = sets.iter().fold(run.set("data.crop_padding=1"), |run, set| run.set(set));
     run.ok(&["meta"]);

@@ -35,7 +35,7 @@ fn finished(seed: usize) -> Incubate {
     run
 }
 
-/// The words about the meta model of a run with four modules.
+/// The report's words about the meta model, for a run with four modules.
 fn words_of_the_meta_model(summary: &[Value]) -> String {
     let flops: f64 = summary[..7].iter().map(|row| row["flops"].as_f64().unwrap()).sum();
     let (share, top1) = (summary[0]["flops"].as_f64().unwrap() / flops, summary[0]["top1"].as_f64().unwrap());

@@ -38,7 +38,7 @@ pub fn plan(shape: &str, frozen_norm: &str) -> Plan {
     Plan::new(Config::parse(&text, &[]).unwrap(), BATCH).unwrap()
 }
 
-/// The networks that have golden results: the targets, and each hybrid with both norms of frozen stages.
+/// The networks that have golden results: all targets, and except for «deep» each hybrid with both norms of frozen stages.
 fn cases() -> Vec<(String, Plan, PhasePlan)> {
     let mut cases = Vec::new();
     for shape in ["even", "odd", "deep"] {
@@ -111,8 +111,8 @@ fn logits_gradients_and_statistics_equal_pytorchs_under_both_norms_of_frozen_sta
         let _ = network.flat().loss().fill_(1.0);
         network.flat_mut().move_buffers(BATCH as f64);
         let after = network.flat().layout().named(network.flat().buffer());
-        // An error of rounding in a gradient is judged by the largest of PyTorch's gradients, `scale`. Through 110 layers such errors
-        // grow.
+        // A rounding error in a gradient is compared with the largest of all of PyTorch's gradients, `scale`. In «deep», which has
+        // 110 layers, such errors are larger.
         let rounding = if case.contains("deep") { 1e-3 } else { 1e-4 };
         let gradients = golden.iter().filter(|(name, _)| name.starts_with("grad."));
         let scale = gradients.map(|(_, t)| t.abs().max().double_value(&[])).fold(0.0, f64::max);

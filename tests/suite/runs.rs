@@ -49,8 +49,8 @@ fn a_run_trains_every_phase_exports_and_prints_the_table() {
     let rows: Vec<Value> = serde_json::from_slice(&run.bytes("summary.json")).unwrap();
     let final_top1 = rows[6]["top1"].as_f64().unwrap();
     assert!(final_top1 > 40.0, "four classes of drawn shapes, 25 % by chance: {final_top1} %");
-    // The seconds of a phase do not count waiting, so those of successive phases add up to no more than the elapsed time. The meta
-    // model trains on the first rank, then each rank trains its modules, then the other phases follow.
+    // The seconds of a phase do not include waiting, so the seconds of successive phases add up to no more than the elapsed time.
+    // The meta model trains on the first rank, then each rank trains its modules, and then the other phases follow.
     for successive in [[0, 1, 3, 6, 7], [0, 2, 4, 6, 7]] {
         let seconds = successive.map(|row: usize| rows[row]["seconds"].as_f64().unwrap());
         assert!(seconds.iter().sum::<f64>() <= elapsed, "{seconds:?} in {elapsed} s");
@@ -62,7 +62,7 @@ fn a_run_trains_every_phase_exports_and_prints_the_table() {
     assert_eq!(metrics["images"], 128.0);
     let stored = artefact::read(&run.file("final.h5")).unwrap().header.metrics;
     assert!((metrics["top1"] - stored["top1"]).abs() < 1e-9 && (metrics["loss"] / stored["loss"] - 1.0).abs() < 1e-5);
-    // A module is evaluated as its hybrid.
+    // A module is evaluated within its hybrid.
     let module = run.file("module-2.h5");
     let json = run.ok(&["evaluate", "--json", "--weights", module.to_str().unwrap()]).out;
     let metrics: BTreeMap<String, f64> = serde_json::from_str(&json).unwrap();

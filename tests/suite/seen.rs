@@ -77,7 +77,7 @@ fn tensorboard_events_have_valid_checksums_and_the_values_of_metrics_jsonl() {
     let bytes = std::fs::read(events).unwrap();
     let records = records(&bytes);
     assert_eq!(field(records[0], 3).unwrap(), b"brain.Event:2");
-    // Event.summary (5) . value (1): tag (1) and simple_value (2); Event.step (2).
+    // The fields and their numbers: Event has step (2) and summary (5). A summary has value (1), with tag (1) and simple_value (2).
     let scalars: Vec<(String, u64, f32)> = records[1..]
         .iter()
         .map(|event| {

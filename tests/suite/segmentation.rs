@@ -1,4 +1,4 @@
-//! Segmentation: the heads against mmsegmentation's, and `incubate segment` as a user runs it, on drawn images with label maps.
+//! Segmentation: the heads compared with mmsegmentation's, and `incubate segment` as a user runs it, on images with label maps.
 
 use crate::images::png;
 use crate::incubate::Incubate;
@@ -33,7 +33,7 @@ fn config(mean: &str, neck: &str) -> Config {
     Config::parse(&text, &[]).unwrap().of_task(TaskKind::Segmentation)
 }
 
-/// The weights with which `tools/golden_segmentation.py` computed, behind a network with fresh weights.
+/// Fresh weights of the network, and for its neck and heads the weights that `tools/golden_segmentation.py` used.
 fn weights(config: &Config, depths: &[usize]) -> Weights {
     let auxiliary = Task::of(config).parameters(depths.len());
     let mut weights = fresh(config.model.parameters(depths).iter(), 1);
@@ -197,7 +197,7 @@ fn a_run_with_label_maps_ends_with_a_segmentation_that_status_summary_and_evalua
     assert!(status.lines().any(|line| line.starts_with("segment ") && line.contains("done")), "{status}");
     run.incubate(&["export", "--weights", run.file("segment.h5").to_str().unwrap()])
         .fails(2, &["segment.h5", "final.h5"]);
-    // Other keys make another model, and the segmentation of another final model is not taken for this one's.
+    // Other keys of the heads make another model.
     run.incubate(&["segment", "--set", "segmentation.width=4"]).fails(2, &["segmentation.width (8 there, 4 here)"]);
 }
 
@@ -229,7 +229,8 @@ fn predictions_are_shown_as_pictures_of_masks_and_of_likely_classes() {
     for name in ["photo", "photo-2"] {
         let [width, height, pixels] = read_png(&run.file(&format!("predictions/{name}.png")));
         assert!(width == 480 && height > 360, "{width}×{height}: the photograph twelve times as large, above a key");
-        // The first pixel is between the photograph's and that of the colour of a class of PASCAL VOC.
+        // The first pixel is the mean of the photograph's pixel and the colour of a class in PASCAL VOC, whose channels are 0 or
+        // 128.
         assert!((0..3).all(|i| [0, 64].contains(&(pixels >> (8 * i) & 0xFF).wrapping_sub(7 * i / 2))), "{pixels:06x}");
     }
     let text = run.ok(&["predict", photo, "--weights", run.file("final.h5").to_str().unwrap(), "--into", "seen"]).out;
@@ -353,7 +354,8 @@ fn a_plan_and_a_summary_count_the_neck_and_the_heads() {
     };
     let number = |phase: &serde_json::Value, key: &str| phase[key].as_f64().unwrap();
     let (plain, mln) = (phase("segmentation.neck=none"), phase("segmentation.neck=mln"));
-    // Four convolutions of 1×1 and four of 3×3 with 16 channels, on maps of 8², and of 32², 16², 8² and 4².
+    // The neck has four 1×1 convolutions, on maps of 8×8, and four 3×3 convolutions, on maps with sides 32, 16, 8 and 4. All have
+    // 16 channels.
     assert_eq!(number(&mln, "parameters") - number(&plain, "parameters"), 4.0 * (256.0 + 16.0 + 9.0 * 256.0 + 16.0));
     let neck = 2.0 * 256.0 * (4.0 * 64.0 + 9.0 * (1024.0 + 256.0 + 64.0 + 16.0));
     assert!(number(&mln, "flops") - number(&plain, "flops") > 3.0 * 64.0 * neck, "and UPerNet reads larger maps");

@@ -68,7 +68,7 @@ fn fashion_mnist() -> Incubate {
 #[test]
 fn an_array_run_on_three_nodes_has_the_bits_of_a_local_run() {
     let cluster = Cluster::start();
-    // A shell must not run a hostile name.
+    // The name holds commands, which no shell may run.
     let name = "run.name=\"$(touch x) `touch y`\"";
     let local = fashion_mnist().set(name);
     local.ok(&["run"]);
@@ -134,7 +134,7 @@ fn one_task_of_an_array_that_gets_the_early_signal_is_requeued_alone() {
     let jobs = jobs(&cluster, &run);
     let (_, array) = &jobs[1];
     until_checkpoint(&cluster, &run, "module-3");
-    // The number of the last task is the number of the array.
+    // The last task has the job ID of the whole array, but only this task may get the signal.
     cluster.output("scancel", &["-s", "USR2", "--batch", &format!("{array}_3")]);
     cluster.until("the restart", || tasks(&cluster, array).values().any(|(restarts, _)| *restarts > 0));
     jobs.iter().for_each(|(_, id)| cluster.until_completed(id));
@@ -225,7 +225,7 @@ fn a_module_that_fails_stops_the_rest_and_alone_is_submitted_again() {
     assert_eq!(line["state"], "cancelled", "{line}");
 
     std::fs::remove_dir_all(&obstacle).unwrap();
-    // The new jobs use the options of this submission.
+    // The new jobs use the config of this submission.
     let run = run.set("run.e2e=true");
     let text = submit(&cluster, &run, &[]).ok().out;
     let second: Vec<Value> = serde_json::from_str(&text).unwrap();

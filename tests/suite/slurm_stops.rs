@@ -6,7 +6,7 @@ use crate::slurm::{cancel, jobs, log, newest_checkpoint, number, resumed_where_i
 use serde_json::Value;
 use std::process::Command;
 
-/// A run whose meta model trains for a while, and a twin that nobody interrupts.
+/// A run whose meta model will train for a while, and a twin whose meta model was trained without interruption.
 fn long_run_and_twin() -> (Incubate, Incubate) {
     let build = || Incubate::new().set("meta.epochs=60");
     let twin = build();
@@ -25,8 +25,8 @@ fn until_restarted(cluster: &Cluster, job: &str) {
     cluster.until("the restart", || cluster.output("scontrol", &["-o", "show", "job", job]).contains("Restarts=1"));
 }
 
-/// Checks that the job of the meta model resumed from a checkpoint, had one writer at a time and ends with the twin's bits.
-/// Returns its log.
+/// Checks that the job of the meta model restarted once, resumed from a checkpoint, wrote each step once and ended with the twin's
+/// bits. Cancels the other jobs. Returns the log of the job.
 fn ends_like_its_twin(cluster: &Cluster, run: &Incubate, twin: &Incubate, jobs: &[(String, String)]) -> String {
     let (_, meta) = &jobs[0];
     cluster.until_completed(meta);

@@ -53,7 +53,7 @@ fn small_recipe(size: usize, channels: usize, sets: &[&str]) -> Recipe {
     Recipe::new(&Config::parse("", &all).unwrap())
 }
 
-/// A gray image of 8 × 8 pixels with the bytes 1 to 64, as training makes it.
+/// A gray image of 8 × 8 pixels with the bytes 1 to 64, after the transforms of training.
 fn trained(sets: &[&str], key: u64) -> Vec<f32> {
     let recipe = small_recipe(8, 1, sets);
     let image: Vec<u8> = (1..=64).collect();
@@ -142,7 +142,7 @@ fn an_image_of_another_size_is_resized_before_its_padded_crop_and_evaluated_whol
         recipe.train(&mut bench, &rgb, stored, &mut Random::new(&[1]), &mut planes[0]).unwrap();
         recipe.evaluate(&mut bench, &rgb, stored, &mut planes[1]).unwrap();
         let [trained, evaluated] = planes.map(|planes| bytes_of(&planes, 3));
-        // Training resamples columns first, evaluation rows first.
+        // Training resamples columns first and evaluation rows first, so the bytes may differ by 1.
         assert!(largest(&trained, &evaluated) <= 1, "{side}");
         assert!(side != 32 || trained == rgb, "an image of the input's size stays as it is");
     }

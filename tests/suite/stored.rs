@@ -97,7 +97,8 @@ fn an_unreadable_image_is_named_and_stops_the_run_or_is_skipped_and_counted() {
         assert!(String::from_utf8(lenient.bytes("report.html")).unwrap().contains("2 image(s) could not be read"));
     }
     assert!(lenient.ok(&["evaluate"]).out.contains("on 11 images"));
-    // A third unreadable image is one too many, although this process meets only one of the other two: the other is in the training images.
+    // A third unreadable image is one too many. This process meets only one of the other two, because the other is a training
+    // image.
     std::fs::write(images.join("val/class-03/001.jpg"), b"GIF89a").unwrap();
     lenient.incubate(&["evaluate"]).fails(2, &["class-03/001.jpg", "data.bad_images = 2 are skipped already"]);
 }

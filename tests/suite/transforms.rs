@@ -1,4 +1,4 @@
-//! The recipe for inputs of more than 32 pixels gives the pixels of timm and Pillow, which `tools/golden_transforms.py` wrote.
+//! The recipe for inputs of more than 32 pixels gives the pixels of timm and Pillow (written by `tools/golden_transforms.py`).
 
 use crate::golden::{SAME, difference, golden};
 use incubate::config::Config;
@@ -130,7 +130,7 @@ fn a_crop_is_resized_as_pillow_does_and_the_evaluation_is_timms() {
             decoder.open(large.data(), stored).unwrap();
             let view = decoder.view(large.data(), region, 1).unwrap();
             out.resize(SIZE, SIZE);
-            // The reference is Pillow 13's, which resizes the columns first if they are reduced much more than the rows.
+            // The reference is Pillow 13's, which takes columns first if the height is reduced much more than the width.
             let (order_of_pillow, other) = match numbers[3] > 2 * numbers[2] {
                 true => (Order::ColumnsFirst, Order::RowsFirst),
                 false => (Order::RowsFirst, Order::ColumnsFirst),

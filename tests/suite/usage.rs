@@ -145,7 +145,7 @@ fn configs() -> Vec<std::path::PathBuf> {
         .collect()
 }
 
-/// Images of Fashion-MNIST, whose config leaves their number to the files.
+/// The number of training images in Fashion-MNIST, which its configs do not give.
 const FASHION: usize = 60_000;
 
 #[test]
@@ -184,8 +184,8 @@ fn plan_prints_the_papers_models_steps_and_costs() {
         assert_eq!(plan["parameters"], parameters, "{name}");
         assert_eq!(plan["depths"], serde_json::json!(depths), "{name}");
         assert_eq!(plan["phases"][0]["steps"], steps, "{name}: 1,281,024 samples in steps of 2048");
-        // In the official schedule, the cosine has fallen for 20 of 300 epochs when the warm-up ends. So the base rate of 2e-3 is never
-        // reached.
+        // In the official schedule, the cosine begins at epoch 0, before the warm-up of 20 epochs ends. So the rate never reaches
+        // 2e-3.
         let peak = 1e-5 + 0.5 * (2e-3 - 1e-5) * (1.0 + (std::f64::consts::PI * 20.0 / 300.0).cos());
         assert!((plan["phases"][0]["lr_peak"].as_f64().unwrap() - peak).abs() < 1e-12, "{name}");
         let device_hours = |i: usize| plan["phases"][i]["device_hours"].as_f64().unwrap();
