@@ -47,7 +47,7 @@ pub struct Workbench {
     /// The whole resized image, from which a padded crop is copied. Only small inputs use it.
     resized: Pixels,
     canvas: Canvas,
-    pub spent: Spent,
+    pub spent: StepTimes,
 }
 
 /// The memory into which a transformed image is written (channel, row, column).
@@ -103,7 +103,7 @@ struct Crop {
 
 /// The total time of each step of the work, over all images.
 #[derive(Debug)]
-pub struct Spent {
+pub struct StepTimes {
     decode: Duration,
     resample: Duration,
     operations: Duration,
@@ -113,14 +113,14 @@ pub struct Spent {
     since: Instant,
 }
 
-impl Default for Spent {
-    fn default() -> Spent {
+impl Default for StepTimes {
+    fn default() -> StepTimes {
         let none = Duration::ZERO;
-        Spent { decode: none, resample: none, operations: none, normalise: none, erase: none, since: Instant::now() }
+        StepTimes { decode: none, resample: none, operations: none, normalise: none, erase: none, since: Instant::now() }
     }
 }
 
-impl Spent {
+impl StepTimes {
     /// The times of decoding, resampling, RandAugment or colour jitter, normalisation, and RandomErasing, in this order.
     pub fn steps(&self) -> [Duration; 5] {
         [self.decode, self.resample, self.operations, self.normalise, self.erase]
@@ -132,7 +132,7 @@ impl Spent {
     }
 
     /// Adds the time since the present step began to the total that `step` chooses, and begins the next step.
-    fn end(&mut self, step: impl FnOnce(&mut Spent) -> &mut Duration) {
+    fn end(&mut self, step: impl FnOnce(&mut StepTimes) -> &mut Duration) {
         let now = Instant::now();
         let spent = now - std::mem::replace(&mut self.since, now);
         *step(self) += spent;
@@ -161,7 +161,7 @@ impl Recipe {
             resample: Resample::default(),
             resized: Pixels::default(),
             canvas: Canvas::new([byte(0), byte(1), byte(2), 255]),
-            spent: Spent::default(),
+            spent: StepTimes::default(),
         })
     }
 
@@ -303,7 +303,7 @@ impl Workbench {
 fn draw(
     decoder: &mut Decoder,
     resample: &mut Resample,
-    spent: &mut Spent,
+    spent: &mut StepTimes,
     bytes: &[u8],
     crop: Crop,
     out: &mut Pixels,
