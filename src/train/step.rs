@@ -2,9 +2,9 @@
 //! update of the weights.
 //!
 //! The host reads the loss and the stop flag of a step while a GPU computes the next step. So with a GPU the loop gets the
-//! outcome of a step one step late. On the CPU it gets the outcome at once. Within a step, the host waits for a GPU in three
+//! outcome of a step one step late. On the CPU it gets the outcome at once. Within a step, the host waits for a GPU in two
 //! cases. The first is a sum of the gradients of several GPUs in host memory. The second is detection, because it selects
-//! and samples boxes on the host. The third are losses of InfoPro, which copy constants to the GPU.
+//! and samples boxes on the host.
 
 use super::optimiser::Optimiser;
 use crate::collective::Collective;

@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::data::image::pixels::View;
-use crate::data::image::recipe::{Out, Recipe, Workbench};
+use crate::data::image::recipe::{Out, Recipe, RecipeBench};
 use crate::data::source::bad_images::BadImages;
 use crate::data::source::samples::{Split, Stored};
 use crate::random::Random;
@@ -25,7 +25,7 @@ pub struct Reader {
     reading: Arc<Reading>,
     bytes: Vec<u8>,
     /// None before the first image.
-    bench: Option<Workbench>,
+    bench: Option<RecipeBench>,
 }
 
 /// The largest memory, in bytes, that a reader keeps for the stored bytes of the next image. Larger memory is freed.
@@ -118,7 +118,7 @@ impl Reader {
     fn transform(
         &mut self,
         index: usize,
-        transform: impl FnOnce(&Recipe, &mut Workbench, &[u8], Stored) -> Result<()>,
+        transform: impl FnOnce(&Recipe, &mut RecipeBench, &[u8], Stored) -> Result<()>,
     ) -> Result<()> {
         if self.bytes.capacity() > MOST_KEPT {
             self.bytes = Vec::new();

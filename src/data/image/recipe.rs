@@ -41,7 +41,7 @@ pub struct Recipe {
 }
 
 /// The memory of one worker thread. It is reused from image to image.
-pub struct Workbench {
+pub struct RecipeBench {
     decoder: Decoder,
     resample: Resample,
     /// The whole resized image, from which a padded crop is copied. Only small inputs use it.
@@ -116,7 +116,14 @@ pub struct StepTimes {
 impl Default for StepTimes {
     fn default() -> StepTimes {
         let none = Duration::ZERO;
-        StepTimes { decode: none, resample: none, operations: none, normalise: none, erase: none, since: Instant::now() }
+        StepTimes {
+            decode: none,
+            resample: none,
+            operations: none,
+            normalise: none,
+            erase: none,
+            since: Instant::now(),
+        }
     }
 }
 
@@ -152,11 +159,11 @@ impl Recipe {
     }
 
     /// Allocates the memory of one worker thread.
-    pub fn workbench(&self) -> Result<Workbench> {
+    pub fn workbench(&self) -> Result<RecipeBench> {
         let mean = &self.data.mean;
         // The config of gray images has one mean, which is used for red, green and blue.
         let byte = |channel: usize| (255.0 * mean[channel % mean.len()]).round_ties_even().min(255.0) as u8;
-        Ok(Workbench {
+        Ok(RecipeBench {
             decoder: Decoder::new()?,
             resample: Resample::default(),
             resized: Pixels::default(),
@@ -171,7 +178,7 @@ impl Recipe {
     /// The image cannot be decoded.
     pub fn train<'a>(
         &self,
-        bench: &mut Workbench,
+        bench: &mut RecipeBench,
         bytes: &[u8],
         stored: Stored,
         random: &mut Random,
@@ -205,7 +212,7 @@ impl Recipe {
     /// The image cannot be decoded.
     pub fn evaluate<'a>(
         &self,
-        bench: &mut Workbench,
+        bench: &mut RecipeBench,
         bytes: &[u8],
         stored: Stored,
         out: impl Into<Out<'a>>,
@@ -215,11 +222,12 @@ impl Recipe {
         self.evaluate_opened(bench, bytes, size, out.into())
     }
 
-    /// As [`Recipe::evaluate`], but decodes the whole image, which [`Workbench::photo`] then returns.
+    /// As [`Recipe::evaluate`], but decodes the whole image, which [`RecipeBench::photo`] then returns.
     ///
     /// # Errors
     /// The image cannot be decoded.
-    pub fn evaluate_whole(&self, bench: &mut Workbench, bytes: &[u8], stored: Stored, out: &mut [f32]) -> Result<()> {
+    pub fn evaluate_whole(&self, bench: &mut RecipeBench, bytes: &[u8], stored: Stored, out: &mut [f32]) -> Result<()> {
+        bench.spent.begin();
         let size = bench.decoder.open(bytes, stored)?;
         bench.decoder.keep_whole(bytes, size)?;
         self.evaluate_opened(bench, bytes, size, out.into())
@@ -227,7 +235,7 @@ impl Recipe {
 
     fn evaluate_opened(
         &self,
-        bench: &mut Workbench,
+        bench: &mut RecipeBench,
         bytes: &[u8],
         (height, width): (usize, usize),
         mut out: Out,
@@ -244,7 +252,7 @@ impl Recipe {
     /// part is written onto the canvas.
     fn draw_random_crop(
         &self,
-        bench: &mut Workbench,
+        bench: &mut RecipeBench,
         bytes: &[u8],
         (height, width): (usize, usize),
         random: &mut Random,
@@ -257,7 +265,7 @@ impl Recipe {
         let whole = Region { left: 0, top: 0, width, height };
         bench.resized.free_if_huge();
         bench.resized.resize(resized_height, resized_width);
-        let Workbench { decoder, resample, resized, canvas, spent } = bench;
+        let RecipeBench { decoder, resample, resized, canvas, spent } = bench;
         draw(decoder, resample, spent, bytes, self.training_crop(whole), resized)?;
         let start =
             crop::random_padded_start(random, (resized_height, resized_width), self.size, self.data.crop_padding);
@@ -276,7 +284,7 @@ impl Recipe {
     }
 }
 
-impl Workbench {
+impl RecipeBench {
     /// The whole stored image, after [`Recipe::evaluate_whole`] has decoded it. `bytes` must be the same as there.
     pub fn photo<'a>(&'a self, bytes: &'a [u8]) -> View<'a> {
         self.decoder.whole(bytes)
@@ -284,7 +292,7 @@ impl Workbench {
 
     /// Decodes a part of the opened image, and resamples it onto the canvas, whose side becomes `size`.
     fn draw(&mut self, bytes: &[u8], crop: Crop, size: usize) -> Result<()> {
-        let Workbench { decoder, resample, canvas, spent, .. } = self;
+        let RecipeBench { decoder, resample, canvas, spent, .. } = self;
         draw(decoder, resample, spent, bytes, crop, canvas.begin(size))
     }
 

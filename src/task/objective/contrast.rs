@@ -1,7 +1,7 @@
 //! The supervised contrastive loss (Khosla et al., arXiv 2004.11362, with one view of each image) as InfoPro uses it.
 
 use crate::plan::local::CONTRAST_BLOCK;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// The temperature τ. InfoPro's code multiplies the loss by τ / base temperature. This factor is 1, because both are 0.07.
 const TEMPERATURE: f64 = 0.07;
@@ -28,7 +28,7 @@ pub fn loss(vectors_bd: &Tensor, classes_b: &Tensor) -> Tensor {
 /// samples of the block. The loss is 0 if no other sample has this class.
 fn of_block(unit_md: &Tensor, classes_m: &Tensor) -> Tensor {
     let m = unit_md.size()[0];
-    let is_itself_mm = Tensor::eye(m, (Kind::Bool, Device::Cpu)).to_device(unit_md.device());
+    let is_itself_mm = Tensor::eye(m, (Kind::Bool, unit_md.device()));
     let similarity_mm = unit_md.mm(&unit_md.tr()) / TEMPERATURE;
     let log_share_mm = similarity_mm.masked_fill(&is_itself_mm, NEVER).log_softmax(-1, Kind::Float);
     let is_pair_mm = classes_m.unsqueeze(1).eq_tensor(classes_m).logical_and(&is_itself_mm.logical_not());
@@ -40,6 +40,7 @@ fn of_block(unit_md: &Tensor, classes_m: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     /// The loss by its formula, in a double loop over the samples of each block.
     fn by_loops(vectors: &[Vec<f64>], classes: &[i64]) -> f64 {

@@ -1,5 +1,6 @@
 //! The loss of a reconstructed image as in InfoPro: the binary cross entropy of each value of the image, which lies in 0…1.
 
+use crate::weights::upload;
 use tch::{Kind, Tensor};
 
 /// The sum over the samples of the loss of an image, which is the mean over its pixels and channels. `logits_bchw` (b, c, h, w)
@@ -16,7 +17,7 @@ pub fn loss(logits_bchw: &Tensor, images_bchw: &Tensor, mean: &[f64], std: &[f64
 fn target(images_bchw: &Tensor, mean: &[f64], std: &[f64]) -> Tensor {
     let of_channels = |values: &[f64]| {
         let values: Vec<f32> = values.iter().map(|value| *value as f32).collect();
-        Tensor::from_slice(&values).view([-1, 1, 1]).to_device(images_bchw.device())
+        upload(&Tensor::from_slice(&values).view([-1, 1, 1]), images_bchw.device())
     };
     (images_bchw.to_kind(Kind::Float) * of_channels(std) + of_channels(mean)).clamp(0.0, 1.0)
 }
