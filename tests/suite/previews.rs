@@ -104,14 +104,14 @@ fn a_rank_previews_after_each_module_that_it_has_trained_and_the_results_keep_th
 #[test]
 fn a_rank_that_waits_for_other_modules_previews_their_checkpoints() {
     let run =
-        Incubate::new().set("module.epochs=200").set("run.preview_epochs=10").set("run.checkpoint_every=5 epochs");
+        Incubate::new().set("module.epochs=80").set("run.preview_epochs=5").set("run.checkpoint_every=4 epochs");
     run.ok(&["meta"]);
     run.ok(&["module", "--index", "0"]);
     run.ok(&["module", "--index", "1"]);
     let before = previews(&run).len();
     run.mpirun(2, &["module"]).ok();
     let meanwhile = previews(&run).into_iter().skip(before);
-    let is_partial = |steps: Option<u64>| steps.is_some_and(|step| step < 8 * 200);
+    let is_partial = |steps: Option<u64>| steps.is_some_and(|step| step < 8 * 80);
     let partial = meanwhile
         .filter(|preview| is_partial(preview.steps_of("module-2")) || is_partial(preview.steps_of("module-3")));
     assert!(partial.count() >= 1, "the waiting rank has previewed no module that was still training");
