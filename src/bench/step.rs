@@ -33,7 +33,7 @@ use tch::{Device, Kind, Tensor};
 #[derive(Debug, Serialize)]
 pub struct StepReport {
     pub model: String,
-    /// The phase in which the target trains. `stage I` if the module of stage I trains in its hybrid.
+    /// The phase in which the target trains. The text is `stage I` if only the module of stage I trains.
     pub work: String,
     pub blocks: usize,
     pub trained_parameters: usize,
@@ -57,13 +57,15 @@ pub struct StepReport {
     /// The peak of the process's resident memory. On a GPU, the memory that all processes use after the steps. This process then
     /// still holds the peak of its memory, because libtorch gives no memory back by itself.
     pub peak_mib: f64,
-    /// The memory of the process, or on a GPU of all processes, before the network is built: the program and libtorch.
+    /// The same measure as `peak_mib`, taken before the network is built. It counts the program and libtorch, and on a GPU also all
+    /// other processes.
     pub base_mib: f64,
     pub share: Shares,
 }
 
-/// The share of each part in the time of a step. The shares add up to 1. With a GPU, the other parts measure the time in which the
-/// host gives the GPU its work, and `device` measures the time in which the host waits for the GPU.
+/// The share of each part in the time of a step. The shares add up to 1. A GPU computes while the host goes on. So with a GPU, the
+/// parts of computation measure how long the host takes to start the GPU's work. `device` measures how long the host waits for the
+/// GPU. The forward pass of detection also contains waits for the GPU.
 #[derive(Debug, Serialize)]
 pub struct Shares {
     pub data: f64,
@@ -86,8 +88,9 @@ const MODELS: [(&str, [usize; 7]); 7] = [
     ("deit-t-128", [32, 4, 192, 128, 3, 3, 100]),
 ];
 
-/// The config of a model of the table, or the config in the file `model`. The modules and the end-to-end target of the table train
-/// without stochastic depth and in one micro-batch, like the programs with which they are compared.
+/// The config of a model in `MODELS`, or the config in the file `model`. A model in `MODELS` trains in one micro-batch, like
+/// the PyTorch and timm programs of the comparison. Like them, it has no stochastic depth, except in the phases of DGL and
+/// InfoPro.
 pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
     let Some((_, sizes)) = MODELS.iter().find(|(name, _)| *name == model) else {
         require!(
@@ -112,14 +115,14 @@ pub fn config(model: &str, batch: usize, sets: &[String]) -> Result<Config> {
 pub struct Work {
     /// The phase that trains.
     pub row: &'static Row,
-    /// The stage whose module trains in its hybrid. None if the target trains.
+    /// The stage whose module trains alone, inside the frozen meta model. None if the whole target trains.
     pub stage: Option<usize>,
     /// The number of samples in a global batch.
     pub batch: usize,
     /// How many steps are timed.
     pub steps: usize,
     pub device: Device,
-    /// The parts that `--without` switches off.
+    /// The optimisations that `--without` switches off.
     pub off: Off,
     /// The file for a recording of the timed steps. None if nothing is recorded.
     pub trace: Option<PathBuf>,
@@ -142,7 +145,8 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     // The number of images sets the length of the phase. No timed step depends on this length.
     let plan = Plan { config, train_images: 256 * batch };
     let mut phase = plan.phase(row, stage);
-    // Count the operations before `--without` changes the phase, because the work that `--without` adds is no progress.
+    // Count the operations before `--without` changes the phase. So the rate does not count the unneeded operations that
+    // `--without` adds.
     let flops = sample_flops(&plan, &phase) * batch as f64;
     if off.contains(Optimisation::Suffix) {
         // The stages after the module count as trained, so that their weight gradients are computed too.
@@ -162,7 +166,7 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     let handover = Handover::new(Staging::new(device, Pinning::default()), !off.contains(Optimisation::ByteImages));
     let mut batches = random_batches(&plan, micro_batches, &handover);
     let mut step = |number: u64| stepper.step(&mut network, &mut optimiser, &mut batches, number, 1e-3);
-    // A step of a task downstream takes long.
+    // A step of segmentation or detection takes long, so one step of warm-up must do.
     let warm_up = if row.task() == TaskKind::Classification { WARM_UP } else { 1 };
     let (seconds, times) = time_steps(&mut step, (warm_up, steps as u64), trace.as_deref(), device)?;
     // Read the peak before the matrix products, which take more memory.
@@ -194,12 +198,12 @@ pub fn measure(mut config: Config, name: &str, work: Work) -> Result<StepReport>
     })
 }
 
-/// The number of steps of a classification that run before the timed steps.
+/// The number of warm-up steps before the timed steps if the task is classification.
 const WARM_UP: u64 = 3;
 
-/// Makes `warm_up` steps, then `steps` timed steps, and writes the recording of these to `trace`. Returns the seconds of each timed step,
-/// and the times of the steps' parts, summed over the steps. On a GPU a step returns the outcome of the step before it, so there the
-/// sums are over steps that are one step earlier.
+/// Makes `warm_up` steps, then `steps` timed steps. Writes a recording of the timed steps to the file `trace`, if a file is given.
+/// Returns the seconds of each timed step, and the time of each part, summed over the steps. On a GPU, a step returns the outcome
+/// of the step before it. So on a GPU, the sums include the last warm-up step and leave out the last timed step.
 fn time_steps(
     step: &mut dyn FnMut(u64) -> Result<Option<Outcome>>,
     (warm_up, steps): (u64, u64),
@@ -238,7 +242,7 @@ impl Shares {
     }
 }
 
-/// The micro-batches of each step, which are the same for all steps. Nothing is erased in images of bytes.
+/// The micro-batches of each step, which are the same for all steps. If the images are bytes, they have no random erasing.
 fn random_batches(
     plan: &Plan,
     micro_batches: Vec<Range<usize>>,
@@ -268,7 +272,7 @@ fn random_batches(
     })
 }
 
-/// The memory of [`StepReport::peak_mib`].
+/// The memory in use now on a GPU, or the process's peak of resident memory on a CPU, in MiB.
 fn peak_mib(device: Device) -> Result<f64> {
     if device.is_cuda() {
         return Ok(device::cuda()?.memory_in_use()? as f64 / (1 << 20) as f64);

@@ -104,12 +104,13 @@ fn area(polygon: &[f64]) -> f64 {
     (corners.iter().enumerate().map(twice).sum::<f64>() / 2.0).abs()
 }
 
-/// The parts of polygons within a rectangle, and the smallest rectangle around these parts; none if no part within has an area.
+/// The parts of polygons within a rectangle, and the smallest rectangle around these parts. A part is left out if its extent has no
+/// width or no height, or if it has fewer than three corners. None if no part is left.
 pub fn part(polygons: &[Vec<f64>], within: Sides) -> Option<(Outline, Sides)> {
     let parts = polygons.iter().filter_map(|polygon| {
         let sides = bounds(polygon, within)?;
         let part = clipped(polygon, within);
-        // A polygon that only touches the rectangle has a part without an area.
+        // If a polygon touches the rectangle only at one point or along one side, its part has no width or no height.
         let has_area = sides[2] > sides[0] && sides[3] > sides[1];
         (has_area && is_polygon(&part)).then_some((part, sides))
     });

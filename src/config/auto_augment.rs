@@ -14,7 +14,8 @@ pub struct Policy {
     pub layers: usize,
     /// The probability that a drawn operation is applied.
     pub probability: f64,
-    /// Whether all operations whose strength depends on the magnitude grow stronger with it. If false, some of them grow weaker.
+    /// Whether a higher magnitude strengthens every operation that depends on the magnitude. If false, a higher magnitude weakens
+    /// some operations, such as posterization and solarization.
     pub increasing: bool,
 }
 

@@ -14,8 +14,8 @@ pub struct Mode {
     pub trains: bool,
     /// Whether the pass repeats an earlier pass with the same input, because the backward pass recomputes it.
     pub again: bool,
-    /// The factors (b, 1, 1) of each residual branch of the function by stochastic depth: 0, or 1 / keep probability. None if
-    /// nothing is dropped.
+    /// The factors of stochastic depth for each residual branch of the function. Each tensor (b, 1, 1) has one factor per sample: 0
+    /// if the sample drops the branch, else 1 / keep probability. An entry is none if nothing is dropped.
     pub scales: Vec<Option<Tensor>>,
 }
 
@@ -54,7 +54,8 @@ impl Autograd {
         Recorded { input, values, output }
     }
 
-    /// Adds the gradients of the trained parameters to the flat buffer. Returns the gradient of the input, if the input needs one.
+    /// Adds the gradient of each trained parameter to the sum in its [`Weight`]. Returns the gradient of the input, if the input
+    /// needs a gradient.
     fn differentiate(&self, recorded: Recorded, gradient: &Tensor) -> Option<Tensor> {
         let Recorded { input, values, output } = recorded;
         let trained: Vec<usize> = (0..values.len()).filter(|&i| values[i].requires_grad()).collect();

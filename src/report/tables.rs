@@ -14,7 +14,8 @@ use crate::store::progress::duration;
 use crate::task::{Better, Figure, Metric};
 use std::collections::BTreeSet;
 
-/// All models of the runs, with their scores and costs.
+/// The models that the runs have begun, with their scores and costs. The table of a single run also has the models that the run is
+/// still expected to begin.
 pub fn models(runs: &[Run]) -> Table {
     let mut table = Table::new("models", &["model"]);
     let is_single = runs.len() == 1;
@@ -91,7 +92,7 @@ pub fn previews(runs: &[Run]) -> Table {
     without_run(table, runs)
 }
 
-/// The figures of all models of a task downstream.
+/// The scores of the models of a downstream task, one row for each model.
 pub fn downstream(runs: &[Run], section: &Section) -> Table {
     let mut table = Table::new(section.models, &["run", "model"]);
     let own = |run: &Run| run.downstream.iter().find(|one| one.kind == section.kind).map(|one| one.task);
@@ -109,7 +110,7 @@ pub fn downstream(runs: &[Run], section: &Section) -> Table {
     table
 }
 
-/// The figures of each class of all models of a task downstream.
+/// The scores of the models of a downstream task for each class, one row for each model and class.
 pub fn classes(runs: &[Run], section: &Section) -> Table {
     let mut table = Table::new(section.classes, &["run", "model", "class"]);
     let own = |run: &Run| {
@@ -135,7 +136,8 @@ pub fn classes(runs: &[Run], section: &Section) -> Table {
     table
 }
 
-/// The groups of all settings, with the averages over their seeds.
+/// The groups of all settings. A group is the models that differ in the seed alone. Each row has the means over the seeds of one
+/// group.
 pub fn groups(metric: &Metric, runs: &[Run], settings: &[Setting]) -> Table {
     let head =
         ["network", "method", "runs", &metric.title(), "deviation", "FLOPs", "device-hours", "on the front", "epochs"];
@@ -295,7 +297,8 @@ pub fn memories(runs: &[Run]) -> Table {
     without_run(table, runs)
 }
 
-/// The keys of the config that differ between the runs, each with its values.
+/// The keys of the first run's config whose values differ between the runs, each with its values. The keys `run.name` and `run.dir`
+/// are left out.
 pub fn differences(runs: &[Run]) -> Table {
     let values: Vec<Vec<(String, String)>> = runs.iter().map(|run| run.plan.config.values()).collect();
     let is_few = runs.len() <= 5;

@@ -1,10 +1,11 @@
-//! Horizontal bars of parts that add up, such as the time of each phase, with a title and a key above.
+//! Draws a chart of stacked horizontal bars, with a title and a key above the bars. For example, each bar stands for a phase, and
+//! its parts are the times of computing, evaluation and checkpoints.
 
 use super::chart::{Area, Colour, Drawn, TEXT, WIDTH, drawn, length, text, title};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// One kind of part, which all bars have, such as the time of evaluations.
+/// A category of the chart, such as the time of evaluations. Each bar has one part for each category.
 #[derive(Debug, Clone)]
 pub struct Part {
     pub name: String,

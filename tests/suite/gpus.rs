@@ -1,5 +1,5 @@
-//! Messages about GPUs that cannot be used, plans for GPUs, and the scripts for machines with GPUs, which run on a CPU here.
-//! `tools/gpu_check.py` has the tests that need a GPU.
+//! Tests the messages about unusable GPUs, the plans for GPUs, and the scripts for machines with GPUs. These tests run the scripts
+//! on a CPU. `tools/gpu_check.py` has the tests that need a GPU.
 
 use crate::drawn;
 use crate::incubate::{Ended, Incubate, ended, plain};
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// A folder with a fake driver and a fake NCCL, which report two GPUs that libtorch's CUDA cannot use.
+/// A folder with a fake driver and a fake NCCL. The driver reports two GPUs, which libtorch's CUDA cannot use.
 pub fn fake_driver() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/build.sh");
@@ -45,7 +45,7 @@ fn gpus_that_libtorch_cannot_use_give_a_warning_or_an_error_if_the_config_asks_f
 
 #[test]
 fn a_node_without_a_driver_computes_on_the_cpu_and_says_so() {
-    // A driver that does not load stands for a missing driver, even if this machine has one.
+    // The test puts a broken driver first in the search path. So incubate finds no driver, even on a machine with a real driver.
     let none = tempfile::tempdir().unwrap();
     std::fs::write(none.path().join("libcuda.so.1"), "no library").unwrap();
     let with_none = |run: &Incubate, arguments: &[&str]| {
@@ -144,7 +144,7 @@ fn the_gpu_check_runs_whole_on_a_cpu_and_a_part_that_hangs_does_not_stop_the_oth
     assert_eq!(others.iter().filter(|part| is_compiled(part)).count(), 2, "{text}");
 }
 
-/// The settings that make the study's model and batch tiny.
+/// The settings that make the study's model and batch tiny, and limit the program to one thread.
 const TINY_STUDY: [&str; 6] = [
     "model.depths=[2,2,2,2]",
     "model.width=16",
@@ -189,7 +189,7 @@ fn the_gpu_study_chooses_epochs_for_the_time_so_that_both_ways_have_the_same_num
     let images = folder.path().join("images");
     drawn::folder(&images, 3, 64, 16);
     ended(plain(&["pack", &images.display().to_string(), &data, "--size", "32"]).output().unwrap()).ok();
-    // Training gets 6 of the 600 seconds.
+    // The script gives training 1 % of the time that is left when it chooses the epochs. This is at most 6 seconds.
     let mut arguments =
         vec!["--data", &data, "--precision", "fp32", "--seconds", "600", "--share", "0.01", "--run-dir"];
     let run_dir = run_dir.display().to_string();

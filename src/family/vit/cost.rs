@@ -27,7 +27,8 @@ fn window_flops(vit: &Vit) -> f64 {
     4.0 * (pairs(vit) * vit.width) as f64
 }
 
-/// The number of pairs of tokens that attend to each other within windows. The windows cover the whole map.
+/// The number of pairs of tokens that attend to each other within windows. The windows at the border may reach beyond the map.
+/// Their padding counts as tokens.
 fn pairs(vit: &Vit) -> usize {
     let along = vit.grid().div_ceil(vit.window.max(1));
     along.pow(2) * vit.window.pow(4)
@@ -51,12 +52,12 @@ fn end_flops(vit: &Vit, stage: usize, stages: usize) -> f64 {
     at(0, patch) + at(stages - 1, head)
 }
 
-/// The number of tokens up to which attention on a CPU is computed with matrix products, which keep the probabilities. Attention to more
-/// tokens is libtorch's fused kernel, which keeps none.
+/// The number of tokens up to which attention on a CPU is computed with matrix products, which keep the probabilities. For more
+/// tokens, libtorch's fused kernel computes attention and keeps no probabilities.
 pub const MOST_TOKENS_OF_PRODUCTS: usize = 1024;
 
 /// The number of activations that the first trained stage and all later stages keep for the backward pass of one sample. The
-/// activations of the block that is being computed are added.
+/// number also includes the temporary activations of the one block that is being computed.
 pub fn activations(vit: &Vit, training: &Memory) -> f64 {
     let Memory { depths, trained, checkpointing, on_cpu } = training;
     let (n, d, h) = (vit.tokens() as f64, vit.width as f64, vit.hidden() as f64);
@@ -66,8 +67,9 @@ pub fn activations(vit: &Vit, training: &Memory) -> f64 {
     let is_fused = vit.tokens() > MOST_TOKENS_OF_PRODUCTS;
     let probabilities = if *on_cpu && !is_fused { vit.heads as f64 * n * n } else { 0.0 };
     let (trained_block, frozen_block) = (n * (9.0 * d + 2.0 * h) + probabilities, n * (6.0 * d + h) + probabilities);
-    // Blocks with windows keep fewer probabilities, but small windows keep some even if the whole image has too many tokens for
-    // products. With checkpointing, blocks keep no probabilities anyway.
+    // A block with windows keeps fewer probabilities than a block that attends to the whole image. But if the image has too many
+    // tokens for matrix products, only the blocks with small windows keep probabilities. With checkpointing, the estimate needs no
+    // correction, because it counts the probabilities of one block alone.
     let in_windows = (0..depths.len()).map(|stage| windows_of(vit, depths, stage)).sum::<f64>();
     let share = if vit.window == 0 { 0.0 } else { 1.0 - pairs(vit) as f64 / (n * n) };
     let of_windows = if *on_cpu && is_fused && vit.window.pow(2) <= MOST_TOKENS_OF_PRODUCTS {

@@ -31,8 +31,8 @@ pub struct Vit {
     pub qkv_bias: bool,
     pub layer_norm_eps: f64,
     pub dropout: f64,
-    /// The number of rows, and of columns, of the windows of tokens within which most blocks attend; 0 if all blocks attend to the
-    /// whole image. Only the network of a detector has windows.
+    /// The side of an attention window, in tokens. Most blocks attend within such square windows. The side is 0 if all blocks
+    /// attend to the whole image. Only the network of a detector has windows.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub window: usize,
 }

@@ -17,8 +17,8 @@ pub struct Region {
     pub corners: Corners,
 }
 
-/// A box whose area has this square root, in patches, is pooled from the map with one cell for each token. It is 224 pixels with
-/// patches of 16 pixels.
+/// The side, in patches, of a square box that is pooled from the map with one cell for each token. If a patch has 16 pixels, this
+/// side is 224 pixels. Boxes that are not square count as squares of the same area.
 const CANONICAL: f32 = 14.0;
 /// The level of the map with one cell for each token.
 const CANONICAL_LEVEL: f32 = 2.0;
