@@ -168,7 +168,7 @@ fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
     shard::write(&folder.join(packed::file_name("train", 0)), &shard, &all)
 }
 
-/// The images per second of the training or evaluation transform with reading, and the mean milliseconds of each part.
+/// The images per second of the training or evaluation transform, including the reading, and the mean milliseconds of each part.
 fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bool) -> Result<(f64, Parts)> {
     let recipe = Recipe::new(config);
     let mut workbench = recipe.workbench()?;
@@ -185,9 +185,9 @@ fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bo
     Ok((rate, Parts::of(reading, &workbench.spent, passes * samples.len())))
 }
 
-/// The images per second of reading with `work`, and the total time that reading took. Each pass reads all images. `work` gets the
-/// running number of the image over all passes, from 0. Before the timed passes, up to 20 images are processed untimed as a
-/// warm-up, each with the number 0.
+/// The images per second if each image is read and then given to `work`, and the total time of the reading. Each pass reads all
+/// images. `work` gets the running number of the image over all passes, from 0. Before the timed passes, up to 20 images are
+/// processed untimed as a warm-up, each with the number 0.
 fn rate(
     passes: usize,
     samples: &dyn Samples,

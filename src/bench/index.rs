@@ -47,8 +47,7 @@ pub struct IndexReport {
 const CLASSES: usize = 1000;
 /// The number of the loader's worker threads. Each GPU gets about as many on a node with 64 cores and eight GPUs.
 const WORKERS: usize = 8;
-/// The number of batches that are taken from the loader. It is large enough that every worker's queue of finished batches is full
-/// at some time.
+/// The number of batches that are taken from the loader: six for each worker.
 const BATCHES: usize = 48;
 
 /// Measures an index with this number of entries. Makes temporary files in `folder` and removes them at the end.

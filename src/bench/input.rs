@@ -83,8 +83,8 @@ pub fn finding(config: &Config) -> Result<String> {
     if input.feeds { Ok(input.text()) } else { Err(usage!("{}", input.text())) }
 }
 
-/// Compares the reading and the demand of one node, if `ranks` ranks in all train `plan`. Returns the JSON of [`InputReport`] with
-/// its `text`. If the images cannot be opened or read, the JSON has only a `text` that says why.
+/// Estimates whether the cores of a node feed its devices, if `ranks` ranks in all train `plan`. Returns the JSON of
+/// [`InputReport`] with its `text`. If the images cannot be opened or read, the JSON has only a `text` that says why.
 pub fn of_plan(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let slurm = &plan.config.slurm;
     let devices = plan.replicas_per_rank() * ranks.min(slurm.ranks.div_ceil(slurm.nodes));

@@ -95,8 +95,8 @@ pub enum Command {
         file: PathBuf,
         #[command(flatten)]
         config: ConfigArgs,
-        /// The part that the model plays in the run: meta, assembled or final [default: meta for a model as deep as the meta model, else
-        /// final, or assembled with --new-head]
+        /// The part that the model plays in the run: meta, assembled or final [default: meta for a model as deep as the meta model,
+        /// else final, or assembled with --new-head]
         #[arg(long = "as", value_name = "ROLE")]
         role: Option<Role>,
         /// Take the moving averages of the weights (model_ema, state_dict_ema or ema_state_dict)
@@ -305,7 +305,7 @@ pub struct EvaluateArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum Downstream {
-    /// Compute COCO's twelve figures of a results file
+    /// Compute COCO's twelve metrics of a results file
     Coco {
         /// The annotations, such as instances_val2017.json
         #[arg(long, value_name = "FILE")]

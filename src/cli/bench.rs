@@ -44,7 +44,7 @@ pub enum Bench {
     Store {
         #[command(flatten)]
         config: ConfigArgs,
-        /// The steps of the meta model that are timed at once, during which at most one checkpoint is written
+        /// How many steps of the meta model are timed together, without or with one checkpoint
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
         every: u64,
         /// How often each measurement is made: steps without and with a checkpoint in turn, then a checkpoint and dd in turn
@@ -101,7 +101,8 @@ pub struct StepArgs {
     /// The kernel of attention on a GPU [default: flash in bf16, else efficient]
     #[arg(long)]
     attention: Option<Attention>,
-    /// Record the timed steps, which takes time itself, into a file in Chrome's trace format: libtorch's functions and a GPU's kernels
+    /// Record the timed steps, which takes time itself, into a file in Chrome's trace format: libtorch's functions and a GPU's
+    /// kernels
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Override a config key, such as --set run.micro_batch=16; may be given more than once

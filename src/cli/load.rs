@@ -61,7 +61,7 @@ impl Overrides {
 
 /// Sets libtorch up before it is first used. CUDA must be loaded before any call of libtorch.
 pub fn start_libtorch(config: &Config) {
-    // Count the cores before any thread is pinned, because a pinned thread sees fewer.
+    // Count the cores before any thread is pinned, because a pinned thread sees fewer cores.
     cores_of_this_rank();
     device::load(config.run.device);
     tch::set_num_interop_threads(1);

@@ -210,7 +210,7 @@ fn on_config(
     Ok(())
 }
 
-/// The results of a finished run, for `--json`.
+/// The results of a finished run.
 #[derive(Serialize)]
 struct Outcome {
     models: Vec<summary::Row>,

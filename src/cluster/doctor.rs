@@ -113,9 +113,9 @@ fn writable(config: &Config) -> Result<String> {
     tried
 }
 
-/// Writes a file durably. Then tries to create the same file again, which must fail. Otherwise two processes could both get the
-/// lease of the same phase. Also tries a lock, which may fail, because nothing needs locks. Finally compares the free space with
-/// the space that a run needs.
+/// Writes a file durably. Then tries to create the same file again, which must fail, because otherwise two processes could both get
+/// the lease of a phase. Also tries a lock, which may fail, because nothing needs locks. Finally compares the free space with the
+/// space that a run needs.
 fn try_to_write(folder: &Path, needed: u64) -> Result<String> {
     let probe = folder.join(format!("doctor-probe-{}", std::process::id()));
     durable::replace_bytes(&probe, b"probe")?;

@@ -10,9 +10,9 @@ const INHERITED: [&str; 4] = ["SLURM_", "PMI_", "PMIX_RANK", "OMPI_COMM_"];
 /// The variables with a prefix of `INHERITED` that are not removed, because they say how to reach Slurm.
 const KEPT: [&str; 2] = ["SLURM_CONF", "SLURM_CLUSTERS"];
 
-/// The command `sbatch`. This process may itself run in a job, so the variables of that job are removed. Otherwise sbatch would, for
-/// example, take SLURM_MEM_PER_CPU as an option of the new job, and pass it on to the job's steps. The variables `SBATCH_*` stay,
-/// because they are options of the user.
+/// The command `sbatch`. This process may itself run in a job, so the variables of that job are removed. Otherwise sbatch would,
+/// for example, take SLURM_MEM_PER_CPU as an option of the new job, and pass it on to the job's steps. The variables `SBATCH_*`
+/// stay, because they are options of the user.
 fn sbatch() -> Command {
     let mut command = Command::new("sbatch");
     for (name, _) in std::env::vars_os() {

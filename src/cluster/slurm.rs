@@ -106,9 +106,8 @@ fn needs_any(graph: &Graph, job: &PlannedJob, nodes: &[usize]) -> bool {
     job.nodes.iter().any(|&node| graph.nodes()[node].needs.iter().any(|need| nodes.contains(need)))
 }
 
-/// The open jobs for which a job must wait. They execute a node that the job needs, or a node that the job itself would execute.
-/// The second case concerns `run` alone: it can contain nodes that open jobs of an earlier submission with `slurm.mode` "array"
-/// execute.
+/// The open jobs for which a job must wait. Each of them executes a node that the job needs, or a node that the job itself would
+/// execute. The second case concerns `run` alone, if jobs of an earlier submission with `slurm.mode` "array" are still open.
 fn open_before(graph: &Graph, job: &PlannedJob, open: &OpenJobs) -> Vec<String> {
     let is_before = |node: &usize| job.nodes.contains(node) || needs_any(graph, job, &[*node]);
     open.of_nodes.iter().filter(|(node, _)| is_before(node)).map(|(_, id)| id.clone()).collect()

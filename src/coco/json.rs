@@ -156,8 +156,8 @@ pub fn at_entry(list: &str, entry: usize, what: &str) -> String {
     }
 }
 
-/// The names of the categories in the order of their ids. A category without a name is named by its id. If two entries have the
-/// same id, the later entry counts, as in pycocotools.
+/// The names of the categories in the order of their ids. If a category has no valid name, its id is its name. If two entries have
+/// the same id, the later entry counts, as in pycocotools.
 ///
 /// # Errors
 /// Fails if an entry has no valid id, if there are no categories, or if some ids are numbers and others are strings.

@@ -36,12 +36,11 @@ pub trait Collective {
         self.barrier()
     }
 
-    /// Waits until `is_done` returns true. `is_done` says whether this member's device has finished certain work that follows an
-    /// all-reduce.
+    /// Waits until `is_done` returns true. `is_done` says whether this member's device has finished the work after an all-reduce.
     ///
     /// # Errors
-    /// `is_done` fails. Over NCCL also if another member has failed or does not begin the all-reduce, because the work will then
-    /// never be finished.
+    /// Fails if `is_done` fails. Over NCCL, also fails if another member has failed or does not begin the all-reduce in time,
+    /// because the work may then never be finished.
     fn wait_until(&self, is_done: &dyn Fn() -> Result<bool>) -> Result<()> {
         wait_for(is_done)
     }

@@ -128,7 +128,7 @@ impl Api {
         }
     }
 
-    /// Fails with NCCL's own text if `status` is an error of the function `call`.
+    /// Fails with NCCL's own text unless `status` is a success. `call` says in the error which call or event it is about.
     fn check(&self, call: &str, status: Status) -> Result<()> {
         if status == SUCCESS {
             return Ok(());
