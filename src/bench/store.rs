@@ -25,7 +25,7 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// The result of the benchmark. Times are in seconds, and rates are in MB (10⁶ bytes) per second. Each time is a median over the
-/// pairs of measurements. The other results follow from medians, too.
+/// pairs of measurements. The rates and the overhead follow from these medians.
 #[derive(Debug, Serialize)]
 pub struct StoreReport {
     pub pairs: usize,
