@@ -29,8 +29,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The result. Fields that end in `per_s_core` are images per second on one thread. Their time includes the reading of the file or
-/// pack.
+/// The result of the benchmark. Fields that end in `per_s_core` are images per second on one thread. Their time includes the
+/// reading of the file or pack.
 #[derive(Debug, Serialize)]
 pub struct DataReport {
     pub images: usize,
@@ -38,25 +38,28 @@ pub struct DataReport {
     pub mean_bytes: usize,
     pub decode_per_s_core: f64,
     pub train_per_s_core: f64,
-    /// The rates with images from shards, as `incubate pack` and `incubate pack --raw` write them.
+    /// The rate of the training transform on packed JPEGs, as `incubate pack` writes them.
     pub train_packed_jpeg_per_s_core: f64,
+    /// The rate of the training transform on packed pixels, as `incubate pack --raw` writes them.
     pub train_packed_raw_per_s_core: f64,
     pub eval_per_s_core: f64,
     pub eval_packed_jpeg_per_s_core: f64,
     pub eval_packed_raw_per_s_core: f64,
-    /// The images per second of the whole loader, from files to mixed batches, with one and with two worker threads.
+    /// The images per second of the whole loader with one worker thread. The loader reads files and makes training batches,
+    /// including Mixup and CutMix.
     pub loader_1_per_s: f64,
+    /// The same rate with two worker threads.
     pub loader_2_per_s: f64,
-    /// The mean milliseconds of each part of a transform of one image.
+    /// The mean milliseconds of each part of a transform of one image. The same holds for the next three fields.
     pub train_ms: Parts,
     pub train_packed_jpeg_ms: Parts,
     pub train_packed_raw_ms: Parts,
     pub eval_ms: Parts,
-    /// The milliseconds of each RandAugment operation on one image, at magnitude 9.
+    /// The mean milliseconds of each RandAugment operation at magnitude 9, measured on the first image.
     pub operations_ms: BTreeMap<&'static str, f64>,
 }
 
-/// The mean milliseconds of each part of a transform of one image.
+/// The mean milliseconds that each part of a transform takes for one image.
 #[derive(Debug, Serialize)]
 pub struct Parts {
     pub read: f64,
@@ -67,7 +70,8 @@ pub struct Parts {
     pub erase: f64,
 }
 
-/// Measures reading, decoding and the transforms of the default config on every JPEG and PNG below a folder.
+/// Takes all measurements on the JPEG and PNG files below a folder, with the transforms of the default config. A rate is measured
+/// over `passes` passes over all files.
 pub fn measure(folder: &Path, passes: usize) -> Result<DataReport> {
     let files = Arc::new(Folder::flat(folder)?);
     let config = Config::parse("", &[])?;
@@ -111,7 +115,7 @@ fn read(samples: &dyn Samples, index: usize) -> Result<(Vec<u8>, Stored)> {
     Ok((bytes, stored))
 }
 
-/// Packs of the same images in a temporary folder, which is removed on drop.
+/// Two packs of the folder's images, in a temporary folder that is removed on drop.
 struct Packs {
     folder: PathBuf,
     jpeg: Packed,
@@ -144,7 +148,7 @@ impl Packs {
     }
 }
 
-/// Writes all images into one shard, in the form in which `incubate pack` stores them.
+/// Writes all images into one shard, in the form in which `incubate pack` stores them by default.
 fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
     let (mut shrink, mut samples, mut all) = (Shrink::new()?, Table::default(), Vec::new());
     for index in 0..files.len() {
@@ -164,7 +168,7 @@ fn pack(files: &dyn Samples, encoding: Encoding, folder: &Path) -> Result<()> {
     shard::write(&folder.join(packed::file_name("train", 0)), &shard, &all)
 }
 
-/// The images per second of the training or evaluation transform, and the mean milliseconds of each of its parts.
+/// The images per second of the training or evaluation transform, including the reading, and the mean milliseconds of each part.
 fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bool) -> Result<(f64, Parts)> {
     let recipe = Recipe::new(config);
     let mut workbench = recipe.workbench()?;
@@ -181,8 +185,9 @@ fn transform(config: &Config, passes: usize, samples: &dyn Samples, training: bo
     Ok((rate, Parts::of(reading, &workbench.spent, passes * samples.len())))
 }
 
-/// The images per second of `work`, and the total time that reading took. Each pass reads all images. `work` gets the running
-/// number of the image over all passes, from 0. Before that, up to 20 images warm up with the number 0, and are not timed.
+/// The images per second if each image is read and then given to `work`, and the total time of the reading. Each pass reads all
+/// images. `work` gets the running number of the image over all passes, from 0. Before the timed passes, up to 20 images are
+/// processed untimed as a warm-up, each with the number 0.
 fn rate(
     passes: usize,
     samples: &dyn Samples,
@@ -206,7 +211,7 @@ fn rate(
     Ok(((passes * samples.len()) as f64 / began.elapsed().as_secs_f64(), reading))
 }
 
-/// The images per second of the whole loader.
+/// The images per second of the whole loader with `workers` worker threads.
 fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     const BATCH: usize = 32;
     let count = files.len();
@@ -220,7 +225,8 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     let mut loader =
         Loader::start(&plan, &phase, Feed { source: &source, workers }, micro_batches, 0, Handover::Finished)?;
     let batches = (passes * count).div_ceil(batch);
-    // Before the clock starts, each worker can make up to four batches. Take as many batches, so that these do not count.
+    // Before the clock starts, each worker can make up to four batches ahead. Take as many batches first, so that the measured rate
+    // is not too high.
     for batch in loader.by_ref().take(4 * workers) {
         batch?;
     }
@@ -231,8 +237,8 @@ fn loader(files: &Arc<Folder>, passes: usize, workers: usize) -> Result<f64> {
     Ok((batches * batch) as f64 / began.elapsed().as_secs_f64())
 }
 
-/// The milliseconds that each operation adds to the time of an image's normalisation. Normalisation is timed together with each
-/// operation, because it applies the operations that map each byte by a table.
+/// The milliseconds that each operation adds to the normalisation of the first image. Some operations only set a table that maps
+/// bytes, and normalisation applies this table. So each operation is timed together with normalisation.
 fn operations(config: &Config, files: &dyn Samples) -> Result<BTreeMap<&'static str, f64>> {
     const ALL: [(&str, Operation); 15] = [
         ("auto_contrast", Operation::AutoContrast),
@@ -292,7 +298,7 @@ impl Parts {
     }
 }
 
-/// The report for people.
+/// The report as a text for people.
 pub fn text(r: &DataReport) -> String {
     let parts = |p: &Parts| {
         format!(

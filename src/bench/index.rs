@@ -20,35 +20,37 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The result. Times are in seconds, and sizes are in MiB.
+/// The result of the benchmark. Times are in seconds, and sizes are in MiB.
 #[derive(Debug, Serialize)]
 pub struct IndexReport {
     pub entries: usize,
     pub classes: usize,
     /// The time to generate the entries and to write the index file.
     pub build_s: f64,
-    /// The time to open the index file. This compares the fingerprint of the folders, and reads and verifies the file.
+    /// The time to open the index file. Opening reads and verifies the file, and checks that the folders still have the fingerprint
+    /// in the file.
     pub open_s: f64,
     /// The size of the index file.
     pub file_mib: f64,
-    /// The growth of the process's memory while it opened the index.
+    /// The growth of the process's resident memory from before the index was opened until it was open.
     pub index_mib: f64,
     pub workers: usize,
-    /// The largest growth of the process's memory, from before the index was opened until the loader has made `batches` batches of
-    /// 64 images of 224 × 224. It contains the index, the order of the epoch, and the batches that are ready or in progress.
+    /// The peak of the process's resident memory while the index is opened and the loader makes `batches` batches of 64 images of
+    /// 224 × 224, minus the memory before. It counts the index, the epoch's order of images, and the batches that are ready or in
+    /// progress.
     pub loader_mib: f64,
     pub batches: usize,
-    /// The peak of the process's memory, including libtorch.
+    /// The peak of the process's resident memory over the whole benchmark, including libtorch.
     pub peak_mib: f64,
 }
 
 const CLASSES: usize = 1000;
-/// The loader's worker threads: about as many as each GPU gets on a node with 64 cores and eight GPUs.
+/// The number of the loader's worker threads. Each GPU gets about as many on a node with 64 cores and eight GPUs.
 const WORKERS: usize = 8;
-/// The batches that the loader makes: enough for every worker to fill its share of the queue.
+/// The number of batches that are taken from the loader: six for each worker.
 const BATCHES: usize = 48;
 
-/// Measures an index with this number of entries. Keeps temporary files in `folder`.
+/// Measures an index with this number of entries. Makes temporary files in `folder` and removes them at the end.
 pub fn measure(entries: usize, folder: &Path) -> Result<IndexReport> {
     let root = folder.join(format!("bench-index-{}", std::process::id()));
     let index_file = IndexFile { path: root.with_extension("index"), may_write: true };
@@ -91,7 +93,7 @@ fn measure_in(entries: usize, root: &Path, index_file: &IndexFile) -> Result<Ind
     })
 }
 
-/// Lets the loader make batches. All images of the index have the same bytes.
+/// Takes `BATCHES` batches from a loader that reads the index. The bytes of every image are the same JPEG file.
 fn load(index: Index) -> Result<()> {
     let mut random = Random::new(&[1]);
     let (height, width) = (375, 500);
@@ -109,10 +111,10 @@ fn load(index: Index) -> Result<()> {
     loader.take(BATCHES).try_for_each(|batch| batch.map(drop))
 }
 
-/// The images of the generated index.
+/// The images of the generated index. No files lie behind them.
 struct Generated {
     index: Index,
-    /// The bytes of every image.
+    /// The JPEG file that stands for every image.
     jpeg: Vec<u8>,
 }
 
@@ -138,7 +140,7 @@ impl Samples for Generated {
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// A name like those of ImageNet's classes.
+/// A class name in the style of ImageNet, such as `n01440764`.
 fn name_of(class: usize) -> String {
     format!("n{:08}", 1_440_764 + 1000 * class)
 }
@@ -168,7 +170,7 @@ fn status_mib(field: &str) -> Result<f64> {
     Ok(kib.with_context(|| format!("/proc/self/status has no {field} in kB"))? / 1024.0)
 }
 
-/// The report for people.
+/// The report as a text for people.
 pub fn text(r: &IndexReport) -> String {
     format!(
         "{} entries in {} classes: built and written in {:.2} s (a file of {:.0} MiB), opened in {:.2} s ({:.0} MiB in memory)\n\

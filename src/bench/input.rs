@@ -1,5 +1,5 @@
-//! Estimates whether the cores of a node read images as fast as its devices train on them. Times the reading of some of the
-//! config's images on one core. `incubate plan` and `incubate doctor` report the result.
+//! Estimates whether the cores of a node read images as fast as its devices train on them. The estimate times the reading of some
+//! of the config's images on one core. `incubate plan` and `incubate doctor` report the result.
 
 use crate::config::{Config, DeviceChoice, Format, Precision};
 use crate::data::feed::reader::Reading;
@@ -23,19 +23,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind};
 
-/// The number of images that are timed.
+/// The largest number of different images that are timed.
 const SAMPLE: usize = 64;
 
 /// The training images per second that one core reads and transforms.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rates {
-    /// The images as they are stored now.
+    /// The rate with the images as they are stored now.
     pub now: f64,
-    /// The images as `incubate pack` would store them. None if they are packed already, if they lie decoded in memory, or if all of
-    /// them are damaged.
+    /// The rate with the images as `incubate pack` would store them. None if the images are packed already, if they lie decoded in
+    /// memory, or if all timed images are damaged.
     pub packed: Option<f64>,
-    /// The images as `incubate pack --raw` would store them. None if they are packed in this way already, if they lie decoded in
-    /// memory, or if all of them are damaged.
+    /// The rate with the images as `incubate pack --raw` would store them. None if the images are packed in this way already, if
+    /// they lie decoded in memory, or if all timed images are damaged.
     pub packed_raw: Option<f64>,
 }
 
@@ -47,19 +47,20 @@ pub struct InputReport {
     pub cores: usize,
     /// The number of devices of a node.
     pub devices: usize,
-    /// The number of cores that the data workers of all devices can use.
+    /// The number of cores that the data workers of all devices can use together.
     pub cores_at_work: usize,
     /// The name of the phase with the least computation per image.
     pub phase: String,
-    /// The images per second on which all devices would train in that phase at their full speed. Real steps need fewer.
+    /// The images per second that all devices together would need in that phase at their full speed. Real training needs fewer.
     pub demanded_images_per_s: f64,
+    /// The images per second that `cores_at_work` cores read as the images are stored now.
     pub given_images_per_s: f64,
     /// Whether the cores read at least as many images as the devices demand.
     pub feeds: bool,
 }
 
-/// Times a config's training images on this core. Compares them with the demand of the node's `devices`, each of which computes
-/// `rate` floating-point operations per second.
+/// Times the reading of a config's training images on one core. Compares the rate of the cores that read images with the demand of
+/// the node's `devices` devices. Each device computes `rate` floating-point operations per second.
 ///
 /// # Errors
 /// The images cannot be opened or read.
@@ -72,8 +73,8 @@ pub fn input(config: &Config, rate: f64, devices: usize) -> Result<InputReport> 
 /// The finding of `doctor`: whether the cores of this node read images as fast as its devices train on them.
 ///
 /// # Errors
-/// The images cannot be opened or read, or the cores read fewer images than the devices demand. In the second case the error names
-/// the cures.
+/// The images cannot be opened or read, or the cores read fewer images per second than the devices demand. In the second case the
+/// error names cures.
 pub fn finding(config: &Config) -> Result<String> {
     let kind = if config.run.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
     let gpus = if config.run.device == DeviceChoice::Cpu { 0 } else { cuda().map_or(0, |driver| driver.gpus().len()) };
@@ -82,8 +83,8 @@ pub fn finding(config: &Config) -> Result<String> {
     if input.feeds { Ok(input.text()) } else { Err(usage!("{}", input.text())) }
 }
 
-/// Estimates the input of a node that trains `plan` on a world of `ranks` ranks. Returns the JSON of [`InputReport`] with its `text`. If
-/// the images cannot be opened or read, returns only a text that says why.
+/// Estimates whether the cores of a node feed its devices, if `ranks` ranks in all train `plan`. Returns the JSON of
+/// [`InputReport`] with its `text`. If the images cannot be opened or read, the JSON has only a `text` that says why.
 pub fn of_plan(plan: &Plan, ranks: usize, rate: f64) -> Value {
     let slurm = &plan.config.slurm;
     let devices = plan.replicas_per_rank() * ranks.min(slurm.ranks.div_ceil(slurm.nodes));
@@ -115,7 +116,7 @@ fn compare(config: &Config, rates: Rates, rate: f64, cores: usize, devices: usiz
 }
 
 impl InputReport {
-    /// One line for people: the verdict. If the cores read too few images, also the cures.
+    /// One line for people with the verdict. If the cores read too few images, the line also names cures.
     pub fn text(&self) -> String {
         let InputReport { images_per_s_core: rates, cores, devices, demanded_images_per_s: demanded, .. } = self;
         let found = format!(
@@ -141,15 +142,16 @@ impl InputReport {
 }
 
 /// Reads and transforms images on the calling thread as training does, and times this. The images are evenly spread over the split.
+/// The same images are also timed as `incubate pack` would store them.
 ///
 /// # Errors
-/// The operating system fails to read an image. Damaged images are no error.
+/// The operating system fails to read an image. A damaged image is no error.
 pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
     let images = split.len();
     let count = SAMPLE.min(images);
     let sample: Vec<usize> = (0..count).map(|i| i * images / count).collect();
     let mut out = vec![0.0; config.model.channels() * config.model.image_size().pow(2)];
-    // Damaged images are named in warnings. They count in the rate `now`, and are left out of the packed rates.
+    // Warnings name the damaged images. The rate `now` counts them, and the packed rates leave them out.
     let mut reader = Reading::training(config, split, &Arc::new(BadImages::new(count))).reader();
     let now = rate(count, |i, key| reader.read_this(sample[i], &Random::new(&[key]), &mut out).map(drop))?;
     if split.planes().is_some() {
@@ -185,8 +187,8 @@ pub fn measure(config: &Config, split: &Split) -> Result<Rates> {
     Ok(Rates { now, packed: of(&packed)?, packed_raw: of(&raw)? })
 }
 
-/// The images per second of `work` on `count` images. `work` gets the position of an image and a running number. After up to four
-/// untimed calls, it passes over all images until at least 0.1 s have passed.
+/// The images per second of `work` on `count` images. `work` gets the position of an image, and a running number of the call. After
+/// up to four untimed calls, all images are processed again and again until at least 0.1 s have passed.
 fn rate(count: usize, mut work: impl FnMut(usize, u64) -> Result<()>) -> Result<f64> {
     const ENOUGH: Duration = Duration::from_millis(100);
     (0..count.min(4)).try_for_each(|i| work(i, 0))?;

@@ -1,4 +1,5 @@
-//! `incubate bench store`: how much checkpoints slow training, and how fast a checkpoint is written compared with `dd … conv=fsync`.
+//! `incubate bench store`: measures how much checkpoints slow training down. It also compares the speed at which a checkpoint is
+//! written with the speed of `dd … conv=fsync`.
 
 use super::median;
 use crate::collective::Solo;
@@ -23,27 +24,28 @@ use std::process::Command;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// The result. Times are in seconds, and rates are in MB (10⁶ bytes) per second. Each value is a median over the pairs, or follows
-/// from such medians.
+/// The result of the benchmark. Times are in seconds, and rates are in MB (10⁶ bytes) per second. Each time is a median over the
+/// pairs of measurements. The rates and the overhead follow from these medians.
 #[derive(Debug, Serialize)]
 pub struct StoreReport {
     pub pairs: usize,
     pub every_steps: u64,
-    /// The time of `every_steps` steps.
+    /// The time of `every_steps` steps without a checkpoint.
     pub block_s: f64,
-    /// The time of as many steps during which one checkpoint is written, until its file is in place.
+    /// The time of as many steps during which one checkpoint is written. The time ends when the steps are done and the checkpoint's
+    /// file is in place.
     pub block_with_checkpoint_s: f64,
     pub overhead_percent: f64,
     pub written_mb: f64,
     pub write_mb_per_s: f64,
     pub dd_mb_per_s: f64,
-    /// The median over the pairs of this program's rate divided by dd's rate.
+    /// This program's rate divided by dd's rate: the median of the ratios of all pairs.
     pub write_ratio: f64,
 }
 
-/// Trains the config's meta model on the CPU in blocks of `every` steps, alternately without and with a checkpoint. Then
-/// alternately writes a checkpoint of the config's target with its optimiser state, and lets dd write as many bytes (rounded up to
-/// MiB). Removes the files that it has written into `config.run.dir`.
+/// Trains the config's meta model on the CPU in blocks of `every` steps, in turn without and with a checkpoint. Then writes, in
+/// turn, a checkpoint of the target's size, and as many bytes (rounded up to MiB) with dd. Removes the files that it has written
+/// into `config.run.dir`.
 pub fn measure(mut config: Config, every: u64, pairs: usize) -> Result<StoreReport> {
     config.run.dir = config.run.dir.join(format!("bench-store-{}", std::process::id()));
     config.run.checkpoint_every = Interval::Never;
@@ -78,7 +80,7 @@ fn measure_in(dir: &Path, config: Config, every: u64, pairs: usize) -> Result<St
     })
 }
 
-/// The seconds of the blocks without and with a checkpoint.
+/// The seconds of each block without a checkpoint, and of each block with a checkpoint.
 fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64>)> {
     let source = data::open(&config)?;
     let run = RunDir::open(&config)?;
@@ -97,13 +99,13 @@ fn blocks(config: Config, every: u64, pairs: usize) -> Result<(Vec<f64>, Vec<f64
         data: None,
     };
     let mut blocks = Blocks::new(&setting, &phase, every)?;
-    // The first block also pays costs that arise only once, so it is not counted.
+    // The first block contains work that is done only once, so it is not counted.
     blocks.time(true)?;
     let pairs = (0..pairs).map(|_| Ok((blocks.time(false)?, blocks.time(true)?)));
     Ok(pairs.collect::<Result<Vec<_>>>()?.into_iter().unzip())
 }
 
-/// Trains in blocks of steps.
+/// Trains the meta model in blocks of `steps` steps, and times each block.
 struct Blocks<'a> {
     phase: &'a PhasePlan,
     steps: u64,
@@ -126,8 +128,8 @@ impl<'a> Blocks<'a> {
         Ok(Blocks { phase, steps, trainer, stepper, loader, checkpoints })
     }
 
-    /// Trains the next block and returns its seconds. If `with_checkpoint`, a checkpoint of the state before the block is written
-    /// during the block, and the seconds include the wait for its file.
+    /// Trains the next block and returns its seconds. If `with_checkpoint` is true, a checkpoint of the state before the block is
+    /// written during the block. The seconds then include the wait for the checkpoint's file.
     fn time(&mut self, with_checkpoint: bool) -> Result<f64> {
         let began = Instant::now();
         if with_checkpoint {
@@ -143,10 +145,10 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// A checkpoint of the config's target: weights and optimiser state.
+/// A checkpoint with the size of the target's weights and optimiser state. Its numbers are random.
 struct Checkpoint {
     header: Header,
-    /// Stands for the weights and for each of the two moments of the optimiser.
+    /// Random numbers that stand for the weights and for each of the optimiser's two moments.
     buffer: Tensor,
 }
 
@@ -175,7 +177,7 @@ impl Checkpoint {
         12 * self.buffer.numel()
     }
 
-    /// The seconds until the buffers in memory are in a synced file.
+    /// Writes the checkpoint into a file and removes the file. Returns the seconds until the file was synced to the disk.
     fn write(&self, path: &Path) -> Result<f64> {
         let began = Instant::now();
         let buffers = ["weights", "exp_avg", "exp_avg_sq"].map(|name| (name, &self.buffer));
@@ -186,7 +188,8 @@ impl Checkpoint {
     }
 }
 
-/// The seconds that dd takes to write as many bytes, rounded up to MiB, to a synced file.
+/// Lets dd write `bytes` bytes, rounded up to MiB, into a file, and removes the file. Returns the seconds until the file was synced
+/// to the disk.
 fn dd(path: &Path, bytes: usize) -> Result<f64> {
     let began = Instant::now();
     let file = format!("of={}", path.display());
@@ -198,7 +201,7 @@ fn dd(path: &Path, bytes: usize) -> Result<f64> {
     Ok(took)
 }
 
-/// The report for people.
+/// The report as a text for people.
 pub fn text(r: &StoreReport) -> String {
     format!(
         "{} steps: {:.3} s; with a checkpoint {:.3} s: {:+.2} % (medians of {} pairs)\n\

@@ -1,5 +1,5 @@
-//! The commands and their arguments. The arguments that name a config are in `overrides.rs`, those of `bench` in `bench.rs`;
-//! `mod.rs` and the other files execute the commands.
+//! The commands and their arguments. `overrides.rs` has the arguments that name a config, and `bench.rs` has the arguments of
+//! `bench`. `mod.rs` and the other files of this folder execute the commands.
 
 use super::bench::Bench;
 use super::overrides::{ConfigArgs, Overrides, TrainArgs};
@@ -68,7 +68,7 @@ pub enum Command {
     /// Fine-tune the baseline on images with annotated objects in the same way, to compare
     #[command(name = "detect-e2e")]
     DetectE2e(TrainArgs),
-    /// Evaluate an artefact on the test images (a module runs as its hybrid), or results on COCO or ADE20K
+    /// Evaluate an artefact on the test images (a module runs inside the meta model), or results on COCO or ADE20K
     Evaluate(EvaluateArgs),
     /// Show what a model sees in images, as pictures: the likeliest classes, a mask of classes, or objects
     Predict(PredictArgs),
@@ -95,8 +95,8 @@ pub enum Command {
         file: PathBuf,
         #[command(flatten)]
         config: ConfigArgs,
-        /// The part that the model plays in the run: meta, assembled or final [default: meta for a model as deep as the meta model, else
-        /// final, or assembled with --new-head]
+        /// The part that the model plays in the run: meta, assembled or final [default: meta for a model as deep as the meta model,
+        /// else final, or assembled with --new-head]
         #[arg(long = "as", value_name = "ROLE")]
         role: Option<Role>,
         /// Take the moving averages of the weights (model_ema, state_dict_ema or ema_state_dict)
@@ -116,7 +116,7 @@ pub enum Command {
         /// The number of ranks to plan for
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         ranks: u32,
-        /// Sustained TFLOP/s of one rank's device [default: that of fp32 matrix products on this machine's CPU, measured]
+        /// Sustained TFLOP/s of one device [default: the measured rate of fp32 matrix products on this machine's CPU]
         #[arg(long, value_name = "TFLOPS", value_parser = positive)]
         rate: Option<f64>,
         /// The GPU to plan for, such as h100, with its memory; its speed is taken to be 40 % of its peak in run.precision
@@ -305,7 +305,7 @@ pub struct EvaluateArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum Downstream {
-    /// Compute COCO's twelve figures of a results file
+    /// Compute COCO's twelve metrics of a results file
     Coco {
         /// The annotations, such as instances_val2017.json
         #[arg(long, value_name = "FILE")]
@@ -344,12 +344,13 @@ pub enum Downstream {
 }
 
 impl Command {
-    /// Whether the command checks [`crate::stop::STOP`] and stops cleanly when it is set. A signal ends any other command at once.
+    /// Whether the command stops cleanly after a signal, because it checks [`crate::stop::STOP`], which a signal sets. A signal
+    /// ends any other command at once.
     pub fn heeds_signals(&self) -> bool {
         self.joins_world() || matches!(self, Command::Pack(_) | Command::Study(_) | Command::Status { watch: true, .. })
     }
 
-    /// Whether the command joins the world of ranks in which it was started, because all ranks train or wait for each other.
+    /// Whether the command joins the MPI world in which it was started. Its ranks then train together or wait for each other.
     pub fn joins_world(&self) -> bool {
         matches!(
             self,

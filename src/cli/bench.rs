@@ -1,4 +1,4 @@
-//! The arguments of `incubate bench`, and the benchmark that each command runs.
+//! The arguments of `incubate bench`, and the call of the benchmark for each of its commands.
 
 use super::load::{devices, start_libtorch};
 use super::overrides::ConfigArgs;
@@ -31,23 +31,23 @@ pub enum Bench {
         /// The folder of images; all JPEG and PNG files below it are read
         #[arg(long, value_name = "DIR")]
         folder: PathBuf,
-        /// How often each image is read
+        /// How often each measurement reads each image
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
         passes: u32,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// How fast this device trains, compared with its matrix product; tools/bench_step.py also compares PyTorch and timm
+    /// How fast this device trains, compared with its matrix products; tools/bench_step.py also compares PyTorch and timm
     Step(StepArgs),
-    /// How much checkpoints slow training on the CPU, and how fast one is written compared with dd
+    /// How much checkpoints slow training on the CPU, and how fast a checkpoint is written compared with dd
     Store {
         #[command(flatten)]
         config: ConfigArgs,
-        /// The steps of the meta model between two checkpoints
+        /// How many steps of the meta model are timed together, without or with one checkpoint
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
         every: u64,
-        /// How often each is timed: steps with and without a checkpoint in turn, then a checkpoint and dd in turn
+        /// How often each measurement is made: steps without and with a checkpoint in turn, then a checkpoint and dd in turn
         #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
         pairs: u16,
         /// Print JSON
@@ -61,22 +61,22 @@ pub struct StepArgs {
     /// A model's name (tiny-28, deit-ti, deit-s, vit-b, vit-l, vit-h, deit-t-128) or a config file
     #[arg(long, value_name = "NAME|CONFIG", default_value = "deit-ti")]
     model: String,
-    /// The module to train in its hybrid
+    /// Train the module of this stage alone, inside the frozen meta model
     #[arg(long, value_name = "I")]
     stage: Option<usize>,
-    /// The target end to end [default unless another work is given]
+    /// Train the target end to end [default unless another of these options is given]
     #[arg(long, conflicts_with = "stage")]
     e2e: bool,
-    /// The target with a loss for each stage (DGL)
+    /// Train the target with a loss for each stage (DGL)
     #[arg(long, conflicts_with_all = ["stage", "e2e", "infopro"])]
     dgl: bool,
-    /// The target with InfoPro's losses for each stage
+    /// Train the target with InfoPro's losses for each stage
     #[arg(long, conflicts_with_all = ["stage", "e2e"])]
     infopro: bool,
-    /// The target with the heads of `[segmentation]`, on crops of random labels
+    /// Train the target with the heads of `[segmentation]`, on crops with random labels
     #[arg(long, conflicts_with_all = ["stage", "e2e", "dgl", "infopro", "detect"])]
     segment: bool,
-    /// The target with the pyramid and the heads of `[detection]`, on crops with seven random objects each
+    /// Train the target with the pyramid and the heads of `[detection]`, on crops with seven random objects each
     #[arg(long, conflicts_with_all = ["stage", "e2e", "dgl", "infopro"])]
     detect: bool,
     /// Samples per step
@@ -101,7 +101,8 @@ pub struct StepArgs {
     /// The kernel of attention on a GPU [default: flash in bf16, else efficient]
     #[arg(long)]
     attention: Option<Attention>,
-    /// Record the timed steps, which takes time itself, into a file in Chrome's trace format: libtorch's functions and a GPU's kernels
+    /// Record the timed steps, which takes time itself, into a file in Chrome's trace format: libtorch's functions and a GPU's
+    /// kernels
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Override a config key, such as --set run.micro_batch=16; may be given more than once
@@ -157,7 +158,7 @@ impl StepArgs {
         let mut sets = vec![format!("run.threads={}", self.threads)];
         sets.extend(self.device.iter().map(|device| format!("run.device={device}")));
         sets.extend(self.precision.iter().map(|precision| format!("run.precision={precision}")));
-        // With a path, the keys are checked. No image is read.
+        // With this path, the config has a downstream task, so its keys are checked. No image is read.
         let table =
             [("segmentation", self.segment), ("detection", self.detect)].into_iter().find(|(_, is_given)| *is_given);
         sets.extend(table.map(|(name, _)| format!("{name}.path=\".\"")));

@@ -1,4 +1,4 @@
-//! Loads the config that the arguments describe, and sets libtorch up before its first use.
+//! Loads the config that the command's arguments describe, and sets libtorch up before its first use.
 
 use super::overrides::{ConfigArgs, Overrides};
 use crate::config::{Config, Precision};
@@ -25,7 +25,7 @@ impl Overrides {
         Ok(config)
     }
 
-    /// The config of the source to pack, and the folder into which it is packed.
+    /// The config of the images to pack, and the folder for the pack. `source` is a config file or a folder of images.
     pub fn packing(&self, source: &Path, into: Option<&Path>) -> Result<(Config, PathBuf)> {
         if let Some(into) = into {
             return Ok((self.source(source)?, into.into()));
@@ -40,7 +40,7 @@ impl Overrides {
         }
     }
 
-    /// The config of a source of images. The source is a config file, or a folder whose files show its format.
+    /// The config for a source of images. `path` is a config file, or a folder whose files show the format of the source.
     fn source(&self, path: &Path) -> Result<Config> {
         if !path.is_dir() {
             return self.load(path);
@@ -53,7 +53,7 @@ impl Overrides {
         })?;
         let mut config = Config::parse("", &self.sets)?;
         (config.data.format, config.data.path) = (format, path.into());
-        // Without a run directory, the index of the source is not kept.
+        // If the user gives no run directory, the index of the images is not written to a file.
         config.run.dir = self.run_dir.clone().unwrap_or_default();
         Ok(config)
     }
@@ -61,15 +61,15 @@ impl Overrides {
 
 /// Sets libtorch up before it is first used. CUDA must be loaded before any call of libtorch.
 pub fn start_libtorch(config: &Config) {
-    // Count the cores before any thread is pinned, because a pinned thread sees fewer.
+    // Count the cores before any thread is pinned, because a pinned thread sees fewer cores.
     cores_of_this_rank();
     device::load(config.run.device);
     tch::set_num_interop_threads(1);
     tch::set_num_threads(threads(config) as i32);
 }
 
-/// Starts rayon's global threads, which compute checksums and draw fresh weights, among other work. They start early, because
-/// training may later take the memory that the stack of a thread needs.
+/// Starts rayon's global threads, which compute checksums and draw fresh weights, among other work. The threads start early,
+/// because training may later take the memory that their stacks need.
 ///
 /// # Errors
 /// A usage error if a thread cannot be started.

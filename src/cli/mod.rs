@@ -1,4 +1,4 @@
-//! The door: the commands, their arguments, and their output.
+//! The command line: the commands, their arguments, and their output.
 
 mod args;
 mod bench;
@@ -44,7 +44,7 @@ use std::path::PathBuf;
 use study::study;
 use verify::verify;
 
-/// Executes a command. Only the commands of [`Command::joins_world`] use the ranks of the world.
+/// Executes a command. Only commands for which [`Command::joins_world`] is true use `world`.
 pub fn dispatch(command: &Command, world: &World) -> Result<()> {
     match command {
         Command::Run { args, json } => train(world, args, |job| {
@@ -111,8 +111,8 @@ fn print_completions(shell: clap_complete::Shell) -> Result<()> {
     print(&String::from_utf8(script)?)
 }
 
-/// The speed of the named GPU. Without a name, the given speed in TFLOP/s, or else the measured speed of matrix products on this
-/// machine.
+/// The speed of `gpu`, if the user names a GPU. Otherwise `rate` in TFLOP/s, if the user gives it. Otherwise the measured speed of
+/// fp32 matrix products on this machine's CPU.
 fn speed(rate: Option<f64>, gpu: Option<GpuModel>) -> Speed {
     match (rate, gpu) {
         (_, Some(gpu)) => Speed::Gpu(gpu),
@@ -139,14 +139,14 @@ fn print_plan(
     print_either(json, &report, || plan_report::text(&report, speed))
 }
 
-/// The plan of the run's phases of this task. It counts the task's images.
+/// The plan of the run's phases for one downstream task, with the number of the task's training images.
 fn plan_of(config: &Config, task: TaskKind) -> Result<Plan> {
     let config = config.of_task(task);
     let images = data::train_images(&config)?;
     Plan::new(config, images)
 }
 
-/// Packs images, with a progress bar if there is a terminal.
+/// Packs images, with a progress bar on a terminal.
 fn pack_images(args: &PackArgs) -> Result<()> {
     let (config, into) = args.overrides.packing(&args.source, args.into.as_deref())?;
     let encoding = if args.raw { Encoding::Raw } else { Encoding::Jpeg };
@@ -161,7 +161,7 @@ fn pack_images(args: &PackArgs) -> Result<()> {
     print_either(args.json, &report, || pack::text(&report, &into))
 }
 
-/// Fine-tunes for a downstream task (segmentation or detection). Only the images of this task are opened.
+/// Fine-tunes for a downstream task (segmentation or detection). Opens only the images of this task.
 fn downstream(world: &World, args: &TrainArgs, row: &'static Row) -> Result<()> {
     let all_ranks = world.all_ranks();
     agree(all_ranks, refuse_extension(args))?;
@@ -175,7 +175,7 @@ fn refuse_extension(args: &TrainArgs) -> Result<()> {
     Ok(())
 }
 
-/// Opens the job and lets `act` train, with progress bars if there is a terminal.
+/// Opens the run of a config as a [`Job`] and lets `act` train. If the user has given `--extend`, first extends the fine-tuning.
 fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) -> Result<()> {
     let all_ranks = world.all_ranks();
     let config = agree(all_ranks, args.config.load())?;
@@ -187,8 +187,8 @@ fn train(world: &World, args: &TrainArgs, act: impl FnOnce(&Job) -> Result<()>) 
     on_config(world, config, (args.accept_data, TaskKind::Classification), act)
 }
 
-/// Opens the job of a config with the images of a task, and lets `act` train it. Refuses images that have changed since the run was
-/// started, unless `accept_data` is true.
+/// Opens the run of a config as a [`Job`] with the images of a task, and lets `act` train. Shows progress bars on a terminal.
+/// Refuses images that have changed since the run was started, unless `accept_data` is true.
 fn on_config(
     world: &World,
     config: Config,
@@ -210,7 +210,7 @@ fn on_config(
     Ok(())
 }
 
-/// The results of a run.
+/// The results of a finished run.
 #[derive(Serialize)]
 struct Outcome {
     models: Vec<summary::Row>,
@@ -252,7 +252,7 @@ fn weights_or_final(config: &Config, weights: &Option<PathBuf>) -> PathBuf {
     weights.clone().unwrap_or_else(|| config.run.dir.join(FINETUNE.writes))
 }
 
-/// Prints a value as JSON, or its text for people.
+/// Prints `value` as JSON if `json` is true. Otherwise prints `text`, which is for people.
 fn print_either(json: bool, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<()> {
     print(&if json { serde_json::to_string_pretty(value)? + "\n" } else { text() })
 }

@@ -26,7 +26,7 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
-    /// The same arguments with one more `--set`, which overrides earlier values of its key.
+    /// The same arguments with one more `--set` at the end, which overrides earlier values of its key.
     pub fn with(&self, set: &str) -> TrainArgs {
         let mut args = self.clone();
         args.config.overrides.sets.push(set.into());

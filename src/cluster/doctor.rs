@@ -1,4 +1,4 @@
-//! `incubate doctor`: checks whether this node can run a config, with one line for each finding.
+//! `incubate doctor`: checks this node, and whether it can run a config. Prints one line for each finding.
 
 use super::finding::{Finding, finding};
 use super::gpus;
@@ -15,8 +15,8 @@ use anyhow::{Context, Result, anyhow};
 use std::fmt::Write;
 use std::path::Path;
 
-/// Checks the node. Given a config, also checks its precision, data, input and run directory. `input` says whether the node's cores
-/// read images as fast as its devices train on them.
+/// Checks the node. If there is a config, also checks its precision, data, input and run directory. `input` finds out whether the
+/// node's cores read images as fast as its devices train on them.
 pub fn examine(config: Option<&Config>, threads: usize, input: impl Fn(&Config) -> Result<String>) -> Vec<Finding> {
     let mut findings = vec![
         finding("program", Ok(concat!("incubate ", env!("CARGO_PKG_VERSION")).to_string())),
@@ -39,9 +39,9 @@ pub fn examine(config: Option<&Config>, threads: usize, input: impl Fn(&Config) 
     findings
 }
 
-/// Warns, in the first seconds of a job, of problems that would slow the job down or stop it later. Every rank checks its cores and
-/// the precision. The first rank of each node also checks the GPUs. Rank zero also checks how the ranks were started, and the run
-/// directory. The job continues in any case, because ending it would waste its allocation.
+/// Warns, in the first seconds of training, of problems that would slow the training down or stop it later. Every rank checks its
+/// cores and the precision. The first rank of each node also checks the GPUs. Rank zero also checks how the ranks were started, and
+/// the run directory. The training continues in any case, because ending it would waste the allocated nodes.
 pub fn warn_of_trouble(config: &Config, threads: usize, is_zero: bool) {
     let mut findings = vec![finding("cores", cores(threads)), finding("precision", precision(config))];
     if rank_on_this_node() == 0 {
@@ -73,7 +73,7 @@ fn cores(threads: usize) -> Result<String> {
 }
 
 /// Fails if the config asks for bf16 on a CPU that computes slowly in bf16. All GPUs that libtorch 2.11 supports compute in every
-/// precision.
+/// precision that a config can name.
 fn precision(config: &Config) -> Result<String> {
     let on_cpu = config.run.device == DeviceChoice::Cpu || cuda().is_err();
     Ok(match config.run.precision {
@@ -113,8 +113,9 @@ fn writable(config: &Config) -> Result<String> {
     tried
 }
 
-/// Writes a file durably. Then tries to create the same file again, which must fail, because leases rely on that. A lock may fail,
-/// because nothing needs it. Finally compares the free space with the space that a run needs.
+/// Writes a file durably. Then tries to create the same file again, which must fail, because otherwise two processes could both get
+/// the lease of a phase. Also tries a lock, which may fail, because nothing needs locks. Finally compares the free space with the
+/// space that a run needs.
 fn try_to_write(folder: &Path, needed: u64) -> Result<String> {
     let probe = folder.join(format!("doctor-probe-{}", std::process::id()));
     durable::replace_bytes(&probe, b"probe")?;
@@ -141,8 +142,8 @@ fn try_to_write(folder: &Path, needed: u64) -> Result<String> {
     Ok(format!("{} on {system} is writable, {locks}, {} free, {} needed", shown(folder), size(free), size(needed)))
 }
 
-/// Estimates the bytes that a run needs. It counts five artefacts of the size of the target, and `keep_checkpoints` + 1 checkpoints
-/// of one phase, with three buffers each.
+/// Estimates the bytes that a run needs. The estimate counts five artefacts of the size of the target, and `keep_checkpoints` + 1
+/// checkpoints of three times that size.
 fn needed_space(config: &Config) -> u64 {
     // The number of parameters does not depend on the data.
     let plan = Plan::without_data(config.clone());

@@ -16,20 +16,20 @@ use std::process::Command;
 /// The submitted jobs of a run, and Slurm's reports about them.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// The jobs of the newest submission come first; within a submission they are in the order in which they were submitted.
+    /// The jobs of the newest submission come first. Within a submission, jobs are in the order in which they were submitted.
     pub jobs: Vec<Submitted>,
-    /// Slurm's reports about the jobs and tasks that it still knows, including those that ended a short time ago.
+    /// Slurm's reports about the jobs and tasks that it still knows. It still knows jobs that ended a short time ago.
     pub reports: Vec<Queued>,
 }
 
-/// A job that was submitted or, in a dry run, only planned. `RUN_DIR/slurm/jobs.json` records the submitted ones.
+/// A job that was submitted or, in a dry run, only planned. `RUN_DIR/slurm/jobs.json` records the submitted jobs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(from = "Record", into = "Record")]
 pub struct Submitted {
     pub kind: JobKind,
     /// The modules that the job trains if it is an array. Otherwise empty.
     pub modules: Vec<usize>,
-    /// The module number of task 0: task i trains module `first_module` + i. The array need not contain task 0.
+    /// In an array, task i trains module `first_module` + i. The array need not contain task 0. The number is 0 for other jobs.
     pub first_module: usize,
     pub script: PathBuf,
     /// The job's ID in Slurm. None in a dry run.
@@ -69,7 +69,8 @@ impl Submitted {
         queued.id == id || queued.id.strip_prefix(id).is_some_and(|rest| rest.starts_with('_'))
     }
 
-    /// The ID of the task that trains a module. If the job has no tasks, its own ID. None if the job was not submitted.
+    /// The ID of the array's task for `module`. Without a module, or if the job is no array, the ID of the job. None if the job was
+    /// not submitted, or if no task of the array can have this module.
     fn id_of(&self, module: Option<usize>) -> Option<String> {
         let id = self.id.as_ref()?;
         match module.filter(|_| !self.modules.is_empty()) {
@@ -83,8 +84,8 @@ impl Queue {
     /// Reads the record of submitted jobs and asks Slurm about them.
     ///
     /// # Errors
-    /// A usage error if Slurm cannot be asked, because an empty queue would be a wrong answer. The error of a record that cannot be
-    /// read.
+    /// A usage error if Slurm cannot be asked, because an empty queue would be a wrong answer. Also an error if the record exists
+    /// but cannot be read.
     pub fn of_run(run: &RunDir) -> Result<Queue> {
         let jobs = read_record(run)?;
         Ok(Queue { reports: ask(&jobs)?, jobs })
@@ -100,13 +101,13 @@ impl Queue {
         Ok(Queue { jobs, reports })
     }
 
-    /// Slurm's report about the newest job that executes a node, if there is one.
+    /// Slurm's report about the newest job that executes a node. None if there is no such job, or if Slurm has no report about it.
     pub fn about(&self, node: &Node) -> Option<&Queued> {
         let job = self.jobs.iter().find(|job| job.executes(node))?;
         self.about_job(job, node.index)
     }
 
-    /// Slurm's report about a job, or about the task of an array that trains a module, if there is one.
+    /// Slurm's report about a job, or about the task of an array that trains `module`. None if Slurm has no report about it.
     pub fn about_job(&self, job: &Submitted, module: Option<usize>) -> Option<&Queued> {
         let id = job.id_of(module)?;
         self.reports.iter().find(|report| report.id == id)
@@ -118,14 +119,15 @@ impl Queue {
         jobs.filter_map(|job| self.about_job(job, node.index)).find(|queued| queued.is_open()).map(|q| q.id.clone())
     }
 
-    /// Whether the newest job that executes a node has succeeded. A job that Slurm has forgotten counts as succeeded.
+    /// Whether the newest job that executes a node has succeeded. A job that Slurm has forgotten counts as succeeded. False if
+    /// there is no such job.
     pub fn has_done(&self, node: &Node) -> bool {
         let is_done = |job: &Submitted| self.about_job(job, node.index).is_none_or(|q| q.state == JobState::Completed);
         self.jobs.iter().find(|job| job.executes(node)).is_some_and(is_done)
     }
 
-    /// The record of jobs after the jobs of `new` are submitted. It keeps the earlier jobs that are open, and those that no new job
-    /// replaces.
+    /// The record of jobs after the jobs of `new` are submitted. The record keeps the earlier jobs that are open or that are not
+    /// replaced. An array is replaced if new jobs train all of its modules. Any other job is replaced by a new job of its kind.
     pub fn with_new(&self, new: &[Submitted]) -> Vec<Submitted> {
         let is_replaced = |old: &Submitted| match old.modules.as_slice() {
             [] => new.iter().any(|job| job.kind == old.kind),
@@ -140,7 +142,8 @@ impl Queue {
 /// Reads the record of the jobs that were submitted for a run.
 ///
 /// # Errors
-/// A usage error or [`Failure::Damaged`] if the record exists but cannot be read. Its jobs may still be in the queue.
+/// A usage error if the record exists but cannot be read. [`Failure::Damaged`] if it can be read but not parsed. The jobs of the
+/// record may still be in the queue.
 fn read_record(run: &RunDir) -> Result<Vec<Submitted>> {
     let path = run.file("slurm/jobs.json");
     match std::fs::read(&path) {
@@ -160,7 +163,7 @@ pub fn write_record(run: &RunDir, jobs: &[Submitted]) -> Result<()> {
     durable::replace_bytes(&run.file("slurm/jobs.json"), &serde_json::to_vec_pretty(jobs)?)
 }
 
-/// Asks Slurm about jobs. The answer lacks jobs that Slurm has forgotten. Without jobs, Slurm is not asked.
+/// Asks Slurm about jobs. The answer lacks jobs that Slurm has forgotten. If no job was submitted, Slurm is not asked.
 fn ask(jobs: &[Submitted]) -> Result<Vec<Queued>> {
     let ids: Vec<&str> = jobs.iter().filter_map(|job| job.id.as_deref()).collect();
     if ids.is_empty() {
@@ -191,7 +194,7 @@ fn cannot_ask(ids: &[&str], why: &str) -> anyhow::Error {
     )
 }
 
-/// Translates Slurm's name of a job's state (`squeue`, JOB STATE CODES).
+/// Translates the word by which `squeue` names a job's state. The section JOB STATE CODES of squeue's manual lists the words.
 fn state_of(word: &str) -> JobState {
     match word {
         "PENDING" | "REQUEUED" => JobState::Pending,
@@ -203,7 +206,7 @@ fn state_of(word: &str) -> JobState {
     }
 }
 
-/// `incubate cancel RUN_DIR`: cancels all open jobs of a run and returns their IDs.
+/// Cancels all open jobs of a run and returns their IDs, for `incubate cancel RUN_DIR`.
 pub fn cancel(run: &RunDir) -> Result<Vec<String>> {
     let Queue { jobs, reports } = Queue::of_run(run)?;
     let is_open = |job: &Submitted| reports.iter().any(|report| report.is_open() && job.includes(report));
@@ -222,7 +225,7 @@ pub fn scancel(ids: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Slurm's MaxArraySize; none if Slurm cannot be asked.
+/// Slurm's setting MaxArraySize. None if Slurm cannot be asked.
 pub fn max_array_size() -> Option<usize> {
     let output = Command::new("scontrol").args(["show", "config"]).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);

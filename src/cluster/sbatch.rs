@@ -5,14 +5,14 @@ use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
-/// The prefixes of the environment variables that describe the job, step or rank of a process, and its memory and cores.
+/// The prefixes of the environment variables that describe the Slurm job, step and rank of a process, and its memory and cores.
 const INHERITED: [&str; 4] = ["SLURM_", "PMI_", "PMIX_RANK", "OMPI_COMM_"];
-/// The variables with these prefixes that stay, because they say how to reach Slurm.
+/// The variables with a prefix of `INHERITED` that are not removed, because they say how to reach Slurm.
 const KEPT: [&str; 2] = ["SLURM_CONF", "SLURM_CLUSTERS"];
 
-/// The command sbatch. This process may itself run in a job, so the variables of that job are removed. Otherwise sbatch would take
-/// SLURM_MEM_PER_CPU, for example, as an option of the new job, and pass it on to the job's steps. The variables `SBATCH_*` stay,
-/// because they are options of the user.
+/// The command `sbatch`. This process may itself run in a job, so the variables of that job are removed. Otherwise sbatch would,
+/// for example, take SLURM_MEM_PER_CPU as an option of the new job, and pass it on to the job's steps. The variables `SBATCH_*`
+/// stay, because they are options of the user.
 fn sbatch() -> Command {
     let mut command = Command::new("sbatch");
     for (name, _) in std::env::vars_os() {
@@ -51,8 +51,8 @@ pub fn submit(script: &Path, arguments: &[String], after: &[&str]) -> Result<Str
     })
 }
 
-/// The job number in the output of `sbatch --parsable`: the last line of the form `number` or `number;cluster`. A site's wrapper of
-/// sbatch may print more lines.
+/// The job number in the output of `sbatch --parsable`: the number in the last line of the form `number` or `number;cluster`. A
+/// site's wrapper of sbatch may print more lines.
 fn job_number(text: &str) -> Option<String> {
     let number = |line: &str| {
         let number = line.trim().split(';').next().unwrap_or_default();
@@ -61,11 +61,12 @@ fn job_number(text: &str) -> Option<String> {
     text.lines().rev().find_map(number)
 }
 
-/// Lets Slurm check a script. Returns Slurm's output, as an error if Slurm refuses the script. None if no Slurm can be asked.
+/// Lets Slurm check a script without submitting it. Returns Slurm's output, as an error if Slurm refuses the script. None if Slurm
+/// cannot be asked.
 pub fn test_only(script: &Path) -> Option<Result<String, String>> {
     let output = sbatch().arg("--test-only").arg(script).output().ok()?;
     let stderr = String::from_utf8_lossy(&output.stderr).trim().to_string();
-    // These errors mean that Slurm is installed on this machine, but that the machine belongs to no cluster.
+    // These errors mean that Slurm is installed on this machine, but that sbatch does not reach a cluster's Slurm.
     if ["configuration source", "Unable to contact"].iter().any(|unreached| stderr.contains(unreached)) {
         return None;
     }

@@ -1,5 +1,5 @@
-//! Plans the program's own Slurm jobs of a run, as a pure function of the plan, the paths and a [`Situation`]. `submit.rs` plans
-//! the jobs of the user's scripts, and submits all jobs.
+//! Plans the program's own Slurm jobs of a run, as a pure function of the plan, its graph, the paths and a [`Situation`].
+//! `submit.rs` plans the jobs of the user's scripts, and submits all jobs.
 //!
 //! A job is open if it is queued or running.
 
@@ -12,36 +12,37 @@ use crate::run::table::SlurmJob;
 use anyhow::Result;
 use std::collections::BTreeMap;
 
-/// The facts on which the jobs depend, apart from the plan and the paths.
+/// The facts on which the jobs depend, apart from the plan, the graph and the paths.
 #[derive(Debug, Clone)]
 pub struct Situation {
-    /// The positions in the graph of the nodes that are needed and not done.
+    /// The nodes that the run needs and that are not done, as positions in the graph.
     pub unfinished: Vec<usize>,
     pub open: OpenJobs,
     /// Slurm's MaxArraySize: the largest index of an array plus one.
     pub max_array_size: usize,
-    /// The longest time that the last checkpoint of a phase took, in seconds. Before the first checkpoint it is an estimate.
+    /// The seconds that a checkpoint takes: the time of each phase's last checkpoint, and of these times the longest. Before the
+    /// first checkpoint, an estimate.
     pub save_s: f64,
 }
 
 /// The open jobs of earlier submissions, by their job IDs, such as `17` or `17_2`.
 #[derive(Debug, Clone, Default)]
 pub struct OpenJobs {
-    /// The open job or array task of each node, by the node's position in the graph. It does not contain the job `last`.
+    /// The open job or array task that executes each node, by the node's position in the graph. The job `last` is left out.
     pub of_nodes: BTreeMap<usize, String>,
-    /// The open job `finalize` or `run`.
+    /// The open last job of the program, which is `finalize` or `run`.
     pub last: Option<String>,
 }
 
-/// Slurm's default of MaxArraySize.
+/// Slurm's default value of MaxArraySize.
 pub const DEFAULT_MAX_ARRAY_SIZE: usize = 1001;
 
-/// The program's own jobs that must be submitted so that every unfinished node has a job, in order. An open last job does not wait
-/// for jobs that are submitted now. So if jobs before it are submitted again, a new last job is among the results, and the caller
-/// must first cancel the open last job.
+/// The program's own jobs that must be submitted, in order, so that every unfinished node has a job. The user's scripts are left
+/// out. An open last job does not wait for jobs that are submitted now. So if jobs before it are submitted now, the result also has
+/// a new last job. The caller must then first cancel the open last job.
 ///
 /// # Errors
-/// A usage error for a text that cannot be written into a script.
+/// A usage error if a path or a text of the config cannot be written into a script.
 pub fn jobs(plan: &Plan, graph: &Graph, paths: Paths, situation: &Situation) -> Result<Vec<PlannedJob>> {
     let script = Script::new(plan, graph, paths, situation.save_s)?;
     let mut jobs: Vec<PlannedJob> = Vec::new();
@@ -64,8 +65,8 @@ pub fn jobs(plan: &Plan, graph: &Graph, paths: Paths, situation: &Situation) -> 
     Ok(jobs)
 }
 
-/// Jobs for all nodes of the graph except the user's scripts, even for nodes that are done or not wanted. Their dependencies and
-/// scripts are still empty.
+/// Jobs for all nodes of the graph except the user's scripts, even for nodes that are done or that the run does not want. The
+/// dependencies and scripts of these jobs are still empty.
 fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJob> {
     let mut jobs: Vec<PlannedJob> = Vec::new();
     for (position, node) in graph.nodes().iter().enumerate() {
@@ -84,8 +85,7 @@ fn candidates(plan: &Plan, graph: &Graph, max_array_size: usize) -> Vec<PlannedJ
     jobs
 }
 
-/// The kind of the program's own job that executes a node, with the module number of task 0 of an array (0 for other jobs). None
-/// for a user's script.
+/// The kind of the program's own job that executes a node, and the job's `first_module`. None for a user's script.
 fn kind_of(node: &Node, mode: SlurmMode, max_array_size: usize) -> Option<(JobKind, usize)> {
     let row_name = node.row.name.to_string();
     match (node.row.job, mode) {
@@ -101,13 +101,13 @@ fn kind_of(node: &Node, mode: SlurmMode, max_array_size: usize) -> Option<(JobKi
     }
 }
 
-/// Whether any node of the job needs any of `nodes`.
+/// Whether any node of the job directly needs any of `nodes`.
 fn needs_any(graph: &Graph, job: &PlannedJob, nodes: &[usize]) -> bool {
     job.nodes.iter().any(|&node| graph.nodes()[node].needs.iter().any(|need| nodes.contains(need)))
 }
 
-/// The open jobs for which a job must wait: the jobs that execute a node which the job needs, and the jobs that execute a node of
-/// the job itself. Only `run` has such nodes, because every other job leaves out nodes with an open job.
+/// The open jobs for which a job must wait. Each of them executes a node that the job needs, or a node that the job itself would
+/// execute. The second case concerns `run` alone, if jobs of an earlier submission with `slurm.mode` "array" are still open.
 fn open_before(graph: &Graph, job: &PlannedJob, open: &OpenJobs) -> Vec<String> {
     let is_before = |node: &usize| job.nodes.contains(node) || needs_any(graph, job, &[*node]);
     open.of_nodes.iter().filter(|(node, _)| is_before(node)).map(|(_, id)| id.clone()).collect()

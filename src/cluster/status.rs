@@ -1,5 +1,5 @@
-//! `incubate status RUN_DIR`: the state of each node of the run's graph that packs, trains or assembles. The state follows from
-//! heartbeats, artefacts and, if there is a Slurm, from its queue.
+//! `incubate status RUN_DIR`: shows the state of the nodes of the run's graph that pack, train or assemble. The state follows from
+//! heartbeats and artefacts, and from Slurm's queue if the run was submitted to Slurm.
 
 use super::evidence::{gather, is_imported};
 use super::queue::Queue;
@@ -21,7 +21,8 @@ pub struct Line {
     pub phase: String,
     #[serde(serialize_with = "as_word")]
     pub state: State,
-    /// Why the node is in this state, with the cure if there is one. For a running node, why it cannot be saved at present.
+    /// Why the node is in this state, with the cure if there is one. For a running node, why its checkpoints cannot be written at
+    /// present.
     pub why: Option<String>,
     /// The ID of the node's Slurm job, such as `17`, or `17_2` for a task.
     pub job: Option<String>,
@@ -32,12 +33,12 @@ pub struct Line {
     /// The seconds spent on the node, over all starts.
     pub seconds: f64,
     pub restarts: u32,
-    /// The share, from 0 to 1, of `seconds` that was spent in steps whose results still count.
+    /// The share, from 0 to 1, of `seconds` that was spent in steps that did not have to be repeated.
     pub goodput: Option<f64>,
     pub host: Option<String>,
-    /// The seconds since the last heartbeat or the last renewal of the lease. None if the node is done.
+    /// The seconds since the last heartbeat or the last renewal of the lease. None if the node is done or has no heartbeat.
     pub heartbeat_s: Option<f64>,
-    /// The images, operations, device-hours and starts of the node, summed over all starts.
+    /// The images, floating-point operations and device-hours of the node, summed over all starts, and the number of starts.
     pub computed: Total,
     /// The score of the node's artefact in the headline metric.
     #[serde(flatten)]
@@ -48,16 +49,16 @@ fn as_word<S: Serializer>(state: &State, serializer: S) -> Result<S::Ok, S::Erro
     serializer.serialize_str(state.word())
 }
 
-/// All lines of the status of a run directory. `artefacts` keeps the headers of artefacts for the next call.
+/// All lines of the status of a run directory. `artefacts` caches the headers of artefacts for the next call.
 pub fn status(path: &Path, artefacts: &mut ArtefactCache) -> Result<Vec<Line>> {
     let run = RunDir { path: path.into() };
-    // The steps come from the heartbeats, so the data are not needed.
+    // The numbers of steps come from the heartbeats, so the plan does not need the data.
     let plan = Plan::without_data(RunDir::config_of(path)?);
     // If Slurm cannot be asked, the heartbeats and artefacts still show most of the status.
     lines(&plan, &plan.graph(), &run, &Queue::as_far_as_known(&run)?, artefacts)
 }
 
-/// The lines of all nodes that are shown.
+/// One line for each node that the status shows.
 pub fn lines(
     plan: &Plan,
     graph: &Graph,
@@ -89,8 +90,9 @@ pub fn lines(
     Ok(lines)
 }
 
-/// Whether a node has a line. Its row must write heartbeats. A node before an imported target has a line if it has a file. Any
-/// other node has a line if the run wants it, or if it trains and has a file or a heartbeat.
+/// Whether the status shows a node. Only nodes of rows with heartbeats are shown. If the target was imported, a wanted node that
+/// would make it is shown if it has a file. Any other node is shown if the run wants it, or if it trains and has a file or a
+/// heartbeat.
 fn is_shown(node: &Node, evidence: &Evidence, is_imported: bool) -> bool {
     let has_file = evidence.found != Found::Nothing;
     let is_trained = node.row.phase().is_some() && (has_file || evidence.heartbeat.is_some());
@@ -170,7 +172,8 @@ pub fn table(lines: &[Line]) -> String {
     out
 }
 
-/// The value of a line's headline metric. If the column's title is the name of another metric, the value follows the metric's name.
+/// The value of a line's headline metric. The column's title names the first line's metric. If this line has another metric, its
+/// name precedes the value.
 fn headline(line: &Line, lines: &[Line]) -> String {
     let value = line.headline.cell("-");
     let is_titled = lines.first().is_some_and(|first| first.headline.metric == line.headline.metric);

@@ -25,20 +25,22 @@ pub struct Written {
     pub job: Submitted,
     /// The jobs that this job waits for: jobs of this submission by their names, jobs of earlier submissions as `job 17`.
     pub after: Vec<String>,
-    /// The floating-point operations of the phases that the job trains, of forward and backward passes.
+    /// The floating-point operations of the forward and backward passes in the phases that the job trains.
     pub flops: f64,
-    /// The output of `sbatch --test-only`, in a dry run on a machine where Slurm can be asked.
+    /// The output of `sbatch --test-only`, in a dry run on a machine that reaches Slurm.
     pub check: Option<String>,
     /// The text of the script, in a dry run.
     pub text: Option<String>,
 }
 
-/// Submits jobs for the nodes that are not done and have no open job, and for the user's scripts. First cancels the pending jobs
-/// that the new jobs replace. A dry run submits nothing: it writes the scripts, and lets Slurm check them if there is a Slurm.
+/// Submits jobs for the nodes that are not done and have no open job, and for the user's scripts that are due. First cancels the
+/// pending jobs that the new jobs replace. A dry run submits and cancels nothing. It writes the scripts, and lets Slurm check them
+/// if Slurm can be asked.
 ///
 /// # Errors
 /// A usage error if sbatch refuses a script, if a job that must be replaced is running, or if there is nothing to submit while
-/// earlier jobs are open. [`crate::error::Failure::Damaged`] for an artefact that the jobs would refuse.
+/// earlier jobs are open. [`crate::error::Failure::Damaged`] if an artefact is damaged or does not fit, so that the jobs would
+/// refuse it.
 pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>> {
     let run = RunDir::open(&plan.config)?;
     let graph = plan.graph();
@@ -58,7 +60,7 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
         open.join(", ")
     );
     std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
-    // The jobs read this config. Keys that change no result, such as run.threads, have the values of this submission.
+    // The jobs read this config. A dry run does not replace the config that submitted jobs read.
     if !dry_run || queue.jobs.is_empty() {
         durable::replace_bytes(&config, plan.config.to_toml().as_bytes())?;
     }
@@ -73,7 +75,7 @@ pub fn submit(plan: &Plan, binary: &Path, dry_run: bool) -> Result<Vec<Written>>
     submit_all(jobs, flops, &folder, |new| queue::write_record(&run, &queue.with_new(new)))
 }
 
-/// Writes the scripts, and lets Slurm check them if there is a Slurm.
+/// Writes the scripts, and lets Slurm check them if Slurm can be asked. Fails if Slurm refuses a script.
 fn check(jobs: Vec<PlannedJob>, flops: impl Fn(&PlannedJob) -> f64, folder: &Path) -> Result<Vec<Written>> {
     let mut written: Vec<Written> = Vec::new();
     let mut refused = None;
@@ -93,7 +95,7 @@ fn check(jobs: Vec<PlannedJob>, flops: impl Fn(&PlannedJob) -> f64, folder: &Pat
 }
 
 /// Writes the scripts and submits them. After every job, `record` stores the jobs that were submitted so far. So `incubate cancel`
-/// knows them even if a later job is refused.
+/// knows these jobs even if a later job is refused.
 fn submit_all(
     jobs: Vec<PlannedJob>,
     flops: impl Fn(&PlannedJob) -> f64,
@@ -123,14 +125,15 @@ fn write_script(job: &PlannedJob, folder: &Path) -> Result<PathBuf> {
     Ok(script)
 }
 
-/// The jobs that a job waits for: jobs of this submission by their names, jobs of earlier submissions by their IDs.
+/// The jobs that a job waits for: jobs of this submission by their names, jobs of earlier submissions as `job 17`.
 fn names_before(job: &PlannedJob, written: &[Written]) -> Vec<String> {
     let open = job.after_open.iter().map(|id| format!("job {id}"));
     job.after.iter().map(|&position| written[position].job.kind.to_string()).chain(open).collect()
 }
 
-/// The jobs for the user's own scripts. If jobs of the program are submitted, all scripts run after the last of these jobs.
-/// Otherwise only scripts run that have not succeeded and have no open job. They wait for the open last job, if there is one.
+/// The jobs for the user's own scripts. `jobs` are the program's own jobs that are submitted now. If there are any, all scripts run
+/// after the last of them. Otherwise only the scripts run that have not succeeded and have no open job, and they wait for the open
+/// last job, if there is one.
 fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &Path) -> Result<Vec<PlannedJob>> {
     let after: Vec<usize> = jobs.len().checked_sub(1).into_iter().collect();
     let after_open: Vec<String> = if after.is_empty() { situation.open.last.iter().cloned().collect() } else { vec![] };
@@ -158,7 +161,7 @@ fn scripts(graph: &Graph, jobs: &[PlannedJob], situation: &Situation, run_dir: &
 }
 
 /// Cancels the pending jobs of earlier submissions that the new jobs replace, because an old job does not wait for the new jobs.
-/// Fails if a job to be replaced is running.
+/// Arrays are not replaced, because a new array leaves out modules with an open task. Fails if a job to be replaced is running.
 fn cancel_replaced(jobs: &[PlannedJob], queue: &Queue) -> Result<()> {
     let mut ids = Vec::new();
     for old in queue.jobs.iter().filter(|old| old.modules.is_empty()) {
@@ -177,7 +180,7 @@ fn cancel_replaced(jobs: &[PlannedJob], queue: &Queue) -> Result<()> {
     queue::scancel(&ids)
 }
 
-/// Gathers the [`Situation`], the facts on which the jobs depend apart from the plan and the paths.
+/// Gathers the [`Situation`] of the run.
 fn situation(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<Situation> {
     let nodes = graph.nodes().iter().enumerate();
     let open = nodes.filter_map(|(position, node)| Some((position, queue.open_job(node, |kind| !kind.is_last())?)));
@@ -191,7 +194,7 @@ fn situation(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<
     })
 }
 
-/// The nodes that are needed and not done, as positions in the graph.
+/// The nodes that the run needs and that are not done, as positions in the graph.
 fn unfinished(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result<Vec<usize>> {
     let mut artefacts = ArtefactCache::default();
     let find = |node: &Node| if node.is_wanted { artefacts.find(run, node) } else { Ok(Found::Nothing) };
@@ -207,8 +210,8 @@ fn unfinished(plan: &Plan, graph: &Graph, run: &RunDir, queue: &Queue) -> Result
     Ok(unfinished)
 }
 
-/// The longest time that the last checkpoint of a phase took, in seconds. Before the first checkpoint, an estimate from the size of
-/// the weights and two moments in fp32, at 100 MB per second.
+/// The seconds that a checkpoint takes: the time of each phase's last checkpoint, and of these times the longest. Before the first
+/// checkpoint, an estimate for the phase that trains most parameters: the weights and two moments in fp32, at 100 MB per second.
 fn save_s(plan: &Plan, run: &RunDir) -> f64 {
     const BYTES_PER_S: f64 = 100e6;
     let phases = plan.wanted_phases();
@@ -220,7 +223,7 @@ fn save_s(plan: &Plan, run: &RunDir) -> f64 {
     12.0 * largest as f64 / BYTES_PER_S
 }
 
-/// The jobs as a text for people. After a dry run the text includes the scripts.
+/// The jobs as a text for people. After a dry run, the text includes the scripts.
 pub fn table(written: &[Written]) -> String {
     if written.is_empty() {
         return "nothing to submit: all is done\n".into();

@@ -1,5 +1,5 @@
-//! Reads COCO's annotations (cocodataset.org, `instances_*.json`). Training takes objects by the rules of detectron2's
-//! `load_coco_json`. An evaluation takes all objects.
+//! Reads COCO's annotations (cocodataset.org, `instances_*.json`). For training, the rules of detectron2's `load_coco_json` decide
+//! which objects are read. For an evaluation, all objects of the listed images are read.
 
 use super::json::{
     self, Field, Flag, Id, NUMBER_OR_TEXT, StoredCategory, at_entry, check_ids, needed, positions, refusal,
@@ -14,22 +14,22 @@ use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The purpose of reading objects, which decides which objects are read.
+/// Why annotations are read. This decides which objects are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Only objects from which a network can learn. No crowds are read. With masks, only objects with a polygon are read; without
-    /// masks, only objects whose box has an area.
+    /// Only objects from which a network can learn. No crowds are read. With masks, only objects with a valid polygon are read.
+    /// Without masks, only objects whose box has an area are read.
     Training,
-    /// All objects.
+    /// All objects of the listed images.
     Evaluation,
 }
 
-/// The content of a file of annotations.
+/// The content of an annotation file.
 #[derive(Debug)]
 pub struct Annotations {
     /// The id and name of each category in the order of the ids, which is the order of the classes.
     pub categories: Vec<(Id, String)>,
-    /// The images in the order of their ids, in which pycocotools evaluates them.
+    /// The images in the order of their ids. pycocotools evaluates images in this order.
     pub images: Vec<AnnotatedImage>,
 }
 
@@ -46,7 +46,7 @@ pub struct AnnotatedImage {
 #[derive(Deserialize)]
 struct StoredDataset<'a> {
     images: Option<Vec<StoredImage>>,
-    /// The JSON text of each entry. Threads parse the entries later in parallel.
+    /// The JSON text of each entry. Several threads parse the entries later.
     #[serde(borrow)]
     annotations: Option<Vec<&'a RawValue>>,
     categories: Option<Vec<StoredCategory>>,
@@ -72,11 +72,11 @@ struct StoredObject<'a> {
     segmentation: Option<&'a RawValue>,
 }
 
-/// Reads a file of annotations. The outlines of the objects are read only if `masks` is true.
+/// Reads an annotation file. The outlines of the objects are read only if `masks` is true.
 ///
 /// # Errors
-/// A usage error that names the file, if it cannot be read or parsed. The error also names the entry, if an entry is malformed or
-/// its category is not listed.
+/// A usage error that names the file, if the file cannot be read or parsed, or lists no images or no categories. If an entry is
+/// malformed or its category is not listed, the error also names the entry.
 pub fn read(file: &Path, purpose: Purpose, masks: bool) -> Result<Annotations> {
     let bytes = json::read(file)?;
     let dataset = json::parse(file, &bytes, b'{')?;
@@ -129,17 +129,19 @@ fn images(entries: Vec<StoredImage>) -> Result<BTreeMap<Id, AnnotatedImage>, Str
     Ok(images)
 }
 
-/// An entry of the list of annotations.
+/// The result of reading one entry of the list `annotations`.
 enum Entry {
-    /// The position of the object's image, and the object.
+    /// An object to keep, with the position of its image.
     Of(usize, Object),
     OfUnlistedImage,
     NotForTraining,
 }
 
-/// Reads entries of the list of annotations.
+/// Reads entries of the list `annotations`.
 struct ObjectReader<'a> {
+    /// The position of each image.
     images: BTreeMap<&'a Id, u64>,
+    /// The class of each category.
     classes: BTreeMap<&'a Id, u64>,
     /// The height and width of each image.
     sizes: Vec<[usize; 2]>,
@@ -183,7 +185,8 @@ impl ObjectReader<'_> {
         Ok(Entry::Of(image, Object { class: class as usize, bbox, area, is_crowd, outline }))
     }
 
-    /// The outline of an object in an image of this height and width; [`Outline::None`] if the object has no valid polygon.
+    /// The outline of an object in an image of this height and width. [`Outline::None`] if the object has polygons but no valid
+    /// polygon.
     fn outline(&self, text: &str, [height, width]: [usize; 2]) -> Result<Outline, String> {
         let stored: Segmentation =
             serde_json::from_str(text).map_err(|e| format!("has a segmentation that cannot be read: {e}"))?;

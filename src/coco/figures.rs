@@ -1,4 +1,4 @@
-//! COCO's twelve figures, as pycocotools computes them.
+//! COCO's twelve detection metrics, as pycocotools computes them.
 
 use super::objects::{Detected, Object, Outline, Scene};
 use anyhow::{Context, Result};
@@ -6,29 +6,30 @@ use hotcoco::detection::AccumulatedEval;
 use hotcoco::params::IouType;
 use hotcoco::{Annotation, COCO, COCOeval, Category, Dataset, Image, Segmentation};
 
-/// COCO's figures of detections. Each is from 0 to 1, or −1 if there are no objects to find.
+/// COCO's metrics of a set of detections. Each value is from 0 to 1, or −1 if there are no objects to find.
 #[derive(Debug)]
 pub struct Figures {
     /// The names and values of AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, in this order.
     pub all: Vec<(&'static str, f64)>,
-    /// The position of each category in the order of the ids, and its average precision.
+    /// The average precision of each category, after the category's position in the order of the ids.
     pub of_categories: Vec<(usize, f64)>,
     pub curves: Vec<Curve>,
 }
 
-/// The mean precision of all categories at recalls from 0 to 1, for one threshold of the IoU.
+/// The precision over the recall for one threshold of the IoU. The precision is the mean over the categories that have objects to
+/// find.
 #[derive(Debug)]
 pub struct Curve {
     pub threshold: f64,
-    /// Recall and precision.
+    /// Pairs of recall and precision, with recalls from 0 to 1.
     pub points: Vec<(f64, f64)>,
 }
 
-/// The figures of the masks of detections if `of_masks`, otherwise of their boxes. The ids of images and of categories count from
-/// 0.
+/// The metrics of the masks of detections if `of_masks` is true, otherwise of their boxes. The ids of images and of categories
+/// count from 0.
 ///
 /// # Errors
-/// If the detections cannot be evaluated against the annotations.
+/// Fails if the detections cannot be evaluated against the annotations.
 pub fn figures(annotations: COCO, detections: COCO, of_masks: bool) -> Result<Figures> {
     let kind = if of_masks { IouType::Segm } else { IouType::Bbox };
     let mut evaluation = COCOeval::new(annotations, detections, kind);
@@ -43,8 +44,8 @@ pub fn figures(annotations: COCO, detections: COCO, of_masks: bool) -> Result<Fi
     Ok(Figures { all, of_categories, curves: curves(accumulated, &evaluation.params.iou_thrs) })
 }
 
-/// The mean precision of a category over all thresholds and recalls. It counts objects of all areas, and as many detections of an
-/// image as the highest limit allows.
+/// The mean precision of a category over all thresholds and recalls. Objects of all areas count. Of each image's detections, as
+/// many count as COCO's highest limit allows: the 100 with the highest scores.
 fn category_ap(accumulated: &AccumulatedEval, category: usize) -> f64 {
     let shape = &accumulated.shape;
     let precision = |t: usize, r: usize| accumulated.precision[shape.precision_idx(t, r, category, 0, shape.m - 1)];
@@ -63,19 +64,19 @@ fn curves(accumulated: &AccumulatedEval, thresholds: &[f64]) -> Vec<Curve> {
     thresholds.iter().enumerate().map(curve).collect()
 }
 
-/// The mean of the values except −1, which marks a missing value; −1 if all are missing.
+/// The mean of the values, without the values −1, which mark missing values. −1 if all values are missing.
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.filter(|&v| v > -1.0).fold((0.0, 0), |(sum, count), v| (sum + v, count + 1));
     if count == 0 { -1.0 } else { sum / f64::from(count) }
 }
 
-/// The figures of the masks of detections if `of_masks`, otherwise of their boxes. `classes` is the number of classes.
+/// The metrics of the masks of detections if `of_masks` is true, otherwise of their boxes. `classes` is the number of classes.
 ///
-/// If masks are evaluated, the boxes of detections are ignored, as in detectron2. An annotated object without an outline then
-/// counts as the rectangle of its box.
+/// If masks are evaluated, the boxes of detections are ignored, as in detectron2. If an annotated object then has no outline, its
+/// box stands for its mask.
 ///
 /// # Errors
-/// As [`figures`].
+/// Fails as [`figures`] does.
 pub fn figures_of_scenes(images: &[(Scene, Vec<Detected>)], classes: usize, of_masks: bool) -> Result<Figures> {
     // pycocotools evaluates images in the order of their ids.
     let mut images: Vec<&(Scene, Vec<Detected>)> = images.iter().collect();
@@ -148,7 +149,7 @@ mod tests {
         };
         let runs = super::super::outlines::run_lengths([20, 30], [4..12, 2..10], |_, _| true);
         let found = |class, bbox| Detected { class, score: 0.9, bbox, runs: runs.clone() };
-        // The images are not in the order of their numbers. Class 1 has no object, so its detection does not count.
+        // The images are not in the order of their numbers. Class 1 has no annotated object, so its detection does not count.
         let images = [
             (Scene { image: 7, size: [20, 30], objects: vec![object(2, 2.0)] }, Vec::new()),
             (
@@ -158,7 +159,7 @@ mod tests {
         ];
         for of_masks in [false, true] {
             let Figures { all, of_categories, curves } = figures_of_scenes(&images, 3, of_masks).unwrap();
-            // Half of class 2's objects are found: the precision is 1 up to a recall of 0.5, which is 51 of 101 recalls.
+            // Half of class 2's objects are found. So the precision is 1 at the 51 recalls from 0 to 0.5, of 101 recalls in all.
             let half = 51.0 / 101.0;
             let is_near = |value: f64, expected: f64| (value - expected).abs() < 1e-12;
             for ((category, ap), expected) in of_categories.into_iter().zip([1.0, -1.0, half]) {

@@ -1,7 +1,8 @@
 //! Reads the entries of COCO's JSON files.
 //!
-//! A field that is not needed may hold any value, because programs that write such files differ in these fields. The texts of
-//! errors continue «entry 3 (from 0) of `annotations`» (see [`at_entry`]). Ids may be numbers or strings, as in pycocotools.
+//! A field that is not needed may hold any value, because programs that write such files differ in these fields. The error text
+//! about an entry is the end of a sentence, and [`at_entry`] puts the beginning before it, such as «entry 3 (from 0) of
+//! `annotations`». Ids may be numbers or strings, as in pycocotools.
 
 use crate::usage;
 use anyhow::Result;
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter};
 use std::path::Path;
 
-/// The id of an image, a category or an annotation.
+/// The id of an image or a category.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(untagged, from = "StoredId")]
 pub enum Id {
@@ -19,7 +20,7 @@ pub enum Id {
     Text(String),
 }
 
-/// An id as it is written in JSON. pandas may write whole numbers as 1.0.
+/// An id as it is written in JSON. Whole numbers may be written as 1.0, as pandas sometimes writes them.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum StoredId {
@@ -28,7 +29,7 @@ enum StoredId {
     Text(String),
 }
 
-/// The value of a field, which has the needed type or any other type.
+/// The value of a field, which has the needed type `T` or any other type.
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub enum Value<T> {
@@ -36,7 +37,7 @@ pub enum Value<T> {
     Other(IgnoredAny),
 }
 
-/// A field of an entry; none if it is absent or null.
+/// A field of an entry. None if the field is absent or null.
 pub type Field<T> = Option<Value<T>>;
 
 /// An entry of the list `categories`.
@@ -61,7 +62,8 @@ pub fn refusal(file: &Path, what: &str) -> anyhow::Error {
     usage!("{}: {what}", file.display())
 }
 
-/// Reads a file of JSON. Python writes `NaN` and `Infinity`, which JSON does not have. They are replaced by empty strings.
+/// Reads a JSON file. Python writes `NaN`, `Infinity` and `-Infinity`, which JSON does not have. They are replaced by empty
+/// strings.
 ///
 /// # Errors
 /// A usage error if the file cannot be read.
@@ -71,11 +73,11 @@ pub fn read(file: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Parses the bytes of a file of JSON, which must begin with this bracket. A byte order mark and white space before it are
+/// Parses the bytes of a JSON file, which must begin with `bracket`. A byte order mark and white space before the bracket are
 /// skipped.
 ///
 /// # Errors
-/// A usage error that names the file.
+/// A usage error that names the file, if the bytes cannot be parsed.
 pub fn parse<'a, T: Deserialize<'a>>(file: &Path, bytes: &'a [u8], bracket: u8) -> Result<T> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
     if text.first().is_some_and(|&first| first != bracket) {
@@ -89,8 +91,8 @@ pub fn parse<'a, T: Deserialize<'a>>(file: &Path, bytes: &'a [u8], bracket: u8) 
     serde_json::from_slice(text).map_err(|e| refusal(file, &e.to_string()))
 }
 
-/// Replaces `NaN`, `Infinity` and `-Infinity` outside of strings by an empty string and spaces. If the field needs a number, it
-/// is refused later.
+/// Replaces `NaN`, `Infinity` and `-Infinity` outside of strings by an empty string and spaces. If the field must be a number, the
+/// empty string is refused later.
 fn replace_nan_and_infinity(json: &mut [u8]) {
     let (mut in_text, mut at) = (false, 0);
     while at < json.len() {
@@ -114,7 +116,7 @@ fn replace_nan_and_infinity(json: &mut [u8]) {
 /// The value of a field that must be present. `kind` describes the needed type in the text of an error.
 ///
 /// # Errors
-/// If the field is absent or has another type.
+/// Fails if the field is absent or has another type.
 pub fn needed<T>(field: Field<T>, name: &str, kind: &str) -> Result<T, String> {
     match field {
         Some(Value::Needed(value)) => Ok(value),
@@ -123,7 +125,7 @@ pub fn needed<T>(field: Field<T>, name: &str, kind: &str) -> Result<T, String> {
     }
 }
 
-/// The value of a field; none if the field is absent or has another type.
+/// The value of a field. None if the field is absent or has another type.
 pub fn valid<T>(field: Field<T>) -> Option<T> {
     match field {
         Some(Value::Needed(value)) => Some(value),
@@ -131,10 +133,10 @@ pub fn valid<T>(field: Field<T>) -> Option<T> {
     }
 }
 
-/// Whether the field `iscrowd` is set. It may be absent.
+/// Whether the field `iscrowd` is true or a number other than 0. An absent field counts as false.
 ///
 /// # Errors
-/// If its value is neither a truth value nor a whole number.
+/// Fails if the value is neither a truth value nor a whole number.
 pub fn is_crowd(field: &Field<Flag>) -> Result<bool, String> {
     match field {
         None => Ok(false),
@@ -144,8 +146,8 @@ pub fn is_crowd(field: &Field<Flag>) -> Result<bool, String> {
     }
 }
 
-/// The text of an error, which begins with the number of the entry. `list` is empty for a results file, whose only list has no
-/// name.
+/// The text of an error about an entry: the number of the entry and the name of its list, followed by `what`. `list` is empty for a
+/// results file, whose only list has no name.
 pub fn at_entry(list: &str, entry: usize, what: &str) -> String {
     if list.is_empty() {
         format!("entry {entry} (from 0) {what}")
@@ -154,11 +156,11 @@ pub fn at_entry(list: &str, entry: usize, what: &str) -> String {
     }
 }
 
-/// The names of the categories in the order of their ids. A category without a name is named by its id. If two entries have the
-/// same id, the later entry counts, as in pycocotools.
+/// The names of the categories in the order of their ids. If a category has no valid name, its id is its name. If two entries have
+/// the same id, the later entry counts, as in pycocotools.
 ///
 /// # Errors
-/// If an entry has no id, if there are no categories, or if their ids have no common order.
+/// Fails if an entry has no valid id, if there are no categories, or if some ids are numbers and others are strings.
 pub fn categories(entries: Option<Vec<StoredCategory>>) -> Result<BTreeMap<Id, String>, String> {
     let mut categories = BTreeMap::new();
     for (entry, category) in entries.unwrap_or_default().into_iter().enumerate() {
@@ -170,11 +172,11 @@ pub fn categories(entries: Option<Vec<StoredCategory>>) -> Result<BTreeMap<Id, S
     Ok(categories)
 }
 
-/// Fails if there are no ids. Also fails if some ids are numbers and others are strings, because these have no common order. The
-/// ids must be sorted, so that numbers come first.
+/// Fails if there are no ids. Also fails if some ids are numbers and others are strings, because numbers and strings have no common
+/// order. The ids must be sorted, so that numbers come first.
 ///
 /// # Errors
-/// A text that names the list.
+/// The error is a text that names the list.
 pub fn check_ids<'a>(list: &str, ids: impl DoubleEndedIterator<Item = &'a Id>) -> Result<(), String> {
     let mut ids = ids;
     let first = ids.next();
@@ -187,7 +189,7 @@ pub fn check_ids<'a>(list: &str, ids: impl DoubleEndedIterator<Item = &'a Id>) -
     }
 }
 
-/// The position of each id. The ids must be sorted.
+/// The position of each id in `ids`, which must be sorted.
 pub fn positions<'a>(ids: impl Iterator<Item = &'a Id>) -> BTreeMap<&'a Id, u64> {
     ids.zip(0..).collect()
 }

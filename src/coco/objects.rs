@@ -1,6 +1,6 @@
-//! The objects of an image, and their form as a row of numbers. As rows, targets travel from the loader to a task, and detections
-//! from a task to an evaluation. All lengths are in pixels. x counts columns and y counts rows, both from the upper left corner
-//! of the image.
+//! The objects of an image, and their encoding as a row of numbers. The loader hands the annotated objects to a task as such rows.
+//! A task hands its detections to an evaluation as such rows. All lengths are in pixels. x counts columns and y counts rows, both
+//! from the upper left corner of the image.
 
 use anyhow::{Context, Result, ensure};
 
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 pub struct Scene {
     /// The image's number in its split.
     pub image: usize,
-    /// The height and width of the image. In a training crop they are those of the part that the image fills.
+    /// The height and width of the image. For a training crop, the height and width of the part that the image fills.
     pub size: [usize; 2],
     pub objects: Vec<Object>,
 }
@@ -21,7 +21,7 @@ pub struct Object {
     pub class: usize,
     /// Left, top, width and height.
     pub bbox: [f64; 4],
-    /// The area in square pixels. By this area an evaluation decides whether the object is small, medium or large.
+    /// The area in square pixels. From this area, an evaluation decides whether the object is small, medium or large.
     pub area: f64,
     /// Whether the annotation marks a crowd of objects. Networks do not train on crowds, and an evaluation ignores detections
     /// within them.
@@ -34,10 +34,10 @@ pub struct Object {
 pub enum Outline {
     /// The outline is not known.
     None,
-    /// Polygons, each as coordinates x, y, x, y …. Their union is the object.
+    /// Polygons, each as coordinates x, y, x, y …. The object is the union of the polygons.
     Polygons(Vec<Vec<f64>>),
-    /// COCO's run lengths: the pixels are ordered column after column, and the runs are alternately outside and inside of the
-    /// object. The first run is outside.
+    /// COCO's run lengths of the mask. The pixels are ordered column after column. The runs are alternately outside and inside of
+    /// the object, and the first run is outside.
     Runs(Vec<u32>),
 }
 
@@ -49,12 +49,12 @@ pub struct Detected {
     pub score: f64,
     /// Left, top, width and height.
     pub bbox: [f64; 4],
-    /// The run lengths of the object's pixels, as in [`Outline::Runs`]; empty if no masks are computed.
+    /// The run lengths of the object's mask, as in [`Outline::Runs`]. Empty if no masks are computed.
     pub runs: Vec<u32>,
 }
 
 impl Scene {
-    /// The scene as a row of numbers. The first number is the length of the row.
+    /// Encodes the scene as a row of numbers. The first number is the length of the row.
     pub fn to_row(&self) -> Vec<f64> {
         let mut row = vec![0.0, self.image as f64, self.size[0] as f64, self.size[1] as f64, self.objects.len() as f64];
         for object in &self.objects {
@@ -80,10 +80,10 @@ impl Scene {
         row
     }
 
-    /// Reads a scene from the first row in `row`, and returns it with the numbers after this row.
+    /// Reads a scene from the row at the beginning of `row`. Returns the scene, and the numbers after its row.
     ///
     /// # Errors
-    /// If the row was not written by [`Scene::to_row`].
+    /// Fails if the row is empty or too short for its content.
     pub fn from_row(row: &[f64]) -> Result<(Scene, &[f64])> {
         let (mut numbers, rest) = Numbers::begin(row)?;
         let image = numbers.count()?;
@@ -114,14 +114,14 @@ impl Object {
     }
 }
 
-/// The height and width of an image of this size after its longer side is resized to `side` pixels. They are rounded as by
-/// detectron2's `ResizeShortestEdge`.
+/// The height and width to which an image of this height and width is resized, so that the longer side has `side` pixels. The
+/// lengths are rounded as in detectron2's `ResizeShortestEdge`.
 pub fn fitted(size: [usize; 2], side: usize) -> [usize; 2] {
     let scale = side as f64 / size[0].max(size[1]) as f64;
     size.map(|length| ((length as f64 * scale + 0.5) as usize).clamp(1, side))
 }
 
-/// Detected objects as a row of numbers. The first number is the length of the row.
+/// Encodes detected objects as a row of numbers. The first number is the length of the row.
 pub fn detected_to_row(detected: &[Detected]) -> Vec<f64> {
     let mut row = vec![0.0, detected.len() as f64];
     for one in detected {
@@ -134,10 +134,10 @@ pub fn detected_to_row(detected: &[Detected]) -> Vec<f64> {
     row
 }
 
-/// Reads detected objects from the first row in `row`, and returns them with the numbers after this row.
+/// Reads detected objects from the row at the beginning of `row`. Returns the objects, and the numbers after their row.
 ///
 /// # Errors
-/// If the row was not written by [`detected_to_row`].
+/// Fails if the row is empty or too short for its content.
 pub fn detected_from_row(row: &[f64]) -> Result<(Vec<Detected>, &[f64])> {
     let (mut numbers, rest) = Numbers::begin(row)?;
     let count = numbers.count()?;
@@ -152,7 +152,7 @@ pub fn detected_from_row(row: &[f64]) -> Result<(Vec<Detected>, &[f64])> {
 struct Numbers<'a>(&'a [f64]);
 
 impl<'a> Numbers<'a> {
-    /// The numbers of the first row without its length, and the rows after it.
+    /// The numbers of the first row without its first number, and the rows after this row.
     fn begin(rows: &'a [f64]) -> Result<(Numbers<'a>, &'a [f64])> {
         let length = *rows.first().context("the row of objects is empty")? as usize;
         ensure!((1..=rows.len()).contains(&length), "a row of {length} numbers does not fit into {}", rows.len());

@@ -1,12 +1,12 @@
-//! The pixels of an object: polygons drawn in a box, and run lengths of a mask.
+//! Converts the outline of an object: draws polygons in a box as pixels, and computes the run lengths of masks.
 
 use super::objects::Outline;
 use anyhow::{Result, anyhow};
 use hotcoco::mask::{decode, fr_polys};
 
 /// Draws the part of an object in a box (left, top, right, bottom) on `side` × `side` pixels. Returns the pixels row after row: 1
-/// inside of the object, 0 outside. As in detectron2's `rasterize_polygons_within_box`, a side of the box that is shorter than
-/// 0.1 counts as 0.1. An outline without polygons has no pixels inside.
+/// inside of the object, 0 outside. As in detectron2's `rasterize_polygons_within_box`, a side of the box that is shorter than 0.1
+/// counts as 0.1. If the outline is not given by polygons, all pixels are 0.
 pub fn rasterised(outline: &Outline, [left, top, right, bottom]: [f32; 4], side: usize) -> Vec<u8> {
     let Outline::Polygons(polygons) = outline else { return vec![0; side * side] };
     let scale = |length: f32| f64::from(side as f32 / length.max(0.1));
@@ -20,11 +20,11 @@ pub fn rasterised(outline: &Outline, [left, top, right, bottom]: [f32; 4], side:
     (0..side * side).map(|i| drawn[i % side * side + i / side]).collect()
 }
 
-/// COCO's run lengths of an outline in an image of this height and width. Polygons are drawn as by pycocotools. The result is
-/// empty if the outline is not known.
+/// COCO's run lengths of an outline in an image of this height and width. Polygons are drawn as pycocotools draws them. The result
+/// is empty if the outline is not known.
 ///
 /// # Errors
-/// If the image is too large.
+/// Fails if polygons cannot be drawn, because the image is too large.
 pub fn runs_of(outline: &Outline, [height, width]: [usize; 2]) -> Result<Vec<u32>> {
     match outline {
         Outline::None => Ok(Vec::new()),
@@ -36,8 +36,8 @@ pub fn runs_of(outline: &Outline, [height, width]: [usize; 2]) -> Result<Vec<u32
     }
 }
 
-/// COCO's run lengths ([`Outline::Runs`]) of a mask. Only pixels in both `rows` and `columns` may be inside. `is_inside` takes
-/// the row and the column of such a pixel.
+/// COCO's run lengths ([`Outline::Runs`]) of a mask. A pixel is inside of the object only if its row is in `rows`, its column is in
+/// `columns`, and `is_inside` returns true for its row and column.
 pub fn run_lengths(
     [height, width]: [usize; 2],
     [rows, columns]: [std::ops::Range<usize>; 2],

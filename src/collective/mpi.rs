@@ -1,4 +1,4 @@
-//! MPI through rsmpi. Only the main thread calls MPI, except that any thread that panics may end the world.
+//! MPI through rsmpi. Only the main thread calls MPI, with one exception: a panic in any thread aborts the world.
 
 use super::{Collective, Solo};
 use crate::weights::floats_mut;
@@ -13,15 +13,15 @@ use std::io::Write;
 use std::time::Duration;
 use tch::Tensor;
 
-/// The world of ranks in which this process was started. Dropping it finalises MPI, so it must outlive every communicator.
+/// The world of ranks in which this process was started. Dropping the world finalises MPI, so it must outlive every communicator.
 pub struct World {
     universe: Option<Universe>,
     all_ranks: Box<dyn Collective>,
 }
 
 impl World {
-    /// Joins the world that mpirun or srun has started. Without these launchers, makes a world of one rank. Refuses a launch that
-    /// would make N worlds of one rank, a common silent mistake on clusters (open-mpi/ompi#13523).
+    /// Joins the world that mpirun or srun has started. Without these launchers, makes a world of one rank. Fails if the N started
+    /// processes would form N worlds of one rank each, a common silent mistake on clusters (open-mpi/ompi#13523).
     pub fn join() -> Result<World> {
         let Some(launched) = launched_size()? else {
             return Ok(World::alone());
@@ -46,12 +46,13 @@ impl World {
         World { universe: None, all_ranks: Box::new(Solo) }
     }
 
-    /// All ranks.
+    /// The group of all ranks of the world.
     pub fn all_ranks(&self) -> &dyn Collective {
         self.all_ranks.as_ref()
     }
 
-    /// Splits the world into groups. Returns the ranks that give the same number `group` as this rank. Collective over the world.
+    /// Splits the world into groups. Returns this rank's group: the ranks that give the same number `group`. All ranks of the world
+    /// must call this method.
     pub fn split(&self, group: usize) -> Box<dyn Collective> {
         match &self.universe {
             None => Box::new(Solo),
@@ -63,7 +64,7 @@ impl World {
         }
     }
 
-    /// The ranks on the node of rank zero. Returns none on any other node. Collective over the world.
+    /// The group of the ranks on the node of rank zero. None on any other node. All ranks of the world must call this method.
     pub fn node_of_zero(&self) -> Result<Option<Box<dyn Collective>>> {
         let Some(universe) = &self.universe else { return Ok(Some(Box::new(Solo))) };
         let node = Mpi::new(universe.world().split_shared(self.all_ranks.rank() as i32));
@@ -78,12 +79,12 @@ impl World {
             World::abort_all(code);
         }
         let _ = std::io::stdout().flush();
-        // `exit` would run CUDA's cleanup, which would wait for sums on the GPUs that never end.
+        // `exit` would run CUDA's cleanup, which would wait for work on the GPUs. After a failure, a sum on the GPUs may never end.
         // SAFETY: the call only ends the process.
         unsafe { libc::_exit(code.into()) }
     }
 
-    /// Ends every rank of the world at once, after a panic in any thread. Without MPI it does nothing.
+    /// Ends every rank of the world at once. After a panic, any thread may call it. Without MPI it does nothing.
     pub fn abort_all(code: u8) {
         if mpi::environment::is_initialized() {
             SimpleCommunicator::world().abort(code.into());
@@ -91,7 +92,7 @@ impl World {
     }
 }
 
-/// The first part of the version text of the MPI library, such as `Open MPI v4.1.6`.
+/// The name and version of the MPI library, such as `Open MPI v4.1.6`: the beginning of its version text.
 pub fn library_version() -> String {
     let version = mpi::environment::library_version().unwrap_or_default();
     version.split(['\n', ',']).next().unwrap_or_default().trim().to_string()
@@ -104,11 +105,12 @@ struct Launched {
     size: usize,
 }
 
-/// The world that the environment describes. None if the process is to be a world of one rank without MPI.
+/// The world that the environment variables describe. None if this process is to be a world of one rank without MPI. Slurm's
+/// variables count only within a step, because a batch script has most of them too.
 ///
 /// # Errors
-/// srun has started several tasks without a PMI that this MPI supports. Open MPI would then abort, or start N worlds of one rank.
-/// Slurm's variables count only within a step, because a batch script has most of them too.
+/// A usage error if srun has started several tasks without a PMI that this MPI supports. Open MPI would then abort, or the N tasks
+/// would be N worlds of one rank.
 fn launched_size() -> Result<Option<Launched>> {
     let number = |variable: &str| -> Option<usize> { std::env::var(variable).ok()?.parse().ok() };
     let is_set = |variable: &str| std::env::var_os(variable).is_some();
@@ -141,7 +143,8 @@ fn launched_size() -> Result<Option<Launched>> {
 /// Describes how this process was started, as a text for people.
 ///
 /// # Errors
-/// A usage error if Slurm has given the job several tasks but the world has one rank: the other tasks would idle.
+/// A usage error if Slurm has given the job several tasks but the world has one rank, because the other tasks would idle. Also a
+/// usage error if srun was used without a PMI that this MPI supports.
 pub fn launch() -> Result<String> {
     let tasks = std::env::var("SLURM_NTASKS").ok().and_then(|text| text.parse::<usize>().ok()).unwrap_or(1);
     let launched = launched_size()?;
@@ -155,12 +158,13 @@ pub fn launch() -> Result<String> {
     })
 }
 
-/// The largest number of fp32 values in one MPI call. It limits the copy of the input to 256 MiB, and fits MPI's 32-bit counts.
+/// The largest number of fp32 values in one MPI call. This number limits the copy of the input to 256 MiB, and fits MPI's 32-bit
+/// counts.
 const AT_ONCE: usize = 1 << 26;
 
 struct Mpi {
     comm: SimpleCommunicator,
-    /// The copy of the input, which is needed because rsmpi has no binding for MPI_IN_PLACE.
+    /// The copy of the values to sum. It is needed because rsmpi has no binding for MPI_IN_PLACE.
     scratch: RefCell<Vec<f32>>,
 }
 

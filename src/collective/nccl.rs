@@ -1,9 +1,9 @@
-//! NCCL, loaded at run time: sums over the GPUs of one node or many.
+//! NCCL, loaded at run time, sums over the GPUs of one node or of several nodes.
 //!
-//! The signatures and constants are those of `nccl.h` 2.18–2.32. The library is called `libnccl.so.2` in NVIDIA's packages. If
-//! libtorch's CUDA part has loaded a copy, that copy is used. Every sum runs on the device's default stream, on which libtorch
-//! computes too. So a sum follows the kernels that compute the gradients and precedes the kernels that use the sum, without any
-//! synchronisation.
+//! The signatures and constants come from `nccl.h` 2.18–2.32. The library is called `libnccl.so.2` in NVIDIA's packages. If
+//! libtorch's CUDA part has loaded a copy of the library, this copy is used. Every sum runs on the GPU's default stream, on which
+//! libtorch computes too. So a sum follows the kernels that compute the gradients and precedes the kernels that use the sum,
+//! without any further synchronisation.
 //!
 //! The host begins a sum and continues. If another member dies, the sum may never end. Therefore a thread that waits for a sum
 //! keeps checking whether NCCL reports an error, whether another replica of its rank has ended, and how long it has waited.
@@ -15,15 +15,15 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
-/// `ncclUniqueId`, with which the members of a communicator find each other.
+/// The `ncclUniqueId` of a communicator, with which its members find each other.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct UniqueId {
     internal: [u8; 128],
 }
 
-/// This thread's GPU as a member of a communicator. After an error the communicator is not freed: the process is about to end, and
-/// freeing would wait for the other members on the node, which may not know of the error yet.
+/// This thread's GPU as a member of a communicator. After an error the communicator is not freed, because the process is about to
+/// end. Freeing would wait for the other members on the node, which may not know of the error yet.
 pub struct Nccl {
     api: &'static Api,
     communicator: Communicator,
@@ -37,17 +37,17 @@ const SUCCESS: Status = 0;
 const IN_PROGRESS: Status = 7;
 const FLOAT32: c_int = 7;
 const SUM: c_int = 0;
-/// CUDA_ERROR_NOT_READY.
+/// The driver's CUDA_ERROR_NOT_READY.
 const NOT_READY: c_int = 600;
 
 /// The longest time that a thread waits for a sum. The slowest member may begin the sum late, because it writes a checkpoint or
 /// waits for data.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// How long a thread still waits for a sum after another replica of its rank has ended. If that replica has finished the sum, the
-/// sum ends here within this time too.
+/// How long a thread still waits for a sum after it has noticed that another replica of its rank has ended. If that replica has
+/// finished the sum, the sum ends on this thread's GPU within this time too.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The functions of the libraries, which stay loaded for the life of the process.
+/// The functions of NCCL and of the driver. Both libraries stay loaded for the life of the process.
 struct Api {
     version: c_int,
     get_unique_id: unsafe extern "C" fn(*mut UniqueId) -> Status,
@@ -58,7 +58,7 @@ struct Api {
     abort: unsafe extern "C" fn(Communicator) -> Status,
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
     last_error: unsafe extern "C" fn(Communicator) -> *const c_char,
-    /// The driver's `cuStreamQuery`: whether a stream has no work left.
+    /// The driver's `cuStreamQuery`, which says whether a stream has no work left.
     query_stream: unsafe extern "C" fn(*mut c_void) -> c_int,
 }
 
@@ -74,7 +74,7 @@ fn api() -> Result<&'static Api> {
 /// The version of NCCL, such as `2.27.7`.
 ///
 /// # Errors
-/// NCCL cannot be loaded; the error names the cure.
+/// NCCL or the driver cannot be loaded. If NCCL is missing, the error names the cure.
 pub fn version() -> Result<String> {
     let v = api()?.version;
     Ok(format!("{}.{}.{}", v / 10_000, v % 10_000 / 100, v % 100))
@@ -128,7 +128,7 @@ impl Api {
         }
     }
 
-    /// Turns a status into an error with NCCL's own text.
+    /// Fails with NCCL's own text unless `status` is a success. `call` says in the error which call or event it is about.
     fn check(&self, call: &str, status: Status) -> Result<()> {
         if status == SUCCESS {
             return Ok(());
@@ -140,8 +140,8 @@ impl Api {
     }
 }
 
-/// The cure if the network interface `lo` is down: even the GPUs of one node find each other through it. `flags` is the kernel's
-/// text of the interface's flags.
+/// The cure if the network interface `lo` is down, because even the GPUs of one node find each other through this interface. Empty
+/// if it is up or unknown. `flags` is the kernel's text of the interface's flags.
 fn cure_of_loopback(flags: &str) -> &'static str {
     match u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16) {
         Ok(flags) if flags & libc::IFF_UP as u32 == 0 => "; the network interface lo is down: ip link set lo up",
@@ -157,7 +157,7 @@ fn text(text: *const c_char) -> String {
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-/// Opens a library: the copy that is loaded already, or else the copy that the linker finds. The library stays loaded.
+/// Opens a library: the copy that is loaded already, or else the copy that the dynamic linker finds. The library stays loaded.
 fn load(name: &OsStr) -> Result<&'static Library> {
     // SAFETY: these libraries' initialisers only prepare themselves.
     let opened = unsafe {
@@ -167,7 +167,8 @@ fn load(name: &OsStr) -> Result<&'static Library> {
 }
 
 impl UniqueId {
-    /// Makes a new identity. NCCL listens for the other members in this process, so this process must be a member.
+    /// Makes the id of a new communicator. In this process, NCCL then listens for the other members, so this process must be a
+    /// member.
     pub fn new() -> Result<UniqueId> {
         let (api, mut id) = (api()?, UniqueId::default());
         // SAFETY: the output is one ncclUniqueId.
@@ -230,8 +231,8 @@ impl Nccl {
         self.api.check("ncclAllReduce", status)
     }
 
-    /// Waits until `is_done` returns true for the work after a sum. `replica_has_ended` says whether another replica of this rank
-    /// has ended.
+    /// Waits until `is_done` returns true, which says that the work after a sum is finished. `replica_has_ended` says whether
+    /// another replica of this rank has ended.
     pub fn wait_until(&self, is_done: &dyn Fn() -> Result<bool>, replica_has_ended: &dyn Fn() -> bool) -> Result<()> {
         let began = Instant::now();
         let mut end_seen = None;
@@ -253,7 +254,7 @@ impl Nccl {
                  again to resume",
                 self.patience.as_secs()
             );
-            // Most sums are done before a sleeping thread would wake, so the thread does not sleep for the first 5 ms.
+            // Most sums are done before a sleeping thread would wake. So the thread does not sleep in the first 5 ms.
             if waited > Duration::from_millis(5) {
                 std::thread::sleep(Duration::from_micros(100));
             }
@@ -261,14 +262,14 @@ impl Nccl {
         Ok(())
     }
 
-    /// Sums and waits until the sum is done.
+    /// Sums as [`Nccl::all_reduce`] does, and waits until the sum is done.
     fn sum_and_wait(&mut self, values: &mut Tensor, replica_has_ended: &dyn Fn() -> bool) -> Result<()> {
         self.all_reduce(values)?;
         let api = self.api;
         self.wait_until(&|| api.default_stream_is_done(), replica_has_ended)
     }
 
-    /// Frees the communicator after the last sum. All members must call it at the same time.
+    /// Frees the communicator. All members must call this method together, after their last sum.
     pub fn leave(self) -> Result<()> {
         // SAFETY: the communicator is alive and not used again.
         self.api.check("ncclCommAbort", unsafe { (self.api.abort)(self.communicator) })
@@ -284,7 +285,8 @@ mod tests {
     use std::thread;
     use tch::Device;
 
-    /// The functions of the fake NCCL and the fake driver of tests/fake. Each test builds libraries of its own.
+    /// The functions of the fake NCCL and of the fake driver, which tests/fake/build.sh builds. Each test builds libraries of its
+    /// own.
     fn fake() -> (&'static Api, &'static Driver) {
         let folder = tempfile::tempdir().unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/build.sh");
@@ -295,13 +297,14 @@ mod tests {
         (Box::leak(Box::new(api)), Box::leak(Box::new(Driver::open().unwrap())))
     }
 
-    /// Runs two members of a communicator, each with a thread and a GPU. Before that, they make a first sum, which connects them.
+    /// Runs `first` and `second` as the two members of a communicator, each in a thread with a GPU. Before that, the members make a
+    /// first sum, which connects them.
     fn on_two(first: impl FnOnce(Nccl) + Send, second: impl FnOnce(Nccl) + Send) {
         let (api, driver) = fake();
         let mut id = UniqueId::default();
         // SAFETY: the fake writes 128 bytes.
         assert_eq!(unsafe { (api.get_unique_id)(&mut id) }, SUCCESS);
-        // The identity travels between ranks as bytes.
+        // The id travels between ranks as bytes.
         let id = UniqueId::from(<[u8; 128]>::from(id));
         let join = move |rank: usize| {
             driver.make_current(rank).unwrap();

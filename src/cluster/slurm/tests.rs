@@ -1,5 +1,5 @@
-//! Tests the dependencies of the jobs and the text of the scripts. Also lets bash run the scripts, with stand-ins for the program
-//! and scontrol.
+//! Tests the dependencies of the jobs and the text of the scripts. Also lets bash run the scripts, with stand-ins for `incubate`
+//! and `scontrol`.
 
 use super::*;
 use crate::cluster::script::fill;
@@ -16,7 +16,7 @@ fn plan(text: &str) -> Plan {
     Plan::new(Config::parse(text, &[]).unwrap(), 1_281_167).unwrap()
 }
 
-/// The situation in which the nodes of these names are done and all other wanted nodes are not.
+/// The situation in which the nodes with these names are done, and all other wanted nodes are not done.
 fn with_done(plan: &Plan, done: &[&str]) -> Situation {
     let is_unfinished = |node: &Node| node.is_wanted && !done.contains(&node.name.as_str());
     let graph = plan.graph();
@@ -32,7 +32,7 @@ fn jobs_of(plan: &Plan, situation: &Situation) -> Vec<PlannedJob> {
     jobs(plan, &plan.graph(), paths(), situation).unwrap()
 }
 
-/// The jobs of a run of which nothing is done.
+/// The jobs of a run in which no node is done yet.
 fn fresh(plan: &Plan, paths: Paths) -> Result<Vec<PlannedJob>> {
     jobs(plan, &plan.graph(), paths, &with_done(plan, &[]))
 }
@@ -192,7 +192,7 @@ fn a_thousand_modules_each_in_its_own_job_cost_what_the_plan_does() {
     assert!((of_jobs / of_plan - 1.0).abs() < 1e-9, "{of_jobs} {of_plan}");
 }
 
-/// A job's script in a folder of its own, with stand-ins for the program and scontrol.
+/// A job's script in a folder of its own, with stand-ins for `incubate` and `scontrol`.
 struct Staged {
     folder: tempfile::TempDir,
     script: std::path::PathBuf,
@@ -239,7 +239,7 @@ fn code_and_output(ended: std::process::Output) -> (Option<i32>, String) {
     (ended.status.code(), String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap())
 }
 
-/// Runs the meta job's script as its second start. Returns its exit code and output.
+/// Runs the script of the job `meta` as if Slurm had restarted the job once. Returns the script's exit code and output.
 fn second_start(program: &str) -> (Option<i32>, String) {
     code_and_output(Staged::new("", program, 0).command().env("SLURM_RESTART_COUNT", "1").output().unwrap())
 }
@@ -261,7 +261,7 @@ fn a_task_of_an_array_requeues_itself_alone() {
     let staged = Staged::new("", "exit 75", 1);
     let task = [("SLURM_ARRAY_JOB_ID", "17"), ("SLURM_ARRAY_TASK_ID", "3")];
     assert_eq!(code_and_output(staged.command().envs(task).output().unwrap()), (Some(0), "requeue 17_3\n".into()));
-    // A job that is submitted from within a task is not a task itself.
+    // A job that is submitted from within an array's task inherits SLURM_ARRAY_* variables, but is not a task itself.
     let staged = Staged::new("", "env | grep -c SLURM_ARRAY; exit 75", 0);
     assert_eq!(code_and_output(staged.command().envs(task).output().unwrap()), (Some(0), "0\nrequeue 17\n".into()));
 }
