@@ -26,7 +26,7 @@ pub struct Dgl {
     pub training: Training,
 }
 
-/// The kind of classifier that a stage has of its own.
+/// The kind of local classifier of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LocalHead {
@@ -42,7 +42,7 @@ pub struct InfoPro {
     pub loss: LabelLoss,
     /// The weights of the reconstruction loss at the first border of two stages and at the last border.
     pub reconstruction: [f64; 2],
-    /// The weights of the loss of the classes at the first border and at the last border.
+    /// The weights of the classification loss at the first border of two stages and at the last border.
     pub classes: [f64; 2],
     #[serde(flatten)]
     pub training: Training,

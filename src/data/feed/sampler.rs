@@ -23,7 +23,7 @@ pub struct Sampler {
 /// The order of an epoch's images.
 #[derive(Debug)]
 pub struct Epoch {
-    /// The indexes of the images, shuffled. Each of them stands for `repeats` samples in a row.
+    /// The shuffled indexes of the images. Each index stands for `repeats` samples in a row.
     order: Vec<u32>,
     repeats: usize,
 }

@@ -7,8 +7,8 @@ use crate::random::Random;
 use std::ops::Range;
 use tch::Tensor;
 
-/// The number of samples that share one draw, whatever the number of replicas. It is one GPU's part of a batch in DeiT's recipe
-/// (arXiv 2012.12877: 1,024 images on 8 GPUs).
+/// The number of samples that share one draw, whatever the number of replicas. 128 is one GPU's part of a batch in DeiT's
+/// recipe (arXiv 2012.12877: 1,024 images on 8 GPUs).
 pub const BLOCK: usize = 128;
 
 /// How the images of one block are mixed in one step.
@@ -21,7 +21,7 @@ pub struct Mix {
 }
 
 impl Mix {
-    /// Draws how a block is mixed. `size` is the height and the width of its images, and `key` identifies the block.
+    /// Draws how a block is mixed. `size` is the height and the width of the images. `key` identifies the step and the block.
     pub fn draw(data: &Data, size: usize, key: &[u64]) -> Mix {
         let mut random = Random::new(key);
         let is_cutmix = match (data.mixup > 0.0, data.cutmix > 0.0) {
