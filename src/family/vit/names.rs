@@ -33,8 +33,8 @@ const TABLE: [Row; 11] = [
     row("head.{p}", "classifier.{p}", None, false),
 ];
 
-/// The row of the table for a timm name, the number of the block, and the last part of the name, such as `weight` or `bias`. If the
-/// name has no such part, the text is empty.
+/// Returns the row of the table for a timm name, the number of the block, and the text after the last dot, such as `weight` or
+/// `bias`. If the name has no block or no dot, that text is empty.
 pub fn find(name: &str) -> (&'static Row, &str, &str) {
     let block = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')).map_or("", |(block, _)| block);
     let part = name.rsplit_once('.').map_or("", |(_, part)| part);
