@@ -1,4 +1,4 @@
-//! The same weights as different programs write them: wrappers, prefixes, protocols, and objects beside the weights.
+//! Tests how weights are found in files of different programs: wrappers, prefixes, protocols, and objects beside the weights.
 
 use super::*;
 use crate::import::stored::without_prefixes;
