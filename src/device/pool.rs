@@ -3,9 +3,11 @@
 //! Each training step allocates and frees large tensors of the same sizes. If their memory went back to the kernel each time, every
 //! page of it would cost a page fault. glibc's allocator can keep freed memory, but it loses much of it in gaps: an aligned block
 //! needs a gap that is longer than the block. In this pool, blocks are whole pages, and neighbouring free blocks become one block.
-//! So the memory of one stage can serve the next stage, whose tensors have other sizes. If no free block is long enough for a new
-//! block, the pool first returns free memory of the same size to the kernel, or all its free memory if it has less. So the pool
-//! never holds more than the largest amount that was in use at one time, unless the kernel refuses to take memory back.
+//! So the memory of one stage can serve the next stage, whose tensors have other sizes.
+//!
+//! If no free block is long enough for a new block, free memory of the same size first goes back to the kernel. If the pool has
+//! less free memory, all of it goes back. So the pool never holds more than the largest amount that was in use at one time, unless
+//! the kernel refuses to take memory back.
 
 use crate::libtorch::set_allocator;
 use std::collections::{BTreeMap, BTreeSet};

@@ -141,8 +141,8 @@ impl Known {
     /// The detections, each with its box alone or with its mask alone.
     fn detections(&self, objects: Vec<StoredObject>, segm: bool) -> Result<Vec<Annotation>, String> {
         let positions = positions(self.categories.keys());
-        // If no detection has the kind of shape that is evaluated, the other kind replaces it. pycocotools then also makes boxes from
-        // masks, or masks from boxes.
+        // If no detection has the kind of shape that is evaluated, the other kind replaces it. pycocotools then also makes boxes
+        // from masks, or masks from boxes.
         let has_shape = |object: &StoredObject| match segm {
             true => object.segmentation.is_some(),
             false => object.bbox.is_some(),

@@ -1,7 +1,7 @@
 //! Families of networks. A family is a kind of network, such as ViT. The folder of a family holds everything that is particular to
-//! the family, as data and arithmetic: the keys of the config and their limits, the table of parameters and buffers, the division
-//! into stages, formulas for operations and memory, and the names that other programs use. The folder of the same name below
-//! `model/` has the computation.
+//! the family, as data and arithmetic. This is the keys of the config and their limits, the table of parameters and buffers, the
+//! division into stages, formulas for operations and memory, and the names that other programs use. The folder of the same name
+//! below `model/` has the computation.
 //!
 //! A new family needs a folder here, a folder below `model/`, a variant of [`Model`] with an arm in each `match`, and a row of
 //! `DEFAULTS`.
@@ -73,7 +73,7 @@ impl Model {
 }
 
 /// The properties of a network, which each family computes from the network's sizes. The argument `depths` is the number of blocks
-/// of each stage of one network: the target, the meta model or a hybrid (the page of the crate explains these words).
+/// of each stage in one network: the target, the meta model or a hybrid. The page of the crate explains these words.
 pub trait Family {
     /// The name of this kind of network in prose.
     fn title(&self) -> &'static str {

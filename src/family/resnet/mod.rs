@@ -37,7 +37,7 @@ pub struct Resnet {
     pub frozen_norm: FrozenNorm,
 }
 
-/// The name of the family. It is stored with the other keys, because it decides which keys there are.
+/// The name of the family. It is stored with the other keys, because the family decides which keys a `[model]` table has.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Name {
