@@ -151,8 +151,8 @@ char *incubate_allow_attention(bool flash, bool efficient, bool cudnn) {
 }
 
 // Computes attention of q, k and v, each (b, h, n, e), with a fused kernel. Writes the number of the kernel, which is 0 if no
-// kernel takes the tensors. If a kernel takes them, also writes the output and five tensors for the backward pass: logsumexp, seed
-// and offset of the generator, and the cumulative lengths of q and k. Some kernels leave some of the five tensors undefined.
+// kernel takes the tensors. Otherwise also writes the output, logsumexp, seed and offset of the generator, and the cumulative
+// lengths of q and k. The backward pass takes these six tensors, of which some kernels leave some undefined.
 char *incubate_attention(int *kernel, at::Tensor **out, at::Tensor *const *qkv) {
   return error_of([&] {
     auto &q = *qkv[0], &k = *qkv[1], &v = *qkv[2];

@@ -51,8 +51,8 @@ struct StoredObject {
 /// Reads both files, for an evaluation of masks if `segm` is true, else of boxes.
 ///
 /// # Errors
-/// A usage error if a file is malformed, if an entry lacks a field that the evaluation needs, or if a detection refers to an image
-/// or a category that the annotations do not list. The error names the file and, if the cause is an entry, the entry.
+/// A usage error if a file is malformed, if an entry lacks a needed field, or if a detection refers to an image or a category that
+/// the annotations do not list. The error names the file and, if the cause is an entry, the entry.
 pub fn read(annotations: &Path, results: &Path, segm: bool) -> Result<Files> {
     let dataset: StoredDataset = json::parse(annotations, &json::read(annotations)?, b'{')?;
     let known = Known::new(dataset.images, dataset.categories).map_err(|what| refusal(annotations, &what))?;

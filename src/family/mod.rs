@@ -1,5 +1,5 @@
 //! Families of networks. A family is a kind of network, such as ViT. The folder of a family holds everything that is particular to
-//! the family, as data and arithmetic. This is the keys of the config and their limits, the table of parameters and buffers, the
+//! the family, as data and arithmetic. These are the keys of the config and their limits, the table of parameters and buffers, the
 //! division into stages, formulas for operations and memory, and the names that other programs use. The folder of the same name
 //! below `model/` has the computation.
 //!

@@ -82,8 +82,8 @@ impl Parameter {
     }
 }
 
-/// Parameters in the order of flat buffers, each with the offset of its first number: first the parameters with weight decay, then
-/// the parameters without it, then the buffers. Each of these groups keeps the order of the table.
+/// Parameters in the order of flat buffers, each with the offset of its first number. First come the parameters with weight decay,
+/// then the parameters without weight decay, then the buffers. Each of these groups keeps the order of the table.
 pub fn flat_order(parameters: Vec<Parameter>) -> Vec<(usize, Parameter)> {
     let (trainable, buffers): (Vec<_>, Vec<_>) = parameters.into_iter().partition(Parameter::is_trainable);
     let (decayed, plain): (Vec<_>, Vec<_>) = trainable.into_iter().partition(|p| p.role == Role::Decayed);

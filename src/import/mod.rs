@@ -205,7 +205,7 @@ fn depths_of(model: &Model, role: Role) -> Vec<usize> {
 }
 
 /// Lists the tensors of another program's file. The first bytes show the format: a zip (.pth), a length with a JSON header
-/// (.safetensors), or a bare pickle, which torch wrote before 1.6 and which is refused.
+/// (.safetensors), or a bare pickle. torch wrote bare pickles before version 1.6. They are refused.
 fn list(mut file: &File, ema: bool) -> Result<Listing> {
     let mut first_bytes = [0; 9];
     file.read_exact(&mut first_bytes).context("it breaks off; copy it again")?;

@@ -3,7 +3,7 @@
 /// The names of one kind of parameter in each program that reads exports. `{i}` is the number of the block, `{p}` is `weight` or
 /// `bias`.
 pub struct Row {
-    /// timm's name, which is also this program's name for the whole network.
+    /// timm's name, which is also this program's name of the parameter in the whole network.
     pub timm: &'static str,
     /// The name in transformers' `ViTForImageClassification`. `{qkv}` stands for the names of the three tensors into which the rows
     /// of `qkv` are split.

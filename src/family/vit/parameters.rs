@@ -61,8 +61,8 @@ pub fn timm_name(parameter: &Parameter, depths: &[usize]) -> String {
     }
 }
 
-/// The layer of a parameter in BEiT's decay of learning rates: 0 for the embeddings, the number of its block in the whole network
-/// from 1, and the number of blocks + 1 for the final norm and all heads.
+/// The layer of a parameter in BEiT's decay of learning rates. It is 0 for the embeddings. For a block, it is the block's number in
+/// the whole network, counted from 1. For the final norm and all heads, it is the number of blocks + 1.
 pub fn layer(parameter: &Parameter, depths: &[usize]) -> usize {
     match block_of(parameter) {
         Some((block, _)) => depths[..parameter.stage].iter().sum::<usize>() + block + 1,
