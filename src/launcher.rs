@@ -15,9 +15,9 @@ pub fn cores_of_this_rank() -> usize {
 }
 
 /// The number of cores on which this rank may compute, if it sees `cores` cores and its node has `ranks` ranks. A rank that is
-/// bound to these cores has all of them. Else the ranks divide them. The rank is bound if its launcher sees more than `cores`, or
-/// if `cores` × `ranks` is at most `cores_on_node`. `cores_on_node` is the number of cores that Slurm has given the job on this
-/// node.
+/// bound to these cores has all of them. Otherwise the ranks divide the cores, and each rank has at least one core. The rank is
+/// bound if its launcher sees more than `cores`, or if `cores` × `ranks` is at most `cores_on_node`, the number of cores that Slurm
+/// has given the job on this node.
 fn share(cores: usize, ranks: usize, launchers_cores: Option<usize>, cores_on_node: Option<usize>) -> usize {
     let is_bound =
         launchers_cores.is_some_and(|all| all > cores) || cores_on_node.is_some_and(|all| cores * ranks <= all);

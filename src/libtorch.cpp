@@ -64,8 +64,8 @@ Kernel preferred(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v) 
   case at::SDPBackend::flash_attention:
     if (q.is_cpu())
       return FLASH_FOR_CPU;
-    // FlashAttention takes only head sizes that are multiples of 8. libtorch's own attention pads other sizes, but the code here
-    // does not.
+    // FlashAttention takes only head sizes that are multiples of 8. libtorch's own attention pads other sizes, but this file does
+    // not.
     return q.size(-1) % 8 == 0 ? FLASH : NONE;
   case at::SDPBackend::efficient_attention:
     return EFFICIENT;

@@ -88,8 +88,8 @@ fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
     }
 }
 
-/// Makes a panic abort the whole world. Otherwise MPI would be finalised on a rank that panics, and this rank and the other ranks
-/// would wait for each other for ever.
+/// Makes a panic abort the whole world. Otherwise a rank that panics would finalise MPI while it unwinds, and the other ranks
+/// would wait for this rank for ever.
 fn abort_on_panic() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

@@ -184,7 +184,7 @@ pub trait Family {
     fn is_like(&self, other: &Model) -> bool;
 }
 
-/// The number between the prefix of a name and the next dot.
+/// The number between the prefix of a name and the next dot; none if the name has no such number.
 fn numbered(name: &str, prefix: &str) -> Option<usize> {
     name.strip_prefix(prefix)?.split_once('.')?.0.parse().ok()
 }
@@ -203,7 +203,7 @@ pub struct Tokens {
     pub width: usize,
 }
 
-/// The values on which the memory of training depends, beside the sizes of the network.
+/// The values on which the memory of training depends, besides the sizes of the network.
 #[derive(Debug, Clone)]
 pub struct Memory<'a> {
     /// The number of blocks of each stage.

@@ -50,7 +50,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Executes an opcode that pushes None, a flag, a number, a text or bytes. Returns false for any other opcode.
+    /// Executes an opcode that pushes None, a truth value, a number, a text or bytes. Returns false for any other opcode.
     fn constant(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             b'N' | 0x88 | 0x89 => self.push(Value::Other)?,

@@ -21,7 +21,7 @@ pub enum Value {
     Global(Global),
     Storage(Storage),
     Tensor(Tensor),
-    /// Python's None, a flag, any other number, or an object that is ignored.
+    /// Python's None, a truth value, any other number, or an object that is ignored.
     Other,
 }
 

@@ -116,7 +116,7 @@ impl Storages<'_> {
         Ok(without_prefixes(found))
     }
 
-    /// Finds the position of a tensor in the file. Fails if the tensor is not contiguous or lies outside of its storage.
+    /// Finds the position of a tensor in the file. Fails if the tensor is not contiguous or reaches beyond its storage.
     fn locate(&mut self, tensor: &Tensor) -> Result<Stored> {
         let mut contiguous_stride = 1i64;
         for (&size, &stride) in tensor.sizes.iter().zip(&tensor.strides).rev() {

@@ -12,9 +12,9 @@ pub struct Block {
     /// The number of the block in its layer, counted from 0. The number depends on the stage depths of the network, because a thin
     /// stage lacks some blocks.
     pub number: usize,
-    /// Channels of the input.
+    /// The number of channels of the input.
     pub input: usize,
-    /// Channels of the output.
+    /// The number of channels of the output.
     pub output: usize,
 }
 

@@ -22,7 +22,7 @@ fn zip_of(folder: &TempDir, pickle: &[u8]) -> std::path::PathBuf {
     path
 }
 
-/// A zip like that of torch.save, with this pickle and these storages.
+/// A zip as torch.save writes it, with this pickle and these storages.
 fn zipped(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
