@@ -1,8 +1,8 @@
-//! The library of the NVIDIA driver, loaded at run time. Through it this program lists GPUs, reads their memory use, makes events,
-//! and pins memory.
+//! Loads the library of the NVIDIA driver at run time. The program lists GPUs, chooses a GPU for a thread, reads the memory use,
+//! makes events and pins host memory with this library.
 //!
-//! The signatures are those of CUDA's `cuda.h` (driver API), which maps some names to names with a suffix such as `_v2`. Every
-//! Linux driver has `libcuda.so.1`, whatever CUDA version libtorch was built with.
+//! The signatures are the signatures in CUDA's `cuda.h` (driver API), which maps some names to names with a suffix such as `_v2`.
+//! Every Linux driver has `libcuda.so.1`, whatever CUDA version libtorch was built with.
 
 use anyhow::{Context, Result, anyhow, ensure};
 use libloading::Library;
@@ -10,13 +10,14 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
-/// The driver, or the reason why this process cannot use GPUs. `device::load` sets it once, unless the config asks for the CPU.
+/// The driver, or the reason why this process cannot use GPUs. `device::load` sets this value once, unless the config asks for the
+/// CPU.
 pub static CUDA: OnceLock<Result<Driver, String>> = OnceLock::new();
 
-/// The driver, once CUDA is loaded.
+/// Returns the driver, if CUDA is loaded.
 ///
 /// # Errors
-/// The error says why CUDA is not loaded, and the cure.
+/// CUDA is not loaded. The error says why.
 pub fn cuda() -> Result<&'static Driver> {
     let loaded = CUDA.get().context("CUDA was not asked for")?;
     loaded.as_ref().map_err(|error| anyhow!("{error}"))
@@ -24,11 +25,11 @@ pub fn cuda() -> Result<&'static Driver> {
 
 type Status = c_int;
 
-/// The driver's functions, which stay loaded until the process ends.
+/// The driver's functions and its GPUs. The functions stay loaded until the process ends.
 pub struct Driver {
     /// The newest CUDA version that the driver supports: 1000 × major + 10 × minor.
     version: c_int,
-    /// The visible GPUs, in the order of the driver and of libtorch.
+    /// The visible GPUs. The driver and libtorch number them in this order.
     gpus: Vec<Gpu>,
     retain_context: unsafe extern "C" fn(*mut *mut c_void, c_int) -> Status,
     set_context: unsafe extern "C" fn(*mut c_void) -> Status,
@@ -41,20 +42,20 @@ pub struct Driver {
     free_host: unsafe extern "C" fn(*mut c_void) -> Status,
 }
 
-/// A point in the work of a GPU's default stream, which is the stream that libtorch uses.
+/// A point in the work of a GPU's default stream. libtorch uses this stream.
 pub struct Event {
     driver: &'static Driver,
     event: *mut c_void,
 }
 
-/// Pinned host memory of exactly the requested size. libtorch would round the size up to a power of two and never free the
-/// memory; for the buffers of a checkpoint that is gigabytes.
+/// Pinned host memory of exactly the requested size. libtorch would round the size up to a power of two and never free the memory.
+/// For the buffers of a checkpoint, this would cost gigabytes.
 pub struct PinnedMemory {
     driver: &'static Driver,
     start: *mut c_void,
 }
 
-// SAFETY: the memory belongs to no thread, and this type only frees it.
+// SAFETY: any thread may use and free the memory.
 unsafe impl Send for PinnedMemory {}
 
 /// CU_MEMHOSTALLOC_PORTABLE: the memory is pinned for all GPUs.
@@ -68,7 +69,7 @@ const NOT_READY: Status = 600;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gpu {
     pub name: String,
-    /// The memory in bytes.
+    /// The size of the memory in bytes.
     pub memory: u64,
     /// The PCI address as in /sys/bus/pci/devices, such as `0000:17:00.0`.
     pub address: String,
@@ -85,7 +86,7 @@ impl Driver {
         let library: &'static Library = Box::leak(Box::new(library));
         macro_rules! function {
             ($name:literal, $type:ty) => {{
-                // SAFETY: the type is the type in cuda.h.
+                // SAFETY: the type is the function's type in cuda.h.
                 let found = unsafe { library.get::<$type>(concat!($name, "\0").as_bytes()) };
                 *found.with_context(|| format!("the NVIDIA driver has no {}", $name))?
             }};
@@ -97,7 +98,7 @@ impl Driver {
         let get_memory = function!("cuDeviceTotalMem_v2", unsafe extern "C" fn(*mut usize, c_int) -> Status);
         let get_address = function!("cuDeviceGetPCIBusId", unsafe extern "C" fn(*mut c_char, c_int, c_int) -> Status);
         let (mut version, mut count) = (0, 0);
-        // SAFETY: each output is one int; cuInit takes the flag 0.
+        // SAFETY: each output is one int. The flag of cuInit must be 0.
         let status = unsafe { init(0).max(get_version(&mut version)).max(get_count(&mut count)) };
         // Status 100 is CUDA_ERROR_NO_DEVICE: the driver sees no GPU.
         ensure!(status == 0 || status == 100, "the NVIDIA driver does not start (cuInit: error {status})");
@@ -134,18 +135,18 @@ impl Driver {
         })
     }
 
-    /// The newest CUDA that this driver runs, as (major, minor).
+    /// The newest CUDA version that this driver supports, as (major, minor).
     pub fn cuda_version(&self) -> (i32, i32) {
         (self.version / 1000, self.version % 1000 / 10)
     }
 
-    /// The visible GPUs, in the order of the driver and of libtorch.
+    /// The visible GPUs. The driver and libtorch number them in this order.
     pub fn gpus(&self) -> &[Gpu] {
         &self.gpus
     }
 
-    /// Makes a GPU the current GPU of the calling thread, as `cudaSetDevice` does. NCCL requires a current GPU, and other CUDA
-    /// calls without one would set up the first GPU. libtorch uses the same (primary) context.
+    /// Makes a GPU the current GPU of the calling thread, as `cudaSetDevice` does. NCCL requires a current GPU. Without a current
+    /// GPU, other CUDA calls would set up the first GPU. The context is the GPU's primary context, which libtorch uses too.
     pub fn make_current(&self, number: usize) -> Result<()> {
         thread_local! {
             static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
@@ -163,7 +164,8 @@ impl Driver {
         Ok(())
     }
 
-    /// The bytes in use on the calling thread's current GPU, by all processes. They include the freed memory that libtorch caches.
+    /// The number of bytes that all processes use on the calling thread's current GPU. It includes the freed memory that libtorch
+    /// caches.
     pub fn memory_in_use(&self) -> Result<u64> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the outputs are one size_t each.
@@ -186,8 +188,8 @@ impl PinnedMemory {
         self.start
     }
 
-    /// Frees the memory. Dropping a `PinnedMemory` does not free the memory: freeing waits for the GPU, and after an error it may
-    /// wait for ever.
+    /// Frees the memory. Dropping a `PinnedMemory` does not free the memory, because freeing waits for the GPU and may wait for
+    /// ever after an error.
     pub fn free(self) {
         // SAFETY: the memory came from cuMemHostAlloc and is freed once.
         unsafe { (self.driver.free_host)(self.start) };

@@ -1,21 +1,22 @@
-//! The failures that decide the exit code. Other errors are `anyhow` errors with context.
+//! The failures that decide the exit code. All other errors are `anyhow` errors with context and give exit code 1.
 
 use crate::usage;
 use std::path::{Path, PathBuf};
 
-/// A failure with an exit code of its own. An error chain without any of these ends with exit code 1.
+/// A failure that decides the exit code of the process.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The usage, the config, the data or the environment is wrong. The message names the key or the file, and the cure.
+    /// The usage, the config, the data or the environment is wrong. The message names the key or the file, and usually the cure.
     #[error("{0}")]
     Usage(String),
     /// A file is damaged, or is not the file that it should be, and must not be used.
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
-    /// A signal has stopped the phase. A checkpoint of this step is on the disk, and the same command resumes there.
+    /// A signal has stopped the phase. If `step` is not 0, the same command resumes from the checkpoint of this step. If `step` is
+    /// 0, the command may have to start the phase again.
     #[error("stopped by a signal in phase {phase} at step {step}; start the same command again to resume")]
     Stopped { phase: String, step: u64 },
-    /// A signal has stopped the process during an activity that leaves nothing to resume.
+    /// A signal has stopped the process during an activity that cannot resume. The same command starts the activity again.
     #[error("stopped by a signal while {activity}; start the same command again")]
     Interrupted { activity: String },
     /// Another rank of the world ends with this exit code and reports the reason.
@@ -34,7 +35,8 @@ impl Failure {
         }
     }
 
-    /// Turns an error into a usage error that names the file or folder. A stop by a signal stays as it is.
+    /// Turns an error into a usage error that names the file or folder `path`. An error that means a stop by a signal is not
+    /// changed.
     pub fn at(path: &Path, error: anyhow::Error) -> anyhow::Error {
         if Failure::is_stop(&error) { error } else { usage!("{}: {error:#}", path.display()) }
     }
@@ -45,7 +47,7 @@ impl Failure {
     }
 }
 
-/// The exit code of any error: the code of the first [`Failure`] in its chain, or 1 if the chain has none.
+/// The exit code of any error: the code of the first [`Failure`] in the error's chain, or 1 if the chain has no `Failure`.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(|e| e.downcast_ref::<Failure>()).map_or(1, Failure::exit_code)
 }

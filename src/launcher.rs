@@ -1,10 +1,10 @@
-//! The rank of this process, the number of ranks on its node, and its cores, before MPI is initialised. The launcher (mpirun or
-//! Slurm) gives the ranks in environment variables. The cores follow from the affinity masks of this process and its launcher.
+//! Finds the rank of this process, the number of ranks on its node, and its cores, before MPI is initialised. The launcher (mpirun
+//! or Slurm) gives the ranks in environment variables. The cores follow from the affinity masks of this process and its launcher.
 
 use std::sync::OnceLock;
 
-/// The number of cores on which this rank may compute: the cores to which it is bound, or an equal share of them if the ranks of
-/// the node share cores. The first call fixes the number, because a thread that is pinned later sees fewer cores.
+/// The number of cores on which this rank may compute. They are the cores to which the rank is bound, or an equal share if the
+/// ranks of the node share cores. The first call fixes the number, because a thread that is pinned later sees fewer cores.
 pub fn cores_of_this_rank() -> usize {
     static CORES: OnceLock<usize> = OnceLock::new();
     *CORES.get_or_init(|| {
@@ -14,9 +14,10 @@ pub fn cores_of_this_rank() -> usize {
     })
 }
 
-/// This rank's share of the `cores` that it sees. A rank that is bound to them has all of them. It is bound if its launcher sees
-/// more than `cores`, or if `cores` × `ranks` is at most `cores_on_node`, the cores that Slurm has given the job on this node.
-/// `ranks` is the number of ranks on the node.
+/// The number of cores on which this rank may compute, if it sees `cores` cores and its node has `ranks` ranks. A rank that is
+/// bound to these cores has all of them. Otherwise the ranks divide the cores, and each rank has at least one core. The rank is
+/// bound if its launcher sees more than `cores`, or if `cores` × `ranks` is at most `cores_on_node`, the number of cores that Slurm
+/// has given the job on this node.
 fn share(cores: usize, ranks: usize, launchers_cores: Option<usize>, cores_on_node: Option<usize>) -> usize {
     let is_bound =
         launchers_cores.is_some_and(|all| all > cores) || cores_on_node.is_some_and(|all| cores * ranks <= all);
@@ -24,7 +25,7 @@ fn share(cores: usize, ranks: usize, launchers_cores: Option<usize>, cores_on_no
 }
 
 /// The number of cores that the launcher may use on this node. The launcher, such as mpirun, is an ancestor of this process. None
-/// if no ancestor is a known launcher.
+/// if no ancestor is a known launcher, or if `/proc` does not tell.
 fn launchers_cores() -> Option<usize> {
     const LAUNCHERS: [&str; 8] =
         ["mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "slurmstepd", "hydra_pmi_proxy"];
@@ -41,8 +42,8 @@ fn launchers_cores() -> Option<usize> {
     None
 }
 
-/// The rank that the launcher has given this process; 0 without a launcher. With it, a message can be left to one rank before MPI
-/// is initialised.
+/// The rank that the launcher has given this process; 0 without a launcher. It is known before MPI is initialised, so that a single
+/// rank can print a message.
 pub fn launched_rank() -> usize {
     ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]
         .iter()
@@ -79,8 +80,8 @@ pub fn ranks_on_this_node() -> usize {
         .unwrap_or(1)
 }
 
-/// The number of tasks on a node, from Slurm's list of tasks per node. `2(x3),1` means two tasks on each of three nodes and one
-/// task on the fourth.
+/// The number of tasks on a node, from Slurm's list of tasks per node. `2(x3),1` means two tasks on each of three nodes, and one
+/// task on the fourth node.
 fn tasks_on_node(list: &str, node: usize) -> Option<usize> {
     let mut before = 0;
     list.split(',').find_map(|item| {
@@ -111,7 +112,7 @@ mod tests {
         assert_eq!(share(16, 4, None, Some(64)), 16);
         // The job has all 64 cores of the node, but its ranks are not bound.
         assert_eq!(share(64, 4, Some(64), Some(64)), 16);
-        // mpirun runs in a container that has one core for each rank.
+        // mpirun runs in a container whose number of cores is the number of ranks.
         assert_eq!(share(4, 4, Some(4), None), 1);
     }
 }

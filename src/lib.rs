@@ -8,12 +8,12 @@
 //!
 //! # The map: a file imports only from lower floors
 //! ```text
-//! 6  main, cli          the door: commands, exit codes
+//! 6  main, cli          commands, exit codes
 //! 5  pipeline           walks the graph of the run; assembly, evaluation, pictures of predictions, progress bars
 //! 5  report             the table at the end of a run, and the page about one run or several
 //! 5  study              a grid of configs: its cells, their cost, and shares of them
 //! 5  pack               writes any source as HDF5 shards
-//! 5  bench              performance claims as commands
+//! 5  bench              commands that measure performance
 //! 5  export, import     one small file per format of other programs
 //! 5  downstream         the official figures of results on COCO and ADE20K
 //! 5  cluster            Slurm scripts and submission, status, doctor
@@ -26,7 +26,7 @@
 //! 2  store              run directory, HDF5 artefacts, durable write, leases, metrics, heartbeats, ledger
 //! 1  run                the graph of a run as data: the table of its rows, the rule that decides the state of each node
 //! 1  plan               everything that follows from the config: phases, schedules, local losses, groups, cost
-//! 1  random, weights    counter-based randomness; named tensors, which the rooms of floor 2 exchange
+//! 1  random, weights    counter-based randomness; named tensors, which the entries of floor 2 exchange
 //! 1  launcher           the rank and the cores of this process, known before MPI is initialised
 //! 1  driver, libtorch   the NVIDIA driver's library, loaded at run time; functions of libtorch that tch does not bind
 //! 1  seal               checksums that find damage before a byte of an HDF5 file is parsed
@@ -37,11 +37,11 @@
 //! 0  bounds             limits of the numbers in a config
 //! 0  thread, stop       starting threads; whether a signal asked this process to stop
 //! ```
-//! The rooms of one floor do not import each other, except on floors 0 and 1. A test reads the imports. `mpi::` stays in
+//! The entries of one floor do not import each other, except on floors 0 and 1. A test checks the imports. `mpi::` stays in
 //! `collective/mpi.rs`. Reading and writing HDF5 stays in `store/artefact.rs` and `data/source/shard.rs`. `clap` stays in `cli/`
 //! and `main.rs`.
 //!
-//! # From `main` to one optimiser step in five hops
+//! # From `main` to one optimiser step in five calls
 //! 1. `main.rs` parses the command line, sets up logging and signals, joins the world of ranks, and turns any error into an exit
 //!    code.
 //! 2. [`cli::dispatch`] loads the config and opens a [`pipeline::Job`]: plan, data, run directory, world.
@@ -56,8 +56,8 @@
 //!   number of ranks and workers.
 //! - The backward pass of a ViT is written out ([`model`]), not left to autograd. A test compares every gradient with timm's.
 //! - Within a step the host does not wait for a GPU, with two exceptions. It waits if the gradients of several GPUs are summed in
-//!   host memory, and if a detector trains, because the host selects its boxes. The host reads the loss of a step while the GPU
-//!   computes the next step ([`train::step`]).
+//!   host memory, and if a detector trains, because the host selects the detector's boxes. The host reads the loss of a step while
+//!   the GPU computes the next step ([`train::step`]).
 //! - The trained parameters of a phase, their gradients and their moments are flat buffers ([`model::FlatParameters`]), so a step
 //!   sums its gradients in one all-reduce. No activations are kept for the frozen stages before the trained stages. No weight
 //!   gradients are computed for the frozen stages after them.

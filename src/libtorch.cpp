@@ -1,5 +1,5 @@
-// Wraps functions of libtorch that tch does not bind. Each `incubate_` function returns null, or libtorch's error message, which
-// the caller must free.
+// Wraps functions of libtorch that tch does not bind. Each `incubate_` function that returns a `char *` returns null, or libtorch's
+// error message, which the caller must free.
 
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
@@ -36,11 +36,11 @@ char *error_of(Act act) {
   }
 }
 
-// The functions of set_allocator.
+// The functions that incubate_set_allocator was given.
 void *(*take)(size_t);
 bool (*free_taken)(void *);
 
-// Takes the memory of CPU tensors by the functions above, and by libtorch's own allocator if `take` returns null.
+// Allocates the memory of CPU tensors with `take`, or with libtorch's own allocator if `take` returns null.
 struct Allocator final : at::Allocator {
   static void release(void *memory) {
     if (!free_taken(memory))
@@ -58,14 +58,14 @@ struct Allocator final : at::Allocator {
 // The kernels of fused attention, numbered as in libtorch.rs.
 enum Kernel { NONE, FLASH, EFFICIENT, CUDNN, FLASH_FOR_CPU };
 
-// The kernel that libtorch prefers among the kernels that are allowed and take these tensors; NONE if there is none.
+// The kernel that libtorch prefers among the allowed kernels that can compute with these tensors; NONE if there is no such kernel.
 Kernel preferred(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v) {
   switch (at::SDPBackend(at::_fused_sdp_choice(q, k, v))) {
   case at::SDPBackend::flash_attention:
     if (q.is_cpu())
       return FLASH_FOR_CPU;
-    // FlashAttention takes only head sizes that are multiples of 8. libtorch's own attention pads other sizes, but the code here
-    // does not.
+    // FlashAttention takes only head sizes that are multiples of 8. libtorch's own attention pads other sizes, but this file does
+    // not.
     return q.size(-1) % 8 == 0 ? FLASH : NONE;
   case at::SDPBackend::efficient_attention:
     return EFFICIENT;
@@ -76,8 +76,8 @@ Kernel preferred(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v) 
   }
 }
 
-// Joins three tensors (b, h, n, e) into one tensor (b, n, 3, h, e): batch, heads, tokens, head size. Makes no copy if they are
-// already parts of such a tensor.
+// Joins three tensors (b, h, n, e) into one tensor (b, n, 3, h, e): batch, heads, tokens, head size. Makes no copy if the three
+// tensors are already the parts of such a tensor.
 at::Tensor packed(at::Tensor dq, at::Tensor dk, at::Tensor dv) {
   dq = dq.transpose(1, 2), dk = dk.transpose(1, 2), dv = dv.transpose(1, 2);
   auto b = dq.size(0), n = dq.size(1), h = dq.size(2), e = dq.size(3), start = dq.storage_offset();
@@ -94,7 +94,7 @@ at::Tensor packed(at::Tensor dq, at::Tensor dk, at::Tensor dv) {
 
 extern "C" {
 
-// Writes the gradients of x and, if trained, of weight and bias.
+// Writes the gradient of x and, if `trained` is true, the gradients of weight and bias.
 char *incubate_layer_norm_backward(at::Tensor **out, const at::Tensor *gradient, const at::Tensor *x,
                                    const at::Tensor *mean, const at::Tensor *scale, const at::Tensor *weight,
                                    const at::Tensor *bias, bool trained) {
@@ -151,8 +151,8 @@ char *incubate_allow_attention(bool flash, bool efficient, bool cudnn) {
 }
 
 // Computes attention of q, k and v, each (b, h, n, e), with a fused kernel. Writes the number of the kernel, which is 0 if no
-// kernel takes the tensors. Otherwise also writes the output and five tensors for the backward pass, of which some kernels leave
-// some empty: logsumexp, seed and offset of the generator, and the cumulative lengths of q and k.
+// kernel takes the tensors. Otherwise also writes the output, logsumexp, seed and offset of the generator, and the cumulative
+// lengths of q and k. The backward pass takes these six tensors, of which some kernels leave some undefined.
 char *incubate_attention(int *kernel, at::Tensor **out, at::Tensor *const *qkv) {
   return error_of([&] {
     auto &q = *qkv[0], &k = *qkv[1], &v = *qkv[2];
@@ -179,8 +179,8 @@ char *incubate_attention(int *kernel, at::Tensor **out, at::Tensor *const *qkv) 
   });
 }
 
-// Writes the gradient of q, k and v, one tensor (b, n, 3, h, e), given the gradient of the output. `kept` are the six tensors that
-// incubate_attention wrote.
+// Writes the gradients of q, k and v as one tensor (b, n, 3, h, e), given the gradient of the output. `kept` are the six tensors
+// that incubate_attention wrote.
 char *incubate_attention_backward(at::Tensor **out, int kernel, const at::Tensor *gradient, at::Tensor *const *qkv,
                                   at::Tensor *const *kept) {
   return error_of([&] {
@@ -218,7 +218,7 @@ char *incubate_empty_pinned(at::Tensor **out, const int64_t *sizes, size_t dimen
   });
 }
 
-// Begins to record libtorch's functions on the calling thread and, with `gpus`, the kernels of all GPUs.
+// Begins to record the calls of libtorch's functions on the calling thread and, if `gpus` is true, the kernels of all GPUs.
 char *incubate_trace_start(bool gpus) {
   return error_of([&] {
     using namespace torch::autograd::profiler;
@@ -236,10 +236,11 @@ char *incubate_trace_write(const char *path) {
   return error_of([&] { torch::autograd::profiler::disableProfiler()->save(path); });
 }
 
-// Makes libtorch take and free the memory of CPU tensors by these functions.
+// Makes libtorch take and free the memory of CPU tensors by these functions. If `take_memory` returns null, libtorch's own
+// allocator serves the tensor.
 void incubate_set_allocator(void *(*take_memory)(size_t), bool (*free_memory)(void *)) {
   take = take_memory, free_taken = free_memory;
-  // It must outlive all tensors, so it is never deleted.
+  // The allocator must outlive all tensors, so it is never deleted.
   static Allocator *allocator = new Allocator;
   c10::SetCPUAllocator(allocator);
 }

@@ -8,10 +8,10 @@ use tch::{Device, Kind, Tensor};
 
 type Raw = *mut c_void;
 
-/// Returns memory of so many bytes, or null to leave them to libtorch.
+/// Returns memory of the given number of bytes, or null if libtorch's own allocator should serve the request.
 type Take = extern "C" fn(usize) -> Raw;
 
-/// Frees memory of [`Take`]. Returns false for other memory.
+/// Frees memory that a [`Take`] has returned. Returns false, and frees nothing, if the memory came from libtorch's own allocator.
 type Free = extern "C" fn(Raw) -> bool;
 
 unsafe extern "C" {
@@ -70,7 +70,7 @@ unsafe extern "C" {
 
 /// Makes libtorch take and free the memory of CPU tensors by these functions, which any thread may call.
 pub fn set_allocator(take: Take, free: Free) {
-    // SAFETY: libtorch only keeps the functions.
+    // SAFETY: the call only stores the functions.
     unsafe { incubate_set_allocator(take, free) };
 }
 
@@ -95,7 +95,7 @@ fn try_check(message: *mut c_char) -> Result<()> {
     Err(anyhow!(text))
 }
 
-/// Takes ownership of a tensor that `libtorch.cpp` has made. A null pointer gives none.
+/// Takes ownership of a tensor that `libtorch.cpp` has made. Returns none for a null pointer.
 fn take(raw: Raw) -> Option<Tensor> {
     // SAFETY: `libtorch.cpp` writes only pointers to new at::Tensors, and tch deletes the tensor.
     (!raw.is_null()).then(|| unsafe { Tensor::from_ptr(raw.cast()) })
@@ -207,11 +207,11 @@ pub enum Kernel {
     FlashForCpu,
 }
 
-/// The kernels in the order of their numbers in `libtorch.cpp`, where the first kernel has the number 1.
+/// The kernels in the order of their numbers in `libtorch.cpp`. The first kernel has the number 1.
 const KERNELS: [Kernel; 4] = [Kernel::Flash, Kernel::Efficient, Kernel::Cudnn, Kernel::FlashForCpu];
 
-/// Allows only these kernels for attention on GPUs from now on. libtorch chooses one of them for each call of
-/// [`attention`].
+/// Allows only these kernels for attention on GPUs from now on. For each call of [`attention`], libtorch chooses one of the
+/// kernels.
 pub fn allow_attention(kernels: &[Kernel]) {
     let has = |kernel| kernels.contains(&kernel);
     // SAFETY: the call only sets switches of libtorch.
@@ -222,12 +222,12 @@ pub fn allow_attention(kernels: &[Kernel]) {
 pub struct Attention {
     pub kernel: Kernel,
     qkv: [Tensor; 3],
-    /// The output, followed by the five other tensors that the kernel's backward pass takes.
+    /// The output, and then the five other tensors that the kernel's backward pass takes.
     kept: [Tensor; 6],
 }
 
 /// Computes softmax(q · kᵀ / √e) · v with a fused kernel, for tensors (b, heads, n, e): batch, heads, tokens, head size. Returns
-/// none if no kernel takes them.
+/// none if no kernel takes the tensors.
 pub fn attention(qkv: [Tensor; 3]) -> Result<Option<Attention>> {
     let (mut number, mut out) = (0, [std::ptr::null_mut(); 6]);
     let inputs = qkv.each_ref().map(raw);
@@ -243,7 +243,7 @@ impl Attention {
         &self.kept[0]
     }
 
-    /// Computes the gradient of q, k and v, as one tensor (b, n, 3, heads, e), from the gradient of the output.
+    /// Computes the gradients of q, k and v, as one tensor (b, n, 3, heads, e), from the gradient of the output.
     pub fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
         let number = KERNELS.iter().position(|&kernel| kernel == self.kernel).expect("all are listed") as c_int + 1;
         let mut out = std::ptr::null_mut();
@@ -268,7 +268,8 @@ pub fn empty_pinned(sizes: &[i64], kind: Kind) -> Result<Tensor> {
     take(out).context("libtorch has written no tensor")
 }
 
-/// A recording of libtorch's functions on the thread that started it and, if the device is a GPU, of the kernels of all GPUs.
+/// A recording of libtorch's functions on the thread that started the recording. If the device is a GPU, the recording also has the
+/// kernels of all GPUs.
 pub struct Trace(Device);
 
 impl Trace {

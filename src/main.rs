@@ -16,7 +16,7 @@ use std::time::Duration;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // HDF5 never opens a file for update here, so its locks protect nothing, and on Lustre and NFS they fail.
+    // This program never opens an HDF5 file for update. So HDF5's file locks protect nothing, and on Lustre and NFS they fail.
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var("HDF5_USE_FILE_LOCKING", "FALSE") };
     memory::keep_freed(true);
@@ -59,8 +59,8 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Asks for a stop at the next step. A SIGINT (Ctrl-C) after an earlier signal ends the process at once. Another second signal does
-/// not, because Slurm sends a warning signal and then TERM.
+/// Asks for a stop at the next step. A SIGINT (Ctrl-C) after an earlier signal ends the process at once. Any other repeated signal
+/// changes nothing, because Slurm sends a warning signal and then SIGTERM.
 fn stop(signal: i32) {
     if STOP.swap(true, Ordering::Relaxed) && signal == SIGINT {
         let _ = signal_hook::low_level::emulate_default_handler(signal);
@@ -89,7 +89,7 @@ fn finish(error: &anyhow::Error, world: Option<&World>) -> u8 {
 }
 
 /// Makes a panic abort the whole world. Otherwise a rank that panics would finalise MPI while it unwinds, and the other ranks
-/// would wait for it for ever.
+/// would wait for this rank for ever.
 fn abort_on_panic() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -102,8 +102,8 @@ fn abort_on_panic() {
     }));
 }
 
-/// Writes log lines to standard error, with the time, the level and, under mpirun or Slurm, the rank. On a terminal rank zero draws
-/// progress bars for all ranks. By default its step lines are then left out, and the other ranks log only warnings.
+/// Writes log lines to standard error, with the time, the level and, under mpirun or Slurm, the rank. On a terminal, rank zero
+/// draws progress bars for all ranks. By default, rank zero then logs no lines about steps, and the other ranks log only warnings.
 fn start_logging(cli: &Cli) {
     use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
     let rank = launched_rank();

@@ -1,10 +1,13 @@
-//! The memory of large CPU tensors, which is kept for the tensors that follow.
+//! A pool that keeps the memory of large CPU tensors, so that later tensors can use this memory again.
 //!
-//! Each step takes and frees the same large tensors. If their memory went back to the kernel each time, every page of it would cost a
-//! page fault. glibc's allocator can keep memory, but it loses much of it in gaps: an aligned block needs a gap that is longer than
-//! the block. Here blocks are whole pages, and neighbouring free blocks become one block, so that the memory of one stage serves the
-//! next stage, whose tensors have other sizes. If no free block is long enough, as much free memory goes back to the kernel as the
-//! new block needs. So the pool never holds more than was in use at one time.
+//! Each training step allocates and frees large tensors of the same sizes. If their memory went back to the kernel each time, every
+//! page of it would cost a page fault. glibc's allocator can keep freed memory, but it loses much of it in gaps: an aligned block
+//! needs a gap that is longer than the block. In this pool, blocks are whole pages, and neighbouring free blocks become one block.
+//! So the memory of one stage can serve the next stage, whose tensors have other sizes.
+//!
+//! If no free block is long enough for a new block, free memory of the same size first goes back to the kernel. If the pool has
+//! less free memory, all of it goes back. So the pool never holds more than the largest amount that was in use at one time, unless
+//! the kernel refuses to take memory back.
 
 use crate::libtorch::set_allocator;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,12 +16,12 @@ use std::ops::Range;
 use std::ptr::{null_mut, with_exposed_provenance_mut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Smaller tensors have their memory from glibc's allocator.
+/// The smallest allocation that the pool serves, in bytes. libtorch's own allocator serves smaller allocations.
 const SMALLEST: usize = 128 << 10;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool::new());
 
-/// Makes libtorch take the memory of CPU tensors from the pool.
+/// Makes libtorch take the memory of large CPU tensors from the pool.
 pub fn use_for_tensors() {
     set_allocator(take, free);
 }
@@ -34,7 +37,8 @@ fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Memory of `bytes` bytes at the start of a page; null if the block would be small or the kernel has no more memory.
+/// Returns page-aligned memory of at least `bytes` bytes. Returns null if `bytes` is less than `SMALLEST`, or if the kernel gives
+/// no memory.
 extern "C" fn take(bytes: usize) -> *mut c_void {
     // SAFETY: the call only reads a constant of the system.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
@@ -55,29 +59,30 @@ extern "C" fn take(bytes: usize) -> *mut c_void {
     block
 }
 
-/// Frees a block of the pool. Returns whether there is a block at this address.
+/// Frees a block of the pool. Returns false if the pool has no block in use at this address.
 extern "C" fn free(block: *mut c_void) -> bool {
     pool().free(block.addr())
 }
 
 fn return_to_kernel(pool: &mut Pool, blocks: Vec<Range<usize>>) {
     for block in blocks {
-        // SAFETY: the pages came from mmap, and the pool has forgotten them.
+        // SAFETY: the pages came from mmap, and the pool has removed them from its lists.
         let done = unsafe { libc::munmap(with_exposed_provenance_mut(block.start), block.len()) };
         if done != 0 {
-            // The kernel refuses to divide a mapping if the process has too many.
+            // The block may be a part of a mapping. The kernel refuses to split a mapping if the process already has too many
+            // mappings.
             pool.add_free(block);
         }
     }
 }
 
-/// Blocks of memory by their addresses.
+/// All blocks of the pool. The maps and the set know a block by the address of its first byte.
 struct Pool {
-    /// The lengths of the blocks in use.
+    /// The length of each block in use, by its address.
     used: BTreeMap<usize, usize>,
-    /// The lengths of the free blocks. None of them touches another.
+    /// The length of each free block, by its address. No free block directly follows another free block.
     free: BTreeMap<usize, usize>,
-    /// The lengths and addresses of the free blocks.
+    /// The length and address of each free block, the shortest block first.
     free_by_length: BTreeSet<(usize, usize)>,
 }
 
@@ -90,7 +95,7 @@ impl Pool {
         self.used.insert(address, length);
     }
 
-    /// Adds free memory, joined with the free blocks before and after it.
+    /// Adds a free block. Joins it with the free blocks that directly precede and follow it.
     fn add_free(&mut self, block: Range<usize>) {
         let Range { mut start, mut end } = block;
         if let Some((&before, &length)) = self.free.range(..start).next_back()
@@ -112,7 +117,8 @@ impl Pool {
         self.free_by_length.remove(&(length, address));
     }
 
-    /// Takes `length` bytes from the start of the shortest free block that holds them.
+    /// Takes `length` bytes from the start of the shortest free block that is long enough. Returns the address, or none if no free
+    /// block is long enough.
     fn take(&mut self, length: usize) -> Option<usize> {
         let &(found, address) = self.free_by_length.range((length, 0)..).next()?;
         self.remove(address, found);
@@ -123,14 +129,15 @@ impl Pool {
         Some(address)
     }
 
-    /// Frees the block at an address. Returns whether there is one.
+    /// Frees the block at an address. Returns false if no block in use starts there.
     fn free(&mut self, address: usize) -> bool {
         let Some(length) = self.used.remove(&address) else { return false };
         self.add_free(address..address + length);
         true
     }
 
-    /// Removes `bytes` bytes of free memory, from the longest blocks; all of it if there is less.
+    /// Removes `bytes` bytes of free memory, from the longest blocks first, or all free memory if there is less. Returns the
+    /// removed ranges of addresses.
     fn remove_free(&mut self, mut bytes: usize) -> Vec<Range<usize>> {
         let mut removed = Vec::new();
         while bytes > 0
@@ -201,7 +208,7 @@ mod tests {
         let address = first.data_ptr().addr();
         assert!(pool().used.contains_key(&address));
         drop(first);
-        // Tests that run at the same time may take the block first, though not each time.
+        // Other tests run at the same time and may take the block first, but hardly in all 50 attempts.
         assert!((0..50).any(|_| ones().data_ptr().addr() == address));
         assert_eq!((ones() + ones()).sum(Kind::Float).double_value(&[]), f64::from(1 << 23));
         assert_eq!(Tensor::ones([3], (Kind::Float, Device::Cpu)).sum(Kind::Float).double_value(&[]), 3.0);

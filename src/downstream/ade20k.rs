@@ -1,9 +1,11 @@
-//! Computes ADE20K's figures for semantic segmentation. They follow from sums over all images, at the sizes of the label maps.
+//! Computes ADE20K's metrics for semantic segmentation. They follow from pixel counts summed over all images, at the sizes of the
+//! label maps.
 //!
 //! A label map is a PNG with values from 0 to 150. Pixels labelled 0, «other», are ignored, as with mmsegmentation's
-//! `reduce_zero_label`. The PNG is grey with 8 bits, or has a palette of any depth, whose indices are the values. A grey PNG of
-//! fewer bits is refused, because some programs scale its values and others do not. mmsegmentation leaves a class without labels
-//! and predictions out of the mean, and the CSAIL benchmark counts it as 0. Both means are given.
+//! `reduce_zero_label`. The PNG is grey with 8 bits, or has a palette of any bit depth, whose indices are the values. A grey PNG of
+//! another depth is refused, because programs differ in whether they scale its values. A metric of a class may be undefined, such
+//! as the IoU of a class without labels and predictions. mmsegmentation leaves such a class out of the mean, but the CSAIL
+//! benchmark counts it as 0. The report gives both means.
 
 use crate::data::image::decode::label_map::Labels;
 use crate::svg;
@@ -16,24 +18,25 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 const CLASSES: usize = 150;
-/// The largest number of pixels of a label map, several times that of the dataset's largest photograph.
+/// The largest number of pixels that a label map may have. It is several times that of the dataset's largest photograph.
 const MOST_PIXELS: usize = 1 << 26;
 
-/// The figures of a folder of predictions. IoUs and accuracies are in percent.
+/// The metrics of a folder of predictions. IoUs and accuracies are in percent.
 #[derive(Debug, Serialize)]
 pub struct Ade20kReport {
     pub images: usize,
-    /// Pixels whose label is one of the classes.
+    /// The number of pixels whose label is a class, not «other».
     pub pixels: u64,
-    /// The share of these pixels whose prediction is right.
+    /// The percentage of these pixels whose prediction is right. 0 if there are no such pixels.
     #[serde(rename = "aAcc")]
     pub pixel_accuracy: f64,
-    /// This and `mean_accuracy` are means over the classes that have a figure.
+    /// `mean_iou` and `mean_accuracy` are means over the classes for which the metric is defined.
     #[serde(rename = "mIoU")]
     pub mean_iou: f64,
     #[serde(rename = "mAcc")]
     pub mean_accuracy: f64,
-    /// This and `mean_accuracy_of_all` are means over all 150 classes. A class without a figure counts as 0.
+    /// `mean_iou_of_all` and `mean_accuracy_of_all` are means over all 150 classes. A class for which the metric is undefined
+    /// counts as 0.
     #[serde(rename = "mIoU150")]
     pub mean_iou_of_all: f64,
     #[serde(rename = "mAcc150")]
@@ -43,8 +46,8 @@ pub struct Ade20kReport {
     confusion: Confusion,
 }
 
-/// The figures of a class, which is numbered as in the label maps. The IoU is none if the class has neither labels nor predictions.
-/// The accuracy is none if the class has no labels.
+/// The metrics of one class. The classes are numbered as in the label maps. The IoU is none if the class has neither labels nor
+/// predictions. The accuracy is none if the class has no labels.
 #[derive(Debug, Serialize)]
 pub struct Class {
     pub class: usize,
@@ -53,16 +56,18 @@ pub struct Class {
     pub pixels: u64,
 }
 
-/// The number of pixels by label (row) and prediction (column). Rows and columns begin with class 1. The last column is «other».
+/// The number of pixels for each pair of a label (row) and a prediction (column). Rows and columns begin with class 1. The last
+/// column counts predictions of «other».
 #[derive(Debug)]
 struct Confusion(Vec<u64>);
 
-/// Compares every label map in a folder with the prediction of the same name.
+/// Compares every label map in a folder with the prediction of the same name. Hidden files are no label maps.
 ///
 /// If `zero_based` is true, the predictions number the classes from 0 and have no «other».
 ///
 /// # Errors
-/// A usage error that names the file if it is missing or malformed, has another size, or holds a class that does not exist.
+/// A usage error if the folder has no label maps, or if a file is missing, malformed or too large. Also if a prediction has another
+/// size than its label map, or if a file holds a class that does not exist. The error names the file or folder.
 pub fn evaluate(labels: &Path, predictions: &Path, zero_based: bool) -> Result<Ade20kReport> {
     let files = label_maps(labels)?;
     let mut confusion = Confusion(vec![0; CLASSES * (CLASSES + 1)]);
@@ -88,7 +93,8 @@ fn label_maps(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The file of the prediction, which has the name of the label map. One of the two names may end in `.png` and the other in `.PNG`.
+/// The path of the prediction for a label map. Both files have the same name, except that one may end in `.png` and the other in
+/// `.PNG`.
 fn prediction_of(label_map: &Path, predictions: &Path) -> PathBuf {
     let same_name = predictions.join(label_map.file_name().expect("a file of the folder has a name"));
     let other_endings = ["png", "PNG"].map(|ending| same_name.with_extension(ending));
@@ -99,7 +105,7 @@ fn prediction_of(label_map: &Path, predictions: &Path) -> PathBuf {
     }
 }
 
-/// The class of each pixel of an image; 0 is «other».
+/// The class of each pixel of an image. 0 is «other».
 struct ClassMap {
     /// Width and height.
     size: (usize, usize),
@@ -107,7 +113,8 @@ struct ClassMap {
 }
 
 impl ClassMap {
-    /// Reads a map and adds `shift` to its values, so that the first class is 1. Checks the map's size before it allocates memory.
+    /// Reads a map and adds `shift` to its values, so that the first class is 1. Checks the size of the image before memory for its
+    /// pixels is allocated.
     fn read(path: &Path, shift: u8, expected_size: Option<(usize, usize)>) -> Result<ClassMap> {
         let file = File::open(path).map_err(|e| usage!("{}: {e}", path.display()))?;
         let check = |height: usize, width: usize| check_size((width, height), expected_size);
@@ -129,7 +136,7 @@ impl ClassMap {
     }
 }
 
-/// Refuses a map with too many pixels, and a prediction whose size differs from that of its label map.
+/// Refuses a map with too many pixels, and a prediction whose size differs from the size of its label map.
 fn check_size((width, height): (usize, usize), expected_size: Option<(usize, usize)>) -> Result<()> {
     ensure!(
         width.saturating_mul(height) <= MOST_PIXELS,
@@ -190,7 +197,7 @@ impl Confusion {
 }
 
 impl Ade20kReport {
-    /// The figures as tables for people.
+    /// The metrics in percent, as text tables for people.
     pub fn text(&self) -> String {
         let mut text = format!("ADE20K, {} images, percent\n", self.images);
         let _ = writeln!(text, "{:<34} {:>6} {:>6} {:>6}", "", "mIoU", "mAcc", "aAcc");

@@ -1,4 +1,4 @@
-//! COCO's twelve figures of a results file.
+//! Computes COCO's twelve metrics for a results file.
 
 use super::coco_files::{self, Files, Id};
 use crate::coco::figures::{Curve, Figures, figures};
@@ -9,16 +9,17 @@ use serde_json::{Map, Value};
 use std::fmt::Write;
 use std::path::Path;
 
-/// The figures of one results file.
+/// The metrics of one results file.
 #[derive(Debug, Serialize)]
 pub struct CocoReport {
-    /// `bbox` or `segm`.
+    /// The shapes that were compared: `bbox` or `segm`.
     pub iou: &'static str,
-    /// AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm and ARl, from 0 to 1. −1 if there were no annotations to find.
+    /// AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm and ARl, from 0 to 1. A metric is −1 if there are no annotations
+    /// to find for it.
     pub figures: Map<String, Value>,
-    /// The average precision of each category, from 0 to 1. −1 without annotations.
+    /// The average precision of each category, from 0 to 1. It is −1 if the category has no annotations to find.
     pub categories: Vec<Category>,
-    /// For each IoU threshold, the mean precision of all categories at recalls 0, 0.01, …, 1.
+    /// For each IoU threshold, the mean precision over the categories at recalls 0, 0.01, …, 1.
     #[serde(skip)]
     curves: Vec<svg::Curve>,
 }
@@ -30,11 +31,11 @@ pub struct Category {
     pub ap: f64,
 }
 
-/// Evaluates a results file (a JSON list of detections) against annotations in COCO's format: by masks if `segm` is true, else by
-/// boxes.
+/// Evaluates a results file (a JSON list of detections) against annotations in COCO's format. Compares masks if `segm` is true,
+/// else boxes.
 ///
-/// If masks are evaluated, the boxes of detections are ignored, as in detectron2 and mmdetection. With boxes, pycocotools would
-/// take the size of a detection for APs, APm and APl from its box instead of its mask.
+/// If masks are compared, the boxes of the detections are ignored, as in detectron2 and mmdetection. If the
+/// detections kept their boxes, pycocotools would take their sizes for APs, APm and APl from the boxes instead of the masks.
 ///
 /// # Errors
 /// A usage error that names the file if a file cannot be read or is malformed, or if the two files do not belong together.
@@ -59,7 +60,7 @@ fn curve(Curve { threshold, points }: Curve) -> svg::Curve {
 }
 
 impl CocoReport {
-    /// The figures as tables for people, in percent, as the literature gives them.
+    /// The metrics as text tables for people, in percent, as the literature gives them.
     pub fn text(&self) -> String {
         let percent = |value: f64| if value < 0.0 { "-".into() } else { format!("{:.2}", 100.0 * value) };
         let mut text = format!("COCO {}, percent\n", self.iou);

@@ -1,7 +1,7 @@
 //! Reads COCO's two files, annotations and results, for the evaluation.
 //!
-//! If an entry lacks a field that a figure needs, the error names the entry. pycocotools evaluates images in the order of their
-//! ids, so the evaluation gets, instead of each id, its position in that order.
+//! pycocotools evaluates images in the order of their ids. So this module replaces the id of each image and category by its
+//! position in the order of the ids. If an entry lacks a field that the evaluation needs, the error names the entry.
 
 pub use crate::coco::json::Id;
 use crate::coco::json::{
@@ -13,11 +13,11 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Both files, in which positions replace the ids.
+/// The contents of both files. Positions replace the ids.
 pub struct Files {
     pub annotations: COCO,
     pub detections: COCO,
-    /// The id and the name of every category, in the order of their positions.
+    /// The id and the name of every category, in the order of the ids.
     pub categories: Vec<(Id, String)>,
 }
 
@@ -48,11 +48,11 @@ struct StoredObject {
     score: Field<f64>,
 }
 
-/// Reads both files, for boxes or for masks.
+/// Reads both files, for an evaluation of masks if `segm` is true, else of boxes.
 ///
 /// # Errors
-/// A usage error that names the file and the entry, if an entry is malformed or lacks a field that the figures need, or if a
-/// detection refers to an image or a category that the annotations do not list.
+/// A usage error if a file is malformed, if an entry lacks a needed field, or if a detection refers to an image or a category that
+/// the annotations do not list. The error names the file and, if the cause is an entry, the entry.
 pub fn read(annotations: &Path, results: &Path, segm: bool) -> Result<Files> {
     let dataset: StoredDataset = json::parse(annotations, &json::read(annotations)?, b'{')?;
     let known = Known::new(dataset.images, dataset.categories).map_err(|what| refusal(annotations, &what))?;
@@ -102,7 +102,7 @@ impl Known {
         self.categories.values().zip(0..).map(category).collect()
     }
 
-    /// Keeps the annotations of listed images and categories. Ignores other annotations, as pycocotools does.
+    /// Converts the annotations whose images and categories are listed. Ignores the other annotations, as pycocotools does.
     fn annotations(&self, objects: Vec<StoredObject>, segm: bool) -> Result<Vec<Annotation>, String> {
         let positions = positions(self.categories.keys());
         let mut ids = BTreeSet::new();
@@ -141,8 +141,8 @@ impl Known {
     /// The detections, each with its box alone or with its mask alone.
     fn detections(&self, objects: Vec<StoredObject>, segm: bool) -> Result<Vec<Annotation>, String> {
         let positions = positions(self.categories.keys());
-        // If no detection has the shape that is evaluated, the other shape replaces it, as pycocotools makes boxes from masks and
-        // masks from boxes.
+        // If no detection has the kind of shape that is evaluated, the other kind replaces it. pycocotools then also makes boxes
+        // from masks, or masks from boxes.
         let has_shape = |object: &StoredObject| match segm {
             true => object.segmentation.is_some(),
             false => object.bbox.is_some(),
@@ -169,8 +169,8 @@ impl StoredObject {
         Ok((image, needed(self.category_id.take(), "category_id", NUMBER_OR_TEXT)?))
     }
 
-    /// The object, with only its mask if `by_mask` is true, else with only its box. In a results file, the other shape may stand in
-    /// for the shape that `segm` evaluates.
+    /// Converts the object, with its mask alone if `by_mask` is true, else with its box alone. `segm` only decides which missing
+    /// field an error names.
     fn shape(&mut self, by_mask: bool, segm: bool, image: &Image) -> Result<Annotation, String> {
         let needed_field = if segm { "segmentation" } else { "bbox" };
         if (by_mask && self.segmentation.is_none()) || (!by_mask && self.bbox.is_none()) {

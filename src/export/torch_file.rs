@@ -1,5 +1,5 @@
-//! PyTorch's .pth: the file that `torch.save` writes for a dictionary of fp32 tensors. `torch.load` reads it, also with
-//! `weights_only=True` and `mmap=True` (torch 2.11, `torch/serialization.py` and `torch/_weights_only_unpickler.py`).
+//! Writes PyTorch's .pth: the file that `torch.save` writes for a dictionary of fp32 tensors. `torch.load` reads the file, also
+//! with `weights_only=True` and `mmap=True` (torch 2.11, `torch/serialization.py` and `torch/_weights_only_unpickler.py`).
 //!
 //! ```text
 //! a zip whose entries lie in one folder, uncompressed (as mmap needs), their contents at multiples of 64 bytes
@@ -19,11 +19,11 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 const ALIGNMENT: u16 = 64;
-/// From this number of bytes on, a zip entry needs 64-bit sizes.
+/// A zip entry of at least this many bytes needs 64-bit sizes.
 const NEEDS_ZIP64: usize = u32::MAX as usize;
 
-/// Writes a dictionary of the tensors. If `wrapper` is given, this dictionary is the value of the key `wrapper` in another
-/// dictionary. Copies at most one tensor at a time.
+/// Writes a dictionary of the tensors. If `wrapper` is given, the file holds another dictionary, in which the dictionary of the
+/// tensors is the value of the key `wrapper`. At most one tensor is copied in memory at a time.
 pub fn write(path: &Path, tensors: &[Named], wrapper: Option<&str>) -> Result<()> {
     let mut zip = ZipWriter::new(BufWriter::with_capacity(1 << 20, File::create(path)?));
     let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).with_alignment(ALIGNMENT);
@@ -46,7 +46,7 @@ pub fn write(path: &Path, tensors: &[Named], wrapper: Option<&str>) -> Result<()
 /// The opcodes that make an empty `OrderedDict`.
 const ORDERED_DICT: &[u8] = b"ccollections\nOrderedDict\n)R";
 
-/// The content of `data.pkl`, in protocol 2 and without a memo.
+/// The content of `data.pkl`: a pickle of protocol 2 without a memo.
 fn pickle(tensors: &[Named], wrapper: Option<&str>) -> Vec<u8> {
     let mut out = b"\x80\x02".to_vec();
     if let Some(key) = wrapper {
@@ -87,7 +87,8 @@ fn text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// Writes the integer with the shortest opcode that holds it, as Python's pickler does. From 2³¹ on it always takes 8 bytes.
+/// Writes a non-negative integer with the shortest opcode that holds it, as Python's pickler does. But a number of at least 2³¹
+/// always takes 8 bytes, although Python would write fewer.
 fn integer(out: &mut Vec<u8>, number: i64) {
     let bytes = number.to_le_bytes();
     match number {

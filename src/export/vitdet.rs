@@ -1,6 +1,6 @@
-//! A backbone for ViTDet (arXiv 2203.16527), in detectron2 and in mmdetection. ViTDet attends within windows in all blocks except
-//! four, and has patches of 16 pixels. It takes no class token, final norm or head, but keeps the row of the class token in the
-//! position embeddings.
+//! Exports a backbone for ViTDet (arXiv 2203.16527) in detectron2 and in mmdetection. In ViTDet, all blocks except four attend
+//! within windows, and patches have 16 pixels. The backbone has no class token, final norm or head. But its position embeddings
+//! still have a row for the class token.
 
 use super::renamed::renamed;
 use super::{Exported, Named, assignments, number, write_text};
@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
 
-/// The backbone's tensors under timm's names.
+/// The backbone's tensors under timm's names, resampled to patches of 16 pixels.
 pub fn backbone(exported: &Exported) -> Vec<Named> {
     let grid = exported.model.image_size() / PATCH;
     let mut tensors = renamed(&exported.tensors, |row| row.vitdet.then_some(row.timm));
@@ -23,14 +23,14 @@ pub fn backbone(exported: &Exported) -> Vec<Named> {
     tensors
 }
 
-/// The side of a patch in pixels. ViTDet's feature pyramid makes strides of 4 to 32 from patches of 16 pixels. So the patches of
-/// ViT-H, with 14 pixels, are resampled to 16.
+/// The side of a patch in pixels. ViTDet's feature pyramid computes maps with strides of 4 to 32 from patches of 16 pixels. So
+/// patches of another size, such as the 14 pixels of ViT-H, are resampled to 16 pixels.
 const PATCH: usize = 16;
 
-/// Writes a config for each training length: `template` with the numbers of this model.
+/// Writes a config for each of two training lengths, `1x` and `3x`. Each config is `template` with the numbers of this model.
 ///
-/// 1× and 3× are detectron2's 90,000 and 270,000 steps of 16 images. The rates of drop path and layer decay are those of ViTDet for
-/// ViT-B, ViT-L and ViT-H.
+/// `1x` and `3x` are detectron2's 90,000 and 270,000 steps of 16 images. The rates of drop path and layer decay are ViTDet's rates
+/// for ViT-B, ViT-L and ViT-H, chosen by the depth of the model.
 pub fn write_configs(exported: &Exported, folder: &Path, template: &str) -> Result<()> {
     let (model, data) = (exported.vit(), &exported.config.data);
     let global = exported.quarter_ends();
@@ -64,8 +64,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// The names and shapes of the parameters of a ViT that detectron2's model zoo makes (`projects/ViTDet`). The relative
-    /// positions are left out, because no exported model has them.
+    /// The names and shapes of the parameters of a ViT in detectron2's model zoo (`projects/ViTDet`). The relative position
+    /// embeddings are left out, because no exported model has them.
     fn of_model_zoo(width: i64, depth: usize) -> BTreeMap<String, Vec<i64>> {
         let mut all = vec![
             ("pos_embed".to_string(), vec![1, 197, width]),

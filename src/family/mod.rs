@@ -1,8 +1,10 @@
-//! Families of networks. A family is a kind of network, such as ViT. Its folder holds everything that is particular to it, as data
-//! and arithmetic: the keys of the config and their limits, the table of parameters and buffers, the division into stages,
-//! operations and memory, and the names that other programs use. The computation is in the folder of the same name below `model/`.
+//! Families of networks. A family is a kind of network, such as ViT. The folder of a family holds everything that is particular to
+//! the family, as data and arithmetic. These are the keys of the config and their limits, the table of parameters and buffers, the
+//! division into stages, formulas for operations and memory, and the names that other programs use. The folder of the same name
+//! below `model/` has the computation.
 //!
-//! A new family is a folder here, a folder below `model/`, a variant of [`Model`] and a row of `DEFAULTS`.
+//! A new family needs a folder here, a folder below `model/`, a variant of [`Model`] with an arm in each `match`, and a row of
+//! `DEFAULTS`.
 
 pub mod parameter;
 pub mod resnet;
@@ -59,7 +61,7 @@ impl Model {
     }
 
     /// The same network without a head, for images of another size. Heads of other tasks read the outputs of its stages. If
-    /// `window` is not 0, most blocks attend within windows of this number of rows and columns of tokens.
+    /// `window` is not 0, most blocks attend within windows of `window` × `window` tokens.
     pub fn without_head(&self, image_size: usize, window: usize) -> Model {
         let mut model = self.with_classes(0);
         match &mut model {
@@ -70,19 +72,19 @@ impl Model {
     }
 }
 
-/// The properties that every family knows of a network of given sizes. The argument `depths` is the number of blocks of each stage:
-/// of the target, the meta model or a hybrid.
+/// The properties of a network, which each family computes from the network's sizes. The argument `depths` is the number of blocks
+/// of each stage in one network: the target, the meta model or a hybrid. The page of the crate explains these words.
 pub trait Family {
     /// The name of this kind of network in prose.
     fn title(&self) -> &'static str {
         "network"
     }
-    /// The height, and width, of an image in pixels.
+    /// The height of an image in pixels, which is also its width.
     fn image_size(&self) -> usize;
     /// The number of colour channels of an image.
     fn channels(&self) -> usize;
     fn classes(&self) -> usize;
-    /// The tokens that the stages give after the class token; none if the outputs of the stages are not tokens.
+    /// The form of the tokens that follow the class token in a stage's output; none if the outputs of the stages are not tokens.
     fn tokens_given(&self) -> Option<Tokens> {
         None
     }
@@ -102,12 +104,12 @@ pub trait Family {
 
     /// All parameters and buffers, in the order of the family's usual implementation, such as timm's.
     fn parameters(&self, depths: &[usize]) -> Vec<Parameter>;
-    /// Whether the network has buffers.
+    /// Whether the network has buffers, such as BatchNorm's running mean.
     fn has_buffers(&self) -> bool {
         !self.parameters(&self.meta_depths()).iter().all(Parameter::is_trainable)
     }
     /// How many numbers the parameters of each stage hold, without the buffers. A network may have thousands of stages, so a family
-    /// may count without listing all parameters.
+    /// may replace this method by one that does not list all parameters.
     fn counts(&self, depths: &[usize]) -> Vec<usize> {
         let mut counts = vec![0; depths.len()];
         let parameters = self.parameters(depths);
@@ -124,10 +126,10 @@ pub trait Family {
     fn layer(&self, _parameter: &Parameter, _depths: &[usize]) -> usize {
         0
     }
-    /// The name of a stage's parameter in the whole network, where blocks are counted through all stages.
+    /// The name of a parameter in the whole network. In this name, the number of a block does not start again at each stage.
     fn whole_name(&self, parameter: &Parameter, depths: &[usize]) -> String;
 
-    /// Floating-point operations of one stage's forward pass on one sample; a multiply-add counts as two.
+    /// The number of floating-point operations of one stage's forward pass on one sample. A multiply-add counts as two operations.
     fn stage_flops(&self, depths: &[usize], stage: usize) -> f64;
     /// The largest number of activations that training on one sample keeps in memory at a time.
     fn activations(&self, training: &Memory) -> f64;
@@ -153,7 +155,7 @@ pub trait Family {
     fn blocks_in(&self, names: &mut dyn Iterator<Item = &str>) -> usize {
         count(names.filter_map(|name| numbered(name, "blocks.")))
     }
-    /// Whether a tensor of this name, which other programs store, can be ignored.
+    /// Whether an import can ignore a tensor of this name in another program's file.
     fn is_needless(&self, _name: &str) -> bool {
         false
     }
@@ -169,7 +171,7 @@ pub trait Family {
     fn resampled(&self, _parameter: &Parameter, tensor: tch::Tensor) -> tch::Tensor {
         tensor
     }
-    /// The name of a bias that this model lacks, but that other programs may store beside this weight. It must be zero.
+    /// The name of a bias that this model lacks, but that other programs may store beside this weight. A stored bias must be zero.
     fn absent_bias(&self, _weight: &str) -> Option<String> {
         None
     }
@@ -177,12 +179,12 @@ pub trait Family {
     fn cure_for_missing(&self, _name: &str) -> &'static str {
         ""
     }
-    /// Whether the weights of `other` can be imported. `other` may differ in the image size and the depths, which the import
+    /// Whether the weights of `other` can be imported. `other` may differ in the image size, in the depths, which the import
     /// compares by itself, and in some keys that change no parameter.
     fn is_like(&self, other: &Model) -> bool;
 }
 
-/// The number between the prefix of a name and the next dot.
+/// The number between the prefix of a name and the next dot; none if the name has no such number.
 fn numbered(name: &str, prefix: &str) -> Option<usize> {
     name.strip_prefix(prefix)?.split_once('.')?.0.parse().ok()
 }
@@ -192,16 +194,16 @@ fn count(numbers: impl Iterator<Item = usize>) -> usize {
     numbers.max().map_or(0, |last| last.saturating_add(1))
 }
 
-/// The tokens of a network. Each token stands for a patch of the image.
+/// The form of a network's tokens. Each token stands for a patch of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tokens {
-    /// The height, and width, of a patch in pixels.
+    /// The height of a patch in pixels, which is also its width.
     pub patch: usize,
     /// How many numbers a token holds.
     pub width: usize,
 }
 
-/// The values on which the memory of training depends, beside the sizes of the network.
+/// The values on which the memory of training depends, besides the sizes of the network.
 #[derive(Debug, Clone)]
 pub struct Memory<'a> {
     /// The number of blocks of each stage.
@@ -213,8 +215,8 @@ pub struct Memory<'a> {
     pub on_cpu: bool,
 }
 
-/// The families that a config can name, except ViT, each with its defaults as TOML. They are the defaults of the `[model]` table,
-/// and of other keys if they differ from `configs/default.toml`, which has the defaults of ViT.
+/// The families that a config can name, except ViT, each with its defaults as TOML. This TOML has the defaults of the `[model]`
+/// table, and of other keys whose default differs from `configs/default.toml`. That file has the defaults of ViT.
 const DEFAULTS: &[(&str, &str)] = &[
     ("resnet", resnet::DEFAULTS),
     #[cfg(test)]

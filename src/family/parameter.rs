@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 /// One named tensor of a network, or of a head that trains beside the network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Parameter {
-    /// The stage of the tensor, counted from 0. The first stage has the embeddings, and the last stage has the final norm and the
-    /// head (paper, section 3). Heads beside the network have the number of stages K as their stage.
+    /// The stage of the tensor, counted from 0. The first stage has the embeddings or the stem, and the last stage has the final
+    /// norm and the head (paper, section 3). The tensors of heads beside the network have the stage K, the number of stages.
     pub stage: usize,
     /// The name within the stage, in which blocks are numbered from 0. For a ViT it is the name in the official code's
     /// `model_stages[stage]`.
@@ -30,7 +30,7 @@ pub enum Initial {
     FanOut {
         fan_out: usize,
     },
-    /// Uniform in ± this bound.
+    /// Uniform between −`bound` and `bound`.
     Uniform {
         bound: f64,
     },
@@ -59,8 +59,9 @@ pub enum Role {
     Decayed,
     /// The optimiser changes the tensor, without weight decay.
     Plain,
-    /// A buffer, such as BatchNorm's running mean, which is saved but not trained. During a step its stage sums statistics over the
-    /// samples of the global batch. After the step, the buffer moves by the factor `momentum` towards their mean.
+    /// A buffer, such as BatchNorm's running mean, which is saved but not trained. During a step, its stage sums statistics over
+    /// the samples of the global batch. After the step, the buffer moves by the factor `momentum` towards the mean of these
+    /// statistics.
     Buffer { momentum: f64 },
 }
 
@@ -81,8 +82,8 @@ impl Parameter {
     }
 }
 
-/// Parameters in the order of flat buffers, each with the offset of its first number: first the parameters with weight decay, then
-/// the parameters without it, then the buffers. Each of these groups keeps the order of the table.
+/// Parameters in the order of flat buffers, each with the offset of its first number. First come the parameters with weight decay,
+/// then the parameters without weight decay, then the buffers. Each of these groups keeps the order of the table.
 pub fn flat_order(parameters: Vec<Parameter>) -> Vec<(usize, Parameter)> {
     let (trainable, buffers): (Vec<_>, Vec<_>) = parameters.into_iter().partition(Parameter::is_trainable);
     let (decayed, plain): (Vec<_>, Vec<_>) = trainable.into_iter().partition(|p| p.role == Role::Decayed);

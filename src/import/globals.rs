@@ -1,5 +1,5 @@
-//! The Python names that a pickle may use. They are the names that `torch.load(weights_only=True)` allows (torch 2.11,
-//! `torch/_weights_only_unpickler.py`), and the names of objects that checkpoints hold beside the weights.
+//! The Python names that a pickle may use. Weights need some of the names that `torch.load(weights_only=True)` allows (torch 2.11,
+//! `torch/_weights_only_unpickler.py`). The other names here belong to objects that checkpoints hold beside the weights.
 
 /// The meaning of a Python name.
 #[derive(Debug, Clone, Copy)]
@@ -10,12 +10,12 @@ pub enum Global {
     /// Like [`Global::RebuildTensor`], but an argument gives the kind of number.
     RebuildTensorOfKind,
     RebuildParameter,
-    /// Rebuilds a tensor of a subclass, or a tensor with attributes. Its arguments contain another rebuilding name and the
-    /// arguments of that name.
+    /// Rebuilds a tensor of a subclass, or a tensor with attributes. Its arguments contain the name of another rebuilding function
+    /// and the arguments of that function.
     RebuildOfType,
-    /// The class of a storage, or a dtype.
+    /// The class of a storage, or a dtype. Both tell the kind of number.
     Kind(Number),
-    /// A class or function whose objects are ignored.
+    /// A class or function. The objects that it makes are ignored.
     Skipped,
 }
 
@@ -35,7 +35,7 @@ pub enum Number {
 }
 
 impl Global {
-    /// The meaning of a name. None if no checkpoint of weights needs the name.
+    /// The meaning of a name. None if the name is not allowed.
     pub fn named(module: &str, name: &str) -> Option<Global> {
         Some(match (module, name) {
             ("collections", "OrderedDict" | "defaultdict" | "Counter") => Global::Dictionary,

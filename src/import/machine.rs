@@ -25,7 +25,7 @@ pub(super) struct Machine<'a> {
     rest: &'a [u8],
     pub(super) values: Vec<Value>,
     stack: Vec<Id>,
-    /// The heights of the stack at the open marks.
+    /// The height of the stack at each open mark, from the oldest mark to the newest.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
@@ -50,7 +50,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Executes an opcode that pushes a number, a text or bytes. Returns false for any other opcode.
+    /// Executes an opcode that pushes None, a truth value, a number, a text or bytes. Returns false for any other opcode.
     fn constant(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             b'N' | 0x88 | 0x89 => self.push(Value::Other)?,
@@ -79,7 +79,8 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    /// Executes an opcode that makes or fills a tuple, list, set or dictionary. Returns false for any other opcode.
+    /// Executes an opcode that opens a mark, or that makes or fills a tuple, list, set or dictionary. Returns false for any other
+    /// opcode.
     fn container(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             b'(' => self.marks.push(self.stack.len()),
@@ -131,7 +132,7 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    /// Executes an opcode that stores a value in the memo or fetches a value from it, or that duplicates or drops a value of the
+    /// Executes an opcode that stores a value in the memo or fetches a value from it, or that duplicates or drops values of the
     /// stack. Returns false for any other opcode.
     fn memo_and_stack(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
@@ -159,8 +160,8 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    /// Executes an opcode of the protocol, an opcode that pushes a name, or an opcode that makes or changes an object. Returns
-    /// false for any other opcode.
+    /// Executes an opcode that gives the protocol or a frame, that pushes a name or a storage, or that makes or changes an object.
+    /// Returns false for any other opcode.
     fn object(&mut self, opcode: u8) -> Result<bool> {
         match opcode {
             0x80 => {
@@ -230,7 +231,7 @@ impl Machine<'_> {
         Ok(self.pop_many(1)?[0])
     }
 
-    /// Pops the topmost values. Pops none from below an open mark.
+    /// Pops the topmost `count` values. Fails if one of these values lies below an open mark.
     fn pop_many(&mut self, count: usize) -> Result<Vec<Id>> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let start = self.stack.len().checked_sub(count).filter(|&start| start >= floor);
@@ -291,8 +292,9 @@ impl Machine<'_> {
     fn error_subject(&self) -> String {
         let (first, second) = (self.marks.first().copied(), self.marks.get(1).copied());
         let below_marks = &self.stack[..first.unwrap_or(self.stack.len())];
-        // If a dictionary is filled with several entries at once, their keys and values lie in turn above the first mark, and the
-        // dictionary lies below it. If it is filled with a single entry, there is no mark, and the key lies above the dictionary.
+        // A dictionary is filled in one of two ways. With several entries at once, keys and values lie in turn above the first
+        // mark, and the dictionary lies below the mark. With a single entry, there is no mark, and the key lies directly above the
+        // dictionary.
         let entries = match first {
             Some(first) if below_marks.len() <= 1 => &self.stack[first..second.unwrap_or(self.stack.len())],
             _ => below_marks.get(1..).unwrap_or_default(),

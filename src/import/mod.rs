@@ -1,6 +1,6 @@
-//! Imports weights into a run from checkpoints of the official code (`model_stages`), from DeiT's and timm's .pth, and from
-//! .safetensors. An artefact of incubate can be imported too, to continue at another image size or with a new head. Nothing in such
-//! a file is executed, and memory is allocated only after sizes have been checked.
+//! Imports weights into a run. The sources are checkpoints of the official code (`model_stages`), .pth files of DeiT and timm, and
+//! .safetensors. An artefact of incubate can also be imported, to continue at another image size or with a new head. Nothing in an
+//! imported file is executed, and memory is allocated only after sizes have been checked.
 
 mod globals;
 mod machine;
@@ -56,20 +56,21 @@ impl FromStr for Role {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Choice {
     /// If none, the depth of the file's model decides. A model as deep as the config's meta model becomes the meta model. Any other
-    /// model becomes the final model, or the assembled model if it gets a new head.
+    /// model becomes the final model, or the assembled model if it gets a new head. The import fails if the config's meta model and
+    /// target are equally deep.
     pub role: Option<Role>,
     /// Whether to take the moving averages of the weights instead of the weights.
     pub ema: bool,
-    /// Whether to draw a fresh head, because the classes are not the file's.
+    /// Whether to draw a fresh head, because the config has other classes than the file.
     pub new_head: bool,
 }
 
-/// Writes the weights in `file` into the run directory as the artefact of their role, and returns its path. Position embeddings
-/// of another image size are resampled.
+/// Writes the weights in `file` into the run directory as the artefact of their role. Returns the path of the artefact. Position
+/// embeddings of another image size are resampled.
 ///
 /// # Errors
-/// A usage error if a part of the file does not fit the config, if the file is refused, or if the run directory already has such an
-/// artefact. The error says which part or why. [`crate::error::Failure::Damaged`] for a damaged artefact.
+/// A usage error if the file is refused, if a part of it does not fit the config, if a weight is not finite, or if the run
+/// directory already has the artefact of this role. [`crate::error::Failure::Damaged`] if `file` is a damaged artefact.
 pub fn import(config: &Config, file: &Path, choice: Choice) -> Result<PathBuf> {
     require!(
         !(choice.new_head && choice.role == Some(Role::Final)),
@@ -126,7 +127,7 @@ struct Imported {
     class_names: Vec<String>,
 }
 
-/// Whether the file is an artefact of incubate, by its first bytes (see `seal.rs`).
+/// Whether the file begins like an artefact of incubate (see `seal.rs`).
 fn is_artefact(file: &mut File) -> Result<bool> {
     let mut first = Vec::new();
     file.take(SEALED.len() as u64).read_to_end(&mut first)?;
@@ -204,7 +205,7 @@ fn depths_of(model: &Model, role: Role) -> Vec<usize> {
 }
 
 /// Lists the tensors of another program's file. The first bytes show the format: a zip (.pth), a length with a JSON header
-/// (.safetensors), or a bare pickle, which torch wrote before 1.6 and which is refused.
+/// (.safetensors), or a bare pickle. torch wrote bare pickles before version 1.6. They are refused.
 fn list(mut file: &File, ema: bool) -> Result<Listing> {
     let mut first_bytes = [0; 9];
     file.read_exact(&mut first_bytes).context("it breaks off; copy it again")?;
@@ -258,8 +259,8 @@ fn name_in_a_block(model: &Model) -> String {
     of_block.map_or(String::new(), |parameter| model.whole_name(parameter, model.depths()))
 }
 
-/// Reads every parameter of the model except those of a new head. Fails if the listing holds any other tensor that the family does
-/// not call needless.
+/// Reads every parameter of the model except the parameters of a new head. Fails if the listing holds another tensor, unless the
+/// family can ignore the tensor, or it is a bias that is zero and that the model lacks.
 fn read(model: &Model, depths: &[usize], mut listing: Listing, file: &File, new_head: &Weights) -> Result<Weights> {
     let mut weights = Weights::new();
     let parameters = model.parameters(depths);

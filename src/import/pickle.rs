@@ -1,8 +1,8 @@
 //! The values of a pickle that `torch.save` wrote. [`super::machine`] reads them and executes nothing.
 //!
 //! Values lie in one arena and refer to each other by index, so neither depth nor cycles can exhaust the stack. Texts are shared
-//! instead of copied. The length of shapes and the number of values are limited. So memory grows with the bytes of the pickle,
-//! however often the pickle fetches values from its memo.
+//! instead of copied. The length of shapes and the number of values are limited. So the memory depends on the length of the pickle,
+//! but not on how often the pickle fetches values from its memo.
 
 use super::globals::{Global, Number};
 use std::rc::Rc;
@@ -21,11 +21,11 @@ pub enum Value {
     Global(Global),
     Storage(Storage),
     Tensor(Tensor),
-    /// Python's None, a flag, any other number, or an object that is ignored.
+    /// Python's None, a truth value, any other number, or an object that is ignored.
     Other,
 }
 
-/// A file of numbers in the zip of the pickle.
+/// A file of numbers in the zip that also holds the pickle.
 #[derive(Debug, Clone)]
 pub struct Storage {
     pub key: Rc<str>,
@@ -53,13 +53,13 @@ impl Pickle {
         &self.values[self.root]
     }
 
-    /// The value of a key in a dictionary, or the later value if the key is set twice. None if `dict` is not a dictionary or lacks
-    /// the key.
+    /// The value of a key in a dictionary, or the last value if the key is set several times. None if `dict` is not a dictionary or
+    /// lacks the key.
     pub fn get(&self, dict: &Value, key: &str) -> Option<&Value> {
         self.entries(dict).into_iter().rfind(|(name, _)| *name == key).map(|(_, value)| value)
     }
 
-    /// The entries of a dictionary whose keys are texts. Empty if `dict` is not a dictionary.
+    /// The entries of a dictionary, except the entries whose key is no text. Empty if `dict` is not a dictionary.
     pub fn entries<'a>(&'a self, dict: &Value) -> Vec<(&'a str, &'a Value)> {
         let Value::Dict(pairs) = dict else { return Vec::new() };
         let entry = |&(key, value): &(Id, Id)| match &self.values[key] {
@@ -75,7 +75,7 @@ impl Pickle {
         members.iter().map(|&id| &self.values[id]).collect()
     }
 
-    /// Whether the value is a dictionary with at least one tensor.
+    /// Whether the value is a dictionary in which a text names a tensor.
     pub fn holds_tensors(&self, dict: &Value) -> bool {
         self.entries(dict).iter().any(|(_, value)| matches!(value, Value::Tensor(_)))
     }

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use tch::{Device, Kind, Tensor};
 
-/// The position of a tensor in a file. Its numbers are contiguous there.
+/// The kind, shape and position of a tensor in a file. The tensor's numbers are contiguous in the file.
 #[derive(Debug, Clone)]
 pub struct Stored {
     pub number: Number,
@@ -28,7 +28,7 @@ pub enum Listing {
 }
 
 impl Number {
-    /// The bytes of one number. For a kind that cannot be read, it is a lower bound, which suffices to check sizes.
+    /// The size of one number in bytes. For a kind that cannot be read, the size is a lower bound, which suffices for the checks.
     fn size(self) -> u64 {
         match self {
             Number::F64 => 8,
@@ -105,8 +105,8 @@ const CHUNK: usize = 1 << 18;
 /// (two prefixes).
 const PREFIXES: [&str; 4] = ["_orig_mod.", "module.", "model.", "backbone."];
 
-/// Removes the prefixes from the names. A prefix stays if without it two tensors would have the same name, or a tensor would have
-/// none.
+/// Removes the prefixes from the names, also several prefixes of one name. If removing a prefix would give two tensors the same
+/// name, or would leave an empty name, all names keep this prefix.
 pub fn without_prefixes(mut tensors: BTreeMap<String, Stored>) -> BTreeMap<String, Stored> {
     loop {
         let is_removable = |prefix: &&str| {

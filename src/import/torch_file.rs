@@ -1,4 +1,5 @@
-//! A .pth of torch 1.6 or newer: a zip with a pickle, and with a file for each storage. See `export/torch_file.rs` for the layout.
+//! Reads a .pth of torch 1.6 or newer: a zip with a pickle, and with a file for each storage. See `export/torch_file.rs` for the
+//! layout.
 
 use super::machine;
 use super::pickle::{Pickle, Tensor, Value};
@@ -11,8 +12,8 @@ use zip::{CompressionMethod, ZipArchive};
 
 /// The largest pickle that is read, in bytes. The names and shapes of any checkpoint's tensors need far less.
 const LARGEST_PICKLE: u64 = 16 << 20;
-/// These limits are needed because a short pickle can use one value of its memo many times: one dictionary as many stages, or one
-/// text as many names.
+/// The next three limits are needed because a short pickle can use one value of its memo many times: one dictionary as many stages,
+/// or one text as many names.
 const MOST_STAGES: usize = 256;
 const MOST_TENSORS: usize = 1 << 16;
 const LONGEST_NAME: usize = 1 << 10;
@@ -22,7 +23,7 @@ const WRAPPERS: [&str; 3] = ["model", "state_dict", "model_state_dict"];
 /// The keys under which checkpoints of DeiT, timm and mmengine, in this order, hold the moving averages of the weights.
 const AVERAGES: [&str; 3] = ["model_ema", "state_dict_ema", "ema_state_dict"];
 
-/// Lists the weights in the file without reading them. With `ema` lists the moving averages of the weights instead.
+/// Lists the weights in the file without reading them. If `ema` is true, lists the moving averages of the weights instead.
 pub fn list(file: &File, ema: bool) -> Result<Listing> {
     let mut zip = ZipArchive::new(file).context("the directory at its end is missing or damaged; copy it again")?;
     let mut root = None;
@@ -49,8 +50,8 @@ pub fn list(file: &File, ema: bool) -> Result<Listing> {
     Ok(Listing::Flat(storages.tensors(&pickle, weights(&pickle, ema)?)?))
 }
 
-/// The dictionary of the weights, or with `ema` that of their moving averages. If the file holds both, the log says which were
-/// taken.
+/// The dictionary of the weights or, if `ema` is true, the dictionary of their moving averages. If the file holds both, the log
+/// says which dictionary was taken.
 fn weights(pickle: &Pickle, ema: bool) -> Result<&Value> {
     let top = pickle.root();
     let first = |keys: &[&'static str]| {
@@ -115,7 +116,7 @@ impl Storages<'_> {
         Ok(without_prefixes(found))
     }
 
-    /// Finds the position of a tensor in the file.
+    /// Finds the position of a tensor in the file. Fails if the tensor is not contiguous or reaches beyond its storage.
     fn locate(&mut self, tensor: &Tensor) -> Result<Stored> {
         let mut contiguous_stride = 1i64;
         for (&size, &stride) in tensor.sizes.iter().zip(&tensor.strides).rev() {

@@ -8,22 +8,22 @@ use std::convert::Infallible;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use tch::{Device, Kind, Tensor};
 
-/// The flat buffers. They hold first the parameters with weight decay, then the parameters without it. The buffers of the network
-/// follow, such as BatchNorm's running mean, which are saved but not trained.
+/// The flat buffers of all trained parameters. A flat buffer holds first the parameters with weight decay, then the parameters
+/// without weight decay. The network's own buffers follow, such as BatchNorm's running mean, which are saved but not trained.
 pub struct FlatParameters {
     /// The fp32 weights, which the optimiser changes.
     buffer: Tensor,
     /// A copy of the weights in the number type in which the network computes, if that type is not fp32.
     compute: Option<Tensor>,
-    /// The gradients in the order of `buffer`, then [`EXTRAS`] numbers. At the offset of a buffer that is not trained, this
-    /// holds the sum, over the samples, of the statistics that its stage reports.
+    /// The gradients in the order of `buffer`, then [`EXTRAS`] numbers. A buffer of the network has no gradient. At its offset,
+    /// this tensor holds the statistics that the buffer's stage reports, summed over the samples.
     gradients: Tensor,
     layout: Layout,
     /// How many numbers at the start have weight decay.
     decayed: usize,
     /// How many numbers at the start the optimiser changes.
     trainable: usize,
-    /// A channel that closes when the loan ends; none if nothing is lent.
+    /// A channel that closes when the [`Loan`] ends; none if nothing is lent.
     end_of_loan: Option<Receiver<Infallible>>,
 }
 
@@ -56,7 +56,7 @@ struct Entry {
     stage: usize,
     name: String,
     shape: Vec<i64>,
-    /// The offset of its first number.
+    /// The offset of the parameter's first number in a flat buffer.
     start: usize,
     role: Role,
 }
@@ -101,7 +101,7 @@ impl FlatParameters {
         Ok(FlatParameters { buffer, compute, gradients, layout, decayed, trainable, end_of_loan: None })
     }
 
-    /// How many numbers the buffer holds.
+    /// How many numbers the flat buffer of the weights holds.
     pub fn len(&self) -> usize {
         self.buffer.numel()
     }
@@ -115,18 +115,19 @@ impl FlatParameters {
         self.decayed
     }
 
-    /// How many numbers at the start of the buffer the optimiser changes. The others are saved but not trained.
+    /// How many numbers at the start of the buffer the optimiser changes. The numbers after them are saved but not trained.
     pub fn trainable(&self) -> usize {
         self.trainable
     }
 
-    /// Moves each buffer that is not trained by its momentum towards the mean, over `samples` samples, of the statistics that its
-    /// stage reported. Changes nothing if the loss is not finite.
+    /// Moves each of the network's buffers by its momentum towards the mean of the statistics that its stage reported, over
+    /// `samples` samples. Changes nothing if the loss is not finite.
     pub fn move_buffers(&mut self, samples: f64) {
         self.move_by(samples, |momentum| momentum);
     }
 
-    /// Sets each buffer that is not trained to the mean, over `samples` samples, of the statistics that its stage reported.
+    /// Sets each of the network's buffers to the mean of the statistics that its stage reported, over `samples` samples. Changes
+    /// nothing if the loss is not finite.
     pub fn set_buffers(&mut self, samples: f64) {
         self.move_by(samples, |_| 1.0);
     }
@@ -137,7 +138,8 @@ impl FlatParameters {
         }
         self.wait_for_loan();
         let is_finite = self.loss().isfinite();
-        // Neighbours of the same momentum move in one operation, since a GPU takes as long for one small buffer as for all of them.
+        // Neighbours of the same momentum move in one operation, because a GPU takes as long for one small buffer as for all
+        // buffers.
         for neighbours in self.layout.entries.chunk_by(|a, b| a.role == b.role) {
             let (first, last) = (&neighbours[0], &neighbours[neighbours.len() - 1]);
             if let Role::Buffer { momentum } = first.role {
@@ -181,7 +183,7 @@ impl FlatParameters {
     }
 
     /// Lends the weights in host memory, and the tensors that the optimiser updates with them, to a thread that reads them while
-    /// training continues. Code that changes any of these tensors calls [`FlatParameters::wait_for_loan`] first.
+    /// training continues. Code that changes any of these tensors must call [`FlatParameters::wait_for_loan`] first.
     pub fn lend(&mut self) -> Loan {
         self.wait_for_loan();
         let (_until_dropped, ended) = channel();

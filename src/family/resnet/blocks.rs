@@ -1,5 +1,5 @@
 //! The division of the blocks into stages, in the target, the meta model and a hybrid. A layer is a group of consecutive blocks
-//! with the same width, as in torchvision's names `layer1`, `layer2`, …. Stages need not begin where layers begin.
+//! with the same width, as in torchvision's names `layer1`, `layer2`, …. A stage may begin within a layer.
 
 use super::Resnet;
 use crate::family::shape::Shape;
@@ -9,11 +9,12 @@ use crate::family::shape::Shape;
 pub struct Block {
     /// The number of the block's layer, counted from 0.
     pub layer: usize,
-    /// The number of the block in its layer, counted from 0. It depends on the stage depths of the network.
+    /// The number of the block in its layer, counted from 0. The number depends on the stage depths of the network, because a thin
+    /// stage lacks some blocks.
     pub number: usize,
-    /// Channels of the input.
+    /// The number of channels of the input.
     pub input: usize,
-    /// Channels of the output.
+    /// The number of channels of the output.
     pub output: usize,
 }
 
@@ -28,8 +29,8 @@ impl Block {
     }
 }
 
-/// For each stage of the target, the layer of each block, and whether the block changes the shape. The first block of each layer
-/// does, except in the first layer.
+/// For each stage of the target, the layer of each block, and whether the block changes the shape. The first block of a layer
+/// changes the shape, except in the first layer.
 fn of_target(resnet: &Resnet) -> Vec<Vec<(usize, bool)>> {
     let layers = resnet.layers.iter().enumerate();
     let mut all = layers.flat_map(|(layer, &count)| (0..count).map(move |block| (layer, layer > 0 && block == 0)));
@@ -47,7 +48,7 @@ pub fn thin_depths(resnet: &Resnet) -> Vec<usize> {
 }
 
 /// The blocks of each stage if the stages have `depths` blocks. A stage with fewer blocks than in the target keeps all blocks that
-/// change the shape. Its first other blocks fill the rest of its depth.
+/// change the shape. The first of its other blocks fill the rest of its depth.
 pub fn blocks(resnet: &Resnet, depths: &[usize]) -> Vec<Vec<Block>> {
     let mut counts = vec![0; resnet.layers.len()];
     let mut kept = |(blocks, depth): (Vec<(usize, bool)>, &usize)| -> Vec<Block> {
@@ -67,7 +68,7 @@ pub fn blocks(resnet: &Resnet, depths: &[usize]) -> Vec<Vec<Block>> {
     of_target(resnet).into_iter().zip(depths).map(&mut kept).collect()
 }
 
-/// The shape of a stage's output, which is the output of its last block or, in a first stage without blocks, of the stem.
+/// The shape of a stage's output: the output of its last block, or the output of the stem in a first stage without blocks.
 pub fn border(resnet: &Resnet, stage: usize) -> Shape {
     let blocks = blocks(resnet, &resnet.depths);
     let last = blocks[..=stage].iter().flatten().next_back();
@@ -89,7 +90,7 @@ mod tests {
         resnet
     }
 
-    /// The widths of each block's output, by stage.
+    /// The width of each block's output, in one list for each stage.
     fn widths(resnet: &Resnet, depths: &[usize]) -> Vec<Vec<usize>> {
         blocks(resnet, depths).iter().map(|stage| stage.iter().map(|block| block.output).collect()).collect()
     }
@@ -98,7 +99,7 @@ mod tests {
     fn a_thin_stage_has_the_blocks_that_realise_the_shapes_at_its_borders() {
         for (depths, thin, expected) in [
             (&[18, 18, 18][..], &[1, 1, 1][..], &[&[16][..], &[32], &[64]][..]),
-            // The cut of InfoPro for four modules.
+            // InfoPro divides ResNet-110 in this way for four modules.
             (&[12, 14, 14, 14], &[1, 1, 1, 1], &[&[16], &[32], &[64], &[64]]),
             (&[54], &[2], &[&[32, 64]]),
             (&[0, 19, 35], &[0, 1, 1], &[&[], &[32], &[64]]),

@@ -2,9 +2,9 @@
 //! pooling and a linear head. The stem is one convolution. A layer is a group of blocks of the same width. Its first block doubles
 //! the width and halves the resolution, except in the first layer.
 //!
-//! The border of two stages may lie between any two blocks, and the stem belongs to the first stage. A thin stage keeps the blocks
-//! that change the width, so that the shapes at the stage's borders are those of the target. If it has no such block, a thin stage
-//! has one block, unless it consists of the stem alone.
+//! Two stages may meet between any two blocks, and the stem belongs to the first stage. A thin stage keeps the blocks that change
+//! the width, so that the shapes at its borders are the same as in the target. A thin stage without such blocks has one block. If
+//! the first stage consists of the stem alone, its thin stage has no block.
 
 mod blocks;
 mod cost;
@@ -37,7 +37,7 @@ pub struct Resnet {
     pub frozen_norm: FrozenNorm,
 }
 
-/// The name of the family. It is stored with the other keys, because it decides which keys there are.
+/// The name of the family. It is stored with the other keys, because the family decides which keys a `[model]` table has.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Name {
@@ -70,7 +70,7 @@ impl Resnet {
         blocks::blocks(self, depths)
     }
 
-    /// The channels after the last block.
+    /// The number of channels after the last block.
     pub fn features(&self) -> usize {
         self.width << (self.layers.len() - 1)
     }
@@ -143,7 +143,7 @@ impl Family for Resnet {
         (0..self.layers.len()).map(of_layer).fold(0, usize::saturating_add)
     }
 
-    /// The number of batches that a BatchNorm of PyTorch has seen is not needed.
+    /// PyTorch's BatchNorm also stores the number of batches that it has seen. An import does not need this number.
     fn is_needless(&self, name: &str) -> bool {
         name.ends_with(".num_batches_tracked")
     }

@@ -3,7 +3,7 @@
 /// The names of one kind of parameter in each program that reads exports. `{i}` is the number of the block, `{p}` is `weight` or
 /// `bias`.
 pub struct Row {
-    /// timm's name, which is also this program's name for the whole network.
+    /// timm's name, which is also this program's name of the parameter in the whole network.
     pub timm: &'static str,
     /// The name in transformers' `ViTForImageClassification`. `{qkv}` stands for the names of the three tensors into which the rows
     /// of `qkv` are split.
@@ -33,8 +33,8 @@ const TABLE: [Row; 11] = [
     row("head.{p}", "classifier.{p}", None, false),
 ];
 
-/// The row of the table for a timm name, the number of the block, and the last part of the name, such as `weight` or `bias`. If the
-/// name has no such part, the text is empty.
+/// Returns the row of the table for a timm name, the number of the block, and the text after the last dot, such as `weight` or
+/// `bias`. If the name has no block or no dot, that text is empty.
 pub fn find(name: &str) -> (&'static Row, &str, &str) {
     let block = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')).map_or("", |(block, _)| block);
     let part = name.rsplit_once('.').map_or("", |(_, part)| part);

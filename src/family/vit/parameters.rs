@@ -1,4 +1,5 @@
-//! The table of a ViT's parameters: stage, name within the stage, shape. The names are timm's, except for the numbers of blocks.
+//! The table of a ViT's parameters: stage, name within the stage, shape. The names are timm's names, but the number of a block
+//! counts from the start of its stage.
 
 use super::Vit;
 use crate::family::parameter::{Grown, Initial, Parameter, Role};
@@ -60,8 +61,8 @@ pub fn timm_name(parameter: &Parameter, depths: &[usize]) -> String {
     }
 }
 
-/// The layer of a parameter in BEiT's decay of learning rates: 0 for the embeddings, the number of its block in the whole network
-/// from 1, and the number of blocks + 1 for the final norm and all heads.
+/// The layer of a parameter in BEiT's decay of learning rates. It is 0 for the embeddings. For a block, it is the block's number in
+/// the whole network, counted from 1. For the final norm and all heads, it is the number of blocks + 1.
 pub fn layer(parameter: &Parameter, depths: &[usize]) -> usize {
     match block_of(parameter) {
         Some((block, _)) => depths[..parameter.stage].iter().sum::<usize>() + block + 1,
@@ -75,9 +76,9 @@ pub fn layer(parameter: &Parameter, depths: &[usize]) -> usize {
 }
 
 /// How a parameter of a stage with `depth` blocks starts, so that the stage computes the same function as a stage with `meta_depth`
-/// blocks. The deep stage is divided evenly into one share of blocks for each block of the shallow stage. The first block of each
-/// share copies the weights of that block. In the other blocks, the last projections of both branches are zero, so that these
-/// blocks pass on their input. Their other weights are fresh, so that they can learn.
+/// blocks. The blocks of the deep stage are divided as evenly as possible into one group for each block of the shallow stage. The
+/// first block of each group copies the weights of its shallow block. In the other blocks, the last projections of both branches
+/// are zero, so that these blocks pass on their input. Their other weights are fresh, so that they can learn.
 pub fn grown(parameter: &Parameter, depth: usize, meta_depth: usize) -> Grown {
     let Some((block, rest)) = block_of(parameter) else { return Grown::Copied(parameter.name.clone()) };
     let source = |block: usize| block * meta_depth / depth;

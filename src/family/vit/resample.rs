@@ -3,10 +3,12 @@
 use crate::family::parameter::Parameter;
 use tch::{Device, Kind, Tensor};
 
-/// The number of rows of the largest position embeddings that are resampled: images of 4,096 pixels in patches of 16.
+/// The largest number of rows of position embeddings that are resampled: the rows of images of 4,096 pixels with patches of 16
+/// pixels.
 const LARGEST_GRID: i64 = 256 * 256 + 1;
 
-/// Whether the parameter is the position embeddings, and a tensor of this shape holds position embeddings of another image size.
+/// Whether the parameter is the position embeddings, and `shape` is the shape of position embeddings for a square image of any
+/// size.
 pub fn is_another_grid(parameter: &Parameter, shape: &[i64]) -> bool {
     let is_grid = |rows: i64| (2..=LARGEST_GRID).contains(&rows) && (rows - 1).isqrt().pow(2) == rows - 1;
     parameter.name == "pos_embed"
@@ -30,9 +32,9 @@ pub fn positions(pos_embed_1nd: &Tensor, to: [i64; 2]) -> Tensor {
     Tensor::cat(&[pos_embed_1nd.narrow(1, 0, 1), resized_1nd], 1)
 }
 
-/// Resamples patch kernels (width, channels, p, p) to patches of `side`² pixels. The new kernels respond to a patch that was
-/// resized to `side` as nearly as possible as the old kernels respond to the original patch. Interpolating the kernels would
-/// instead scale every response by the ratio of the areas.
+/// Resamples patch kernels (width, channels, p, p) to patches of `side`² pixels. A new kernel responds to a resized patch as nearly
+/// as possible as the old kernel responds to the original patch. Interpolating the kernels would instead scale every response by
+/// the ratio of the areas.
 ///
 /// This is FlexiViT's pseudo-inverse resize (arXiv 2212.08013, section 3.4), computed like timm's `resample_patch_embed`.
 pub fn patch_kernel(weight_dcpp: &Tensor, side: usize) -> Tensor {

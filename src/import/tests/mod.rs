@@ -7,7 +7,8 @@ use tempfile::TempDir;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
-/// A pickle as torch writes it, with a memo: {"model": OrderedDict(a=tensor of shape (2, 3)), "epoch": 7, "args": Namespace(lr)}.
+/// A pickle as torch writes it, with a memo. It holds {"model": OrderedDict(a=tensor of shape (2, 3)), "epoch": 7, "args":
+/// Namespace(lr)}.
 const CHECKPOINT: &[u8] = b"\x80\x02}q\x00(X\x05\x00\x00\x00modelq\x01ccollections\nOrderedDict\nq\x02)Rq\x03\
     X\x01\x00\x00\x00aq\x04ctorch._utils\n_rebuild_tensor_v2\nq\x05((X\x07\x00\x00\x00storageq\x06ctorch\nFloatStorage\n\
     q\x07X\x01\x00\x00\x000q\x08X\x03\x00\x00\x00cpuq\x09K\x06tq\nQK\x00K\x02K\x03\x86q\x0bK\x03K\x01\x86q\x0c\x89\
@@ -21,7 +22,7 @@ fn zip_of(folder: &TempDir, pickle: &[u8]) -> std::path::PathBuf {
     path
 }
 
-/// A zip like that of torch.save, with this pickle and these storages.
+/// A zip as torch.save writes it, with this pickle and these storages.
 fn zipped(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
@@ -35,11 +36,12 @@ fn zipped(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     zip.finish().unwrap().into_inner()
 }
 
-/// A pickle with `model_stages` of these names and shapes. It uses the memo, and each tensor has a storage of its own.
+/// A pickle of `model_stages`, whose tensors have these names and shapes. The pickle uses the memo, and each tensor has its own
+/// storage.
 fn stages_pickle(stages: &[Vec<(String, Vec<i64>)>]) -> Vec<u8> {
     let text = |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
     let long = |number: i64| [&b"J"[..], &(number as u32).to_le_bytes()[..]].concat();
-    // The values that are stored in the memo first remain at the bottom of the stack.
+    // These values are stored in the memo and then remain at the bottom of the stack.
     let mut out = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nq\x00ctorch\nFloatStorage\nq\x01".to_vec();
     out.extend([&text("storage")[..], b"q\x02}", &text("model_stages"), b"]("].concat());
     let mut key = 0;

@@ -1,4 +1,4 @@
-//! The same weights as different programs write them: wrappers, prefixes, protocols, and objects beside the weights.
+//! Tests how weights are found in files of different programs: wrappers, prefixes, protocols, and objects beside the weights.
 
 use super::*;
 use crate::import::stored::without_prefixes;
@@ -27,7 +27,7 @@ fn pickle(value: &[u8]) -> Vec<u8> {
     [b"\x80\x02", value, b"."].concat()
 }
 
-/// The names of the tensors that are found in a .pth, or the error if it is refused.
+/// The names of the tensors that are found in a .pth with this pickle, or the error if the file is refused.
 fn names(pickle: &[u8], ema: bool) -> Result<Vec<String>> {
     let folder = tempfile::tempdir().unwrap();
     let path = zip_of(&folder, pickle);
