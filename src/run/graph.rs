@@ -20,7 +20,7 @@ pub struct Node {
     pub row: &'static Row,
     /// The stage that the node trains, if its row trains modules.
     pub index: Option<usize>,
-    /// The positions in the graph of the nodes that must be done before this node.
+    /// The positions in the graph of the nodes that must be done before this node. Nodes that the run leaves out do not matter.
     pub needs: Vec<usize>,
     /// Whether the config asks for the node.
     pub is_wanted: bool,

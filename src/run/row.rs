@@ -10,7 +10,7 @@ pub struct Row {
     /// Its config table has it too, unless the phase uses the table of another row.
     pub name: &'static str,
     pub kind: Kind,
-    /// The rows that must be done before this row, because it reads the files that they write.
+    /// The rows whose files this row reads. If a run includes such a row, the row must be done before this row.
     pub needs: &'static [&'static str],
     /// The name of the file in the run directory that shows by its existence that a node of the row is done. If the file is an
     /// artefact, it must also be undamaged and fit the node. `{index}` stands for a module's number. Empty if no file shows that a
@@ -143,7 +143,8 @@ pub enum SlurmJob {
     Alone,
     /// A job of its own, with all ranks.
     Own,
-    /// A job array with a task for each module. Each task has all ranks.
+    /// A job array with a task for each module. Each task has all ranks. If Slurm limits the size of arrays, several arrays share
+    /// the modules.
     Array,
     /// The last job of the program, `finalize`, which executes all rows with `Last`.
     Last,

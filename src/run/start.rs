@@ -37,8 +37,8 @@ pub struct Start {
     pub peak: Peak,
 }
 
-/// Seconds that the first replica spent on other work than training steps of its own, or on waiting. All are 0 in records of
-/// earlier versions.
+/// Seconds of a start that the first replica did not spend on its own training computation. All are 0 in records of earlier
+/// versions.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Spent {
     /// Waiting for the loader.
