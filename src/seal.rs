@@ -1,6 +1,6 @@
 //! The seal of a finished file: a text in HDF5's user block, the first 512 bytes of the file. The seal holds the length of the file
-//! and the hash of all bytes behind the block, so that damage is found before HDF5 parses any byte. The hash may leave out a range
-//! of bytes. In a pack this range holds the images. Each image has a checksum of its own, which is compared when the image is read.
+//! and the hash of all bytes after the block. So damage is found before HDF5 parses any byte. The hash may leave out a range of
+//! bytes. In a pack this range holds the images, each with its own checksum, which is compared when the image is read.
 //! ```text
 //! incubate KIND, format VERSION
 //! length BYTES
@@ -49,8 +49,8 @@ impl Kind {
         File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == magic.as_bytes()
     }
 
-    /// Writes the user block of a finished HDF5 file, which must have left room for the block. Returns the hash of
-    /// [`Sealed::hash`].
+    /// Writes the user block of a finished HDF5 file, which must have left room for the block. Returns the hash that
+    /// [`Sealed::hash`] describes.
     pub fn set(&self, path: &Path, except: Range<u64>) -> Result<String> {
         let mut file = OpenOptions::new().read(true).write(true).open(path)?;
         let length = file.metadata()?.len();

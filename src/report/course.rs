@@ -1,5 +1,5 @@
-//! How the score of the target network improves with the cost of its training, for each method. The efficiency figure shows these
-//! points, and the cost of reaching a score follows from them.
+//! Collects, for each method, the scores of the target network and the cost of training up to each score. The efficiency figures
+//! show these points. The points also give the cost at which a method reaches a score.
 
 use super::gather::{Logged, Part, Run};
 use crate::run::start::Start;
@@ -37,7 +37,7 @@ pub struct Cost {
     pub flops: f64,
     /// Training images that passed through a network. An image counts each time that it passes.
     pub images: f64,
-    /// Elapsed hours in which any part trained. An hour in which several modules trained counts once.
+    /// Elapsed hours of training. The time in which several modules train at once counts once.
     pub hours: f64,
 }
 
@@ -94,8 +94,8 @@ impl Measure {
         }
     }
 
-    /// The largest unit of which `most` has at least two, or else the smallest unit: its name, and its size in the unit of
-    /// [`Cost`].
+    /// Chooses the largest unit in which `most` is at least 2, or else the smallest unit. Returns the unit's name, and its size in
+    /// the unit of [`Cost`].
     pub fn unit(self, most: f64) -> (&'static str, f64) {
         let units: &[(&str, f64)] = match self {
             Measure::DeviceHours => {
@@ -126,13 +126,13 @@ pub struct Course {
     pub method: Method,
     /// The evaluations in the order of the training.
     pub points: Vec<Point>,
-    /// Whether the method has finished its model, which is then the last point.
+    /// Whether the method has finished its model. If so, the last point is this model.
     pub is_finished: bool,
 }
 
 impl Course {
-    /// The course of a method in a run; none if the method has not evaluated the target yet, or if a model was imported, whose cost
-    /// is unknown.
+    /// The course of a method in a run. None if the method has not evaluated the target yet. Also none if one of the method's
+    /// models was imported, because the cost of this model is unknown.
     pub fn of(run: &Run, method: Method) -> Option<Course> {
         let key = format!("test/{}", run.task().headline().key);
         let (mut spent, mut points, mut is_finished) = (Cost::default(), Vec::new(), false);
@@ -165,7 +165,7 @@ impl Course {
     }
 }
 
-/// The Unix times at which a start began and ended; none if its record has no readable time.
+/// The Unix times at which a start of a phase began and ended. None if the record's time cannot be parsed.
 fn interval(start: &Start) -> Option<(f64, f64)> {
     let began = start.began.parse::<Timestamp>().ok()?.as_duration().as_secs_f64();
     Some((began, began + start.seconds))
@@ -183,13 +183,13 @@ fn covered(mut intervals: Vec<(f64, f64)>) -> f64 {
     intervals.into_iter().fold(0.0, add)
 }
 
-/// The logged values of a key with their steps.
+/// The values that the log lines have for a key, each with its step.
 pub fn evaluations<'a>(lines: &'a [Logged], key: &'a str) -> impl Iterator<Item = (u64, f64)> + 'a {
     lines.iter().filter_map(move |line| Some((line.get("step")?.as_u64()?, line.get(key)?.as_f64()?)))
 }
 
-/// The cost of a phase up to a logged step. It includes steps that an earlier start made and a later start repeated. Within a
-/// start, each step costs the same.
+/// The cost of a phase up to a logged step. Steps that a later start repeated count each time. Within a start, all steps are
+/// assumed to cost the same.
 fn cost_at(starts: &[Start], step: u64) -> Cost {
     let own = starts.iter().rposition(|start| start.from < step).unwrap_or(0);
     starts.iter().take(own + 1).enumerate().fold(Cost::default(), |sum, (index, start)| {
@@ -212,7 +212,7 @@ pub fn is_better(metric: &Metric, one: f64, other: f64) -> bool {
     }
 }
 
-/// The Pareto front of points: in order of cost, the points that are better than every cheaper point.
+/// The Pareto front of the points. The points are sorted by cost, and each point that is better than all points before it is kept.
 pub fn front(metric: &Metric, measure: Measure, points: &[Point]) -> Vec<Point> {
     let mut sorted = points.to_vec();
     sorted.sort_by(|a, b| measure.of(&a.cost).total_cmp(&measure.of(&b.cost)));
@@ -225,8 +225,8 @@ pub fn front(metric: &Metric, measure: Measure, points: &[Point]) -> Vec<Point> 
     front
 }
 
-/// The cost at which a front reaches a score, interpolated linearly between its points; none if it does not reach the score. The
-/// flag says that the first point is better than the score, so the true cost may be lower.
+/// The cost at which a front reaches a score, interpolated linearly between the front's points. None if the front does not reach
+/// the score. The flag is true if the front's first point is already better than the score. Then the true cost may be lower.
 fn cost_of(metric: &Metric, measure: Measure, front: &[Point], score: f64) -> Option<(f64, bool)> {
     let at = front.iter().position(|point| !is_better(metric, score, point.score))?;
     let upper = front[at];
@@ -260,7 +260,7 @@ pub enum Bound {
 }
 
 /// Compares the costs of Deep Incubation (`ours`) and end-to-end training (`theirs`) at the best score that both reach. None if
-/// either has no point, if the first points of both are better than this score, or if a cost is 0.
+/// either method has no point, or if a cost is 0.
 pub fn at_equal(metric: &Metric, measure: Measure, ours: &[Point], theirs: &[Point]) -> Option<AtEqual> {
     let (ours, theirs) = (front(metric, measure, ours), front(metric, measure, theirs));
     let (a, b) = (ours.last()?.score, theirs.last()?.score);

@@ -1,5 +1,5 @@
-//! The models of a run that were fine-tuned for segmentation or detection: their figures, the figures of each class, and pictures
-//! of test images.
+//! The models of a run that were fine-tuned for segmentation or detection: their scores, their scores for each class, and pictures
+//! of test images with predictions.
 
 use crate::config::TaskKind;
 use crate::run::graph::Node;
@@ -8,7 +8,7 @@ use crate::task::{ClassFigures, Scores, Task};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-/// How a page shows the models of a task.
+/// The texts with which a report's page shows the models of a downstream task.
 pub struct Section {
     pub kind: TaskKind,
     /// The heading of the section.
@@ -21,7 +21,7 @@ pub struct Section {
     pub pictures: &'static str,
 }
 
-/// The sections of a page about tasks downstream.
+/// The sections of a report's page for the downstream tasks.
 pub static SECTIONS: [Section; 2] = [
     Section {
         kind: TaskKind::Segmentation,
@@ -39,26 +39,26 @@ pub static SECTIONS: [Section; 2] = [
     },
 ];
 
-/// The figures of each class that a finished phase has recorded; none if its task has no such figures.
+/// The scores for each class that a finished phase has recorded. Empty if there is no readable record, as for classification.
 pub fn figures_of_classes(run: &RunDir, node: &Node) -> Vec<ClassFigures> {
     let figures = std::fs::read(run.classes(&node.name)).ok();
     figures.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
 
-/// A finished model of a task downstream of classification: segmentation or detection.
+/// A finished model of a downstream task: segmentation or detection.
 pub struct Downstream {
     pub kind: TaskKind,
     pub label: String,
     pub task: Task,
     pub scores: Scores,
-    /// The figures of each class; empty if the run has not recorded any.
+    /// The scores for each class; empty if the run has not recorded any.
     pub classes: Vec<ClassFigures>,
     /// The pictures of test images, as `data:` addresses that contain the PNGs.
     pub pictures: Vec<String>,
 }
 
 impl Downstream {
-    /// Reads the figures of the classes and the pictures of a node from the run directory.
+    /// Reads a node's scores for each class and its pictures from the run directory.
     pub fn read(run: &RunDir, node: &Node, (label, task, scores): (String, Task, Scores)) -> Downstream {
         let classes = figures_of_classes(run, node);
         let mut files: Vec<_> = std::fs::read_dir(run.predictions(&node.name))

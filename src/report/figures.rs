@@ -1,4 +1,4 @@
-//! The figures of a report.
+//! Draws the figures of a report.
 
 use super::course::{MEASURES, METHODS, Measure, Method, Point, colour, evaluations, front};
 use super::gather::{Part, Run};
@@ -14,16 +14,18 @@ pub struct Figure {
     pub svg: String,
 }
 
-/// About the largest number of points in one picture, so that a browser can open a picture of a thousand modules.
+/// The approximate limit of the points in one picture. It lets a browser open a picture of a thousand modules.
 const POINTS: usize = 20_000;
 /// The number of points that a curve keeps even if the picture then has more than [`POINTS`].
 const FEWEST: usize = 20;
-/// With more runs, the courses of the training would hide the results, so they are not drawn. Nor are the times of each run.
+/// If a setting has more runs, its efficiency figures leave out the evaluations during training, which would hide the results. If
+/// the report has more runs, it has no pictures of the runs' times.
 const FEW_RUNS: usize = 6;
 /// With more runs, the learning curves would hide each other, so they are not drawn.
 pub const MOST_CURVES: usize = 12;
 
-/// The efficiency figures of a setting: the score against each measure of the cost. `number` is the setting's, counted from 0.
+/// The efficiency figures of a setting: the score against each measure of the cost. `number` is the number of the setting, counted
+/// from 0.
 pub fn efficiency(runs: &[Run], setting: &Setting, number: usize) -> Vec<Figure> {
     let metric = runs[0].task().headline();
     let figure = |measure: Measure| {
@@ -73,7 +75,7 @@ fn efficiency_chart(runs: &[Run], setting: &Setting, metric: &Metric, measure: M
     Chart { title, x: Axis::from_zero(unit, values().map(|mark| mark.x)), y: Axis::around("", ends), series }
 }
 
-/// The finished models of a method: the models on its Pareto front as discs on a line, and the other models as discs alone.
+/// The finished models of a method, with one disc for the mean of each group. A line joins the groups on the method's Pareto front.
 fn results_of(method: Method, groups: &[&Group], metric: &Metric, measure: Measure, size: f64) -> Vec<Series> {
     let points: Vec<Point> = groups.iter().map(|group| group.point()).collect();
     let front = front(metric, measure, &points);
@@ -101,8 +103,8 @@ fn meta_points(runs: &[Run], setting: &Setting) -> Vec<Point> {
     parts.filter_map(|part| Some(Point { cost: part.total.into(), score: part.score()? })).collect()
 }
 
-/// The learning curves: for each row of the run's table that trains, the training loss and the score on the test images. Empty if
-/// there are more than [`MOST_CURVES`] runs.
+/// The learning curves. Each phase has one picture of the training loss and one picture of the score on the test images, unless no
+/// curve in the picture has two points. Empty if there are more than [`MOST_CURVES`] runs.
 pub fn curves(runs: &[Run]) -> Vec<Figure> {
     if runs.len() > MOST_CURVES {
         return Vec::new();
@@ -163,19 +165,19 @@ fn curve_chart(runs: &[Run], row: &Row, key: &str, title: &str) -> Chart {
     }
 }
 
-/// The text with a capital letter.
+/// The text with its first letter as a capital.
 pub fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
-/// The steps of an epoch; 0 if the number of images is unknown.
+/// The number of steps in an epoch; 0 if it is unknown.
 fn epoch(part: &Part) -> u64 {
     part.phase.as_ref().map_or(0, |phase| phase.steps_per_epoch)
 }
 
-/// The logged values of a key against epochs (or steps, if the steps of an epoch are unknown). At most `most` values are kept,
-/// evenly spaced and including the last.
+/// The logged values of a key against epochs (or against steps, if the number of steps in an epoch is unknown). At most `most`
+/// values are kept, evenly spaced and including the last.
 fn marks(part: &Part, key: &str, most: usize) -> Vec<Mark> {
     let per_epoch = epoch(part).max(1) as f64;
     let all: Vec<Mark> =
@@ -186,7 +188,8 @@ fn marks(part: &Part, key: &str, most: usize) -> Vec<Mark> {
     marks
 }
 
-/// For each run, a picture of the time that each of its phases spent on computing, waiting and so on. Empty if there are many runs.
+/// For each run, a picture of the time that each of its phases spent on computing, waiting and so on. Empty if there are more than
+/// `FEW_RUNS` runs.
 pub fn times(runs: &[Run]) -> Vec<Figure> {
     if runs.len() > FEW_RUNS {
         return Vec::new();

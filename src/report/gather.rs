@@ -1,5 +1,5 @@
-//! Reads everything that a report shows of a run from its run directory. The run may still be going. Missing parts are noted in
-//! words.
+//! Reads everything that a report shows of a run from its run directory. The run may still be going. Sentences in [`Run::missing`]
+//! describe data that are missing.
 
 use super::downstream::Downstream;
 use crate::config::TaskKind;
@@ -26,12 +26,12 @@ pub type Logged = Map<String, Value>;
 
 /// A run as its run directory shows it.
 pub struct Run {
-    /// The name of the run in the report, in which no other run has this name.
+    /// The name of the run, which is unique in the report.
     pub name: String,
     pub dir: RunDir,
     pub plan: Plan,
     pub parts: Vec<Part>,
-    /// The finished models of tasks downstream. Their metrics differ from the metrics of `parts`.
+    /// The finished models of downstream tasks. Their metrics differ from the metrics of `parts`.
     pub downstream: Vec<Downstream>,
     pub data: Option<DataRecord>,
     /// The newest preview of the assembly, until the assembly itself is done.
@@ -47,18 +47,18 @@ pub struct Part {
     pub node: Node,
     /// The name of the model in tables.
     pub label: String,
-    /// The plan of the phase that trains the model; none if it is assembled.
+    /// The plan of the phase that trains the model; none if the model is assembled without training.
     pub phase: Option<PhasePlan>,
     pub state: State,
     /// Whether the model was imported, so that its cost is unknown.
     pub is_imported: bool,
-    /// The scores of its artefact.
+    /// The scores in the model's artefact; none if there is no readable artefact.
     pub scores: Option<Scores>,
     pub total: Total,
     pub starts: Vec<Start>,
     /// The last heartbeat.
     pub progress: Option<Progress>,
-    /// The curves.
+    /// The lines of the phase's `metrics.jsonl`.
     pub lines: Vec<Logged>,
 }
 
@@ -94,7 +94,7 @@ impl Run {
 
     /// Whether the run has begun the part or is expected to begin it. A part that has not begun is expected if the config asks for
     /// it and one of three conditions holds: it belongs to a baseline, another part of its method has begun, or no part has begun.
-    /// A run of a baseline alone, such as a cell of a study, never begins the parts of Deep Incubation.
+    /// A run may train a baseline alone, for example as part of a study. Such a run never begins the parts of Deep Incubation.
     pub fn expects(&self, part: &Part) -> bool {
         let mut begun = self.parts.iter().filter(|other| other.has_begun()).peekable();
         let is_first = begun.peek().is_none();
@@ -115,8 +115,8 @@ impl Run {
     }
 }
 
-/// The run directories that a path stands for: the path itself, or, if it is a folder of run directories such as a study's, all of
-/// them.
+/// The run directories that a path stands for. A run directory stands for itself. A folder of run directories, such as the folder
+/// of a study, stands for all of these run directories.
 ///
 /// # Errors
 /// A usage error if there is no run directory.
@@ -137,11 +137,11 @@ pub fn run_dirs(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Reads all runs. If several have the same name, they get the names of their folders or, if these repeat too, their paths. `artefacts`
-/// caches the headers of artefacts.
+/// Reads all runs. If two runs have the same name, all runs get the names of their folders instead. If these names repeat too, all
+/// runs get their paths. `artefacts` caches the headers of artefacts.
 ///
 /// # Errors
-/// A path is no run directory.
+/// A path has no readable config of a run.
 pub fn runs(paths: &[PathBuf], artefacts: &mut ArtefactCache) -> Result<Vec<Run>> {
     let mut runs = paths.iter().map(|path| run(path, artefacts)).collect::<Result<Vec<Run>>>()?;
     let distinct = |names: Vec<String>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
@@ -212,7 +212,8 @@ fn parts(
     parts
 }
 
-/// The models of tasks downstream whose artefacts exist. [`parts`] must have read all artefacts into `artefacts` before.
+/// The models of downstream tasks whose artefacts could be read. The caller must call [`parts`] first, which reads all artefacts
+/// into `artefacts`.
 fn downstream(plan: &Plan, graph: &Graph, dir: &RunDir, artefacts: &ArtefactCache) -> Vec<Downstream> {
     let of_node = |node: &Node| {
         let (label, header) = (node.label()?, artefacts.header(dir, node)?);
@@ -223,7 +224,8 @@ fn downstream(plan: &Plan, graph: &Graph, dir: &RunDir, artefacts: &ArtefactCach
     graph.nodes().iter().filter(is_downstream).filter_map(of_node).collect()
 }
 
-/// A part, and the number of incomplete lines of its curves or the error of reading them.
+/// A part, and the number of incomplete lines in its `metrics.jsonl`. If the file cannot be read, an error takes the place of the
+/// number.
 type Read = (Part, Result<usize>);
 
 fn part(
@@ -253,7 +255,7 @@ fn part(
     (part, torn)
 }
 
-/// The gaps in the run directory's files of a part, each as a sentence.
+/// The gaps in the files of a part, each as a sentence without its full stop.
 fn lacks((part, torn): &Read, log_steps: u64) -> Vec<String> {
     let name = &part.node.name;
     let mut lacks = Vec::new();

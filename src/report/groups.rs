@@ -52,7 +52,7 @@ pub struct Setting {
     pub courses: Vec<(usize, Course)>,
 }
 
-/// A group of Deep Incubation and a group of end-to-end training at the same cost.
+/// A group of Deep Incubation and a group of end-to-end training whose costs count as equal ([`is_equal`]).
 pub struct Pair<'a> {
     pub ours: &'a Group,
     pub theirs: &'a Group,
@@ -86,8 +86,8 @@ pub fn settings(runs: &[Run]) -> Vec<Setting> {
     distinct.iter().map(|key| of_key(key)).collect()
 }
 
-/// The config keys and values that the setting with this key does not share with all settings. The depths become a number of
-/// blocks.
+/// The config lines in which the setting differs from at least one other setting. `key` holds the lines of the setting, and `all`
+/// holds the lines of each setting. The line of the depths becomes the number of blocks.
 fn name(run: &Run, key: &str, all: &[&String]) -> String {
     let is_own = |line: &&str| !all.iter().all(|other| other.lines().any(|of| of == *line));
     let own: Vec<&str> = key.lines().filter(is_own).collect();
@@ -121,7 +121,7 @@ fn setting(name: String, runs: &[Run], own: Vec<usize>) -> Setting {
     Setting { name, runs: own, groups, courses }
 }
 
-/// The keys that decide the result of a method, except the seed.
+/// The config lines that decide the result of a method. The seed is left out.
 fn recipe(run: &Run, method: Method) -> String {
     let model = parts(method, run).last().and_then(|part| part.node.row.model);
     model.map_or(String::new(), |model| run.plan.config.recipe(model.recipe))
@@ -156,7 +156,7 @@ impl Setting {
     }
 
     /// The groups of Deep Incubation that have a group of end-to-end training of equal cost, in order of cost. Cost means
-    /// floating-point operations here. If there are several end-to-end groups, the nearest in cost is taken.
+    /// floating-point operations here. Each is paired with the end-to-end group that is nearest in cost.
     pub fn pairs(&self) -> Vec<Pair<'_>> {
         let nearest = |ours: &Group| {
             let distance = |group: &&Group| (group.cost.flops / ours.cost.flops).ln().abs();
@@ -170,7 +170,7 @@ impl Setting {
         self.of(Method::Incubation).filter_map(pair).collect()
     }
 
-    /// For each seed that allows it, the costs of Deep Incubation and end-to-end training at equal accuracy.
+    /// The costs of Deep Incubation and end-to-end training at equal accuracy, for each seed for which they can be compared.
     pub fn at_equal(&self, metric: &Metric, measure: Measure) -> Vec<AtEqual> {
         let of_seed = |seed| {
             let points = RIVALS.map(|method| match self.is_compared_on_the_way(seed) {
@@ -187,8 +187,8 @@ impl Setting {
         self.groups.iter().flat_map(|group| group.results.iter().map(|(_, seed, _)| *seed)).collect()
     }
 
-    /// Whether the methods are compared by the evaluations during their training, because one of them has fewer than two finished
-    /// models of the seed. Otherwise they are compared by their finished models.
+    /// Whether Deep Incubation and end-to-end training are compared by their evaluations during training. This is so if either
+    /// method has fewer than two finished models of the seed. Otherwise the finished models are compared.
     pub fn is_compared_on_the_way(&self, seed: u64) -> bool {
         RIVALS.iter().any(|&method| self.results(seed, method).count() < 2)
     }
@@ -207,15 +207,16 @@ impl Setting {
     }
 }
 
-/// The mean of the multiples, and the first bound among them, if any multiple is not exact. None if there are no multiples.
+/// The mean of the multiples. Its bound is that of the first multiple that is not exact, or exact if all multiples are. None if
+/// there are no multiples.
 pub fn mean_multiple(all: &[AtEqual]) -> Option<(Mean, Bound)> {
     let mean = Mean::of(&all.iter().map(|at| at.multiple).collect::<Vec<_>>())?;
     let bound = all.iter().map(|at| at.bound).find(|bound| *bound != Bound::Exact);
     Some((mean, bound.unwrap_or(Bound::Exact)))
 }
 
-/// The difference between the scores of two groups: the mean over the seeds that both have or, without such seeds, the difference
-/// of the means.
+/// The difference between the scores of two groups. It is the mean of the differences over the seeds that both groups have. If they
+/// share no seed, it is the difference between the two mean scores.
 fn difference(ours: &Group, theirs: &Group) -> Mean {
     let of_seed = |(_, seed, point): &(usize, u64, Point)| {
         let other = theirs.results.iter().find(|(_, of, _)| of == seed)?;

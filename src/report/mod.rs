@@ -47,11 +47,12 @@ pub fn conclude(run: &Path, artefacts: &mut ArtefactCache) -> Result<PathBuf> {
 }
 
 /// Writes a page about runs to `out`. `paths` are run directories or folders of run directories. If there is only one path, the
-/// default for `out` is a file in this folder. If the folder `figures` is given, each picture is also written into it as SVG and
-/// PNG, and each table as CSV.
+/// default for `out` is a file in the folder of this path. If the folder `figures` is given, each picture is also written into it
+/// as SVG and PNG, and each table as CSV.
 ///
 /// # Errors
-/// A usage error for a path that is no run directory, and for several paths without `out`.
+/// A usage error if a path is no run directory, if there are several paths without `out`, or if the runs have different headline
+/// metrics. A usage error also if `out` would falsely mark a run as concluded.
 pub fn write(paths: &[PathBuf], out: Option<&Path>, figures: Option<&Path>) -> Result<Written> {
     let mut runs = Vec::new();
     for path in paths {

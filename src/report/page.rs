@@ -12,7 +12,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 const STYLE: &str = include_str!("page.css");
 
-/// A report: the page and the parts of it that also become files.
+/// A report: the page, and its figures and tables, which can also be written as files.
 pub struct Page {
     pub html: String,
     pub figures: Vec<Figure>,
@@ -154,7 +154,7 @@ impl Content<'_> {
         self.section("Preview of the assembly", tables::previews(self.runs), Some(note), shown)
     }
 
-    /// The models of a task downstream, with pictures if there is only one run.
+    /// The models of a downstream task, with pictures if there is only one run.
     fn downstream(&self, section: &Section, shown: &mut Vec<Table>) -> Markup {
         let (models, classes) = (tables::downstream(self.runs, section), tables::classes(self.runs, section));
         let own = |run: &Run| {
@@ -234,7 +234,7 @@ impl Content<'_> {
         self.section("Software and hardware", tables::machines(self.runs), None, shown)
     }
 
-    /// A heading with a table and its note, if there is one; nothing if the table is empty.
+    /// A heading, a table, and the note if there is a note. Nothing if the table is empty.
     fn section(&self, title: &str, table: Table, note: Option<Markup>, shown: &mut Vec<Table>) -> Markup {
         html! {
             @if !table.rows.is_empty() {
@@ -276,7 +276,7 @@ fn gallery(figures: &[Figure]) -> Markup {
     }
 }
 
-/// A table. If there are more than two runs, it is folded until the reader opens it.
+/// A table. If there are more than two runs, the table is folded until the reader opens it.
 fn folded(data: &Table, runs: usize) -> Markup {
     let drawn = table(data, |_| "");
     if runs > 2 {
@@ -286,7 +286,7 @@ fn folded(data: &Table, runs: usize) -> Markup {
     }
 }
 
-/// A text of more characters may be broken into lines.
+/// If a cell's text has more characters, the page may break it into lines.
 const LONG: usize = 40;
 
 /// A table whose rows have the CSS classes that `class` gives them.

@@ -18,13 +18,13 @@ pub struct Row {
     pub model: String,
     #[serde(flatten)]
     pub scores: Scores,
-    /// The cost of the phase that trained the model, over all its starts; 0 if no phase did.
+    /// The cost of the phase that trained the model, over all starts of the phase; 0 if no phase trained the model.
     #[serde(flatten)]
     pub total: Total,
     pub file: String,
     /// The number of images of the whole run that could not be read and were skipped, on all ranks and over all starts.
     pub unreadable_images: usize,
-    /// The figures of each class of a segmentation or a detection; empty if the run has not recorded them.
+    /// The scores for each class of a segmentation or detection model; empty if the run has not recorded them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<ClassFigures>,
     #[serde(skip)]
@@ -71,8 +71,8 @@ fn row(plan: &Plan, run: &RunDir, node: &Node, unreadable_images: usize, artefac
 /// The width of a column of scores in the table.
 const SCORE_WIDTH: usize = 7;
 
-/// The table for people. It has a part for each task, with the columns of the task's metrics. The run's own task `task` comes
-/// first.
+/// The table for people. It has a part for each task, with the columns of the task's metrics. The part of `task`, the run's own
+/// task, comes first.
 pub fn table(task: Task, rows: &[Row]) -> String {
     let (own, others): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.task == task);
     let mut text = part(task, &own);
@@ -92,7 +92,7 @@ pub fn table(task: Task, rows: &[Row]) -> String {
     text
 }
 
-/// The models of one task.
+/// The part of the table for the models of one task.
 fn part(task: Task, rows: &[&Row]) -> String {
     let titles: String = task.columns().map(|metric| format!(" {:>SCORE_WIDTH$}", metric.title())).collect();
     let mut text = format!(

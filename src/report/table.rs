@@ -15,7 +15,7 @@ pub struct Cell {
 /// A table.
 #[derive(Debug, Clone)]
 pub struct Table {
-    /// The name of its CSV file.
+    /// The name of the table's CSV file, without `.csv`.
     pub slug: &'static str,
     pub head: Vec<String>,
     pub rows: Vec<Vec<Cell>>,
@@ -27,7 +27,7 @@ impl Cell {
         Cell { exact: text.clone(), shown: text, meter: None }
     }
 
-    /// A number: as the page shows it, and its exact value.
+    /// A cell for a number: the text on the page, and the exact value.
     pub fn number(shown: String, value: impl ToString) -> Cell {
         Cell { shown, exact: value.to_string(), meter: None }
     }
@@ -53,7 +53,7 @@ impl Table {
         writer.into_inner().expect("memory takes whatever is written")
     }
 
-    /// Whether all values of the column are numbers, so that the page aligns it to the right.
+    /// Whether the column has values and all of them are numbers. The page aligns such a column to the right.
     pub fn is_numeric(&self, column: usize) -> bool {
         let mut cells = self.rows.iter().map(|row| &row[column].exact).filter(|text| !text.is_empty()).peekable();
         cells.peek().is_some() && cells.all(|text| text.parse::<f64>().is_ok())
@@ -73,7 +73,7 @@ pub fn grouped(count: u64) -> String {
     text
 }
 
-/// A large number as the page shows it, such as `3.82 × 10¹²`.
+/// A number in scientific notation, such as `3.82 × 10¹²`.
 pub fn scientific(value: f64) -> String {
     let text = format!("{value:.2e}");
     let Some((digits, exponent)) = text.split_once('e').filter(|_| value != 0.0) else { return "0".into() };

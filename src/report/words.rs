@@ -159,7 +159,8 @@ fn is_within_noise(run: &Run, one: f64, other: f64) -> bool {
     (one - other).abs() <= 2.0 * error(one).hypot(error(other))
 }
 
-/// The mean score and the mean cost of the meta models of runs, which are thin networks; none if a run has no meta model of its own.
+/// The mean score and the mean cost, in FLOPs, of the meta models of the runs. None if any run has no finished meta model of its
+/// own.
 fn meta_models(runs: &[&Run]) -> Option<(f64, f64)> {
     let of_run = |run: &&Run| {
         let meta = run.parts.iter().find(|part| part.node.row.name == META.name && !part.is_imported)?;
@@ -184,7 +185,7 @@ fn thin_network(run: &Run, setting: &Setting) -> Option<String> {
     ))
 }
 
-/// Whether a method has begun in which stages learn from losses of their own.
+/// Whether the run has begun to train with a method in which each stage learns from its own loss.
 fn has_local(run: &Run) -> bool {
     LOCAL.into_iter().any(|method| parts(method, run).any(|part| part.has_begun()))
 }

@@ -29,7 +29,7 @@ pub struct DataRecord {
     pub earlier: Vec<Earlier>,
 }
 
-/// Data that a part of the run was trained on before the user accepted a change.
+/// Data that the run, or one of its artefacts, had before the user accepted a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Earlier {
     /// [`DataSet::fingerprint`].
@@ -60,7 +60,7 @@ impl DataSet {
         blake3::hash(text.as_bytes()).to_hex().to_string()
     }
 
-    /// The differences between these data and the data of `now`, in words; none if the two are equal.
+    /// The differences between these data and `now`, in words; none if there are no differences.
     pub fn differences(&self, now: &DataSet) -> Option<String> {
         let classes = class_differences(&self.classes, &now.classes);
         let are_renamed = !classes.is_empty();
@@ -72,8 +72,8 @@ impl DataSet {
 }
 
 impl Listing {
-    /// The difference of a split, in words. If classes have changed (`are_renamed`), the names of images change with them, so a
-    /// change of names alone is not reported.
+    /// The difference of a split, in words. If classes have changed (`are_renamed`), the names of images change too. So a change of
+    /// names or labels alone is then not reported.
     fn difference(&self, now: &Listing, split: &str, are_renamed: bool) -> Option<String> {
         let (before, images) = (self.images, now.images);
         match images.abs_diff(before) {

@@ -12,7 +12,7 @@ pub struct Graph {
     nodes: Vec<Node>,
 }
 
-/// One piece of a run.
+/// One piece of a run's work, such as the training of one module.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// The name of the node's checkpoints, heartbeats, leases and logs, such as `meta`, `module-2` or `downstream-detect`.
@@ -20,7 +20,7 @@ pub struct Node {
     pub row: &'static Row,
     /// The stage that the node trains, if its row trains modules.
     pub index: Option<usize>,
-    /// The positions in the graph of the nodes that must be done before this node.
+    /// The positions in the graph of the nodes that must be done before this node. Nodes that the run leaves out do not matter.
     pub needs: Vec<usize>,
     /// Whether the config asks for the node.
     pub is_wanted: bool,
@@ -70,7 +70,7 @@ impl Graph {
         self.nodes.iter().filter(move |node| node.row.name == name)
     }
 
-    /// The node of a row that has only one.
+    /// The node of a row that has exactly one node.
     pub fn one(&self, row: &Row) -> &Node {
         self.nodes_of(row).next().expect("every row but that of the scripts has a node")
     }
@@ -80,7 +80,7 @@ impl Graph {
         node.needs.iter().map(|&position| &self.nodes[position])
     }
 
-    /// The node whose weights a phase starts from, if it starts from any.
+    /// The node from whose weights a phase starts; none if the phase starts from new weights.
     pub fn start<'a>(&'a self, node: &'a Node) -> Option<&'a Node> {
         match node.row.phase()?.start {
             Origin::Fresh => None,
@@ -88,7 +88,7 @@ impl Graph {
         }
     }
 
-    /// The position of the node from whose artefact this node's artefact derives, if it derives from any.
+    /// The position of the node from whose artefact this node's artefact derives; none if it derives from no artefact.
     pub fn original(&self, node: &Node) -> Option<usize> {
         let row = node.row.model?.derives_from?;
         self.nodes.iter().position(|other| other.row.name == row)

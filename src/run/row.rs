@@ -1,4 +1,4 @@
-//! The kinds of values in a row of the run's table.
+//! The types of the run's table: a row, and the values in a row.
 
 use crate::config::{Config, ObjectiveKind, Slurm, TaskKind, Training};
 use serde::{Deserialize, Serialize};
@@ -6,14 +6,15 @@ use serde::{Deserialize, Serialize};
 /// A row of the table: everything that the program knows about one kind of node.
 #[derive(Debug)]
 pub struct Row {
-    /// The name of the row in file names, logs, the status and the names of Slurm jobs. A phase's command has the same name, and so
-    /// has its config table, unless the phase uses the table of another row.
+    /// The name of the row in file names, logs, the status and the names of Slurm jobs. The command of a phase has the same name.
+    /// Its config table has it too, unless the phase uses the table of another row.
     pub name: &'static str,
     pub kind: Kind,
-    /// The rows that must be done before this row, because it reads the files that they write.
+    /// The rows whose files this row reads. If a run includes such a row, the row must be done before this row.
     pub needs: &'static [&'static str],
     /// The name of the file in the run directory that shows by its existence that a node of the row is done. If the file is an
-    /// artefact, it must also be undamaged and fit the node. `{index}` stands for a module's number. Empty if no file shows this.
+    /// artefact, it must also be undamaged and fit the node. `{index}` stands for a module's number. Empty if no file shows that a
+    /// node is done.
     pub writes: &'static str,
     /// The model in that file, if the file is an artefact.
     pub model: Option<ModelSpec>,
@@ -123,8 +124,7 @@ pub struct ModelSpec {
     pub method: Method,
 }
 
-/// The choice of the stages that are deep, with the number of blocks they have in the target. The others are thin, as in the meta
-/// model.
+/// Chooses the deep stages. A deep stage has as many blocks as in the target. All other stages are thin, as in the meta model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depths {
     /// Every stage is thin.
@@ -143,7 +143,8 @@ pub enum SlurmJob {
     Alone,
     /// A job of its own, with all ranks.
     Own,
-    /// A job array with a task for each module. Each task has all ranks.
+    /// A job array with a task for each module. Each task has all ranks. If Slurm limits the size of arrays, several arrays share
+    /// the modules.
     Array,
     /// The last job of the program, `finalize`, which executes all rows with `Last`.
     Last,

@@ -11,18 +11,18 @@ pub struct Start {
     pub began: String,
     /// How the start ended; none if it was killed or has not ended.
     pub end: Option<Activity>,
-    /// MPI ranks of the whole world.
+    /// The number of all MPI ranks.
     pub ranks: usize,
-    /// Replicas that trained the phase.
+    /// The number of replicas that trained the phase.
     pub replicas: usize,
     pub precision: Precision,
-    /// The number of steps that earlier starts had done.
+    /// The number of steps that were done when this start began. Steps that the start has to repeat do not count.
     pub from: u64,
-    /// The number of steps that were done at the end of this start, those of earlier starts included.
+    /// The number of steps of the phase that were done at the end of this start.
     pub to: u64,
-    /// Images that passed through the network in training.
+    /// Training images that passed through the network in this start.
     pub images: u64,
-    /// Floating-point operations of the training.
+    /// Floating-point operations of training in this start.
     pub flops: f64,
     pub seconds: f64,
     /// Seconds times replicas.
@@ -37,7 +37,8 @@ pub struct Start {
     pub peak: Peak,
 }
 
-/// Seconds that the first replica did not spend on its own computing. All are 0 in records of earlier versions.
+/// Seconds of a start that the first replica did not spend on its own training computation. All are 0 in records of earlier
+/// versions.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Spent {
     /// Waiting for the loader.
@@ -60,7 +61,8 @@ pub struct Peak {
 }
 
 impl Start {
-    /// Sets the figures of this start to those after `step`: each step since `from` had `batch` images, and all took `seconds`.
+    /// Sets the figures of this start to those after `step`: each step since `from` had `batch` images, and the start took
+    /// `seconds` so far.
     pub fn count(&mut self, step: u64, batch: usize, flops_per_image: f64, seconds: f64) {
         self.to = step;
         self.images = step.saturating_sub(self.from) * batch as u64;

@@ -18,7 +18,7 @@ pub enum State {
     /// The node's file is undamaged, but is not the artefact that this node would write.
     Stale(Misfit),
     Running,
-    /// The node has begun, but no process is working on it.
+    /// The node has begun, but its process has given no sign of life for a minute.
     Stalled,
     /// A signal stopped the node's process, which can resume.
     Stopped,
@@ -171,8 +171,8 @@ pub fn states(graph: &Graph, evidence: &[Evidence]) -> Vec<State> {
     graph.nodes().iter().zip(evidence).map(state).collect()
 }
 
-/// The state of a node. `original` is the hash of the artefact from which the node's artefact must derive. If it is none, because
-/// the run directory lacks that artefact, the derivation is not checked.
+/// The state of a node. `original` is the hash of the artefact from which the node's artefact must derive. If it is none, for
+/// example because the run directory lacks that artefact, the derivation is not checked.
 pub fn state(node: &Node, evidence: &Evidence, original: Option<&str>) -> State {
     match &evidence.found {
         Found::Nothing => unfinished(evidence),

@@ -12,16 +12,16 @@
 //!                     key), classes (JSON: the names of the classes in the order of the labels, if the training data has
 //!                     names), data (JSON: the numbers of images, a fingerprint of their names and labels, and the changes
 //!                     that the user accepted)
-//!   /stage/{i}/{parameter}   fp32, contiguous. For a ViT, the official `model_stages[i]` names, blocks numbered from 0
-//!                            within the stage: stage 0 holds patch_embed.proj.*, cls_token and pos_embed, the last
-//!                            stage norm.* and head.*
+//!   /stage/{i}/{parameter}   fp32, contiguous. For a ViT, the `model_stages[i]` names of the official code of Deep
+//!                            Incubation, with blocks numbered from 0 within the stage: stage 0 holds
+//!                            patch_embed.proj.*, cls_token and pos_embed, the last stage norm.* and head.*
 //!   every dataset of fp32 has the attribute blake3, the hash of its little-endian bytes
 //! ```
-//! Some tasks train parameters beside the network's, such as the heads of segmentation. Their models also have the attribute
-//! `auxiliary` (JSON), which lists these parameters. The group `/stage/{K}`, after the K stages, holds them.
+//! Some tasks train more parameters than those of the network, such as the heads of segmentation. Their models also have the
+//! attribute `auxiliary` (JSON), which lists these parameters. If the network has K stages, the group `/stage/{K}` holds them.
 //!
-//! A checkpoint holds the same attributes. Its `auxiliary` also lists the heads of local losses. Instead of `/stage` it holds the
-//! optimiser's flat buffers, because a few large datasets are written in half the time of hundreds of small datasets.
+//! A checkpoint holds the same attributes. Its `auxiliary` also lists the heads of local losses. Instead of `/stage` it holds flat
+//! buffers. Writing a few large datasets takes half the time of writing hundreds of small datasets.
 //! ```text
 //!   /state/{name}            fp32: weights, the moments exp_avg and exp_avg_sq of AdamW or momentum of SGD, and with an EMA
 //!                            `ema`. Each holds the tensors of the trained stages one after the other: the parameters with
@@ -55,7 +55,7 @@ const SEAL: seal::Kind =
 /// The attributes of an artefact.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
-    /// The name of the row in the run's table that wrote it, such as `meta`, `module` or `finetune`.
+    /// The name of the row in the run's table that wrote the file, such as `meta`, `module` or `finetune`.
     pub phase: String,
     /// The stage of a module, whose file holds that stage alone; none in other files.
     pub index: Option<usize>,
@@ -69,12 +69,14 @@ pub struct Header {
     /// the classifier.
     pub meta: Option<String>,
     pub model: Model,
-    /// Parameters that train beside the network's: the heads of the task and, in a checkpoint, also the heads of local losses.
+    /// Parameters that train in addition to the network's parameters: the heads of the task and, in a checkpoint, also the heads of
+    /// local losses.
     pub auxiliary: Vec<Parameter>,
     pub metrics: BTreeMap<String, f64>,
     /// The names of the classes in the order of the labels; empty if the training data names no classes.
     pub class_names: Vec<String>,
-    /// The data that the model was trained on; none for imported weights and for artefacts of earlier versions.
+    /// The data that the model was trained on. None for imported weights, for models of downstream tasks, and for artefacts of
+    /// earlier versions.
     pub data: Option<TrainedOn>,
 }
 
@@ -83,7 +85,7 @@ pub struct Header {
 pub struct Artefact {
     pub header: Header,
     pub weights: Weights,
-    /// The flat buffers of a checkpoint by name, except its weights; empty in a finished artefact.
+    /// The flat buffers of a checkpoint by name, without the buffer of the weights. Empty in a finished artefact.
     pub state: BTreeMap<String, Tensor>,
     /// The content hash of the file.
     pub hash: String,
@@ -288,7 +290,7 @@ fn parse_weights(file: &File, header: &Header, length: u64) -> Result<Weights> {
     Ok(weights)
 }
 
-/// Returns the weights, as views of their flat buffer, and the optimiser's buffers.
+/// Returns the weights, as views of their flat buffer, and all other flat buffers by name.
 fn parse_checkpoint(file: &File, header: &Header, length: u64) -> Result<(Weights, BTreeMap<String, Tensor>)> {
     let order = flat_order(header.parameters());
     let names: Vec<VarLenUnicode> = file.dataset("state/parameters")?.read_raw()?;

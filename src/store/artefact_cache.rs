@@ -25,7 +25,7 @@ struct Cached {
 }
 
 impl ArtefactCache {
-    /// Finds the file of a node in the run directory. If it is an artefact, verifies it and reads its header.
+    /// Finds the file of a node in the run directory. If the node writes an artefact, verifies the file and reads its header.
     ///
     /// # Errors
     /// The artefact or the record of the run's data cannot be read or is damaged.

@@ -35,10 +35,10 @@ impl RunDir {
         self.path.join("checkpoints").join(format!("{phase}-{step:010}.h5"))
     }
 
-    /// Removes the checkpoints that a phase at `step` no longer needs. Up to `step`, it keeps the newest `keep`. Checkpoints of
-    /// later steps were refused when the phase resumed, so all of them go. So do half-written files of killed writers. The caller
-    /// must be the only writer of the phase and must not be writing a checkpoint. If `fence` says that another process has the
-    /// phase, removes nothing. If a file cannot be removed, only warns.
+    /// Removes the checkpoints that a phase at `step` no longer needs. Of the checkpoints up to `step`, it keeps the newest `keep`.
+    /// It removes all checkpoints of later steps, because the phase refused them when it resumed. It also removes half-written
+    /// files of killed writers. The caller must be the only writer of the phase and must not be writing a checkpoint. If `fence`
+    /// says that another process has the phase, removes nothing. If a file cannot be removed, only warns.
     pub fn prune_checkpoints(&self, phase: &str, step: u64, keep: usize, fence: Option<&Fence>) {
         if let Err(error) = fence.map_or(Ok(()), Fence::check) {
             log::warn!("{error:#}");

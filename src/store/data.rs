@@ -54,13 +54,13 @@ impl RunDir {
         }
     }
 
-    /// Records the data of a run that begins.
+    /// Records the data of a task that begins, in place of an earlier record.
     pub fn record_data(&self, task: TaskKind, now: DataSet) -> Result<DataRecord> {
         self.store(task, DataRecord { present: now, earlier: Vec::new() })
     }
 
-    /// Records that the user accepts `now` as the data of the run, and the existing artefacts among `files` although they may have
-    /// been trained on other data.
+    /// Records that the user accepts `now` as the data of the run. Also records that the user accepts the existing artefacts among
+    /// `files`, even if they were trained on other data.
     pub fn accept_data<'a>(
         &self,
         task: TaskKind,

@@ -28,13 +28,14 @@ pub fn replace_if(
         Ok(())
     });
     if done.is_err() {
-        // Only the first error is reported. If the file cannot be removed now, a write at least an hour later removes it.
+        // Only the first error is reported. If the file cannot be removed now, a write of the same path at least an hour later
+        // removes it.
         let _ = fs::remove_file(&beside);
     }
     done.with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Renames a file within its folder.
+/// Renames a file within its folder, and syncs the folder.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to)
         .and_then(|()| File::open(folder(to))?.sync_all())
@@ -51,7 +52,7 @@ pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Fails if the file system has no room for a write of this many bytes.
+/// Fails if the file system of `path` has no room for this many more bytes.
 pub fn require_space(path: &Path, bytes: u64) -> Result<()> {
     let free = free_space(folder(path))?;
     if free < bytes {
@@ -113,7 +114,8 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Older temporary files count as left behind by killed processes. A younger file may belong to a living process.
+/// A temporary file that is older than this counts as left behind by a killed process. A younger file may belong to a living
+/// process.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// A new name beside `path` for a temporary file. Also removes temporary files of `path` that killed processes have left.

@@ -8,7 +8,8 @@
 //!
 //! A holder counts as dead in three cases: it ran on this machine and is gone; the waiting process is a later start of the holder's
 //! Slurm job; or the holder has not renewed the lease for half a minute. The waiting process measures that time itself, because the
-//! clocks of nodes may differ.
+//! clocks of nodes may differ. A process that does not wait ([`Lease::take_if_free`]) cannot measure, so it compares clocks and
+//! allows five minutes.
 
 use super::durable;
 use super::holder::Holder;
@@ -32,12 +33,12 @@ const RENEWAL: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(200);
 /// The seconds without a renewal after which a holder counts as dead.
 const SILENCE: u64 = 30;
-/// The number of looks in [`SILENCE`] seconds. A waiting process counts its looks instead of the seconds. If it was itself
-/// suspended for some seconds, it has not watched the lease in the meantime.
+/// The number of looks in [`SILENCE`] seconds. A waiting process counts its looks instead of the seconds. So the time during which
+/// the waiting process itself was suspended does not count.
 const SILENT_LOOKS: u64 = SILENCE * 1000 / POLL.as_millis() as u64;
 
-/// The seconds since the last renewal, by the holder's clock, after which [`Lease::take_if_free`] takes a holder for dead. The clocks
-/// of nodes differ by less.
+/// [`Lease::take_if_free`] takes a holder for dead if its last renewal, by the holder's clock, is more than this many seconds ago.
+/// The clocks of nodes differ by less.
 const ABANDONED: f64 = 300.0;
 
 /// The right to write a phase. A thread renews it until it is dropped.

@@ -54,7 +54,8 @@ impl RunDir {
     /// The starts of a phase in order. The newest comes from the heartbeat if it has no line yet. Incomplete lines are skipped.
     pub fn starts(&self, plan: &Plan, phase: &PhasePlan) -> Vec<Start> {
         let mut starts = self.entered(&phase.name);
-        // A heartbeat whose total number of steps is 0 belongs to a phase that failed before its training began.
+        // If the total number of steps in a heartbeat is 0, the training has not begun, for example because the phase failed
+        // before.
         if let Some(progress) = Progress::read(&self.path, &phase.name).filter(|progress| progress.steps > 0) {
             let newest = progress.start.clone();
             let newest = newest.unwrap_or_else(|| of_earlier_version(plan, phase, &progress));
@@ -130,7 +131,8 @@ mod tests {
         assert_eq!((old.len(), old[0].to, old[0].device_seconds), (1, 7, 20.0));
         run.enter("meta", &old[0]).unwrap();
         run.enter("meta", &old[0]).unwrap();
-        // The next start was killed by a full disk, and the one after it runs.
+        // The next start was killed, and then a full disk left an incomplete line. After that, one start was stopped, and the last
+        // start runs.
         let start = |began: &str, from, to, replicas| {
             let mut start = Start { began: began.into(), from, replicas, ..old[0].clone() };
             start.count(to, 2048, 2.0, 5.0);

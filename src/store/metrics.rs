@@ -1,7 +1,7 @@
 //! The curves of a phase, in `logs/{phase}/`: `metrics.jsonl` with one JSON object per line, and TensorBoard events.
 //!
 //! A phase that resumes at step s first removes the lines of all steps after s, and rewrites the events from the remaining lines.
-//! So the curve of a restarted run shows each step once.
+//! So the curves do not show repeated steps twice.
 
 use super::process::unix_time;
 use super::tensorboard::EventFile;

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io::Write;
 
-/// The headline metric of the modules, and of the network that they make together, at one moment of their training.
+/// The values of the headline metric for the meta model, the modules and the assembled network, at one moment of the modules'
+/// training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Preview {
     /// The Unix time of the preview.
@@ -31,7 +32,8 @@ pub struct Previewed {
 }
 
 impl Preview {
-    /// The number of steps that the weights of a model had taken; none if the preview does not show the model.
+    /// The number of steps that the weights of a model had taken; none for the assembled network, or if the preview does not show
+    /// the model.
     pub fn steps_of(&self, name: &str) -> Option<u64> {
         let model = self.models.iter().find(|model| model.name == name)?;
         model.steps.map(|(step, _)| step)
@@ -44,7 +46,7 @@ impl Preview {
 }
 
 impl Previewed {
-    /// The model's steps so far of all steps of its phase, such as `12/40`.
+    /// The model's steps so far and all steps of its phase, such as `12/40`; a dash for the assembled network.
     pub fn progress(&self) -> String {
         self.steps.map_or("–".into(), |(step, steps)| format!("{step}/{steps}"))
     }

@@ -12,7 +12,7 @@
 //! index/{split}.index             the files and offsets of the images of a folder or of tars
 //! unreadable/{host}-{pid}.txt     names of images that could not be read
 //! previews.jsonl                  evaluations of the assembly while the modules still train
-//! logs/{phase}/                   metrics.jsonl, TensorBoard events and, after segmentation, classes.json
+//! logs/{phase}/                   metrics.jsonl, TensorBoard events and, after segmentation or detection, classes.json
 //! predictions/{phase}/            test images with the predictions of a phase's model
 //! export/{format}/                exported models
 //! slurm/                          the config, scripts and logs of submitted jobs, and their record jobs.json
@@ -111,7 +111,7 @@ impl RunDir {
         self.path.join(name)
     }
 
-    /// The path of the JSON file with a segmentation phase's figures for each class.
+    /// The path of the JSON file with the scores for each class of a segmentation or detection model.
     pub fn classes(&self, phase: &str) -> PathBuf {
         self.logs(phase).join("classes.json")
     }
