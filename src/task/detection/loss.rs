@@ -51,8 +51,8 @@ pub fn loss(task: Detection, network: &Network, outputs: &[Tensor], rows: &Tenso
 }
 
 /// The losses of a micro-batch, and the gradient of their sum at the tap (b, 1 + n, d). The gradient, but not the losses, is
-/// multiplied by the micro-batch's share of the global batch. Adds the gradients of the pyramid's and the heads' parameters to their
-/// sums in the flat buffer.
+/// multiplied by the micro-batch's share of the global batch. Adds the gradients of the pyramid's and the heads' parameters to
+/// their sums in the flat buffer.
 pub(super) fn losses(
     task: Detection,
     network: &Network,

@@ -52,7 +52,8 @@ impl<'a> Heads<'a> {
     }
 
     /// Runs the backward pass from the last cut to the taps, if there are cuts. The backward pass of the loss has stopped at the
-    /// last cut. Then adds the gradient of each parameter to the parameter's sum in the flat buffer. Collective over the group.
+    /// last cut of each head. Then adds the gradient of each parameter to the parameter's sum in the flat buffer. Collective over
+    /// the group.
     pub fn backward(&self) -> Result<()> {
         let cuts = self.training.as_ref().and_then(|training| training.cuts.as_ref());
         cuts.map_or(Ok(()), |cuts| cuts.backward(&self.weights))?;
@@ -155,7 +156,8 @@ impl<'a> Heads<'a> {
         Ok(output)
     }
 
-    /// The logits of a head: the output of its classifier. In training, the mask of this number drops channels before the classifier.
+    /// The logits of a head: the output of its classifier. In training, the mask of this number drops channels before the
+    /// classifier.
     fn classify(&self, head: &str, number: usize, x_bchw: Tensor) -> Tensor {
         let masks = self.training.as_ref().map(|training| &training.masks);
         let mask = masks.map(|masks| masks[number].to_kind(x_bchw.kind()));
