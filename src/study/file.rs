@@ -58,7 +58,7 @@ pub struct Combination {
     pub base: String,
     /// The config keys that the study and the values set, each in the form `table.key=value` of the option `--set`.
     pub sets: Vec<String>,
-    /// The combination whose cost this combination should equal.
+    /// The combination whose cost this combination should equal. None if the cost is free.
     pub equal_to: Option<Box<Combination>>,
 }
 

@@ -1,4 +1,4 @@
-//! Studies. A study is a grid of configs, its cells. Each cell is trained by one method in a run directory of its own.
+//! Studies. A study is a grid of configs. Each config is a cell, which one method trains in a run directory of its own.
 //!
 //! A study file is TOML:
 //! ```text

@@ -1,4 +1,4 @@
-//! A chart of a report: lines and marks over two linear axes, with a title and a key above. It is drawn in the colours of a light
+//! A chart of a report: lines and marks over two linear axes, with a title and a key above. The chart has the colours of a light
 //! page. [`Colour`] lists these colours, so that the style sheet of a page can replace them on a dark page.
 
 use plotters::coord::Shift;
@@ -141,7 +141,7 @@ impl Axis {
         Axis { name: name.into(), low: low - room, high: high + room }
     }
 
-    /// A value as text, with enough digits to distinguish the labels along the axis.
+    /// A value as text, with enough decimals to distinguish the labels along the axis, but with at most six decimals.
     fn label(&self, value: f64) -> String {
         let digits = (-((self.high - self.low) / 5.0).log10()).ceil().clamp(0.0, 6.0) as usize;
         let text = format!("{value:.digits$}");

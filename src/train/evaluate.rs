@@ -86,7 +86,7 @@ fn added(mut sums: Vec<f64>, group: &dyn Collective) -> Result<Vec<f64>> {
     Ok(sums)
 }
 
-/// The numbers of all members of the group, one member after another.
+/// The numbers of all members of the group, in the order of the members.
 fn joined(own: Vec<f64>, group: &dyn Collective) -> Result<Vec<f64>> {
     let mut lengths = vec![0.0; group.size()];
     lengths[group.rank()] = own.len() as f64;

@@ -308,7 +308,7 @@ fn start(setting: &Setting, step: u64) -> Start {
     }
 }
 
-/// Warns if a phase continues in another precision than that of its last start.
+/// Warns if a phase continues in another precision than its last start had.
 fn warn_of_precision(phase: &str, last: &Start, now: Precision, step: u64) {
     if step > 0 && last.precision != now {
         log::warn!(

@@ -1,5 +1,5 @@
-//! The forward passes of the feature pyramid and of the heads: `SimpleFeaturePyramid`, `StandardRPNHead`, `FastRCNNConvFCHead` with
-//! `FastRCNNOutputLayers`, and `MaskRCNNConvUpsampleHead` of detectron2.
+//! The forward passes of the feature pyramid and of the heads. They follow detectron2's `SimpleFeaturePyramid`, `StandardRPNHead`,
+//! `FastRCNNConvFCHead` with `FastRCNNOutputLayers`, and `MaskRCNNConvUpsampleHead`.
 
 use crate::model::{Network, Weight};
 use crate::plan::detection::{Architecture, CONVOLUTIONS, RATIOS};

@@ -193,8 +193,8 @@ fn region_losses(heads: &Heads, pooled: &Pooled, trained: &[Trained], targets: &
     [entropy, found.l1_loss(&expected, Reduction::Sum) / trained.len() as f64]
 }
 
-/// The binary cross entropy of the masks of regions with an object: a mean over all pixels of these masks. Each mask is that of
-/// the object's class.
+/// The binary cross entropy of the masks of regions with an object: a mean over all pixels of these masks. For each region, only
+/// the mask of its object's class counts.
 fn mask_loss(heads: &Heads, pooled: &Pooled, trained: &[&Trained], targets: &[Targets]) -> Tensor {
     let object = |trained: &Trained| trained.object.expect("the region has an object");
     let classes: Vec<i64> =

@@ -75,8 +75,8 @@ impl<'a> Heads<'a> {
         }
     }
 
-    /// UPerNet's logits (b, c, row, column) in fp32, with the rows and columns of the finest map. `maps` (b, d, row, column)
-    /// begins with the finest.
+    /// UPerNet's logits (b, c, row, column) in fp32, with the rows and columns of the finest map. The finest of the `maps` (b, d,
+    /// row, column) comes first.
     pub fn uper(&self, maps: &[Tensor]) -> Result<Tensor> {
         let unit = |name: &str, x: &Tensor| self.unit(&format!("decode_head.{name}"), x);
         let (coarsest, finer) = maps.split_last().expect("there are four maps");

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 /// fp32.
 const MOST_LOGITS: i64 = 1 << 26;
 
-/// The class of each pixel (1, h, w) of an image, given at each scale.
+/// The class of each pixel (1, h, w) of an image. `images_1chw` holds the image at each scale.
 pub fn infer(task: Segmentation, network: &Network, images_1chw: &[Tensor], [h, w]: [i64; 2]) -> Result<Tensor> {
     let heads = Heads::new(task, network, None);
     let at_scale = |image_1chw: &Tensor| match task.inference {
