@@ -1,4 +1,4 @@
-//! Named tensors, which the rooms of floor 2 exchange, access to the numbers of tensors, and copies of tensors to a device.
+//! Named tensors, access to the numbers of tensors, and copies of tensors to a device.
 
 use crate::driver::cuda;
 use crate::libtorch;
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tch::{Device, Kind, Tensor};
 
-/// Parameters and buffers by (stage, name within the stage). The names are those of the family's table of parameters and buffers.
+/// Parameters and buffers by (stage, name within the stage). The model family and the task give the names.
 pub type Weights = BTreeMap<(usize, String), Tensor>;
 
 /// Copies weights to a device. A weight that is already there is shared, not copied.
@@ -15,14 +15,15 @@ pub fn on_device(weights: &Weights, device: Device) -> Weights {
     weights.iter().map(|(key, tensor)| (key.clone(), tensor.to_device(device))).collect()
 }
 
-/// A lock for pinning memory, which all clones share. Several threads may pin at the same time, unless one thread forbids pinning.
+/// A lock for pinning host memory. All clones share the lock. Several threads may pin at the same time, unless a thread forbids
+/// pinning.
 #[derive(Debug, Clone, Default)]
 pub struct Pinning(Arc<RwLock<()>>);
 
 impl Pinning {
-    /// Keeps all threads that share this lock from pinning memory until the guard is dropped. While several GPUs begin an
-    /// all-reduce, one GPU may have begun it and wait for another. A thread that pins may wait for the first GPU, and the call that
-    /// makes the other GPU begin may wait for that thread.
+    /// Keeps all threads that share this lock from pinning memory until the guard is dropped. This prevents a deadlock: a GPU has
+    /// begun an all-reduce and waits for a second GPU. A thread that pins memory waits for the first GPU. The call that starts the
+    /// all-reduce on the second GPU waits for this thread.
     pub fn forbid(&self) -> RwLockWriteGuard<'_, ()> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -105,15 +106,15 @@ pub fn bytes(tensor: &Tensor) -> &[u8] {
     unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) }
 }
 
-/// The numbers of [`floats`], to be changed. Views share memory, so the caller must not use another slice of the same storage at
-/// the same time.
+/// The same numbers as [`floats`], for a caller that changes them. Views share memory, so the caller must not use another slice of
+/// the same storage at the same time.
 pub fn floats_mut(tensor: &mut Tensor) -> &mut [f32] {
     check(tensor, Kind::Float);
     // SAFETY: as in `floats`. The caller promises that it uses no view of the same storage meanwhile.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
-/// The bytes of a contiguous uint8 CPU tensor, to be changed, as in [`floats_mut`].
+/// The bytes of a contiguous uint8 tensor in host memory, for a caller that changes them. The rule of [`floats_mut`] applies.
 pub fn bytes_mut(tensor: &mut Tensor) -> &mut [u8] {
     check(tensor, Kind::Uint8);
     // SAFETY: `check` makes sure that `numel` bytes are contiguous in host memory; the rest is as in `floats_mut`.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-/// The file as it is written.
+/// The content of a study file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -39,13 +39,13 @@ struct Axis {
 #[derive(Clone)]
 struct AxisValue {
     name: String,
-    /// The method of the value's cells, if the value decides it.
+    /// The method of the cells with this value. None if the value sets no method.
     method: Option<Method>,
-    /// The name of another value of the axis, whose cells' cost the cells of this value should equal.
+    /// The name of another value of the axis. A cell with this value should cost as much as the same cell with the other value.
     equal_cost_to: Option<String>,
-    /// The text of the base config of the value's cells, if it is not the study's.
+    /// The text of the value's own base config. None if the value names no base config.
     base: Option<String>,
-    /// The config keys that the value sets, as `--set` takes them.
+    /// The config keys that the value sets, each in the form `table.key=value` of the option `--set`.
     sets: Vec<String>,
 }
 
@@ -56,9 +56,9 @@ pub struct Combination {
     pub method: Method,
     /// The text of the base config.
     pub base: String,
-    /// The config keys that the study and the values set, as `--set` takes them.
+    /// The config keys that the study and the values set, each in the form `table.key=value` of the option `--set`.
     pub sets: Vec<String>,
-    /// The combination whose cost this combination should equal.
+    /// The combination whose cost this combination should equal. None if the cost is free.
     pub equal_to: Option<Box<Combination>>,
 }
 
@@ -116,7 +116,7 @@ fn axis(folder: &Path, name: &str, values: &Value) -> Result<Axis> {
     Ok(Axis { name: name.into(), values: values.iter().map(value).collect::<Result<_>>()? })
 }
 
-/// The keys of config tables as `--set` takes them. `at` is the place in the study file, for errors.
+/// The keys of config tables, each in the form `table.key=value` of the option `--set`. Errors name `at`, the place in the file.
 fn sets(at: &str, tables: &Table) -> Result<Vec<String>> {
     let mut sets = Vec::new();
     for (table, keys) in tables {

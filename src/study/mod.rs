@@ -1,19 +1,19 @@
-//! Studies. A study is a grid of configs, its cells. Each cell is trained by one method in a run directory of its own.
+//! Studies. A study is a grid of configs. Each config is a cell, which one method trains in a run directory of its own.
 //!
 //! A study file is TOML:
 //! ```text
 //! name = "depth"                         # the name of the study
-//! base = "../fashion-mnist.toml"         # the config of every cell, relative to the study file
+//! base = "../fashion-mnist.toml"         # the path of the base config of the cells, relative to the study file
 //! dir = "runs/studies/depth"             # the folder of the run directories, relative to the working directory like run.dir
-//! [set]                                  # config keys of every cell, which override the base
+//! [set]                                  # config keys of every cell, which override the base config
 //! [axes.AXIS.VALUE]                      # config keys of the cells with this value of this axis
 //! ```
-//! The cells are all combinations of one value of each axis, named after the values. A value may also have these keys:
+//! The cells are all combinations of one value of each axis. A cell is named after its values. A value may also have these keys:
 //! - `base` is the base config of the cells with this value.
-//! - `method` is "incubation" (the default), "e2e", "dgl" or "infopro".
-//! - `equal_cost_to` names another value of the axis, whose cells train by Deep Incubation. A cell of a baseline then has a twin:
-//!   the cell that differs from it only in having that other value. Its epochs are the whole number whose cost is nearest to the
-//!   cost of the twin.
+//! - `method` is the training method: "incubation" (the default), "e2e", "dgl" or "infopro".
+//! - `equal_cost_to` names another value of the same axis, whose cells train by Deep Incubation. The cells with this value must
+//!   train by a baseline: one of the other methods. Each of them has a twin: the cell with the named value and the same values of
+//!   the other axes. The cell trains for the whole number of epochs whose cost is nearest to the cost of the twin.
 
 mod file;
 pub mod shares;
@@ -44,17 +44,17 @@ pub struct Study {
 /// One training of the study.
 #[derive(Debug)]
 pub struct Cell {
-    /// The values of the axes, joined by `-`; also the name of its run directory.
+    /// The names of the cell's values, joined by `-`. The run directory has the same name.
     pub name: String,
     pub method: Method,
     /// The config and the number of training images.
     pub plan: Plan,
-    /// The plans of its tasks downstream of classification.
+    /// The plans of the cell's downstream tasks, such as segmentation and detection.
     pub downstream: Vec<Plan>,
-    /// The floating-point operations of the phases of the cell's method, also downstream.
+    /// The number of floating-point operations in all phases that the cell trains, including the phases of its downstream tasks.
     pub flops: f64,
-    /// The cell whose cost this cell should equal, and the cost of this cell divided by the cost of that cell, minus 1. These costs leave
-    /// out phases downstream, which train the same epochs in both cells.
+    /// The name of the cell whose cost this cell should equal, and the relative difference: the cost of this cell divided by the
+    /// cost of that cell, minus 1. These costs leave out the downstream tasks.
     pub equal_to: Option<(String, f64)>,
 }
 
@@ -74,7 +74,7 @@ impl Study {
         Ok(Study { name: file.name, dir: file.dir, cells })
     }
 
-    /// Whether a cell is finished: the last model of its method is done by the rule of [`states`], and its report is written.
+    /// Whether a cell is finished: the last model of its method has the state [`State::Done`], and the report of the run exists.
     ///
     /// # Errors
     /// A file of the run directory cannot be read or is damaged.
@@ -156,7 +156,8 @@ fn cell(file: &file::File, combination: &file::Combination, images: &mut BTreeMa
     Ok(Cell { name: name.clone(), method, flops, plan, downstream, equal_to })
 }
 
-/// The config keys with which a run trains only this one baseline, or no baseline.
+/// The config keys with which a run trains the baseline `only` and no other baseline. If `only` is none or Deep Incubation, the run
+/// trains no baseline.
 fn baselines(only: Option<Method>) -> Vec<String> {
     let all = METHODS.into_iter().filter(|method| *method != Method::Incubation);
     all.map(|method| format!("run.{}={}", method.key(), only == Some(method))).collect()
@@ -173,7 +174,7 @@ fn of_method(plan: &Plan, method: Method) -> Vec<PhasePlan> {
     plan.wanted_phases().into_iter().filter(|phase| method_of(phase.row) == method).collect()
 }
 
-/// The operations of the plan's phases that a method trains.
+/// The number of floating-point operations of the plan's phases that a method trains.
 fn flops(plan: &Plan, method: Method) -> f64 {
     of_method(plan, method).iter().map(|phase| cost(plan, phase).flops).sum()
 }

@@ -1,4 +1,4 @@
-//! A chart of a report: lines and marks over two linear axes, with a title and a key above. It is drawn in the colours of a light
+//! A chart of a report: lines and marks over two linear axes, with a title and a key above. The chart has the colours of a light
 //! page. [`Colour`] lists these colours, so that the style sheet of a page can replace them on a dark page.
 
 use plotters::coord::Shift;
@@ -27,7 +27,7 @@ pub enum Colour {
     EndToEnd,
     /// Anything that belongs to no method, such as the meta model.
     Neutral,
-    /// One of several colours, such as those of the curves of modules or of runs.
+    /// A colour of the palette, by its index. For example, each module or each run has its own index.
     Of(usize),
     /// A colour from outside the chart, such as the colour of a class in a mask.
     Own([u8; 3]),
@@ -58,8 +58,8 @@ impl Colour {
     }
 }
 
-/// Okabe and Ito's palette, whose colours people with any colour vision can tell apart. The yellow is left out, and light colours
-/// are darker.
+/// The palette: Okabe and Ito's colours, which people with any colour vision can tell apart. Black and yellow are left out. The
+/// light colours are made darker.
 const SEVERAL: [(u8, u8, u8); 6] = [
     (0x00, 0x72, 0xb2),
     (0xd5, 0x5e, 0x00),
@@ -82,7 +82,7 @@ pub struct Axis {
 pub struct Mark {
     pub x: f64,
     pub y: f64,
-    /// The length of the error bar above and below the point, if the point is a mean of several runs.
+    /// The length of the error bar above and below the point. None if the point has no error bar.
     pub error: Option<f64>,
 }
 
@@ -141,7 +141,7 @@ impl Axis {
         Axis { name: name.into(), low: low - room, high: high + room }
     }
 
-    /// A value as text, with enough digits to distinguish the labels along the axis.
+    /// A value as text, with enough decimals to distinguish the labels along the axis, but with at most six decimals.
     fn label(&self, value: f64) -> String {
         let digits = (-((self.high - self.low) / 5.0).log10()).ceil().clamp(0.0, 6.0) as usize;
         let text = format!("{value:.digits$}");
@@ -239,7 +239,7 @@ struct Entry<'a> {
 /// The largest number of series that the key names.
 const MOST_NAMED: usize = 9;
 
-/// Places the names of the series in lines.
+/// Places the names of up to [`MOST_NAMED`] series in lines.
 fn key(series: &[Series]) -> Vec<Entry<'_>> {
     let (mut end, mut line) = (EDGE, 0);
     let mut entries = Vec::new();

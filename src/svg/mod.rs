@@ -1,6 +1,6 @@
-//! Pictures. This file draws two plain pictures as SVG text, which are legible on a light and on a dark background: curves, and a
-//! matrix of shares. [`chart`] and [`bars`] draw the pictures of a report as SVG text. [`png()`] turns SVG text into a PNG. A
-//! [`Picture`] consists of pixels, such as a photograph with a mask of classes over it and a drawn picture below it.
+//! Draws pictures. This file draws curves and matrices as SVG text that is legible on a light and on a dark background. [`chart`]
+//! and [`bars`] draw the pictures of a report as SVG text. [`png()`] turns SVG text into a PNG. A [`Picture`] consists of pixels,
+//! such as a photograph with a mask of classes over it and a drawn picture below it.
 
 pub mod bars;
 pub mod chart;
@@ -43,7 +43,8 @@ impl<'a> Axis<'a> {
     }
 }
 
-/// The side of the square that holds the axes. Points are rounded to whole units, so the square is larger than it is displayed.
+/// The side of the square that holds the axes. The square is larger than its display size, because points are rounded to whole
+/// units.
 const SIDE: u32 = 1200;
 /// The width of the column of names beside the curves.
 const NAMES: u32 = 320;
@@ -54,7 +55,7 @@ const LINE: i32 = 40;
 /// A grey with the same contrast to white and to black.
 const GREY: RGBColor = RGBColor(117, 117, 117);
 const BLUE: RGBColor = RGBColor(50, 120, 200);
-/// The smallest share of a row that gets a cell.
+/// The smallest share of a row's sum that is drawn as a cell.
 const VISIBLE: f64 = 0.002;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

@@ -1,5 +1,5 @@
 //! Classification: one class for each image. The network gives logits (b, c). Training targets are distributions over the classes
-//! (b, c), which Mixup, CutMix and label smoothing blend. The labels of an evaluation are class numbers (b).
+//! (b, c), because Mixup, CutMix and label smoothing blend classes. The labels of an evaluation are class numbers (b).
 //!
 //! Tensor names end in their shape: b = batch, c = classes, k = the classes with the highest logits, 1 = a dimension of size 1.
 
@@ -19,14 +19,14 @@ const TOP1: Metric = Metric {
 const TOP5: Metric = Metric { key: "top5", name: "top-5", ..TOP1 };
 
 /// The mean cross entropy with the labels. Mixup, CutMix and label smoothing act on training targets only, so they do not change
-/// it.
+/// this metric.
 const LOSS: Metric =
     Metric { key: "loss", name: "loss", unit: "", decimals: 4, better: Better::Lower, has_column: false };
 
 pub const METRICS: [Metric; 3] = [TOP1, TOP5, LOSS];
 
-/// The sum over samples and classes of −target · log softmax(logits), in fp32, and its gradient with respect to the logits. The
-/// mean over the samples would be timm's `SoftTargetCrossEntropy`.
+/// The sum over samples and classes of −target · log softmax(logits), in fp32, and its gradient with respect to the logits. Divided
+/// by the number of samples, this sum is timm's `SoftTargetCrossEntropy`.
 pub fn loss(outputs: &[Tensor], targets_bc: &Tensor) -> Loss {
     let log_probability_bc = outputs[0].log_softmax(-1, Kind::Float);
     let sum = -(targets_bc * &log_probability_bc).sum(Kind::Float);
@@ -44,7 +44,7 @@ pub fn random_targets(samples: usize, classes: usize) -> Tensor {
 }
 
 /// Adds a batch to the sums, which are in the order of [`METRICS`]. The first sum counts the images whose label has the highest
-/// logit. The second counts those whose label has one of the five highest logits. The third adds up the losses.
+/// logit. The second sum counts the images whose label has one of the five highest logits. The third sum adds up the losses.
 pub fn add(sums: &mut [f64], outputs: &[Tensor], labels_b: &Tensor) {
     let [logits_bc] = outputs else { unreachable!("classification reads the logits alone") };
     let classes = logits_bc.size()[1];

@@ -1,4 +1,4 @@
-//! Metrics as data: how each is named, printed and compared.
+//! Describes metrics as data: how each metric is named, printed and compared.
 
 use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -22,9 +22,9 @@ pub struct Metric {
 /// Which of two values of a metric is the better one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Better {
-    /// The higher value. A perfect model reaches `perfect`.
+    /// The higher value is better. A perfect model reaches `perfect`.
     Higher { perfect: f64 },
-    /// The lower value.
+    /// The lower value is better.
     Lower,
 }
 

@@ -27,7 +27,7 @@ pub struct Checkpoints {
     to_writer: Option<Sender<Snapshot>>,
     written: Receiver<Result<Written>>,
     thread: Option<JoinHandle<()>>,
-    /// The seconds that the last save took; none before the first save.
+    /// The seconds that the last successful save took. None before the first successful save.
     save_s: Option<f64>,
     /// Why the last checkpoint is missing, if the disk was full.
     full: Option<Full>,
@@ -59,7 +59,7 @@ struct Snapshot {
 /// The thread's answer about one checkpoint.
 struct Written {
     buffers: Buffers,
-    /// The time that the save took; none if no file was written, because the weights are not finite or the disk is full.
+    /// The time that the save took. None if no file was written, because the weights are not finite or the disk is full.
     took: Option<Duration>,
     /// The error of a full disk.
     full: Option<anyhow::Error>,
@@ -74,10 +74,10 @@ struct Writer {
 }
 
 impl Checkpoints {
-    /// Starts the thread that writes the checkpoints of a phase. `header` is their header, but each checkpoint has its own step.
+    /// Starts the thread that writes the checkpoints of a phase. All checkpoints have this header, each with its own step.
     ///
     /// # Errors
-    /// There is no memory for copies of a GPU's buffers, or for a thread.
+    /// There is no memory for copies of a GPU's buffers, or the thread cannot be started.
     pub fn start(setting: &Setting, phase: &PhasePlan, header: Header, trainer: &Trainer) -> Result<Checkpoints> {
         let config = &setting.plan.config.run;
         let writer = Writer {
@@ -102,11 +102,11 @@ impl Checkpoints {
         })
     }
 
-    /// Whether a checkpoint is due after `step`. No checkpoint is due while the last one is still being written. After a full
-    /// disk, the next one is due when the pause is over.
+    /// Whether a checkpoint is due after `step`. No checkpoint is due while the last checkpoint is still being written. After a
+    /// full disk, the next checkpoint is due when the pause is over.
     ///
     /// # Errors
-    /// An earlier checkpoint could not be written.
+    /// An earlier checkpoint could not be written for a reason other than a full disk.
     pub fn is_due(&mut self, step: u64) -> Result<bool> {
         match self.written.try_recv() {
             Ok(written) => self.take_back(written?),
@@ -120,8 +120,8 @@ impl Checkpoints {
         Ok(self.buffers.is_some() && is_now)
     }
 
-    /// Writes a checkpoint of the present step and waits until it is on the disk. If the disk is full, tries again for up to an
-    /// hour and calls `tell` with the reason. Returns false if the weights are not finite.
+    /// Writes a checkpoint of the present step and waits until it is on the disk. While the disk is full, tries again for up to an
+    /// hour and calls `tell` with the reason. Returns false, without a checkpoint, if the weights are not finite.
     pub fn save_now(&mut self, trainer: &mut Trainer, tell: &mut dyn FnMut(Option<&str>)) -> Result<bool> {
         self.finish()?;
         let save = || {
@@ -162,7 +162,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The seconds that the last save took: the write of its file and the removal of old checkpoints. None before the first save.
+    /// The seconds that the last successful save took: the write of its file and the removal of old checkpoints. None before the
+    /// first successful save.
     pub fn save_s(&self) -> Option<f64> {
         self.save_s
     }
@@ -193,7 +194,7 @@ impl Checkpoints {
 
 impl Drop for Checkpoints {
     fn drop(&mut self) {
-        // A checkpoint that has begun is finished, even if the phase fails.
+        // The thread finishes a checkpoint that it has begun, even if the phase fails.
         self.to_writer = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -202,8 +203,8 @@ impl Drop for Checkpoints {
 }
 
 impl Buffers {
-    /// The trainer's own tensors if they are in host memory. For tensors on a GPU, tensors of the same sizes in pinned memory,
-    /// into which copies are fastest. [`Buffers::take_state`] fills them.
+    /// The trainer's own tensors if they are in host memory. If they are on a GPU, new tensors of the same sizes in pinned memory,
+    /// because copies from a GPU to pinned memory are fastest. [`Buffers::take_state`] fills the new tensors.
     fn of(trainer: &Trainer) -> Result<Buffers> {
         let mut pinned = Vec::new();
         let mut host = |tensor: &Tensor| -> Result<Tensor> {
@@ -222,7 +223,8 @@ impl Buffers {
         Ok(Buffers { weights, state, pinned })
     }
 
-    /// Makes the buffers hold the present state of the trainer: copies it from a GPU, or borrows it until the loan ends.
+    /// Makes the buffers hold the present state of the trainer. Copies the state if it is on a GPU, and returns none. Else borrows
+    /// the state until the returned loan ends.
     fn take_state(&mut self, trainer: &mut Trainer) -> Option<Loan> {
         let flat = trainer.network.flat_mut();
         if flat.buffer().device() == Device::Cpu {
@@ -252,7 +254,7 @@ impl Writer {
         }
     }
 
-    /// Writes a checkpoint if its weights are finite, and removes old checkpoints. Returns whether it has written.
+    /// Writes a checkpoint and removes old checkpoints. Returns false, without a change, if the weights are not finite.
     fn write(&self, header: &Header, buffers: &Buffers, loan: Option<Loan>) -> Result<bool> {
         if !floats(&buffers.weights).iter().all(|weight| weight.is_finite()) {
             // The loss of the next step ends the phase, with an error that names the last good checkpoint.
@@ -276,7 +278,7 @@ impl Writer {
 /// The mean time between failures of one job, in seconds: a day, as for large jobs on large machines. The interval grows with the
 /// square root of this time, so the order of magnitude suffices.
 const BETWEEN_FAILURES: f64 = 86_400.0;
-/// With `auto`, the time until the first checkpoint. The interval to later checkpoints depends on the time that its save takes.
+/// With `auto`, the time until the first checkpoint after a start. Each later interval depends on the time of the last save.
 const FIRST: Duration = Duration::from_secs(60);
 /// The bounds of the interval between later checkpoints of `auto`, in seconds.
 const SHORTEST: f64 = 10.0;
@@ -300,7 +302,7 @@ impl Due {
     }
 
     fn is_now(&self, step: u64, save_s: Option<f64>) -> bool {
-        // A checkpoint is due at multiples of n, so that a resumed run writes checkpoints at the same steps.
+        // A checkpoint is due as soon as a multiple of n is reached, so that a resumed run writes checkpoints at the same steps.
         let passed = |n: u64| step / n > self.last_step / n;
         match self.every {
             Interval::Never => false,

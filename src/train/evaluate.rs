@@ -1,4 +1,4 @@
-//! Evaluates a network on the test images, of which every member of a group takes a share.
+//! Evaluates a network on the test images. Every member of a group evaluates its share of the images.
 
 use crate::collective::Collective;
 use crate::config::Config;
@@ -30,8 +30,8 @@ pub struct Evaluation {
 }
 
 /// Evaluates a network. Batches have at most `batch` and at most 128 images. Calls `see` with each batch that has readable
-/// images, in host memory, and with the task's outputs for it. Returns none if a signal asked one of the ranks to stop, because
-/// an evaluation can take longer than the time that is left. Collective over the group.
+/// images, in host memory, and with the task's outputs for this batch. Returns none if a signal asked one of the ranks to stop
+/// before its last batch, because an evaluation can take longer than the time that is left. Collective over the group.
 pub fn evaluate(
     network: &Network,
     feed: Feed,
@@ -72,7 +72,7 @@ pub fn evaluate(
     if ranks_that_stop > 0.0 {
         return Ok(None);
     }
-    // `images` counts the readable images only.
+    // Here `images` is the number of readable images in all shares.
     require!(images > 0.0, "none of the test images can be read; see the warnings above");
     let sums = if task.joins_sums() { joined(sums, group)? } else { added(sums, group)? };
     let (mut metrics, classes) = task.figures(&sums, images, config, &names);
@@ -86,7 +86,7 @@ fn added(mut sums: Vec<f64>, group: &dyn Collective) -> Result<Vec<f64>> {
     Ok(sums)
 }
 
-/// The numbers of all members of the group, one member after another.
+/// The numbers of all members of the group, in the order of the members.
 fn joined(own: Vec<f64>, group: &dyn Collective) -> Result<Vec<f64>> {
     let mut lengths = vec![0.0; group.size()];
     lengths[group.rank()] = own.len() as f64;

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tch::Device;
 
-/// The logs of a phase. Only the group's first replica has logs; the others count only their time.
+/// The logs of a phase. Only the group's first replica has logs. The other replicas only count their time.
 pub struct Logging<'a> {
     clock: &'a Clock,
     logs: Option<Logs<'a>>,
@@ -72,7 +72,8 @@ impl<'a> Logging<'a> {
         Ok(Logging { clock: setting.clock, logs })
     }
 
-    /// Logs a step as soon as it is known to be done.
+    /// Records a step that is done. Writes a log line if the number of steps is a multiple of `log_steps` or if this step is the
+    /// last. Writes a heartbeat if the last heartbeat is old enough.
     pub fn step(&mut self, outcome: &Outcome, lr: f64, log_steps: u64) {
         let Some(logs) = &mut self.logs else { return };
         let step = outcome.step + 1;
@@ -95,7 +96,7 @@ impl<'a> Logging<'a> {
         }
     }
 
-    /// Logs an evaluation.
+    /// Logs the metrics of an evaluation after `step`, and records its time.
     pub fn evaluation(&mut self, step: u64, metrics: &BTreeMap<String, f64>) {
         let Some(logs) = &mut self.logs else { return };
         log::info!("{}: step {step}: test {}", logs.progress.phase, logs.task.text(metrics));
@@ -110,7 +111,7 @@ impl<'a> Logging<'a> {
         logs.progress.start.iter_mut().for_each(|start| start.spent.evaluation += seconds);
     }
 
-    /// Records how long the last checkpoint took. The time since the last step counts for checkpoints, and for no step.
+    /// Records how long the last checkpoint took. Counts the time since the last step as time of checkpoints, not of a step.
     pub fn saved(&mut self, save_s: Option<f64>) {
         let Some(logs) = &mut self.logs else { return };
         logs.progress.save_s = save_s.or(logs.progress.save_s);
@@ -136,7 +137,7 @@ impl<'a> Logging<'a> {
         logs.enter();
     }
 
-    /// Logs that the artefact is written.
+    /// Logs that the phase is done and its artefact is written.
     pub fn done(&mut self, step: u64) {
         // Every rank counts its time, because each may be the first rank of the next phase's group.
         self.clock.count_up_to(Instant::now());
@@ -266,7 +267,7 @@ impl<'a> Logs<'a> {
         self.warn_once(written);
     }
 
-    /// Enters this start in the phase's ledger. If that fails, the next start enters it from the heartbeat.
+    /// Enters this start in the phase's list of starts, the ledger. If that fails, the next start enters it from the heartbeat.
     fn enter(&mut self) {
         let start = Start { end: Some(self.progress.state), ..self.progress.start.clone().expect("it was begun") };
         let entered = self.run.enter(&self.progress.phase, &start);
@@ -307,7 +308,7 @@ fn start(setting: &Setting, step: u64) -> Start {
     }
 }
 
-/// Warns if a phase continues in another precision than that of its last start.
+/// Warns if a phase continues in another precision than its last start had.
 fn warn_of_precision(phase: &str, last: &Start, now: Precision, step: u64) {
     if step > 0 && last.precision != now {
         log::warn!(

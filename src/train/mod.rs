@@ -1,4 +1,4 @@
-//! The loop that trains every phase. Read this first; one optimiser step is `step.rs`.
+//! The loop that trains every phase. Read this file first. `step.rs` has the code of one optimiser step.
 
 pub mod checkpoints;
 mod clock;
@@ -58,11 +58,12 @@ pub struct Setting<'a> {
 /// meta model or, for segmentation and detection, the classifier.
 ///
 /// # Errors
-/// [`Failure::Stopped`] after a signal, with a checkpoint written; an error if the loss is not finite.
+/// [`Failure::Stopped`] after a signal; a checkpoint is then written. Another error if the loss is not finite, or if a file cannot
+/// be read or written.
 pub fn run(setting: &Setting, phase: &PhasePlan, start: Weights, meta: Option<&str>) -> Result<()> {
     let trainer = Trainer::resume(setting, phase, start, meta)?;
-    // Training would not reuse the memory of the start weights and of the trial step that chose the micro-batch, because its
-    // tensors have other sizes.
+    // Give free memory back to the system. Training would not reuse the memory of the start weights and of the trial step that
+    // chose the micro-batch, because the tensors of training have other sizes.
     memory::give_back();
     empty_cache(setting.device);
     let logging = Logging::open(setting, phase, trainer.step)?;

@@ -3,8 +3,7 @@
 //!
 //! The host reads the loss and the stop flag of a step while a GPU computes the next step. So with a GPU the loop gets the
 //! outcome of a step one step late. On the CPU it gets the outcome at once. Within a step, the host waits for a GPU in two
-//! cases. The first is a sum of the gradients of several GPUs in host memory. The second is detection, because it selects
-//! and samples boxes on the host.
+//! cases: if it adds up tensors of several GPUs in host memory, and in detection, because the host selects and samples boxes.
 
 use super::optimiser::Optimiser;
 use crate::collective::Collective;
@@ -34,20 +33,22 @@ pub struct Outcome {
     pub times: Times,
 }
 
-/// The time that this replica spent on each part of a step. With a GPU, the times of computation are the times in which the host
-/// gives the GPU the work; the host waits for the results in `device`. Detection also waits within `forward`.
+/// The time that this replica spent on each part of a step. A GPU computes while the host goes on. So with a GPU, the times of
+/// computation tell how long the host takes to start the GPU's work. `device` tells how long the host waits for the results.
+/// Detection also waits for the GPU within `forward`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
     /// Waiting for the loader.
     pub data: Duration,
-    /// Copying the batch to the device, the forward pass, and the losses with the backward passes of their heads.
+    /// Copying the batch to the device, the forward pass through the stages, and the losses. The losses include the forward and
+    /// backward passes of the task's and the local losses' heads.
     pub forward: Duration,
     /// The backward pass through the stages.
     pub backward: Duration,
     pub all_reduce: Duration,
     /// The optimiser, including the norm of the gradients.
     pub optimiser: Duration,
-    /// Waiting until the GPU has done the work of the step.
+    /// Waiting until the device has done the work of the step.
     pub device: Duration,
 }
 
@@ -115,8 +116,8 @@ impl<'a> Stepper<'a> {
     }
 
     /// Trains on one global batch, of which this replica takes its micro-batches from `batches`. If the loss or the norm of the
-    /// gradients is not finite, the trained weights do not change. Returns the outcome of the newest step that is done. On a CPU
-    /// it is this step; on a GPU it is the step before it, if there is one.
+    /// gradients is not finite, the trained weights do not change. On a CPU, returns the outcome of this step. On a GPU, returns
+    /// the outcome of the step before this step, or none if that outcome was returned before or there is no such step.
     pub fn step(
         &mut self,
         network: &mut Network,
@@ -170,8 +171,8 @@ impl<'a> Stepper<'a> {
         Ok(Outcome { step, loss: extras[0].into(), norm: extras[2].into(), stop: extras[1] > 0.0, times })
     }
 
-    /// Adds the loss and the gradients of one micro-batch, each divided by the size of the global batch, to the sums in the flat
-    /// buffer.
+    /// Adds the loss and the gradients of one micro-batch to the sums in the flat buffer. Each is the micro-batch's contribution to
+    /// the mean over the global batch.
     fn accumulate(&mut self, network: &mut Network, batch: Batch, step: u64, times: &mut Times) -> Result<()> {
         let positions = batch.positions.clone();
         let (group, global_batch) = (self.group, self.global_batch);
@@ -205,7 +206,7 @@ impl<'a> Stepper<'a> {
     }
 }
 
-/// The number in random keys that belongs to the seeds of dropout.
+/// The number in a random key that marks the seeds of dropout.
 const DROPOUT: u64 = 5;
 
 /// Draws the residual branches that stochastic depth drops, for each sample.
@@ -236,7 +237,7 @@ impl DropPathRule {
     }
 }
 
-/// The number in random keys that belongs to stochastic depth.
+/// The number in a random key that marks the draws of stochastic depth.
 const DROP_PATH: u64 = 6;
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ impl Trainer {
             Network::new(&plan.config, &phase.depths, phase.trained.clone(), &auxiliary, &on_device(weights, device))
         };
         let newest = if group.is_zero() { run.newest_checkpoint(&phase.name, &phase.recipe, meta)? } else { None };
-        // 1 if there is a checkpoint, otherwise 0; and the step of the checkpoint.
+        // The first number is 1 if there is a checkpoint, otherwise 0. The second number is the step of the checkpoint.
         let mut chosen = newest.as_ref().map_or([0.0; 2], |checkpoint| [1.0, checkpoint.header.step as f64]);
         group.all_reduce_f64(&mut chosen)?;
         let checkpoint = match (chosen, newest) {
@@ -52,7 +52,7 @@ impl Trainer {
         if group.is_zero() {
             log::info!("{}: resuming at step {} of {}", phase.name, header.step, phase.steps);
         }
-        // The checkpoint of a module holds only the module's stage.
+        // The checkpoint of a module has no weights of the frozen stages, so they stay as in `start`.
         start.extend(weights);
         let network = network(&start)?;
         let optimiser = Optimiser::resume(&phase.training, network.flat(), state, header.step)

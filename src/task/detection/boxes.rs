@@ -4,19 +4,19 @@
 /// Left, top, right, bottom.
 pub type Corners = [f32; 4];
 
-/// The factors by which the deltas (x, y, width, height) from anchors are multiplied.
+/// The factors by which [`encode`] multiplies the deltas (x, y, width, height) from an anchor to an object.
 pub const OF_ANCHORS: [f32; 4] = [1.0; 4];
-/// The same factors for the deltas from regions.
+/// The factors by which [`encode`] multiplies the deltas from a region to an object.
 pub const OF_REGIONS: [f32; 4] = [10.0, 10.0, 5.0, 5.0];
 
-/// The upper limit of a decoded logarithm of a ratio of widths or heights: ln(1000 / 16).
+/// The upper limit of a decoded delta of the width or height, which is a logarithm: ln(1000 / 16).
 const MOST_GROWTH: f32 = 4.135_166_6;
 
 pub fn area(a: &Corners) -> f32 {
     (a[2] - a[0]) * (a[3] - a[1])
 }
 
-/// Intersection over union; 0 if the boxes share nothing.
+/// Intersection over union; 0 if the boxes share no area.
 pub fn iou(a: &Corners, b: &Corners) -> f32 {
     let width = (a[2].min(b[2]) - a[0].max(b[0])).max(0.0);
     let height = (a[3].min(b[3]) - a[1].max(b[1])).max(0.0);
@@ -77,7 +77,7 @@ mod tests {
             assert_close("deltas", deltas.as_flattened(), &golden[&format!("coder.{name}.deltas")], 1e-5);
             let back: Vec<Corners> = from.iter().zip(&deltas).map(|(from, d)| decode(from, d, factors)).collect();
             assert_close("back", back.as_flattened(), &Tensor::from_slice(to.as_flattened()), 1e-4);
-            // Some of these deltas are beyond the largest growth.
+            // Some of these deltas exceed the limit `MOST_GROWTH`.
             let deltas = corners(&golden[&format!("coder.{name}.large")]);
             let decoded: Vec<Corners> = from.iter().zip(&deltas).map(|(from, d)| decode(from, d, factors)).collect();
             assert_close("decoded", decoded.as_flattened(), &golden[&format!("coder.{name}.decoded")], 1e-5);

@@ -1,5 +1,5 @@
-//! The forward passes of the feature pyramid and of the heads: `SimpleFeaturePyramid`, `StandardRPNHead`, `FastRCNNConvFCHead` with
-//! `FastRCNNOutputLayers`, and `MaskRCNNConvUpsampleHead` of detectron2.
+//! The forward passes of the feature pyramid and of the heads. They follow detectron2's `SimpleFeaturePyramid`, `StandardRPNHead`,
+//! `FastRCNNConvFCHead` with `FastRCNNOutputLayers`, and `MaskRCNNConvUpsampleHead`.
 
 use crate::model::{Network, Weight};
 use crate::plan::detection::{Architecture, CONVOLUTIONS, RATIOS};
@@ -11,7 +11,7 @@ const LAYER_NORM_EPS: f64 = 1e-6;
 /// The pyramid and the heads with their parameters.
 pub struct Heads {
     weights: BTreeMap<String, Weight>,
-    /// The parameters, which are leaves of autograd's graph in training. Those of norms are fp32.
+    /// The parameters by name. In training, they are leaves of autograd's graph. The parameters of norms are fp32.
     values: BTreeMap<String, Tensor>,
     /// The number type of convolutions and linear layers.
     kind: Kind,
@@ -27,7 +27,7 @@ pub struct Anchored {
 }
 
 impl Heads {
-    /// The pyramid and the heads of a network, in training if `trains`.
+    /// The pyramid and the heads of a network. If `trains`, autograd computes the gradients of their parameters.
     pub fn new(architecture: Architecture, network: &Network, trains: bool) -> Heads {
         let stage = network.stages();
         let weight = |name: String| {
@@ -43,7 +43,7 @@ impl Heads {
         Heads { weights, values, kind: network.options().0 }
     }
 
-    /// Adds the gradients of all parameters that the losses have reached to their sums in the flat buffer.
+    /// Adds the gradient of each parameter to the parameter's sum in the flat buffer. A parameter without a gradient is skipped.
     pub fn add_gradients(&self) {
         for (name, weight) in &self.weights {
             let gradient = self.values[name].grad();
@@ -74,7 +74,7 @@ impl Heads {
         ]
     }
 
-    /// Runs the RPN on all maps.
+    /// Runs the RPN on all maps of the pyramid.
     pub fn anchored(&self, maps: &[Tensor]) -> Anchored {
         let name = |name: &str| format!("proposal_generator.rpn_head.{name}");
         let ratios = RATIOS.len() as i64;
@@ -106,8 +106,8 @@ impl Heads {
         [logits, deltas.reshape([r, deltas.size()[1] / 4, 4])]
     }
 
-    /// Runs the mask head on pooled regions (r, c, 14, 14). Returns the logits (r, 28, 28) of one mask for each region, in fp32.
-    /// It is the mask of the region's class, whose number `classes` (r) holds.
+    /// Runs the mask head on pooled regions (r, c, 14, 14). The head predicts a mask for each class. Returns the logits
+    /// (r, 28, 28) of the mask of each region's class, in fp32. `classes` (r) holds the classes of the regions.
     pub fn masks(&self, features: &Tensor, classes: &Tensor) -> Tensor {
         let hidden = self.doubled("roi_heads.mask_head.deconv", &self.units("mask_head.mask_fcn", features)).relu();
         let logits = self.convolution("roi_heads.mask_head.predictor", &hidden);
@@ -122,13 +122,13 @@ impl Heads {
         (1..=CONVOLUTIONS).fold(features.to_kind(self.kind), unit)
     }
 
-    /// A convolution without bias, and LayerNorm.
+    /// A convolution without bias, followed by LayerNorm.
     fn unit(&self, name: &str, x_bchw: &Tensor) -> Tensor {
         let x_bchw = convolved(x_bchw, &self.values[&format!("{name}.weight")], None);
         self.norm(&format!("{name}.norm"), &x_bchw)
     }
 
-    /// LayerNorm over the channels, in fp32.
+    /// LayerNorm over the channels, computed in fp32.
     fn norm(&self, name: &str, x_bchw: &Tensor) -> Tensor {
         let [weight, bias] = self.weight_and_bias(name);
         let x_bhwc = x_bchw.permute([0, 2, 3, 1]).to_kind(Kind::Float);
@@ -152,7 +152,7 @@ impl Heads {
     }
 }
 
-/// The prefix of the names of the only norm that is not part of a [`Heads::unit`].
+/// The prefix of the parameter names of the only norm that does not follow a convolution of [`Heads::unit`].
 const NORM_ALONE: &str = "backbone.simfp_2.1.";
 
 /// A convolution that keeps the number of rows and columns.

@@ -1,8 +1,8 @@
-//! The losses of Mask R-CNN, added with weights of 1 as in detectron2. The RPN (region proposal network) has a cross entropy and
-//! a box loss. Regions have a class loss, a box loss and a mask loss.
+//! The losses of Mask R-CNN. The RPN (region proposal network) has a cross entropy and a box loss. The regions have a class loss,
+//! a box loss and a mask loss. The total loss is the plain sum of these five losses, as in detectron2.
 //!
-//! Each loss is normalised within its micro-batch. It contributes to the global batch by the micro-batch's share of the images.
-//! So a micro-batch corresponds to the batch of one GPU in detectron2.
+//! Each loss is normalised within its micro-batch. The loss of the global batch is the mean over the micro-batches, weighted by
+//! their numbers of images. So a micro-batch corresponds to the batch of one GPU in detectron2.
 
 use super::boxes::{Corners, OF_ANCHORS, OF_REGIONS, encode};
 use super::heads::{Anchored, Heads};
@@ -22,9 +22,9 @@ use anyhow::Result;
 use rayon::prelude::*;
 use tch::{Device, Kind, Reduction, Tensor};
 
-/// The number in random keys that belongs to the draw of the anchors that train.
+/// The number in a random key that marks the draw of the anchors that train.
 const DRAWN_ANCHORS: u64 = 8;
-/// The number in random keys that belongs to the draw of the regions that train.
+/// The number in a random key that marks the draw of the regions that train.
 const DRAWN_REGIONS: u64 = 9;
 
 /// The objects of an image, in the form that the losses need.
@@ -51,7 +51,8 @@ pub fn loss(task: Detection, network: &Network, outputs: &[Tensor], rows: &Tenso
 }
 
 /// The losses of a micro-batch, and the gradient of their sum at the tap (b, 1 + n, d). The gradient, but not the losses, is
-/// multiplied by the micro-batch's share of the global batch.
+/// multiplied by the micro-batch's share of the global batch. Adds the gradients of the pyramid's and the heads' parameters to
+/// their sums in the flat buffer.
 pub(super) fn losses(
     task: Detection,
     network: &Network,
@@ -63,7 +64,7 @@ pub(super) fn losses(
     let heads = Heads::new(task.architecture, network, true);
     let tap = tokens.detach().set_requires_grad(true);
     let pyramid = tch::with_grad(|| heads.pyramid(&task.map(&tap)));
-    // The graph is cut here, because on a CPU the gradients of pooled regions reach the maps without autograd.
+    // The maps are detached from the graph here, because on a CPU the gradients of pooled regions reach the maps without autograd.
     let maps: Vec<Tensor> = pyramid.iter().map(|map| map.detach().set_requires_grad(true)).collect();
     let anchored = tch::with_grad(|| heads.anchored(&maps));
     let anchors = task.anchors();
@@ -113,7 +114,7 @@ fn targets(rows: &Tensor) -> Result<Vec<Targets>> {
 }
 
 /// The cross entropy of the RPN, summed over the drawn anchors, and its box loss (L1), summed over the drawn anchors that contain
-/// an object. Both sums are divided by the largest number of anchors that can be drawn.
+/// an object. Both sums are divided by the largest number of anchors that can be drawn from the micro-batch.
 fn anchor_losses(
     task: Detection,
     anchored: &Anchored,
@@ -192,8 +193,8 @@ fn region_losses(heads: &Heads, pooled: &Pooled, trained: &[Trained], targets: &
     [entropy, found.l1_loss(&expected, Reduction::Sum) / trained.len() as f64]
 }
 
-/// The binary cross entropy of the masks of regions with an object: a mean over all pixels of these masks. Each mask is that of
-/// the object's class.
+/// The binary cross entropy of the masks of regions with an object: a mean over all pixels of these masks. For each region, only
+/// the mask of its object's class counts.
 fn mask_loss(heads: &Heads, pooled: &Pooled, trained: &[&Trained], targets: &[Targets]) -> Tensor {
     let object = |trained: &Trained| trained.object.expect("the region has an object");
     let classes: Vec<i64> =

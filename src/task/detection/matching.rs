@@ -1,5 +1,5 @@
-//! Decides which object a box must find, and which boxes train. Follows detectron2's `Matcher` and `subsample_labels`, but the
-//! random draw depends on its key alone.
+//! Decides which object a box must find, and which boxes train. Follows detectron2's `Matcher` and `subsample_labels`. But the
+//! random draw takes its numbers from the caller's generator, not from torch's.
 
 use super::boxes::{Corners, iou};
 use crate::random::Random;
@@ -8,11 +8,12 @@ use rayon::prelude::*;
 /// The limits of the overlap (IoU) by which a box gets its label.
 #[derive(Debug, Clone, Copy)]
 pub struct Matcher {
-    /// A box is negative if its overlap with every object is below this limit.
+    /// A box is negative if its overlap with every object is below this limit, unless `keeps_best` makes it positive.
     negative_below: f32,
     /// A box is positive if its overlap with an object is at least this limit.
     positive_from: f32,
-    /// Whether the boxes with the largest overlap with an object are positive too, however small that overlap is.
+    /// Whether an object's best boxes are positive even below `positive_from`. The best boxes of an object are the boxes with the
+    /// largest overlap with the object.
     keeps_best: bool,
 }
 
@@ -62,7 +63,7 @@ pub struct Sample {
     pub negative: Vec<usize>,
 }
 
-/// The largest numbers of boxes of an image that train: of all boxes, and of positive boxes.
+/// The largest number of boxes that train in one image, and the largest number of positive boxes among them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quota {
     pub all: usize,
@@ -81,7 +82,7 @@ impl Quota {
     }
 }
 
-/// Draws `count` of the numbers at random, or all if there are fewer. Returns them in ascending order.
+/// Draws `count` of the numbers at random, or all numbers if there are fewer. Returns the drawn numbers in ascending order.
 fn chosen(mut numbers: Vec<usize>, count: usize, random: &mut Random) -> Vec<usize> {
     let count = count.min(numbers.len());
     for i in 0..count {
@@ -135,7 +136,7 @@ mod tests {
         assert!(sample.positive.iter().all(|&i| i < 100) && sample.negative.iter().all(|&i| (100..900).contains(&i)));
         assert_eq!(draw(&labels, 1), sample);
         assert_ne!(draw(&labels, 2), sample);
-        // Fewer boxes than places: all train.
+        // If there are fewer boxes than places, all boxes train.
         let sample = draw(&labels[90..110], 1);
         assert_eq!((sample.positive, sample.negative), ((0..10).collect(), (10..20).collect()));
         // Each of the 800 negative boxes has the same chance of 192 / 800.

@@ -1,9 +1,9 @@
-//! Detection: the boxes, classes and masks of objects. Mask R-CNN (arXiv 1703.06870) on a plain ViT (arXiv 2203.16527), exactly
-//! as detectron2's `mask_rcnn_vitdet`. Without masks it is Faster R-CNN. The heads read a feature pyramid, which is computed from
-//! the tokens of the last stage.
+//! Detection: the boxes, classes and masks of objects. The detector is Mask R-CNN (arXiv 1703.06870) on a plain ViT (arXiv
+//! 2203.16527), as in detectron2's `mask_rcnn_vitdet`. Without masks, the detector is Faster R-CNN. The heads read a feature
+//! pyramid, which is computed from the tokens of the last stage.
 //!
 //! The training targets of a batch are [`Scene`]s as rows of numbers, in pixels of the crop. The host selects, matches and
-//! samples boxes, in fp32, so it waits for a GPU within a step.
+//! samples boxes in fp32. So within a step, the host waits for a GPU's results.
 //!
 //! Tensor names end in their shape: b = batch, n = tokens, d = width of a token, a = anchors, r = regions, c = channels, h and w
 //! = rows and columns, 1 = a single image.
@@ -46,7 +46,7 @@ pub struct Detection {
     tapped: usize,
     /// The side of a token's patch in pixels.
     patch: usize,
-    /// The limits of the number of proposals of an image in training.
+    /// The largest numbers of proposals of an image in training.
     limits: Limits,
     drawn_anchors: Quota,
     drawn_regions: Quota,
@@ -98,7 +98,7 @@ impl Detection {
         Ok(Tensor::from_slice(&detected_to_row(&detected)).unsqueeze(0))
     }
 
-    /// Adds an evaluated image to the list of all evaluated images.
+    /// Appends the numbers of an evaluated image to the list of the evaluation: its label, then its detections.
     pub fn add(self, sums: &mut Vec<f64>, detected: &Tensor, label: &Tensor) {
         metrics::add(sums, detected, label);
     }

@@ -8,7 +8,7 @@ use crate::weights::{floats, floats_mut, upload};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// The most numbers that the samples of one call of `grid_sampler` hold: 512 MiB in fp32.
+/// The most numbers that one call of `grid_sampler` returns, if a single region does not need more: 512 MiB in fp32.
 const MOST_SAMPLES: usize = 1 << 27;
 
 /// Pooled regions (r, c, bins, bins) in fp32.
@@ -19,7 +19,8 @@ pub struct Pooled {
     on_host: Option<Pooling>,
 }
 
-/// Pools regions from maps (b, c, row, column), the finest first, to `bins` rows and columns.
+/// Pools regions from the first [`POOLED_LEVELS`] of the maps (b, c, row, column) to `bins` rows and columns. The finest map comes
+/// first.
 pub fn pool(maps: &[Tensor], regions: &[Region], bins: usize, patch: usize) -> Pooled {
     let maps = &maps[..POOLED_LEVELS];
     if maps[0].device() != Device::Cpu {
@@ -59,16 +60,16 @@ fn channels_last(bchw: &Tensor) -> Tensor {
     bchw.permute([0, 2, 3, 1]).to_kind(Kind::Float).contiguous()
 }
 
-/// The number of rows, and of columns, of the map of a level, and its cells per pixel.
+/// The side of the square map of a level, in cells, and the number of cells per pixel along a side.
 fn side_and_scale(map: &Tensor, level: usize, patch: usize) -> (usize, f32) {
     (map.size()[2] as usize, (1.0 / stride(patch, level)) as f32)
 }
 
-/// The level, the image and the numbers of samples per bin (rows, columns) that regions have in common. Such regions are sampled
-/// together.
+/// The level, the image and the numbers of samples per bin (rows, columns) of a region. Regions for which all these numbers are the
+/// same are sampled together.
 type Bucket = (usize, usize, [usize; 2]);
 
-/// The pooled regions (r, c, bins, bins), computed by `grid_sampler`, with their graph.
+/// The pooled regions (r, c, bins, bins), computed by `grid_sampler`. Autograd's graph leads from them to the maps.
 fn sampled(maps: &[Tensor], regions: &[Region], bins: usize, patch: usize) -> Tensor {
     let mut buckets: BTreeMap<Bucket, Vec<usize>> = BTreeMap::new();
     for (number, region) in regions.iter().enumerate() {
@@ -107,7 +108,8 @@ fn sample(map: &Tensor, regions: &[&Region], (scale, bins): (f32, usize), per_bi
     if per_bin.contains(&0) {
         return Tensor::zeros([r, c, bins_of, bins_of], (Kind::Float, map.device()));
     }
-    // Along each axis, the positions of the samples from −1 to 1, and their weights, which are 0 outside of the map.
+    // For each axis, compute the positions of the samples, where the map reaches from −1 to 1. Also compute the weights of the
+    // samples, which are 0 outside of the map.
     let [(ys, of_rows), (xs, of_columns)] = [0, 1].map(|axis| {
         let (mut places, mut weights) = (Vec::new(), Vec::new());
         for region in regions {

@@ -1,5 +1,5 @@
 //! Proposals: the anchors that most likely contain an object, moved by their deltas, as in detectron2's `find_top_rpn_proposals`.
-//! The device finds the highest logits. The host moves the anchors and suppresses overlaps.
+//! The device finds the highest logits. The host moves the anchors and suppresses overlapping proposals.
 
 use super::anchors::Anchors;
 use super::boxes::{Corners, OF_ANCHORS, clipped, decode, is_empty};
@@ -16,9 +16,9 @@ const MOST_OVERLAP: f64 = 0.7;
 /// The largest numbers of proposals of an image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
-    /// In each level, before suppression.
+    /// The largest number of proposals in each level, before overlaps are suppressed.
     pub of_level: usize,
-    /// In all levels together, after suppression.
+    /// The largest number of proposals in all levels together, after overlaps are suppressed.
     pub all: usize,
 }
 
@@ -51,8 +51,8 @@ pub fn proposals(anchored: &Anchored, anchors: &Anchors, sizes: &[[usize; 2]], l
     numbers.par_chunks(numbers.len() / sizes.len()).zip(sizes).map(of_image).collect()
 }
 
-/// The anchors with the highest logits of each level, as rows of [`NUMBERS`] numbers (b, n, 6) in host memory. Also how many of
-/// these anchors each level has.
+/// The anchors with the highest logits of each level, as rows of [`NUMBERS`] numbers (b, n, 6) in host memory. Also returns the
+/// number of these anchors in each level.
 fn best_of_levels(anchored: &Anchored, of_levels: [usize; LEVELS], most: usize) -> (Tensor, [usize; LEVELS]) {
     let (logits, deltas) = (anchored.logits.detach(), anchored.deltas.detach());
     let counts = of_levels.map(|of_level| of_level.min(most));

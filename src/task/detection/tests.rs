@@ -1,4 +1,4 @@
-//! Comparisons with detectron2's results, which tools/golden_detection.py has written, and tests of properties that any network
+//! Compares results with detectron2's results, which tools/golden_detection.py has written. Also tests properties that any network
 //! has.
 
 use super::boxes::Corners;
@@ -47,7 +47,7 @@ fn config(sets: &[&str]) -> Config {
     Config::parse("", &sets).unwrap().of_task(TaskKind::Detection)
 }
 
-/// The formula of the weights and tokens in tools/golden_detection.py: numbers from 0 to 1.
+/// Numbers from 0 to 1, by the formula of the weights and tokens in tools/golden_detection.py.
 fn noise(shape: &[i64], phase: f64) -> Tensor {
     let count: i64 = shape.iter().product();
     let wave = (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + phase).sin() * 43758.5453;

@@ -34,11 +34,11 @@ pub struct Objective {
     stages: usize,
 }
 
-/// Consecutive stages that train together: the gradients of the segment's losses pass through them and no further.
+/// Consecutive stages that train together: the gradients of the segment's losses pass through these stages and no further.
 #[derive(Debug, Clone)]
 pub struct Segment {
     pub stages: Range<usize>,
-    /// The places whose outputs the losses read.
+    /// The places in the network whose outputs the losses read.
     pub taps: Vec<Tap>,
     losses: Losses,
 }
@@ -51,8 +51,8 @@ enum Losses {
 }
 
 impl Objective {
-    /// The objective with the local losses of `borders`, which are in the order of the stages, and the task's loss in the last
-    /// segment.
+    /// The objective in which each border ends a segment with the border's local losses. The last segment has the task's loss. The
+    /// borders must be in the order of the stages.
     pub fn of(config: &Config, borders: &[Border]) -> Objective {
         let (task, stages) = (Task::of(config), config.model.stages());
         let mut segments = Vec::new();

@@ -16,10 +16,10 @@ pub struct Heads<'a> {
     weights: BTreeMap<String, Weight>,
     /// The parameters and buffers. In training the parameters are leaves of autograd's graph. The values of BatchNorm are fp32.
     values: BTreeMap<String, Tensor>,
-    /// The further inputs of training; none in evaluation.
+    /// The additional inputs of a training pass. None in evaluation.
     pub(super) training: Option<Training<'a>>,
-    /// The means and variances of the batch that BatchNorm has computed in training, with the names of the buffers that follow
-    /// them.
+    /// The means and variances of the batch that BatchNorm has computed in training. Each has the name of the buffer that holds its
+    /// running average.
     statistics: RefCell<Vec<(String, Tensor)>>,
 }
 
@@ -52,7 +52,8 @@ impl<'a> Heads<'a> {
     }
 
     /// Runs the backward pass from the last cut to the taps, if there are cuts. The backward pass of the loss has stopped at the
-    /// cuts. Then adds the gradients of all parameters to their sums in the flat buffer. Collective over the group.
+    /// last cut of each head. Then adds the gradient of each parameter to the parameter's sum in the flat buffer. Collective over
+    /// the group.
     pub fn backward(&self) -> Result<()> {
         let cuts = self.training.as_ref().and_then(|training| training.cuts.as_ref());
         cuts.map_or(Ok(()), |cuts| cuts.backward(&self.weights))?;
@@ -74,8 +75,8 @@ impl<'a> Heads<'a> {
         }
     }
 
-    /// UPerNet's logits (b, c, row, column) in fp32, with the rows and columns of the finest map. `maps` (b, d, row, column)
-    /// begins with the finest.
+    /// UPerNet's logits (b, c, row, column) in fp32, with the rows and columns of the finest map. The finest of the `maps` (b, d,
+    /// row, column) comes first.
     pub fn uper(&self, maps: &[Tensor]) -> Result<Tensor> {
         let unit = |name: &str, x: &Tensor| self.unit(&format!("decode_head.{name}"), x);
         let (coarsest, finer) = maps.split_last().expect("there are four maps");
@@ -100,7 +101,8 @@ impl<'a> Heads<'a> {
         Ok(self.classify("decode_head", 0, unit("fpn_bottleneck", &Tensor::cat(&outputs, 1))?))
     }
 
-    /// The FCN's logits (b, c, row, column) in fp32, with the rows and columns of the map that it reads; none if there is no FCN.
+    /// The FCN's logits (b, c, row, column) in fp32, with the rows and columns of the map that the FCN reads. None if there is no
+    /// FCN.
     pub fn fcn(&self, maps: &[Tensor]) -> Result<Option<Tensor>> {
         let architecture = self.task.architecture;
         if !architecture.has_auxiliary {
@@ -110,7 +112,7 @@ impl<'a> Heads<'a> {
         Ok(Some(self.classify("auxiliary_head", 1, self.unit("auxiliary_head.convs.0", map)?)))
     }
 
-    /// A convolution without bias, BatchNorm and ReLU.
+    /// A convolution without bias, followed by BatchNorm and ReLU.
     fn unit(&self, name: &str, x_bchw: &Tensor) -> Result<Tensor> {
         let weight = &self.values[&format!("{name}.conv.weight")];
         let padding = weight.size()[2] / 2;
@@ -154,7 +156,8 @@ impl<'a> Heads<'a> {
         Ok(output)
     }
 
-    /// The logits of a head: dropout with the mask of this number in training, and the classifier.
+    /// The logits of a head: the output of its classifier. In training, the mask of this number drops channels before the
+    /// classifier.
     fn classify(&self, head: &str, number: usize, x_bchw: Tensor) -> Tensor {
         let masks = self.training.as_ref().map(|training| &training.masks);
         let mask = masks.map(|masks| masks[number].to_kind(x_bchw.kind()));
@@ -163,7 +166,7 @@ impl<'a> Heads<'a> {
         logits.to_kind(Kind::Float)
     }
 
-    /// A convolution with a bias that keeps the number of rows and columns.
+    /// A convolution with a bias. It keeps the number of rows and columns.
     pub(super) fn convolution(&self, name: &str, x_bchw: &Tensor) -> Tensor {
         let [weight, bias] = self.weight_and_bias(name);
         let padding = weight.size()[2] / 2;

@@ -1,6 +1,6 @@
 //! Evaluates one image as mmsegmentation does. The network reads the image as a whole, or in windows of the size of the crop,
 //! whose logits are averaged. The logits are interpolated to the size of the label map, and each pixel gets the class of its
-//! largest logit. With several scales or mirror images, it gets the class of the largest sum of probabilities.
+//! largest logit. With several scales or mirror images, each pixel gets the class of the largest sum of probabilities.
 
 use super::{Heads, Inference, Segmentation};
 use crate::model::Network;
@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 /// fp32.
 const MOST_LOGITS: i64 = 1 << 26;
 
-/// The class of each pixel (1, h, w) of an image, given at each scale.
+/// The class of each pixel (1, h, w) of an image. `images_1chw` holds the image at each scale.
 pub fn infer(task: Segmentation, network: &Network, images_1chw: &[Tensor], [h, w]: [i64; 2]) -> Result<Tensor> {
     let heads = Heads::new(task, network, None);
     let at_scale = |image_1chw: &Tensor| match task.inference {
@@ -55,7 +55,7 @@ fn logits(task: Segmentation, network: &Network, heads: &Heads, image_1chw: &Ten
     Ok(heads.uper(&heads.neck(maps)?)?.upsample_bilinear2d([h, w], false, None, None))
 }
 
-/// The logits (1, c, h, w) of an image. Those of a pixel are the mean over all windows that contain the pixel.
+/// The logits (1, c, h, w) of an image. The logits of a pixel are the means over all windows that contain the pixel.
 fn sliding(task: Segmentation, image_1chw: &Tensor, logits: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let (_, _, h, w) = image_1chw.size4().expect("an image is (1, c, h, w)");
     let options = (Kind::Float, image_1chw.device());
@@ -75,8 +75,8 @@ fn sliding(task: Segmentation, image_1chw: &Tensor, logits: &dyn Fn(&Tensor) -> 
     Ok(sums / counts)
 }
 
-/// The windows along one side of an image, `stride` pixels apart. The last window ends at the border. A side shorter than the
-/// crop has one window.
+/// The windows along one side of an image. Each window starts `stride` pixels after the window before it. But the last window ends
+/// at the border, so it may start earlier. A side shorter than the crop has one window.
 fn windows(side: usize, crop: usize, stride: usize) -> Vec<Range<usize>> {
     let count = (side + stride - 1).saturating_sub(crop) / stride + 1;
     let window = |number: usize| {
@@ -87,7 +87,7 @@ fn windows(side: usize, crop: usize, stride: usize) -> Vec<Range<usize>> {
 }
 
 /// The class (1, h, w) of the largest logit of each pixel, after an interpolation of the logits (1, c, row, column) to this size.
-/// To save memory, some of the classes are interpolated at a time.
+/// To save memory, the logits of only a few classes are interpolated at a time.
 fn largest(logits_1chw: &Tensor, [h, w]: [i64; 2]) -> Tensor {
     let classes = logits_1chw.size()[1];
     let each = (MOST_LOGITS / (h * w)).clamp(1, classes);

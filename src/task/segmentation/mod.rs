@@ -1,6 +1,6 @@
-//! Semantic segmentation: one class for each pixel. UPerNet (arXiv 1807.10221) and an auxiliary FCN (fully convolutional
-//! network), as in mmsegmentation 1.2.2, read the outputs of four stages. Training targets are label maps (b, row, column) of the
-//! size of the crop. The label [`IGNORED`] marks a pixel without a class.
+//! Semantic segmentation: one class for each pixel. UPerNet (arXiv 1807.10221) reads the outputs of four stages. An optional
+//! auxiliary FCN (fully convolutional network) reads one of these outputs. Both heads are as in mmsegmentation 1.2.2. Training
+//! targets are label maps (b, row, column) of the size of the crop. The label [`IGNORED`] marks a pixel without a class.
 //!
 //! Tensor names end in their shape: b = batch, n = tokens, d = width of a token, c = channels or classes, h and w = rows and
 //! columns, 1 = a single image.
@@ -39,7 +39,8 @@ pub struct Segmentation {
     mean: PixelMean,
     norm_over: NormOver,
     inference: Inference,
-    /// The distance in pixels from the start of one window of a sliding evaluation to the start of the next.
+    /// The distance in pixels between the starts of neighbouring windows of a sliding evaluation. Before the last window, the
+    /// distance may be shorter.
     stride: usize,
     /// Whether an evaluation also reads the mirror image of each image.
     flip: bool,
@@ -103,8 +104,8 @@ impl Segmentation {
         metrics::values(sums)
     }
 
-    /// The map (b, d, row, column) that the tokens of the patches form. `tokens_bnd` (b, 1 + n, d) are all tokens of images of
-    /// this size in pixels. The class token is left out.
+    /// The map (b, d, row, column) that the tokens of the patches form. `tokens_bnd` (b, 1 + n, d) holds all tokens of images of
+    /// the given size in pixels. The class token is left out.
     fn map(self, tokens_bnd: &Tensor, [height, width]: [i64; 2]) -> Tensor {
         let (b, n, d) = tokens_bnd.size3().expect("tokens are (b, n, d)");
         let grid = [height, width].map(|side| (side as usize).div_ceil(self.tokens.patch) as i64);

@@ -1,6 +1,6 @@
-//! BatchNorm in training over the samples of all replicas, as SyncBatchNorm. The gradient of such a norm needs sums over all
-//! replicas. So autograd's graph of the heads is cut at each norm. The backward pass runs through the pieces of the graph one by
-//! one, from the loss to the taps.
+//! Computes BatchNorm in training over the samples of all replicas, like SyncBatchNorm. The gradient of such a norm needs sums over
+//! all replicas. So autograd's graph of the heads is cut at each norm. The backward pass runs through the pieces of the graph one
+//! by one, from the loss to the taps.
 
 use crate::collective::Collective;
 use crate::libtorch;
@@ -87,9 +87,9 @@ impl<'a> Cuts<'a> {
         })
     }
 
-    /// The means (c), the sums (c) of the squared differences from them, and the number of values of a channel, all over the
-    /// samples of all replicas. Every replica combines the same numbers in the same order, so the results have the same bits on
-    /// all replicas.
+    /// The means (c), the sums (c) of the squared differences from the means, and the number of values of a channel. All of them
+    /// cover the samples of all replicas. Every replica combines the same numbers in the same order, so the results have the same
+    /// bits on all replicas.
     fn moments(&self, x_bchw: &Tensor) -> Result<[Tensor; 3]> {
         let c = x_bchw.size()[1];
         let mean = x_bchw.mean_dim(OTHERS.as_slice(), true, Kind::Float);

@@ -1,4 +1,4 @@
-//! The optimisers: AdamW and SGD. One pass over the flat buffers updates all weights, and their moving average if there is one.
+//! The optimisers: AdamW and SGD. An optimiser updates the weights in one flat buffer, and their moving average if there is one.
 
 mod adamw;
 mod sgd;
@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
-/// The optimiser of a phase: the rule of its updates with the moments, and, if the config asks for one, the moving average of the
-/// weights.
+/// The optimiser of a phase: the rule of its updates with the moments. It also keeps a moving average of the weights, if the config
+/// asks for an average.
 pub struct Optimiser {
     rule: Box<dyn Rule>,
     weight_decay: f64,
@@ -26,13 +26,13 @@ pub struct Optimiser {
     steps: u64,
     /// Whether libtorch's own operations update weights on the CPU too.
     by_libtorch: bool,
-    /// Parts of the flat buffer, each with the factor of its learning rate. Together the parts are all trainable numbers.
+    /// Parts of the flat buffer, each with the factor of its learning rate. Together the parts cover all trainable numbers.
     rates: Vec<(Range<usize>, f64)>,
 }
 
 /// How an optimiser changes weights.
 trait Rule {
-    /// The moments by name, each as long as the flat buffer of the weights.
+    /// The moments with their names. Each moment is as long as the flat buffer of the weights.
     fn moments(&self) -> Vec<(&'static str, &Tensor)>;
     fn moments_mut(&mut self) -> Vec<(&'static str, &mut Tensor)>;
     /// Updates the weights of a group, and the moments, in host memory.
@@ -57,15 +57,15 @@ impl Group {
 
 /// The values of one update.
 struct Update {
-    /// The number of updates so far, including this one.
+    /// The number of updates so far, including this update.
     steps: u64,
     lr: f64,
     /// The factor that clips the gradients.
     scale: f32,
 }
 
-/// The values of one update on a device. Those that depend on the gradients are fp32 scalars on the device, so that the host does
-/// not wait for them.
+/// The values of one update on a device. The values that depend on the gradients are fp32 scalars on the device, so that the host
+/// does not wait for them.
 struct DeviceUpdate {
     steps: u64,
     lr: f64,
@@ -95,7 +95,7 @@ impl Optimiser {
     }
 
     /// The same optimiser, but with these factors of the learning rate, each for a part of the flat buffer. Together the parts
-    /// are all trainable numbers.
+    /// must cover all trainable numbers.
     pub fn with_rates(self, rates: Vec<(Range<usize>, f64)>) -> Optimiser {
         Optimiser { rates, ..self }
     }
@@ -152,7 +152,8 @@ impl Optimiser {
         }
     }
 
-    /// Divides the trainable numbers into groups of equal weight decay and equal factor of the learning rate.
+    /// Divides the trainable numbers into groups. All numbers of a group have the same weight decay and the same factor of the
+    /// learning rate.
     fn groups(&self, flat: &FlatParameters) -> Vec<Group> {
         let plain = if self.decays_all { self.weight_decay } else { 0.0 };
         let both = [(0..flat.decayed(), self.weight_decay), (flat.decayed()..flat.trainable(), plain)];
