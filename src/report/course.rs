@@ -213,9 +213,13 @@ pub fn is_better(metric: &Metric, one: f64, other: f64) -> bool {
 }
 
 /// The Pareto front of the points. The points are sorted by cost, and each point that is better than all points before it is kept.
+/// Of several points of the same cost, only the best can be kept.
 pub fn front(metric: &Metric, measure: Measure, points: &[Point]) -> Vec<Point> {
     let mut sorted = points.to_vec();
-    sorted.sort_by(|a, b| measure.of(&a.cost).total_cmp(&measure.of(&b.cost)));
+    sorted.sort_by(|a, b| {
+        let by_cost = measure.of(&a.cost).total_cmp(&measure.of(&b.cost));
+        by_cost.then_with(|| is_better(metric, b.score, a.score).cmp(&is_better(metric, a.score, b.score)))
+    });
     let mut front: Vec<Point> = Vec::new();
     for point in sorted {
         if front.last().is_none_or(|best| is_better(metric, point.score, best.score)) {
@@ -315,8 +319,11 @@ mod tests {
 
     #[test]
     fn a_front_leaves_out_what_costs_more_and_is_no_better() {
-        let front = front(metric(), Measure::Flops, &points(&[(3.0, 70.0), (1.0, 60.0), (2.0, 72.0), (4.0, 71.0)]));
-        assert_eq!(front, points(&[(1.0, 60.0), (2.0, 72.0)]));
+        let of = |all: &[(f64, f64)]| front(metric(), Measure::Flops, &points(all));
+        let found = of(&[(3.0, 70.0), (1.0, 60.0), (2.0, 72.0), (4.0, 71.0)]);
+        assert_eq!(found, points(&[(1.0, 60.0), (2.0, 72.0)]));
+        let found = of(&[(1.0, 50.0), (1.0, 60.0), (2.0, 72.0), (2.0, 65.0)]);
+        assert_eq!(found, points(&[(1.0, 60.0), (2.0, 72.0)]), "the better one of equal cost");
     }
 
     #[test]

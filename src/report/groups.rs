@@ -31,6 +31,9 @@ impl Mean {
 #[derive(Debug)]
 pub struct Group {
     pub method: Method,
+    /// The config values, other than epochs, that distinguish the group from the other groups of its method in the setting, such as
+    /// `module.start "meta"`; empty if there are none.
+    pub variant: String,
     /// The index of each run in the report, with its seed and its finished model.
     pub results: Vec<(usize, u64, Point)>,
     /// The mean of the scores.
@@ -112,13 +115,26 @@ fn setting(name: String, runs: &[Run], own: Vec<usize>) -> Setting {
             None => {
                 let score = Mean { mean: point.score, deviation: None, count: 1 };
                 let results = vec![(*run, seed, point)];
-                groups.push((key, Group { method: course.method, results, score, cost: point.cost }));
+                let (method, variant, cost) = (course.method, String::new(), point.cost);
+                groups.push((key, Group { method, variant, results, score, cost }));
             }
         }
     }
-    let mut groups: Vec<Group> = groups.into_iter().map(|(_, group)| group.averaged()).collect();
+    let variants: Vec<String> = groups.iter().map(|(key, group)| variant(key, group.method, &groups)).collect();
+    let named = groups.into_iter().zip(variants).map(|((_, group), variant)| Group { variant, ..group.averaged() });
+    let mut groups: Vec<Group> = named.collect();
     groups.sort_by(|a, b| (a.method as u8).cmp(&(b.method as u8)).then(a.cost.flops.total_cmp(&b.cost.flops)));
     Setting { name, runs: own, groups, courses }
+}
+
+/// The lines of a group's `key`, other than those of epochs, that some other group of the method lacks.
+fn variant(key: &str, method: Method, all: &[(String, Group)]) -> String {
+    let lacks = |other: &str, line: &str| !other.lines().any(|known| known == line);
+    let is_own = |line: &&str| {
+        let is_lacked = all.iter().any(|(other, group)| group.method == method && lacks(other, line));
+        is_lacked && !line.contains("epochs")
+    };
+    key.lines().filter(is_own).map(|line| line.replace(" = ", " ")).collect::<Vec<_>>().join(", ")
 }
 
 /// The config lines that decide the result of a method. The seed is left out.
@@ -141,6 +157,14 @@ impl Group {
         };
         let score = Mean::of(&scores).unwrap_or(self.score);
         Group { score, cost, ..self }
+    }
+
+    /// The method, with the variant if there is one.
+    pub fn name(&self) -> String {
+        match self.variant.as_str() {
+            "" => self.method.name().into(),
+            variant => format!("{} ({variant})", self.method.name()),
+        }
     }
 
     /// The mean of the group's models as one point.
@@ -244,7 +268,8 @@ mod tests {
             let point = |score| Point { cost: Cost::default(), score };
             let results = scores.iter().map(|&(seed, score)| (0, seed, point(score))).collect();
             let score = Mean { mean: 0.0, deviation: None, count: 1 };
-            Group { method: Method::Incubation, results, score, cost: Cost::default() }.averaged()
+            let (method, variant) = (Method::Incubation, String::new());
+            Group { method, variant, results, score, cost: Cost::default() }.averaged()
         };
         let found = difference(&group(&[(0, 80.0), (1, 90.0)]), &group(&[(1, 89.0), (0, 77.0)]));
         assert_eq!((found.mean, found.count), (2.0, 2));

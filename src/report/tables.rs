@@ -152,7 +152,7 @@ pub fn groups(metric: &Metric, runs: &[Run], settings: &[Setting]) -> Table {
                 let first = &runs[group.results[0].0];
                 table.rows.push(vec![
                     Cell::text(if setting.name.is_empty() { "–" } else { &setting.name }),
-                    Cell::text(method.name()),
+                    Cell::text(group.name()),
                     Cell::number(group.score.count.to_string(), group.score.count),
                     Cell::number(metric.number(group.score.mean), group.score.mean),
                     deviation.map_or(Cell::none(), |value| Cell::number(format!("± {}", metric.number(value)), value)),
@@ -196,9 +196,10 @@ pub fn verdicts(metric: &Metric, settings: &[Setting]) -> Table {
             let apart = 100.0 * (pair.theirs.cost.flops / pair.ours.cost.flops - 1.0);
             let flops = scientific(pair.ours.cost.flops);
             let behind = Mean { mean: -pair.difference.mean, ..pair.difference };
+            let variant = if pair.ours.variant.is_empty() { String::new() } else { format!("; {}", pair.ours.variant) };
             table.rows.push(vec![
                 Cell::text(name),
-                Cell::text(format!("equal cost: {flops} FLOPs, end to end {apart:+.1} %").replace('-', "−")),
+                Cell::text(format!("equal cost: {flops} FLOPs, end to end {apart:+.1} %").replace('-', "−") + &variant),
                 score(&pair.ours.score),
                 score(&pair.theirs.score),
                 Cell::number(signed(&behind, metric.decimals), behind.mean),

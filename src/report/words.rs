@@ -4,7 +4,7 @@
 use super::course::{Bound, LOCAL, METHODS, Measure, Method, Point, RIVALS, is_better, parts};
 use super::figures::capital;
 use super::gather::Run;
-use super::groups::{Group, Mean, Setting, is_equal, mean_multiple};
+use super::groups::{Group, Mean, Pair, Setting, is_equal, mean_multiple};
 use super::table::{grouped, multiple, signed};
 use crate::config::Format;
 use crate::run::state::State;
@@ -211,11 +211,12 @@ fn of_setting(runs: &[Run], setting: &Setting) -> String {
     let metric = runs[0].task().headline();
     let start = if setting.name.is_empty() { String::new() } else { format!("With {}: ", setting.name) };
     let mut parts = Vec::new();
-    if let Some(pair) = setting.pairs().last() {
+    if let Some(pair) = best_of_largest(metric, setting.pairs()) {
         let unit = if metric.unit == "%" { "points" } else { metric.unit };
         let difference = signed(&pair.difference, metric.decimals);
         parts.push(format!(
-            "at equal cost Deep Incubation reaches {}, {difference} {unit} compared with end to end",
+            "at equal cost {} reaches {}, {difference} {unit} compared with end to end",
+            pair.ours.name(),
             metric.text(pair.ours.score.mean)
         ));
         let own: Vec<&Run> = pair.ours.results.iter().map(|(run, ..)| &runs[*run]).collect();
@@ -239,6 +240,15 @@ fn of_setting(runs: &[Run], setting: &Setting) -> String {
     }
     let text = parts.join("; ");
     if start.is_empty() { format!("{}.", capital(&text)) } else { format!("{start}{text}.") }
+}
+
+/// The best of the pairs whose cost equals the largest cost. The pairs are in order of cost.
+fn best_of_largest<'a>(metric: &Metric, pairs: Vec<Pair<'a>>) -> Option<Pair<'a>> {
+    let largest = pairs.last()?.ours.cost.flops;
+    pairs
+        .into_iter()
+        .filter(|pair| is_equal(pair.ours.cost.flops, largest))
+        .reduce(|best, pair| if is_better(metric, pair.ours.score.mean, best.ours.score.mean) { pair } else { best })
 }
 
 fn by(method: Method) -> &'static str {

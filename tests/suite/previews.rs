@@ -103,8 +103,7 @@ fn a_rank_previews_after_each_module_that_it_has_trained_and_the_results_keep_th
 
 #[test]
 fn a_rank_that_waits_for_other_modules_previews_their_checkpoints() {
-    let run =
-        Incubate::new().set("module.epochs=80").set("run.preview_epochs=5").set("run.checkpoint_every=4 epochs");
+    let run = Incubate::new().set("module.epochs=80").set("run.preview_epochs=5").set("run.checkpoint_every=4 epochs");
     run.ok(&["meta"]);
     run.ok(&["module", "--index", "0"]);
     run.ok(&["module", "--index", "1"]);
