@@ -13,13 +13,16 @@ pub enum Failure {
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
     /// A signal has stopped the phase. If `step` is not 0, the same command resumes from the checkpoint of this step. If `step` is
-    /// 0, the command may have to start the phase again.
+    /// 0, the command may have to start the phase again. In the packing phase, `step` is instead the number of the unfinished
+    /// shard, and the same command keeps all finished shards.
     #[error("stopped by a signal in phase {phase} at step {step}; start the same command again to resume")]
     Stopped { phase: String, step: u64 },
-    /// A signal has stopped the process during an activity that cannot resume. The same command starts the activity again.
+    /// A signal has stopped the process during an activity that has no step. The same command starts the activity again, but a
+    /// study goes on with its unfinished cells.
     #[error("stopped by a signal while {activity}; start the same command again")]
     Interrupted { activity: String },
-    /// Another rank of the world ends with this exit code and reports the reason.
+    /// Another rank ends with this exit code and reports the reason. The cause can also be another replica of this rank. Then the
+    /// code is 1, and this rank reports the error of that replica.
     #[error("another rank ended with exit code {code}")]
     OnOtherRank { code: u8 },
 }

@@ -56,8 +56,8 @@ impl<'a> Script<'a> {
         let path = |path: &Path| quoted(&path.to_string_lossy());
         let options: Vec<String> =
             self.options(job).iter().map(|option| format!("#SBATCH {}", quoted(option))).collect();
-        // A task of an array is requeued by the array's number and the task's number. The job number alone would not do: that of
-        // the last task also names the whole array.
+        // A task of an array is requeued by the array's job ID and the task's number. The task's own job ID would not be enough,
+        // because the last task has the same job ID as the whole array.
         let (own_id, array_variables) = match job.kind {
             JobKind::Array { .. } => ("${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}", ""),
             _ => ("$SLURM_JOB_ID", "${!SLURM_ARRAY_@}"),
@@ -84,8 +84,8 @@ impl<'a> Script<'a> {
     fn launch(&self, job: &PlannedJob) -> String {
         match self.resources(job) {
             Resources { ranks: 1, .. } => String::new(),
-            // If a rank dies, the other ranks wait for it in a collective call until --wait ends them. --kill-on-bad-exit would
-            // treat the exit code 75 as a failure.
+            // If a rank dies, the other ranks wait for it in a collective call until --wait ends them. The option
+            // --kill-on-bad-exit is not used, because it would treat the exit code 75 (a stop by a signal) as a failure.
             Resources { ranks, cpus_per_rank, .. } => {
                 format!(
                     "srun --mpi=pmix --wait=\"${{SLURM_WAIT:-20}}\" --ntasks={ranks} --cpus-per-task={cpus_per_rank}"
@@ -94,7 +94,8 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// The files, as glob patterns, of the heartbeats that show whether a start of the job has gained a step.
+    /// Shell words that expand to the names of heartbeat files. These heartbeats show whether a start of the job has gained a
+    /// step.
     fn watched(&self, job: &PlannedJob) -> String {
         let all_phases = || {
             let trained = self.graph.nodes().iter().filter(|node| node.row.phase().is_some());
@@ -213,8 +214,8 @@ fn start_line(job: &PlannedJob) -> String {
     format!("step {command} || code=$?")
 }
 
-/// Refuses texts that could end an #SBATCH line early and begin another. Also refuses a run directory with a backslash, because
-/// Slurm would then put no job number into the paths of the logs.
+/// Refuses texts with control characters, because a line break could end an #SBATCH line early and begin another. Also refuses a
+/// run directory with a backslash, because Slurm would then put no job number into the paths of the logs.
 fn require_plain_text(plan: &Plan, paths: Paths) -> Result<()> {
     let (config, slurm) = (&plan.config, &plan.config.slurm);
     let path = |path: &Path| path.to_string_lossy().into_owned();
@@ -269,8 +270,8 @@ pub(super) fn fill(template: &str, texts: &[(&str, &str)]) -> String {
     out + rest
 }
 
-/// The seconds from the early signal to the time limit. By default they are at least 60. By its manual, Slurm may send the signal
-/// up to a minute earlier than that.
+/// The seconds from the early signal to the time limit. By default they are at least 60. According to Slurm's manual, the signal
+/// may come up to 60 seconds earlier than requested.
 fn signal_lead_s(slurm: &Slurm, save_s: f64) -> u64 {
     match slurm.signal_lead {
         0 => 60.max((30.0 + 4.0 * save_s).ceil() as u64),

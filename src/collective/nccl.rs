@@ -140,8 +140,8 @@ impl Api {
     }
 }
 
-/// The cure if the network interface `lo` is down, because even the GPUs of one node find each other through this interface. Empty
-/// if it is up or unknown. `flags` is the kernel's text of the interface's flags.
+/// The cure if the network interface `lo` is down. Even the GPUs of one node find each other through this interface. The cure is
+/// empty if the interface is up or its state is unknown. `flags` is the kernel's text of the interface's flags.
 fn cure_of_loopback(flags: &str) -> &'static str {
     match u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16) {
         Ok(flags) if flags & libc::IFF_UP as u32 == 0 => "; the network interface lo is down: ip link set lo up",
@@ -159,7 +159,7 @@ fn text(text: *const c_char) -> String {
 
 /// Opens a library: the copy that is loaded already, or else the copy that the dynamic linker finds. The library stays loaded.
 fn load(name: &OsStr) -> Result<&'static Library> {
-    // SAFETY: these libraries' initialisers only prepare themselves.
+    // SAFETY: the initialisers of these libraries only prepare the libraries for use.
     let opened = unsafe {
         Library::open(Some(name), RTLD_NOW | libc::RTLD_NOLOAD).or_else(|_| Library::open(Some(name), RTLD_NOW))
     };
@@ -231,8 +231,8 @@ impl Nccl {
         self.api.check("ncclAllReduce", status)
     }
 
-    /// Waits until `is_done` returns true, which says that the work after a sum is finished. `replica_has_ended` says whether
-    /// another replica of this rank has ended.
+    /// Waits until `is_done` returns true. `is_done` says whether the GPU has finished a sum and the work that follows the sum.
+    /// `replica_has_ended` says whether another replica of this rank has ended.
     pub fn wait_until(&self, is_done: &dyn Fn() -> Result<bool>, replica_has_ended: &dyn Fn() -> bool) -> Result<()> {
         let began = Instant::now();
         let mut end_seen = None;

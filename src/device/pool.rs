@@ -5,9 +5,9 @@
 //! needs a gap that is longer than the block. In this pool, blocks are whole pages, and neighbouring free blocks become one block.
 //! So the memory of one stage can serve the next stage, whose tensors have other sizes.
 //!
-//! If no free block is long enough for a new block, free memory of the same size first goes back to the kernel. If the pool has
-//! less free memory, all of it goes back. So the pool never holds more than the largest amount that was in use at one time, unless
-//! the kernel refuses to take memory back.
+//! If no free block is long enough for a new block, the pool takes new memory from the kernel. Before that, it gives the kernel as
+//! much free memory back as the new block needs, or all free memory if there is less. So the pool never holds more than the largest
+//! amount that was in use at one time, unless the kernel refuses to take memory back.
 
 use crate::libtorch::set_allocator;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,5 @@
-//! Exports a model for other programs: one small file per format, over one table of names.
+//! Exports a model for other programs. Each format has a small source file here. One table maps the names of a ViT's tensors to
+//! the names that the formats use.
 //!
 //! Each format has a folder of its own. It contains the weights under the names that the format's reader expects, the reader's
 //! config if there is one, and a README with the command that uses them. The weights are read once, and most formats use views of
@@ -28,7 +29,7 @@ use anyhow::Result;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
-/// A tensor with the name that a reader gives it.
+/// A tensor with a name: the name in the whole network, or the name that a format's reader expects.
 pub struct Named {
     pub name: String,
     pub tensor: Tensor,
@@ -59,9 +60,9 @@ pub fn folder_for(config: &Config, weights: &Path) -> PathBuf {
     }
 }
 
-/// Writes the artefact `weights`, which must hold a whole model, in each format into a folder of its own inside `into`. Returns
-/// these folders. Each folder also gets a `source.json` that names the artefact. If mmseg is included only because all formats are
-/// asked for, and the network is too shallow for it, only warns.
+/// Exports the artefact in the file `weights`, which must hold a whole model, in the given formats. Each format gets its own folder
+/// inside `into`. Returns these folders. Each folder also gets a `source.json` that names the artefact. If the network is too
+/// shallow for mmseg, and `formats` has `All` but not `Mmseg`, the function leaves mmseg out with a warning.
 ///
 /// # Errors
 /// A usage error if the artefact is missing, holds a single module or the heads of segmentation or detection, or does not suit a
@@ -218,8 +219,8 @@ fn write_json(folder: &Path, name: &str, value: &serde_json::Value) -> Result<()
     durable::replace_bytes(&folder.join(name), &serde_json::to_vec_pretty(value)?)
 }
 
-/// Writes `model.pth`, a dictionary of the tensors. If `wrapper` is given, this dictionary is the value of the key `wrapper` in
-/// another dictionary.
+/// Writes `model.pth`, a dictionary of the tensors. If `wrapper` is a key, such as `state_dict`, the file holds an outer dictionary
+/// with this one key, whose value is the dictionary of the tensors.
 fn write_torch(folder: &Path, tensors: &[Named], wrapper: Option<&str>) -> Result<()> {
     durable::replace(&folder.join("model.pth"), |beside| torch_file::write(beside, tensors, wrapper))
 }
@@ -254,7 +255,8 @@ mod tests {
         act(&Exported { config: &config, model, depth, tensors, class_names: Vec::new() })
     }
 
-    /// The names and shapes of the tensors. The tensors of n blocks, whose shapes must be equal, share one name with `{n}`.
+    /// The names and shapes of the tensors. Tensors whose names differ only in the block number share one entry and must have the
+    /// same shape. In the entry's name, the number of blocks in braces, such as `{12}`, takes the place of the block number.
     fn grouped(tensors: Vec<Named>) -> BTreeMap<String, Vec<i64>> {
         let mut blocks: BTreeMap<String, (Vec<i64>, usize)> = BTreeMap::new();
         for Named { name, tensor } in tensors {

@@ -1,6 +1,6 @@
 //! Exports a backbone for ViTDet (arXiv 2203.16527) in detectron2 and in mmdetection. In ViTDet, all blocks except four attend
-//! within windows, and patches have 16 pixels. The backbone has no class token, final norm or head. But its position embeddings
-//! still have a row for the class token.
+//! within windows, and a patch has a side of 16 pixels. The backbone has no class token, final norm or head. But its position
+//! embeddings still have a row for the class token.
 
 use super::renamed::renamed;
 use super::{Exported, Named, assignments, number, write_text};

@@ -1,5 +1,5 @@
-//! Reads pickles as Python's pickle machine does, but calls nothing. It knows the opcodes of protocols 2 to 5 that data need, and
-//! the names in [`super::globals`]. It refuses every other opcode or name.
+//! Reads pickles as Python's pickle machine does, but calls nothing. The machine here knows the opcodes of protocols 2 to 5 that
+//! pickles of weights need, and the names in [`super::globals`]. It refuses every other opcode or name.
 
 use super::globals::Global;
 use super::pickle::{Id, Pickle, Value};
@@ -120,7 +120,7 @@ impl Machine<'_> {
                 let members = self.pop_to_mark()?;
                 self.set_items(members)?;
             }
-            // Sets.
+            // These opcodes make or fill a set. The members of the set are dropped, because weights need no sets.
             0x8f => self.push(Value::Other)?,
             0x90 => drop(self.pop_to_mark()?),
             0x91 => {
@@ -210,7 +210,7 @@ impl Machine<'_> {
         Ok(taken)
     }
 
-    /// Reads a length, a little-endian number of `byte_count` bytes.
+    /// Reads a length or a key of the memo: an unsigned little-endian number of `byte_count` bytes.
     fn length(&mut self, byte_count: usize) -> Result<usize> {
         let mut padded = [0; 8];
         padded[..byte_count].copy_from_slice(self.take(byte_count)?);
@@ -293,8 +293,8 @@ impl Machine<'_> {
         let (first, second) = (self.marks.first().copied(), self.marks.get(1).copied());
         let below_marks = &self.stack[..first.unwrap_or(self.stack.len())];
         // A dictionary is filled in one of two ways. With several entries at once, keys and values lie in turn above the first
-        // mark, and the dictionary lies below the mark. With a single entry, there is no mark, and the key lies directly above the
-        // dictionary.
+        // mark, and the dictionary lies below the mark. With a single entry, the key lies directly above the dictionary, without a
+        // mark between them. Then all open marks lie above the key and belong to the entry's value.
         let entries = match first {
             Some(first) if below_marks.len() <= 1 => &self.stack[first..second.unwrap_or(self.stack.len())],
             _ => below_marks.get(1..).unwrap_or_default(),

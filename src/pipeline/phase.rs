@@ -31,8 +31,8 @@ use std::sync::Mutex;
 use tch::Device;
 
 impl Job<'_> {
-    /// Trains a phase on a group of ranks, unless it is done. If this rank fails, returns its error at once, and the caller ends
-    /// the whole world. Other ranks may be waiting for this rank in a collective call.
+    /// Trains a phase on a group of ranks, unless it is done. If this rank fails, returns its error at once. The caller must then
+    /// end the whole world, because other ranks may be waiting for this rank in a collective call.
     pub(super) fn train(&self, node: &Node, group: &dyn Collective) -> Result<()> {
         if ask_zero(group, || self.is_done(node))? {
             if group.is_zero() {
@@ -44,7 +44,7 @@ impl Job<'_> {
         if lease.as_ref().is_some_and(|lease| lease.has_waited) {
             self.clock.leave_uncounted();
         }
-        // While this rank waited for the lease, its holder may have finished the phase.
+        // While rank zero waited for the lease, the earlier holder of the lease may have finished the phase.
         if ask_zero(group, || self.is_done(node))? {
             return Ok(());
         }
@@ -69,15 +69,16 @@ impl Job<'_> {
         Ok(state.or_refusal(node, self.run.file(&node.file))? == State::Done)
     }
 
-    /// The hash of the artefact from which a node's artefact must derive; none if it derives from no artefact, or if the artefact
-    /// from which it derives is missing.
+    /// The hash of the original: the artefact from which a node's artefact must derive. None if the node has no original, or if
+    /// the original is missing.
     pub(super) fn original(&self, node: &Node) -> Result<Option<String>> {
         let Some(position) = self.graph.original(node) else { return Ok(None) };
         let found = ArtefactCache::default().find(&self.run, &self.graph.nodes()[position])?;
         Ok(found.hash().map(str::to_string))
     }
 
-    /// The plan and the images for the task of a node. If that is not the job's own task, opens and records its images.
+    /// The plan and the images for the task of a node. Opens the images only if the job has not opened them. If this task is not
+    /// the task of the job's plan, also records the images, or compares them with their earlier record.
     fn plan_and_source(&self, node: &Node, group: &dyn Collective) -> Result<(Plan, Source)> {
         let plan = self.plan.of_task(node.row.task());
         if plan.config.task == self.plan.config.task {
@@ -95,7 +96,8 @@ impl Job<'_> {
     fn train_on(&self, node: &Node, group: &dyn Collective, lease: Option<&Lease>) -> Result<()> {
         let Job { run, devices, clock, .. } = self;
         let (plan, source) = &self.plan_and_source(node, group)?;
-        // The artefacts of a task downstream do not record their data, because `self.data` records the images for classification.
+        // `self.data` describes the images for classification. So the artefacts of downstream tasks do not record the data on
+        // which they were trained.
         let trained_on =
             self.data.as_ref().filter(|_| plan.config.task == self.plan.config.task).map(DataRecord::trained_on);
         let (data, ranks) = (trained_on.as_ref(), self.world.all_ranks().size());
@@ -129,7 +131,9 @@ impl Job<'_> {
         })
     }
 
-    /// All weights at step 0, and the hash of the model from which they derive; none if they derive from no model.
+    /// All weights at step 0, and the hash that the phase's artefact will record: the hash of the artefact from which it derives
+    /// by the run's table. This need not be the artefact with which the phase starts. Fine-tuning starts from the assembled model,
+    /// but its artefact records the meta model's hash. The hash is none if the phase's artefact derives from no artefact.
     fn start(&self, node: &Node, plan: &Plan, phase: &PhasePlan) -> Result<(Weights, Option<String>)> {
         let parameters = phase.parameters(plan);
         let mut weights = fresh(parameters.iter(), phase.seed);
@@ -150,8 +154,8 @@ impl Job<'_> {
             let what = format!("is no artefact of {}; restore the one that was extended", node.name);
             return Err(Failure::Damaged { path, what }.into());
         }
-        // The stage that a module phase trains starts fresh or grows from the meta model's stage. All other stages are the meta
-        // model's.
+        // The stage that a module phase trains starts fresh or grows from the meta model's stage. All other stages, and all stages
+        // of other phases, start with the stored weights.
         if let (Some(stage), ModuleStart::Meta) = (node.index, plan.config.module.start) {
             let own = parameters.iter().filter(|parameter| parameter.stage == stage);
             grow(&mut weights, &stored, &plan.config.model, own, phase.depths[stage]);

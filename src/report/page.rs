@@ -74,7 +74,7 @@ impl Content<'_> {
         (page.into_string(), shown)
     }
 
-    /// The gaps of the report.
+    /// A list of the data that the report lacks, and of the numbers of skipped images. Nothing if the list is empty.
     fn missing(&self) -> Markup {
         let of_run = |run: &Run| -> Vec<String> {
             let name = if self.runs.len() > 1 { format!("{}: ", run.name) } else { String::new() };

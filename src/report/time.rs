@@ -11,11 +11,12 @@ use crate::svg::chart::Colour;
 pub struct TimeParts {
     /// Computing in steps whose results count.
     pub computing: f64,
-    /// Summing gradients over replicas in these steps. GPUs sum while they compute, so on GPUs the summing counts as computing.
+    /// Summing gradients over replicas in these steps. A GPU sums while the host goes on. So on GPUs, only the host's part of the
+    /// summing counts here, and the rest counts as computing.
     pub all_reduce: f64,
     /// Waiting for data in these steps.
     pub data: f64,
-    /// Computing steps that a restart had to repeat, estimated from their number.
+    /// The time of steps that were lost and that a restart had to repeat, estimated from the number of these steps.
     pub repeated: f64,
     pub evaluation: f64,
     /// Waiting for checkpoints.
@@ -36,7 +37,7 @@ pub const PARTS: [&str; 7] = [
 ];
 
 impl TimeParts {
-    /// The time of a part of a run; none if the part has made no step, or if there is no heartbeat.
+    /// Splits the time of a phase of a run (`part`) into parts. None if the phase has made no step or has no heartbeat.
     pub fn of(part: &Part) -> Option<TimeParts> {
         let progress = part.progress.as_ref().filter(|progress| progress.step > 0)?;
         let total = part.total.seconds;

@@ -18,7 +18,8 @@ pub struct Holder {
     pub(super) restarts: u64,
     /// Whether the process has given the phase back.
     pub(super) released: bool,
-    /// The Unix time of the last renewal by the holder's clock. The status uses it; a process that waits for the lease does not.
+    /// The Unix time of the last renewal by the holder's clock. The status and `Lease::take_if_free` compare this time with the
+    /// clock of their machine. A process that waits for the lease only looks whether this time changes, because clocks may differ.
     pub renewed: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Pictures of pixels: photographs, masks of classes over them, and drawn pictures below them.
+//! Bitmap pictures: photographs, which can be painted with masks of classes and have an SVG picture below them.
 
 use super::png;
 
@@ -15,8 +15,8 @@ pub struct Picture {
 pub struct Marked<'a> {
     /// Left, top, width, height in pixels.
     pub bbox: [f64; 4],
-    /// The run lengths of the object's pixels, column after column. They alternate, beginning with a run of pixels outside the
-    /// object. Empty if only the box is marked.
+    /// The run lengths of the object's mask, column after column. Runs outside and inside the object alternate, and the first run
+    /// is outside. Empty if only the box is marked.
     pub runs: &'a [u32],
     pub colour: [u8; 3],
 }
@@ -37,8 +37,9 @@ impl Picture {
         Picture { width: self.width * times, height: self.height * times, rgb: rows.flatten().collect() }
     }
 
-    /// The picture reduced by the smallest whole factor that makes it at most `width` pixels wide. Each pixel is the mean of the
-    /// pixels that it replaces.
+    /// The picture reduced by the whole factor `self.width` / `width`, rounded up, so that it is at most `width` pixels wide. Each
+    /// pixel is the mean of a square block of pixels. Incomplete blocks at the right and bottom edges are left out, unless no block
+    /// is complete.
     pub fn at_most(&self, width: usize) -> Picture {
         let by = self.width.div_ceil(width).max(1);
         let (width, height) = ((self.width / by).max(1), (self.height / by).max(1));
@@ -65,8 +66,8 @@ impl Picture {
         Picture { rgb: self.rgb.iter().zip(classes).map(mix).collect(), ..*self }
     }
 
-    /// The picture with the pixels of each object mixed half and half with its colour, and with its box. Later objects lie over
-    /// earlier objects.
+    /// The picture with all objects marked. The pixels of each object are mixed half and half with the object's colour, and the
+    /// border of its box is drawn. Later objects lie over earlier objects.
     pub fn marked(&self, objects: &[Marked]) -> Picture {
         let mut picture = self.clone();
         for object in objects {
@@ -123,7 +124,8 @@ impl Picture {
 }
 
 /// The colour of a class, by the rule of PASCAL VOC's label maps. The bits of the class's number become the highest bits of red,
-/// green and blue in turn. The numbers begin at 1, since 0 would be black, the colour of pixels without a class.
+/// green and blue in turn. The number of a class is its index plus 1, because the number 0 would give black, VOC's colour of the
+/// background.
 pub fn colour(class: u8) -> [u8; 3] {
     let number = u32::from(class) + 1;
     let bit = |channel: usize, shift: usize| ((number >> (3 * shift + channel) & 1) as u8) << (7 - shift);

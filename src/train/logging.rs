@@ -18,7 +18,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tch::Device;
 
-/// The logs of a phase. Only the group's first replica has logs. The other replicas only count their time.
+/// The logs of a phase. Only the group's first replica has logs. The other replicas only mark the time of their rank as counted
+/// when the phase is done.
 pub struct Logging<'a> {
     clock: &'a Clock,
     logs: Option<Logs<'a>>,
@@ -111,7 +112,8 @@ impl<'a> Logging<'a> {
         logs.progress.start.iter_mut().for_each(|start| start.spent.evaluation += seconds);
     }
 
-    /// Records how long the last checkpoint took. Counts the time since the last step as time of checkpoints, not of a step.
+    /// Records how long the last checkpoint took. Counts the time since the last step, evaluation or checkpoint as time of
+    /// checkpoints, not of a step.
     pub fn saved(&mut self, save_s: Option<f64>) {
         let Some(logs) = &mut self.logs else { return };
         logs.progress.save_s = save_s.or(logs.progress.save_s);
@@ -139,7 +141,8 @@ impl<'a> Logging<'a> {
 
     /// Logs that the phase is done and its artefact is written.
     pub fn done(&mut self, step: u64) {
-        // Every rank counts its time, because each may be the first rank of the next phase's group.
+        // Every replica marks its rank's time up to now as counted. If the replica becomes the first of the next phase's group,
+        // the next phase would otherwise include the time of this phase.
         self.clock.count_up_to(Instant::now());
         let Some(logs) = &mut self.logs else { return };
         logs.progress.step = step;

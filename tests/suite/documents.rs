@@ -1,4 +1,5 @@
-//! Checks that the commands, configs, keys and links in README.md, CONTRIBUTING.md and the pages of docs/ exist.
+//! Checks README.md, CONTRIBUTING.md and the pages of docs/. The program must accept their command lines and configs. The config
+//! keys that they name and the targets of their links must exist.
 
 use clap::{CommandFactory, Parser};
 use incubate::cli::Cli;
@@ -37,11 +38,11 @@ fn words(line: &str) -> Option<Vec<&str>> {
     let line = line.split(" #").next().unwrap();
     let words: Vec<&str> = line.split_whitespace().collect();
     let start = words.iter().position(|word| *word == "incubate")?;
-    // In commands of Apptainer and Spack, `incubate` can be the name of a file.
+    // In command lines of programs other than mpirun, `incubate` may be an argument, such as the name of a package.
     (start == 0 || words[0] == "mpirun").then(|| words[start..].to_vec())
 }
 
-/// Whether the words name a command, or a command and a command below it, and nothing else.
+/// Whether the words are only `incubate` and the names of nested subcommands, without arguments or options.
 fn is_name(words: &[&str]) -> bool {
     let mut command = &Cli::command();
     words[1..].iter().all(|word| {
@@ -58,7 +59,7 @@ fn every_command_line_of_the_pages_is_one_that_the_program_takes() {
         let lines = blocks(&text, &["sh"]).into_iter().flat_map(str::lines).filter_map(words);
         let in_prose = spans(&text).into_iter().filter_map(words).filter(|words| !is_name(words));
         for words in lines.chain(in_prose) {
-            // `incubate COMMAND --help` stands for every command.
+            // `incubate` alone and lines with the placeholder COMMAND, such as `incubate COMMAND --help`, are not parsed.
             if words.get(1).is_some_and(|word| *word != "COMMAND") {
                 let parsed = Cli::try_parse_from(&words);
                 assert!(parsed.is_ok(), "{}: {}\n{}", path.display(), words.join(" "), parsed.unwrap_err());
@@ -104,7 +105,7 @@ fn every_config_key_that_the_pages_name_exists() {
     assert!(seen > 20, "{seen} keys");
 }
 
-/// The name that links give a heading.
+/// The anchor of a heading: the text by which a link refers to the heading.
 fn anchor(heading: &str) -> String {
     let heading = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));

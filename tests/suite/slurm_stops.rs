@@ -1,4 +1,4 @@
-//! Submitted runs on a real Slurm that signals, requeues, kills or preempts their jobs, or whose nodes die.
+//! Tests submitted runs on a real Slurm whose jobs are signalled, requeued, killed or preempted, or lose their node.
 
 use crate::cluster::Cluster;
 use crate::incubate::{Incubate, ended};
@@ -25,8 +25,8 @@ fn until_restarted(cluster: &Cluster, job: &str) {
     cluster.until("the restart", || cluster.output("scontrol", &["-o", "show", "job", job]).contains("Restarts=1"));
 }
 
-/// Checks that the job of the meta model restarted once, resumed from a checkpoint, wrote each step once and ended with the twin's
-/// bits. Cancels the other jobs. Returns the log of the job.
+/// Waits until the job of the meta model (the first of `jobs`) has completed. Checks that the meta phase restarted once, resumed
+/// from a checkpoint, logged each step once and ended with the twin's bits. Cancels the other jobs. Returns the log of the job.
 fn ends_like_its_twin(cluster: &Cluster, run: &Incubate, twin: &Incubate, jobs: &[(String, String)]) -> String {
     let (_, meta) = &jobs[0];
     cluster.until_completed(meta);

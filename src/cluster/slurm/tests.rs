@@ -16,7 +16,8 @@ fn plan(text: &str) -> Plan {
     Plan::new(Config::parse(text, &[]).unwrap(), 1_281_167).unwrap()
 }
 
-/// The situation in which the nodes with these names are done, and all other wanted nodes are not done.
+/// The situation in which some nodes of the plan's graph are done, and all other wanted nodes of the graph are not done. `done`
+/// holds the names of the nodes that are done.
 fn with_done(plan: &Plan, done: &[&str]) -> Situation {
     let is_unfinished = |node: &Node| node.is_wanted && !done.contains(&node.name.as_str());
     let graph = plan.graph();
@@ -225,7 +226,8 @@ impl Staged {
         bash
     }
 
-    /// Starts the script, and sends it a signal when the program has made the file `ready`. Returns the exit code and the output.
+    /// Starts the script, and sends it a signal as soon as the file `ready` exists. The program or a line of `slurm.setup` makes
+    /// this file. Returns the exit code and the output.
     fn signalled(&self, command: &mut std::process::Command, signal: i32) -> (Option<i32>, String) {
         let child = command.spawn().unwrap();
         wait::wait_until("the file `ready`", || self.folder.path().join("ready").exists());

@@ -3,7 +3,8 @@
 /// The names of one kind of parameter in each program that reads exports. `{i}` is the number of the block, `{p}` is `weight` or
 /// `bias`.
 pub struct Row {
-    /// timm's name, which is also this program's name of the parameter in the whole network.
+    /// timm's name, which is also this program's name of the parameter in the whole network. Unlike this name, the name within a
+    /// stage counts only the blocks of the stage.
     pub timm: &'static str,
     /// The name in transformers' `ViTForImageClassification`. `{qkv}` stands for the names of the three tensors into which the rows
     /// of `qkv` are split.
@@ -33,8 +34,8 @@ const TABLE: [Row; 11] = [
     row("head.{p}", "classifier.{p}", None, false),
 ];
 
-/// Returns the row of the table for a timm name, the number of the block, and the text after the last dot, such as `weight` or
-/// `bias`. If the name has no block or no dot, that text is empty.
+/// Finds the row of the table that fits a timm name. Also returns two parts of the name: the number of the block, which is empty if
+/// the name has no block, and the text after the last dot, which is empty if the name has no dot.
 pub fn find(name: &str) -> (&'static Row, &str, &str) {
     let block = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')).map_or("", |(block, _)| block);
     let part = name.rsplit_once('.').map_or("", |(_, part)| part);

@@ -1,6 +1,6 @@
 //! Computes BatchNorm in training over the samples of all replicas, like SyncBatchNorm. The gradient of such a norm needs sums over
 //! all replicas. So autograd's graph of the heads is cut at each norm. The backward pass runs through the pieces of the graph one
-//! by one, from the loss to the taps.
+//! by one, from the loss to the taps: the outputs of the stages that the heads read.
 
 use crate::collective::Collective;
 use crate::libtorch;
