@@ -42,8 +42,8 @@ struct Shared {
 }
 
 /// Runs `act` once for each replica of this rank. Replica zero runs on the calling thread. `can_use_nccl` says whether NCCL
-/// supports this rank's devices. All ranks of the group must call this function. If `act` succeeds on one replica, or if a signal
-/// stops it, `act` must end in the same way on all replicas of the group, because the replicas leave NCCL together.
+/// supports this rank's devices. All ranks of the group must call this function. If `act` succeeds on one replica, or a signal
+/// stops it, `act` must end in the same way on all replicas of the group. Otherwise the replicas cannot leave NCCL together.
 ///
 /// # Errors
 /// The error of the lowest-numbered replica of this rank that failed by itself. If other replicas or ranks caused all failures, the
@@ -197,8 +197,8 @@ impl Collective for Replica<'_> {
         if let Some(nccl) = self.nccl.borrow_mut().as_mut() {
             // The replicas of this rank begin a sum together, and do nothing else until all of them have begun it. This prevents
             // two deadlocks. First, NCCL's first sum connects the members in calls that cannot be cancelled, so these calls would
-            // wait for ever for a failed replica. Second, if one GPU has begun the sum and another has not, a thread of this
-            // process that allocates GPU memory or pinned memory may wait for the first GPU and block the second.
+            // wait for ever for a failed replica. Second, one GPU may begin the sum before another. If a thread of this process
+            // then allocates GPU memory or pinned memory, it may wait for the first GPU and block the second GPU.
             let meeting = &self.shared.meeting;
             meeting.wait()?;
             let _no_pinning = (self.local == 0).then(|| self.shared.pinning.forbid());

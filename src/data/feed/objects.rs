@@ -54,8 +54,9 @@ impl ObjectReader {
     /// image, and the key of the random numbers of its transform.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their annotations, no image can be used, or the
-    /// operating system fails to read an image.
+    /// - More images than the config allows are unreadable or differ in size from their annotations.
+    /// - No image can be used.
+    /// - The operating system fails to read an image.
     pub fn train(&mut self, samples: &[(usize, [u64; 4])], pixels: &mut [f32]) -> Result<Tensor> {
         let side = self.reading.side;
         let outs = pixels.chunks_exact_mut(3 * side * side);

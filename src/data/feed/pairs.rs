@@ -54,8 +54,9 @@ impl PairReader {
     /// label maps (batch, row, column). A sample is the index of an image, and the key of the random numbers of its transform.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their label maps, no image can be used, a label map
-    /// cannot be used, or the operating system fails to read an image.
+    /// - More images than the config allows are unreadable or differ in size from their label maps.
+    /// - No image can be used, or a label map cannot be used.
+    /// - The operating system fails to read an image.
     pub fn train(&mut self, samples: &[(usize, [u64; 4])], side: usize, pixels: &mut [f32]) -> Result<Tensor> {
         let mut classes = vec![0u8; samples.len() * side * side];
         let outs = pixels.chunks_exact_mut(3 * side * side).zip(classes.chunks_exact_mut(side * side));
@@ -136,8 +137,8 @@ impl PairReader {
         }
     }
 
-    /// Opens an image, and calls `transform` with the image and its (height, width). If `map` is given, fails unless the image and
-    /// the map have the same size.
+    /// Opens an image, and calls `transform` with the image and its (height, width). If `map` is given, this method fails unless
+    /// the image and the map have the same size.
     fn read<T>(
         &mut self,
         index: usize,

@@ -243,8 +243,8 @@ fn rgb_of_inverted_cmyk([c, m, y, k]: Pixel) -> Pixel {
 /// Encodes rows of RGB bytes as a baseline JPEG with 4:2:0 chroma subsampling. `quality` is from 1 to 100.
 ///
 /// # Errors
-/// The number of bytes is not 3 · height · width. The image has no pixels. Or a side has more than 65,500 pixels, which is
-/// libjpeg's limit.
+/// The number of bytes is not 3 · height · width, the image has no pixels, or a side is longer than libjpeg's limit of 65,500
+/// pixels.
 pub fn encode(rgb: &[u8], height: usize, width: usize, quality: u8) -> Result<Vec<u8>> {
     ensure!(rgb.len() == 3 * height * width, "{} bytes are not {height}×{width} RGB pixels", rgb.len());
     let handle = init(tj::TJINIT_TJINIT_COMPRESS)?;
