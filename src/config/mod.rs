@@ -1,7 +1,7 @@
 //! The contents of the TOML config file, after validation. [`crate::plan`] derives the training phases, their steps and their cost
 //! from the config.
 //!
-//! `configs/default.toml` documents every key and its default. Only the keys of `[model]` for another family than ViT are in that
+//! `configs/default.toml` holds every key with its default. But the keys of `[model]` for another family than ViT are in that
 //! family's own `defaults.toml`. A user's file and `--set` override these defaults. An unknown key, or a value of the wrong type,
 //! is an error that names the key. The table of each phase, such as `[meta]`, inherits the keys of `[train]`.
 
@@ -181,7 +181,7 @@ pub enum Border {
     Reflect,
 }
 
-/// The format of the images for classification.
+/// The source and format of the images for classification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {

@@ -99,8 +99,8 @@ impl Segmentation {
         self.format == MapFormat::Shapes || !self.path.as_os_str().is_empty()
     }
 
-    /// The stages whose outputs the heads read. If the config names no stages, they are spread as evenly as possible over the
-    /// network's `stages` stages. If the network has fewer than [`TAPS`] stages, some stages then occur several times.
+    /// The stages whose outputs the heads read. If the config names no stages, the chosen stages are spread as evenly as possible
+    /// over the network's `stages` stages. If the network has fewer than [`TAPS`] stages, some stages then occur several times.
     pub fn tapped_stages(&self, stages: usize) -> [usize; TAPS] {
         let even = |level: usize| ((level + 1) * stages).div_ceil(TAPS) - 1;
         std::array::from_fn(|level| self.taps.get(level).copied().unwrap_or_else(|| even(level)))

@@ -1,6 +1,6 @@
-//! A stream of items that worker threads make ahead of the consumer. With W workers, worker w makes the items w, w + W, w + 2W,
-//! and so on, and the consumer takes one item of each worker in turn. So the number of workers changes the speed and the memory,
-//! but not the items.
+//! A stream of items that worker threads make ahead of the consumer. With W workers, worker w makes the items w, w + W, w + 2W, and
+//! so on. The consumer takes one item from each worker in turn. So the number of workers changes the speed and the memory, but not
+//! the items.
 
 use crate::thread;
 use anyhow::Result;

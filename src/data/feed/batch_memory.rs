@@ -1,5 +1,5 @@
 //! Reuses the memory of batches. If many threads allocated tens of megabytes for each batch, the allocator would fragment the
-//! memory: a loader that held 350 MiB grew to more than a gigabyte.
+//! memory. Without reuse, a loader that held 350 MiB grew to more than a gigabyte.
 
 use super::ahead::held_by_worker;
 use crate::usage;
@@ -41,8 +41,8 @@ impl Drop for Borrowed {
     }
 }
 
-/// Gets a host tensor for images of this kind, fp32 or bytes. For a CPU, the tensor comes from `memory` and returns there. For a
-/// GPU, the tensor is in pinned memory, which libtorch does not reuse until the GPU has copied the images.
+/// Gets a host tensor for images of this kind, fp32 or bytes. For a CPU, the tensor comes from `memory`, and returns there after
+/// use. For a GPU, the tensor is in pinned memory, which libtorch does not reuse until the GPU has copied the images.
 ///
 /// # Errors
 /// A usage error if the tensor cannot be allocated. Its text says how much memory the `workers` workers of a replica may hold, and

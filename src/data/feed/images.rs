@@ -16,7 +16,7 @@ pub enum Handover {
     /// Normalised. The device of this [`Staging`] mixes the images that have classes.
     Unmixed(Staging),
     /// Images with classes are bytes, which the device of this [`Staging`] normalises and mixes. Images with label maps or objects
-    /// are normalised by the workers, because their padding is 0 after the normalisation, and usually no byte gives exactly 0.
+    /// are normalised by the workers. Their padding is 0 after the normalisation, and usually no byte gives exactly 0.
     Bytes(Staging),
 }
 

@@ -1,4 +1,4 @@
-//! Loads micro-batches of training images. Worker threads make them before a step needs them.
+//! Loads micro-batches of training images. Worker threads make the micro-batches before a step needs them.
 
 use super::Feed;
 use super::ahead::Ahead;

@@ -88,7 +88,8 @@ impl ObjectReader {
     /// both tensors is 0.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their annotations.
+    /// More images than the config allows are unreadable or differ in size from their annotations. Or the operating system fails to
+    /// read the image.
     pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
         let scene = self.reading.split.scene(index)?;
         let Some(images_1chw) = self.image(index, (&scene, Workbench::open_whole), fitted)? else {
@@ -119,7 +120,8 @@ impl ObjectReader {
     /// differs in size from its annotations, skips it and returns none.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their annotations.
+    /// More images than the config allows are unreadable or differ in size from their annotations. Or the operating system fails to
+    /// read the image.
     fn image<T>(
         &mut self,
         index: usize,

@@ -87,7 +87,8 @@ impl PairReader {
     /// the upright image. If the image is skipped, there is one image tensor, and the first dimension of both tensors is 0.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their label maps, or the label map cannot be used.
+    /// More images than the config allows are unreadable or differ in size from their label maps. Or the label map cannot be used,
+    /// or the operating system fails to read the image.
     pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
         let map = self.map(index)?;
         let Some(images_1chw) = self.image(index, &map, at_scales)? else {
@@ -124,7 +125,8 @@ impl PairReader {
     /// from its label map, skips it and returns none.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their label maps.
+    /// More images than the config allows are unreadable or differ in size from their label maps. Or the operating system fails to
+    /// read the image.
     fn image<T>(
         &mut self,
         index: usize,

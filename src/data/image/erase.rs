@@ -5,9 +5,9 @@ use crate::random::Random;
 use std::sync::LazyLock;
 use tch::{Kind, Tensor};
 
-/// Draws a rectangle in a square of side `size`. The rectangle's share of the area is drawn uniformly from 2 % to one third, and
-/// its ratio of height to width log-uniformly from 0.3 to 1/0.3. A rectangle as high or as wide as the square, or more, is drawn
-/// again. After ten such draws, returns none.
+/// Draws a rectangle in a square of side `size`. The rectangle's share of the area is drawn uniformly from 2 % to one third. Its
+/// ratio of height to width is drawn log-uniformly from 0.3 to 1/0.3. A rectangle as high or as wide as the square, or more, is
+/// drawn again. After ten such draws, returns none.
 pub fn rectangle(size: usize, random: &mut Random) -> Option<Region> {
     for _attempt in 0..10 {
         let area = random.between(0.02, 1.0 / 3.0) * (size * size) as f64;

@@ -177,8 +177,8 @@ impl Workbench {
 }
 
 /// The (height, width) of an image after resizing, like mmcv's `rescale_size`. The aspect ratio is kept, apart from rounding. The
-/// image becomes as large as possible, but the longer side has at most [`LONGEST`] · `crop` · `scale` pixels, and the shorter side
-/// at most `crop` · `scale`.
+/// longer side has at most [`LONGEST`] · `crop` · `scale` pixels, and the shorter side at most `crop` · `scale`. Within these
+/// limits, the image becomes as large as possible.
 fn fitting((height, width): (usize, usize), crop: usize, scale: f64) -> (usize, usize) {
     let (short, long) = ((crop as f64 * scale).floor(), ((LONGEST * crop) as f64 * scale).floor());
     let factor = (long / height.max(width) as f64).min(short / height.min(width) as f64);

@@ -118,8 +118,8 @@ impl Jpeg {
         let colours = self.get(tj::TJPARAM_TJPARAM_COLORSPACE) as tj::TJCS;
         let cmyk = [tj::TJCS_TJCS_CMYK, tj::TJCS_TJCS_YCCK].contains(&colours);
         let format = if cmyk { tj::TJPF_TJPF_CMYK } else { tj::TJPF_TJPF_RGBX };
-        // SAFETY: `out` has (bottom − top) rows of (right − left) pixels of four bytes, which is the size of the cropping region,
-        // or of the whole reduced image if there is no cropping. A pitch of 0 means rows without gaps.
+        // SAFETY: `out` has (bottom − top) rows of (right − left) pixels of four bytes. This is the size of the cropping region, or
+        // of the whole reduced image if there is no cropping. A pitch of 0 means rows without gaps.
         self.check(unsafe {
             tj::tj3Decompress8(
                 self.handle,
@@ -169,9 +169,9 @@ impl Jpeg {
         unsafe { tj::tj3Get(self.handle, parameter as c_int) }
     }
 
-    /// Turns the result of a call of TurboJPEG into an error. Accepts a warning, as Pillow does, unless the warning says that the
-    /// file ended before the image. After a warning, TurboJPEG also reports errors with the code of a warning, so the text must be
-    /// a known warning too.
+    /// Turns the return value of a TurboJPEG call into a result. Accepts a warning, as Pillow does, unless the warning says that
+    /// the file ended before the image. After a warning, TurboJPEG also reports errors with the code of a warning, so the text must
+    /// be a known warning too.
     fn check(&self, returned: c_int) -> Result<()> {
         if returned == 0 {
             return Ok(());
@@ -305,6 +305,6 @@ fn set(handle: tj::tjhandle, parameter: tj::TJPARAM, value: c_int) -> Result<()>
 }
 
 fn error_text(handle: tj::tjhandle) -> String {
-    // SAFETY: the handle is live, and the text is a C string that lives as long as the handle.
+    // SAFETY: the handle is live. The text is a C string of the handle or of this thread, and it is copied at once.
     unsafe { CStr::from_ptr(tj::tj3GetErrorStr(handle)) }.to_string_lossy().into_owned()
 }
