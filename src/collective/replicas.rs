@@ -1,9 +1,9 @@
-//! The replicas of one rank, each with a thread and a device. Together with the replicas of the group's other ranks they form
-//! one collective, so that training code sees neither threads nor MPI.
+//! The replicas of the network on one rank, each with a thread and a device. Together with the replicas of the group's other ranks
+//! they form one collective, so that training code sees neither threads nor MPI.
 //!
-//! On the CPU the numbers of the replicas are added in shared memory, always in the same order. The calling thread drives replica
-//! zero and owns MPI, so it also adds the numbers of the other ranks. NCCL joins GPUs if it can. Otherwise their sums go through
-//! host memory. If a replica fails, the replicas of its rank that wait for it fail too.
+//! On CPUs, the numbers of a rank's replicas are added in shared memory, always in the same order. Replica zero of the rank runs on
+//! the thread that owns MPI, so it also adds the numbers of the other ranks. On GPUs, NCCL adds the fp32 numbers if all ranks can
+//! use NCCL. All other sums of GPUs go through host memory. If a replica fails, the replicas of its rank that wait for it fail too.
 
 use super::nccl::{self, Nccl, UniqueId};
 use super::{Collective, from_zero};
@@ -19,22 +19,22 @@ use tch::{Device, Tensor};
 /// One member of a group of replicas.
 pub struct Replica<'a> {
     shared: &'a Shared,
-    /// The number of the replica in its rank, from 0.
+    /// The number of the replica within its rank, from 0.
     pub local: usize,
-    /// The group of ranks. Only replica zero has it, because replica zero runs on the thread that owns MPI.
+    /// The group of ranks. Only replica zero of each rank has the group, because replica zero runs on the thread that owns MPI.
     ranks: Option<&'a dyn Collective>,
     nccl: RefCell<Option<Nccl>>,
 }
 
 /// The state that the replicas of one rank share.
 struct Shared {
-    /// The number in the group of this rank's replica zero.
+    /// The number that replica zero of this rank has in the whole group.
     first_replica: usize,
     /// The number of replicas in the whole group.
     size: usize,
-    /// The identity of the group's NCCL communicator, if NCCL joins the group.
+    /// The id of the group's NCCL communicator. None if the group does not use NCCL.
     id: Option<UniqueId>,
-    /// The summands of the replicas.
+    /// The tensor that each replica of this rank adds to the current sum.
     summands: Vec<Mutex<Option<Tensor>>>,
     sum: Mutex<Option<Tensor>>,
     meeting: Meeting,
@@ -42,13 +42,13 @@ struct Shared {
 }
 
 /// Runs `act` once for each replica of this rank. Replica zero runs on the calling thread. `can_use_nccl` says whether NCCL
-/// can join this rank's devices. Collective over the group. If `act` succeeds on one replica, or a signal stops it there, it must
-/// end in the same way on all replicas of the group, because they leave NCCL together.
+/// supports this rank's devices. All ranks of the group must call this function. If `act` succeeds on one replica, or a signal
+/// stops it, `act` must end in the same way on all replicas of the group. Otherwise the replicas cannot leave NCCL together.
 ///
 /// # Errors
 /// The error of the lowest-numbered replica of this rank that failed by itself. If other replicas or ranks caused all failures, the
 /// [`Failure::OnOtherRank`] of the lowest-numbered replica that failed. If a replica's thread cannot be started, the error of that
-/// start.
+/// start. If MPI or NCCL fails before the replicas start, its error.
 pub fn on_replicas(
     group: &dyn Collective,
     replicas: usize,
@@ -60,7 +60,7 @@ pub fn on_replicas(
         let _close = CloseOnDrop(&shared.meeting);
         let replica = Replica { shared: &shared, local, ranks, nccl: RefCell::default() };
         let result = act(&replica);
-        // After a success or a stop, all replicas come here, so that they can leave NCCL together.
+        // After a success or a stop by a signal, all replicas of the group reach this line, so they can leave NCCL together.
         let is_orderly = result.as_ref().map_or_else(Failure::is_stop, |()| true);
         let leaving = if is_orderly { replica.nccl.into_inner().map_or(Ok(()), Nccl::leave) } else { Ok(()) };
         result.and(leaving)
@@ -69,7 +69,7 @@ pub fn on_replicas(
         let run = &run;
         let spawn = |local: usize| {
             let thread = thread::start_within(scope, &format!("replica-{local}"), move || run(local, None));
-            // The replicas that have started must not wait for the replica that has not.
+            // The replicas that have started must not wait for the replica that cannot start.
             thread.inspect_err(|_| shared.meeting.close())
         };
         let threads: Vec<_> = match (1..replicas).map(spawn).collect() {
@@ -86,7 +86,7 @@ pub fn on_replicas(
     own.into_iter().chain(caused_elsewhere).next().map_or(Ok(()), Err)
 }
 
-/// Closes the meeting when a replica ends. If it ends with an error or a panic, other replicas may be waiting for it.
+/// Closes the [`Meeting`] when a replica ends. If the replica ends with an error or a panic, other replicas may be waiting for it.
 struct CloseOnDrop<'a>(&'a Meeting);
 
 impl Drop for CloseOnDrop<'_> {
@@ -133,19 +133,19 @@ impl Replica<'_> {
         self.shared.summands.len()
     }
 
-    /// Joins the group's NCCL communicator with the calling thread's current GPU. Does nothing if NCCL does not join the group.
-    /// Collective over the group.
+    /// Joins the group's NCCL communicator with the calling thread's current GPU. Does nothing if the group does not use NCCL. All
+    /// replicas of the group must call this method.
     pub fn join_nccl(&self) -> Result<()> {
         if let Some(id) = self.shared.id {
-            // NCCL's call would wait for ever for a replica of this rank that has already failed.
+            // If a replica of this rank has already failed, this wait fails. NCCL's own call would wait for that replica for ever.
             self.shared.meeting.wait()?;
             *self.nccl.borrow_mut() = Some(Nccl::join(id, self.rank(), self.size())?);
         }
         Ok(())
     }
 
-    /// Adds the summands of this rank's replicas in the order of the replicas' numbers. `add_ranks` adds the sums of the other
-    /// ranks. All replicas get the same sum.
+    /// Adds the tensors `own` of this rank's replicas in the order of the replicas' numbers. Then `add_ranks` adds the sums of the
+    /// other ranks. All replicas get the same sum.
     fn add(&self, own: Tensor, add_ranks: impl Fn(&dyn Collective, &mut Tensor) -> Result<()>) -> Result<Tensor> {
         let shared = self.shared;
         *lock(&shared.summands[self.local]) = Some(own);
@@ -164,7 +164,7 @@ impl Replica<'_> {
         Ok(sum.as_ref().expect("replica zero has stored it").shallow_clone())
     }
 
-    /// The group of ranks, if this replica is the only one of its rank.
+    /// The group of ranks, if this replica is the only replica of its rank.
     fn alone(&self) -> Option<&dyn Collective> {
         self.ranks.filter(|_| self.in_rank() == 1)
     }
@@ -195,9 +195,10 @@ impl Collective for Replica<'_> {
             return Ok(());
         }
         if let Some(nccl) = self.nccl.borrow_mut().as_mut() {
-            // The replicas of this rank begin a sum together, and do nothing else until all of them have begun it. NCCL's first sum
-            // connects the members in calls that cannot be cancelled. Another danger is a thread of this process that allocates GPU
-            // memory or pinned memory after one GPU has begun the sum and before another has. Then the other GPU may wait for ever.
+            // The replicas of this rank begin a sum together, and do nothing else until all of them have begun it. This prevents
+            // two deadlocks. First, NCCL's first sum connects the members in calls that cannot be cancelled, so these calls would
+            // wait for ever for a failed replica. Second, one GPU may begin the sum before another. If a thread of this process
+            // then allocates GPU memory or pinned memory, it may wait for the first GPU and block the second GPU.
             let meeting = &self.shared.meeting;
             meeting.wait()?;
             let _no_pinning = (self.local == 0).then(|| self.shared.pinning.forbid());
@@ -236,8 +237,8 @@ impl Collective for Replica<'_> {
     }
 }
 
-/// A barrier for the threads of a rank. Once it is closed, every wait fails at once, except the wait of a meeting that is already
-/// complete.
+/// A barrier for the replicas of one rank. Once the barrier is closed, every wait fails at once, except a wait for which all
+/// members have already come.
 struct Meeting {
     members: usize,
     state: Mutex<State>,
@@ -248,7 +249,7 @@ struct Meeting {
 struct State {
     /// How often all members have met.
     round: u64,
-    /// The number of members that have come to the next meeting.
+    /// The number of members that wait for the others in the current round.
     waiting: usize,
     closed: bool,
 }
@@ -261,7 +262,7 @@ impl Meeting {
     /// Waits until all members have come.
     ///
     /// # Errors
-    /// The meeting is closed, because a member has ended and will not come.
+    /// The barrier is closed, because a member has ended or could not start, and so will not come.
     fn wait(&self) -> Result<()> {
         let mut state = lock(&self.state);
         let round = state.round;
@@ -287,8 +288,8 @@ impl Meeting {
     }
 }
 
-/// Locks a mutex even if another thread has panicked while it held the lock. The values are still valid then, because each changes
-/// in one step.
+/// Locks a mutex even if another thread has panicked while it held the lock. The value is still valid then, because each change is
+/// a single assignment.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -326,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_sum_has_the_same_bits_every_time_and_everywhere() {
-        // In another order of addition, these numbers have another sum.
+        // In some other orders of addition, these numbers have another sum.
         let parts = [1e8f32, 1.0, -1e8, 0.3];
         let in_order: f32 = parts.iter().sum();
         on_four(|replica| {

@@ -1,8 +1,9 @@
-//! The config file as the TOML says it, after validation. [`crate::plan`] derives its meaning.
+//! The contents of the TOML config file, after validation. [`crate::plan`] derives the training phases, their steps and their cost
+//! from the config.
 //!
-//! `configs/default.toml` holds every key with its default and a comment. Only the keys of `[model]` for other families than ViT
-//! are in the family's own `defaults.toml`. A user's file and `--set` override these defaults. A key that the defaults lack, or a
-//! value of another type than the default, is refused by name. Phase tables inherit `[train]`.
+//! `configs/default.toml` holds every key with its default. But the keys of `[model]` for another family than ViT are in that
+//! family's own `defaults.toml`. A user's file and `--set` override these defaults. An unknown key, or a value of the wrong type,
+//! is an error that names the key. The table of each phase, such as `[meta]`, inherits the keys of `[train]`.
 
 mod auto_augment;
 mod detection;
@@ -31,13 +32,13 @@ use std::path::{Path, PathBuf};
 pub use task::TaskKind;
 use toml::{Table, Value};
 
-/// Every key with its default and a comment, as TOML. The keys of `[model]` are those of a ViT.
+/// The text of `configs/default.toml`: every key with its default. The keys of `[model]` are the keys of a ViT.
 pub const DEFAULTS: &str = include_str!("../../configs/default.toml");
 /// The tables that inherit every key of `[train]`.
 pub const PHASE_TABLES: [&str; 8] = ["meta", "module", "finetune", "e2e", "dgl", "infopro", "segment", "detect"];
 
-/// One validated config file. Its keys are documented in `configs/default.toml`, and the keys of another family than ViT in that
-/// family's `defaults.toml`.
+/// A validated config. Its keys are documented in `configs/default.toml`, and the keys of another family than ViT in that family's
+/// `defaults.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -55,8 +56,8 @@ pub struct Config {
     pub detect: Training,
     pub detection: Detection,
     pub slurm: Slurm,
-    /// The task of the phases that train with this config. A config file describes classification. [`Config::of_task`] makes the
-    /// config of another task.
+    /// The task of the phases that train with this config. A config that is read from a file has the task of classification.
+    /// [`Config::of_task`] makes the config of another task.
     #[serde(skip)]
     pub task: TaskKind,
 }
@@ -85,7 +86,7 @@ pub struct Run {
     pub export: Vec<ExportFormat>,
 }
 
-/// The number type of the computation. The master weights, the sums of gradients and the moments are fp32 in any case.
+/// The numeric precision of the computation. The master weights, the sums of gradients and the optimiser's moments are always fp32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -104,7 +105,7 @@ pub enum DeviceChoice {
     Cuda,
 }
 
-/// The program for which a model is exported.
+/// A format in which a model is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExportFormat {
@@ -119,8 +120,8 @@ pub enum ExportFormat {
 }
 
 impl ExportFormat {
-    /// Fails if the format's reader does not take networks of this family. `All` never fails, because it stands for the formats
-    /// whose readers take them.
+    /// Fails if the programs that read this format do not support the model's family. `All` never fails, because it means all
+    /// formats that support the family.
     pub fn check_takes(self, model: &Model) -> Result<()> {
         let is_for_all = matches!(self, ExportFormat::Safetensors | ExportFormat::Pth | ExportFormat::All);
         require!(
@@ -171,7 +172,7 @@ pub struct Data {
     pub label_smoothing: f64,
 }
 
-/// The pixels around an image, when a random crop extends beyond the image.
+/// The pixels of the border that training adds around an image before the random crop, if the network's input is small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Border {
@@ -180,7 +181,7 @@ pub enum Border {
     Reflect,
 }
 
-/// The format of the images for classification.
+/// The source and format of the images for classification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -193,7 +194,7 @@ pub enum Format {
     Packed,
 }
 
-/// The table of the modules: how they train, and how their weights start.
+/// The table `[module]`: how the modules train, and with which weights they start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Module {
     pub start: ModuleStart,
@@ -205,20 +206,20 @@ pub struct Module {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModuleStart {
-    /// Freshly drawn, as in the paper.
+    /// Random weights, as in the paper on Deep Incubation.
     Fresh,
-    /// The weights of the meta model's stage, spread over the blocks, and added blocks that at first pass on their input unchanged.
-    /// So the hybrid starts with the function of the meta model.
+    /// The weights of the meta model's stage. Added blocks at first pass on their input unchanged. So the module at first computes
+    /// the same function as the meta model's stage.
     Meta,
 }
 
-/// The table of a phase: `[train]` with the phase's own keys.
+/// The table of a phase, after it has inherited the keys of `[train]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
     pub on: Ranks,
     pub epochs: usize,
-    /// How many of the epochs were done before the phase was extended. Only fine-tuning can be extended.
+    /// How many of the `epochs` were done before `--extend` extended the phase. Only fine-tuning can be extended.
     pub epochs_before: usize,
     pub global_batch: usize,
     pub base_lr: f64,
@@ -267,7 +268,8 @@ pub struct Slurm {
     pub options: Vec<String>,
 }
 
-/// Whether a run is submitted as several jobs, with an array for the modules, or as one job.
+/// Whether a run is submitted as several jobs, with a job array for the modules, or as one job. Packing the images is a separate
+/// job in both modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SlurmMode {
@@ -283,7 +285,7 @@ pub enum Ranks {
     World,
     /// For each module, its own group of ranks.
     Group,
-    /// Rank zero. With GPUs, all ranks of its node.
+    /// Only rank zero. With GPUs, all ranks of its node.
     Zero,
 }
 
@@ -298,7 +300,7 @@ pub enum Schedule {
     Steps,
 }
 
-/// The rule by which an optimiser changes the weights.
+/// The algorithm that updates the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Optimiser {
@@ -307,7 +309,7 @@ pub enum Optimiser {
 }
 
 impl Config {
-    /// Reads a config file, overrides it by each `--set key=value`, and checks it as far as it can be checked without data.
+    /// Reads a config file, applies each `--set key=value`, and makes all checks that need no data.
     pub fn load(path: &Path, sets: &[String]) -> Result<Config> {
         let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
             ErrorKind::InvalidData => {
@@ -334,12 +336,12 @@ impl Config {
         Ok(config)
     }
 
-    /// The complete config as TOML, with every default. The run directory keeps this text.
+    /// The complete config as TOML, including the keys that have their default. The run directory keeps this text.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a config is plain data")
     }
 
-    /// This config with `epochs` epochs of fine-tuning, `before` of which were done earlier.
+    /// This config with `epochs` epochs of fine-tuning in all, `before` of which were done before the extension.
     pub fn with_finetuning(mut self, epochs: usize, before: usize) -> Result<Config> {
         (self.finetune.epochs, self.finetune.epochs_before) = (epochs, before);
         self.validate()?;
@@ -347,8 +349,8 @@ impl Config {
     }
 }
 
-/// The defaults of every key. If the user's `model.family` names another family than ViT, the family's defaults replace the table
-/// `[model]`, and override other keys that they contain.
+/// The defaults of every key. If the user's `model.family` names another family than ViT, that family's defaults replace the table
+/// `[model]`. They also override any other keys that they contain.
 fn defaults_for(user: &Table) -> Result<Table> {
     let mut defaults: Table = DEFAULTS.parse().expect("the embedded defaults are TOML");
     let named = user.get("model").and_then(|model| model.get("family")).and_then(Value::as_str);
@@ -366,7 +368,7 @@ fn defaults_for(user: &Table) -> Result<Table> {
     Ok(defaults)
 }
 
-/// The defaults overridden by the user's tables. Each phase table inherits `[train]`.
+/// The defaults, overridden by the user's tables. The table of each phase inherits the keys of `[train]`.
 fn over_defaults(defaults: &Table, user: Table) -> Table {
     let mut all = defaults.clone();
     lay_over(&mut all, user);

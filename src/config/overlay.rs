@@ -1,5 +1,5 @@
-//! Overrides: `--set` overrides the user's file, and the user's file overrides the defaults. A key that the defaults lack is
-//! refused.
+//! Merges the layers of a config: `--set` overrides the user's file, and the user's file overrides the defaults. A key that the
+//! defaults lack is refused.
 
 use super::{Config, PHASE_TABLES};
 use crate::{require, usage};
@@ -27,7 +27,7 @@ pub(super) fn lay_over(base: &mut Table, over: Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
             (Some(Value::Table(inner)), Value::Table(value)) => lay_over(inner, value),
-            // An integer such as `lr = 1` becomes a float if the default is a float.
+            // An integer such as `base_lr = 1` becomes a float if it replaces a float.
             (Some(Value::Float(slot)), Value::Integer(value)) => *slot = value as f64,
             (_, value) => {
                 base.insert(key, value);
@@ -36,7 +36,7 @@ pub(super) fn lay_over(base: &mut Table, over: Table) {
     }
 }
 
-/// Refuses a key that the defaults lack, and a value whose type differs from the default's.
+/// Refuses a key that the defaults lack, and a value whose type does not fit the type of the default.
 pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
     for (name, value) in user {
         let Some(known) = defaults.get(name).and_then(Value::as_table) else {
@@ -57,7 +57,7 @@ pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
             };
             let same = default.type_str() == value.type_str()
                 || (default.is_float() && value.is_integer())
-                // `run.micro_batch` takes a number or a word.
+                // `run.micro_batch` takes a number or a word, so its type is checked later.
                 || (name == "run" && key == "micro_batch");
             require!(
                 same,
@@ -71,8 +71,8 @@ pub(super) fn check_keys(user: &Table, defaults: &Table) -> Result<()> {
     Ok(())
 }
 
-/// Finds the key of the user's file whose value cannot be read, and explains why. `error_of` returns the error of a file that has
-/// only this key.
+/// Finds the user's first key whose value cannot be read, and explains why. `error_of` returns the error of a config that sets only
+/// this key, or none if there is no error.
 pub(super) fn unreadable(
     user: &Table,
     defaults: &Table,
@@ -89,7 +89,7 @@ pub(super) fn unreadable(
     })
 }
 
-/// Replaces Rust's type names in serde's message by plain words.
+/// Takes the first line of serde's message, and replaces Rust's type names by plain words.
 fn in_plain_words(message: &str) -> String {
     let mut text = message.lines().next().unwrap_or_default().to_string();
     for (rust, plain) in [
@@ -102,7 +102,7 @@ fn in_plain_words(message: &str) -> String {
     text
 }
 
-/// A value for a message, in one line that is truncated if it is long.
+/// A value as one line of a message. The line is truncated if it is long.
 fn one_line(value: &Value) -> String {
     const LONGEST: usize = 80;
     let text: String = value.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -117,8 +117,8 @@ fn with_article(kind: &str) -> String {
     format!("{article} {kind}")
 }
 
-/// The end of an error about an unknown key: «; did you mean `epochs`?» if a known key is similar. Otherwise it lists all known
-/// keys.
+/// The end of an error about an unknown key: «; did you mean `epochs`?» if a known key is similar. Otherwise the end of the error
+/// lists all known keys.
 fn suggestion<'a>(wrong: &str, known: impl Iterator<Item = &'a String>) -> String {
     let known: Vec<&String> = known.collect();
     match known.iter().map(|k| (strsim::levenshtein(wrong, k), k)).min() {

@@ -45,11 +45,11 @@ pub enum MapFormat {
     Shapes,
 }
 
-/// The layers between the stages and the heads.
+/// The layers between the outputs of the stages and the heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Neck {
-    /// No layers: the heads read maps of one size.
+    /// No layers. The heads read four maps of the same size.
     None,
     /// `MultiLevelNeck` of mmsegmentation: convolutions and interpolation to four sizes.
     Mln,
@@ -57,13 +57,13 @@ pub enum Neck {
     Pyramid,
 }
 
-/// The pixels whose number divides the sum of the pixels' losses.
+/// The divisor of the sum of the pixels' losses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PixelMean {
-    /// All pixels of the crops of the micro-batch, as in mmsegmentation.
+    /// The number of all pixels of the micro-batch's crops, as in mmsegmentation.
     All,
-    /// Only the pixels of the micro-batch that have a class, as in torch.
+    /// The number of the micro-batch's pixels that have a class, as in torch's cross entropy with `ignore_index`.
     Labelled,
 }
 
@@ -71,19 +71,19 @@ pub enum PixelMean {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormOver {
-    /// A micro-batch of one replica.
+    /// The samples of one micro-batch on one replica.
     MicroBatch,
-    /// The global batch, over the replicas of all ranks, as with SyncBatchNorm.
+    /// The samples of the global batch, on all replicas of all ranks, as with SyncBatchNorm.
     Step,
 }
 
-/// How an image that is larger than the crop is evaluated.
+/// How an image is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Inference {
     /// In one pass. The position embeddings are resampled to the size of the image.
     Whole,
-    /// In overlapping windows of the size of the crop, whose logits are averaged.
+    /// In windows of the size of the crop. A pixel's logits are averaged over the windows that contain the pixel.
     Slide,
 }
 
@@ -94,13 +94,13 @@ pub const IGNORED: u8 = 255;
 pub const TAPS: usize = 4;
 
 impl Segmentation {
-    /// Whether the config names images with label maps.
+    /// Whether the config gives images with label maps.
     pub fn has_images(&self) -> bool {
         self.format == MapFormat::Shapes || !self.path.as_os_str().is_empty()
     }
 
-    /// The stages whose outputs the heads read, in order from the image. If the config names no stages, they divide the network's
-    /// `stages` stages as evenly as possible. In a network of fewer than [`TAPS`] stages, some stages then occur several times.
+    /// The stages whose outputs the heads read. If the config names no stages, the chosen stages are spread as evenly as possible
+    /// over the network's `stages` stages. If the network has fewer than [`TAPS`] stages, some stages then occur several times.
     pub fn tapped_stages(&self, stages: usize) -> [usize; TAPS] {
         let even = |level: usize| ((level + 1) * stages).div_ceil(TAPS) - 1;
         std::array::from_fn(|level| self.taps.get(level).copied().unwrap_or_else(|| even(level)))
@@ -116,7 +116,7 @@ impl Segmentation {
         (usize::from(class) < self.classes).then_some(class)
     }
 
-    /// The name of a class. If the config does not name it, its label in the label maps.
+    /// The name of a class. If the config does not name the class, «label N», where N is the class's label in the label maps.
     pub fn class_name(&self, class: usize) -> String {
         let by_label = || format!("label {}", class + usize::from(self.reduce_zero_label));
         self.class_names.get(class).cloned().unwrap_or_else(by_label)

@@ -1,6 +1,6 @@
-//! A stream of items that worker threads make ahead of the consumer. With W workers, worker w makes the items w, w + W, w + 2W,
-//! and so on, and the consumer takes one item of each worker in turn. So the number of workers changes the speed and the memory,
-//! but not the items.
+//! A stream of items that worker threads make ahead of the consumer. With W workers, worker w makes the items w, w + W, w + 2W, and
+//! so on. The consumer takes one item from each worker in turn. So the number of workers changes the speed and the memory, but not
+//! the items.
 
 use crate::thread;
 use anyhow::Result;
@@ -10,12 +10,12 @@ use std::thread::JoinHandle;
 
 /// The most items that a worker keeps ready.
 const MOST_READY: usize = 3;
-/// The bytes that the items of all workers may take, both the items that are ready and the items that are being made. Each worker
-/// makes one item even if all these items take more.
+/// The most bytes that the items of all workers may take, both the items that are ready and the items that are being made. But each
+/// worker may always make one item, even if one item per worker exceeds this limit.
 const MOST_BYTES: usize = 512 << 20;
 
-/// How many items of `bytes` bytes each worker keeps ready, apart from the item that it is making. If the number is 0, a worker
-/// makes the next item only after the consumer has taken the last one.
+/// How many items of `bytes` bytes each worker may keep ready, apart from the item that it is making. If the number is 0, a worker
+/// makes the next item only after the consumer has taken the previous item.
 fn ready(workers: usize, bytes: usize) -> usize {
     (MOST_BYTES / workers / bytes.max(1)).saturating_sub(1).min(MOST_READY)
 }
@@ -35,8 +35,8 @@ pub struct Ahead<T> {
 }
 
 impl<T: Send + 'static> Ahead<T> {
-    /// Starts the workers. `maker` makes a function for each worker. Given a number, this function makes the item with that number,
-    /// or returns none after the last item. An item takes about `bytes` bytes.
+    /// Starts the workers. `maker` makes one function for each worker. This function takes the number of an item and makes that
+    /// item, or returns none after the last item. An item takes about `bytes` bytes.
     ///
     /// # Errors
     /// A usage error if a thread cannot be started.

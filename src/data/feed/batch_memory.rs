@@ -1,5 +1,5 @@
 //! Reuses the memory of batches. If many threads allocated tens of megabytes for each batch, the allocator would fragment the
-//! memory: a loader that held 350 MiB grew to more than a gigabyte.
+//! memory. Without reuse, a loader that held 350 MiB grew to more than a gigabyte.
 
 use super::ahead::held_by_worker;
 use crate::usage;
@@ -8,11 +8,11 @@ use anyhow::Result;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Host tensors that are not in use. All clones share them.
+/// Host tensors that are not in use. All clones of a `BatchMemory` share the tensors.
 #[derive(Debug, Clone, Default)]
 pub struct BatchMemory(Arc<Mutex<Vec<Tensor>>>);
 
-/// A tensor in use. Dropping it makes the tensor available again, so all views of the tensor must be dropped before.
+/// A tensor in use. Dropping `Borrowed` makes the tensor available again, so all views of the tensor must be dropped first.
 #[derive(Debug)]
 pub struct Borrowed {
     memory: BatchMemory,
@@ -20,7 +20,7 @@ pub struct Borrowed {
 }
 
 impl BatchMemory {
-    /// Takes a host tensor of this shape and kind that is not in use, or allocates one. Its values are undefined.
+    /// Takes an unused host tensor of this shape and kind, or allocates a new tensor. The values of the tensor are undefined.
     ///
     /// # Errors
     /// There is no memory for a new tensor.
@@ -41,12 +41,13 @@ impl Drop for Borrowed {
     }
 }
 
-/// Gets a host tensor for images of this kind, fp32 or bytes. For a CPU, takes or allocates a tensor of `memory`. For a GPU,
-/// allocates pinned memory, which libtorch keeps until the GPU has copied the images.
+/// Gets a host tensor for images of this kind, fp32 or bytes. For a CPU, the tensor comes from `memory`, and returns there after
+/// use. For a GPU, the tensor is in pinned memory, which libtorch does not reuse until the GPU has copied the images.
 ///
 /// # Errors
-/// A usage error if there is no memory. Its text says how much memory the `workers` workers of a replica take, and the cure. The
-/// text does not quote libtorch's message, because that would look like the error of a step that needs a smaller micro-batch.
+/// A usage error if the tensor cannot be allocated. Its text says how much memory the `workers` workers of a replica may hold, and
+/// names the cure. The text does not quote libtorch's message, because that message would look like the error of a step that needs
+/// a smaller micro-batch.
 pub fn allocate(
     memory: &BatchMemory,
     (shape, kind): ([i64; 4], Kind),
@@ -75,7 +76,7 @@ fn no_memory(workers: usize, bytes: usize) -> anyhow::Error {
     )
 }
 
-/// The bytes of a batch of square images. libtorch rounds pinned memory up to a power of two.
+/// The size in bytes of a batch of square images. libtorch rounds pinned memory up to a power of two.
 pub fn batch_bytes([images, channels, size]: [usize; 3], kind: Kind, is_pinned: bool) -> usize {
     let bytes = kind.elt_size_in_bytes() * images * channels * size * size;
     if is_pinned { bytes.next_power_of_two() } else { bytes }

@@ -1,5 +1,5 @@
 //! The images of a batch on their way to a device: normalised by the data workers, or as bytes that the device normalises. Bytes
-//! take a quarter of the memory, and the device makes the same normalised bits of them.
+//! take a quarter of the memory, and the device computes exactly the same values from them.
 
 use crate::config::{Config, TaskKind};
 use crate::data::image::erase::{Erased, write_noise};
@@ -11,12 +11,12 @@ use tch::{Device, Kind, Tensor};
 /// The form in which data workers hand over images.
 #[derive(Debug, Clone)]
 pub enum Handover {
-    /// Normalised and, if they have classes, mixed.
+    /// Normalised. Images with classes are also mixed (by Mixup or CutMix).
     Finished,
-    /// Normalised. The device of this [`Staging`] mixes the images.
+    /// Normalised. The device of this [`Staging`] mixes the images that have classes.
     Unmixed(Staging),
-    /// As bytes, which the device of this [`Staging`] normalises and mixes. But workers normalise images with label maps or
-    /// objects themselves, because no byte becomes the zeros around such images.
+    /// Images with classes are bytes, which the device of this [`Staging`] normalises and mixes. Images with label maps or objects
+    /// are normalised by the workers. Their padding is 0 after the normalisation, and usually no byte gives exactly 0.
     Bytes(Staging),
 }
 
@@ -31,7 +31,7 @@ impl Handover {
         }
     }
 
-    /// The allocator of the memory from which the device takes the images.
+    /// The allocator of the host memory from which the device copies the images.
     pub fn staging(&self) -> Staging {
         match self {
             Handover::Finished => Staging::of_cpu(),
@@ -39,7 +39,7 @@ impl Handover {
         }
     }
 
-    /// [`Normalise::numbers`] for a device that gets the config's images as bytes; none if the workers normalise them.
+    /// [`Normalise::numbers`] for a device that gets the config's images as bytes; none if the workers normalise the images.
     pub fn numbers(&self, config: &Config) -> Option<Tensor> {
         match (self, config.task) {
             (Handover::Bytes(staging), TaskKind::Classification) => {
@@ -50,8 +50,8 @@ impl Handover {
     }
 }
 
-/// The kind of the images that the workers write: bytes if there are `numbers`, with which a device normalises them, and fp32
-/// otherwise.
+/// The tensor kind of the images that the workers write. Images are bytes if there are `numbers`, with which a device normalises
+/// the images, and fp32 otherwise.
 pub(super) fn kind(numbers: &Option<Tensor>) -> Kind {
     if numbers.is_some() { Kind::Uint8 } else { Kind::Float }
 }
@@ -61,7 +61,7 @@ pub(super) fn kind(numbers: &Option<Tensor>) -> Kind {
 pub enum BatchImages {
     /// (batch, channel, row, column), normalised.
     Normalised(Tensor),
-    /// Images that a device normalises.
+    /// Images as bytes, which a device normalises.
     Bytes {
         /// (batch, channel, row, column)
         bytes_bchw: Tensor,
@@ -80,8 +80,8 @@ impl From<Tensor> for BatchImages {
 }
 
 impl BatchImages {
-    /// Makes a batch of images that a worker wrote into [`out`]. They are bytes if there are `numbers`, and `erased` is then
-    /// their noise.
+    /// Makes a batch from the tensor into which a worker has written images. If there are `numbers`, the images are bytes, and
+    /// `erased` is their noise of RandomErasing.
     pub(super) fn written(
         images_bchw: Tensor,
         erased: &Erased,
@@ -103,7 +103,7 @@ impl BatchImages {
         tensor.size()[0]
     }
 
-    /// The same images in the same memory.
+    /// A batch of the same images that shares their memory.
     pub fn shallow_clone(&self) -> BatchImages {
         match self {
             BatchImages::Normalised(images_bchw) => images_bchw.shallow_clone().into(),
@@ -115,8 +115,9 @@ impl BatchImages {
         }
     }
 
-    /// Copies the images (batch, channel, row, column) to a device. There, normalises images of bytes and writes their noise.
-    /// Does not wait for a copy from pinned memory.
+    /// Gives the normalised images (batch, channel, row, column) on a device. Copies them to a GPU, and shares normalised images
+    /// with a CPU. If the images are bytes, the device normalises them and writes their noise. The host does not wait for a copy
+    /// from pinned memory.
     pub fn on(&self, device: Device) -> Tensor {
         match self {
             BatchImages::Normalised(images_bchw) => upload(images_bchw, device),
@@ -131,8 +132,8 @@ impl BatchImages {
     }
 }
 
-/// The memory of the image `number` in a host tensor of images (batch, channel, row, column) of bytes or fp32. For bytes,
-/// `erased` takes the noise of RandomErasing.
+/// The memory of the image `number` in a host tensor of images (batch, channel, row, column) of bytes or fp32. If the images are
+/// bytes, `erased` receives the noise of RandomErasing.
 pub(super) fn out<'a>(images_bchw: &'a mut Tensor, number: usize, erased: &'a mut Erased) -> Out<'a> {
     let image = images_bchw.numel() / images_bchw.size()[0] as usize;
     let start = number * image;

@@ -1,4 +1,4 @@
-//! Loads micro-batches of training images. Worker threads make them before a step needs them.
+//! Loads micro-batches of training images. Worker threads make the micro-batches before a step needs them.
 
 use super::Feed;
 use super::ahead::Ahead;
@@ -25,7 +25,7 @@ const PIECE: usize = 64;
 const _: () = assert!(BLOCK.is_multiple_of(PIECE) && PIECE.is_multiple_of(2));
 
 /// Divides the positions of a micro-batch into pieces, at multiples of [`PIECE`] in the global batch. So each piece lies in one
-/// [`BLOCK`], whose samples are mixed alike.
+/// block of [`BLOCK`] samples, which share one draw of Mixup or CutMix.
 fn pieces(micro_batch: &Range<usize>) -> Vec<Range<usize>> {
     let starts = (micro_batch.start / PIECE..micro_batch.end.div_ceil(PIECE)).map(|piece| piece * PIECE);
     starts.map(|start| start.max(micro_batch.start)..(start + PIECE).min(micro_batch.end)).collect()
@@ -34,7 +34,7 @@ fn pieces(micro_batch: &Range<usize>) -> Vec<Range<usize>> {
 /// The endless stream of a replica's micro-batches.
 pub struct Loader {
     pieces: Ahead<Result<Piece>>,
-    /// The positions of each micro-batch of a step in the global batch, and its number of pieces.
+    /// For each micro-batch of a step, its positions in the global batch and its number of pieces.
     micro_batches: Vec<(Range<usize>, usize)>,
     /// The index in `micro_batches` of the next micro-batch.
     next: usize,
@@ -53,12 +53,13 @@ struct Shared {
     staging: Staging,
     /// The kind of the images that the workers write.
     kind: Kind,
-    /// The positions of the pieces of all the replica's micro-batches in a step.
+    /// The positions in the global batch of each piece of a step, for all micro-batches of the replica.
     pieces: Vec<Range<usize>>,
     first_step: u64,
     memory: BatchMemory,
     workers: usize,
-    /// The number and the order of the epoch that a worker asked for last. Workers in the same epoch share the order.
+    /// The number of the epoch that a worker asked for last, and the epoch's order of images. Workers in the same epoch share the
+    /// order.
     epoch: Mutex<Option<(u64, Arc<Epoch>)>>,
 }
 
@@ -82,16 +83,16 @@ struct Worker {
     reader: AnyReader,
     /// [`Handover::numbers`]
     numbers: Option<Tensor>,
-    /// The number and the order of the epoch of its last piece.
+    /// The number of the epoch of the worker's last piece, and the epoch's order of images. None before the first piece.
     epoch: Option<(u64, Arc<Epoch>)>,
 }
 
-/// The part of random keys for the mixing of images. No other random numbers of a phase use it.
+/// The part of the random keys for Mixup and CutMix. No other random numbers of a phase use this part.
 const MIX_KEY: u64 = 3;
 
 impl Loader {
-    /// Starts the workers of one replica in a phase that continues at `first_step`. `micro_batches` are the positions of the
-    /// replica's micro-batches in every global batch.
+    /// Starts the workers of one replica in a phase that begins or continues at `first_step`. `micro_batches` are the positions of
+    /// the replica's micro-batches in every global batch.
     ///
     /// # Errors
     /// A usage error if a thread cannot be started.
@@ -167,8 +168,8 @@ impl Images {
 }
 
 impl Shared {
-    /// Writes the images of these samples, and mixes them unless a device will mix them. `erased` takes the noise for images of
-    /// bytes. Returns the mixed targets, and the mixing if a device must still mix the images.
+    /// Writes the images of these samples, and mixes them unless a device will mix them. If the images are bytes, `erased` receives
+    /// the noise of RandomErasing. Returns the mixed targets. Also returns the mixing if a device must still mix the images.
     fn with_classes(
         &self,
         reader: &mut Reader,
@@ -189,7 +190,7 @@ impl Shared {
         Ok((targets_bc, None))
     }
 
-    /// The number and the order of an epoch.
+    /// The number of an epoch, and the epoch's order of images.
     fn order(&self, epoch: u64) -> (u64, Arc<Epoch>) {
         let mut newest = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
         match &*newest {

@@ -23,11 +23,11 @@ pub struct ObjectReading {
     side: usize,
 }
 
-/// A reader and its memory.
+/// Reads the images of a split in one thread. Its memory is reused from image to image.
 pub struct ObjectReader {
     reading: Arc<ObjectReading>,
     bytes: Vec<u8>,
-    /// None before the first image.
+    /// The memory for the transforms. None before the first image.
     bench: Option<Workbench>,
 }
 
@@ -42,7 +42,7 @@ impl ObjectReading {
         ObjectReader { reading: self.clone(), bytes: Vec::new(), bench: None }
     }
 
-    /// The size of an image for evaluation in bytes: three fp32 planes.
+    /// The size in bytes of an image for evaluation: three fp32 planes.
     pub fn image_bytes(&self) -> usize {
         4 * 3 * self.side * self.side
     }
@@ -50,11 +50,13 @@ impl ObjectReading {
 
 impl ObjectReader {
     /// Writes training images (channel, row, column) into `pixels`, one after another, and returns their objects in fp64 (batch,
-    /// number). Each row is [`Scene::to_row`] with zeros up to the length of the longest row. A sample is the index of an image,
-    /// and the key of the random numbers of its transform.
+    /// number). Each row is [`Scene::to_row`], padded with zeros to the length of the longest row. A sample is the index of an
+    /// image, and the key of the random numbers of its transform.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their annotations, or no image can be used.
+    /// - More images than the config allows are unreadable or differ in size from their annotations.
+    /// - No image can be used.
+    /// - The operating system fails to read an image.
     pub fn train(&mut self, samples: &[(usize, [u64; 4])], pixels: &mut [f32]) -> Result<Tensor> {
         let side = self.reading.side;
         let outs = pixels.chunks_exact_mut(3 * side * side);
@@ -65,7 +67,7 @@ impl ObjectReader {
         Ok(Tensor::from_slice(&rows.concat()).view([samples.len() as i64, longest as i64]))
     }
 
-    /// Writes a training image or, if it cannot be used, the next image that can. Returns the objects of the written image.
+    /// Writes a training image or, if it cannot be used, the next image that can be used. Returns the objects of the written image.
     fn train_one(&mut self, index: usize, key: &[u64], out: &mut [f32]) -> Result<Scene> {
         let count = self.reading.split.len();
         for other in (index..count).chain(0..index) {
@@ -81,12 +83,13 @@ impl ObjectReader {
         Err(usage!("none of the {count} images can be read; see the warnings above"))
     }
 
-    /// An image for evaluation (1, channel, row, column), and its objects in fp64 (1, number) as [`Scene::to_row`] writes them.
-    /// The objects are in pixels of the upright image before it is resized. If the image is skipped, the first dimension of both
-    /// tensors is 0.
+    /// Returns an image for evaluation (1, channel, row, column), and its objects in fp64 (1, number) as [`Scene::to_row`] writes
+    /// them. The objects are in pixels of the upright image before it is resized. If the image is skipped, the first dimension of
+    /// both tensors is 0.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their annotations.
+    /// More images than the config allows are unreadable or differ in size from their annotations. Or the operating system fails to
+    /// read the image.
     pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
         let scene = self.reading.split.scene(index)?;
         let Some(images_1chw) = self.image(index, (&scene, Workbench::open_whole), fitted)? else {
@@ -96,7 +99,7 @@ impl ObjectReader {
         Ok((images_1chw, Tensor::from_slice(&scene.to_row()).unsqueeze(0)))
     }
 
-    /// An image for evaluation (1, channel, row, column), whose objects need not be known.
+    /// Returns an image for evaluation (1, channel, row, column). The objects of the image need not be known.
     ///
     /// # Errors
     /// A usage error if the image is unreadable.
@@ -108,16 +111,17 @@ impl ObjectReader {
     /// The upright pixels of the image that [`ObjectReader::evaluate`] or [`ObjectReader::image_alone`] has read last.
     ///
     /// # Panics
-    /// If no image has been read, or if a training image was read last.
+    /// If no image has been read. It may also panic if a training image was read last.
     pub fn photo(&self) -> View<'_> {
         self.bench.as_ref().expect("an image was read").photo(&self.bytes)
     }
 
-    /// Opens an image by `open`, and gives it with its height and width to `transform`. If the image is unreadable or differs in
-    /// size from its annotations, skips it and returns none.
+    /// Opens an image by `open`, and calls `transform` with the image, its height and its width. If the image is unreadable or
+    /// differs in size from its annotations, skips it and returns none.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their annotations.
+    /// More images than the config allows are unreadable or differ in size from their annotations. Or the operating system fails to
+    /// read the image.
     fn image<T>(
         &mut self,
         index: usize,
@@ -130,8 +134,8 @@ impl ObjectReader {
         }
     }
 
-    /// Opens an image by `open`, and gives it with its height and width to `transform`. If `scene` is given, fails unless the
-    /// image has the size of the scene.
+    /// Opens an image by `open`, and calls `transform` with the image, its height and its width. If `scene` is given, fails unless
+    /// the image has the size of the scene.
     fn read<T>(
         &mut self,
         index: usize,
@@ -160,7 +164,7 @@ impl ObjectReader {
 /// Opens an image: [`Workbench::open`] or [`Workbench::open_whole`].
 type Open = fn(&mut Workbench, &[u8], Stored) -> Result<(usize, usize)>;
 
-/// An image for evaluation (1, channel, row, column).
+/// Transforms the opened image for evaluation (1, channel, row, column).
 fn fitted(jitter: &ScaleJitter, bench: &mut Workbench, bytes: &[u8], size: [usize; 2]) -> Result<Vec<Tensor>> {
     let side = jitter.side();
     let mut pixels = vec![0.0; 3 * side * side];

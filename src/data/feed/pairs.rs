@@ -23,12 +23,12 @@ pub struct PairReading {
     crop: usize,
 }
 
-/// A reader and its memory.
+/// Reads the images of a split in one thread. Its memory is reused from image to image.
 pub struct PairReader {
     reading: Arc<PairReading>,
     bytes: Vec<u8>,
     map_bytes: Vec<u8>,
-    /// None before the first image.
+    /// The memory for the transforms. None before the first image.
     bench: Option<Workbench>,
 }
 
@@ -43,7 +43,7 @@ impl PairReading {
         PairReader { reading: self.clone(), bytes: Vec::new(), map_bytes: Vec::new(), bench: None }
     }
 
-    /// The size in bytes of the largest image for evaluation at scale 1: three fp32 planes of 4 · crop × crop pixels.
+    /// The size in bytes of the largest image for evaluation at scale 1: three fp32 planes of (4 · crop) × crop pixels.
     pub fn largest_bytes(&self) -> usize {
         4 * 3 * 4 * self.crop * self.crop
     }
@@ -54,8 +54,9 @@ impl PairReader {
     /// label maps (batch, row, column). A sample is the index of an image, and the key of the random numbers of its transform.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their label maps, no image can be used, or a label
-    /// map is unreadable.
+    /// - More images than the config allows are unreadable or differ in size from their label maps.
+    /// - No image can be used, or a label map cannot be used.
+    /// - The operating system fails to read an image.
     pub fn train(&mut self, samples: &[(usize, [u64; 4])], side: usize, pixels: &mut [f32]) -> Result<Tensor> {
         let mut classes = vec![0u8; samples.len() * side * side];
         let outs = pixels.chunks_exact_mut(3 * side * side).zip(classes.chunks_exact_mut(side * side));
@@ -65,7 +66,7 @@ impl PairReader {
         Ok(Tensor::from_slice(&classes).view([samples.len() as i64, side as i64, side as i64]))
     }
 
-    /// Writes a training image or, if it cannot be used, the next image that can.
+    /// Writes a training image or, if it cannot be used, the next image that can be used. Also writes the image's label map.
     fn train_one(&mut self, index: usize, key: &[u64], out: Crop) -> Result<()> {
         let Crop { pixels, classes } = out;
         let count = self.reading.split.len();
@@ -82,11 +83,12 @@ impl PairReader {
         Err(usage!("none of the {count} images can be read; see the warnings above"))
     }
 
-    /// An image for evaluation at each scale (1, channel, row, column), and its label map (1, row, column) at the size of the
-    /// upright image. If the image is skipped, there is one image tensor, and the first dimension of both tensors is 0.
+    /// Returns an image for evaluation at each scale (1, channel, row, column), and its label map (1, row, column) at the size of
+    /// the upright image. If the image is skipped, there is one image tensor, and the first dimension of both tensors is 0.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their label maps, or a label map is unreadable.
+    /// More images than the config allows are unreadable or differ in size from their label maps. Or the label map cannot be used,
+    /// or the operating system fails to read the image.
     pub fn evaluate(&mut self, index: usize) -> Result<(Vec<Tensor>, Tensor)> {
         let map = self.map(index)?;
         let Some(images_1chw) = self.image(index, &map, at_scales)? else {
@@ -96,7 +98,7 @@ impl PairReader {
         Ok((images_1chw, Tensor::from_slice(&map.classes).view([1, map.height as i64, map.width as i64])))
     }
 
-    /// An image for evaluation at each scale (1, channel, row, column), which needs no label map.
+    /// Returns an image for evaluation at each scale (1, channel, row, column). The image needs no label map.
     ///
     /// # Errors
     /// A usage error if the image is unreadable.
@@ -119,11 +121,12 @@ impl PairReader {
         map.map_err(|error| usage!("{}: {error:#}", split.map_name(index)))
     }
 
-    /// Opens an image and gives it with its (height, width) to `transform`. If the image is unreadable or differs in size from
-    /// its label map, skips it and returns none.
+    /// Opens an image, and calls `transform` with the image and its (height, width). If the image is unreadable or differs in size
+    /// from its label map, skips it and returns none.
     ///
     /// # Errors
-    /// More images than the config allows are unreadable or differ in size from their label maps.
+    /// More images than the config allows are unreadable or differ in size from their label maps. Or the operating system fails to
+    /// read the image.
     fn image<T>(
         &mut self,
         index: usize,
@@ -136,7 +139,8 @@ impl PairReader {
         }
     }
 
-    /// Opens an image and gives it with its (height, width) to `transform`. If `map` is given, fails unless both have one size.
+    /// Opens an image, and calls `transform` with the image and its (height, width). If `map` is given, this method fails unless
+    /// the image and the map have the same size.
     fn read<T>(
         &mut self,
         index: usize,
@@ -165,7 +169,7 @@ impl PairReader {
     }
 }
 
-/// An image for evaluation at each scale (1, channel, row, column).
+/// Transforms the opened image for evaluation at each scale (1, channel, row, column).
 fn at_scales(joint: &Joint, bench: &mut Workbench, bytes: &[u8], size: (usize, usize)) -> Result<Vec<Tensor>> {
     let at_scale = |&scale: &f64| {
         let (pixels, [height, width]) = joint.evaluate(bench, bytes, size, scale)?;

@@ -15,16 +15,16 @@ use std::sync::Arc;
 pub struct Reading {
     split: Split,
     recipe: Recipe,
-    /// Whether images get the random transform of training; if not, they get the fixed transform of evaluation.
+    /// Whether images get the random transform of training. If not, they get the fixed transform of evaluation.
     training: bool,
     bad: Arc<BadImages>,
 }
 
-/// A reader and its memory.
+/// Reads the images of a split in one thread. Its memory is reused from image to image.
 pub struct Reader {
     reading: Arc<Reading>,
     bytes: Vec<u8>,
-    /// None before the first image.
+    /// The memory for the transforms. None before the first image.
     bench: Option<RecipeBench>,
 }
 
@@ -71,16 +71,16 @@ impl Reader {
         Err(usage!("none of the {images} images can be read; see the warnings above"))
     }
 
-    /// Writes an image (channel, row, column) and returns its label; none if it is unreadable.
+    /// Writes an image (channel, row, column) and returns its label. If the image is unreadable, returns none.
     ///
     /// # Errors
-    /// As for [`Reader::read`], but no other image is tried, so unreadable images within the limit are no error.
+    /// As for [`Reader::read`], but it is no error if all images are unreadable within the limit, because no other image is tried.
     pub fn read_this<'a>(&mut self, index: usize, random: &Random, out: impl Into<Out<'a>>) -> Result<Option<u32>> {
         let read = self.try_read(index, random.clone(), out.into())?;
         Ok(read.then(|| self.reading.split.label(index)))
     }
 
-    /// Writes an image for evaluation (channel, row, column), whose class need not be known.
+    /// Writes an image for evaluation (channel, row, column). The class of the image need not be known.
     ///
     /// # Errors
     /// A usage error if the image is unreadable.
@@ -90,10 +90,10 @@ impl Reader {
         transformed.map_err(|fault| unreadable(&self.reading.split, index, &fault))
     }
 
-    /// The pixels of the image that [`Reader::image_alone`] has read last, as they are stored.
+    /// All pixels of the image that [`Reader::image_alone`] has read last. The image is not turned by its EXIF orientation.
     ///
     /// # Panics
-    /// If no image has been read, or if another function has read the last image.
+    /// If no image has been read. It may also panic if another function has read the last image.
     pub fn photo(&self) -> View<'_> {
         self.bench.as_ref().expect("an image was read").photo(&self.bytes)
     }
@@ -114,7 +114,7 @@ impl Reader {
         }
     }
 
-    /// Reads an image and gives it to `transform`.
+    /// Reads an image, and calls `transform` with its stored bytes.
     fn transform(
         &mut self,
         index: usize,

@@ -1,4 +1,4 @@
-//! Loads batches of test images. Worker threads make them before they are needed.
+//! Loads batches of test images. Worker threads make the batches before they are needed.
 
 use super::Feed;
 use super::ahead::Ahead;
@@ -16,20 +16,22 @@ use tch::Tensor;
 
 /// Test images, transformed for evaluation. For a GPU, images with classes are in pinned memory.
 pub struct TestBatch {
-    /// The images of the batch, or the only image at each scale of the evaluation.
+    /// For classification and detection, one entry with all images of the batch. For segmentation, an entry for each scale of the
+    /// evaluation with the batch's only image.
     pub images: Vec<BatchImages>,
-    /// The class of each image (batch). For a single image with a label map, the map (1, row, column) at its own size. For a
-    /// single image with objects, the objects in fp64 (1, number), in pixels of the image at its own size.
+    /// For classification, the class of each image (batch). For segmentation, the label map of the only image (1, row, column), at
+    /// the image's original size. For detection, the objects of the only image in fp64 (1, number), in pixels of the image's
+    /// original size.
     pub labels: Tensor,
     /// The memory of the images, if it is reused.
     _memory: Option<Borrowed>,
 }
 
-/// Batches in order, or the error that ends them.
+/// Batches in order. An item may be an error.
 pub type TestBatches = Box<dyn Iterator<Item = Result<TestBatch>>>;
 
-/// Streams the test images of `range` in order. Leaves out unreadable images, so a batch may be empty. Images with classes come
-/// in batches of at most `size` images, and at most 128. Images with label maps or objects come one by one.
+/// Streams the test images of `range` in order. Leaves out unreadable images, so a batch may be empty. Images with classes come in
+/// batches of at most `size` images, but never more than 128. Images with label maps or objects come one by one.
 pub fn test_batches(
     config: &Config,
     feed: Feed,
@@ -123,7 +125,7 @@ fn of_one_size(
                 let (mut images_bchw, memory) = allocate(&memory, (shape, kind), &staging, workers)?;
                 let labels = read_batch(&mut reader, &mut images_bchw, batch)?;
                 let images_bchw = images_bchw.narrow(0, 0, labels.len() as i64);
-                // Nothing is erased in an evaluation.
+                // An evaluation has no RandomErasing.
                 let images = vec![BatchImages::written(images_bchw, &Erased::default(), &numbers, &staging)];
                 Ok(TestBatch { images, labels: Tensor::from_slice(&labels), _memory: memory })
             };

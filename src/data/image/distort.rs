@@ -1,16 +1,16 @@
-//! Photometric distortion like mmsegmentation 1.2.2's `PhotoMetricDistortion`. Hue and saturation change in OpenCV's HSV of bytes,
-//! whose hue has 180 values.
+//! Photometric distortion like mmsegmentation 1.2.2's `PhotoMetricDistortion`. Hue and saturation are changed in OpenCV's 8-bit
+//! HSV, in which the hue has 180 values.
 
 use super::pixels::Pixel;
 use crate::random::Random;
 
-/// The largest value that a change of brightness adds to the bytes or subtracts from them.
+/// The largest number that a change of brightness adds to the colour bytes or subtracts from them.
 const MAX_BRIGHTNESS_MOVE: f64 = 32.0;
-/// The range of the factors of contrast and saturation.
+/// The range of the factors that change contrast and saturation.
 const FACTORS: [f64; 2] = [0.5, 1.5];
 /// The hue is shifted by a whole number from −`MAX_HUE_MOVE` to `MAX_HUE_MOVE` − 1.
 const MAX_HUE_MOVE: usize = 18;
-/// How many values the hue has: 0 to 179.
+/// The number of values of the hue: 0 to 179.
 const HUE_VALUES: i32 = 180;
 
 /// Changes brightness, contrast, saturation and hue, each with a probability of one half. The contrast changes either before
@@ -43,7 +43,7 @@ fn byte(value: f32) -> u8 {
     value.clamp(0.0, 255.0) as u8
 }
 
-/// Replaces each byte with `factor` · byte + `shift`, clipped to 0…255.
+/// Replaces each colour byte with `factor` · byte + `shift`, clipped to 0…255.
 fn scale_and_shift(pixels: &mut [Pixel], factor: f64, shift: f64) {
     let table: [u8; 256] = std::array::from_fn(|value| byte(value as f32 * factor as f32 + shift as f32));
     pixels.iter_mut().for_each(|pixel| pixel[..3].iter_mut().for_each(|value| *value = table[usize::from(*value)]));
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn hsv_of_bytes_is_opencvs() {
-        // The HSV values are from cv2 4.11. The conversion back must give each input byte within 1.
+        // The expected HSV values are from cv2 4.11. The conversion back must give each input byte within 1.
         for (rgb, hsv) in [
             ([255, 0, 0], [0, 255, 255]),
             ([0, 255, 0], [60, 255, 255]),

@@ -5,8 +5,9 @@ use crate::random::Random;
 use std::sync::LazyLock;
 use tch::{Kind, Tensor};
 
-/// Draws a rectangle in a square of side `size`. Its share of the square's area is uniform from 2 % to one third, and its ratio of
-/// height to width is log-uniform from 0.3 to 1/0.3. If ten draws in a row do not fit into the square, returns none.
+/// Draws a rectangle in a square of side `size`. The rectangle's share of the area is drawn uniformly from 2 % to one third. Its
+/// ratio of height to width is drawn log-uniformly from 0.3 to 1/0.3. A rectangle as high or as wide as the square, or more, is
+/// drawn again. After ten such draws, returns none.
 pub fn rectangle(size: usize, random: &mut Random) -> Option<Region> {
     for _attempt in 0..10 {
         let area = random.between(0.02, 1.0 / 3.0) * (size * size) as f64;
@@ -34,19 +35,20 @@ fn rows(planes: usize, size: usize, region: Region) -> impl Iterator<Item = usiz
     (0..planes).flat_map(move |plane| rows.clone().map(move |row| (plane * size + row) * size + region.left))
 }
 
-/// The noise for the rectangles of a batch whose images a device normalises. [`write_noise`] writes the noise on the device.
+/// The noise of RandomErasing for a batch whose images a device normalises. [`write_noise`] writes the noise into the images on the
+/// device.
 #[derive(Debug, Default)]
 pub struct Erased {
-    /// For each row of a rectangle in a plane: an offset and the row's width. The row's value at index i of `values` belongs at
-    /// index i + offset of the batch.
+    /// For each row of each rectangle in each plane, an offset and the row's width. The number at index i of `values` belongs at
+    /// index i + offset of the batch's numbers.
     rows: Vec<[i64; 2]>,
     /// The noise of all rows.
     values: Vec<f32>,
 }
 
 impl Erased {
-    /// Draws the noise of a rectangle. Its image begins at the index `start` of the batch, and has `planes` planes of `size` ×
-    /// `size` numbers. The noise is the same as that of [`fill`] with [`noise`].
+    /// Draws the noise of a rectangle. The image with the rectangle begins at index `start` of the batch's numbers, and has
+    /// `planes` planes of `size` × `size` numbers. The noise is the same as the noise of [`fill`] with [`noise`].
     pub fn add(&mut self, (start, planes): (usize, usize), size: usize, region: Region, random: &mut Random) {
         for first in rows(planes, size, region) {
             let before = self.values.len();
@@ -56,7 +58,7 @@ impl Erased {
         }
     }
 
-    /// `rows` (row, 2) and `values`, as tensors of the host. None if nothing is erased.
+    /// `rows` (row, 2) and `values` as tensors in host memory. None if nothing is erased.
     pub fn tensors(&self) -> Option<[Tensor; 2]> {
         let rows = || Tensor::from_slice(self.rows.as_flattened()).view([-1, 2]);
         (!self.values.is_empty()).then(|| [rows(), Tensor::from_slice(&self.values)])
@@ -67,14 +69,14 @@ impl Erased {
 pub fn write_noise(images_bchw: &Tensor, [rows_r2, values]: [&Tensor; 2]) {
     let count = values.size()[0];
     let (starts, widths) = (rows_r2.select(1, 0), rows_r2.select(1, 1));
-    // Given the count, the host need not wait for a GPU to compute the sum of the widths.
+    // Because the count is given, the host need not wait until a GPU has computed the sum of the widths.
     let starts = starts.repeat_interleave_self_tensor(&widths, 0, count);
     let places = starts + Tensor::arange(count, (Kind::Int64, values.device()));
     let _ = images_bchw.view(-1).index_copy_(0, &places, values);
 }
 
 /// Fills `out` with numbers whose distribution is nearly standard normal, in about a nanosecond each. Each number is the sum of two
-/// random entries of a table of 4096. The variance is 1, the fourth moment is 2.996 instead of 3, and no number is beyond ± 5.2.
+/// random entries of `NORMAL`. The variance is 1, the fourth moment is 2.996 instead of 3, and no number is beyond ± 5.2.
 pub fn noise(out: &mut [f32], random: &mut Random) {
     let table = &*NORMAL;
     for pair in out.chunks_mut(2) {
@@ -87,7 +89,7 @@ pub fn noise(out: &mut [f32], random: &mut Random) {
 }
 
 /// The quantiles of the normal distribution at the middles of 4096 intervals of equal probability. They are scaled to a variance of
-/// 1/2, so that the sum of two has a variance of 1.
+/// 1/2, so that the sum of two random entries has a variance of 1.
 static NORMAL: LazyLock<Vec<f32>> = LazyLock::new(|| {
     let raw: Vec<f64> = (0..4096).map(|i| quantile((f64::from(i) + 0.5) / 4096.0)).collect();
     let variance = raw.iter().map(|z| z * z).sum::<f64>() / raw.len() as f64;

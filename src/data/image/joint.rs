@@ -1,8 +1,8 @@
 //! Transforms images and their label maps together, as mmsegmentation 1.2.2 does for ADE20K (`_base_/datasets/ade20k.py`).
 //!
-//! Training: random resize, random crop with a limit on the share of its largest class, random horizontal flip, photometric
-//! distortion, normalisation, padding below and to the right. Evaluation: resize, normalisation. Images are interpolated as by
-//! OpenCV. In a resized label map, each pixel takes the class of the nearest pixel.
+//! Training: random resize, random crop with a limit on the share of its most frequent class, random horizontal flip, photometric
+//! distortion, normalisation, padding below and to the right. Evaluation: resize, normalisation. Images are resized like OpenCV's
+//! `INTER_LINEAR`, and label maps like its `INTER_NEAREST`.
 
 use super::decode::label_map::LabelMap;
 use super::distort::distort;
@@ -32,7 +32,8 @@ pub struct Crop<'a> {
     pub classes: &'a mut [u8],
 }
 
-/// If the largest class has too large a share of a crop, the crop is drawn again at most this many times.
+/// The most times that a crop is drawn again because its most frequent class has too large a share, or because no pixel is
+/// labelled.
 const DRAWS: usize = 10;
 /// At scale 1, the longer side of a resized image is at most this many times the side of the crop.
 const LONGEST: usize = 4;
@@ -69,7 +70,8 @@ impl Joint {
     }
 
     /// Transforms an image and its label map alike for training, and writes them to `out`. All randomness comes from `random`. The
-    /// image must have been opened by [`Workbench::open`], and `map` must have the size of the opened image.
+    /// image must have been opened by [`Workbench::open`] or [`Workbench::open_whole`], and `map` must have the size of the opened
+    /// image.
     ///
     /// # Errors
     /// The image cannot be decoded.
@@ -124,8 +126,8 @@ impl Joint {
     }
 
     /// Draws the part of the resized image that becomes the crop. The part is drawn again, up to [`DRAWS`] times, if one class has
-    /// too large a share of its labelled pixels, or if it has no labelled pixel. The last draw stands, whatever it holds. With a
-    /// limit of 1, nothing is drawn again.
+    /// at least the share `category_limit` of the part's labelled pixels, or if no pixel is labelled. The last draw is kept in any
+    /// case. If the limit is 1, nothing is drawn again.
     fn draw_part(&self, map: &LabelMap, (height, width): (usize, usize), random: &mut Random) -> Region {
         let side = self.keys.crop;
         let mut draw = || Region {
@@ -149,7 +151,7 @@ impl Joint {
 }
 
 impl Workbench {
-    /// Decodes the opened image, and writes one part of the resized image to `self.pixels`. `part` is in pixels of the resized
+    /// Decodes and resizes the opened image, and writes one part of the result to `self.pixels`. `part` is in pixels of the resized
     /// image.
     fn interpolate(
         &mut self,
@@ -161,7 +163,7 @@ impl Workbench {
         let view = self.decoder.view(bytes, Region { left: 0, top: 0, width, height }, 1)?;
         let (y, x) = (height as f64 / resized_height as f64, width as f64 / resized_width as f64);
         let (left, top) = (part.left as f64 * x, part.top as f64 * y);
-        // Without `min`, rounding could move the area beyond the border.
+        // Without `min`, rounding errors could extend the area beyond the border of the image.
         let area = Area {
             left,
             top,
@@ -174,8 +176,9 @@ impl Workbench {
     }
 }
 
-/// The (height, width) of an image after resizing, as by mmcv's `rescale_size`. The ratio stays. The longer side is at most
-/// [`LONGEST`] · `crop` · `scale` pixels, and the shorter side at most `crop` · `scale`. One of the two limits is reached.
+/// The (height, width) of an image after resizing, like mmcv's `rescale_size`. The aspect ratio is kept, apart from rounding. The
+/// longer side has at most [`LONGEST`] · `crop` · `scale` pixels, and the shorter side at most `crop` · `scale`. Within these
+/// limits, the image becomes as large as possible.
 fn fitting((height, width): (usize, usize), crop: usize, scale: f64) -> (usize, usize) {
     let (short, long) = ((crop as f64 * scale).floor(), ((LONGEST * crop) as f64 * scale).floor());
     let factor = (long / height.max(width) as f64).min(short / height.min(width) as f64);
@@ -213,7 +216,7 @@ impl Nearest<'_> {
     }
 }
 
-/// Whether there are several classes, and the largest class has less than the share `limit` of the pixels that have a class.
+/// Whether there are several classes, and the most frequent class has less than the share `limit` of the pixels that have a class.
 fn is_mixed(counts: &[usize; 256], limit: f64) -> bool {
     let labelled = &counts[..usize::from(IGNORED)];
     let (all, largest) = (labelled.iter().sum::<usize>(), labelled.iter().copied().max().unwrap_or(0));

@@ -1,5 +1,5 @@
 //! Converts pixels to planes of the values that the network takes: (byte / 255 − mean) / standard deviation. Either the host
-//! computes them, or a device does so from planes of bytes. Both give the same bits.
+//! computes these values, or a device computes them from planes of bytes. Both give the same bits.
 
 use super::pixels::{Pixel, Pixels};
 use super::randaugment::{IDENTITY, Table};
@@ -9,8 +9,8 @@ use tch::{Kind, Tensor};
 /// The normalisation of gray images or of colour images.
 #[derive(Debug, Clone)]
 pub enum Normalise {
-    /// The normalised value of each of the 256 bytes. One plane is written, from the red of the pixels: red, green and blue of a
-    /// gray image are equal.
+    /// The normalised value of each of the 256 bytes. One plane is written, from the red of the pixels, because red, green and blue
+    /// of a gray image are equal.
     Gray(Box<[f32; 256]>),
     /// The normalisation of red, green and blue. Three planes are written.
     Colour([Linear; 3]),
@@ -24,7 +24,8 @@ pub struct Linear {
 }
 
 impl Normalise {
-    /// The normalisation by the mean and the standard deviation of each channel. One channel means gray images, three mean colour.
+    /// The normalisation by the mean and the standard deviation of each channel. One channel means gray images, and three channels
+    /// mean colour images.
     pub fn new(mean: &[f64], std: &[f64]) -> Normalise {
         if let ([mean], [std]) = (mean, std) {
             return Normalise::Gray(Box::new(std::array::from_fn(|byte| ((byte as f64 / 255.0 - mean) / std) as f32)));
@@ -35,8 +36,8 @@ impl Normalise {
         }))
     }
 
-    /// Writes the normalised planes of an image (channel, row, column). `table` is applied to the bytes first. If `flipped`, each
-    /// row is reversed.
+    /// Writes the normalised planes of an image (channel, row, column). If `table` is given, it first replaces each byte. If
+    /// `flipped`, each row is reversed.
     pub fn apply(&self, pixels: &Pixels, table: Option<&Table>, flipped: bool, out: &mut [f32]) {
         match self {
             Normalise::Gray(values) => {
@@ -86,8 +87,8 @@ impl Normalise {
     }
 }
 
-/// Writes the planes of an image as bytes (channel, row, column). From these, [`normalised`] computes the values of
-/// [`Normalise::apply`]. A gray image has one plane.
+/// Writes the planes of an image as bytes (channel, row, column). From these bytes, [`normalised`] computes the values of
+/// [`Normalise::apply`]. A gray image has one plane. If `table` is given, it first replaces each byte.
 pub fn byte_planes(pixels: &Pixels, table: Option<&Table>, flipped: bool, out: &mut [u8]) {
     for (channel, plane) in out.chunks_exact_mut(pixels.rgbx.len()).enumerate() {
         let bytes = plane.iter_mut().zip(&pixels.rgbx);
@@ -102,7 +103,7 @@ pub fn byte_planes(pixels: &Pixels, table: Option<&Table>, flipped: bool, out: &
 }
 
 /// Normalises bytes (batch, channel, row, column) on their device. `numbers` is [`Normalise::numbers`] on the same device. The
-/// result has the bits of [`Normalise::apply`], because the product is rounded before the bias is added.
+/// result has the same bits as [`Normalise::apply`], because both round the product before they add the bias.
 pub fn normalised(bytes_bchw: &Tensor, numbers: &Tensor) -> Tensor {
     if numbers.dim() == 1 {
         let values = numbers.index_select(0, &bytes_bchw.to_kind(Kind::Int).view(-1));

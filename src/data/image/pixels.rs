@@ -14,7 +14,8 @@ pub struct Pixels {
     pub rgbx: Vec<Pixel>,
 }
 
-/// Images with more pixels are refused before memory is allocated for them. Above this limit, Pillow warns of a decompression bomb.
+/// Images with more pixels are refused. A JPEG or PNG is refused before memory for its pixels is allocated. Above this limit,
+/// Pillow warns of a decompression bomb.
 const MOST_PIXELS: usize = 89_478_485;
 
 const BLACK: Pixel = [0, 0, 0, 255];
@@ -23,13 +24,14 @@ const BLACK: Pixel = [0, 0, 0, 255];
 const MOST_KEPT: usize = 16 << 20;
 
 impl Pixels {
-    /// Sets the size. The pixels may keep old values, so the caller must write them all. Memory is allocated only to grow.
+    /// Sets the size. The pixels may keep old values, so the caller must write all pixels. Memory is allocated only if the image
+    /// outgrows it.
     pub fn resize(&mut self, height: usize, width: usize) {
         (self.height, self.width) = (height, width);
         self.rgbx.resize(height * width, [0; 4]);
     }
 
-    /// Frees the memory if it exceeds `MOST_KEPT` pixels, which leaves the image empty.
+    /// If the memory exceeds `MOST_KEPT` pixels, frees it and leaves the image empty.
     pub fn free_if_huge(&mut self) {
         if self.rgbx.capacity() > MOST_KEPT {
             *self = Pixels::default();
@@ -58,8 +60,8 @@ impl Pixels {
     }
 
     /// Copies the part of `image` that begins at row `top` and column `left`, and has the size of `self`. Pixels outside of `image`
-    /// are mirrored at its first or last row and column, which are not repeated. On each side the part must extend beyond `image`
-    /// by fewer rows or columns than `image` has.
+    /// are mirrored about its first or last row and column, and these are not repeated. On each side, the part must extend beyond
+    /// `image` by fewer rows or columns than `image` has.
     pub fn copy_mirrored_part(&mut self, image: &Pixels, (top, left): (isize, isize)) {
         let mirrored = |number: isize, count: usize| {
             let last = count as isize - 1;
@@ -100,7 +102,7 @@ pub struct Area {
 /// A decoded part of an image, possibly at a reduced size.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
-    /// Row after row.
+    /// The pixels, row after row.
     pub bytes: &'a [u8],
     /// Bytes per pixel: 3 (RGB) or 4 ([`Pixel`]).
     pub channels: usize,
@@ -108,7 +110,7 @@ pub struct View<'a> {
     pub height: usize,
     /// The image was decoded at 1/`reduction` of its height and width: 1, 2, 4 or 8.
     pub reduction: usize,
-    /// The part begins at this column and at row `top` of the reduced image.
+    /// The part begins at column `left` and row `top` of the reduced image.
     pub left: usize,
     pub top: usize,
 }

@@ -6,21 +6,21 @@ use anyhow::{Result, anyhow, ensure};
 use std::ffi::{CStr, c_int};
 use turbojpeg_sys as tj;
 
-/// Decodes JPEGs, and keeps the memory for this from image to image.
+/// Decodes JPEGs, and reuses its memory from image to image.
 pub struct Jpeg {
     handle: tj::tjhandle,
     height: usize,
     width: usize,
-    /// Where the opened file holds the image's height, in bytes from its beginning. None if the height was not found.
+    /// The offset in the opened file, in bytes, at which the header holds the image's height. None if the height was not found.
     height_offset: Option<usize>,
     /// A copy of the file whose header says a lower height, so that the rows below the wanted part are not decoded.
     lowered: Vec<u8>,
-    /// Whether the header that TurboJPEG read last was that of `lowered`.
+    /// Whether the header that TurboJPEG read last was the header of `lowered`.
     last_header_is_lowered: bool,
 }
 
-// SAFETY: the handle is a heap object that no other thread knows. The only state that TurboJPEG keeps per thread is an error text,
-// which is not used here.
+// SAFETY: the handle is a heap object that no other thread knows. The only state that TurboJPEG keeps per thread is an error text.
+// It is read only directly after a failed call, on the same thread.
 unsafe impl Send for Jpeg {}
 
 impl Drop for Jpeg {
@@ -38,7 +38,7 @@ const MOST_MEMORY: c_int = 600;
 /// Memory of at most this many bytes is kept for the next copy of a file.
 const MOST_KEPT: usize = 16 << 20;
 
-/// The decoded part extends beyond the wanted region by at least this many pixels of the reduced image on each side, unless the
+/// On each side, the decoded part extends beyond the wanted region by at least this many pixels of the reduced image, unless the
 /// image ends there.
 const MARGIN: usize = 2;
 
@@ -57,8 +57,9 @@ impl Jpeg {
     /// Reads the header of a file, and returns the image's (height, width). Like Pillow, it refuses a file whose end is missing,
     /// but accepts other damage to the data of the pixels.
     pub fn open(&mut self, bytes: &[u8]) -> Result<(usize, usize)> {
-        // An image without tables, such as a frame of Motion JPEG, needs the standard's tables. A new decompressor uses them, but
-        // an old decompressor would use the tables of its last image. Creating a decompressor takes less than a microsecond.
+        // An image without Huffman tables, such as a frame of Motion JPEG, needs the default tables of the JPEG standard. A new
+        // decompressor uses these defaults, but an old decompressor would use the tables of its last image. Creating a decompressor
+        // takes less than a microsecond.
         let last = std::mem::replace(&mut self.handle, decompressor()?);
         // SAFETY: the handle came from tj3Init and is destroyed once.
         unsafe { tj::tj3Destroy(last) };
@@ -100,7 +101,7 @@ impl Jpeg {
         let bottom = (scaled(region.top + region.height) + MARGIN).min(height);
         let left = (region.left / reduction).saturating_sub(MARGIN) / self.unit(reduction) * self.unit(reduction);
         let top = (region.top / reduction).saturating_sub(MARGIN);
-        // TurboJPEG cannot crop an image if it does not know its chroma subsampling. Such an image is decoded whole.
+        // TurboJPEG cannot crop an image with an unknown kind of chroma subsampling. Such an image is decoded whole.
         let known = self.get_signed(tj::TJPARAM_TJPARAM_SUBSAMP) >= 0;
         let (left, top, right, bottom) = if known { (left, top, right, bottom) } else { (0, 0, width, height) };
         let part = if (left, top, right, bottom) == (0, 0, width, height) {
@@ -117,8 +118,8 @@ impl Jpeg {
         let colours = self.get(tj::TJPARAM_TJPARAM_COLORSPACE) as tj::TJCS;
         let cmyk = [tj::TJCS_TJCS_CMYK, tj::TJCS_TJCS_YCCK].contains(&colours);
         let format = if cmyk { tj::TJPF_TJPF_CMYK } else { tj::TJPF_TJPF_RGBX };
-        // SAFETY: `out` has (bottom − top) rows of (right − left) pixels of four bytes, which is the size of the cropping region. A
-        // pitch of 0 means rows without gaps.
+        // SAFETY: `out` has (bottom − top) rows of (right − left) pixels of four bytes. This is the size of the cropping region, or
+        // of the whole reduced image if there is no cropping. A pitch of 0 means rows without gaps.
         self.check(unsafe {
             tj::tj3Decompress8(
                 self.handle,
@@ -135,9 +136,9 @@ impl Jpeg {
         Ok((left, top))
     }
 
-    /// Copies the file to `lowered`, and lowers the image's height in the copy to `bottom`, rounded up to whole coding units. The
-    /// rows below are then not decoded. Does nothing and returns false if no whole coding unit lies below, or if `open` did not
-    /// find the height in the file.
+    /// Copies the file to `lowered`, and lowers the image's height in the copy to `bottom`, rounded up to whole coding units
+    /// (MCUs). So the rows below are not decoded. Does nothing and returns false if less than one whole coding unit would be saved,
+    /// or if `open` did not find the height in the file.
     fn lower(&mut self, bytes: &[u8], bottom: usize) -> bool {
         let heights = [8, 8, 16, 8, 16, 8, 32];
         let unit = heights.get(self.get(tj::TJPARAM_TJPARAM_SUBSAMP)).copied().unwrap_or(32);
@@ -152,7 +153,7 @@ impl Jpeg {
         true
     }
 
-    /// The width of a coding unit in pixels of the reduced image. A decoded part must begin at a multiple of this width.
+    /// The width of a coding unit (MCU) in pixels of the reduced image. A decoded part must begin at a multiple of this width.
     fn unit(&self, reduction: usize) -> usize {
         let widths = [8, 16, 16, 8, 8, 32, 8];
         let subsampling = self.get(tj::TJPARAM_TJPARAM_SUBSAMP);
@@ -168,8 +169,9 @@ impl Jpeg {
         unsafe { tj::tj3Get(self.handle, parameter as c_int) }
     }
 
-    /// Accepts a warning, as Pillow does, unless the warning says that the file ended before the image. After a warning, TurboJPEG
-    /// also reports errors with the code of a warning. So the text must be that of a warning too.
+    /// Turns the return value of a TurboJPEG call into a result. Accepts a warning, as Pillow does, unless the warning says that
+    /// the file ended before the image. After a warning, TurboJPEG also reports errors with the code of a warning, so the text must
+    /// be a known warning too.
     fn check(&self, returned: c_int) -> Result<()> {
         if returned == 0 {
             return Ok(());
@@ -185,7 +187,7 @@ impl Jpeg {
     }
 }
 
-/// How libjpeg's warnings about a file begin (`jerror.h`, JWRN), except «Premature end of JPEG file».
+/// The beginnings of libjpeg's warnings about a file (`jerror.h`, JWRN), except «Premature end of JPEG file».
 const WARNINGS: [&str; 5] = [
     "Corrupt JPEG data:",
     "Inconsistent progression sequence",
@@ -197,7 +199,7 @@ const WARNINGS: [&str; 5] = [
 /// The marker that ends a JPEG.
 const END: [u8; 2] = [0xFF, 0xD9];
 
-/// Offsets in a JPEG file.
+/// Offsets in a JPEG file, in bytes.
 #[derive(Clone, Copy)]
 struct Offsets {
     /// Where the frame's header holds the image's height.
@@ -206,7 +208,8 @@ struct Offsets {
     scan: usize,
 }
 
-/// Finds the offsets. Returns none if the file has no scan, or no frame before its first scan. libjpeg then reports the fault.
+/// Finds the offsets in a file. Returns none if the file has no scan, or no frame before its first scan. libjpeg reports such a
+/// fault.
 fn find_offsets(bytes: &[u8]) -> Option<Offsets> {
     let (mut at, mut height) = (2, None);
     loop {
@@ -215,7 +218,7 @@ fn find_offsets(bytes: &[u8]) -> Option<Offsets> {
         let marker = bytes[at];
         at += 1;
         match marker {
-            // These are no markers, or markers without a segment.
+            // These bytes are no markers, or they are markers without a segment.
             0x00 | 0x01 | 0xD0..=0xD8 => continue,
             0xD9 => return None,
             0xDA => return Some(Offsets { height: height.filter(|&height| height + 2 <= at)?, scan: at }),
@@ -227,7 +230,8 @@ fn find_offsets(bytes: &[u8]) -> Option<Offsets> {
     }
 }
 
-/// Converts CMYK to RGB as Pillow does (`Convert.c: cmyk2rgb`). JPEGs hold inverted CMYK, because Adobe's programs write it so.
+/// Converts CMYK to RGB as Pillow does (`Convert.c: cmyk2rgb`). As Pillow does, this assumes that the file holds inverted CMYK,
+/// because Adobe's programs write CMYK so.
 fn rgb_of_inverted_cmyk([c, m, y, k]: Pixel) -> Pixel {
     let ink = |inverted: u8| {
         let product = u32::from(255 - inverted) * u32::from(k) + 128;
@@ -239,8 +243,8 @@ fn rgb_of_inverted_cmyk([c, m, y, k]: Pixel) -> Pixel {
 /// Encodes rows of RGB bytes as a baseline JPEG with 4:2:0 chroma subsampling. `quality` is from 1 to 100.
 ///
 /// # Errors
-/// The number of bytes is not 3 · height · width, or the image has no pixels, or more than 65,500 on a side, which is libjpeg's
-/// limit.
+/// The number of bytes is not 3 · height · width, the image has no pixels, or a side is longer than libjpeg's limit of 65,500
+/// pixels.
 pub fn encode(rgb: &[u8], height: usize, width: usize, quality: u8) -> Result<Vec<u8>> {
     ensure!(rgb.len() == 3 * height * width, "{} bytes are not {height}×{width} RGB pixels", rgb.len());
     let handle = init(tj::TJINIT_TJINIT_COMPRESS)?;
@@ -301,6 +305,6 @@ fn set(handle: tj::tjhandle, parameter: tj::TJPARAM, value: c_int) -> Result<()>
 }
 
 fn error_text(handle: tj::tjhandle) -> String {
-    // SAFETY: the handle is live, and the text is a C string that lives as long as the handle.
+    // SAFETY: the handle is live. The text is a C string of the handle or of this thread, and it is copied at once.
     unsafe { CStr::from_ptr(tj::tj3GetErrorStr(handle)) }.to_string_lossy().into_owned()
 }

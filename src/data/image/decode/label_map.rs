@@ -1,5 +1,5 @@
 //! Decodes label maps. A label map is a PNG with one label for each pixel. The labels are gray values of 8 bits, or palette indices
-//! of any bit depth. A gray PNG of fewer bits is refused, because programs differ in whether they scale its values to 0…255.
+//! of any bit depth. A gray PNG of fewer bits is refused, because some programs scale its values to 0…255 and others do not.
 
 use crate::data::image::pixels::check_size;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -11,7 +11,7 @@ use std::io::{BufRead, Cursor, Seek};
 pub struct LabelMap {
     pub height: usize,
     pub width: usize,
-    /// One class for each pixel, row after row. A pixel without a class has `IGNORED` (255).
+    /// One class for each pixel, row after row. A pixel without a class has the value `IGNORED` (255).
     pub classes: Vec<u8>,
 }
 
@@ -20,7 +20,7 @@ impl LabelMap {
     /// class», and `None` for labels that the config does not allow.
     ///
     /// # Errors
-    /// The PNG is damaged, is not a label map, or holds a label for which `class_of` gives `None`.
+    /// The PNG is damaged, is too large, is not a label map, or holds a label for which `class_of` gives `None`.
     pub fn decode(png: &[u8], class_of: impl Fn(u8) -> Option<u8>) -> Result<LabelMap> {
         let Labels { height, width, labels } = Labels::read(Cursor::new(png), check_size)?;
         let table: Vec<Option<u8>> = (0..=u8::MAX).map(class_of).collect();
@@ -48,14 +48,14 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// Reads a PNG. `check` is given the height and width before memory is allocated, and may refuse them.
+    /// Reads a PNG. Before memory for the labels is allocated, `check` gets the height and width, and may refuse them.
     ///
     /// # Errors
     /// The PNG is damaged, is not a label map, or has a size that `check` refuses.
     pub fn read(png: impl BufRead + Seek, check: impl FnOnce(usize, usize) -> Result<()>) -> Result<Labels> {
         let broken = |e: png::DecodingError| anyhow!("not a readable PNG: {e}");
         let mut decoder = png::Decoder::new(png);
-        // Without transformations, a palette's indices are read, not its colours.
+        // Without transformations, the decoder gives the palette's indices, not its colours.
         decoder.set_transformations(Transformations::IDENTITY);
         let mut reader = decoder.read_info().map_err(broken)?;
         let info = reader.info();

@@ -1,9 +1,9 @@
-//! Decodes stored bytes to the pixels that Pillow's `Image.open(…).convert("RGB")` gives. The first bytes of a file decide whether
-//! it is a JPEG or a PNG, not its name. Gray, CMYK, palette and 16-bit images become RGB. Only the needed part of a JPEG is
-//! decoded.
+//! Decodes stored bytes to the pixels that Pillow's `Image.open(…).convert("RGB")` gives. The first bytes of a file, not its name,
+//! decide whether it is a JPEG or a PNG. Gray, CMYK, palette and 16-bit images become RGB. [`Decoder::view`] decodes only the
+//! needed part of a JPEG.
 //!
-//! Only [`Decoder::open_upright`] applies an EXIF orientation. The transforms of mmsegmentation and detectron2 need it, but timm
-//! does not apply the orientation.
+//! Only [`Decoder::open_upright`] applies an EXIF orientation. mmsegmentation and detectron2 apply the orientation too, but timm
+//! does not.
 
 pub mod jpeg;
 pub mod label_map;
@@ -29,7 +29,7 @@ pub struct Decoder {
 /// The form in which the opened image is available.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// The stored bytes are a JPEG, of which [`Decoder::view`] decodes the needed part.
+    /// The stored bytes are a JPEG. [`Decoder::view`] decodes the needed part of it.
     Jpeg,
     /// The whole image is already decoded into [`Decoder::pixels`].
     Whole,
@@ -47,8 +47,8 @@ impl Decoder {
         })
     }
 
-    /// Opens an image, and returns its (height, width). A PNG is decoded at once. [`Decoder::view`] must then be given the same
-    /// bytes.
+    /// Opens an image, and returns its (height, width). A PNG and planes of bytes are decoded at once, a JPEG later. The other
+    /// methods that take `bytes` must be given the same bytes.
     pub fn open(&mut self, bytes: &[u8], stored: Stored) -> Result<(usize, usize)> {
         self.pixels.free_if_huge();
         let (kind, size) = match stored {
@@ -76,8 +76,8 @@ impl Decoder {
         Ok(size)
     }
 
-    /// As [`Decoder::open`], but a file with an EXIF orientation is decoded at once and turned upright. The result is then the
-    /// (height, width) of the upright image.
+    /// As [`Decoder::open`], but if a file has an EXIF orientation, decodes the image at once and turns it upright. Then returns
+    /// the (height, width) of the upright image.
     pub fn open_upright(&mut self, bytes: &[u8], stored: Stored) -> Result<(usize, usize)> {
         let size = self.open(bytes, stored)?;
         let orientation = if stored == Stored::Encoded { Orientation::of(bytes) } else { None };
@@ -93,8 +93,8 @@ impl Decoder {
         self.is_turned
     }
 
-    /// If the opened image is a JPEG, decodes the whole of it, so that later views need no decoding. (height, width) must be the
-    /// size that [`Decoder::open`] returned.
+    /// If the opened image is a JPEG, decodes the whole image, so that later views need no decoding. (height, width) must be the
+    /// size that [`Decoder::open`] or [`Decoder::open_upright`] returned.
     pub fn keep_whole(&mut self, bytes: &[u8], (height, width): (usize, usize)) -> Result<()> {
         if self.kind == Kind::Jpeg {
             self.jpeg.decode(bytes, Region { left: 0, top: 0, width, height }, 1, &mut self.pixels)?;
@@ -104,7 +104,7 @@ impl Decoder {
     }
 
     /// Decodes at least `region` of the opened image. A JPEG is decoded at 1/`reduction` (1, 2, 4 or 8) of its height and width,
-    /// unless [`Decoder::keep_whole`] or [`Decoder::open_upright`] has already decoded the whole of it.
+    /// unless [`Decoder::keep_whole`] or [`Decoder::open_upright`] has already decoded the whole image.
     pub fn view<'a>(&'a mut self, bytes: &'a [u8], region: Region, reduction: usize) -> Result<View<'a>> {
         if self.kind != Kind::Jpeg {
             return Ok(self.whole(bytes));
@@ -129,7 +129,7 @@ impl Decoder {
     }
 }
 
-/// Converts planes of bytes to pixels. The bytes of a single plane become red, green and blue alike.
+/// Converts planes of bytes to pixels. Each byte of a single plane becomes the red, green and blue of a pixel.
 fn merge_planes(bytes: &[u8], channels: usize, size: usize, pixels: &mut Pixels) -> Result<()> {
     let plane = size * size;
     ensure!(

@@ -4,8 +4,8 @@ use crate::data::image::pixels::Pixels;
 use exif::{In, Reader, Tag};
 use std::io::Cursor;
 
-/// How stored rows and columns lie in the upright image, as a number of the standard's table, 2 to 8. The number 1 means that the
-/// image is stored upright, and has no `Orientation`.
+/// How the stored rows and columns lie in the upright image, as a number from 2 to 8 of the EXIF standard. An image with the number
+/// 1 is stored upright, and has no `Orientation`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Orientation(u32);
 
@@ -13,7 +13,7 @@ impl Orientation {
     /// The orientation of a JPEG or PNG. None if the file is stored upright, or if its EXIF data hold no readable orientation.
     pub fn of(file: &[u8]) -> Option<Orientation> {
         let mut reader = Reader::new();
-        // Some cameras write malformed fields after the first fields. Such a field must not hide the orientation.
+        // Some cameras write malformed EXIF fields. A malformed field must not hide the orientation.
         reader.continue_on_error(true);
         let exif =
             reader.read_from_container(&mut Cursor::new(file)).or_else(|e| e.distill_partial_result(|_| ())).ok()?;
@@ -23,8 +23,8 @@ impl Orientation {
 
     /// Turns stored pixels upright, as Pillow's `ImageOps.exif_transpose` does.
     pub fn upright(self, stored: &Pixels) -> Pixels {
-        // From 5 on, the stored rows become the columns of the upright image. For each number, the stored rows, the stored columns,
-        // or both may also be read in reverse order.
+        // From number 5 on, the stored rows become the columns of the upright image. Depending on the number, the stored rows, the
+        // stored columns, both or neither are read in reverse order.
         let is_transposed = self.0 >= 5;
         let (rows_backwards, columns_backwards) = ([3, 4, 6, 7].contains(&self.0), [2, 3, 7, 8].contains(&self.0));
         let (height, width) = if is_transposed { (stored.width, stored.height) } else { (stored.height, stored.width) };
