@@ -1,10 +1,10 @@
-//! Pins threads to cores. A thread that drives a GPU runs on the cores nearest to the GPU, from which data and commands take the
-//! shortest way.
+//! Pins threads to CPU cores. A thread that drives a GPU runs on the cores nearest to the GPU, because data and commands then take
+//! the shortest way.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The allowed cores that are near the PCI device at this address. Empty if the kernel does not say which cores are near.
+/// The cores in `allowed` that are near the PCI device at this address. Empty if the kernel does not say which cores are near.
 pub fn near(pci_address: &str, allowed: &BTreeSet<usize>) -> BTreeSet<usize> {
     let file = Path::new("/sys/bus/pci/devices").join(pci_address).join("local_cpulist");
     let list = std::fs::read_to_string(file).unwrap_or_default();
@@ -32,7 +32,7 @@ pub fn allowed() -> BTreeSet<usize> {
     (0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect()
 }
 
-/// Pins the calling thread and the threads that it starts to these cores. Does nothing if there are none.
+/// Pins the calling thread, and the threads that it starts later, to these cores. Does nothing if `cores` is empty.
 pub fn pin(cores: &BTreeSet<usize>) {
     if cores.is_empty() {
         return;

@@ -1,7 +1,7 @@
 //! Finds and loads libtorch's libraries in the folders in which the dynamic linker looks for them.
 //!
-//! The path of libtorch may be a symbolic link, because the caches of some package managers make links. Then libtorch's other
-//! libraries, and the libraries of other Python packages that it needs, may lie beside the link and not beside the real file. The
+//! The path of libtorch may be a symbolic link, because some package managers link to files in their cache. libtorch needs other
+//! libraries, some of which are in other Python packages. These libraries may lie beside the link and not beside the real file. The
 //! linker's search path leads to them.
 
 use anyhow::{Context, Result, ensure};
@@ -51,7 +51,7 @@ pub fn searched_by(library: &str) -> Result<Vec<PathBuf>> {
     Ok(paths.iter().map(|path| PathBuf::from(text(path))).collect())
 }
 
-/// The first file in these folders whose name begins with `name_start`.
+/// The first file whose name begins with `name_start`: in the order of the folders, and within a folder in the order of the names.
 pub fn find(folders: &[PathBuf], name_start: &str) -> Option<PathBuf> {
     folders.iter().find_map(|folder| {
         let entries = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());

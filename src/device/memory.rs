@@ -1,5 +1,5 @@
-//! Turns the panic with which libtorch reports exhausted memory into an ordinary error, measures free and used memory, and decides
-//! whether the allocator keeps freed memory.
+//! Memory of the host and of the GPU. If memory is exhausted, libtorch's binding panics, and this module turns the panic into an
+//! ordinary error. This module also measures free and used memory, and decides whether allocators keep freed memory.
 
 use super::pool;
 use crate::driver::cuda;
@@ -23,7 +23,7 @@ pub struct OutOfMemory(String);
 /// Calls `act`. Fails with [`OutOfMemory`] if `act` panics or fails because memory is exhausted. Any other panic or error passes
 /// through.
 pub fn catch<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
-    // A panic may leave the tensors of the phase half changed. They are dropped together with the phase.
+    // A panic may leave the tensors of the phase half changed. The caller then drops the phase with these tensors.
     CATCHING.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(act));
     CATCHING.set(false);
@@ -50,9 +50,10 @@ pub fn free_on_host() -> u64 {
     free_in_groups(&groups, Path::new("/sys/fs/cgroup")).map_or(host, |free| free.min(host))
 }
 
-/// The smallest number of free bytes in the control groups of a process and their ancestors. `proc_cgroup` is the text of
-/// `/proc/PID/cgroup` (cgroup v1 or v2). Slurm ends a job whose group takes more memory than the job asked for. Cached pages of
-/// files count as free, because the kernel drops them first. Pages of files that are only in memory (`/dev/shm`) do not.
+/// The smallest number of free bytes in the control groups of a process and their ancestors. None if no group has a limit.
+/// `proc_cgroup` is the text of `/proc/PID/cgroup` (cgroup v1 or v2). Slurm ends a job whose group takes more memory than the job
+/// asked for. Cached pages of files count as free, because the kernel drops these pages first. Files that are only in memory
+/// (`/dev/shm`) count as used.
 fn free_in_groups(proc_cgroup: &str, root: &Path) -> Option<u64> {
     let free_for_line = |line: &str| -> Option<u64> {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
@@ -78,19 +79,20 @@ fn free_in_groups(proc_cgroup: &str, root: &Path) -> Option<u64> {
 
 /// Begins a new measurement of [`peak_on_host`].
 pub fn begin_peak() {
-    // If the kernel refuses, the peak counts from the start of the process.
+    // If the kernel refuses, the peak counts from the last reset, or from the start of the process.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The largest resident memory of this process since [`begin_peak`], in bytes; 0 if the kernel does not tell.
+/// The largest resident memory of this process since [`begin_peak`], in bytes. 0 if the kernel does not tell.
 pub fn peak_on_host() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse::<u64>().map_or(0, |kib| kib * 1024)
 }
 
-/// The memory that all processes use on the calling thread's GPU, in bytes; 0 if `device` is the CPU. libtorch keeps the memory
-/// that it has taken. So if no other process uses the GPU, this is the most memory that the phase has needed so far.
+/// The memory that all processes use now on the calling thread's GPU, in bytes. 0 if `device` is the CPU, or if the driver fails.
+/// libtorch keeps the memory that it has taken since its cache was emptied. So if no other process uses the GPU, this is the most
+/// memory that was used since then.
 pub fn peak_on_gpu(device: Device) -> u64 {
     if device == Device::Cpu {
         return 0;
@@ -98,9 +100,9 @@ pub fn peak_on_gpu(device: Device) -> u64 {
     cuda().and_then(|driver| driver.memory_in_use()).unwrap_or(0)
 }
 
-/// Sets whether the memory that a step frees is kept for the tensors that follow: the memory of large tensors by `pool.rs`, all other
-/// memory by glibc's allocator. If freed memory went back to the kernel, every 4 KiB of it would cost a page fault when it is taken
-/// again. Must be called before other threads run.
+/// Sets whether freed memory is kept for later tensors. `pool.rs` keeps the memory of large tensors, and glibc's allocator keeps
+/// all other memory. If freed memory went back to the kernel, every 4 KiB of it would cost a page fault when it is taken again. If
+/// `keep` is false, only glibc's allocator changes: a pool that is already in use stays. Must be called before other threads run.
 pub fn keep_freed(keep: bool) {
     if keep {
         pool::use_for_tensors();
@@ -117,7 +119,7 @@ pub fn keep_freed(keep: bool) {
     }
 }
 
-/// Gives the memory that is kept, but that nothing uses, back to the kernel.
+/// Gives the memory that the allocators keep, but nothing uses, back to the kernel.
 pub fn give_back() {
     pool::give_back();
     #[cfg(target_env = "gnu")]
@@ -127,7 +129,7 @@ pub fn give_back() {
     };
 }
 
-/// Whether [`catch`] will turn this panic of the calling thread into an error, so that the panic hook should print nothing.
+/// Whether [`catch`] will turn this panic of the calling thread into an error. Then the panic hook should print nothing.
 pub fn will_be_caught(panic: &(dyn Any + Send)) -> bool {
     CATCHING.get() && memory_message_of_panic(panic).is_some()
 }
@@ -138,7 +140,7 @@ fn memory_message_of_panic(panic: &(dyn Any + Send)) -> Option<String> {
     memory_message(text)
 }
 
-/// libtorch's message about exhausted memory in an error text, without the stack trace that follows it.
+/// The message about exhausted memory in an error text, without the stack trace that follows the message.
 fn memory_message(text: &str) -> Option<String> {
     let starts = [
         "CUDA out of memory",

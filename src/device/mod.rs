@@ -23,31 +23,31 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
-/// If this environment variable is set, the replicas of a rank may share a GPU, and gradients are summed in host memory. It lets
-/// tests run several replicas on one GPU.
+/// If this environment variable is set, the replicas of a rank may share a GPU, and gradients are summed in host memory. Tests set
+/// the variable to run several replicas on one GPU.
 const SHARED_GPU: &str = "INCUBATE_TEST_SHARED_GPU";
 
-/// The number of a rank on its node, and the number of ranks there.
+/// The number of a rank on its node, and the number of ranks on the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnNode {
     pub rank: usize,
     pub ranks: usize,
 }
 
-/// The devices of this rank. Each device of the list gets a replica and a thread.
+/// The devices of this rank, one for each replica. A thread drives each replica.
 #[derive(Debug, Clone)]
 pub struct Devices {
     list: Vec<Device>,
-    /// Whether other ranks or replicas compute on the same GPU.
+    /// Whether other ranks or replicas may compute on the same GPU.
     shared: bool,
-    /// Why the devices are not GPUs, if the config leaves the choice to the program.
+    /// Why the device is the CPU. None if the devices are GPUs, or if the config asks for the CPU.
     reason: Option<String>,
     /// The cores on which the process may run.
     cores: BTreeSet<usize>,
 }
 
-/// Loads CUDA if the config allows GPUs and the node has GPUs. Must run before any other call of libtorch. It never fails, because
-/// planning and submitting need no GPU. [`Devices::of_rank`] returns the error if the config asks for GPUs.
+/// Loads CUDA if the config allows GPUs and the node has GPUs. Must run before any other call of libtorch. Loading returns no
+/// error, because planning and submitting need no GPU. If the config asks for GPUs, [`Devices::of_rank`] returns the error.
 pub fn load(choice: DeviceChoice) {
     if choice != DeviceChoice::Cpu {
         CUDA.get_or_init(|| {
@@ -84,13 +84,13 @@ fn load_cuda(driver: Driver) -> Result<Driver> {
         driver.cuda_version().0,
         driver.cuda_version().1
     );
-    // cuDNN's attention is left out, because it builds a plan for each shape and thread, and each plan takes half a second.
+    // cuDNN's attention is not allowed, because it builds a plan for each shape and thread, and each plan takes half a second.
     allow_attention(&[Kernel::Flash, Kernel::Efficient]);
     Ok(driver)
 }
 
-/// Loads the library with which libtorch computes on GPUs. NVRTC, which compiles kernels at run time, is loaded first, because
-/// libtorch opens NVRTC and its built-in functions by name later. At that time the search path may not lead to them.
+/// Loads the library with which libtorch computes on GPUs. Before that, loads NVRTC, which compiles kernels at run time. libtorch
+/// opens NVRTC and its built-in functions by name later, and the search path of that time may not lead to them.
 fn load_libtorch_cuda() -> Result<()> {
     let folders = libraries::searched_by("libtorch_cpu.so")?;
     for compiler in ["libnvrtc-builtins.so", "libnvrtc.so"] {
@@ -113,10 +113,11 @@ pub fn loaded_library(name_start: &str) -> Option<PathBuf> {
 
 impl Devices {
     /// The devices of `replicas` replicas: this rank's share of the node's GPUs, or the CPU. If `replicas` is 0, each GPU of the
-    /// rank gets one replica, and the CPU gets one.
+    /// rank gets one replica. Without GPUs, the CPU then gets one replica.
     ///
     /// # Errors
-    /// The config asks for GPUs and there are none, or it asks for more replicas than this rank has GPUs.
+    /// The config asks for GPUs, but none can be used. Or the config asks for more replicas than this rank has
+    /// GPUs.
     pub fn of_rank(choice: DeviceChoice, replicas: usize, on_node: OnNode) -> Result<Devices> {
         let cores = cores::allowed();
         let driver = match (choice, cuda()) {
@@ -158,13 +159,13 @@ impl Devices {
         self.list[0].is_cuda()
     }
 
-    /// Whether NCCL can join the devices. NCCL takes only GPUs, and refuses two members on one GPU.
+    /// Whether NCCL can sum gradients over the devices. NCCL takes only GPUs, and refuses two members on one GPU.
     pub fn can_use_nccl(&self) -> bool {
         self.are_gpus() && !self.shared
     }
 
-    /// A sentence about how much slower this precision is on these GPUs than bf16, the fastest precision. None for bf16, and if the
-    /// speed of the GPUs is not known.
+    /// A sentence that says how much faster bf16 would be on these GPUs than this precision. None if the precision is bf16, if the
+    /// device is the CPU, or if the speed of the GPUs is not known.
     pub fn price_of(&self, precision: Precision) -> Option<String> {
         let Device::Cuda(first) = self.list[0] else { return None };
         GpuModel::of_device(&cuda().ok()?.gpus()[first].name)?.price(precision)
@@ -206,7 +207,7 @@ pub fn name(device: Device) -> String {
     }
 }
 
-/// The bytes of a GPU's memory. None for the CPU, which shares its memory with all other processes.
+/// The size of a GPU's memory in bytes. None for the CPU, because all processes share its memory.
 pub fn memory_of(device: Device) -> Option<u64> {
     let Device::Cuda(number) = device else { return None };
     Some(cuda().ok()?.gpus()[number].memory)
@@ -223,8 +224,8 @@ fn gpus_of_rank(on_node: OnNode, gpus: usize) -> (Range<usize>, bool) {
     }
 }
 
-/// The GPU of each replica of a rank that has the GPUs `own`. None if these GPUs are too few. If `replicas` is 0, each GPU gets one
-/// replica.
+/// The GPU of each replica of a rank that has the GPUs `own`. If `replicas` is 0, each GPU gets one replica. None if there are more
+/// replicas than GPUs and replicas may not share a GPU.
 fn gpus_of_replicas(own: Range<usize>, replicas: usize, may_share: bool) -> Option<Vec<usize>> {
     match replicas {
         0 => Some(own.collect()),

@@ -1,5 +1,5 @@
 //! Transforms images for classification by DeiT's recipe (its `datasets.py: build_transform`, with timm 1.0's
-//! `transforms_factory.py`). All sources have the same recipe.
+//! `transforms_factory.py`). The recipe is the same for all sources.
 //!
 //! Training: random crop, horizontal flip, RandAugment or colour jitter, normalisation, RandomErasing. The random crop is a
 //! RandomCrop with padding if the side of the network's input is at most 32 pixels; otherwise it is a RandomResizedCrop.
@@ -19,8 +19,8 @@ use crate::random::Random;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// If the network's input has at most this side in pixels, training pads and crops images, and evaluation shows their whole shorter
-/// side.
+/// The largest side, in pixels, of a small input of the network. If the input is small, training pads and crops images, and
+/// evaluation crops nothing from the shorter side.
 const LARGEST_PADDED: usize = 32;
 
 /// The side of evaluation's centre crop, as a share of the resized image's shorter side.
@@ -44,7 +44,7 @@ pub struct Recipe {
 pub struct RecipeBench {
     decoder: Decoder,
     resample: Resample,
-    /// The whole resized image, from which a padded crop is copied. Only small inputs use it.
+    /// The whole resized image, from which a padded crop is copied. It is used only if the network's input is small.
     resized: Pixels,
     canvas: Canvas,
     pub spent: StepTimes,
@@ -57,9 +57,9 @@ pub enum Out<'a> {
     /// Receives the image as bytes, which a device normalises later.
     Bytes {
         bytes: &'a mut [u8],
-        /// The index of the image's first number among all numbers of its batch.
+        /// The index of the image's first byte among all bytes of the batch.
         start: usize,
-        /// Receives the noise of RandomErasing. The device writes it into the image after it has normalised the bytes.
+        /// Receives the noise of RandomErasing. The device writes the noise into the image after it has normalised the bytes.
         erased: &'a mut Erased,
     },
 }
@@ -79,8 +79,8 @@ impl Out<'_> {
         }
     }
 
-    /// Replaces a rectangle of an image of `size` × `size` pixels with noise. If `self` takes bytes, the noise is only noted for
-    /// the device.
+    /// Replaces a rectangle of an image of `size` × `size` pixels with noise. If `self` takes bytes, the noise is only recorded,
+    /// and the device writes it into the image later.
     fn erase(&mut self, size: usize, region: Region, random: &mut Random) {
         match self {
             Out::Normalised(numbers) => erase::fill(numbers, size, region, |row| erase::noise(row, random)),
@@ -94,14 +94,14 @@ impl Out<'_> {
 /// The part of a stored image that becomes the network's input, and how the part is decoded and resampled.
 struct Crop {
     area: Area,
-    /// The resampling reads no pixels outside of this region, even if its kernel would.
+    /// Resampling reads no pixels outside of this region, even if the kernel extends beyond the region.
     within: Region,
     /// A JPEG is decoded at 1/`reduction` of its height and width.
     reduction: usize,
     order: Order,
 }
 
-/// The total time of each step of the work, over all images.
+/// The time of each step of the transforms, summed over all images.
 #[derive(Debug)]
 pub struct StepTimes {
     decode: Duration,
@@ -222,7 +222,7 @@ impl Recipe {
         self.evaluate_opened(bench, bytes, size, out.into())
     }
 
-    /// As [`Recipe::evaluate`], but decodes the whole image, which [`RecipeBench::photo`] then returns.
+    /// Like [`Recipe::evaluate`], but decodes the whole image. [`RecipeBench::photo`] then returns the whole image.
     ///
     /// # Errors
     /// The image cannot be decoded.
@@ -247,9 +247,9 @@ impl Recipe {
         Ok(())
     }
 
-    /// Draws a random part of the image, and resizes it to the size of the network's input. For a small input, instead resizes the
-    /// shorter side of the image to the input's side, adds a border, and draws a random part of the input's size. In both cases the
-    /// part is written onto the canvas.
+    /// Chooses a random part of the image, resizes it to the size of the network's input, and writes it onto the canvas. If the
+    /// input is small, the order differs: the shorter side of the image is resized to the input's side, a border is added, and then
+    /// a random part of the input's size is chosen.
     fn draw_random_crop(
         &self,
         bench: &mut RecipeBench,
@@ -285,18 +285,18 @@ impl Recipe {
 }
 
 impl RecipeBench {
-    /// The whole stored image, after [`Recipe::evaluate_whole`] has decoded it. `bytes` must be the same as there.
+    /// The whole stored image. [`Recipe::evaluate_whole`] must have decoded the image before, from the same `bytes`.
     pub fn photo<'a>(&'a self, bytes: &'a [u8]) -> View<'a> {
         self.decoder.whole(bytes)
     }
 
-    /// Decodes a part of the opened image, and resamples it onto the canvas, whose side becomes `size`.
+    /// Decodes a part of the opened image, and resamples it onto the canvas. The canvas then has the side `size`.
     fn draw(&mut self, bytes: &[u8], crop: Crop, size: usize) -> Result<()> {
         let RecipeBench { decoder, resample, canvas, spent, .. } = self;
         draw(decoder, resample, spent, bytes, crop, canvas.begin(size))
     }
 
-    /// Writes the image of the canvas to `out`. If `out` takes bytes, the image is not normalised: a device does this later.
+    /// Writes the image of the canvas to `out`. If `out` takes bytes, a device normalises the image later.
     fn normalise(&mut self, normalise: &Normalise, out: &mut Out) {
         let Canvas { pixels, table, flipped, .. } = &self.canvas;
         match out {

@@ -1,6 +1,6 @@
 //! Resizes images in two ways.
-//! - [`Resample::resample`] works like Pillow's `Image.resize(…, BICUBIC)` and `BILINEAR`, which are antialiased. The parameter of
-//!   the cubic is −0.5. The result of the first of two passes is rounded to bytes.
+//! - [`Resample::resample`] works like Pillow's `Image.resize` with `BICUBIC` or `BILINEAR`, which are antialiased. The cubic has
+//!   the parameter a = −0.5. One pass changes the width, and one pass the height. The result of the first pass is rounded to bytes.
 //! - [`Resample::interpolate`] works like OpenCV's bilinear `resize(…, INTER_LINEAR)`, which is not antialiased.
 
 use super::pixels::{Area, Pixels, Region, View};
@@ -8,25 +8,25 @@ use anyhow::Result;
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-/// The order of the two passes. The numbers between the passes are rounded and clipped to bytes. So the order changes a fifth of
-/// the result's bytes by 1, and bytes near black and white by more.
+/// The order of the two passes. The numbers between the passes are rounded and clipped to bytes. So the order changes about a fifth
+/// of the result's bytes by 1, and bytes near black and white by more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// First along the columns, which changes the height. This is the faster order.
     ColumnsFirst,
-    /// First along the rows, which changes the width. This is Pillow's order, but from version 13 on Pillow takes columns first if
-    /// the height is reduced much more than the width.
+    /// First along the rows, which changes the width. This is Pillow's order. One case differs: Pillow 13 and later versions take
+    /// columns first if the height is reduced much more than the width.
     RowsFirst,
 }
 
-/// Resizes images, and keeps the memory for this from image to image.
+/// Resizes images, and reuses its memory from image to image.
 pub struct Resample {
     /// The kernel of [`Resample::resample`].
     kernel: FilterType,
     resizer: Resizer,
     /// The image after the first pass, if rows come first.
     between: Vec<u8>,
-    /// The result with three bytes per pixel, if the input has three bytes per pixel too.
+    /// The result with three bytes per pixel. It is used only if the input has three bytes per pixel.
     rgb: Vec<u8>,
 }
 
@@ -44,7 +44,8 @@ impl Resample {
     }
 
     /// Resamples `area` of the stored image to the size of `out`. Pixels outside of `within` are not read, as if the image were
-    /// first cropped to `within`. Both rectangles are in pixels of the stored image, even if `view` shows it at a reduced size.
+    /// first cropped to `within`. Both rectangles are in pixels of the stored image, even if `view` shows the image at a reduced
+    /// size. At a reduced size, `within` is rounded outwards to whole pixels of the view.
     pub fn resample(&mut self, view: &View, area: Area, within: Region, order: Order, out: &mut Pixels) -> Result<()> {
         let scale = view.reduction;
         let (left, top) = ((within.left / scale).max(view.left), (within.top / scale).max(view.top));

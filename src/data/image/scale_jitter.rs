@@ -2,7 +2,7 @@
 //! (`projects/ViTDet/configs/common/coco_loader_lsj.py`).
 //!
 //! Training, called «large-scale jitter»: random horizontal flip, resize to a random size, random crop, normalisation, padding
-//! below and to the right. Evaluation: resize, normalisation, the same padding. Images are resampled as by Pillow.
+//! below and to the right. Evaluation: resize, normalisation, the same padding. Images are resampled as Pillow resamples them.
 
 use super::crop;
 use super::normalise::Normalise;
@@ -20,7 +20,7 @@ use anyhow::Result;
 pub struct ScaleJitter {
     /// The height and the width of the network's input.
     side: usize,
-    /// The smallest and the largest scale in training.
+    /// The smallest and the largest scale in training. At scale 1, the longer side of the image becomes `side` pixels.
     resize: [f64; 2],
     /// The probability of a horizontal flip.
     flip: f64,
@@ -31,7 +31,7 @@ pub struct ScaleJitter {
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Placement {
     flipped: bool,
-    /// Height and width of the stored image.
+    /// Height and width of the image before the resize, upright by its EXIF orientation.
     size: [usize; 2],
     /// Height and width of the resized image.
     resized: [usize; 2],
@@ -64,8 +64,8 @@ impl ScaleJitter {
     }
 
     /// Transforms an image and its objects for training. Writes the image to `out` (channel, row, column), and returns the objects.
-    /// All randomness comes from `random`. The image must have been opened by [`Workbench::open`], and `scene` must have the size
-    /// of the opened image.
+    /// All randomness comes from `random`. [`Workbench::open`] must have opened the image, and `scene` must have the size of the
+    /// opened image.
     ///
     /// # Errors
     /// The image cannot be decoded.
@@ -85,8 +85,8 @@ impl ScaleJitter {
         Ok(placement.scene(scene))
     }
 
-    /// Transforms an image for evaluation, and writes it to `out` (channel, row, column). The image must have been opened by
-    /// [`Workbench::open`], which returned its `size`.
+    /// Transforms an image for evaluation, and writes it to `out` (channel, row, column). [`Workbench::open`] must have opened the
+    /// image, and `size` must be the (height, width) that it returned.
     ///
     /// # Errors
     /// The image cannot be decoded.
@@ -114,9 +114,9 @@ impl ScaleJitter {
 }
 
 impl Placement {
-    /// The placement of an image of `size` (height, width). The ratio stays, and the longer side is resized to `side` · `scale`.
-    /// Then the image is cropped to at most `side` rows and columns. Of the rows that do not fit, the share `share` lies above the
-    /// crop, and the rest below. Of the columns that do not fit, the same share lies to the left.
+    /// The placement of an image of `size` (height, width). The longer side is resized to `side` · `scale` pixels, and the ratio of
+    /// the sides stays. Then the image is cropped to at most `side` rows and columns. If rows are cut off, the share `share` of
+    /// them lies above the crop, and the rest below. If columns are cut off, the same share lies to the left.
     fn new(size: [usize; 2], side: usize, flipped: bool, scale: f64, share: f64) -> Placement {
         let target = side as f64 * scale;
         let factor = (target / size[0] as f64).min(target / size[1] as f64);
@@ -132,8 +132,8 @@ impl Placement {
     }
 
     /// Moves the objects of the image into the crop. Objects outside of the crop are left out. An object's polygons are cut at the
-    /// borders of the crop, and its new box is the smallest box around the cut polygons. Of an object without polygons, only the
-    /// box is moved and cut.
+    /// borders of the crop, and its new box is the smallest box around the cut polygons. An object without polygons keeps only its
+    /// box, which is moved and cut. Its area is then the area of the cut box.
     fn scene(&self, scene: &Scene) -> Scene {
         let objects = scene.objects.iter().filter_map(|object| self.object(object)).collect();
         Scene { image: scene.image, size: [self.part.height, self.part.width], objects }
@@ -157,7 +157,7 @@ impl Placement {
         (bbox[2] > SMALLEST && bbox[3] > SMALLEST).then_some(Object { bbox, area, outline, ..*object })
     }
 
-    /// Converts the corners of a polygon from pixels of the stored image to pixels of the crop.
+    /// Converts the corners of a polygon from pixels of the image before the resize to pixels of the crop.
     fn polygon(&self, corners: &[f64]) -> Vec<f64> {
         let [y_factor, x_factor] = [0, 1].map(|axis| self.resized[axis] as f64 / self.size[axis] as f64);
         let placed = |&[x, y]: &[f64; 2]| {

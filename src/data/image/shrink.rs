@@ -1,4 +1,4 @@
-//! Makes the images that `incubate pack` stores. Their shorter side is bounded, and they are JPEGs or rows of RGB bytes.
+//! Makes the images that `incubate pack` stores: JPEGs, or rows of RGB bytes. The shorter side of an image has an upper limit.
 
 use super::decode::{Decoder, jpeg};
 use super::pixels::{Pixels, Region};
@@ -7,9 +7,9 @@ use crate::data::source::samples::Stored;
 use crate::data::source::shard::Encoding;
 use anyhow::Result;
 
-/// The default of `incubate pack` for the largest shorter side, in pixels.
+/// The longest shorter side of a packed image by default, in pixels.
 pub const SHORT_SIDE: u32 = 256;
-/// The default of `incubate pack` for the quality of JPEGs.
+/// The quality of the JPEGs that `incubate pack` encodes by default.
 pub const QUALITY: u8 = 90;
 
 /// An image in the form in which a pack stores it.
@@ -23,7 +23,7 @@ pub struct Image {
 #[derive(Debug, Clone, Copy)]
 pub struct Form {
     pub encoding: Encoding,
-    /// The largest shorter side, in pixels.
+    /// The longest allowed shorter side, in pixels.
     pub size: usize,
     /// The quality of JPEGs, 1 to 100.
     pub quality: u8,
@@ -48,8 +48,8 @@ impl Shrink {
         Ok(Shrink { decoder: Decoder::new()?, resample: Resample::default(), pixels: Pixels::default() })
     }
 
-    /// Decodes a whole image, so that damage is found now, and shrinks it if its shorter side is too long. In a pack of JPEGs, a
-    /// JPEG that is small enough keeps its bytes, because encoding it a second time would only lose quality.
+    /// Shrinks an image if its shorter side is too long. Always decodes the whole image, so that damage is found now. In a pack of
+    /// JPEGs, a JPEG that is small enough keeps its bytes, because encoding it a second time would only lose quality.
     pub fn shrink(&mut self, bytes: &[u8], stored: Stored, form: Form) -> Result<Image> {
         let (height, width) = self.decoder.open(bytes, stored)?;
         let whole = Region { left: 0, top: 0, width, height };
@@ -71,7 +71,7 @@ impl Shrink {
     }
 }
 
-/// The (height, width) of an image that is shrunk, if necessary, until its shorter side is `size`. The proportions stay.
+/// The (height, width) of an image after its shorter side is shrunk to at most `size`. The ratio of the sides stays.
 fn bounded(height: usize, width: usize, size: usize) -> (usize, usize) {
     let short = height.min(width);
     let scaled = |side: usize| (side * size + short / 2) / short;

@@ -21,8 +21,8 @@ impl Workbench {
         Ok(Workbench { decoder: Decoder::new()?, resample, pixels: Pixels::default(), planes: Vec::new() })
     }
 
-    /// Opens an image, and returns the height and width that it has when it is upright by its EXIF orientation. The transforms must
-    /// then be given the same bytes.
+    /// Opens an image, and returns its (height, width). An EXIF orientation is applied before. The transforms that follow must get
+    /// the same bytes.
     ///
     /// # Errors
     /// The bytes are not an image, or the image is damaged.
@@ -30,8 +30,8 @@ impl Workbench {
         self.decoder.open_upright(bytes, stored)
     }
 
-    /// As [`Workbench::open`], but decodes the whole image at once. Several transforms then share the pixels, which
-    /// [`Workbench::photo`] returns.
+    /// Like [`Workbench::open`], but decodes the whole image at once. [`Workbench::photo`] then returns the pixels, and several
+    /// transforms can share them.
     ///
     /// # Errors
     /// The bytes are not an image, or the image is damaged.
@@ -41,12 +41,12 @@ impl Workbench {
         Ok(size)
     }
 
-    /// The end of an error message about the size of the opened image. It is empty unless the image was turned upright.
+    /// Text to append to an error message about the size of the opened image. It is empty unless an EXIF orientation was applied.
     pub fn turned(&self) -> &'static str {
         if self.decoder.is_turned() { " after its EXIF orientation is applied" } else { "" }
     }
 
-    /// The whole upright image, after [`Workbench::open_whole`] has opened it. `bytes` must be the same as there.
+    /// The whole upright image. [`Workbench::open_whole`] must have opened the image before, from the same `bytes`.
     pub fn photo<'a>(&'a self, bytes: &'a [u8]) -> View<'a> {
         self.decoder.whole(bytes)
     }

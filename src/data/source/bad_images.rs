@@ -1,5 +1,5 @@
-//! Skips unreadable images and names each in a warning, up to a limit for the whole run. Each process of a run notes the names of
-//! its unreadable images in a file in the run directory, and reads the notes of the other processes.
+//! Skips unreadable images, up to a limit for the whole run. A warning names each skipped image. Each process of a run writes the
+//! names of its unreadable images to a file in the run directory, and reads the files of the other processes.
 
 use crate::error::exit_code;
 use crate::usage;
@@ -15,9 +15,9 @@ use std::sync::{Mutex, PoisonError};
 pub struct BadImages {
     /// How many images may be skipped.
     limit: usize,
-    /// The folder of the notes of all processes. If it is none, this process counts alone.
+    /// The folder in which each process keeps a file of names. If none, only the images of this process count.
     notes: Option<PathBuf>,
-    /// The names of the unreadable images that this process has found or read in the notes.
+    /// The names of the unreadable images that this process has found, or read in the files of all processes.
     names: Mutex<BTreeSet<String>>,
 }
 
@@ -32,10 +32,10 @@ impl BadImages {
         BadImages { notes: Some(run.join(NOTES)), ..Self::new(limit) }
     }
 
-    /// Skips an image because of `fault`, with a warning the first time.
+    /// Skips an image because of `fault`. Warns only if no process of the run has skipped the image before.
     ///
     /// # Errors
-    /// The limit is reached, or the operating system failed to read the image, which may be intact.
+    /// The limit is reached and the image is new. Or the operating system failed to read the image, which may be intact.
     pub fn skip(&self, name: String, fault: Error) -> Result<()> {
         if is_of_the_system(&fault) {
             return Err(fault.context(name));
@@ -55,7 +55,7 @@ impl BadImages {
                     "data.bad_images = {limit} are skipped already; restore the images or raise data.bad_images"
                 ),
             };
-            // The error of a damaged pack keeps its exit code, which is 3.
+            // If a pack is damaged, the exit code of its error stays 3.
             return Err(match exit_code(&fault) {
                 3 => fault.context(format!("{name} is unreadable; {allowed}")),
                 _ => usage!("{name}: {fault:#}; {allowed}"),
@@ -67,14 +67,14 @@ impl BadImages {
         Ok(())
     }
 
-    /// How many images the whole run has skipped. Without notes, how many this process has skipped.
+    /// How many images the whole run has skipped. Without a run directory, how many images this process has skipped.
     pub fn count(&self) -> usize {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         self.add_notes(&mut names);
         names.len()
     }
 
-    /// Adds the names in the notes of all processes to `names`.
+    /// Reads the files of all processes, and adds their names to `names`.
     fn add_notes(&self, names: &mut BTreeSet<String>) {
         let Some(folder) = &self.notes else { return };
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -83,9 +83,10 @@ impl BadImages {
         }
     }
 
-    /// Adds a name to this process's notes.
+    /// Appends a name to this process's file.
     fn note(&self, name: &str) {
-        // An evaluation may start before the run, and must not make the run directory. Only a run writes its config there.
+        // An evaluation may start before the run, and must not make the run directory. Only a run writes `config.toml`, so this
+        // file shows that the run has begun.
         let Some(folder) = self.notes.as_ref().filter(|folder| folder.with_file_name("config.toml").exists()) else {
             return;
         };
@@ -100,7 +101,7 @@ impl BadImages {
     }
 }
 
-/// The folder of notes in the run directory.
+/// The folder in the run directory that holds the files of names.
 const NOTES: &str = "unreadable";
 
 /// Whether the fault is a failure of the operating system, such as too many open files, and not a fault of the image's bytes.

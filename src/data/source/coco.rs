@@ -1,6 +1,6 @@
 //! Reads images with annotated objects in the layout of COCO. The images are in `train2017/` and `val2017/` (or `train/` and
-//! `val/`), and their objects in `annotations/instances_SPLIT.json`. Images are numbered in the order of their ids, and classes
-//! in the order of the ids of their categories.
+//! `val/`), and their objects are in `annotations/instances_SPLIT.json`. Images are numbered in the order of their ids. Classes are
+//! COCO's categories, numbered in the order of the categories' ids.
 
 use super::folder::read_file;
 use super::listed::Listed;
@@ -20,7 +20,7 @@ use std::path::{Component, Path, PathBuf};
 pub struct Coco {
     /// The folder of the images.
     folder: PathBuf,
-    /// The id of each class's category in the annotations.
+    /// The id of each class in the annotations (`categories`).
     category_ids: Vec<Id>,
     /// The names of the classes.
     classes: Vec<String>,
@@ -31,8 +31,8 @@ pub struct Coco {
 /// learn, as detectron2 does.
 ///
 /// # Errors
-/// A usage error that names the file and the cure, if a file is missing or malformed. Also if the splits list different
-/// categories or not `detection.classes` of them, or if no training image has an object to learn from.
+/// A usage error that names the cure, if a file is missing or malformed, or if the splits list different categories. Also if the
+/// number of categories is not `detection.classes`, or if no training image has an object to learn from.
 pub fn open(keys: &Detection) -> Result<(Coco, Coco)> {
     let (training_file, training) = split(keys, ["train2017", "train"], Purpose::Training)?;
     let (evaluation_file, evaluation) = split(keys, ["val2017", "val"], Purpose::Evaluation)?;
@@ -65,7 +65,7 @@ pub fn open(keys: &Detection) -> Result<(Coco, Coco)> {
 /// The file of a split's annotations, and the folder of its images.
 type Files = (PathBuf, PathBuf);
 
-/// Reads the annotations of the split whose folder has the first of these names, or else the second.
+/// Reads the annotations of a split. Its folder has one of the two names. The first name counts if both folders exist.
 fn split(keys: &Detection, names: [&str; 2], purpose: Purpose) -> Result<(Files, Annotations)> {
     let is_there = |name: &&str| keys.path.join(name).is_dir();
     let name = names.into_iter().find(is_there).unwrap_or(names[0]);
@@ -91,7 +91,7 @@ fn split(keys: &Detection, names: [&str; 2], purpose: Purpose) -> Result<(Files,
 }
 
 impl Coco {
-    /// Makes the split of these annotations. Fails if an image is missing, or if its path leaves the folder.
+    /// Makes the split of these annotations. Fails if an image is missing, or if its path is not a plain path below the folder.
     fn new((file, folder): Files, Annotations { categories, images }: Annotations) -> Result<Coco> {
         let mut listed = Listed::default();
         for AnnotatedImage { file_name, .. } in &images {
@@ -115,7 +115,7 @@ impl Coco {
         Ok(Coco { folder, category_ids, classes, images })
     }
 
-    /// Writes each image's number into its scene.
+    /// Writes each image's index in the split into its scene.
     fn numbered(mut self) -> Coco {
         self.images.iter_mut().enumerate().for_each(|(number, image)| image.scene.image = number);
         self
@@ -161,8 +161,8 @@ mod tests {
     use crate::config::Config;
     use serde_json::{Value, json};
 
-    /// Writes three training images, of which one has only a crowd and one has no object, and an evaluation image without
-    /// objects. `edit` may change the annotations of both splits first.
+    /// Writes three training images, and an evaluation image without objects. One training image has an object, one has only a
+    /// crowd, and one has nothing. `edit` may change the annotations of both splits before they are written.
     fn source(edit: impl Fn(&mut Value, &mut Value)) -> tempfile::TempDir {
         let folder = folder(&["train2017/sub/3.jpg", "train2017/1.jpg", "train2017/2.jpg", "val2017/9.jpg"]);
         let image = |id: u32, file_name: &str| json!({"id": id, "file_name": file_name, "width": 8, "height": 6});

@@ -1,6 +1,6 @@
 //! Images with label maps that the program draws, for tests and first tries without a download. For a given config, the split and
-//! the number of an image determine its pixels. Class 0 is the background; every other class is a colour, in discs and boxes that
-//! may overlap.
+//! the number of an image determine its pixels. Class 0 is the background. Every other class has a colour, which its discs and
+//! boxes show. Discs and boxes may overlap.
 
 use super::drawn_shapes::{self, Shape};
 use super::samples::{Samples, Stored, StoredMap};
@@ -15,9 +15,9 @@ pub struct DrawnMaps {
     /// 1 for training, 2 for evaluation.
     split: u64,
     images: usize,
-    /// The number of classes, with the background.
+    /// The number of classes, including the background.
     classes: usize,
-    /// The smallest height and width of an image, in pixels. The largest are half as large again.
+    /// The smallest height and width of an image, in pixels. The largest height and width are 1.5 times as large.
     side: usize,
 }
 
@@ -35,12 +35,12 @@ pub fn draw(config: &Config) -> (DrawnMaps, DrawnMaps) {
 }
 
 impl DrawnMaps {
-    /// Begins the stream of an image's random numbers, and draws its height and width.
+    /// Seeds the random numbers of an image, and draws its height and width at random.
     fn begin(&self, index: usize) -> (Random, [usize; 2]) {
         drawn_shapes::begin([self.seed, DRAWN, self.split, index as u64], self.side)
     }
 
-    /// Draws five shapes, and returns the class of each pixel, row after row. A later shape covers an earlier one.
+    /// Draws five shapes, and returns the class of each pixel, row after row. A later shape covers earlier shapes.
     fn classes_of(&self, random: &mut Random, [height, width]: [usize; 2]) -> Vec<u8> {
         let shapes: Vec<Shape> = (0..5).map(|_| Shape::draw(random, [height, width], self.classes)).collect();
         let class =
@@ -80,7 +80,7 @@ impl Samples for DrawnMaps {
     }
 }
 
-/// The part of random keys for drawn images with label maps.
+/// The part of the random key that sets drawn images with label maps apart from other uses of the same seed.
 const DRAWN: u64 = 0xD4A3;
 
 #[cfg(test)]

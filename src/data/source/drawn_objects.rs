@@ -1,6 +1,7 @@
 //! Images with annotated objects that the program draws, for tests and first tries without a download. For a given config, the
-//! split and the number of an image determine its pixels and its objects. A class is a colour, in discs and boxes. Objects may
-//! overlap, but at least half of each object stays visible. The outline of an object includes the part that other objects cover.
+//! split and the number of an image determine its pixels and its objects. An object is a disc or a box in the colour of its class.
+//! Objects may overlap, but at least half of each object stays visible. The outline of an object includes the part that other
+//! objects cover.
 
 use super::drawn_shapes::{self, Shape};
 use super::samples::{Samples, Stored};
@@ -22,13 +23,13 @@ pub struct DrawnObjects {
     classes: Vec<String>,
     /// Whether the objects have outlines.
     masks: bool,
-    /// The smallest height and width of an image, in pixels. The largest are half as large again.
+    /// The smallest height and width of an image, in pixels. The largest height and width are 1.5 times as large.
     side: usize,
 }
 
 /// The largest number of objects in an image.
 const MOST: usize = 5;
-/// The number of corners of a disc's outline, a polygon within the disc.
+/// The outline of a disc is a polygon within the disc. It has this number of corners.
 const CORNERS: usize = 32;
 
 /// Makes the training and the evaluation split. Each image is drawn when it is read.
@@ -46,19 +47,19 @@ pub fn draw(config: &Config) -> (DrawnObjects, DrawnObjects) {
 }
 
 impl DrawnObjects {
-    /// Draws the objects of an image. Returns the stream of its random numbers after the objects, its height and width, its
+    /// Draws the objects of an image. Returns the random numbers that follow the objects, the image's height and width, its
     /// objects, and the class of each pixel (from 1; 0 is the background).
     fn drawn(&self, index: usize) -> (Random, [usize; 2], Vec<Shape>, Vec<u8>) {
         let (mut random, size) = drawn_shapes::begin([self.seed, DRAWN, self.split, index as u64], self.side);
         let mut shapes: Vec<Shape> = Vec::new();
-        // The number of the shape that is visible at each pixel, from 1; 0 is the background.
+        // For each pixel, the number of the visible shape, from 1; 0 is the background.
         let mut seen = vec![0usize; size[0] * size[1]];
-        // By the number of a shape, how many pixels it covered when it was drawn.
+        // For each shape number, how many pixels the shape covered when it was drawn. Entry 0 is the background.
         let mut whole: Vec<usize> = vec![0];
         for _ in 0..MOST {
             let shape = Shape::draw(&mut random, size, self.classes.len() + 1);
             let covered: Vec<usize> = (0..seen.len()).filter(|at| shape.covers(at / size[1], at % size[1])).collect();
-            // How many pixels of each shape stay visible if the new shape is drawn.
+            // For each shape number, how many pixels of the shape stay visible if the new shape is drawn.
             let mut visible = vec![0; whole.len()];
             seen.iter().for_each(|&number| visible[number] += 1);
             covered.iter().for_each(|&at| visible[seen[at]] -= 1);
@@ -74,11 +75,11 @@ impl DrawnObjects {
         (random, size, shapes, classes)
     }
 
-    /// The annotated object of a shape; none if its polygon is outside of the image.
+    /// The annotated object of a shape. None if the shape's polygon is outside of the image.
     fn object(&self, shape: &Shape, [height, width]: [usize; 2]) -> Option<Object> {
         let corners = if shape.is_disc { CORNERS } else { 4 };
         let [down, right] = shape.radii;
-        // The corners of a box lie on its diagonals.
+        // The corners of a box are at the angles 45°, 135° and so on, at which the sine and cosine are ±1 / √2.
         let reach = if shape.is_disc { 1.0 } else { std::f64::consts::SQRT_2 };
         let corner = |number: usize| {
             let angle = TAU * (number as f64 + 0.5) / corners as f64;
@@ -127,7 +128,7 @@ impl Samples for DrawnObjects {
     }
 }
 
-/// The part of random keys for drawn images with objects.
+/// The part of the random key that sets drawn images with objects apart from other uses of the same seed.
 const DRAWN: u64 = 0xD0B7;
 
 #[cfg(test)]

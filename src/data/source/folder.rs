@@ -17,7 +17,7 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The extensions of image files. Capital letters count as small letters.
+/// The extensions of image files. Upper and lower case count as equal.
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
 /// One split: the image files below a folder.
@@ -31,7 +31,7 @@ pub struct Folder {
     index: Index,
 }
 
-/// Opens the training and the evaluation split, and keeps their indexes in the folder `indexes`, if it is given.
+/// Opens the training and the evaluation split. If `indexes` is given, the indexes of the splits are kept in this folder.
 ///
 /// # Errors
 /// A usage error if a split is missing, or if there are several evaluation splits. Also if a class has no image, a folder cannot
@@ -55,8 +55,8 @@ pub fn open(folder: &Path, indexes: Option<&IndexFolder>) -> Result<(Folder, Fol
 }
 
 impl Folder {
-    /// Lists every image of one split, or reads the list from the file `kept` if the folders have not changed since it was
-    /// written.
+    /// Lists every image of one split. Reads the list from the file `kept` instead, if the folders have not changed since the file
+    /// was written.
     pub fn open(root: &Path, kept: Option<&IndexFile>) -> Result<Folder> {
         let index = Index::cached(kept, |groups| fingerprint(root, groups), || build(root))?;
         let class_folders = index.groups.iter().filter(|group| !group.contains(&b'/'));
@@ -64,10 +64,10 @@ impl Folder {
         Ok(Folder { root: root.into(), classes, index })
     }
 
-    /// Lists every image below a folder as an image of one class without a name.
+    /// Lists every image below a folder. All images belong to one class without a name.
     ///
     /// # Errors
-    /// A usage error if the folder cannot be listed, or if it has fewer than two images.
+    /// A usage error if the folder cannot be listed or has fewer than two images.
     pub fn flat(root: &Path) -> Result<Folder> {
         let class = class(root, ".".into(), &[])?;
         require!(class.files.len() >= 2, "{}: fewer than two .jpg, .jpeg or .png files", root.display());
@@ -85,7 +85,7 @@ impl Folder {
 struct Class {
     /// The class folder and the folders within it, relative to the folder of the split.
     folders: Vec<String>,
-    /// The stamp that each folder had before it was listed.
+    /// The [`Stamp`] that each folder had before it was listed.
     stamps: Vec<Stamp>,
     /// The index in `folders` of each file's folder, and the file's name.
     files: Vec<(usize, String)>,
@@ -122,7 +122,7 @@ fn build(root: &Path) -> Result<(Index, blake3::Hash)> {
     Ok((index, fingerprint))
 }
 
-/// Makes the index of all files, class after class.
+/// Makes the index of all files, class after class. The labels are the positions of the classes in `classes`.
 fn number(classes: &[Class]) -> Result<Index> {
     let mut index = Index::default();
     for (label, class) in classes.iter().enumerate() {
@@ -137,7 +137,7 @@ fn number(classes: &[Class]) -> Result<Index> {
     Ok(index)
 }
 
-/// Lists the class folder `name` of `root`. `above` holds the identities of the folders above the class folder.
+/// Lists the images in the class folder `name` of `root`. `above` holds the identities of the folders above the class folder.
 fn class(root: &Path, name: String, above: &[Identity]) -> Result<Class> {
     let path = root.join(&name);
     let mut class = Class::default();
@@ -152,7 +152,7 @@ fn class(root: &Path, name: String, above: &[Identity]) -> Result<Class> {
 
 impl Class {
     /// Lists a folder and the folders within it, depth first, in the order of their names. `above` holds the identities of the
-    /// folders above it, to which no link may lead.
+    /// folders above `folder`. Fails if a link leads to one of these folders.
     fn walk(&mut self, root: &Path, folder: String, above: &mut Vec<Identity>) -> Result<()> {
         stop::check("listing images")?;
         let path = root.join(&folder);
@@ -167,7 +167,7 @@ impl Class {
         self.hidden += hidden;
         for (name, entry) in entries {
             let kind = entry.file_type()?;
-            // A link whose name is that of an image counts as a file. Reading the image finds out whether it is one.
+            // A link with the name of an image counts as a file. Whether it leads to a file is checked when the image is read.
             if kind.is_dir() || !is_image(&name) && kind.is_symlink() && entry.path().is_dir() {
                 self.walk(root, format!("{folder}/{name}"), above)?;
             } else if is_image(&name) {
@@ -192,8 +192,8 @@ fn is_image(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|own| EXTENSIONS.iter().any(|known| own.eq_ignore_ascii_case(known)))
 }
 
-/// Lists a folder. Returns its entries in the order of their names, and the number of its hidden entries. Leaves out hidden
-/// entries, and files other than images if their names are not UTF-8.
+/// Lists a folder. Returns its entries in the order of their names, and the number of hidden entries. The list leaves out hidden
+/// entries. It also leaves out files that are no images, if their names are not UTF-8.
 ///
 /// # Errors
 /// The folder cannot be read, or the name of an image or a folder in it is not UTF-8.
@@ -240,10 +240,10 @@ impl Samples for Folder {
 /// Replaces the content of `bytes` by the content of a regular file.
 ///
 /// # Errors
-/// The file cannot be read, is not regular, or is larger than any image.
+/// The file cannot be read, is not regular, or is larger than [`LARGEST`].
 pub(super) fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
     bytes.clear();
-    // The path may lead to a pipe. Without this flag, opening the pipe would wait for a writer.
+    // The path may lead to a pipe. Without `O_NONBLOCK`, opening the pipe would wait for a writer.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     ensure!(metadata.is_file(), "it is not a regular file");

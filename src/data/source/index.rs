@@ -1,15 +1,16 @@
-//! The index of a split: the file and label of each sample, and its offset in a tar. In memory, a sample takes the bytes of its
-//! name and 12 more, or 24 more in a tar. All samples share a few large allocations. A file in the run directory keeps the index,
-//! so that a restarted run does not list its images a second time.
+//! The index of a split: the file and label of each sample, and for tars also the sample's offset and length. In memory, a sample
+//! takes the bytes of its name and 12 more bytes. In a tar it takes 24 more bytes. All samples share a few large allocations. A
+//! file in the run directory keeps the index, so that a restarted run does not list its images a second time.
 //!
 //! # The file's format, version 2
 //! ```text
 //! line 1     «incubate index, format 2», a line break
 //! 32 bytes   the BLAKE3 hash of all bytes after it
-//! 32 bytes   the fingerprint of the folders or tars: their names, sizes and modification times
-//! sections   each is its length in bytes (u64) and its bytes; all numbers are little-endian. The sections are the names of the
-//!            groups and their ends, the names of the samples and their ends, and then the columns group, label, offset and
-//!            length of the samples. Offsets are u64, all other columns and the ends are u32
+//! 32 bytes   the fingerprint: a hash of the names, sizes and modification times of the folders or tars, and of the folder that
+//!            holds them
+//! sections   each section is its length in bytes (u64), then its bytes; all numbers are little-endian. The sections are the
+//!            names of the groups and their ends, the names of the samples and their ends, and then the columns group, label,
+//!            offset and length of the samples. Offsets are u64, all other columns and the ends are u32
 //! ```
 
 use super::names::Names;
@@ -25,7 +26,7 @@ const MAGIC: &[u8] = b"incubate index, format 2\n";
 #[derive(Debug, Clone)]
 pub struct IndexFolder {
     pub path: PathBuf,
-    /// Whether the files may be written. They may always be read.
+    /// Whether the files may be written. The files may always be read.
     pub may_write: bool,
 }
 
@@ -33,7 +34,7 @@ pub struct IndexFolder {
 #[derive(Debug, Clone)]
 pub struct IndexFile {
     pub path: PathBuf,
-    /// Whether the file may be written. It may always be read.
+    /// Whether the file may be written. The file may always be read.
     pub may_write: bool,
 }
 
@@ -47,9 +48,9 @@ impl IndexFolder {
 /// The samples of one split, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Index {
-    /// The folders of image files, relative to the folder of the split; or the tars, relative to the folder of the source.
+    /// The folders of images, as paths relative to the split's folder. Or the tars, as paths relative to the source's folder.
     pub groups: Names,
-    /// The name of each sample: the name of its file in the folder, or of its member in the tar.
+    /// The name of each sample: its file name in the folder, or the path of its member in the tar.
     pub names: Names,
     /// The index in `groups` of each sample's folder or tar.
     pub group: Vec<u32>,
@@ -70,13 +71,14 @@ impl Index {
         self.label.is_empty()
     }
 
-    /// The path of a sample's file relative to the folder of the split, for samples in folders.
+    /// The path of a sample's file relative to the split's folder. The samples must be in folders, not in tars.
     pub fn path(&self, index: usize) -> PathBuf {
         self.groups.path(self.group[index] as usize).join(self.names.path(index))
     }
 
     /// Reads the index from `file`, if the file is intact and the fingerprint of the groups has not changed. Otherwise builds the
-    /// index and writes it to `file`, if the file may be written. If writing fails, only warns. Without a file, builds the index.
+    /// index and writes it to `file`, if the file may be written. Only warns if it cannot be written. Without a file, only builds
+    /// the index.
     ///
     /// `fingerprint` computes the present fingerprint of the groups. It must change whenever a sample is added, removed or moved.
     /// `build` returns the index, and the fingerprint that it took before it listed the samples. If the fingerprint has changed
@@ -106,7 +108,7 @@ impl Index {
         Ok(index)
     }
 
-    /// The content of the index file.
+    /// The bytes of the index file.
     fn encode(&self, fingerprint: blake3::Hash) -> Vec<u8> {
         let mut body = fingerprint.as_bytes().to_vec();
         let mut section = |bytes: &[u8]| {
@@ -149,7 +151,8 @@ impl Index {
     }
 }
 
-/// Writes a file beside `path` and renames it to `path`. Does not sync the file, because a torn or lost index is built anew.
+/// Writes `bytes` to a file beside `path`, and renames the file to `path`. Does not sync the file, because a torn or lost index is
+/// built anew.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().context("the index needs a folder")?;
     fs::create_dir_all(folder)?;
@@ -158,11 +161,11 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(fs::rename(&beside, path)?)
 }
 
-/// The size of a file (0 for a folder), and its modification time in seconds and nanoseconds. It changes if a file changes, or if
-/// an entry of a folder is added, removed or renamed.
+/// The size of a file (0 for a folder), and its modification time in seconds and nanoseconds. The stamp of a file changes if the
+/// file changes. The stamp of a folder changes if an entry is added, removed or renamed.
 pub type Stamp = [i64; 3];
 
-/// The stamp of a file or folder; if it is a link, of its target.
+/// The stamp of a file or folder. A link has the stamp of its target.
 pub fn stamp(path: &Path) -> Result<Stamp> {
     Ok(stamp_of(&fs::metadata(path).with_context(|| format!("{}", path.display()))?))
 }
@@ -173,15 +176,15 @@ pub fn stamp_of(metadata: &Metadata) -> Stamp {
     [size, metadata.mtime(), metadata.mtime_nsec()]
 }
 
-/// A hash of the names and stamps of `root` and of the groups below it, which are folders or tars.
+/// A hash of the path and stamp of `root`, and of the names and stamps of the groups below `root`. The groups are folders or tars.
 pub fn fingerprint(root: &Path, groups: &Names) -> Result<blake3::Hash> {
     let own = stamp(root)?;
     let stamps = (0..groups.len()).map(|index| stamp(&root.join(groups.path(index)))).collect::<Result<Vec<_>>>()?;
     fingerprint_of(root, own, groups.iter().zip(stamps))
 }
 
-/// The fingerprint by stamps that were taken earlier. `own` is the stamp of the folder `root`, and `groups` gives the name and
-/// stamp of each group.
+/// Like [`fingerprint`], but from stamps that were taken earlier. `own` is the stamp of the folder `root`. `groups` gives the name
+/// and stamp of each group.
 pub fn fingerprint_of<'a>(
     root: &Path,
     own: Stamp,

@@ -1,5 +1,6 @@
-//! Sources of images with classes, label maps or objects. The images are stored or drawn. A source has a training split and an
-//! evaluation split, which implement [`samples::Samples`]. Each kind of source has a file of its own, which opens both splits.
+//! Sources of images with classes, label maps or objects. The images are read from files or drawn by the program. A source has a
+//! training split and an evaluation split, which implement [`samples::Samples`]. Each kind of source has a module that opens both
+//! splits.
 
 pub mod bad_images;
 mod cifar;
@@ -47,8 +48,8 @@ pub struct Source {
     pub bad: Arc<BadImages>,
 }
 
-/// Opens the config's source. The run directory keeps the indexes of folders and tars of images with classes, and the names of
-/// unreadable images.
+/// Opens the config's source. The run directory keeps the names of unreadable images. If the source is a folder or tars of images
+/// with classes, the run directory also keeps its indexes.
 ///
 /// # Errors
 /// A usage error that names the file, if anything is missing or malformed, or if the images do not fit the config;
@@ -58,12 +59,13 @@ pub fn open(config: &Config) -> Result<Source> {
     checked(Source { bad, ..open_with(config, true)? }, config)
 }
 
-/// Opens the config's source as [`open`] does, but writes nothing and counts the unreadable images of this process alone.
+/// Opens the config's source as [`open`] does, but writes nothing. Only the unreadable images of this process count.
 pub fn open_read_only(config: &Config) -> Result<Source> {
     checked(open_with(config, false)?, config)
 }
 
-/// For classification, checks that both splits fit the config, and keeps `data.train_fraction` of the training images.
+/// For classification, checks that both splits fit the config, and keeps `data.train_fraction` of the training images. For other
+/// tasks, returns the source unchanged.
 fn checked(source: Source, config: &Config) -> Result<Source> {
     if config.task != TaskKind::Classification {
         return Ok(source);
@@ -108,7 +110,7 @@ fn open_with(config: &Config, may_write: bool) -> Result<Source> {
     Ok(Source { train, test, bad })
 }
 
-/// Opens the images with label maps that `[segmentation]` names.
+/// Opens the images with label maps that the config's section `[segmentation]` names.
 fn open_maps(config: &Config) -> Result<Source> {
     let keys = &config.segmentation;
     require!(
@@ -123,7 +125,7 @@ fn open_maps(config: &Config) -> Result<Source> {
     Ok(Source { train, test, bad: Arc::new(BadImages::new(config.data.bad_images)) })
 }
 
-/// Opens the images with annotated objects that `[detection]` names.
+/// Opens the images with annotated objects that the config's section `[detection]` names.
 fn open_objects(config: &Config) -> Result<Source> {
     let keys = &config.detection;
     require!(
@@ -141,7 +143,8 @@ fn open_objects(config: &Config) -> Result<Source> {
 /// The folder of the indexes in the run directory.
 const INDEXES: &str = "index";
 
-/// Recognises a folder of images by the names in it: a pack, tars, or a folder of classes. Returns none for any other folder.
+/// Finds out from the names of the files whether a folder is a pack, has tars, or has folders of classes. Returns none for any
+/// other folder.
 pub fn format_of(folder: &Path) -> Option<Format> {
     if packed::files(folder, TRAINING).is_ok_and(|shards| !shards.is_empty()) {
         return Some(Format::Packed);
@@ -156,11 +159,11 @@ fn shared<S: Samples + 'static>((train, test): (S, S)) -> (Split, Split) {
     (Arc::new(train), Arc::new(test))
 }
 
-/// Checks that a split fits the model's input and classes, and that it holds as many images as the config says.
+/// Checks that a split fits the model's input and classes. If the config gives a number of images, the split must have this number.
 fn check(split: &Split, name: &str, config: &Config) -> Result<()> {
     let (model, data) = (&config.model, &config.data);
     let path = data.path.display();
-    // An image that is not stored as planes is decoded to RGB and resized to the model's size.
+    // Images that are not stored as planes are decoded to RGB and resized to the model's size.
     let (channels, size) = split.planes().unwrap_or((3, model.image_size()));
     require!(
         (channels, size) == (model.channels(), model.image_size()),
@@ -198,7 +201,7 @@ pub fn train_images(config: &Config) -> Result<usize> {
     let data = &config.data;
     match config.task {
         TaskKind::Classification if data.train_images > 0 => {
-            // Each class keeps an image.
+            // Each class keeps at least one image.
             let at_least = config.model.classes().min(data.train_images);
             Ok(subset_size(data.train_images, data.train_fraction).max(at_least))
         }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, OnceLock};
 
 /// How many files of one split stay open. Each further file is opened anew for each read. The number is two fifths of the files
-/// that this process may have open, because a source has two splits, but at least 256.
+/// that this process may have open, but at least 256. So the two splits of a source leave a fifth for other files.
 static MOST_OPEN: LazyLock<usize> = LazyLock::new(|| (raised_limit() * 2 / 5).max(256));
 
-/// Raises the process's soft limit of open files (usually 1024) to its hard limit, but not above `ENOUGH`. Returns the limit, but
-/// at most `ENOUGH`.
+/// Raises the process's soft limit of open files (usually 1024) to its hard limit, or to `ENOUGH` if the hard limit is higher.
+/// Returns the new soft limit, but at most `ENOUGH`.
 fn raised_limit() -> usize {
     /// Enough for the shards of a large pack. On some systems the hard limit is a billion.
     const ENOUGH: libc::rlim_t = 1 << 20;
@@ -30,7 +30,7 @@ fn raised_limit() -> usize {
 #[derive(Debug)]
 pub struct OpenFiles {
     paths: Vec<PathBuf>,
-    /// The files that stay open: the first [`MOST_OPEN`] paths, each from its first read on.
+    /// The files that stay open: the files of the first [`MOST_OPEN`] paths. Each file is opened at its first read.
     open: Vec<OnceLock<File>>,
 }
 
@@ -44,14 +44,14 @@ impl OpenFiles {
         &self.paths[file]
     }
 
-    /// Replaces the content of `bytes` by `length` bytes of a file, from `offset` on.
+    /// Replaces the content of `bytes` by `length` bytes of a file. They begin at `offset`.
     pub fn read(&self, file: usize, offset: u64, length: usize, bytes: &mut Vec<u8>) -> std::io::Result<()> {
         bytes.resize(length, 0);
         match self.open.get(file) {
             None => File::open(&self.paths[file])?.read_exact_at(bytes, offset),
             Some(slot) => {
                 if slot.get().is_none() {
-                    // If another thread has opened the file meanwhile, this handle is closed and the other is used.
+                    // If another thread has opened the file meanwhile, the other thread's handle stays and this handle is closed.
                     let _ = slot.set(File::open(&self.paths[file])?);
                 }
                 slot.get().expect("set above").read_exact_at(bytes, offset)

@@ -1,8 +1,8 @@
 //! Reads packs, which `incubate pack` writes. A pack is a folder of shards `train-00000.h5`, … and `val-00000.h5`, … (or
 //! `validation` or `test` in place of `val`). [`super::shard`] specifies the format of a shard.
 //!
-//! The tables of a split's shards are read through HDF5 when the split is opened. Afterwards many threads may read samples at the
-//! same time, directly from the files. Each sample that is read is compared with its checksum.
+//! When a split is opened, the HDF5 library reads the tables of its shards. Afterwards many threads may read samples at the same
+//! time, directly from the files. Each sample that is read is compared with its checksum.
 
 use super::open_files::OpenFiles;
 use super::samples::{Samples, Stored};
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Packed {
     shards: Vec<Shard>,
-    /// The index in the split of each shard's first sample, and at the end the number of samples in all shards.
+    /// For each shard, the index of its first sample in the split. The last entry is the number of samples in all shards.
     starts: Vec<usize>,
     files: OpenFiles,
 }
@@ -52,7 +52,7 @@ pub fn all_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok([files(folder, TRAINING)?, files(folder, evaluation_name(folder)?)?].concat())
 }
 
-/// The name of the file of a split's shard. Shards are numbered from 0.
+/// The file name of a shard. Shards are numbered from 0.
 pub fn file_name(split: &str, number: usize) -> String {
     format!("{split}-{number:05}.h5")
 }
@@ -113,7 +113,7 @@ impl Packed {
         Ok(Packed { shards, starts, files: OpenFiles::new(paths) })
     }
 
-    /// The index of a sample's shard, and the sample's row in it.
+    /// The index of a sample's shard, and the sample's row in the shard.
     fn find(&self, index: usize) -> (usize, usize) {
         let shard = self.starts.partition_point(|&start| start <= index) - 1;
         (shard, index - self.starts[shard])
@@ -136,8 +136,7 @@ impl Samples for Packed {
         format!("{}: sample {row} ({source})", self.files.path(shard).display())
     }
 
-    /// The image's name in the source from which the pack was made. It depends neither on the folder of the pack nor on its
-    /// shards.
+    /// The image's name in the source from which the pack was made. The name depends neither on the pack's folder nor on the shard.
     fn listed_name(&self, index: usize, _root: &str) -> String {
         let (shard, row) = self.find(index);
         String::from_utf8_lossy(self.shards[shard].samples.name.get(row)).into_owned()
@@ -166,8 +165,8 @@ impl Samples for Packed {
 /// Reads a whole shard and compares every sample with its checksum. Returns the shard without its samples' bytes.
 ///
 /// # Errors
-/// [`Failure::Damaged`] if the table or a sample is damaged. The error gives the number of damaged samples and the names of the
-/// first five. Another error if the shard cannot be read.
+/// [`Failure::Damaged`] if the table or a sample is damaged. If samples are damaged, the error gives their number and the names of
+/// the first five. Another error if the shard cannot be read.
 pub fn verify(path: &Path) -> Result<Shard> {
     let shard = shard::read(path)?;
     let packed =
@@ -207,7 +206,8 @@ mod tests {
     use super::*;
     use shard::Table;
 
-    /// Writes shard `number` of `shards` with the samples `first` and `first + 1`. Both bytes of a sample are its number.
+    /// Writes shard `number` of `shards` with two samples, whose numbers are `first` and `first + 1`. A sample is two bytes, which
+    /// both are its number.
     fn write(folder: &Path, split: &str, number: usize, shards: usize, first: u8, classes: &[&str]) {
         let bytes: Vec<u8> = (first..first + 2).flat_map(|sample| [sample; 2]).collect();
         let mut samples = Table { label: vec![0, 1], end: vec![2, 4], ..Table::default() };

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 const IMAGES: &str = "images";
 const MAPS: &str = "annotations";
-/// A change of a label map is noticed by this many bytes at the end of its file. The pixel data of a PNG end with a checksum of
-/// all pixels (zlib, RFC 1950). After it there are only texts that a program may have added.
+/// The number of bytes at the end of a label map's file that show whether the map has changed. The pixel data of a PNG end with a
+/// checksum of all pixels (zlib, RFC 1950). After the checksum there are only short chunks, such as texts.
 const END: u64 = 256;
 
 /// One split of images with label maps.
@@ -74,7 +74,7 @@ impl Pairs {
 
     /// The path of an image's label map.
     fn map(&self, index: usize) -> PathBuf {
-        // An image directly in the folder of its split has the path `./name`. `components` removes the dot.
+        // The path of an image begins with `./`, because the index calls the split's folder `.`. `components` removes the dot.
         self.maps.join(self.images.path(index).with_extension("png")).components().collect()
     }
 }

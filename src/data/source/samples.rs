@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The images of one split with their labels, label maps or objects. Any thread may read them, one image at a time.
+/// The images of one split with their labels, label maps or objects. Many threads may read images at the same time.
 pub trait Samples: Send + Sync {
     /// How many images the split holds.
     fn len(&self) -> usize;
@@ -16,24 +16,24 @@ pub trait Samples: Send + Sync {
         self.len() == 0
     }
 
-    /// The class of an image, from 0; always 0 if the images have no classes.
+    /// The class of an image, from 0. It is always 0 if the images have no classes.
     fn label(&self, index: usize) -> u32;
 
-    /// The image's name in messages, such as its path, or the path of a tar and the name of a member.
+    /// The image's name in messages, such as its path, or the path of its tar and the name of the member.
     fn name(&self, index: usize) -> String;
 
-    /// The image's name relative to `root`, the folder of its source. It stays the same if the source is moved or packed.
+    /// The image's name relative to `root`, the folder of its source. The name stays the same if the source is moved or packed.
     fn listed_name(&self, index: usize, root: &str) -> String {
         let name = self.name(index);
         name.strip_prefix(root).map_or(name.as_str(), |below| below.trim_start_matches('/')).to_string()
     }
 
-    /// The names of the classes in the order of their labels; empty if the source does not name them.
+    /// The names of the classes in the order of their labels. Empty if the source does not name its classes.
     fn classes(&self) -> &[String] {
         &[]
     }
 
-    /// Channels and side length of the images, if all are [`Stored::Planes`] of one size.
+    /// The number of channels and the side of the images, if all images are [`Stored::Planes`] of one size.
     fn planes(&self) -> Option<(usize, usize)> {
         None
     }
@@ -49,8 +49,8 @@ pub trait Samples: Send + Sync {
         self.name(index)
     }
 
-    /// Bytes that change with an image's label map: the length of its file, and the end of the file. None if there is no file
-    /// that can be read.
+    /// Bytes that change if an image's label map changes: the length of the map's file, and the end of the file. None if there is
+    /// no such file, or if the file cannot be read.
     fn map_mark(&self, _index: usize) -> Option<Vec<u8>> {
         None
     }
@@ -71,7 +71,7 @@ pub trait Samples: Send + Sync {
         bail!("the images of this source have no objects")
     }
 
-    /// The ids that the source's annotations give the images and the classes; none if there are no annotations.
+    /// The ids of the images and the classes in the source's annotations. None if the source has no annotations.
     fn ids(&self) -> Option<Ids> {
         None
     }
@@ -89,9 +89,9 @@ pub enum StoredMap {
 /// The form of an image's stored bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
-    /// A JPEG or PNG file; its first bytes say which.
+    /// A JPEG or PNG file. Its first bytes tell the two apart.
     Encoded,
-    /// `height` rows of `width` RGB pixels, 3 · height · width bytes.
+    /// `height` rows of `width` RGB pixels, which are 3 · height · width bytes.
     Raw { height: usize, width: usize },
     /// 1 (gray) or 3 (red, green, blue) planes of `size` rows of `size` bytes.
     Planes { channels: usize, size: usize },
@@ -105,9 +105,9 @@ pub fn subset_size(images: usize, fraction: f64) -> usize {
     (images as f64 * fraction).round() as usize
 }
 
-/// Keeps `fraction` of the images of each class, chosen by the seed, and at least one image of each class. (Deep Incubation's
-/// paper also trains on 50 % and 25 % of the data.) The subset has [`subset_size`] images, or more if many classes are so small
-/// that one image exceeds their share.
+/// Keeps `fraction` of the images of each class, but at least one image of each class. The seed decides which images are kept.
+/// (Deep Incubation's paper also trains on 50 % and 25 % of the data.) The subset has [`subset_size`] images, or one image of each
+/// class if there are more classes than that.
 pub fn subset(split: Split, fraction: f64, seed: u64) -> Split {
     if fraction >= 1.0 {
         return split;
@@ -135,9 +135,9 @@ pub fn sample(split: &Split, images: usize, seed: u64) -> Split {
     Arc::new(Subset { split: split.clone(), kept })
 }
 
-/// The number of images to keep of each class. Each class keeps its share, rounded down, but at least one image. Then the classes
-/// with the largest remainders keep one more until the sum is [`subset_size`]. If the sum is already larger, the classes with the
-/// smallest remainders keep one less, except classes of which one image is kept.
+/// The number of images to keep of each class. First, each class keeps its share, rounded down, but at least one image. Then the
+/// classes with the largest remainders keep one image more, until the sum is [`subset_size`]. If the sum is already larger, the
+/// classes with the smallest remainders keep one image less, again and again. A class never loses its last image.
 fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
     let share = |class: usize| images[class] as f64 * fraction;
     let mut sizes: Vec<usize> = (0..images.len()).map(|class| (share(class).floor() as usize).max(1)).collect();
@@ -162,11 +162,11 @@ fn class_sizes(images: &[usize], fraction: f64) -> Vec<usize> {
     sizes
 }
 
-/// Parts of the keys of random numbers: `SUBSET` for [`subset`], `SAMPLE` for [`sample`].
+/// The parts of the random keys that set [`subset`] and [`sample`] apart from other uses of the same seed.
 const SUBSET: u64 = 0x5b5e7;
 const SAMPLE: u64 = 0x5a3b1e;
 
-/// A subset of a split's images. It passes on their classes, but no label maps and no objects.
+/// A subset of a split's images, with their classes, but without label maps and objects.
 struct Subset {
     split: Split,
     /// The index in `split` of each image of the subset.
@@ -207,7 +207,7 @@ impl Samples for Subset {
 mod tests {
     use super::*;
 
-    /// 160 images of class 0, 30 of class 1 and 10 of class 2; the only byte of an image is its number.
+    /// 160 images of class 0, 30 images of class 1 and 10 images of class 2. Each image is one byte, the image's number.
     struct Numbered {
         classes: Vec<String>,
     }
@@ -280,7 +280,7 @@ mod tests {
             (&[9, 2, 2], 0.3, &[2, 1, 1]),
             (&[1, 1, 1, 1], 0.25, &[1, 1, 1, 1]),
             (&[1300; 3], 0.29, &[377, 377, 377]),
-            // A large class loses one image for each small class.
+            // Each of four small classes keeps one image, although its share is a quarter. So the large class loses three images.
             (&[40, 1, 1, 1, 1], 0.25, &[7, 1, 1, 1, 1]),
         ] {
             let found = class_sizes(images, fraction);

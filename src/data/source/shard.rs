@@ -1,4 +1,4 @@
-//! Writes and reads one shard of a pack: an HDF5 file of many samples. `incubate pack` decides how many.
+//! Writes and reads one shard of a pack: an HDF5 file of many samples. `incubate pack` decides how many samples a shard has.
 //!
 //! # Layout, format version 1
 //! ```text
@@ -17,8 +17,8 @@
 //!   /crc32c           u32, n: the CRC-32C of each sample's bytes
 //!   /name             text, n: the name of each sample in the source from which it was packed
 //! ```
-//! Only one thread at a time may use the HDF5 library. So the library reads only the table of a shard, when the shard is opened.
-//! Later, samples are read directly from the file at their offsets.
+//! Only one thread at a time may use the HDF5 library. So the library reads only the table of a shard, once, when the shard is
+//! opened. Later, samples are read directly from the file at their offsets, without the library.
 
 use super::names::Names;
 use crate::error::Failure;
@@ -70,7 +70,7 @@ pub struct Shard {
     pub bytes_offset: u64,
 }
 
-/// The columns of a shard, with a row for each sample.
+/// The columns of a shard. Each column has one row for each sample.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table {
     pub name: Names,
@@ -94,7 +94,7 @@ impl Table {
     }
 }
 
-/// Writes a shard to `path` without a sync. `bytes` holds the samples, one after another.
+/// Writes a shard to `path`, but does not sync the file. `bytes` holds the samples, one after another.
 pub fn write(path: &Path, shard: &Shard, bytes: &[u8]) -> Result<()> {
     let file = File::with_options().with_fcpl(|p| p.userblock(seal::BLOCK)).create(path)?;
     file.new_attr::<i32>().create("format_version")?.write_scalar(&SEAL.version)?;
@@ -127,7 +127,7 @@ pub fn write(path: &Path, shard: &Shard, bytes: &[u8]) -> Result<()> {
 }
 
 fn column<T: H5Type>(file: &File, name: &str, values: &[T]) -> Result<()> {
-    // Without time stamps, shards of the same content have the same bytes.
+    // The dataset has no time stamps. So shards of the same content have the same bytes.
     let dataset = file.new_dataset::<T>().obj_track_times(false).shape(values.len()).create(name)?;
     dataset.write_raw(values).with_context(|| format!("writing {name}"))
 }
@@ -149,10 +149,11 @@ fn bytes_offset(file: &File) -> Result<u64> {
     }
 }
 
-/// Verifies a shard apart from its samples' bytes, and reads its table.
+/// Verifies all of a shard except the bytes of its samples, and reads its table.
 ///
 /// # Errors
-/// [`Failure::Damaged`] if the shard has changed since it was written. A usage error if it is missing or cannot be read.
+/// [`Failure::Damaged`] if the verified part has changed since the shard was written, or if its table does not fit together. A
+/// usage error if the shard is missing or cannot be read.
 pub fn read(path: &Path) -> Result<Shard> {
     let sealed = SEAL.verify(path)?;
     let parsed = parse(path, &sealed).context("its table does not fit together");
@@ -196,7 +197,8 @@ fn parse(path: &Path, sealed: &seal::Sealed) -> Result<Shard> {
     Ok(shard)
 }
 
-/// Checks that the columns have one length, divide /bytes into samples, and name only classes of the shard.
+/// Checks that all columns have the same length, that /offset divides /bytes into samples, and that each label has a class. In a
+/// shard of raw samples, also checks that each sample has height × width × 3 bytes.
 fn check(shard: &Shard, offset: &[u64], bytes: u64) -> Result<()> {
     let samples = &shard.samples;
     for (name, length) in [

@@ -1,7 +1,8 @@
 //! Reads tar shards in the layout of webdataset: `train-*.tar` and `val-*.tar`, or folders `train` and `val` of tars (or
 //! `validation` or `test` in place of `val`). The members of a sample follow one another in the tar and share a key, the path up
 //! to the first dot of the file name. A sample has an image, `KEY.jpg`, `KEY.jpeg` or `KEY.png`, and its label: the number in
-//! `KEY.cls`, or the value of `label` or `cls` in `KEY.json`. Other members are ignored.
+//! `KEY.cls`, or the value of `label` or `cls` in `KEY.json`. Other members are ignored. But if a sample has only an image such as
+//! `KEY.0.jpg`, this is an error.
 //!
 //! The index is built from the members' headers and labels. Afterwards many threads may read images at the same time, directly
 //! from the tars at their offsets.
@@ -26,11 +27,11 @@ pub struct TarShards {
     files: OpenFiles,
 }
 
-/// Opens the training and the evaluation split, and keeps their indexes in the folder `indexes`, if it is given.
+/// Opens the training and the evaluation split. If `indexes` is given, the indexes of the splits are kept in this folder.
 ///
 /// # Errors
 /// A usage error if a split has no tars, or if there are several evaluation splits. Also if a tar is damaged or has a path that
-/// leaves its folder, or if an image has no label.
+/// leaves the tar's folder, or if a sample lacks its image or its label.
 pub fn open(root: &Path, indexes: Option<&IndexFolder>) -> Result<(TarShards, TarShards)> {
     let split = |name: &str| TarShards::open(root, name, indexes.map(|indexes| indexes.file(name)).as_ref());
     let training = split(TRAINING)?;
@@ -43,17 +44,18 @@ pub fn has_training_tars(root: &Path) -> bool {
 }
 
 impl TarShards {
-    /// Indexes the tars of a split, or reads the index from the file `kept` if the tars have not changed since it was written.
+    /// Indexes the tars of a split. Reads the index from the file `kept` instead, if the tars have not changed since the file was
+    /// written.
     ///
     /// # Errors
-    /// A usage error if the split has no tars. Also if a tar is damaged or has a path that leaves its folder, or if an image has
-    /// no label.
+    /// A usage error if the split has no tars. Also if a tar is damaged or has a path that leaves the tar's folder, or if a sample
+    /// lacks its image or its label.
     pub fn open(root: &Path, split: &str, kept: Option<&IndexFile>) -> Result<TarShards> {
         let tars = tars(root, split)?;
         let index = Index::cached(
             kept,
-            // The list is compared too. If a tar is added to the folder of the split, the stamps of `root` and of the other tars
-            // stay the same.
+            // The fingerprint alone would not notice a new tar: if a tar is added to the split's folder, the stamps of `root` and
+            // of the other tars stay the same. So the list of tars is compared too.
             |groups| {
                 ensure!(*groups == tars, "the list of tars has changed");
                 fingerprint(root, groups)
@@ -104,8 +106,8 @@ fn tars(root: &Path, split: &str) -> Result<Names> {
     Ok(names)
 }
 
-/// The paths of a split's tars in order. If `root` has a folder with the split's name, they are the tars in this folder.
-/// Otherwise they are the tars in `root` whose names begin with the split's name and `-`. Hidden tars are left out.
+/// The paths of a split's tars in order. If `root` has a folder with the split's name, the tars are in this folder. Otherwise the
+/// tars are in `root`, and their names begin with the split's name and `-`. Hidden tars are left out.
 fn find(root: &Path, split: &str) -> Result<Vec<PathBuf>> {
     let inside = root.join(split);
     let (folder, prefix) =
@@ -284,7 +286,7 @@ mod tests {
         refused(&tar(&[("1.jpg", b"x"), ("1.cls", b"cat")]), &["1.cls", "\"cat\"", "not a class number"]);
         refused(&tar(&[("1.jpg", b"x"), ("1.cls", b"-1")]), &["not a class number"]);
         refused(&tar(&[("1.jpg", b"x"), ("1.json", b"{")]), &["1.json"]);
-        // The builder refuses these names, so the test writes them into the header itself.
+        // The tar builder refuses these names, so the test itself writes the names into the header.
         for name in ["../../etc/1.jpg", "/etc/1.jpg"] {
             refused(
                 &with_header(|header| header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes())),

@@ -12,7 +12,7 @@ use std::path::{Component, Path};
 
 /// The size of a tar's block in bytes. Members begin and end at multiples of this size.
 const BLOCK: u64 = 512;
-/// The largest `.cls` or `.json` that is read, in bytes.
+/// The size of the largest .cls or .json file that is read, in bytes.
 const LARGEST_LABEL: u64 = 1 << 20;
 
 /// An image in a tar, with its label.
@@ -29,18 +29,18 @@ pub struct Sample {
 /// The sample whose members are being read.
 #[derive(Default)]
 struct Partial {
-    /// The path of its members up to the first dot of the file name.
+    /// The path of the sample's members up to the first dot of the file name.
     key: Vec<u8>,
-    /// The path of the image within the tar, its offset and its length.
+    /// The path of the image within the tar, and the offset and the length of its bytes.
     image: Option<(Vec<u8>, u64, u32)>,
     /// The label, and the path of the member that holds it.
     label: Option<(u32, Vec<u8>)>,
-    /// An image that is ignored because its name has another dot before the extension, such as `photo.0.jpg`.
+    /// A member that does not count as the image, because its name has another dot before the extension, such as `photo.0.jpg`.
     dotted: Option<Vec<u8>>,
 }
 
 impl Partial {
-    /// Adds a member if it is an image or a label. `extension` is the rest of its name after the first dot, in lower case.
+    /// Adds a member if it is an image or a label. `extension` is the part of its name after the first dot, in lower case.
     fn add(&mut self, member: Vec<u8>, extension: &[u8], entry: &mut tar::Entry<&File>) -> Result<()> {
         match extension {
             _ if is_image(extension) => {
@@ -60,7 +60,7 @@ impl Partial {
         }
     }
 
-    /// Adds the label of a .cls or .json. A .json may lack the label, because a .cls may hold it.
+    /// Adds the label in a .cls or .json file. A .json file may lack the label, because a .cls file may hold the label.
     fn add_label(&mut self, member: Vec<u8>, extension: &[u8], entry: &mut tar::Entry<&File>) -> Result<()> {
         let context = || format!("member {}", member.escape_ascii());
         ensure!(
@@ -85,7 +85,8 @@ impl Partial {
         Ok(())
     }
 
-    /// Adds the sample to `samples`. Fails if it has an image without a label, or a label without an image.
+    /// Adds the sample to `samples`. Fails if the sample has an image without a label, or a label without an image. Also fails if
+    /// its only image has another dot before the extension. Does nothing if the sample has neither image nor label.
     fn finish(self, samples: &mut Vec<Sample>) -> Result<()> {
         match (self.image, self.label) {
             (Some((member, offset, length)), Some((label, _))) => {
@@ -113,7 +114,7 @@ impl Partial {
     }
 }
 
-/// Lists the samples of one tar in order, and counts the hidden members, which are ignored.
+/// Lists the samples of one tar in order. Also returns the number of hidden members, which are ignored.
 pub fn scan(path: &Path) -> Result<(Vec<Sample>, usize)> {
     // A pipe is refused before it is opened, because opening it would wait for a writer.
     ensure!(std::fs::metadata(path)?.is_file(), "it is not a regular file");
@@ -121,7 +122,7 @@ pub fn scan(path: &Path) -> Result<(Vec<Sample>, usize)> {
     let file_length = file.metadata()?.len();
     require_uncompressed(&file)?;
     let mut archive = tar::Archive::new(&file);
-    // `cat a.tar b.tar` leaves the end mark of the first tar in the middle, and the samples behind it count.
+    // In the output of `cat a.tar b.tar`, the end mark of the first tar is in the middle. The samples after this mark count too.
     archive.set_ignore_zeros(true);
     let mut hidden = 0;
     let mut samples = Vec::new();
@@ -152,7 +153,7 @@ pub fn scan(path: &Path) -> Result<(Vec<Sample>, usize)> {
     Ok((samples, hidden))
 }
 
-/// Checks a member, and returns the offset of the first block after it.
+/// Checks a member, and returns the offset of the first block after the member.
 fn end_of_member(member: &[u8], entry: &mut tar::Entry<&File>, file_length: u64) -> Result<u64> {
     let sparse = entry.header().entry_type().is_gnu_sparse() || has_sparse_header(entry)?;
     ensure!(!sparse, "member {}: it is stored sparse; write the tar without --sparse", member.escape_ascii());
@@ -170,7 +171,7 @@ fn end_of_member(member: &[u8], entry: &mut tar::Entry<&File>, file_length: u64)
     Ok(end)
 }
 
-/// Whether a lower-case extension is that of an image.
+/// Whether a file with this lower-case extension is an image.
 fn is_image(extension: &[u8]) -> bool {
     matches!(extension, b"jpg" | b"jpeg" | b"png")
 }
@@ -186,7 +187,7 @@ fn has_sparse_header(entry: &mut tar::Entry<&File>) -> Result<bool> {
     Ok(extensions.any(|extension| extension.is_ok_and(|extension| extension.key_bytes().starts_with(b"GNU.sparse."))))
 }
 
-/// Refuses a compressed tar, whose images could not be read at their offsets.
+/// Refuses a compressed tar, because its images could not be read at their offsets.
 fn require_uncompressed(file: &File) -> Result<()> {
     let mut magic = [0; 6];
     let length = file.read_at(&mut magic, 0)?;
@@ -202,15 +203,15 @@ fn require_uncompressed(file: &File) -> Result<()> {
     }
 }
 
-/// A member's path up to the first dot of its file name, and the rest after that dot; none if the file name has no dot.
+/// A member's path up to the first dot of its file name, and the rest after this dot. None if the file name has no dot.
 fn key(member: &[u8]) -> Option<(&[u8], &[u8])> {
     let name = member.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     let dot = name + member[name..].iter().position(|&byte| byte == b'.')?;
     Some((&member[..dot], &member[dot + 1..]))
 }
 
-/// Refuses the path of a member, or of a link's target, that leaves the tar's folder. Members are never unpacked, but such a tar
-/// cannot be trusted.
+/// Fails if the path of a member or of a link's target leaves the tar's folder. Members are never unpacked, but a tar with such a
+/// path cannot be trusted.
 fn require_inside(path: &[u8]) -> Result<()> {
     let mut depth = 0;
     let inside = Path::new(OsStr::from_bytes(path)).components().all(|part| {
@@ -233,7 +234,7 @@ fn number(text: &str) -> Result<u32> {
     })
 }
 
-/// The label in the text of a .json; none if the text has no label.
+/// The label in the text of a .json file. None if the text has no label.
 fn label_in_json(text: &str) -> Option<Result<u32>> {
     let value: serde_json::Value = match serde_json::from_str(&standard_json(text)) {
         Ok(value) => value,
@@ -243,8 +244,8 @@ fn label_in_json(text: &str) -> Option<Result<u32>> {
     Some(number(label.as_str().unwrap_or(&label.to_string())))
 }
 
-/// Makes JSON conform to the standard. Removes the byte order mark that Windows programs write, and replaces the numbers NaN,
-/// Infinity and -Infinity that Python writes by null.
+/// Makes JSON conform to the standard. Removes the byte order mark that Windows programs write. Python writes the numbers NaN,
+/// Infinity and -Infinity, which JSON does not have. Each of these numbers becomes null.
 fn standard_json(text: &str) -> String {
     let text = text.trim_start_matches('\u{feff}');
     let mut out = String::with_capacity(text.len());

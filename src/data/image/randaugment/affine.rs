@@ -1,6 +1,7 @@
-//! Shears, translates and rotates like Pillow's `Image.transform(…, AFFINE, resample=BICUBIC)` (`Geometry.c`). Pixels are
-//! interpolated by a cubic with a = −1 over 4 × 4 pixels, and truncated, not rounded. If the 4 × 4 pixels extend beyond the image,
-//! the image's border pixels are repeated there. An output pixel whose centre comes from outside of the image gets the fill colour.
+//! Shears, translates and rotates like Pillow's `Image.transform(…, AFFINE, resample=BICUBIC)` (`Geometry.c`). An output pixel is
+//! interpolated from 4 × 4 input pixels by a cubic with a = −1. The result is truncated, not rounded. If the 4 × 4 pixels extend
+//! beyond the image, the image's border pixels are repeated there. An output pixel whose centre comes from outside of the image
+//! gets the fill colour.
 
 use super::enhance::truncated;
 use crate::data::image::pixels::Pixel;
@@ -21,10 +22,10 @@ pub struct Drawing<'a> {
 /// Memory that is reused from one operation to the next.
 #[derive(Default)]
 pub struct Scratch {
-    /// The image, or one row of it, with repeated border pixels around it.
+    /// The image or one of its rows, padded with repeated border pixels.
     padded: Vec<Pixel>,
-    /// For each column: the whole pixels of its offset, the weights for the fraction of its offset, and the output rows that come
-    /// from inside the input image.
+    /// For each column: the whole part of its offset, the weights for the fraction of its offset, and the range of the output rows
+    /// that come from inside the input image.
     columns: Vec<(isize, [f32; 4], Range<usize>)>,
 }
 
@@ -37,11 +38,11 @@ fn weights(fraction: f32) -> [f32; 4] {
     [-x + 2.0 * x2 - x3, 1.0 - 2.0 * x2 + x3, x + x2 - x3, x3 - x2]
 }
 
-/// A small number that is added before truncation. The sum of the weights is 1 only up to rounding, and an area of equal bytes 100
-/// must not become 99.
+/// A small number that is added before truncation. The weights add up to 1 only up to rounding. Without the small number, an area
+/// of equal bytes 100 could become 99.
 const SLACK: f32 = 1e-3;
 
-/// Shifts each row to the left by `offset(row)` pixels. A negative offset shifts it to the right.
+/// Shifts each row to the left by `offset(row)` pixels. A negative offset shifts the row to the right.
 pub fn shift_rows(drawing: Drawing, offset: impl Fn(usize) -> f64) {
     let Drawing { from, to, size, fill, scratch } = drawing;
     scratch.padded.resize(size + 2 * PAD, [0; 4]);
@@ -62,7 +63,7 @@ pub fn shift_rows(drawing: Drawing, offset: impl Fn(usize) -> f64) {
     }
 }
 
-/// Shifts the whole image up by `offset` pixels. A negative offset shifts it down.
+/// Shifts the whole image up by `offset` pixels. A negative offset shifts the image down.
 pub fn shift_up(drawing: Drawing, offset: f64) {
     let Drawing { from, to, size, fill, .. } = drawing;
     let (whole, fraction, covered) = split_offset(offset, size);
@@ -79,7 +80,7 @@ pub fn shift_up(drawing: Drawing, offset: f64) {
     }
 }
 
-/// Shifts each column up by `offset(column)` pixels. A negative offset shifts it down.
+/// Shifts each column up by `offset(column)` pixels. A negative offset shifts the column down.
 pub fn shift_columns(drawing: Drawing, offset: impl Fn(usize) -> f64) {
     let Drawing { from, to, size, fill, scratch } = drawing;
     pad(from, size, &mut scratch.padded);
@@ -111,8 +112,8 @@ fn interpolate_columns(scratch: &Scratch, size: usize, fill: Pixel, to: &mut [Pi
     }
 }
 
-/// Splits an offset into its whole pixels and its fraction. Also returns the output positions whose centres come from inside the
-/// image.
+/// Splits an offset into its whole part and its fraction. Also returns the range of the output positions whose centres come from
+/// inside the image.
 fn split_offset(offset: f64, size: usize) -> (isize, f32, Range<usize>) {
     let whole = offset.floor();
     let index = |position: f64| position.ceil().clamp(0.0, size as f64) as usize;
@@ -120,7 +121,7 @@ fn split_offset(offset: f64, size: usize) -> (isize, f32, Range<usize>) {
     (whole as isize, (offset - whole) as f32, covered)
 }
 
-/// Writes the weighted sum of four input bytes, truncated, to each output byte.
+/// Sets each output byte to the weighted sum of four input bytes. The sum is truncated, not rounded.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn interpolate(taps: [&[u8]; 4], weights: [f32; 4], out: &mut [u8]) {
     let [a, b, c, d] = taps.map(|tap| &tap[..out.len()]);
@@ -156,7 +157,7 @@ fn draw_rotated(padded: &[Pixel], size: usize, [cos, sin]: [f64; 2], fill: Pixel
     }
 }
 
-/// The interpolated pixel at a point of a padded image. Integer coordinates are the centres of its pixels.
+/// The interpolated pixel at a point of a padded image. Points with integer coordinates are the centres of pixels.
 #[inline(always)]
 fn cubic(padded: &[Pixel], stride: usize, x: f64, y: f64) -> Pixel {
     let (left, top) = (x as usize, y as usize);

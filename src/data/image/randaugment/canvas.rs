@@ -1,5 +1,5 @@
-//! A square image with deferred operations. Operations that change each byte by itself are collected in one table. The table is
-//! applied before a later operation that needs the pixels, or by the normalisation. Mirroring is deferred too: a geometric
+//! A square image with deferred operations. Some operations map each byte to a new byte. One table collects these operations. The
+//! table is applied before a later operation that needs the pixels, or by the normalisation. Mirroring is deferred too: a geometric
 //! operation mirrors the image first, and the other operations commute with mirroring.
 
 use super::operation::Operation;
@@ -10,7 +10,7 @@ use crate::data::image::pixels::{Pixel, Pixels};
 /// A square image and the operations that are still to be applied.
 pub struct Canvas {
     pub pixels: Pixels,
-    /// The deferred table, which is still to be applied to every byte. None if no table is deferred.
+    /// The deferred table of new bytes, which is still to be applied to every byte. None if no table is deferred.
     pub table: Option<Box<Table>>,
     /// Whether each row is still to be reversed.
     pub flipped: bool,
@@ -19,7 +19,7 @@ pub struct Canvas {
     /// The memory into which the next operation draws its result.
     spare: Vec<Pixel>,
     scratch: affine::Scratch,
-    /// The memory of the next deferred table.
+    /// Memory that the next deferred table reuses.
     spare_table: Option<Box<Table>>,
 }
 
@@ -37,7 +37,7 @@ impl Canvas {
         }
     }
 
-    /// Begins an image of `size` × `size` pixels, which the caller must write. Deferred operations of the last image are dropped.
+    /// Begins an image of `size` × `size` pixels, which the caller must write. Drops the deferred operations of the previous image.
     pub fn begin(&mut self, size: usize) -> &mut Pixels {
         self.spare_table = self.table.take().or(self.spare_table.take());
         self.flipped = false;
@@ -45,7 +45,7 @@ impl Canvas {
         &mut self.pixels
     }
 
-    /// Applies an operation, or defers it.
+    /// Applies an operation now, or adds it to the deferred table.
     pub fn apply(&mut self, operation: Operation) {
         use Operation::*;
         let size = self.pixels.width as f64;
@@ -107,8 +107,8 @@ impl Canvas {
         self.spare_table = Some(table);
     }
 
-    /// Redraws the image by a geometric operation. A deferred mirroring is done first, because most geometric operations do not
-    /// commute with it.
+    /// Redraws the image by a geometric operation. Deferred mirroring is done first, because most geometric operations do not
+    /// commute with mirroring.
     fn move_pixels(&mut self, draw: impl FnOnce(affine::Drawing)) {
         if std::mem::take(&mut self.flipped) {
             let width = self.pixels.width;

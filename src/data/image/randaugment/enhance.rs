@@ -1,5 +1,5 @@
-//! The operations Color and Sharpness, which blend an image with a gray or a smoothed copy (Pillow: `ImageEnhance.py`, `Blend.c`,
-//! `Filter.c`), and the mean gray for the operation Contrast.
+//! The operations Color and Sharpness, and the mean gray value for the operation Contrast (Pillow: `ImageEnhance.py`, `Blend.c`,
+//! `Filter.c`). Color blends an image with a gray copy, and Sharpness blends an image with a smoothed copy.
 
 use crate::data::image::pixels::Pixel;
 use multiversion::multiversion;
@@ -12,8 +12,8 @@ pub fn truncated(value: f32) -> u8 {
     unsafe { value.clamp(0.0, 255.0).to_int_unchecked::<i32>() as u8 }
 }
 
-/// Blends two bytes as Pillow's `Image.blend` does: the result is truncated, not rounded. A factor of 0 gives `from`, a factor of 1
-/// gives `to`, and a factor outside of 0…1 extrapolates.
+/// Blends two bytes as Pillow's `Image.blend` does: the result is truncated, not rounded. The factor 0 gives `from`, and the factor
+/// 1 gives `to`. A factor outside of 0…1 extrapolates, and the result is clipped to 0…255.
 #[inline(always)]
 pub fn blend(from: u8, to: u8, factor: f32) -> u8 {
     truncated(f32::from(from) + factor * (f32::from(to) - f32::from(from)))
@@ -43,7 +43,7 @@ pub fn color(pixels: &mut [Pixel], factor: f32) {
 }
 
 /// Blends each pixel with the smoothed image: the factor 0 gives the smoothed image, the factor 1 changes nothing. The image is
-/// smoothed by the kernel (1 1 1, 1 5 1, 1 1 1) / 13. Its border pixels do not change.
+/// smoothed by the kernel (1 1 1, 1 5 1, 1 1 1) / 13. The border pixels of the image do not change.
 pub fn sharpness(from: &[Pixel], size: usize, factor: f32, to: &mut [Pixel]) {
     to.copy_from_slice(from);
     for row in 1..size - 1 {
@@ -53,7 +53,8 @@ pub fn sharpness(from: &[Pixel], size: usize, factor: f32, to: &mut [Pixel]) {
     }
 }
 
-/// Writes one row except its first and last pixel. Pixels have four bytes, so `i` and `i + 4` are the same channel of neighbours.
+/// Writes one row except its first and last pixel. A pixel has four bytes. So the bytes `i` and `i + 4` are the same channel of
+/// neighbouring pixels.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn sharpen_row([above, own, below]: [&[u8]; 3], factor: f32, out: &mut [u8]) {
     let inner = out.len() - 8;

@@ -1,13 +1,12 @@
-//! Operations that change each byte by itself, as tables of the new values, and histograms from which some of the tables are
-//! computed.
+//! Tables for operations that map each byte to a new byte. Some of the tables are computed from the histogram of the image.
 
 use super::enhance::blend;
 use crate::data::image::pixels::Pixel;
 
-/// The new value of each byte of each channel (red, green, blue).
+/// For each channel (red, green, blue), the new value of each possible byte.
 pub type Table = [[u8; 256]; 3];
 
-/// The number of pixels with each value of each channel.
+/// For each channel, the number of pixels with each value.
 pub type Histogram = [[u32; 256]; 3];
 
 /// The table that leaves every byte unchanged.
@@ -28,7 +27,7 @@ pub fn uniform(new_value: impl Fn(u32) -> u32) -> Table {
     [std::array::from_fn(|value| new_value(value as u32) as u8); 3]
 }
 
-/// Changes `table` so that it maps each byte first by its old values and then by `after`.
+/// Changes `table` so that it does two steps at once: first the old `table`, then `after`.
 pub fn compose(table: &mut Table, after: &Table) {
     for (table, after) in table.iter_mut().zip(after) {
         table.iter_mut().for_each(|value| *value = after[*value as usize]);
@@ -37,8 +36,8 @@ pub fn compose(table: &mut Table, after: &Table) {
 
 /// Counts how many pixels have each value, for each channel.
 pub fn histogram(pixels: &[Pixel]) -> Histogram {
-    // Neighbouring pixels often have the same value. They are counted in two histograms, so that one increment does not wait for
-    // the other.
+    // Neighbouring pixels often have the same value. If both incremented the same number, the second increment would wait for the
+    // first. So even and odd pixels are counted in two histograms.
     let mut counts = [[[0u32; 256]; 3]; 2];
     let mut count = |which: usize, pixel: &Pixel| {
         for (counts, &value) in counts[which].iter_mut().zip(pixel) {
@@ -53,7 +52,7 @@ pub fn histogram(pixels: &[Pixel]) -> Histogram {
     sum
 }
 
-/// The histogram of an image after `table` is applied to the image. `histogram` is that of the image before.
+/// The histogram of an image after `table` is applied. `histogram` is the histogram before `table` is applied.
 pub fn mapped(histogram: &Histogram, table: &Table) -> Histogram {
     let mut result = [[0; 256]; 3];
     for channel in 0..3 {
@@ -98,7 +97,7 @@ pub fn equalize(histogram: &Histogram) -> Table {
     })
 }
 
-/// Pillow's `Image.blend` of a constant with each byte: the factor 0 gives the constant, the factor 1 the byte.
+/// Pillow's `Image.blend` of a constant with each byte. The factor 0 gives the constant, and the factor 1 gives the byte.
 pub fn blend_with(constant: u8, factor: f64) -> Table {
     uniform(|value| blend(constant, value as u8, factor as f32).into())
 }

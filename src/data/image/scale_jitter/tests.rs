@@ -23,14 +23,14 @@ struct Case {
     placed: Vec<Option<Placed>>,
 }
 
-/// The part of an object within a crop, computed by shapely.
+/// The part of an object within a crop. shapely computed the part of the polygon, its box and its area.
 #[derive(Deserialize)]
 struct Placed {
     bbox: [f64; 4],
     area: f64,
-    /// The run lengths of the part.
+    /// The mask of the part of the polygon, as run lengths of COCO.
     cut: String,
-    /// The run lengths of the object's mask after the mask was flipped, resized and cropped as an image.
+    /// The mask of the whole object, which was flipped, resized and cropped like an image, as run lengths of COCO.
     moved: String,
 }
 
@@ -136,7 +136,7 @@ fn boxes_areas_and_masks_of_cut_objects_are_shapelys() {
                 area(true) as f64 / area(false) as f64
             };
             assert!(overlap(&placed.cut) > 0.999, "{what}: {}", overlap(&placed.cut));
-            // The masks may differ by half a pixel along the outline, which is a large share of a small or thin object.
+            // The masks may differ by half a pixel along the outline. In a small or thin object, this is a large share of the area.
             if placed.area > 30_000.0 && scale > 1.0 {
                 assert!(overlap(&placed.moved) > 0.98, "{what}: {}", overlap(&placed.moved));
             }
@@ -179,7 +179,7 @@ fn a_sample_is_a_function_of_its_key_and_draws_use_the_whole_range() {
         (15..59).contains(&padded) && (24..30).contains(&smallest),
         "{padded} are padded, the smallest has {smallest}"
     );
-    // Half of all images are flipped. The small object in the lower right corner is then on the left.
+    // About half of the images are flipped. A flip moves the small object from the lower right corner to the left.
     let small = |key| sample(key).0.objects.into_iter().find(|object| object.class == 4);
     let lefts: Vec<f64> = (0..60).filter_map(small).map(|object| object.bbox[0]).collect();
     let (at_left, seen) = (lefts.iter().filter(|&&left| left < 20.0).count(), lefts.len());
