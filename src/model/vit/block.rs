@@ -167,8 +167,8 @@ impl Block {
         }
     }
 
-    /// Computes the gradient of q, k and v (r, 3·d). If windows reach beyond the map, their padding has the bias of q, k and v as
-    /// its values. Then this function also adds the bias's gradient through the padding to the flat buffer of gradients.
+    /// Computes the gradient of q, k and v (r, 3·d). If windows reach beyond the map, q, k and v of their padding equal the bias.
+    /// Then this function also adds the bias's gradient through the padding to the flat buffer of gradients.
     fn mix_backward(&self, gradient_rd: &Tensor, kept: KeptMixing, n: i64) -> Tensor {
         match kept {
             KeptMixing::Whole(kept) => attention::backward(gradient_rd, kept, n, self.heads),
