@@ -99,7 +99,8 @@ fn too_large(plan: &Plan, phase: &PhasePlan, device: Device, why: &str) -> anyho
     )
 }
 
-/// Runs one step of the phase with a single micro-batch of `samples` samples, on copies of the weights `start`.
+/// Runs one step of the phase with a single micro-batch of `samples` samples. The step starts from the weights `start` and does not
+/// change them.
 fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> Result<()> {
     let _left_free = Tensor::empty([LEFT_FREE], (Kind::Uint8, Device::Cpu));
     let objective = Objective::of(&plan.config, &phase.borders);
