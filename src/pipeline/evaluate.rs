@@ -28,10 +28,10 @@ const FEW_INPUTS: usize = 16;
 /// Evaluates the artefact `weights` on the config's test images for the task that it was trained for. Returns this task and the
 /// results.
 ///
-/// If `outputs` is given, also writes this file. Segmentation refuses it. For a detector, the file has COCO's format for results.
-/// For a classifier, it is a safetensors file for comparisons with other programs. The safetensors file holds the network's outputs
-/// and the labels of all test images, under names that the task gives, and `inputs` (images, channels, rows, columns). If all
-/// inputs together have more than 256 MiB, only the first 16 inputs are written.
+/// If `outputs` is given, also writes this file. For segmentation, refuses `outputs`. For a detector, the file has COCO's format
+/// for results. For a classifier, it is a safetensors file for comparisons with other programs. The safetensors file holds the
+/// network's outputs and the labels of all test images, under names that the task gives, and `inputs` (images, channels, rows,
+/// columns). If all inputs together have more than 256 MiB, only the first 16 inputs are written.
 pub fn evaluate(config: &Config, weights: &Path, device: Device, outputs: Option<&Path>) -> Result<(Task, Evaluation)> {
     if let Some(folder) = outputs.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty()) {
         require!(folder.is_dir(), "{}: no such folder; make it, or give --outputs another file", folder.display());

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 pub struct Linear {
     pub weight: Weight,
     pub bias: Option<Weight>,
-    /// Whether a GPU adds weight gradients in bf16 to their fp32 sums within the matrix product ([`add_on_gpu`]).
+    /// Whether, on a GPU in bf16, the matrix product itself adds the weight gradients to their fp32 sums ([`add_on_gpu`]).
     pub float_sums: bool,
 }
 
