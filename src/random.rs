@@ -1,5 +1,5 @@
-//! Counter-based randomness: the numbers of a generator are a pure function of its key. So the augmentation and the drop-path masks
-//! of a sample are the same for any number of workers and ranks, and a resumed run needs no saved generator state.
+//! Counter-based randomness: the key alone decides all numbers of a generator. So the augmentation and the drop-path masks of a
+//! sample are the same for any number of workers and ranks, and a resumed run needs no saved state of a generator.
 //!
 //! The generator is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), seeded with the
 //! mixed key.
@@ -20,7 +20,7 @@ pub fn key_of_text(text: &str) -> u64 {
     text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }
 
-/// SplitMix64's hash of a number.
+/// The mixing function of SplitMix64.
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -49,8 +49,8 @@ impl Random {
         low + (high - low) * self.uniform()
     }
 
-    /// Draws a whole number uniformly from 0..bound by multiplication (Lemire). `bound` must be positive. For a bound below 2^32
-    /// the bias is below 2^-32.
+    /// Draws a whole number uniformly from 0..bound by multiplication (Lemire). `bound` must be positive. If it is below 2^32, the
+    /// bias is below 2^-32.
     pub fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.bits()) * bound as u128) >> 64) as usize
     }

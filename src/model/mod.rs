@@ -1,4 +1,5 @@
-//! A network of stages. Some stages train, and the others are frozen. The family builds the stages and the head.
+//! A network of stages. Some stages train, and all other stages are frozen. The model family (ViT or ResNet) builds the stages and
+//! the head.
 //!
 //! Tensor names end in their shape: b = batch, c = channels or classes, h and w = rows and columns.
 
@@ -30,7 +31,7 @@ use stage::{Backward, Pass, Stage};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
-/// A network that trains the stages in `trained`, whose parameters are in one flat buffer. All other stages are frozen.
+/// A network that trains the stages in `trained`. Their parameters are in flat buffers. All other stages are frozen.
 pub struct Network {
     trained: Range<usize>,
     parts: Parts,
@@ -39,29 +40,29 @@ pub struct Network {
     dropout: f64,
 }
 
-/// The parts of a network that its family builds.
+/// The parts of a network that the model family builds.
 struct Parts {
     stages: Vec<Box<dyn Stage>>,
     /// None in a network without classes.
     head: Option<Box<dyn Stage>>,
 }
 
-/// The input from which a family builds the parts of a network.
+/// The input from which a model family builds the parts of a network.
 struct Blueprint<'a> {
     depths: &'a [usize],
-    /// Returns a parameter by its stage and name. It is in fp32 if the third argument is true, else in the number type of the
-    /// computation.
+    /// Returns a parameter by its stage and name. The value is in fp32 if the third argument is true, else in the number type of
+    /// the computation.
     get: &'a dyn Fn(usize, &str, bool) -> Result<Weight>,
     device: Device,
-    /// Whether a block keeps only its input and is recomputed in the backward pass.
+    /// Whether activation checkpointing is on: a block keeps only its input, and the backward pass recomputes the block.
     checkpointing: bool,
     off: Off,
 }
 
-/// The backward passes that belong to one forward pass of training. They are the backward passes of those stages that ran from the
-/// first trained stage on, and of the head if it ran.
+/// The backward passes that belong to one forward pass of training. Each stage that ran has one, from the first trained stage on.
+/// The head has one if it ran.
 pub struct Tape<'a> {
-    /// The places whose outputs were returned, and whose gradients the backward pass takes.
+    /// The places whose outputs the forward pass returned. The backward pass takes one gradient for each place.
     taps: Vec<Tap>,
     /// The number of the first stage that has a backward pass.
     first: usize,
@@ -70,9 +71,9 @@ pub struct Tape<'a> {
 }
 
 impl Network {
-    /// Builds a network from copies of `weights`, which must hold every parameter for these stage depths. `config.run` decides the
-    /// precision. The `auxiliary` parameters, which belong to the heads of a task or of local losses, train in the same flat
-    /// buffer.
+    /// Builds a network from `weights`, which must hold every parameter of a network with these stage depths, and every `auxiliary`
+    /// parameter. `config.run` decides the precision and the activation checkpointing. The `auxiliary` parameters belong to the
+    /// heads of a task or of local losses. They train in the same flat buffers as the stages.
     pub fn new(
         config: &Config,
         depths: &[usize],
@@ -95,7 +96,7 @@ impl Network {
         let model = &config.model;
         let kind = match config.run.precision {
             Precision::Bf16 => Kind::BFloat16,
-            // TF32 numbers are stored as fp32. Only the device rounds them, in matrix products.
+            // TF32 numbers are stored as fp32. The device rounds them only within matrix products and convolutions.
             Precision::Fp32 | Precision::Tf32 => Kind::Float,
         };
         let table = model.parameters(depths);
@@ -135,32 +136,33 @@ impl Network {
         self.parts.stages.len()
     }
 
-    /// The number type and device of the computation. The device is that of the weights from which the network was built.
+    /// The number type and device of the computation. The weights from which the network was built are on this device.
     pub fn options(&self) -> (Kind, Device) {
         (self.kind, self.flat.buffer().device())
     }
 
-    /// The outputs at `taps` of images (b, channels, rows, columns), for evaluation.
+    /// Runs forward in evaluation mode on images (b, channels, rows, columns). Returns the outputs at `taps`.
     pub fn forward(&self, images_bchw: &Tensor, taps: &[Tap]) -> Vec<Tensor> {
         tch::no_grad(|| self.pass(0..self.stages(), images_bchw, &Pass { drop: None, dropout: 0.0 }, taps, false).0)
     }
 
-    /// Runs forward in training mode. The trained stages add their statistics of the micro-batch to the flat buffer, as in
-    /// training.
+    /// Runs forward in training mode, without dropout and stochastic depth. As in training, the trained stages add the
+    /// micro-batch's BatchNorm statistics to the flat buffer of gradients.
     pub fn gather_statistics(&self, images_bchw: &Tensor) {
         let pass = Pass { drop: Some(&DropPath::none()), dropout: 0.0 };
         let _ = tch::no_grad(|| self.pass(0..self.stages(), images_bchw, &pass, &[], false));
     }
 
-    /// The outputs at `taps`, and the tape that [`Network::backward`] needs. Nothing is kept for stages before the trained stages.
+    /// Runs forward in training mode. Returns the outputs at `taps`, and the tape that [`Network::backward`] needs. The tape holds
+    /// no activations of stages before the first trained stage.
     pub fn train(&self, images_bchw: &Tensor, drop: &DropPath, taps: &[Tap]) -> (Vec<Tensor>, Tape<'_>) {
         let (outputs, _, tape) = self.train_stages(0..self.stages(), images_bchw, drop, taps);
         (outputs, tape)
     }
 
-    /// Runs the stages in `stages` on the input of the first of them, as [`Network::train`] runs all stages. Returns the outputs at
-    /// `taps`, the output of the last of these stages, and the tape. The taps must be at these stages, or at the head if the
-    /// network's last stage is among them.
+    /// Runs only the stages in `stages`, in the same way as [`Network::train`] runs all stages. `input` is the input of the first
+    /// stage in `stages`. Returns the outputs at `taps`, the output of the last stage in `stages`, and the tape. Each tap must be
+    /// at a stage in `stages`, or at the head if `stages` includes the network's last stage.
     pub fn train_stages(
         &self,
         stages: Range<usize>,
@@ -172,7 +174,7 @@ impl Network {
         tch::no_grad(|| self.pass(stages, input, &pass, taps, true))
     }
 
-    /// Runs forward. The head runs only if a tap reads it.
+    /// Runs forward. The head runs only if a tap is at the head.
     fn pass(
         &self,
         stages: Range<usize>,
@@ -204,9 +206,9 @@ impl Network {
         (outputs, x, tape)
     }
 
-    /// Computes the gradients of the trained parameters and adds them to the flat buffer. `gradients` are the gradients of the loss
-    /// with respect to the outputs at the taps, in the order of the taps. Stages after the trained stages pass activation gradients
-    /// back, but compute no weight gradients.
+    /// Computes the gradients of the trained parameters and adds them to the flat buffer of gradients. `gradients` are the
+    /// gradients of the loss with respect to the outputs at the taps, in the order of the taps. Stages after the trained stages
+    /// pass activation gradients back, but compute no weight gradients.
     pub fn backward(&self, tape: Tape, gradients: Vec<Tensor>) {
         let Tape { taps, first, stages, head } = tape;
         assert_eq!(taps.len(), gradients.len(), "each tap has a gradient");
@@ -233,7 +235,7 @@ impl Network {
     }
 }
 
-/// The number type and the device of tensors that are read from files. Parameters are trained and stored in fp32.
+/// fp32 in host memory: the number type and the device of parameters that are read from files.
 pub const FP32_ON_HOST: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 #[cfg(test)]

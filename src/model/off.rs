@@ -1,18 +1,19 @@
-//! The optimisations of a step. `incubate bench step --without` switches them off, which shows how much time each optimisation
+//! The optimisations of a training step. `incubate bench step --without` switches them off to show how much time each optimisation
 //! saves.
 
 use crate::usage;
 
-/// An optimisation of a step.
+/// An optimisation of a training step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Optimisation {
-    /// The CPU kernels for norm, GELU and softmax.
+    /// The CPU kernels for LayerNorm, GELU and softmax.
     Kernels,
     /// Attention on a CPU with matrix products instead of libtorch's fused kernel. It is also off if the CPU kernels are off.
     Attention,
     /// The optimiser's own single pass on the CPU, instead of libtorch's operations.
     Optimiser,
-    /// Skipping the weight gradients of the frozen stages after a module. Deep Incubation's official code computes them.
+    /// Skipping the weight gradients of the frozen stages after the trained module. Deep Incubation's official code computes these
+    /// gradients.
     Suffix,
     /// Keeping the memory that a step frees for the next tensors, instead of returning the memory to the operating system.
     Memory,
@@ -21,7 +22,7 @@ pub enum Optimisation {
     /// On a GPU in bf16, adding weight gradients to their fp32 sums within the matrix product, instead of rounding each product
     /// to bf16 and adding it to the sum afterwards.
     FloatSums,
-    /// Sending images to a GPU as bytes, which the GPU normalises, instead of as normalised fp32 numbers.
+    /// Sending images to a GPU as bytes, instead of as normalised fp32 numbers. The GPU then normalises the images.
     ByteImages,
 }
 

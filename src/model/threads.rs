@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 /// `GOMP_parallel(task, data, threads, flags)` of the OpenMP runtime that libtorch has loaded.
 type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
-/// Finds the function in the libraries of this process.
+/// Finds `GOMP_parallel` in the libraries of this process.
 fn parallel() -> Option<Parallel> {
     static FOUND: OnceLock<Option<Parallel>> = OnceLock::new();
     *FOUND.get_or_init(|| {
@@ -20,16 +20,16 @@ fn parallel() -> Option<Parallel> {
     })
 }
 
-/// The number of rows, a multiple of `unit`, of each part of a loop over `rows` rows with `numbers` numbers in all. There is at
-/// most one part for each thread, and no part is so small that starting its thread costs more than it saves.
+/// Divides a loop over `rows` rows, which hold `numbers` numbers in all, into at most one part for each thread. Returns the number
+/// of rows of a part, a multiple of `unit`. The last part may be smaller.
 pub fn rows_each(rows: usize, numbers: usize, unit: usize) -> usize {
-    // A part with fewer numbers is not worth a thread.
+    // Starting a thread for fewer numbers would cost more time than the thread saves.
     const WORTH: usize = 16 * 1024;
     let parts = (numbers / WORTH).clamp(1, tch::get_num_threads().max(1) as usize);
     rows.div_ceil(parts).next_multiple_of(unit)
 }
 
-/// Calls `act` on each part, in parallel if libtorch has threads.
+/// Calls `act` on each part. Runs in parallel if there are several parts and this process has loaded an OpenMP runtime.
 pub fn each<T: Send>(parts: impl Iterator<Item = T>, act: impl Fn(T) + Sync) {
     let mut parts: Vec<T> = parts.collect();
     match parallel() {
@@ -56,6 +56,6 @@ fn run<F: Fn() + Sync>(parallel: Parallel, work: &F, threads: c_uint) {
         unsafe { (*work.cast::<F>())() }
     }
     let data = std::ptr::from_ref(work).cast_mut().cast();
-    // SAFETY: the call returns when every thread has left `call`; `F` is Sync, so all may call it at once.
+    // SAFETY: the call returns when every thread has left `call`; `F` is Sync, so all threads may call it at once.
     unsafe { parallel(call::<F>, data, threads, 0) }
 }

@@ -1,6 +1,6 @@
-//! `incubate pack`: writes any source in the packed form (`data/source/shard.rs`), shard by shard. All threads encode the images of
-//! one shard while another thread writes the previous shard. A shard is written durably or not at all. So after a stop, the same
-//! command continues with the first missing shard.
+//! `incubate pack`: writes the images of any data source in the packed form (`data/source/shard.rs`), shard by shard. All threads
+//! encode the images of one shard while another thread writes the previous shard. A shard is written completely or not at all. So
+//! after a stop, the same command continues with the first missing shard.
 
 mod image;
 
@@ -33,7 +33,7 @@ pub struct Options {
     pub threads: usize,
 }
 
-/// The result: what the folder holds now.
+/// The result of packing: the contents of the folder.
 #[derive(Debug, Default, Serialize)]
 pub struct PackReport {
     pub train_images: usize,
@@ -62,7 +62,7 @@ struct Work<'a> {
     options: &'a Options,
     /// The common beginning of the images' names in the source. The names in the pack omit it.
     root: String,
-    /// The run directory in which `status` looks for progress. It may not exist.
+    /// The run directory in which `incubate status` looks for progress. It may not exist.
     run: &'a Path,
     classes: Vec<String>,
     bad: &'a BadImages,
@@ -104,14 +104,15 @@ pub fn pack(
     work.pack(source, into)
 }
 
-/// Records for `status` that packing failed or could not begin. Does nothing if `run` is not a run directory.
+/// Records for `incubate status` that packing failed or could not begin. Does nothing if `error` is a stop, or if `run` is not a
+/// run directory.
 pub fn note_failure(run: &Path, error: &anyhow::Error) {
     if !Failure::is_stop(error) && is_watched(run) {
         Progress::fail(run, PACK.name, &format!("{error:#}")).unwrap_or_else(|error| log::warn!("{error:#}"));
     }
 }
 
-/// Whether `run` is a run directory, in which `status` reads progress.
+/// Whether `run` is a run directory, in which `incubate status` reads progress.
 fn is_watched(run: &Path) -> bool {
     run.join("progress").is_dir()
 }
@@ -148,7 +149,7 @@ impl Work<'_> {
         ended.map(|()| report)
     }
 
-    /// Encodes one shard after another, while a thread writes the previous shard.
+    /// Encodes the missing shards one after another, while a thread writes the previous shard.
     fn run(&self, missing: &[&PlannedShard], report: &mut PackReport) -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads).build();
         let pool = pool.map_err(|error| thread::cannot_start(&error))?;
@@ -178,12 +179,12 @@ impl Work<'_> {
                 sender.send((planned, shard, bytes)).map_err(|_| anyhow!("the writer has stopped"))
             });
             drop(sender);
-            // The writer ends early only if it fails. Then its error comes before the error of the encoding.
+            // The writer ends early only if it fails. Then its error is returned instead of the error of the encoding.
             writer.join().expect("the writer does not panic").and(encoded)
         })
     }
 
-    /// Writes a heartbeat, whose steps are shards. If it cannot be written, only warns.
+    /// Records the number of finished shards for `incubate status`, if there is a run directory. If that fails, only warns.
     fn beat(&self, state: Activity, done: usize, total: usize) {
         if is_watched(self.run) {
             let progress = Progress { state, step: done as u64, steps: total as u64, ..Progress::begun(PACK.name) };
@@ -263,7 +264,8 @@ impl Work<'_> {
 }
 
 impl PlannedShard<'_> {
-    /// The shard, if an earlier call has written it. Fails if the file holds a shard of other images or of another form.
+    /// The shard, if an earlier call has written it. Fails if the file holds a shard of other images, labels or classes, or of
+    /// another form.
     fn existing(&self) -> Result<Option<Shard>> {
         if !self.path.exists() {
             return Ok(None);

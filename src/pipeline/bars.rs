@@ -70,7 +70,7 @@ pub struct Bars {
 }
 
 impl Bars {
-    /// Starts to draw the phases of a plan, if there is a terminal.
+    /// Starts to draw the progress of a plan's phases, if standard error goes to a terminal.
     pub fn start(plan: &Plan, run: &RunDir) -> Result<Option<Bars>> {
         if !on_a_terminal() {
             return Ok(None);
@@ -106,14 +106,14 @@ impl Drop for Bars {
     }
 }
 
-/// The name and the global batch of every phase. Phases that the config does not ask for are included, because a command can train
+/// The name and the global batch of every phase. This includes phases that the config does not ask for, because a command can train
 /// them.
 fn phase_names(plan: &Plan) -> Vec<(String, usize)> {
     let phases = plan.graph().nodes().iter().filter_map(|node| plan.phase_of(node)).collect::<Vec<_>>();
     phases.into_iter().map(|phase| (phase.name, phase.training.global_batch)).collect()
 }
 
-/// A bar with this name that counts up to `total`, if there is a terminal.
+/// A bar with this name that counts up to `total`. None if standard error does not go to a terminal.
 pub fn counting(name: &'static str, total: usize) -> Option<ProgressBar> {
     let style = ProgressStyle::with_template("{prefix:>10} [{bar:30}] {pos}/{len} {per_sec}  ETA {eta}")
         .expect("a valid template")

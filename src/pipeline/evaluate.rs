@@ -1,4 +1,4 @@
-//! Evaluates any artefact on the config's test images. A module runs inside its hybrid.
+//! Evaluates any artefact on the config's test images. A module runs inside the meta model with which it was trained.
 
 use super::results::Results;
 use crate::collective::Solo;
@@ -22,16 +22,16 @@ use tch::{Device, Tensor};
 
 /// [`Outputs`] keeps all inputs if they have at most this many bytes.
 const ALL_INPUTS_BYTES: usize = 256 << 20;
-/// The number of inputs that [`Outputs`] keeps if all have more bytes.
+/// The number of inputs that [`Outputs`] keeps if all inputs together have more bytes.
 const FEW_INPUTS: usize = 16;
 
 /// Evaluates the artefact `weights` on the config's test images for the task that it was trained for. Returns this task and the
 /// results.
 ///
-/// If `outputs` is given, also writes this file. For a detector it is a results file of COCO's format. For a classifier it is a
-/// safetensors file, for comparisons with other programs. It holds the network's outputs and the labels of all test images, under
-/// the task's names for them, and `inputs` (images, channels, rows, columns). If all inputs together have more than 256 MiB, only
-/// the first 16 inputs are written.
+/// If `outputs` is given, also writes this file. For segmentation, refuses `outputs`. For a detector, the file has COCO's format
+/// for results. For a classifier, it is a safetensors file for comparisons with other programs. The safetensors file holds the
+/// network's outputs and the labels of all test images, under names that the task gives, and `inputs` (images, channels, rows,
+/// columns). If all inputs together have more than 256 MiB, only the first 16 inputs are written.
 pub fn evaluate(config: &Config, weights: &Path, device: Device, outputs: Option<&Path>) -> Result<(Task, Evaluation)> {
     if let Some(folder) = outputs.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty()) {
         require!(folder.is_dir(), "{}: no such folder; make it, or give --outputs another file", folder.display());
@@ -59,7 +59,7 @@ pub fn evaluate(config: &Config, weights: &Path, device: Device, outputs: Option
     Ok((Task::of(config), evaluation.expect("a signal ends this command at once")))
 }
 
-/// The results of an evaluation that are kept, to write them at its end.
+/// The results that are collected during an evaluation and written at its end.
 enum Kept {
     Outputs(Outputs),
     Results(Results),
@@ -115,7 +115,7 @@ impl Outputs {
     }
 }
 
-/// The task for which an artefact was trained.
+/// The task for which an artefact was trained. If its phase is unknown, the task is classification.
 pub fn task_of(header: &Header) -> TaskKind {
     let row = TABLE.iter().find(|row| row.name == header.phase);
     row.map_or(TaskKind::Classification, |row| row.task())
@@ -140,8 +140,8 @@ pub(super) fn network(
     Network::new(config, &artefact.header.depths, 0..0, &artefact.header.auxiliary, &weights)
 }
 
-/// Refuses data whose classes differ from the artefact's classes in name or order. If the data or the artefact has no names of
-/// classes, nothing is compared.
+/// Refuses data whose classes differ from the artefact's classes in name or order. If the data or the artefact has no class names,
+/// nothing is compared.
 fn check_class_names(ours: &[String], of_data: &[String], weights: &Path, data: &Path) -> Result<()> {
     if ours.is_empty() || of_data.is_empty() || ours == of_data {
         return Ok(());
@@ -158,8 +158,8 @@ fn check_class_names(ours: &[String], of_data: &[String], weights: &Path, data: 
     ))
 }
 
-/// Completes a module with the frozen stages of the meta model in which it was trained. The meta model is in the folder of the
-/// module or in the run directory. Other artefacts are returned as they are.
+/// If the artefact is a module, adds the frozen stages of the meta model in which it was trained. The meta model is in the folder
+/// of the module or in the run directory. Returns any other artefact as it is.
 fn completed(mut artefact: Artefact, path: &Path, run: &Path) -> Result<Artefact> {
     let Some(index) = artefact.header.index else { return Ok(artefact) };
     let beside = path.with_file_name(META.writes);

@@ -1,8 +1,8 @@
 //! `--extend finetune.epochs=N` continues a finished fine-tuning for more epochs.
 //!
-//! The final model is kept as `final-E-epochs.h5`; E is the number of epochs so far. From its weights (the moving average, if the
-//! phase keeps one) a new schedule of N − E epochs starts, with its own warm-up and decay. The optimiser's moments start fresh. The
-//! config of the run directory then contains both N and E, so the recipe of the new final model depends on both.
+//! The final model is kept as `final-E-epochs.h5`, where E is the number of epochs so far. From its weights (the moving average, if
+//! the phase keeps one) a new schedule of N − E epochs starts, with its own warm-up and decay. The optimiser's moments start fresh.
+//! The config of the run directory then contains both N and E, so the recipe of the new final model depends on both.
 
 use crate::collective::{Collective, on_zero};
 use crate::config::Config;
@@ -13,19 +13,19 @@ use crate::store::{ArtefactCache, RunDir, durable};
 use crate::{require, usage};
 use anyhow::Result;
 
-/// Prepares the run directory for `epochs` epochs of fine-tuning in all, and returns the config with this number. Collective over
-/// the group.
+/// Prepares the run directory for `epochs` epochs of fine-tuning in all, and returns the config with this number. All ranks of the
+/// group must call this function together.
 ///
 /// # Errors
-/// A usage error if the fine-tuning so far is not done, if it has `epochs` epochs or more, or if another key of the config differs
-/// from the run's.
+/// A usage error if the fine-tuning so far is not done, or if another key of the config differs from the run's. Also a usage error
+/// if the fine-tuning already has `epochs` epochs or more, unless an earlier extension set exactly `epochs`.
 pub fn extend(group: &dyn Collective, config: Config, epochs: usize) -> Result<Config> {
     on_zero(group, || prepare(&config, epochs))?;
     let extended = RunDir::config_of(&config.run.dir)?.finetune;
     config.with_finetuning(extended.epochs, extended.epochs_before)
 }
 
-/// Renames the final model and writes the config with more epochs. If an earlier call was interrupted, completes it.
+/// Renames the final model and writes the config with more epochs. If an earlier call was interrupted, completes its work.
 fn prepare(config: &Config, epochs: usize) -> Result<()> {
     let before = RunDir::config_of(&config.run.dir)?;
     let (so_far, earlier) = (before.finetune.epochs, before.finetune.epochs_before);
@@ -56,8 +56,7 @@ fn prepare(config: &Config, epochs: usize) -> Result<()> {
     run.write_config(&longer)
 }
 
-/// Keeps the curves of the epochs so far under another name. If the curves cannot be renamed, only warns, because they do not
-/// change the result.
+/// Renames the logged curves of the epochs so far. If that fails, only warns, because the curves do not change the result.
 fn keep_curves(run: &RunDir, epochs: usize) {
     let logs = run.logs(FINETUNE.name);
     let moved = std::fs::rename(&logs, run.logs(&format!("{}-{epochs}-epochs", FINETUNE.name)));

@@ -25,12 +25,12 @@ use tch::{Device, Kind, Tensor};
 /// The largest automatic micro-batch on a CPU. More samples at a time would not be faster there.
 const MOST_ON_CPU: usize = 64;
 /// The bytes of address space that the trial step leaves free for the rest of training, such as stacks of threads and images that
-/// are read ahead. This matters if the process has a limit such as `ulimit -d`, which the formula does not take into account.
+/// are read ahead. They matter if the process has a limit such as `ulimit -d`, which the formula ignores.
 const LEFT_FREE: i64 = 64 << 20;
 
-/// The config's micro-batch or, if that is "auto", a micro-batch that fits the memory of every replica of the group. A phase that
-/// is started again keeps the micro-batch of its earlier start if it fits, since other micro-batches round differently. Collective
-/// over the group.
+/// The config's micro-batch. If this is "auto", a micro-batch that fits the memory of every replica of the group. A phase that is
+/// started again keeps the micro-batch of its earlier start if it fits, because another micro-batch rounds differently. All ranks
+/// of the group must call this function together.
 pub fn decide(
     plan: &Plan,
     run: &RunDir,
@@ -70,8 +70,9 @@ pub fn decide(
     Ok(smallest)
 }
 
-/// The micro-batch by the formula, for a replica with `own` samples in each step. The largest micro-batch that fits decides the
-/// number of passes of a step. The result is the smallest micro-batch that needs no more passes. It is even, unless only one sample fits.
+/// Estimates the micro-batch by the formula, for a replica with `own` samples in each step. The largest micro-batch that fits
+/// decides the number of forward passes per step. The result is the smallest micro-batch that needs no more passes. The result is
+/// even, unless only one sample fits.
 fn by_formula(plan: &Plan, phase: &PhasePlan, own: usize, replica: &Replica, device: Device) -> Result<usize> {
     let replicas_here = || (ranks_on_this_node() * replica.in_rank()) as u64;
     let (memory, most) = match memory_of(device) {
@@ -98,7 +99,8 @@ fn too_large(plan: &Plan, phase: &PhasePlan, device: Device, why: &str) -> anyho
     )
 }
 
-/// Runs one step of the phase with a single micro-batch of `samples`, on copies of its weights.
+/// Runs one step of the phase with a single micro-batch of `samples` samples. The step starts from the weights `start` and does not
+/// change them.
 fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> Result<()> {
     let _left_free = Tensor::empty([LEFT_FREE], (Kind::Uint8, Device::Cpu));
     let objective = Objective::of(&plan.config, &phase.borders);
@@ -109,7 +111,8 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> 
     let mut network = Network::new(&plan.config, &phase.depths, phase.trained.clone(), &auxiliary, &start)?;
     let mut phase = phase.clone();
     if phase.training.drop_path > 0.0 {
-        // With this tiny rate every sample keeps every branch, so no step of the phase takes more memory.
+        // With this tiny rate, every sample keeps every residual branch. So no step of the phase takes more memory than the trial
+        // step.
         phase.training.drop_path = f64::MIN_POSITIVE;
     }
     let mut optimiser = Optimiser::new(&phase.training, network.flat());
@@ -122,8 +125,8 @@ fn try_step(plan: &Plan, phase: &PhasePlan, start: &Weights, samples: usize) -> 
     stepper.step(&mut network, &mut optimiser, &mut std::iter::once(Ok(batch)), 0, 0.0).map(|_| ())
 }
 
-/// Adds to an error about memory the advice of a smaller micro-batch. `micro` is the micro-batch that failed, and `own` is the
-/// number of the replica's samples in each step. Returns any other error as it is.
+/// If the memory did not suffice, adds advice to the error: a smaller micro-batch, or a device with more memory. `micro` is the
+/// micro-batch that failed, and `own` is the number of the replica's samples in each step. Returns any other error as it is.
 pub fn with_what_fits(
     error: anyhow::Error,
     (plan, phase): (&Plan, &PhasePlan),

@@ -1,4 +1,4 @@
-//! Executes a run: walks over its graph, trains, assembles, evaluates.
+//! Executes a run: follows the run's graph of phases, trains, assembles and evaluates.
 
 pub mod assemble;
 pub mod bars;
@@ -37,9 +37,9 @@ use crate::train::Clock;
 use crate::{require, usage};
 use anyhow::Result;
 
-/// Records the images of a config's task, or compares them with the record of the run. The images of a task downstream
-/// (segmentation, detection) are compared only after one of the task's phases has written a checkpoint or an artefact. Before, the
-/// user may still correct them.
+/// Records the images of a config's task, or compares them with the record of the run. The images of a downstream task
+/// (segmentation or detection) are compared only after one of the task's phases has written a checkpoint or an artefact. Before
+/// that, the user may still correct the images.
 fn record(run: &RunDir, config: &Config, source: &Source, (accept, graph): (bool, &Graph)) -> Result<()> {
     let (task, data) = (config.task, data::data_set(config, source));
     let is_downstream = TaskKind::DOWNSTREAM.contains(&task);
@@ -50,7 +50,7 @@ fn record(run: &RunDir, config: &Config, source: &Source, (accept, graph): (bool
     }
     match (has_begun, accept) {
         (false, _) => run.record_data(task, data),
-        // The artefacts of a task downstream do not record the data on which they were trained.
+        // The artefacts of a downstream task do not record the data on which they were trained.
         (true, true) => run.accept_data(task, data, graph.artefacts().filter(|_| !is_downstream)),
         (true, false) => run.check_data(task, data),
     }
@@ -72,13 +72,13 @@ pub struct Job<'a> {
     pub world: &'a World,
     /// The devices of this rank.
     pub devices: Devices,
-    /// Counts the time of this rank.
+    /// Counts the working time of this rank.
     pub clock: Clock,
 }
 
 impl<'a> Job<'a> {
-    /// Opens the data of a task on every rank, and the run directory. If one rank fails, all ranks fail together. If the data
-    /// differ from the data with which the run was started, refuses them, unless `accept_data`.
+    /// Opens the data of a task on every rank, and the run directory. If one rank fails, all ranks fail together. Refuses data that
+    /// differ from the data with which the run was started, unless `accept_data` is true.
     pub fn open(
         config: Config,
         world: &'a World,
@@ -97,7 +97,7 @@ impl<'a> Job<'a> {
             TaskKind::Segmentation | TaskKind::Detection => Plan::without_data(config),
         };
         let (ranks, replicas) = (all_ranks.size(), devices.replicas());
-        // A command for a task downstream trains no other phases.
+        // A command for a downstream task trains only the phases of this task.
         agree(
             all_ranks,
             match task {
@@ -119,8 +119,8 @@ impl<'a> Job<'a> {
         Ok(Job { graph, plan, run, source, task, data, accept_data, world, devices, clock: Clock::of_process() })
     }
 
-    /// Executes the rows that train or assemble and that the config asks for, in order. Finished nodes are verified and skipped. If
-    /// a target was imported, the rows that would make it are skipped too.
+    /// Executes, in order, the rows of the run's table that train or assemble and that the config asks for. Verifies and skips
+    /// finished nodes of the graph. If a target model was imported, also skips the rows that would make it.
     pub fn run(&self) -> Result<()> {
         let is_imported = ask_zero(self.world.all_ranks(), || self.is_imported())?;
         self.graph.rows(is_imported).into_iter().try_for_each(|row| self.row(row))
@@ -137,13 +137,14 @@ impl<'a> Job<'a> {
                 Ok(())
             }
             Kind::Assemble => self.assemble(self.graph.one(row)),
-            // Packing has a command of its own. The command `run` exports and reports after this function. Slurm runs the scripts.
+            // Packing has a command of its own. The command `run` exports and reports after this function returns. Slurm runs the
+            // scripts.
             Kind::Pack | Kind::Export | Kind::Report | Kind::Script => Ok(()),
         }
     }
 
     /// Trains all modules of a row, each on its group of ranks. The groups wait for each other only at the end. If `only` is the
-    /// number of a module, all ranks train this module, and no other is trained.
+    /// number of a module, all ranks train this module alone.
     pub fn modules(&self, row: &Row, only: Option<usize>) -> Result<()> {
         let all_ranks = self.world.all_ranks();
         let nodes: Vec<&Node> = self.graph.nodes_of(row).collect();
@@ -173,8 +174,8 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Trains a phase on rank zero alone. With GPUs, trains it on all ranks of rank zero's machine, since each has some of its
-    /// GPUs.
+    /// Trains a phase on rank zero alone. With GPUs, trains the phase on all ranks of rank zero's machine, because each of these
+    /// ranks has some of the machine's GPUs.
     fn train_on_zero(&self, node: &Node) -> Result<()> {
         let group: Option<Box<dyn Collective>> = match self.world.node_of_zero()? {
             Some(ranks) if self.devices.are_gpus() => Some(ranks),
@@ -184,7 +185,7 @@ impl<'a> Job<'a> {
         self.rejoin(group.map_or(Ok(()), |group| self.train(node, group.as_ref())), &mut || ())
     }
 
-    /// Waits for all ranks, after each has trained in its group, and calls `idle` again and again meanwhile. Returns a failure other
+    /// Waits until all ranks have trained in their groups, and calls `idle` again and again while it waits. Returns a failure other
     /// than a stop at once, because the other groups may train for hours.
     fn rejoin(&self, trained: Result<()>, idle: &mut dyn FnMut()) -> Result<()> {
         if trained.as_ref().is_err_and(|error| !Failure::is_stop(error)) {
@@ -195,8 +196,8 @@ impl<'a> Job<'a> {
         agree(self.world.all_ranks(), trained)
     }
 
-    /// Writes pictures of test images for a finished node of a task downstream, if there are none yet. If that fails, only warns,
-    /// because only the report uses them.
+    /// Writes pictures of test images for a finished node of a downstream task, if there are none yet. If that fails, only warns,
+    /// because only the report uses the pictures.
     fn keep_pictures(&self, node: &Node) {
         let (task, folder) = (node.row.task(), self.run.predictions(&node.name));
         if TaskKind::DOWNSTREAM.contains(&task) && self.world.all_ranks().is_zero() && !folder.exists() {
@@ -210,7 +211,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Assembles the target from the modules and evaluates it.
+    /// Assembles the target model from the modules and evaluates it.
     fn assemble(&self, node: &Node) -> Result<()> {
         let note = |error: &anyhow::Error| self.record_failure(node, error);
         on_zero(self.world.all_ranks(), || assemble::assemble(self, node).inspect_err(note)).map(|_| ())
@@ -224,7 +225,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Whether a target was imported into the run directory.
+    /// Whether a target model was imported into the run directory.
     fn is_imported(&self) -> Result<bool> {
         for node in self.graph.nodes().iter().filter(|node| node.row.model.is_some_and(|model| model.may_be_imported)) {
             if ArtefactCache::default().find(&self.run, node)?.is_imported(node) {

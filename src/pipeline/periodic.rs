@@ -1,4 +1,5 @@
-//! Previews the assembly every few epochs of the modules, on ranks that train no module at the moment.
+//! Previews the network that the modules make together, every few epochs of the modules. Ranks that train no module at the moment
+//! make the previews.
 
 use super::Job;
 use super::preview::preview_of;
@@ -15,26 +16,26 @@ use std::time::{Duration, Instant};
 const IMAGES: usize = 1000;
 /// The interval at which a waiting rank looks for new checkpoints.
 const LOOK: Duration = Duration::from_secs(1);
-/// The name of the lease with which one rank keeps the others from making the same preview.
+/// The name of the lease that keeps other ranks from making the same preview.
 const LEASE: &str = "preview";
 
-/// The previews that a run's key `run.preview_epochs` asks for. A preview that fails is only a warning, because the training does
-/// not need it.
+/// The previews that a run's key `run.preview_epochs` asks for. If a preview fails, the rank only warns and makes no more previews,
+/// because the training does not need them.
 pub struct PeriodicPreviews<'a> {
     job: &'a Job<'a>,
-    /// The number of epochs between two previews; 0 if this rank makes none.
+    /// The number of epochs between two previews; 0 if this rank makes no previews.
     epochs: u64,
     looked: Instant,
 }
 
 impl<'a> PeriodicPreviews<'a> {
-    /// The previews of a rank. Only the first rank of a group, for which `is_first` is true, makes any.
+    /// The previews of a rank. Only the first rank of a group, for which `is_first` is true, makes previews.
     pub fn new(job: &'a Job<'a>, is_first: bool) -> PeriodicPreviews<'a> {
         let epochs = if is_first { job.plan.config.run.preview_epochs } else { 0 };
         PeriodicPreviews { job, epochs, looked: Instant::now() }
     }
 
-    /// Makes a preview if one is due and the last look was a second ago.
+    /// Makes a preview if one is due. Looks for this at most once a second.
     pub fn look(&mut self) {
         if self.looked.elapsed() >= LOOK {
             self.preview_if_due();
@@ -86,7 +87,7 @@ impl<'a> PeriodicPreviews<'a> {
                 false => run.checkpoints(&node.name)?.first().map_or(0, |(step, _)| *step),
             };
             let previewed = newest.as_ref().and_then(|preview| preview.steps_of(&node.name)).unwrap_or(0);
-            // The module was trained anew if it has taken fewer steps than the preview says.
+            // If the module has taken fewer steps than the preview says, it is being trained anew.
             let since = if previewed <= steps { steps - previewed } else { steps };
             is_due |= since >= self.epochs * phase.steps_per_epoch || is_done && since > 0;
             are_all_done &= is_done;

@@ -14,7 +14,7 @@ use std::fmt::Write;
 pub enum Speed {
     /// The measured speed of this machine's matrix product, in operations per second.
     Measured(f64),
-    /// The user's figure, in operations per second.
+    /// The speed that the user gives, in operations per second.
     Given(f64),
     /// The assumed speed of a kind of GPU.
     Gpu(GpuModel),
@@ -49,8 +49,7 @@ pub fn report(plan: &Plan, others: &[Plan], ranks: usize, speed: Speed, input: V
     let parts: Vec<Value> = (0..ranks)
         .map(|rank| {
             let part = assignment(rank, ranks, stages);
-            // Only the first and the last rank of a group are listed, because lists of all ranks of a large world would fill
-            // gigabytes.
+            // The report lists only the first and the last rank of a group. With many ranks, full lists would fill gigabytes.
             json!({"rank": rank, "modules": part.modules, "group": [part.group.start, part.group.end - 1]})
         })
         .collect();
@@ -78,7 +77,8 @@ pub fn report(plan: &Plan, others: &[Plan], ranks: usize, speed: Speed, input: V
     report
 }
 
-/// The plan, but for GPUs if a kind of GPU is named and the config leaves the device open. This machine need not have a GPU.
+/// The plan. If the user names a kind of GPU and the config leaves the device open, the plan is for GPUs, even on a machine without
+/// a GPU.
 fn for_planned_device(plan: &Plan, speed: Speed) -> Plan {
     let mut plan = plan.clone();
     if matches!(speed, Speed::Gpu(_)) && plan.config.run.device == DeviceChoice::Auto {
@@ -87,8 +87,8 @@ fn for_planned_device(plan: &Plan, speed: Speed) -> Plan {
     plan
 }
 
-/// If the config's micro-batch is "auto" and a kind of GPU is named, the plan with the largest micro-batch that fits its memory by
-/// the formula; else the plan as it is.
+/// The plan. If the config's micro-batch is "auto" and the user names a kind of GPU, the plan has the largest micro-batch that fits
+/// the GPU's memory by the formula. If no micro-batch fits, the plan has the smallest micro-batch of the task.
 fn with_fitting_micro_batch(plan: &Plan, phase: &PhasePlan, ranks: usize, speed: Speed) -> Plan {
     let mut plan = plan.clone();
     if let (Speed::Gpu(gpu), MicroBatch::Auto) = (speed, plan.config.run.micro_batch) {
@@ -175,7 +175,7 @@ pub fn text(report: &Value, speed: Speed) -> String {
     out
 }
 
-/// The origin of the speed of a device, in words.
+/// A text that says where the speed of a device comes from.
 fn origin(report: &Value, speed: Speed) -> String {
     match speed {
         Speed::Measured(_) => {

@@ -24,11 +24,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-/// The number of likeliest classes of an image that are named.
+/// The largest number of likely classes that a prediction names.
 const BEST: usize = 5;
 /// The largest number of classes or objects that the key of a picture names.
 const NAMED: usize = 40;
-/// The number of test images of which a run keeps pictures.
+/// The largest number of test images of which a run keeps pictures.
 const KEPT: usize = 4;
 /// The largest width, in pixels, of each half of a picture that compares predictions with annotations.
 const HALF: usize = 480;
@@ -67,7 +67,8 @@ pub fn predict(
     Ok(all)
 }
 
-/// Writes pictures of a few test images into a folder. Each shows the predictions of the model `weights` beside the annotations.
+/// Writes pictures of a few test images into a folder. Each picture shows the predictions of the model `weights` beside the
+/// annotations. Writes none for classification.
 pub fn compare(config: &Config, weights: &Path, device: Device, source: &Source, into: &Path) -> Result<()> {
     let seer = Seer::new(config, weights, device, source)?;
     let mut reader = seer.reader();
@@ -101,7 +102,7 @@ enum ImageReader {
     WithObjects(ObjectReader),
 }
 
-/// A model with the images that it sees.
+/// A model, and the images for which it predicts.
 struct Seer<'a> {
     config: Config,
     header: Header,
@@ -237,18 +238,18 @@ impl<'a> Seer<'a> {
         let part = |share: &Share| Part {
             name: format!("{} {:.1} %", share.name, share.percent),
             colour: Colour::Own(colour(share.class as u8)),
-            // Paler than the class's own colour, as in the mask, which covers the photograph only half.
+            // Paler than the class's own colour, because the colours over the photograph are half transparent.
             strength: 0.75,
         };
         Bars { title: title.into(), parts: shares.iter().take(NAMED).map(part).collect(), bars: Vec::new() }.svg()
     }
 }
 
-/// Bars of the probabilities of an image's likeliest classes, as SVG.
+/// A chart of the probabilities of an image's likeliest classes, as SVG.
 fn ranking(title: &str, classes: &[Share]) -> String {
     let bar = |share: &Share| Bar {
         name: share.name.clone(),
-        // The rest to 100 % gives the bars of all images the same scale.
+        // The second part fills each bar up to 100 %, so that the bars of all images have the same scale.
         parts: vec![share.percent, 100.0 - share.percent],
         label: format!("{:.1} %", share.percent),
     };
@@ -261,7 +262,7 @@ fn bytes(classes: &Tensor) -> Vec<u8> {
     Vec::try_from(classes.to_device(Device::Cpu).contiguous().view(-1)).expect("a map of classes holds bytes")
 }
 
-/// The whole image of a view.
+/// The pixels of a view as a picture.
 fn picture(View { bytes, channels, width, height, .. }: View) -> Picture {
     let pixels = bytes.chunks_exact(channels).take(height * width);
     Picture { width, height, rgb: pixels.map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect() }

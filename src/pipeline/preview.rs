@@ -1,4 +1,4 @@
-//! Previews the assembly while the modules still train. So a module that spoils the assembled network is noticed early.
+//! Previews the assembled network while the modules still train. So the user notices early if a module spoils this network.
 
 use super::statistics;
 use crate::collective::Solo;
@@ -30,12 +30,12 @@ const STATISTICS_IMAGES: usize = 1024;
 struct Module {
     stage: usize,
     name: String,
-    /// How many steps the weights have taken, and how many steps the module's phase has.
+    /// The number of steps that the weights have trained, and the number of steps of the module's phase.
     steps: (u64, u64),
     weights: Weights,
 }
 
-/// The networks of a preview, and how they are evaluated.
+/// The values from which a preview builds and evaluates its networks.
 struct Previewer {
     config: Config,
     /// The training images of the run, and a sample of its test images, on which the networks are evaluated.
@@ -44,9 +44,10 @@ struct Previewer {
     meta: Weights,
 }
 
-/// Evaluates the meta model, the hybrid of each module, and the network that the modules make together, on `images` of the test
-/// images. A module has the weights of its artefact or of its newest checkpoint. If a module has neither, the assembled network
-/// keeps the meta model's thin stage in its place. Adds the result to the run directory.
+/// Evaluates networks on a sample of `images` test images: the meta model, the meta model with each single module in place, and the
+/// meta model with all modules in place (the assembled network). A module has the weights of its artefact or of its newest
+/// checkpoint. If a module has neither, the assembled network keeps the meta model's stage in its place. Adds the result to the run
+/// directory.
 ///
 /// # Errors
 /// There is no meta model yet, no module has weights, or a file is damaged.
@@ -98,7 +99,7 @@ fn newest(plan: &Plan, run: &RunDir, node: &Node, meta: &str) -> Result<Option<M
         }
     }
     let read = || run.newest_checkpoint(&node.name, &expected.recipe, Some(meta));
-    // The training may remove a checkpoint while it is read here. Then there is a newer checkpoint, so a second try finds it.
+    // The training may remove a checkpoint while it is read here. Then there is a newer checkpoint, and a second try finds it.
     let checkpoint = read().or_else(|_| read())?;
     Ok(checkpoint.map(|checkpoint| module(checkpoint.header.step, checkpoint.averaged())))
 }
@@ -124,7 +125,7 @@ impl Previewer {
         Ok(models)
     }
 
-    /// The meta model with these modules in place: the depths of its stages, and its weights.
+    /// The meta model with these modules in place of its stages. Returns the depths of the stages, and the weights.
     fn with(&self, modules: &[Module]) -> (Vec<usize>, Weights) {
         let mut depths = self.config.model.meta_depths();
         let mut weights = on_device(&self.meta, Device::Cpu);
@@ -136,7 +137,7 @@ impl Previewer {
         (depths, weights)
     }
 
-    /// The headline metric of a network on the sample.
+    /// The main metric of a network on the sample of test images.
     fn value(&self, depths: &[usize], weights: &Weights) -> Result<f64> {
         let config = &self.config;
         let network = Network::new(config, depths, 0..0, &[], &on_device(weights, self.device))?;

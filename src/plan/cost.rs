@@ -9,11 +9,11 @@ use crate::plan::head::Head;
 /// The cost of one phase.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Cost {
-    /// The parameters of the network and of the heads of its task. The heads of local losses do not count.
+    /// The number of parameters of the network and of the heads of its task. The heads of local losses do not count.
     pub parameters: u64,
-    /// The part of these parameters that the phase trains.
+    /// The number of these parameters that the phase trains.
     pub trained_parameters: u64,
-    /// Samples that pass through the network in training.
+    /// The number of samples that pass through the network in training.
     pub images: u64,
     /// The floating-point operations of the phase. A multiply-add counts as two.
     pub flops: f64,
@@ -38,10 +38,10 @@ pub fn memory(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> u64 {
 }
 
 /// The bytes of the parameters and of the optimiser's state. All stages have weights in the number type of the computation. Trained
-/// stages also have fp32 gradients and moments and, if the number type is bf16, fp32 weights.
+/// stages also have fp32 gradients and moments. If the number type is bf16, they also have fp32 weights.
 fn state_bytes(plan: &Plan, phase: &PhasePlan, all: u64, trained: u64) -> f64 {
     let number = number_bytes(plan);
-    // The heads of local losses train too, but are not among the parameters of the phase.
+    // The heads of local losses train too, but [`Cost`] does not count their parameters.
     let heads: usize = heads(phase).flat_map(|head| head.parameters(0)).map(|parameter| parameter.count()).sum();
     let (all, trained) = (all + heads as u64, trained + heads as u64);
     let moments = match phase.training.optimiser {
@@ -60,8 +60,8 @@ fn number_bytes(plan: &Plan) -> f64 {
     }
 }
 
-/// The smallest micro-batch of a task. Samples with classes are mixed in pairs, and the heads of a segmentation normalise over the
-/// micro-batch. A detection does neither.
+/// The smallest micro-batch of a task. Classification mixes samples in pairs. The heads of segmentation have BatchNorm over the
+/// micro-batch. Detection does neither.
 pub fn smallest_micro_batch(task: TaskKind) -> usize {
     match task {
         TaskKind::Classification | TaskKind::Segmentation => 2,
@@ -70,7 +70,7 @@ pub fn smallest_micro_batch(task: TaskKind) -> usize {
 }
 
 /// The largest even micro-batch of at most `most` samples whose estimated memory leaves a tenth of `memory` bytes free, or 1 if the
-/// task allows it and two samples do not fit; none if not even the smallest fits.
+/// task allows it and two samples do not fit; none if not even the smallest micro-batch fits.
 pub fn fitting_micro_batch(plan: &Plan, phase: &PhasePlan, memory: u64, most: usize, on_cpu: bool) -> Option<usize> {
     let cost = cost(plan, phase);
     let free = 0.9 * memory as f64 - state_bytes(plan, phase, cost.parameters, cost.trained_parameters);
@@ -86,7 +86,7 @@ pub fn forward_flops(model: &Model, depths: &[usize]) -> f64 {
 
 /// The operations of training on one sample. Frozen stages before the trained stages only run forward. Trained stages also compute
 /// the gradients of activations and of weights, each of which takes as many operations as the forward pass. Frozen stages after the
-/// trained stages also compute the gradients of activations. The heads of local losses count as trained.
+/// trained stages also compute the gradients of activations, but not of weights. The heads of local losses count as trained.
 pub fn training_flops(model: &Model, phase: &PhasePlan) -> f64 {
     let of_stage = |stage| {
         let passes = match stage {
@@ -125,7 +125,8 @@ fn of_heads(plan: &Plan) -> OfHeads {
     OfHeads { parameters: parameters as u64, flops, activations }
 }
 
-/// The bytes of the activations of one sample. With local losses, the activations of only one stage exist at a time.
+/// The bytes of the activations of one sample. With local losses, the activations of only one stage and of its heads exist at a
+/// time.
 fn activation_bytes(plan: &Plan, phase: &PhasePlan, on_cpu: bool) -> f64 {
     let activations = |depths: &[usize], trained| {
         let checkpointing = plan.config.run.activation_checkpointing;

@@ -18,24 +18,24 @@ pub const BOX_SIDE: usize = 7;
 pub const MASK_SIDE: usize = 14;
 /// The number of rows, and of columns, of a predicted mask.
 pub const MASK_OUTPUT: usize = 2 * MASK_SIDE;
-/// The number of convolutions with which the box head and the mask head each begin.
+/// The number of convolutions at the start of the box head. The mask head starts with the same number.
 pub const CONVOLUTIONS: usize = 4;
 
 /// All sizes on which the layers depend.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Architecture {
     pub classes: usize,
-    /// The width of the tokens, which are the channels of the map that the network gives.
+    /// The width of the tokens. It is the number of channels of the map that the network gives.
     pub channels: usize,
     /// The channels of the pyramid's maps and of the heads' convolutions.
     pub width: usize,
     /// The width of the box head's hidden layer.
     pub hidden: usize,
-    /// The number of regions of an image on which the heads of regions train.
+    /// The number of regions of an image on which the box head trains.
     pub regions: usize,
-    /// The number of rows, and of columns, of tokens.
+    /// The side of the square grid of tokens of a training image.
     pub grid: usize,
-    /// The height, and width, of a training image in pixels.
+    /// The side of a square training image, in pixels.
     pub crop: usize,
     /// Whether there is a mask head.
     pub masks: bool,
@@ -98,13 +98,13 @@ impl Architecture {
     }
 
     /// All parameters, with detectron2's initial values. Their stage is `stage`, which follows the network's stages. Weight decay
-    /// applies to all of them, also to biases and norms: detectron2 exempts torch's own norm classes, and its LayerNorm over
-    /// channels is a class of its own.
+    /// applies to all of them, also to biases and norms: detectron2 exempts a norm only if its class is torch's own, and
+    /// detectron2's LayerNorm over channels is not torch's.
     pub fn parameters(self, stage: usize) -> Vec<Parameter> {
         self.layers().into_iter().flat_map(|layer| layer.parameters(stage)).collect()
     }
 
-    /// How many numbers the parameters hold.
+    /// The number of values that all parameters hold.
     pub fn count(self) -> usize {
         self.parameters(0).iter().map(Parameter::count).sum()
     }
@@ -134,7 +134,8 @@ impl Architecture {
     fn pyramid_layers(self) -> Vec<Layer> {
         let (d, width, sides) = (self.channels, self.width, self.sides());
         let doubling = |name: &str, input: usize, output: usize, side: usize| {
-            // torch's default. For the fan-in of a transposed convolution, torch counts the second dimension of the kernel.
+            // torch's default. For the fan-in of a transposed convolution, torch uses the second dimension of the kernel, which is
+            // the number of outputs.
             let start = Initial::FanIn { fan_in: output * 4 };
             Layer {
                 bias: start,
@@ -190,7 +191,7 @@ impl Architecture {
         let (width, regions) = (self.width, self.most_with_object());
         let mut all = self.convolutions("mask_head.mask_fcn", regions * MASK_SIDE.pow(2));
         let cells = regions * MASK_OUTPUT.pow(2);
-        // For the fan-out of a transposed convolution, torch counts the first dimension of the kernel.
+        // For the fan-out of a transposed convolution, torch uses the first dimension of the kernel, which is the number of inputs.
         let start = Initial::FanOut { fan_out: width * 4 };
         let name = |name: &str| format!("roi_heads.mask_head.{name}");
         all.push(Layer::new(name("deconv"), Form::Doubling, [width, width, 2], cells, start));
@@ -199,7 +200,7 @@ impl Architecture {
         all
     }
 
-    /// The convolutions of the box head or the mask head, with the initial values of detectron2's `c2_msra_fill`.
+    /// The first convolutions of the box head or the mask head, with the initial values of detectron2's `c2_msra_fill`.
     fn convolutions(self, name: &str, cells: usize) -> Vec<Layer> {
         let width = self.width;
         let start = Initial::FanOut { fan_out: width * 9 };

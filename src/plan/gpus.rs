@@ -1,4 +1,4 @@
-//! The usual GPUs by name, with their speed and memory. They let a node without a GPU estimate a run on GPUs.
+//! The usual GPUs by name, with their speed and memory. With them, a machine without a GPU can estimate a run on GPUs.
 
 use crate::config::Precision;
 use crate::usage;
@@ -33,7 +33,8 @@ const MODELS: [GpuModel; 10] = [
 ];
 
 impl GpuModel {
-    /// The kind of GPU that has this name in the driver, such as `NVIDIA H100 80GB HBM3`.
+    /// The kind of GPU to which the driver gives this name, such as `NVIDIA H100 80GB HBM3`. A variant, such as `h100-pcie`, counts
+    /// as the main kind.
     pub fn of_device(name: &str) -> Option<GpuModel> {
         let words: Vec<String> = name.to_lowercase().split([' ', '-']).map(str::to_string).collect();
         MODELS.into_iter().find(|model| words.iter().any(|word| word == model.name))
@@ -48,12 +49,12 @@ impl GpuModel {
         }
     }
 
-    /// The operations per second that a training step is estimated to reach.
+    /// The estimated speed of a training step, in operations per second.
     pub fn rate(&self, precision: Precision) -> f64 {
         UTILISATION * self.peak(precision) * 1e12
     }
 
-    /// A sentence that says how much faster bf16 would be, with the cure; none if the precision is bf16.
+    /// A sentence that says how much faster bf16 would be, and which setting gives bf16. None if the precision is bf16.
     pub fn price(&self, precision: Precision) -> Option<String> {
         (precision != Precision::Bf16).then(|| {
             format!(

@@ -1,8 +1,9 @@
-//! Distributes modules over ranks, and the samples of a step over replicas.
+//! Distributes modules over ranks, and the samples of a step over replicas. Also divides the samples of a replica into
+//! micro-batches.
 
 use std::ops::Range;
 
-/// The part of one rank in the module phases.
+/// The modules that one rank trains, and the ranks with which it trains them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assignment {
     /// The modules that this rank's group trains, one after another.
@@ -23,7 +24,7 @@ pub fn assignment(rank: usize, ranks: usize, modules: usize) -> Assignment {
     }
 }
 
-/// How many ranks train a module.
+/// The number of ranks that train a module.
 pub fn ranks_of(module: usize, ranks: usize, modules: usize) -> usize {
     if ranks <= modules { 1 } else { members(module, ranks, modules).len() }
 }
@@ -32,9 +33,9 @@ fn members(module: usize, ranks: usize, modules: usize) -> Range<usize> {
     module * ranks / modules..(module + 1) * ranks / modules
 }
 
-/// The positions in a global batch of the samples that one replica takes. Samples are mixed in pairs (mixup and CutMix), so every
-/// share is even. Shares may differ by one pair. The gradient is exact all the same, because the loss is divided by the global
-/// batch.
+/// The share of one replica: the positions of its samples in a global batch. Samples are mixed in pairs (mixup and CutMix), so
+/// every share has an even number of samples. The shares of two replicas may differ by one pair. The gradient is exact all the
+/// same, because the loss is divided by the global batch.
 pub fn share(global_batch: usize, replica: usize, replicas: usize) -> Range<usize> {
     let pairs = global_batch / 2;
     2 * (pairs * replica / replicas)..2 * (pairs * (replica + 1) / replicas)

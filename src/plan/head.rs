@@ -1,4 +1,5 @@
-//! Heads of local losses as lists of layers. The parameters, the cost and the computation of a head follow from its list.
+//! Describes the heads of local losses as lists of layers. The parameters, the cost and the computation of a head follow from its
+//! list.
 
 use crate::family::parameter::{Initial, Parameter, Role};
 use crate::family::shape::Shape;
@@ -6,7 +7,7 @@ use crate::family::shape::Shape;
 /// A small network that reads the output of a stage during training.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
-    /// The prefix of the names of its parameters.
+    /// The prefix of the names of the head's parameters.
     pub name: String,
     /// The shape of the stage's output.
     pub input: Shape,
@@ -74,7 +75,7 @@ impl Layer {
     }
 
     /// The shape and the initial value of the weight and of the bias. The weights of convolutions start as in ResNets (He et al.).
-    /// Linear layers and biases start as in PyTorch.
+    /// All other parameters start with PyTorch's defaults.
     fn rows(self, input: Shape) -> Vec<(Vec<usize>, Initial)> {
         let width = input.width();
         match self {
@@ -93,7 +94,7 @@ impl Layer {
         }
     }
 
-    /// The floating-point operations of the forward pass. Norms and activations do not count, as in the network.
+    /// The floating-point operations of the forward pass. As in the network, norms and activations do not count.
     fn flops(self, input: Shape) -> usize {
         match self {
             Layer::Convolution { kernel, .. } => 2 * kernel * kernel * input.width() * self.after(input).count(),
@@ -104,7 +105,7 @@ impl Layer {
 }
 
 impl Head {
-    /// Each layer with its input.
+    /// Each layer with the shape of its input.
     fn steps(&self) -> impl Iterator<Item = (Layer, Shape)> {
         self.layers.iter().scan(self.input, |shape, &layer| {
             let input = *shape;
@@ -134,7 +135,7 @@ impl Head {
         self.steps().map(|(layer, input)| layer.flops(input)).sum::<usize>() as f64
     }
 
-    /// How many numbers all outputs of the layers hold for one sample.
+    /// The number of values in the outputs of all layers, for one sample.
     pub fn activations(&self) -> f64 {
         self.steps().map(|(layer, input)| layer.after(input).count()).sum::<usize>() as f64
     }

@@ -1,5 +1,5 @@
-//! Local losses. A border is the place after each stage but the last. If a phase has local losses, each stage learns from the
-//! losses at its border, and no gradient passes from the next stage.
+//! Local losses. Each stage but the last ends at a border. If a phase has local losses, such a stage learns only from the losses at
+//! its border, because no gradient passes through a border.
 
 use super::head::{Head, Layer};
 use crate::config::{Config, InfoPro, LabelLoss, LocalHead, ObjectiveKind};
@@ -17,7 +17,7 @@ pub struct Border {
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalLoss {
     pub kind: LossKind,
-    /// The factor of the loss in the sum of all losses, above 0.
+    /// The factor of this loss in the sum of all losses. It is above 0.
     pub weight: f64,
     pub head: Head,
 }
@@ -28,7 +28,7 @@ pub enum LossKind {
     /// The cross entropy of the classes. The head's output holds their logits.
     CrossEntropy,
     /// The contrastive loss. The head's output is a vector for each sample. The loss pulls vectors of the same class together and
-    /// pushes others apart, within each block of [`CONTRAST_BLOCK`] samples.
+    /// pushes vectors of different classes apart, within each block of [`CONTRAST_BLOCK`] samples.
     Contrast,
     /// The reconstruction of the input image. The head's output holds a logit for each pixel and channel. The input was normalised
     /// by this mean and standard deviation of each channel.
@@ -62,7 +62,8 @@ fn of_dgl(config: &Config, stage: usize) -> LocalLoss {
     }
 }
 
-/// The losses after a stage. Their weights change linearly from the first border to the last. Losses with weight 0 are left out.
+/// InfoPro's losses at the border after a stage. Their weights change linearly from the first border to the last border. Losses
+/// with weight 0 are left out.
 fn of_infopro(config: &Config, stage: usize) -> Vec<LocalLoss> {
     let (model, InfoPro { loss, reconstruction, classes, .. }) = (&config.model, &config.infopro);
     let (input, last) = (model.border(stage), model.stages().saturating_sub(2));
@@ -90,7 +91,7 @@ fn of_infopro(config: &Config, stage: usize) -> Vec<LocalLoss> {
     [decoder, of_classes].into_iter().filter(|loss| loss.weight > 0.0).collect()
 }
 
-/// The width of the hidden layer of InfoPro's heads, and the length of the vectors that the contrastive loss compares.
+/// The width of the hidden layer of InfoPro's net "1c2f", and the length of the vectors that the contrastive loss compares.
 const FEATURES: usize = 128;
 
 /// InfoPro's decoder (`auxiliary_nets.py` of its code) without the sigmoid. It resizes the map to the size of the image and applies
@@ -103,7 +104,8 @@ fn decoder(input: Shape, side: usize, channels: usize) -> Vec<Layer> {
 }
 
 /// For a map, InfoPro's net "1c2f": a convolution, the mean of the map, and two linear layers. The convolution doubles the width
-/// and halves the side, unless the width is that of the network's end (`widest`) already. For tokens, DGL's head.
+/// and halves the side, unless the map already has the width of the network's last stage (`widest`). For tokens, the net is DGL's
+/// MLP head ([`mlp`]).
 fn convolutional(input: Shape, widest: usize, outputs: usize) -> Vec<Layer> {
     let Shape::Map { channels, .. } = input else { return mlp(input, outputs) };
     let (output, stride) = if channels < widest { (2 * channels, 2) } else { (channels, 1) };
@@ -170,7 +172,7 @@ mod tests {
         loss.head.parameters(9).iter().map(|parameter| parameter.count()).sum()
     }
 
-    /// How many numbers the head of each border has.
+    /// The number of values in the parameters of the heads at each border.
     fn counts(text: &str, sets: &[&str]) -> Vec<usize> {
         let borders = borders_of(ObjectiveKind::Dgl, text, sets);
         borders.iter().map(|border| border.losses.iter().map(count).sum()).collect()

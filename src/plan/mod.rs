@@ -1,5 +1,5 @@
-//! Derives from the config by pure arithmetic: phases, steps, learning rates, local losses, groups, file names, cost. Training code
-//! takes these values from the plan.
+//! Derives the phases of a run from the config by pure arithmetic: steps, learning rates, local losses, groups of ranks, file names
+//! and cost. Training code takes these values from the plan.
 
 pub mod cost;
 pub mod detection;
@@ -21,7 +21,7 @@ use groups::ranks_of;
 use local::Border;
 use std::ops::Range;
 
-/// The config and the number of training images. All else is computed from these two.
+/// The config and the number of training images. All other values of the plan are computed from these two.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub config: Config,
@@ -34,7 +34,7 @@ pub struct Plan {
 pub struct PhasePlan {
     /// The name of the phase's logs, checkpoints and heartbeats, such as `meta`, `module-2` or `finetune`.
     pub name: String,
-    /// The name of the phase's row in the table, such as `meta`, `module` or `finetune`.
+    /// The name of the phase's row in [`TABLE`], such as `meta`, `module` or `finetune`.
     pub row: &'static str,
     /// The finished artefact's file name in the run directory.
     pub file: String,
@@ -59,7 +59,8 @@ pub struct PhasePlan {
 }
 
 impl Plan {
-    /// Makes the plan. Refuses a data set that is too small for one step of any phase of the config's task.
+    /// Makes the plan. Refuses fewer than 2 training images, and a phase of the config's task whose global batch exceeds the
+    /// samples of an epoch.
     pub fn new(config: Config, train_images: usize) -> Result<Plan> {
         let plan = Plan { config, train_images };
         require!(train_images >= 2, "data: {train_images} training image(s) are too few; at least 2 are needed");
@@ -89,7 +90,7 @@ impl Plan {
         Plan { config: self.config.of_task(task), train_images: self.config.given_train_images(task) }
     }
 
-    /// The graph of the whole table.
+    /// The graph of all rows of [`TABLE`].
     pub fn graph(&self) -> Graph {
         Graph::new(&self.config, &TABLE)
     }
@@ -111,7 +112,7 @@ impl Plan {
         let mut training = (row.training)(&self.config).clone();
         let before = training.epochs_before;
         training.epochs -= before;
-        // The epochs of an extended phase draw other samples than the epochs before the extension.
+        // After an extension, a phase draws other random numbers than before the extension.
         let key = [self.config.run.seed, key_of_text(&node.name), before as u64];
         let key = if before > 0 { &key[..] } else { &key[..2] };
         let steps_per_epoch = self.steps_per_epoch(&training);
@@ -144,7 +145,8 @@ impl Plan {
         }
     }
 
-    /// How many ranks of a world of `ranks` train a phase whose config key `on` has this value. `index` is the stage of a module.
+    /// The number of ranks, out of `ranks` in all, that train a phase whose config key `on` has this value. `index` is the stage of
+    /// a module.
     pub fn ranks_on(&self, on: Ranks, index: Option<usize>, ranks: usize) -> usize {
         let stages = self.config.model.stages();
         match on {
@@ -155,7 +157,8 @@ impl Plan {
         }
     }
 
-    /// Whether the run computes on CPUs. If the config leaves this open, `has_gpu` decides: whether this machine has a GPU.
+    /// Whether the run computes on CPUs. If `run.device` is "auto", it does so if `slurm.gpus_per_node` is 0 and this machine has
+    /// no GPU. `has_gpu` says whether this machine has a GPU.
     pub fn is_for_cpu(&self, has_gpu: bool) -> bool {
         match self.config.run.device {
             DeviceChoice::Cpu => true,
@@ -172,8 +175,8 @@ impl Plan {
         self.config.slurm.ranks.div_ceil(self.config.slurm.nodes)
     }
 
-    /// The samples of one epoch. With repeated augmentation and at least 256 images, their number is a multiple of 256, as in
-    /// DeiT's RASampler.
+    /// The number of samples of one epoch. With repeated augmentation and at least 256 images, their number is a multiple of 256,
+    /// as in DeiT's RASampler.
     pub fn epoch_samples(&self) -> usize {
         match (self.config.data.repeats, self.train_images) {
             (1, n) => n,
@@ -182,7 +185,7 @@ impl Plan {
         }
     }
 
-    /// The steps of one epoch. The last, incomplete batch of an epoch is dropped, as in DeiT's code.
+    /// The number of steps of one epoch. The last, incomplete batch of an epoch is dropped, as in DeiT's code.
     fn steps_per_epoch(&self, training: &Training) -> u64 {
         (self.epoch_samples() / training.global_batch) as u64
     }
@@ -194,9 +197,10 @@ impl PhasePlan {
         plan.config.model.parameters(&self.depths)
     }
 
-    /// The factors of the learning rate by the phase's `layer_decay`. Each comes with the range of the flat buffer to which it
-    /// applies. The flat buffer holds the trained stages and the `auxiliary` parameters, whose factor is 1. The factor of a block
-    /// is the factor of the next block times the decay (BEiT, arXiv 2106.08254).
+    /// The factors of the learning rate by the phase's `layer_decay`. Each factor comes with the range of the flat buffer of
+    /// weights to which it applies. This buffer holds the parameters of the trained stages and the `auxiliary` parameters. The
+    /// factor of `auxiliary` parameters is 1. The factor of a block is the factor of the next block times the decay (BEiT, arXiv
+    /// 2106.08254).
     pub fn rates(&self, plan: &Plan, auxiliary: &[Parameter]) -> Vec<(Range<usize>, f64)> {
         let model = &plan.config.model;
         let trained = self.parameters(plan).into_iter().filter(|parameter| self.trained.contains(&parameter.stage));

@@ -3,7 +3,7 @@
 use crate::config::{Schedule, Training};
 use std::f64::consts::PI;
 
-/// The learning rate of a step, counted from 0. The peak is `base_lr` × global batch / 512.
+/// The learning rate of `step`, counted from 0. The peak is `base_lr` × global batch / 512.
 ///
 /// - `deit` follows DeiT's and Deep Incubation's code and changes once per epoch. After each epoch, that code steps timm's
 ///   scheduler f with the number of this epoch. So epoch 0 trains at the initial rate, and epoch e at f(e − 1).
@@ -38,8 +38,8 @@ pub fn learning_rate(training: &Training, step: u64, steps_per_epoch: u64) -> f6
 }
 
 /// The learning rate of an epoch, counted from 1: a cosine over all epochs, which ends at `min_lr` in the last epoch. During the
-/// warm-up, the rate is a mean of the cosine and `warmup_lr`, whose share falls from 1 to 0. It is `adjust_learning_rate` of
-/// InfoPro's `train.py`.
+/// warm-up, the rate is a weighted mean of the cosine and `warmup_lr`. The share of `warmup_lr` falls from 1 to 0. The rule is
+/// `adjust_learning_rate` of InfoPro's `train.py`.
 fn isda(training: &Training, peak: f64, epoch: u64) -> f64 {
     let (epoch, warmup) = (epoch as f64, training.warmup_epochs as f64);
     let rate = cosine(peak, training.min_lr, epoch / training.epochs as f64);
@@ -47,7 +47,7 @@ fn isda(training: &Training, peak: f64, epoch: u64) -> f64 {
     if share < 1.0 { rate * share + training.warmup_lr * (1.0 - share) } else { rate }
 }
 
-/// The learning rate of an epoch, counted from 0, one epoch late ([`learning_rate`]).
+/// The learning rate of `epoch`, counted from 0. The schedule is one epoch late, as [`learning_rate`] explains.
 fn deit(training: &Training, peak: f64, epoch: u64) -> f64 {
     let warmup = training.warmup_epochs as f64;
     let Some(t) = epoch.checked_sub(1).map(|t| t as f64) else {
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(lr(0), 1e-6);
         assert_eq!(lr(1), 1e-6);
         assert!((lr(2) - (1e-6 + (peak - 1e-6) / 20.0)).abs() < 1e-15);
-        // Epoch 21 is f(20), the first after the warm-up, already 20 epochs into the cosine.
+        // Epoch 21 has the rate f(20), the first rate after the warm-up. It is already 20 epochs into the cosine.
         let expected = 1e-5 + 0.5 * (peak - 1e-5) * (1.0 + (PI * 20.0 / 300.0).cos());
         assert!((lr(21) - expected).abs() < 1e-15);
     }

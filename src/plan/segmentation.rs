@@ -5,11 +5,11 @@
 use crate::config::{Config, Neck, TAPS, TaskKind};
 use crate::family::parameter::{Initial, Parameter, Role};
 
-/// The numbers of rows, and of columns, to which the pyramid pooling module averages the coarsest map.
+/// The sides of the square maps to which the pyramid pooling module averages the coarsest map.
 pub const POOLED: [usize; 4] = [1, 2, 3, 6];
 /// The factors by which a neck changes the sides of the maps, the finest map first.
 pub const FACTORS: [f64; TAPS] = [4.0, 2.0, 1.0, 0.5];
-/// PyTorch's default.
+/// PyTorch's default momentum of BatchNorm.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
 
 /// All sizes on which the layers depend.
@@ -17,16 +17,16 @@ const BATCH_NORM_MOMENTUM: f64 = 0.1;
 pub struct Architecture {
     pub classes: usize,
     pub neck: Neck,
-    /// The width of the tokens, which are the channels of the maps that the network gives.
+    /// The width of the tokens. It is the number of channels of the maps that the network gives.
     pub channels: usize,
     /// The channels of UPerNet, the main head.
     pub width: usize,
     /// The channels of the FCN, the auxiliary head.
     pub auxiliary_width: usize,
     pub has_auxiliary: bool,
-    /// The number of rows, and of columns, of tokens for a training crop.
+    /// The side of the square grid of tokens of a training crop.
     pub grid: usize,
-    /// The height, and width, of a training crop in pixels.
+    /// The side of a square training crop, in pixels.
     pub crop: usize,
 }
 
@@ -149,7 +149,7 @@ impl Architecture {
         self.layers().into_iter().flat_map(|layer| layer.parameters(stage)).collect()
     }
 
-    /// How many numbers the parameters hold, without the buffers.
+    /// The number of values that all parameters hold, without the buffers.
     pub fn count(self) -> usize {
         self.parameters(0).iter().filter(|parameter| parameter.is_trainable()).map(Parameter::count).sum()
     }
@@ -206,7 +206,8 @@ impl Layer {
                 let bound = (6.0 / ((input + output) * kernel * kernel) as f64).sqrt();
                 both(&shape, Initial::Uniform { bound }, Initial::Zeros)
             }
-            // torch's default. For the fan-in of a transposed convolution, torch counts the second dimension of the kernel.
+            // torch's default. For the fan-in of a transposed convolution, torch uses the second dimension of the kernel, which is
+            // the number of outputs.
             Form::Doubling => {
                 let start = Initial::FanIn { fan_in: output * kernel * kernel };
                 both(&[input, output, kernel, kernel], start, start)

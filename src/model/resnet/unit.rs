@@ -1,4 +1,4 @@
-//! The stem and the basic blocks. Each is a function of its input and of the values of its parameters.
+//! The stem and the basic blocks of a ResNet. Each of them is a function of its input and of the values of its parameters.
 
 use super::super::Weight;
 use super::super::autograd::Mode;
@@ -14,14 +14,15 @@ pub enum Unit {
     Block { first: Convolution, second: Convolution, shortcut: ShortcutPath },
 }
 
-/// A convolution without bias and the norm after it. They have three values: the kernels, and the scale and the shift of the norm.
+/// A convolution without bias and the norm after it. Together they have three parameters: the kernels, and the scale and the shift
+/// of the norm.
 pub struct Convolution {
     stride: i64,
     padding: i64,
     norm: Norm,
 }
 
-/// The number of values of a [`Convolution`].
+/// The number of parameters of a [`Convolution`].
 const VALUES: usize = 3;
 
 /// The shortcut around a block.
@@ -33,7 +34,8 @@ pub enum ShortcutPath {
     Projected(Convolution),
 }
 
-/// Returns a parameter by its name. It is in fp32 if the second argument is true, else in the number type of the computation.
+/// Returns a parameter by its name. The value is in fp32 if the second argument is true, else in the number type of the
+/// computation.
 type Get<'a> = &'a dyn Fn(&str, bool) -> Result<Weight>;
 
 /// Builds the convolution and the norm with these names, and adds their parameters to `parameters`.
@@ -85,7 +87,7 @@ impl Unit {
         matches!(self, Unit::Block { .. })
     }
 
-    /// The number of parameter values that the unit takes.
+    /// The number of parameters of the unit.
     pub fn values(&self) -> usize {
         match self {
             Unit::Stem(_) => VALUES,

@@ -1,11 +1,12 @@
 //! Computes multi-head self-attention, without the projections before and after it, forward and backward.
 //!
-//! On a CPU, attention is two matrix products with a softmax between them. For the few hundred tokens of an image, libtorch's
-//! fused kernel for CPUs is up to four times slower in bf16, and slower for small heads in fp32. For more than
-//! [`MOST_TOKENS_OF_PRODUCTS`] tokens it is twice as fast as products, whose probabilities would take gigabytes. On a GPU, attention is
-//! one of libtorch's fused kernels, or matrix products if no fused kernel supports the tensors.
+//! On a CPU, attention to at most [`MOST_TOKENS_OF_PRODUCTS`] tokens is two matrix products with a softmax between them. For a few
+//! hundred tokens, libtorch's fused kernel for CPUs is up to four times slower in bf16. In fp32 it is slower for small heads.
+//! Attention to more tokens uses the fused kernel. It is twice as fast as matrix products there, and keeps no probabilities, which
+//! would take gigabytes. On a GPU, attention is one of libtorch's fused kernels, or matrix products if no fused kernel supports the
+//! tensors.
 //!
-//! Tensor names end in their shape as in the other files of the ViT; also e = width of a head, x = b · heads.
+//! Tensor names end in their shape, as in the other files of the ViT. In addition, e = width of a head, x = b · heads.
 
 use super::cpu;
 use crate::family::vit::cost::MOST_TOKENS_OF_PRODUCTS;
@@ -23,8 +24,9 @@ pub enum Kept {
     Fused(libtorch::Attention),
 }
 
-/// Computes softmax(q · kᵀ / √e) · v as (m, d) from q, k and v side by side in (m, 3·d). On a CPU it uses matrix products if
-/// `prefers_products` and the tokens are few, else libtorch's fused kernel.
+/// Computes softmax(q · kᵀ / √e) · v as (m, d) from q, k and v side by side in (m, 3·d). On a CPU, this function uses matrix
+/// products if `prefers_products` is true and there are at most [`MOST_TOKENS_OF_PRODUCTS`] tokens. Otherwise, it uses a fused
+/// kernel of libtorch, if one supports the tensors.
 pub fn forward(qkv_m3d: &Tensor, n: i64, heads: i64, prefers_products: bool) -> (Tensor, Kept) {
     let layout = layout(qkv_m3d.size()[0], qkv_m3d.size()[1], n, heads, 3);
     let are_few = n as usize <= MOST_TOKENS_OF_PRODUCTS;
@@ -132,15 +134,15 @@ fn difference(found: &Tensor, expected: &Tensor) -> Result<f64> {
     Ok(norm(&(found.to_kind(Kind::Double) - expected))? / norm(expected)?)
 }
 
-/// Pairs of the number of tokens and the width of a head: of ViTs on images of 224 pixels with patches of 16 and of 14, of 384
-/// pixels with patches of 16, and of 32 pixels with patches of 4.
+/// The number of tokens and the width of a head of usual ViTs. Their images and patches have 224 and 16 pixels, 224 and 14, 384 and
+/// 16, and 32 and 4.
 const SIZES: [(i64, i64); 4] = [(197, 64), (257, 80), (577, 64), (65, 64)];
 
 /// Computes attention in bf16 at the sizes of ViTs, forward and backward, and compares it with matrix products in fp64. Returns
 /// a sentence that names the kernel and the largest difference.
 ///
 /// # Errors
-/// No fused kernel supports bf16 on this device, or the difference is too large.
+/// No fused kernel supports bf16 on this device, or a difference is 1 % or more.
 pub fn prove(device: Device) -> Result<String> {
     let heads = 2;
     let mut largest_difference = 0f64;

@@ -1,5 +1,5 @@
-//! One transformer block, as timm's `Block`: x + drop(attn(norm1(x))), then x + drop(mlp(norm2(x))). Each of the two terms after x
-//! is a residual branch, which stochastic depth may drop for some samples.
+//! One transformer block, as timm's `Block`: x + drop(attn(norm1(x))), then x + drop(mlp(norm2(x))). The terms attn(norm1(x)) and
+//! mlp(norm2(x)) are the residual branches. Stochastic depth may drop a branch for some samples.
 
 use super::super::Weight;
 use super::super::off::{Off, Optimisation};
@@ -17,7 +17,7 @@ pub struct Masks {
     n: i64,
     branches: [Branch; 2],
     /// The masks of dropout after the attention, inside the MLP, and after the MLP. Each factor is 0 or 1 / keep probability. The
-    /// masks hold only the tokens of the samples that are computed.
+    /// masks hold only the tokens of the samples that are computed. None if there is no dropout.
     dropout: Option<[Tensor; 3]>,
 }
 
@@ -27,7 +27,7 @@ struct Branch {
     n: i64,
     /// The factors (computed samples, 1, 1) of stochastic depth; none if nothing is dropped.
     scale: Option<Tensor>,
-    /// The indices of the computed samples; none if all are computed.
+    /// The indices of the computed samples; none if all samples are computed.
     rows: Option<Tensor>,
 }
 
@@ -44,7 +44,7 @@ pub struct Block {
     windows: Option<Windows>,
     /// Whether the CPU kernels are used for the tensors that they support.
     kernels: bool,
-    /// Whether attention on a CPU is computed with matrix products.
+    /// Whether attention to few tokens on a CPU is computed with matrix products.
     prefers_products: bool,
     /// Whether a branch may skip the samples that drop it.
     skips_dropped: bool,
@@ -79,8 +79,8 @@ struct KeptMlp {
 }
 
 impl Block {
-    /// Builds a block. `get` returns a parameter by its name. If its second argument is true, the parameter is in fp32 on a CPU.
-    /// `has_windows` says whether tokens attend to each other only within windows.
+    /// Builds a block. `get` returns a parameter by its name. If the second argument of `get` is true, the parameter is in fp32 on
+    /// a CPU. `has_windows` says whether tokens attend to each other only within windows.
     pub fn new(
         vit: &Vit,
         (off, has_windows): (Off, bool),
@@ -114,8 +114,8 @@ impl Block {
         })
     }
 
-    /// Draws the masks of one pass. They fit tokens with the shape, number type and device of `x_bnd`. `number` is the number of
-    /// this block in the whole network, counted from 0.
+    /// Draws the masks of one pass. The masks fit tokens with the shape, number type and device of `x_bnd`. `number` is the number
+    /// of this block in the whole network, counted from 0.
     pub fn masks(&self, x_bnd: &Tensor, pass: &Pass, number: usize) -> Masks {
         let (b, n, d) = x_bnd.size3().expect("tokens are (b, n, d)");
         // The drop rate of the first block is always 0.
@@ -167,7 +167,8 @@ impl Block {
         }
     }
 
-    /// Computes the gradient of q, k and v (r, 3·d). With windows that reach beyond the map, also adds a gradient of their bias.
+    /// Computes the gradient of q, k and v (r, 3·d). If windows reach beyond the map, q, k and v of their padding equal the bias.
+    /// Then this function also adds the bias's gradient through the padding to the flat buffer of gradients.
     fn mix_backward(&self, gradient_rd: &Tensor, kept: KeptMixing, n: i64) -> Tensor {
         match kept {
             KeptMixing::Whole(kept) => attention::backward(gradient_rd, kept, n, self.heads),
@@ -191,7 +192,7 @@ impl Block {
     }
 
     /// Computes the gradient of the input from the gradient of the output. Adds the gradients of trained parameters to the flat
-    /// buffer.
+    /// buffer of gradients.
     pub fn backward(&self, gradient_md: Tensor, kept: Kept, masks: &Masks) -> Tensor {
         let [first, second] = &masks.branches;
         let gradient_md = second.backward(gradient_md, kept.mlp, |branch_rd, residual_rd, kept| {

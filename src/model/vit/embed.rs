@@ -8,7 +8,7 @@ use crate::family::vit::resample;
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-/// The embedding with its parameters.
+/// The embedding of images as tokens, with its parameters.
 pub struct Embed {
     patch: i64,
     cls_token: Weight,
@@ -34,8 +34,8 @@ impl Embed {
     /// Turns images (b, c, h, w) into tokens (b, n, d). If the embedding is trained, also returns the tensors that the backward
     /// pass needs.
     ///
-    /// Images in evaluation may have another size than the model's. Zeros below and to the right then complete their patches, and
-    /// the position embeddings are resampled to the grid of these patches, as in mmsegmentation.
+    /// Images in evaluation may differ in size from the images of training. Zeros below and to the right then complete the patches
+    /// at the edges. The position embeddings are resampled to the grid of the patches, as in mmsegmentation.
     pub fn forward(&self, images_bchw: &Tensor, dropout: f64) -> (Tensor, Option<Kept>) {
         let (_, _, h, w) = images_bchw.size4().expect("images are (b, c, h, w)");
         let grid = [h, w].map(|side| (side + self.patch - 1) / self.patch);
@@ -59,7 +59,7 @@ impl Embed {
         (x_bnd, trained.then_some(Kept { patches_mp, dropout_bnd }))
     }
 
-    /// Computes the gradients of the parameters from the gradient of the tokens, and adds them to the flat buffer.
+    /// Computes the gradients of the parameters from the gradient of the tokens, and adds them to the flat buffer of gradients.
     pub fn backward(&self, gradient_md: &Tensor, kept: Kept) {
         let d = gradient_md.size()[1];
         let n = self.pos_embed.value.size()[1];
@@ -73,8 +73,8 @@ impl Embed {
     }
 }
 
-/// Splits images (b, c, h, w) into the pixels of their patches (b · patches, c·p·p), in the order of the patch kernel. So the
-/// convolution with stride p becomes one matrix product.
+/// Splits images (b, c, h, w) into the pixels of their patches (b · patches, c·p·p), in the order of the weights of the patch
+/// convolution. So this convolution, which has stride p, becomes one matrix product.
 fn patches(images_bchw: &Tensor, p: i64) -> Tensor {
     let (b, c, height, width) = images_bchw.size4().expect("images are (b, c, h, w)");
     let split = images_bchw.view([b, c, height / p, p, width / p, p]).permute([0, 2, 4, 1, 3, 5]);

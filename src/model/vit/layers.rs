@@ -1,4 +1,5 @@
-//! Linear layers, norms and GELU, forward and backward. The gradients of trained parameters are added to the flat buffer.
+//! Linear layers, norms and GELU, forward and backward. The backward passes add the gradients of trained parameters to the flat
+//! buffer of gradients.
 
 use super::super::Weight;
 use super::cpu;
@@ -10,7 +11,7 @@ use tch::{Kind, Tensor};
 pub struct Linear {
     pub weight: Weight,
     pub bias: Option<Weight>,
-    /// Whether a GPU adds products of bf16 matrices to fp32 sums in one call ([`add_on_gpu`]).
+    /// Whether, on a GPU in bf16, the matrix product itself adds the weight gradients to their fp32 sums ([`add_on_gpu`]).
     pub float_sums: bool,
 }
 
@@ -25,13 +26,14 @@ impl Linear {
         self.weight.gradient.is_some().then_some(x)
     }
 
-    /// Computes the gradient of x from the gradient of the output. Also adds the gradients of weight and bias to the flat buffer.
+    /// Computes the gradient of x from the gradient of the output. Also adds the gradients of weight and bias to the flat buffer of
+    /// gradients, if the layer is trained.
     pub fn backward(&self, gradient: &Tensor, x: &Option<Tensor>) -> Tensor {
         self.backward_parameters(gradient, x);
         gradient.mm(&self.weight.value)
     }
 
-    /// Adds the gradients of weight and bias to the flat buffer, without computing a gradient of x.
+    /// Adds the gradients of weight and bias to the flat buffer of gradients, if the layer is trained. Computes no gradient of x.
     pub fn backward_parameters(&self, gradient: &Tensor, x: &Option<Tensor>) {
         if let (Some(sum), Some(x)) = (&self.weight.gradient, x) {
             let mut sum = sum.view([-1, x.size()[1]]);
@@ -49,7 +51,8 @@ impl Linear {
 }
 
 /// Adds the product a · b of bf16 matrices to an fp32 sum in one call. Returns false, and changes nothing, on a CPU or if libtorch
-/// refuses the call. It does so too if the sum has a single row, because libtorch may take a single row for a bias.
+/// refuses this call or has refused an earlier call. Also returns false if the sum has a single row, because libtorch may take a
+/// single row for a bias.
 fn add_on_gpu(sum: &Tensor, a: &Tensor, b: &Tensor) -> bool {
     static IS_REFUSED: AtomicBool = AtomicBool::new(false);
     if !sum.device().is_cuda() || sum.size()[0] == 1 || IS_REFUSED.load(Ordering::Relaxed) {
@@ -94,7 +97,7 @@ impl Norm {
     }
 
     /// Returns `residual` plus the gradient of x. `residual` is the gradient that reaches x along the residual connection. Also
-    /// adds the gradients of weight and bias to the flat buffer, if the norm is trained.
+    /// adds the gradients of weight and bias to the flat buffer of gradients, if the norm is trained.
     pub fn backward(&self, mut residual: Tensor, gradient: &Tensor, x: &Tensor, statistics: &Statistics) -> Tensor {
         match statistics {
             Statistics::Cpu(statistics) => {

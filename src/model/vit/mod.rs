@@ -1,7 +1,8 @@
-//! The Vision Transformer, its blocks, layers and CPU kernels.
+//! The Vision Transformer with its blocks, layers and CPU kernels.
 //!
-//! The backward pass is written out instead of left to autograd. So it keeps only the tensors that it needs, and fewer of them for
-//! frozen blocks. It adds gradients straight into the flat buffer, and can recompute a block whose activations were not kept.
+//! The backward pass is written out instead of left to autograd. So the forward pass keeps only the tensors that the backward pass
+//! needs. It keeps fewer tensors for frozen blocks. The backward pass adds gradients straight to the flat buffer of gradients, and
+//! can recompute a block whose activations were not kept.
 //!
 //! Tensor names end in their shape: b = batch, n = tokens, d = width, m = b · n tokens, p = numbers of a patch, c = channels
 //! or classes, h and w = rows and columns.
@@ -25,14 +26,14 @@ use embed::Embed;
 use head::Head;
 use tch::{Device, Tensor};
 
-/// The blocks of one stage.
+/// One stage: its blocks and, in the first stage, the embedding of patches.
 struct Blocks {
-    /// The embedding of patches, with which the first stage begins; none in other stages.
+    /// The embedding with which the first stage begins; none in other stages.
     embed: Option<Embed>,
     blocks: Vec<Block>,
     /// The number of blocks in the stages before this stage.
     blocks_before: usize,
-    /// Whether a block keeps only its input and is recomputed in the backward pass.
+    /// Whether activation checkpointing is on: a block keeps only its input, and the backward pass recomputes the block.
     checkpointing: bool,
 }
 

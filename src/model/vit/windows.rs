@@ -1,7 +1,7 @@
 //! Divides the map of an image's tokens into square windows, and lets tokens attend to each other only within a window, as ViTDet
-//! does (arXiv 2203.16527; detectron2's `window_partition`). A window may reach beyond the map. Its cells there count as tokens of
-//! zeros, whose q, k and v are the bias of the linear layer. The other tokens of the window attend to them too. The class token
-//! attends to itself alone.
+//! does (arXiv 2203.16527; detectron2's `window_partition`). A window may reach beyond the map. Its cells outside the map are
+//! padding: tokens of zeros, whose q, k and v equal the bias of the linear layer. The other tokens of the window also attend to the
+//! padding. The class token attends to itself alone.
 //!
 //! Shapes: b = images, n = tokens of an image, g = rows and columns of the map, w = rows and columns of a window, y = tokens of all
 //! windows of all images, c = numbers of a token, d = width, m = b · n.
@@ -49,14 +49,14 @@ impl Windows {
         (mixed_bnd.view([-1, d]), Kept { windows: self, attention, n })
     }
 
-    /// The number of rows, and of columns, of the map of n − 1 tokens, and of all windows together, which cover the map.
+    /// The side of the square map of n − 1 tokens, and the side of the square that all windows cover together.
     fn sides(self, n: i64) -> [i64; 2] {
         let side = (n - 1).isqrt();
         [side, (side + self.side - 1) / self.side * self.side]
     }
 
-    /// Reorders tokens (m, c) without the class tokens to (y, c), window after window. Tokens beyond the map are `beyond` (c), or
-    /// zeros if that is none.
+    /// Reorders tokens (m, c) without the class tokens to (y, c), window after window. Tokens beyond the map have the values
+    /// `beyond` (c), or zeros if `beyond` is none.
     fn split(self, x_mc: &Tensor, n: i64, beyond: Option<&Tensor>) -> Tensor {
         let ([side, covered], c, w) = (self.sides(n), x_mc.size()[1], self.side);
         let map_bggc = x_mc.view([-1, n, c]).narrow(1, 1, n - 1).unflatten(1, [side, side]);

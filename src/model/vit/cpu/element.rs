@@ -1,4 +1,4 @@
-//! The two number types of activations.
+//! The two number types that activations have in the CPU kernels.
 
 use tch::Kind;
 

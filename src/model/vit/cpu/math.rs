@@ -1,11 +1,11 @@
-//! Functions that the compiler can vectorise, because they have no branches and no tables.
+//! Functions that the compiler can vectorise: they use no lookup tables, and their conditions only choose between two values.
 
 use super::element::Element;
 
 /// eˣ for x ≤ 88, within two units in the last place; 0 below −87.3.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    // eˣ = 2ⁿ · eʳ with |r| ≤ ln 2 / 2. n · ln 2 is subtracted in two parts, so that r is exact (Cody and Waite).
+    // eˣ = 2ⁿ · eʳ with |r| ≤ ln 2 / 2. n · ln 2 is subtracted in two parts, so that r loses no precision (Cody and Waite).
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding 1.5 · 2²³ rounds x / ln 2 to the nearest whole number n, and leaves n in the low bits of the sum.
@@ -87,7 +87,7 @@ pub fn across(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// Converts a row of activations to fp32.
+/// Converts the activations `from` to fp32, and writes them to `row`.
 #[inline(always)]
 pub fn load<T: Element>(row: &mut [f32], from: &[T]) {
     for (value, from) in row.iter_mut().zip(from) {

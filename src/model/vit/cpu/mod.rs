@@ -2,8 +2,9 @@
 //! memory once and writes its output once. libtorch needs several passes for a scaled softmax, and for LayerNorm's gradient with
 //! the residual added. Activations are fp32 or bf16. All sums, statistics and functions are computed in fp32.
 //!
-//! The loops are plain Rust. The compiler vectorises them for several instruction sets, and the best is chosen at run time. The
-//! loops run on libtorch's own threads ([`crate::model::threads`]). The results do not depend on the number of threads.
+//! The loops are plain Rust. The compiler vectorises them for several instruction sets. The program chooses the best instruction
+//! set at run time. The loops run on libtorch's own threads ([`crate::model::threads`]). The results do not depend on the number of
+//! threads.
 
 mod element;
 mod gelu;
