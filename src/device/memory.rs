@@ -101,12 +101,10 @@ pub fn peak_on_gpu(device: Device) -> u64 {
 }
 
 /// Sets whether freed memory is kept for later tensors. `pool.rs` keeps the memory of large tensors, and glibc's allocator keeps
-/// all other memory. If freed memory went back to the kernel, every 4 KiB of it would cost a page fault when it is taken again. If
-/// `keep` is false, only glibc's allocator changes: a pool that is already in use stays. Must be called before other threads run.
+/// all other memory. If freed memory went back to the kernel, every 4 KiB of it would cost a page fault when it is taken again.
+/// Must be called before other threads run.
 pub fn keep_freed(keep: bool) {
-    if keep {
-        pool::use_for_tensors();
-    }
+    pool::serve_tensors(keep);
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: the call sets a number in the allocator.

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::ops::Range;
 use std::ptr::{null_mut, with_exposed_provenance_mut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The smallest allocation that the pool serves, in bytes. libtorch's own allocator serves smaller allocations.
@@ -21,9 +22,15 @@ const SMALLEST: usize = 128 << 10;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool::new());
 
-/// Makes libtorch take the memory of large CPU tensors from the pool.
-pub fn use_for_tensors() {
-    set_allocator(take, free);
+/// Whether new tensors take their memory from the pool.
+static SERVES: AtomicBool = AtomicBool::new(false);
+
+/// Sets whether libtorch takes the memory of new large CPU tensors from the pool.
+pub fn serve_tensors(serves: bool) {
+    SERVES.store(serves, Ordering::Relaxed);
+    if serves {
+        set_allocator(take, free);
+    }
 }
 
 /// Returns all free memory of the pool to the kernel.
@@ -37,9 +44,12 @@ fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns page-aligned memory of at least `bytes` bytes. Returns null if `bytes` is less than `SMALLEST`, or if the kernel gives
-/// no memory.
+/// Returns page-aligned memory of at least `bytes` bytes. Returns null if the pool serves no tensors now, if `bytes` is less than
+/// `SMALLEST`, or if the kernel gives no memory.
 extern "C" fn take(bytes: usize) -> *mut c_void {
+    if !SERVES.load(Ordering::Relaxed) {
+        return null_mut();
+    }
     // SAFETY: the call only reads a constant of the system.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
     let Some(length) = bytes.checked_next_multiple_of(page).filter(|_| bytes >= SMALLEST) else { return null_mut() };
@@ -202,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_tensor_takes_the_memory_of_the_tensor_before_it() {
-        use_for_tensors();
+        serve_tensors(true);
         let ones = || Tensor::ones([1 << 22], (Kind::Float, Device::Cpu));
         let first = ones();
         let address = first.data_ptr().addr();

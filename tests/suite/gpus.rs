@@ -118,7 +118,7 @@ fn report(out: &Path, name: &str) -> Value {
 #[test]
 fn the_gpu_check_runs_whole_on_a_cpu_and_a_part_that_hangs_does_not_stop_the_others() {
     let folder = tempfile::tempdir().unwrap();
-    let done = script("gpu_check.py", folder.path(), &["--seconds", "900", "--hang", "2"]);
+    let done = script("gpu_check.py", folder.path(), &["--seconds", "9000", "--patience", "10", "--hang", "2"]);
     let report = report(folder.path(), "gpu_check.json");
     let text = report.to_string();
     let (hangs, others): (Vec<&Value>, Vec<&Value>) =
@@ -198,7 +198,7 @@ fn the_gpu_study_chooses_epochs_for_the_time_so_that_both_ways_have_the_same_num
     script("gpu_study.py", folder.path(), &arguments).ok();
     let found = report(folder.path(), "gpu_study.json");
     let epochs = |phase: &str| found["epochs"][phase].as_u64().unwrap();
-    assert!(epochs("meta") == epochs("module") && epochs("meta") > epochs("finetune"), "{found}");
+    assert!(epochs("meta") == epochs("module") && epochs("meta") >= epochs("finetune"), "{found}");
     let flops = |name: &str| -> f64 {
         let models = found["models"].as_array().unwrap().iter();
         models
@@ -206,6 +206,14 @@ fn the_gpu_study_chooses_epochs_for_the_time_so_that_both_ways_have_the_same_num
             .map(|m| m["flops"].as_f64().unwrap())
             .sum()
     };
+    // The speed of this machine decides the numbers above. Here the seconds of an epoch are given.
+    let choose = "import json, gpu_study; print(json.dumps(gpu_study.chosen_epochs({'meta': 1, 'module-0': 2, 'module-1': 2, \
+                  'finetune': 4, 'e2e': 4}, {'meta': 1, 'e2e': 4}, 190)))";
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools");
+    let chosen = Command::new("python3").args(["-B", "-c", choose]).current_dir(tools).output().unwrap();
+    let chosen: Value = serde_json::from_slice(&chosen.stdout).unwrap();
+    assert_eq!(chosen, serde_json::json!({"meta": 15, "module": 15, "finetune": 5, "e2e": 24}), "95 s for each method");
+
     let one_epoch = flops("e2e") / epochs("e2e") as f64;
     assert!((flops("e2e") - flops("others")).abs() <= one_epoch, "{found}");
 }

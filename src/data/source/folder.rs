@@ -204,6 +204,7 @@ fn entries(folder: &Path) -> Result<(Vec<(String, DirEntry)>, usize)> {
         match entry.file_name().into_string() {
             Ok(name) if name.starts_with('.') => hidden += 1,
             Ok(name) => entries.push((name, entry)),
+            Err(name) if name.as_encoded_bytes().starts_with(b".") => hidden += 1,
             Err(name) => {
                 let lossy = name.to_string_lossy();
                 ensure!(!is_image(&lossy) && !entry.path().is_dir(), "the name {lossy} is not UTF-8; rename it");
